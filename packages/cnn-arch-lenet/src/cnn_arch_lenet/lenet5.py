@@ -1,0 +1,119 @@
+"""LeNet-5.
+
+Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document
+recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section II.B.
+
+    layer   what                    maps @ size    trainable   connections
+    input   digit, centred           1 @ 32x32
+    C1      convolution 5x5          6 @ 28x28           156       122,304
+    S2      sub-sampling 2x2         6 @ 14x14            12         5,880
+    C3      convolution 5x5, sparse 16 @ 10x10         1,516       151,600
+    S4      sub-sampling 2x2        16 @ 5x5              32         2,000
+    C5      convolution 5x5        120 @ 1x1          48,120        48,120
+    F6      fully connected         84                10,164        10,164
+    output  Euclidean RBF           10                     0           840
+                                                      60,000       340,908
+
+Departures from the paper:
+  The output is minus the distance, so that the largest, not the smallest, names the class.
+  The paper prints the codes of the output as a picture (Fig. 3); these are drawn after it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cnn_core.layers import (
+    EuclideanRBF,
+    ScaledTanh,
+    SparseConv2d,
+    Subsampling,
+    lecun_uniform_,
+)
+
+__all__ = ["CODES", "TABLE_I", "LeNet5", "lenet5"]
+
+# Shapes are N C H W; sizes in comments are for the default input, 1x32x32.
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (1998), layer by layer under the paper's names: N C 32 32 -> N classes."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(in_channels, 6, kernel_size=5)
+        self.s2 = Subsampling(6)
+        self.c3 = SparseConv2d(6, TABLE_I, kernel_size=5)
+        self.s4 = Subsampling(16)
+        self.c5 = nn.Conv2d(16, 120, kernel_size=5)
+        self.f6 = nn.Linear(120, 84)
+        self.output = EuclideanRBF(codes(num_classes))
+        self.squash = ScaledTanh()
+        lecun_uniform_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squash(self.c1(x))  # N   1 32 32 -> N   6 28 28
+        x = self.squash(self.s2(x))  #               N   6 14 14
+        x = self.squash(self.c3(x))  #               N  16 10 10
+        x = self.squash(self.s4(x))  #               N  16  5  5
+        x = self.squash(self.c5(x))  #               N 120  1  1
+        x = self.squash(self.f6(x.flatten(1)))  #    N  84
+        return self.output(x)  #                     N  10
+
+
+# Table I: column j lists the maps of S2 that map j of C3 is computed from. Breaking the
+# symmetry makes different maps extract different features; the last one sees everything.
+TABLE_I = (
+    (0, 1, 2),
+    (1, 2, 3),
+    (2, 3, 4),
+    (3, 4, 5),
+    (0, 4, 5),
+    (0, 1, 5),
+    (0, 1, 2, 3),
+    (1, 2, 3, 4),
+    (2, 3, 4, 5),
+    (0, 3, 4, 5),
+    (0, 1, 4, 5),
+    (0, 1, 2, 5),
+    (0, 1, 3, 4),
+    (1, 2, 4, 5),
+    (0, 2, 3, 5),
+    (0, 1, 2, 3, 4, 5),
+)
+
+# Fig. 3: each class's code is a picture of it, 7 wide and 12 high, so that classes that look
+# alike have codes that are near: confusable characters are then told apart later, by context.
+GLYPHS = """
+.......  .......  .......  .......  .......  .......  .......  .......  .......  .......
+..###..  ...#...  ..###..  #######  .....#.  #######  ..####.  #######  ..###..  ..###..
+.##.##.  ..##...  .##.##.  .....##  ....##.  ##.....  .##....  .....##  .##.##.  .##.##.
+##...##  .###...  ##...##  ....##.  ...###.  ##.....  ##.....  ....##.  ##...##  ##...##
+##...##  ..##...  .....##  ...##..  ..#.##.  ##.....  ##.....  ....##.  .##.##.  ##...##
+##...##  ..##...  ....##.  ..###..  .##.##.  ######.  ##.###.  ...##..  ..###..  ##..###
+##...##  ..##...  ...##..  ....##.  ##..##.  .....##  ###..##  ...##..  .##.##.  .###.##
+##...##  ..##...  ..##...  .....##  #######  .....##  ##...##  ..##...  ##...##  .....##
+##...##  ..##...  .##....  .....##  ....##.  .....##  ##...##  ..##...  ##...##  .....##
+.##.##.  ..##...  ##.....  ##...##  ....##.  ##...##  .##.##.  .##....  .##.##.  ....##.
+..###..  .####..  #######  .#####.  ....##.  .#####.  ..###..  .##....  ..###..  .####..
+.......  .......  .......  .......  .......  .......  .......  .......  .......  .......
+"""
+ROWS = [line.split() for line in GLYPHS.split("\n") if line]
+CODES = torch.tensor(
+    [[1.0 if c == "#" else -1.0 for row in ROWS for c in row[digit]] for digit in range(10)]
+)
+
+
+def codes(num_classes: int) -> Tensor:
+    """The ten digits' codes; classes past them get arbitrary ones of -1 and 1, always the same."""
+    if num_classes <= len(CODES):
+        return CODES[:num_classes].clone()
+    generator = torch.Generator().manual_seed(1998)
+    more = torch.randint(0, 2, (num_classes - len(CODES), 84), generator=generator) * 2.0 - 1.0
+    return torch.cat([CODES, more])
+
+
+def lenet5(num_classes: int = 10, in_channels: int = 1) -> LeNet5:
+    """LeNet-5 as published in 1998: 60,000 trainable parameters, 340,908 connections."""
+    return LeNet5(num_classes, in_channels)

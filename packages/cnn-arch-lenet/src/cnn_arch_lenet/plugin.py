@@ -1,0 +1,67 @@
+"""What cnn-arch-lenet offers to cnnzoo."""
+
+from __future__ import annotations
+
+from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+
+PAPER = Paper(
+    title="Gradient-based learning applied to document recognition",
+    authors="Y. LeCun, L. Bottou, Y. Bengio, P. Haffner",
+    year=1998,
+    url="https://doi.org/10.1109/5.726791",
+)
+
+
+@hookimpl
+def cnnzoo_models() -> list[ModelSpec]:
+    return [
+        ModelSpec(
+            name="lenet5",
+            target="cnn_arch_lenet.lenet5:lenet5",
+            family="lenet",
+            variant="LeNet-5, 1998",
+            summary="LeNet-5 exactly as published: sparse C3, scaled tanh, RBF output",
+            paper=PAPER,
+            input=(1, 32, 32),
+            min_size=32,
+            num_classes=10,
+            params=60_000,
+            macs=415_680,
+            connections=340_908,
+            stages=("c1", "s2", "c3", "s4", "c5", "f6", "output"),
+            cam_stage="c3",
+            departures=(
+                "the output is minus the distance: the largest names the class",
+                "the codes of the output are drawn after Fig. 3, which is a picture",
+            ),
+            tags=("paper",),
+        ),
+        ModelSpec(
+            name="lenet5_modern",
+            target="cnn_arch_lenet.lenet5_modern:lenet5_modern",
+            family="lenet",
+            variant="LeNet-5, as taught today",
+            summary="LeNet-5 with dense C3, max-pooling, ReLU and a linear output",
+            paper=PAPER,
+            input=(1, 32, 32),
+            min_size=32,
+            num_classes=10,
+            params=61_706,
+            macs=416_520,
+            connections=423_038,
+            stages=("c1", "s2", "c3", "s4", "c5", "f6", "output"),
+            cam_stage="c3",
+            departures=(
+                "C3 is dense",
+                "S2 and S4 take the maximum and have nothing to train",
+                "ReLU for the scaled tanh, and torch's initialisation",
+                "the output is linear",
+            ),
+            tags=("modern",),
+        ),
+    ]
+
+
+@hookimpl
+def cnnzoo_recipes() -> list[RecipeSpec]:
+    return recipes_in("cnn_arch_lenet")

@@ -1,0 +1,78 @@
+"""The core of cnnzoo, the zoo of famous CNNs.
+
+Everything public is a lazy attribute of this module: importing it does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cnn_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cnn_core.create import create_model
+    from cnn_core.data import load_dataset
+    from cnn_core.errors import ZooError
+    from cnn_core.hookspecs import hookimpl
+    from cnn_core.registry import get_spec, list_models
+    from cnn_core.specs import (
+        Check,
+        CommandSpec,
+        DatasetSpec,
+        MetricSpec,
+        ModelSpec,
+        Paper,
+        RecipeSpec,
+        ViewSpec,
+        WeightsSpec,
+    )
+    from cnn_core.training import evaluate, predict, train
+    from cnn_core.training.recipe import recipes_in
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Check",
+    "CommandSpec",
+    "DatasetSpec",
+    "MetricSpec",
+    "ModelSpec",
+    "Paper",
+    "RecipeSpec",
+    "ViewSpec",
+    "WeightsSpec",
+    "ZooError",
+    "create_model",
+    "evaluate",
+    "get_spec",
+    "hookimpl",
+    "list_models",
+    "load_dataset",
+    "predict",
+    "recipes_in",
+    "train",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "cnn_core.create": ("create_model",),
+        "cnn_core.data": ("load_dataset",),
+        "cnn_core.errors": ("ZooError",),
+        "cnn_core.hookspecs": ("hookimpl",),
+        "cnn_core.registry": ("get_spec", "list_models"),
+        "cnn_core.specs": (
+            "Check",
+            "CommandSpec",
+            "DatasetSpec",
+            "MetricSpec",
+            "ModelSpec",
+            "Paper",
+            "RecipeSpec",
+            "ViewSpec",
+            "WeightsSpec",
+        ),
+        "cnn_core.training": ("evaluate", "predict", "train"),
+        "cnn_core.training.recipe": ("recipes_in",),
+    },
+)

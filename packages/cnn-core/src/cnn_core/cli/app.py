@@ -1,0 +1,210 @@
+"""The group of commands, and `main`, which turns every outcome into an exit code.
+
+Exit codes: 0 done, 1 failed, 2 misused, 3 corrupt or untrusted input, 4 numerical failure,
+5 out of resources, 6 plugin failure, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+from click.shell_completion import shell_complete
+
+from cnn_core import __version__, builtin
+from cnn_core.errors import ResourceError, ZooError
+from cnn_core.plugins import describe
+
+__all__ = ["app", "main"]
+
+EXAMPLES = """\b
+Examples:
+  cnnzoo demo
+  cnnzoo list-models
+  cnnzoo show lenet5
+  cnnzoo train lenet5_modern --data digits
+"""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class Zoo(click.Group):
+    """Core's commands, known without loading a plugin, and those that plugins add."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from cnn_core import registry
+
+        added = [name for name, _ in registry.commands() if _bare(name) not in builtin.COMMANDS]
+        return [*builtin.COMMANDS, *added]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        from cnn_core import registry
+
+        if name in builtin.COMMANDS:
+            module = f"cnn_core.cli.{name.replace('-', '_')}"
+            command: Any = getattr(__import__(module, fromlist=["command"]), "command")
+            return command  # type: ignore[no-any-return]
+        command = registry.resolve(registry.commands().entry(name))
+        return command if isinstance(command, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0].startswith("-"):  # let click complain of an unknown option
+            return super().resolve_command(ctx, args)
+        return args[0], self.get_command(ctx, args[0]), args[1:]
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """List names and summaries from the specs, importing no command."""
+        from cnn_core import registry
+
+        summaries = dict(builtin.COMMANDS)
+        for name, entry in registry.commands():
+            if _bare(name) not in builtin.COMMANDS:
+                summaries[name] = f"{entry.spec.summary} ({entry.plugin.distribution})"
+        with formatter.section("Commands"):
+            formatter.write_dl(list(summaries.items()))
+
+
+def _bare(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _block(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> None:
+    from cnn_core.plugins import block
+
+    for name in names:
+        block(name)
+
+
+@click.group(
+    cls=Zoo,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--no-plugin",
+    metavar="NAME",
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_block,
+    help="Leave a plugin out. May be repeated.",
+)
+@click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, "-V", "--version", prog_name="cnnzoo")
+def app(traceback: bool) -> None:
+    """The zoo of famous CNNs: read them, train them, see what they learned."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; the console script."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if instruction := os.environ.get("_CNNZOO_COMPLETE"):
+        return shell_complete(app, {}, "cnnzoo", "_CNNZOO_COMPLETE", instruction)
+    _report_warnings_on_stderr()
+    signal.signal(signal.SIGTERM, _terminate)
+    traceback = "--traceback" in args[: _command_position(args)]
+    try:
+        code = _invoke(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _closed_pipe()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:
+        if traceback:
+            raise
+        return _fail(error)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 128 + signal.SIGINT
+    except Terminated:
+        click.echo("terminated", err=True)
+        return 128 + signal.SIGTERM
+    return code
+
+
+def _invoke(args: list[str]) -> int:
+    """Parse and run; what click would turn into exit 1 (Ctrl-C, a closed pipe) gets out."""
+    try:
+        with app.make_context("cnnzoo", args) as ctx:
+            if os.environ.get("NO_COLOR"):  # click itself does not look
+                ctx.color = False
+            app.invoke(ctx)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    return 0
+
+
+def _command_position(args: list[str]) -> int:
+    """Return the index of the command among the arguments of the group."""
+    for position, arg in enumerate(args):
+        named = position > 0 and args[position - 1] == "--no-plugin"
+        if not arg.startswith("-") and not named:
+            return position
+    return len(args)
+
+
+def _fail(error: Exception) -> int:
+    """Print an error in one to three lines and return its exit code."""
+    shown = error if isinstance(error, ZooError) else _as_zoo_error(error)
+    click.echo(f"error: {shown}", err=True)
+    return shown.exit_code
+
+
+def _as_zoo_error(error: Exception) -> ZooError:
+    """Give an error from elsewhere the exit code and the words that fit it."""
+    if isinstance(error, OSError):
+        return _os_error(error)
+    # torch raises plain RuntimeErrors when memory runs out, on the CPU and on most devices.
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return ResourceError("out of memory", "try a smaller --batch-size")
+    return ZooError(
+        f"unexpected {describe(error)}",
+        "this is a defect: cnnzoo --traceback COMMAND … shows where",
+    )
+
+
+def _os_error(error: OSError) -> ZooError:
+    """Name the file and the reason of a failed system call."""
+    where = f"{error.filename}: " if error.filename else ""
+    message = f"{where}{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(message, "free some space, then go on with --resume")
+    return ZooError(message)
+
+
+def _closed_pipe() -> int:
+    """The reader has seen enough (`| head`): end quietly, as done."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    return 0
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _report_warnings_on_stderr() -> None:
+    """Print core's warnings (a broken plugin, a contested name) as plain lines."""
+    logger = logging.getLogger("cnn_core")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+

@@ -1,0 +1,38 @@
+"""cnnzoo evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cnn_core.cli.output import emit_json, json_option, table
+
+__all__ = ["command"]
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True, help="The split to measure on.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@json_option
+def command(run: Path, split: str, data_dir: Path | None, device: str, as_json: bool) -> None:
+    """Measure the kept weights of RUN on a split of its data set.
+
+    \b
+    Examples:
+      cnnzoo evaluate runs/lenet5-digits-20260101-120000
+      cnnzoo evaluate runs/lenet5-digits-20260101-120000 --split train --json
+    """
+    from cnn_core.training import evaluate
+
+    measured = evaluate(run, split=split, data_dir=data_dir, device=device)
+    numbers = {f"{split}/{name}": value for name, value in measured.items()}
+    if as_json:
+        return emit_json("metrics", numbers, run=str(run))
+    return table(
+        ("metric", "value"),
+        [(name, f"{value:.6f}") for name, value in numbers.items()],
+        right=("value",),
+    )

@@ -1,0 +1,42 @@
+"""cnnzoo list-datasets."""
+
+from __future__ import annotations
+
+import click
+
+from cnn_core import registry
+from cnn_core.cli.output import emit_json, json_option, table
+
+__all__ = ["command"]
+
+
+@click.command("list-datasets")
+@click.argument("pattern", default="*")
+@json_option
+def command(pattern: str, as_json: bool) -> None:
+    """List the data sets whose name matches PATTERN.
+
+    \b
+    Examples:
+      cnnzoo list-datasets
+      cnnzoo list-datasets --json
+    """
+    found = registry.datasets().match(pattern)
+    if as_json:
+        return emit_json("datasets", [e.as_dict(name) for name, e in found])
+    return table(
+        ("data set", "task", "image", "classes", "train", "test", "summary"),
+        [
+            (
+                name,
+                e.spec.task,
+                "x".join(map(str, e.spec.image)),
+                len(e.spec.classes),
+                e.spec.splits.get("train", 0),
+                e.spec.splits.get("test", 0),
+                e.spec.summary,
+            )
+            for name, e in found
+        ],
+        right=("classes", "train", "test"),
+    )

@@ -1,0 +1,47 @@
+"""cnnzoo list-models."""
+
+from __future__ import annotations
+
+import click
+
+from cnn_core import registry
+from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.params import Choice
+from cnn_core.specs import TASKS
+
+__all__ = ["command"]
+
+
+@click.command("list-models")
+@click.argument("pattern", default="*")
+@click.option("--task", type=Choice(TASKS), help="Only models for this task.")
+@json_option
+def command(pattern: str, task: str | None, as_json: bool) -> None:
+    """List the architectures whose name matches PATTERN (a shell pattern).
+
+    \b
+    Examples:
+      cnnzoo list-models
+      cnnzoo list-models 'lenet*' --json
+    """
+    found = [
+        (name, entry)
+        for name, entry in registry.models().match(pattern)
+        if task in (None, entry.spec.task)
+    ]
+    if as_json:
+        return emit_json("models", [e.as_dict(name) for name, e in found])
+    return table(
+        ("model", "year", "input", "parameters", "summary"),
+        [
+            (
+                name,
+                str(e.spec.paper.year),
+                "x".join(map(str, e.spec.input)),
+                e.spec.params,
+                e.spec.summary,
+            )
+            for name, e in found
+        ],
+        right=("parameters",),
+    )

@@ -1,0 +1,85 @@
+"""How commands print: tables for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from cnn_core.text import printable
+
+__all__ = ["emit_json", "heading", "json_option", "table"]
+
+SCHEMA = 1
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def emit_json(noun: str, content: Any, **more: Any) -> None:
+    """Print {"schema": 1, noun: content, …} on stdout; NaN becomes null."""
+    text = json.dumps({"schema": SCHEMA, noun: content, **more}, indent=2, default=_plain)
+    click.echo(text)
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def heading(text: str) -> None:
+    """Print a line that stands above a table."""
+    click.secho(printable(text), bold=True)
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()
+) -> None:
+    """Print rows under column titles: with rules on a terminal, plain in a pipe.
+
+    Columns named in `right` are aligned to the right. In a pipe columns are separated by two
+    spaces and nothing is cut, so that grep and awk work.
+    """
+    cells = [[printable(_text(value)) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(columns, cells, right)
+    else:
+        _plain_table(columns, cells, right)
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _rich_table(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str]
+) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, title in enumerate(columns):
+        grid.add_column(
+            title,
+            justify="right" if title in right else "left",
+            style="cyan" if number == 0 else "",
+            no_wrap=number == 0 or title in right,
+        )
+    for row in cells:
+        grid.add_row(*(Text(cell) for cell in row))
+    Console(emoji=False).print(grid)
+
+
+def _plain_table(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str]
+) -> None:
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for row in [columns, *cells]:
+        line = "  ".join(
+            cell.rjust(width) if title in right else cell.ljust(width)
+            for title, cell, width in zip(columns, row, widths, strict=True)
+        )
+        click.echo(line.rstrip())

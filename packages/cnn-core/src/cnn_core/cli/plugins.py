@@ -1,0 +1,63 @@
+"""cnnzoo plugins."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cnn_core import plugins
+from cnn_core.cli.output import emit_json, json_option, table
+
+__all__ = ["command"]
+
+
+@click.command("plugins")
+@click.option("-v", "--verbose", is_flag=True, help="Also hooks, files and load times.")
+@json_option
+def command(verbose: bool, as_json: bool) -> None:
+    """List the installed plugins: where each is from, and whether it works.
+
+    \b
+    Examples:
+      cnnzoo plugins -v
+      CNNZOO_PLUGINS=lenet cnnzoo plugins --json
+    """
+    loaded = plugins.plugins()
+    rows = [_facts(loaded, plugin) for plugin in loaded.all]
+    if as_json:
+        return emit_json("plugins", rows)
+    columns = ["name", "distribution", "version", "status", "reason"]
+    if verbose:
+        columns += ["hooks", "editable", "file", "ms"]
+    shown = [[_cell(row[column]) for column in columns] for row in rows]
+    return table(columns, shown, right=("ms",))
+
+
+def _facts(loaded: plugins.Plugins, plugin: plugins.Plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "status": plugin.status,
+        "reason": plugin.blocked or "; ".join(f"{f.where}: {f.cause}" for f in plugin.faults),
+        "target": plugin.target,
+        "hooks": loaded.hooks(plugin),
+        "editable": _editable(plugin),
+        "file": getattr(plugin.module, "__file__", None),
+        "ms": round(1000 * plugin.seconds, 1),
+    }
+
+
+def _editable(plugin: plugins.Plugin) -> bool:
+    """Whether pip installed the distribution with -e (PEP 610)."""
+    dist = plugin.entry.dist if plugin.entry is not None else None
+    text = dist.read_text("direct_url.json") if dist is not None else None
+    return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(hook.removeprefix("cnnzoo_") for hook in value)
+    return "" if value is None else value

@@ -1,0 +1,68 @@
+"""cnnzoo show."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from cnn_core import registry
+from cnn_core.cli.output import emit_json, heading, json_option, table
+from cnn_core.cli.params import MODEL
+from cnn_core.specs import ModelSpec
+
+__all__ = ["command"]
+
+
+@click.command("show")
+@click.argument("model", type=MODEL)
+@json_option
+def command(model: str, as_json: bool) -> None:
+    """Show one architecture: its paper, and what each stage does to an image.
+
+    \b
+    Examples:
+      cnnzoo show lenet5
+      cnnzoo show lenet5_modern --json
+    """
+    from cnn_core.create import create_model
+    from cnn_core.layers import trace
+
+    entry = registry.models().entry(model)
+    spec = entry.spec
+    traced = trace(lambda: create_model(model), spec.stages, spec.input)
+    if as_json:
+        content = {**entry.as_dict(model), "trace": dataclasses.asdict(traced)}
+        return emit_json("model", content)
+    heading(f"{model}: {spec.variant}")
+    click.echo(str(spec.paper))
+    click.echo(f"{spec.summary}; from {entry.plugin.distribution} {entry.plugin.version}\n")
+    counted = bool(spec.connections)
+    table(
+        ("stage", "output", "parameters", "MACs", *["connections"] * counted, "sees"),
+        [
+            (
+                stage.name,
+                "x".join(map(str, stage.output)),
+                stage.params,
+                stage.macs,
+                *[stage.connections] * counted,
+                f"{stage.receptive_field} px",
+            )
+            for stage in [*traced.stages]
+        ]
+        + [("total", "", traced.params, traced.macs, *[traced.connections] * counted, "")],
+        right=("parameters", "MACs", "connections", "sees"),
+    )
+    _footnotes(spec)
+    return None
+
+
+def _footnotes(spec: ModelSpec) -> None:
+    size = "x".join(map(str, spec.input))
+    click.echo(f"\ninput {size}, at least {spec.min_size} px; Grad-CAM at {spec.cam_stage}")
+    click.echo("departures from the paper:" + ("" if spec.departures else " none"))
+    for departure in spec.departures:
+        click.echo(f"  {departure}")
+    here = [name for name, entry in registry.recipes() if entry.spec.model == spec.name]
+    click.echo(f"recipes: {', '.join(here) or 'none'}")

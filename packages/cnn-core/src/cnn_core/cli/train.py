@@ -1,0 +1,90 @@
+"""cnnzoo train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_core.cli.params import DATASET, MODEL, RECIPE, Choice
+from cnn_core.errors import UsageError
+
+__all__ = ["command"]
+
+
+@click.command("train")
+@click.argument("model", type=MODEL, required=False)
+@click.option("--data", type=DATASET, help="The data set.")
+@click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
+@click.option("--epochs", type=int, help="Set the recipe key epochs.")
+@click.option("--batch-size", type=int, help="Set the recipe key batch_size.")
+@click.option("--lr", type=float, help="Set the recipe key lr.")
+@click.option("--seed", type=int, help="Set the recipe key seed.")
+@click.option("--top-k", "topk", type=int, help="Set the recipe key topk.")
+@click.option("--precision", type=Choice(("fp32", "bf16", "fp16")), help="Set precision.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--download", is_flag=True, help="Fetch the data set if it is not there.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+def command(
+    model: str | None,
+    data: str | None,
+    recipe: str | None,
+    settings: tuple[str, ...],
+    resume: Path | None,
+    out: Path | None,
+    data_dir: Path | None,
+    download: bool,
+    device: str,
+    **keys: Any,
+) -> None:
+    """Train MODEL on a data set, or go on with a run.
+
+    Without --recipe the pair's default recipe is used. A run that is resumed needs nothing
+    else. Prints the run directory on stdout; progress goes to stderr.
+
+    \b
+    Examples:
+      cnnzoo train lenet5_modern --data digits
+      cnnzoo train lenet5 --data fashion_mnist --download --epochs 3 --set lr=0.02
+      cnnzoo train --resume runs/lenet5-digits-20260101-120000
+    """
+    from cnn_core.training.recipe import parse_setting
+
+    chosen: dict[str, Any] = {}
+    for key, value in map(parse_setting, settings):
+        chosen[key] = {**chosen.get(key, {}), **value} if isinstance(value, dict) else value
+    chosen |= {key: value for key, value in keys.items() if value is not None}
+    if resume is not None and (model or data or recipe or chosen or out):
+        raise UsageError(
+            "--resume goes with --device and --data-dir only: the run has all the rest",
+            f"cnnzoo train --resume {resume}",
+        )
+    if resume is None and model is None and recipe is None:
+        raise UsageError("no model is given", "cnnzoo train MODEL --data DATASET")
+
+    from cnn_core.training.train import train
+
+    run = train(
+        model,
+        data,
+        recipe=recipe,
+        resume=resume,
+        out=out,
+        data_dir=data_dir,
+        download=download,
+        device=device,
+        **chosen,
+    )
+    report(run)
+
+
+def report(run: Any) -> None:
+    """Say what was reached on stderr, and where it is on stdout."""
+    from cnn_core.training.progress import format_metrics
+
+    click.echo(f"test: {format_metrics(run.test_metrics())}", err=True)
+    click.echo(run.path)

@@ -1,0 +1,72 @@
+"""Build a model by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any, cast
+
+from cnn_core import registry
+from cnn_core.errors import PluginError, UsageError
+from cnn_core.text import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["create_model"]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    weights: str | PathLike[str] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build the model called `name`, newly initialised or with `weights` from a file.
+
+    `num_classes` and `in_channels` default to the paper's. `weights` is a run directory or
+    its weights.safetensors. `options` are what the architecture's constructor takes besides.
+
+    Raises:
+        UnknownNameError: there is no such model; suggests names, or says what to install.
+        UsageError: an option or a value that the architecture does not take.
+        PluginError: the architecture's own code fails.
+    """
+    entry = registry.models().entry(name)
+    build = registry.resolve(entry)
+    _check_options(name, build, options)
+    spec = entry.spec
+    sizes = {
+        "num_classes": _positive("num_classes", num_classes, spec.num_classes),
+        "in_channels": _positive("in_channels", in_channels, spec.input[0]),
+    }
+    try:
+        model = build(**sizes, **options)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"model '{name}' ({entry.plugin.origin}): {error}") from error
+    if weights is not None:
+        from cnn_core.training.checkpoint import read_weights
+
+        read_weights(weights).load_into(model)
+    return cast("nn.Module", model)
+
+
+def _check_options(name: str, build: Any, options: Mapping[str, Any]) -> None:
+    known = [*inspect.signature(build).parameters]
+    for option in options:
+        if option not in known:
+            raise UsageError(
+                f"model '{name}' takes no option '{option}'{did_you_mean(option, known)}",
+                f"it takes: {', '.join(known)}",
+            )
+
+
+def _positive(option: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if not isinstance(value, int) or value < 1:
+        raise UsageError(f"{option} = {value!r}: expected a positive integer")
+    return value

@@ -1,0 +1,84 @@
+"""Reader of IDX files, the format of MNIST: two zero bytes, type, number of dimensions, the
+dimensions as big-endian 32-bit integers, then the elements. Gzipped or not.
+
+What a file claims is held against its size before anything is allocated for it. A file of
+data set images or labels has unsigned bytes; other element types are refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from cnn_core.errors import DatasetCorruptError
+
+__all__ = ["read_idx"]
+
+UINT8 = 0x08
+MAX_BYTES = 2**31  # more than 30 times the largest MNIST file; a bound for hostile gzip
+
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """Return the contents as a uint8 tensor with that many dimensions.
+
+    Raises:
+        DatasetCorruptError: names the file, the offset, what was expected and what was found.
+    """
+    zipped = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            shape = _read_header(file, path, dimensions)
+            size = math.prod(shape)
+            header = 4 + 4 * dimensions
+            if not zipped and path.stat().st_size != header + size:
+                found = path.stat().st_size - header
+                raise _corrupt(path, header, f"{size:,} bytes for {_by(shape)}", f"{found:,}")
+            if size > MAX_BYTES:
+                raise _corrupt(path, 4, f"at most {MAX_BYTES:,} bytes", f"{size:,}")
+            return _read_elements(file, path, shape)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _corrupt(path, 0, "a sound gzip file", str(error)) from error
+
+
+def _read_header(file: IO[bytes], path: Path, dimensions: int) -> tuple[int, ...]:
+    magic = file.read(4)
+    expected = bytes((0, 0, UINT8, dimensions))
+    if magic != expected:
+        raise _corrupt(path, 0, f"the bytes {expected.hex(' ')}", magic.hex(" ") or "nothing")
+    sizes = file.read(4 * dimensions)
+    if len(sizes) != 4 * dimensions:
+        raise _corrupt(path, 4, f"{dimensions} dimensions", f"{len(sizes)} bytes")
+    return struct.unpack(f">{dimensions}I", sizes)
+
+
+def _read_elements(file: IO[bytes], path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read exactly the elements; grow with what is there, never with what is claimed."""
+    size = math.prod(shape)
+    header = 4 + 4 * len(shape)
+    data = bytearray()
+    while block := file.read(min(size + 1 - len(data), 1 << 20)):
+        data += block
+    if len(data) != size:
+        found = "more" if len(data) > size else f"{len(data):,}"
+        raise _corrupt(path, header, f"{size:,} bytes for {_by(shape)}", found)
+    if not data:
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.frombuffer(data, dtype=torch.uint8).view(shape)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _corrupt(path: Path, offset: int, expected: str, found: str) -> DatasetCorruptError:
+    return DatasetCorruptError(
+        f"{path}: at byte {offset}: expected {expected}, found {found}",
+        "delete it and fetch it again",
+    )

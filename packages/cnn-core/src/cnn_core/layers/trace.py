@@ -1,0 +1,194 @@
+"""What each stage of a network does to an image: shape, parameters, MACs, receptive field.
+
+Runs the network once on torch's meta device, where tensors have shapes but no contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Stage", "Trace", "trace"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One named stage. `output` is C H W (or C); `receptive_field` in input pixels."""
+
+    name: str
+    output: tuple[int, ...]
+    params: int
+    macs: int
+    receptive_field: int
+    stride: int
+    connections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The stages of a network in order, and its totals."""
+
+    stages: tuple[Stage, ...]
+    params: int
+    macs: int
+    connections: int
+
+
+def trace(
+    build: Callable[[], nn.Module], stages: Sequence[str], input: tuple[int, int, int]
+) -> Trace:
+    """Trace the network that `build` makes, batch 1, on the meta device.
+
+    `stages` are module names. MACs are of convolutions and matrix products, as torch's own
+    flop counter sees them; connections count as in LeCun et al. (1998), biases included.
+    """
+    with torch.device("meta"):
+        model = build().eval()
+        image = torch.empty(1, *input)
+    outputs: dict[str, Tensor] = {}
+    links: dict[str, int] = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(partial(_record, name, outputs, links))
+    flops = FlopCounterMode(display=False)
+    fields = ReceptiveFields()
+    with torch.no_grad(), flops, fields:
+        fields.start(image)
+        model(image)
+    counts = flops.get_flop_counts()
+    root = type(model).__name__
+    return Trace(
+        stages=tuple(
+            Stage(
+                name=name,
+                output=tuple(outputs[name].shape[1:]),
+                params=_trainable(model.get_submodule(name)),
+                macs=_macs(counts.get(f"{root}.{name}", {})),
+                receptive_field=min(fields[outputs[name]].size, max(input[1:])),
+                stride=fields[outputs[name]].stride,
+                connections=sum(
+                    n for inner, n in links.items() if f"{inner}.".startswith(f"{name}.")
+                ),
+            )
+            for name in stages
+        ),
+        params=_trainable(model),
+        macs=_macs(counts["Global"]),
+        connections=sum(links.values()),
+    )
+
+
+def _record(
+    name: str,
+    outputs: dict[str, Tensor],
+    links: dict[str, int],
+    module: nn.Module,
+    _: Any,
+    output: Any,
+) -> None:
+    """Keep a module's output, and the connections it makes if it is a layer."""
+    if isinstance(output, Tensor):
+        outputs[name] = output
+        links[name] = links.get(name, 0) + _connections(module, output.shape)
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _macs(flops: Mapping[Any, int]) -> int:
+    return sum(flops.values()) // 2  # torch counts a multiply-accumulate as two
+
+
+def _connections(module: nn.Module, output: torch.Size) -> int:
+    """Inputs of each unit, its bias included, over all units of a layer's output."""
+    if hasattr(module, "connections"):
+        return int(module.connections(output))  # type: ignore[operator]
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        inputs = module.weight[0].numel() + (module.bias is not None)
+        return output[1:].numel() * inputs
+    return 0
+
+
+@dataclass(frozen=True)
+class Field:
+    """How an output position sees the input: `size` and `stride` in input pixels.
+
+    `cells` is the side of the feature map, kept where a flatten makes it disappear.
+    """
+
+    size: int
+    stride: int
+    cells: int
+
+    def slide(self, kernel: int, stride: int, dilation: int, cells: int) -> Field:
+        """A window of `kernel` cells, `dilation` apart, moved by `stride`."""
+        size = self.size + (kernel - 1) * dilation * self.stride
+        return Field(size, self.stride * stride, cells)
+
+    def whole(self) -> Field:
+        """Every cell at once: a global pool, or a linear layer on the flattened map."""
+        return Field(self.size + (self.cells - 1) * self.stride, self.stride, 1)
+
+
+class ReceptiveFields(TorchDispatchMode):
+    """Follows every tensor's receptive field through the operations that make it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fields: dict[int, Field] = {}  # by id
+        self._kept: list[Tensor] = []  # so that no id is given twice
+
+    def start(self, image: Tensor) -> None:
+        """Each pixel of the input sees itself."""
+        self._keep(image, Field(1, 1, image.shape[-1]))
+
+    def __getitem__(self, tensor: Tensor) -> Field:
+        return self._fields[id(tensor)]
+
+    def _keep(self, tensor: Tensor, field: Field) -> None:
+        self._fields[id(tensor)] = field
+        self._kept.append(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        output = result[0] if isinstance(result, tuple | list) else result
+        seen = [self._fields[id(t)] for t in _tensors(args) if id(t) in self._fields]
+        if seen and isinstance(output, Tensor):
+            widest = max(seen, key=lambda field: field.size)
+            self._keep(output, _step(func.overloadpacket, args, widest, output))
+        return result
+
+
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])]
+    return [a for a in flat if isinstance(a, Tensor)]
+
+
+def _step(op: Any, args: tuple[Any, ...], field: Field, output: Tensor) -> Field:
+    """Return the receptive field after one operation; elementwise ones keep it."""
+    aten = torch.ops.aten
+    cells = output.shape[-1] if output.ndim == 4 else field.cells
+    if op is aten.convolution:
+        kernel, stride, dilation, transposed = args[1].shape[-1], args[3], args[5], args[6]
+        if transposed[-1] if isinstance(transposed, list) else transposed:
+            step = max(field.stride // stride[-1], 1)
+            return Field(field.size + (-(-kernel // stride[-1]) - 1) * field.stride, step, cells)
+        return field.slide(kernel, stride[-1], dilation[-1], cells)
+    if op in (aten.max_pool2d_with_indices, aten.avg_pool2d):
+        kernel = args[1][-1]
+        stride = args[2][-1] if len(args) > 2 and args[2] else kernel
+        return field.slide(kernel, stride, 1, cells)
+    if op in (aten._adaptive_avg_pool2d, aten.mean) and output.shape[-1] < field.cells:
+        return field.whole()
+    if op in (aten.addmm, aten.mm):
+        return field.whole()
+    return Field(field.size, field.stride, cells)

@@ -1,0 +1,25 @@
+"""Public names that are imported when they are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+__all__ = ["lazy_names"]
+
+
+def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """Return a module `__getattr__` that finds each name in its home module.
+
+    `homes` maps modules to the names that `package` re-exports from them. Types are seen by
+    type checkers through the imports that stand under TYPE_CHECKING beside the call.
+    """
+    home = {name: module for module, names in homes.items() for name in names}
+
+    def getattr_(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(home[name]), name)
+
+    return getattr_

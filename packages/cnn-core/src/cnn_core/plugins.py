@@ -1,0 +1,355 @@
+"""Find plugins, let the right ones in, load each in isolation, and remember what failed.
+
+Dispatch is pluggy's; loading is ours, because `load_setuptools_entrypoints` stops at the
+first plugin that raises and silently drops a second plugin of the same name. A broken
+plugin costs one line on stderr; everything else goes on. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import inspect
+import io
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from cnn_core import hookspecs
+from cnn_core.errors import PluginError
+from cnn_core.text import did_you_mean, printable
+
+__all__ = [
+    "HEAVY",
+    "Fault",
+    "Observers",
+    "Plugin",
+    "Plugins",
+    "block",
+    "describe",
+    "discover",
+    "plugins",
+]
+
+GROUP = "cnnzoo"
+HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "sklearn", "umap")
+
+log = logging.getLogger("cnn_core.plugins")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with one plugin; `fatal` if the plugin could not be loaded."""
+
+    where: str
+    cause: str
+    fatal: bool = False
+    exception: BaseException | None = field(default=None, compare=False)
+
+
+@dataclass
+class Plugin:
+    """One entry point of the group "cnnzoo", and how loading it went."""
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+    entry: importlib.metadata.EntryPoint | None = None
+    blocked: str = ""
+    module: ModuleType | None = None
+    seconds: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def origin(self) -> str:
+        """The name that is always unique: "distribution/name"."""
+        return f"{self.distribution}/{self.name}"
+
+    @property
+    def status(self) -> str:
+        """"blocked", "broken" (not loaded), "faulty" (loaded, with faults) or "ok"."""
+        if self.blocked:
+            return "blocked"
+        if any(fault.fatal for fault in self.faults):
+            return "broken"
+        return "faulty" if self.faults else "ok"
+
+    def add_fault(
+        self,
+        where: str,
+        cause: str | BaseException,
+        *,
+        fatal: bool = False,
+    ) -> None:
+        """Remember what went wrong, and say so: one line for each plugin.
+
+        Raises:
+            PluginError: instead, if the environment has CNNZOO_STRICT=1.
+        """
+        exception = cause if isinstance(cause, BaseException) else None
+        fault = Fault(where, describe(cause), fatal, exception)
+        if os.environ.get("CNNZOO_STRICT") == "1":
+            raise PluginError(self.report(fault)) from exception
+        if not self.faults:
+            log.warning("%s (cnnzoo doctor -v says more)", self.report(fault))
+        self.faults.append(fault)
+
+    def report(self, fault: Fault) -> str:
+        """One line that names plugin, distribution, version, place and cause."""
+        who = printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
+        return f"{who}: {fault.where}: {fault.cause}"
+
+
+def describe(cause: str | BaseException) -> str:
+    """Return one printable line for what went wrong."""
+    if isinstance(cause, str):
+        return printable(cause)
+    text = " ".join(str(cause).split())
+    return printable(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
+
+
+def discover() -> list[Plugin]:
+    """Return every installed plugin, sorted by origin, without importing any of them."""
+    found = []
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        # An entry point that `importlib.metadata` finds always belongs to a distribution.
+        assert entry.dist is not None
+        distribution = entry.dist.metadata["Name"].lower()
+        version = entry.dist.version
+        plugin = Plugin(entry.name, distribution, version, entry.value, entry)
+        plugin.blocked = blocked(plugin)
+        found.append(plugin)
+    return sorted(found, key=lambda plugin: plugin.origin)
+
+
+def blocked(plugin: Plugin) -> str:
+    """Return why the environment keeps this plugin out, or an empty string."""
+    only = os.environ.get("CNNZOO_PLUGINS")
+    if only is not None and not _named(plugin, only):
+        return f"not in CNNZOO_PLUGINS={only}"
+    if _named(plugin, os.environ.get("CNNZOO_PLUGINS_DISABLE", "")):
+        return "disabled by CNNZOO_PLUGINS_DISABLE or --no-plugin"
+    return ""
+
+
+def block(name: str) -> None:
+    """Keep a plugin out of this process and those it starts; before the first load."""
+    kept_out = os.environ.get("CNNZOO_PLUGINS_DISABLE", "")
+    os.environ["CNNZOO_PLUGINS_DISABLE"] = f"{kept_out},{name}".strip(",")
+
+
+def _named(plugin: Plugin, names: str) -> bool:
+    wanted = {name.strip() for name in names.split(",")}
+    return plugin.name in wanted or plugin.origin in wanted
+
+
+@functools.cache
+def plugins() -> Plugins:
+    """Return this process's plugins, loading them at the first call."""
+    return Plugins(discover())
+
+
+class Plugins:
+    """The loaded plugins, core's own among them, and the calls to their hooks."""
+
+    def __init__(self, found: Iterable[Plugin]) -> None:
+        self.manager = pluggy.PluginManager("cnnzoo")
+        self.manager.add_hookspecs(hookspecs)
+        self.all = [core_plugin(), *found]
+        self._complain_of_twins()
+        for plugin in self.all:
+            if not plugin.blocked:
+                self._load(plugin)
+
+    @property
+    def loaded(self) -> list[Plugin]:
+        """The plugins whose hooks can be called."""
+        return [p for p in self.all if self.manager.has_plugin(p.origin)]
+
+    def _complain_of_twins(self) -> None:
+        """Two plugins of one name: both are loaded, neither owns the bare name."""
+        by_name: dict[str, list[Plugin]] = {}
+        for plugin in self.all:
+            by_name.setdefault(plugin.name, []).append(plugin)
+        for name, twins in by_name.items():
+            for plugin in twins[1:]:
+                origins = " and ".join(twin.origin for twin in twins)
+                plugin.add_fault("entry point", f"the name '{name}' is taken: {origins}")
+
+    def _load(self, plugin: Plugin) -> None:
+        """Gate, import and register one plugin; any failure is its own."""
+        started = time.perf_counter()
+        try:
+            if cause := pin_violation(plugin):
+                plugin.add_fault("requirements", cause, fatal=True)
+                return
+            self._import(plugin)
+            self._register(plugin)
+        except PluginError:  # CNNZOO_STRICT=1
+            raise
+        except (Exception, SystemExit) as error:
+            self._unregister(plugin)
+            plugin.add_fault("import", error, fatal=True)
+        finally:
+            plugin.seconds = time.perf_counter() - started
+
+    def _import(self, plugin: Plugin) -> None:
+        """Import the plugin's light module, with its standard output kept out of ours."""
+        before = set(sys.modules)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            if plugin.entry is not None:
+                plugin.module = plugin.entry.load()
+        if output.getvalue():
+            plugin.add_fault("import", f"prints {output.getvalue()[:40]!r} when imported")
+        heavy = [name for name in HEAVY if name in sys.modules and name not in before]
+        if heavy:
+            plugin.add_fault("import", f"imports {', '.join(heavy)}: every start is slower")
+
+    def _register(self, plugin: Plugin) -> None:
+        """Hand the module to pluggy, which checks its hooks against the hookspecs."""
+        where = "hooks"
+        try:
+            self.manager.register(plugin.module, name=plugin.origin)
+            self.manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            self._unregister(plugin)
+            plugin.add_fault(where, _explain_hook(error, plugin), fatal=True)
+            return
+        if bare := unmarked_hooks(plugin.module):
+            cause = f"{', '.join(bare)} lacks the decorator @cnn_core.hookimpl"
+            self._unregister(plugin)
+            plugin.add_fault(where, cause, fatal=True)
+        elif not self.manager.get_hookcallers(plugin.module):
+            plugin.add_fault(where, f"{plugin.target} implements no hook")
+
+    def _unregister(self, plugin: Plugin) -> None:
+        """Take a plugin out again, also when pluggy left it half registered."""
+        if self.manager.has_plugin(plugin.origin):
+            self.manager.unregister(name=plugin.origin)
+
+    def hooks(self, plugin: Plugin) -> list[str]:
+        """Return the names of the hooks that a loaded plugin implements."""
+        callers = self.manager.get_hookcallers(plugin.module) if plugin.module else None
+        return sorted(caller.name for caller in callers or ())
+
+    def callers(self, hook: str) -> list[tuple[Plugin, Callable[..., list[Any]]]]:
+        """Return, for each plugin that implements `hook`, pluggy's caller of it alone."""
+        return [
+            (plugin, self.manager.subset_hook_caller(hook, remove_plugins=self._all_but(plugin)))
+            for plugin in self.loaded
+            if hook in self.hooks(plugin)
+        ]
+
+    def _all_but(self, plugin: Plugin) -> list[ModuleType | None]:
+        return [other.module for other in self.loaded if other is not plugin]
+
+    def call(self, hook: str, **arguments: Any) -> Iterator[tuple[Plugin, Any]]:
+        """Call one hook plugin by plugin; yield each plugin with what it returned.
+
+        Iterables are materialised here, where a generator that raises late is caught.
+        A plugin that raises is reported, and skipped.
+        """
+        for plugin, caller in self.callers(hook):
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    result = _materialised(caller(**arguments))
+            except (Exception, SystemExit) as error:
+                plugin.add_fault(f"hook {hook}", error)
+            else:
+                yield plugin, result
+
+
+def _materialised(results: list[Any]) -> Any:
+    """Return the one result of a plugin, as a list if it is to be iterated over."""
+    result = results[0] if results else None  # pluggy leaves out None
+    if isinstance(result, Iterable) and not isinstance(result, str | Mapping):
+        return list(result)
+    return result
+
+
+class Observers:
+    """The plugins that watch one training; one that raises is reported and heard no more."""
+
+    HOOKS = ("fit_start", "step_end", "epoch_end", "checkpoint", "fit_end")
+
+    def __init__(self, plugins: Plugins) -> None:
+        self._callers = {hook: plugins.callers(f"cnnzoo_{hook}") for hook in self.HOOKS}
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Call "fit_start", "step_end", "epoch_end", "checkpoint" or "fit_end"."""
+        for plugin, caller in list(self._callers[hook]):
+            try:
+                caller(**arguments)
+            except (Exception, SystemExit) as error:
+                plugin.add_fault(f"hook cnnzoo_{hook}, now silenced for this run", error)
+                self._silence(plugin)
+
+    def _silence(self, plugin: Plugin) -> None:
+        for hook, callers in self._callers.items():
+            self._callers[hook] = [(p, caller) for p, caller in callers if p is not plugin]
+
+
+def core_plugin() -> Plugin:
+    """Return the plugin that holds core's own data sets, metrics and commands."""
+    from cnn_core import __version__, builtin
+
+    name = builtin.__name__
+    return Plugin("core", "cnn-core", __version__, name, module=builtin)
+
+
+def pin_violation(plugin: Plugin) -> str:
+    """Return how the plugin's distribution excludes this cnn-core, or an empty string."""
+    from cnn_core import __version__
+
+    dist = plugin.entry.dist if plugin.entry is not None else None
+    for requirement in (dist.requires or []) if dist is not None else []:
+        if not re.match(r"cnn[-_.]core\b(?![-_.])", requirement, re.IGNORECASE):
+            continue
+        if not _admits(requirement, __version__):
+            return f"needs {requirement}, this is cnn-core {__version__}"
+    return ""
+
+
+def _admits(requirement: str, version: str) -> bool:
+    """Whether a requirement holds for `version`; `~=` to the patch, ours, without packaging."""
+    release = version.rpartition(".")[0]
+    if re.fullmatch(rf"[\w.-]+\s*~=\s*{re.escape(release)}\.0", requirement):
+        return True  # what first-party plugins declare: saves importing packaging, 25 ms
+    from packaging.requirements import Requirement
+
+    parsed = Requirement(requirement)
+    if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
+        return True
+    return parsed.specifier.contains(version, prereleases=True)
+
+
+def unmarked_hooks(module: ModuleType | None) -> list[str]:
+    """Return functions of a plugin that are named like hooks but are not marked."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if name.startswith("cnnzoo_")
+        and inspect.isfunction(value)
+        and not hasattr(value, "cnnzoo_impl")
+    ]
+
+
+def _explain_hook(error: pluggy.PluginValidationError, plugin: Plugin) -> str:
+    """Turn pluggy's message about a hook into one that names the nearest hook."""
+    known = [name for name in vars(hookspecs) if name.startswith("cnnzoo_")]
+    unknown = re.match(r"unknown hook '(\w+)'", str(error))
+    if unknown is None:
+        return describe(str(error).splitlines()[-1] if str(error) else error)
+    name = unknown.group(1)
+    return f"no hook is called '{name}' in {plugin.target}{did_you_mean(name, known)}"

@@ -1,0 +1,320 @@
+"""What plugins return: frozen, keyword-only descriptions, checked when they are made.
+
+Nothing here imports torch. A `target` or `render` names code as "package.module:name";
+it is imported only when someone asks for the thing itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from cnn_core.errors import SpecError
+
+__all__ = [
+    "Check",
+    "CommandSpec",
+    "DatasetSpec",
+    "MetricSpec",
+    "ModelSpec",
+    "Paper",
+    "RecipeSpec",
+    "Spec",
+    "ViewSpec",
+    "WeightsSpec",
+]
+
+TASKS = ("classification", "segmentation")
+INGREDIENTS = ("run", "model", "batch", "predictions")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """The publication a network or data set comes from."""
+
+    title: str
+    authors: str
+    year: int
+    url: str
+
+    def __str__(self) -> str:
+        return f"{self.authors} ({self.year}), {self.title}. {self.url}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every spec has: a name, and values of the declared kind.
+
+    Raises:
+        SpecError: a field has a value that it does not allow; names field and value.
+    """
+
+    kind: ClassVar[str] = "spec"
+
+    name: str
+
+    def __post_init__(self) -> None:
+        self.require("name", isinstance(self.name, str) and _NAME.fullmatch(self.name))
+
+    def require(self, field_name: str, holds: object, expected: str = "") -> None:
+        """Raise SpecError for `field_name` unless `holds`."""
+        if holds:
+            return
+        value = getattr(self, field_name)
+        expected = expected or _EXPECTED.get(field_name, "another value")
+        raise SpecError(
+            f"{self.kind} {self.name!r}: {field_name} = {value!r}, expected {expected}"
+        )
+
+    def require_target(self, field_name: str) -> None:
+        """Raise SpecError unless the field reads "package.module:name"."""
+        value = getattr(self, field_name)
+        self.require(field_name, isinstance(value, str) and _TARGET.fullmatch(value))
+
+    def require_names(self, field_name: str, *, some: bool = False) -> None:
+        """Raise SpecError unless the field is a tuple of distinct, non-empty strings."""
+        value = getattr(self, field_name)
+        strings = isinstance(value, tuple) and all(isinstance(v, str) and v for v in value)
+        self.require(
+            field_name,
+            strings and len(set(value)) == len(value) and (value or not some),
+            f"a{' non-empty' if some else ''} tuple of distinct strings",
+        )
+
+    def require_image(self, field_name: str) -> None:
+        """Raise SpecError unless the field is (channels, height, width)."""
+        value = getattr(self, field_name)
+        ok = isinstance(value, tuple) and len(value) == 3
+        self.require(field_name, ok and all(_positive(v) for v in value))
+
+
+_EXPECTED = {
+    "name": "lower-case letters, digits, '_', '-' or '.', at most 64 of them",
+    "target": "'package.module:name'",
+    "render": "'package.module:name'",
+    "run": "'package.module:name'",
+    "input": "(channels, height, width)",
+    "image": "(channels, height, width)",
+    "task": f"one of {', '.join(TASKS)}",
+}
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Spec):
+    """One network that `create_model` can build.
+
+    `params`, `macs` and `connections` are claims that tests hold exactly: trainable
+    parameters; multiply-accumulates of convolutions and linear layers as torch's flop
+    counter sees them, batch 1; connections as LeCun et al. (1998) count them (0: no claim).
+    `stages` are module names in the order of the paper; `cam_stage` is Grad-CAM's default.
+    """
+
+    kind: ClassVar[str] = "model"
+
+    target: str
+    family: str
+    variant: str
+    summary: str
+    paper: Paper
+    input: tuple[int, int, int]
+    min_size: int
+    num_classes: int
+    params: int
+    macs: int
+    stages: tuple[str, ...]
+    cam_stage: str
+    connections: int = 0
+    task: str = "classification"
+    departures: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_target("target")
+        self.require("task", self.task in TASKS)
+        self.require("paper", isinstance(self.paper, Paper), "a Paper")
+        self.require_image("input")
+        for count in ("min_size", "num_classes", "params", "macs"):
+            self.require(count, _positive(getattr(self, count)), "a positive integer")
+        self.require_names("stages", some=True)
+        for names in ("departures", "aliases", "tags"):
+            self.require_names(names)
+        self.require("cam_stage", self.cam_stage in self.stages, "one of its stages")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """One data set that `load_dataset` can load.
+
+    `target` names a function `(spec, root, download) -> Dataset`. `splits` maps each split
+    to its number of samples. `mean` and `std` are per channel, of training images in [0, 1].
+    `fit` says how images smaller than a network's input get there: "pad" (MNIST digits, as
+    in 1998) or "resize".
+    """
+
+    kind: ClassVar[str] = "data set"
+
+    target: str
+    summary: str
+    classes: tuple[str, ...]
+    image: tuple[int, int, int]
+    splits: Mapping[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+    citation: str
+    homepage: str
+    fit: str = "resize"
+    task: str = "classification"
+    embedded: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_target("target")
+        self.require("task", self.task in TASKS)
+        self.require_names("classes", some=True)
+        self.require_image("image")
+        self.require("splits", isinstance(self.splits, Mapping) and self.splits, "a table")
+        for values in ("mean", "std"):
+            one_each = len(getattr(self, values)) == self.image[0]
+            self.require(values, one_each, f"{self.image[0]} numbers, one a channel")
+        self.require("std", min(self.std) > 0, "numbers above 0")
+        self.require("fit", self.fit in ("pad", "resize"), "'pad' or 'resize'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec(Spec):
+    """How to train one model on one data set: hyper-parameters, and what they reached.
+
+    `settings` are the keys of `cnn_core.training.Recipe`; `origin` is "paper" for the
+    authors' own recipe and "ours" otherwise; `claim` is the measured result (metric, mean,
+    std, n, seeds, hardware) or empty; `default` recipes are used when none is named.
+    """
+
+    kind: ClassVar[str] = "recipe"
+
+    model: str
+    dataset: str
+    summary: str
+    origin: str
+    settings: Mapping[str, Any]
+    claim: Mapping[str, Any] = field(default_factory=dict)
+    default: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("origin", self.origin in ("paper", "ours"), "'paper' or 'ours'")
+        for table in ("settings", "claim"):
+            self.require(table, isinstance(getattr(self, table), Mapping), "a table")
+        needed = {"metric", "mean", "std", "n", "seeds", "hardware"}
+        missing = ", ".join(sorted(needed - set(self.claim)))
+        self.require("claim", not self.claim or not missing, f"also {missing}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec(Spec):
+    """One number about a whole split.
+
+    `target` names a factory `(num_classes) -> metric`, where `metric.update(logits, targets)`
+    takes a batch and `metric.compute()` returns a float.
+    """
+
+    kind: ClassVar[str] = "metric"
+
+    target: str
+    task: str
+    summary: str
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_target("target")
+        self.require("task", self.task in TASKS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec(Spec):
+    """One figure of a run.
+
+    `render` names a function that returns a matplotlib `Figure`. It is called with one
+    keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
+    trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, the first images of
+    the test split) and "predictions" (`cnn_core.training.Predictions`, the whole split).
+    """
+
+    kind: ClassVar[str] = "view"
+
+    render: str
+    summary: str
+    needs: tuple[str, ...]
+    tasks: tuple[str, ...] = ("classification",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_target("render")
+        self.require_names("needs", some=True)
+        known = set(self.needs) <= set(INGREDIENTS)
+        self.require("needs", known, f"some of {', '.join(INGREDIENTS)}")
+        known = bool(self.tasks) and set(self.tasks) <= set(TASKS)
+        self.require("tasks", known, f"some of {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSpec(Spec):
+    """Pretrained weights of one model: where they are from and what they reach.
+
+    `sha256` is of the file at `url`; `accuracy` maps metrics to the claimed fractions.
+    """
+
+    kind: ClassVar[str] = "weights"
+
+    model: str
+    url: str
+    sha256: str
+    summary: str
+    licence: str
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("url", self.url.startswith("https://"), "an https:// address")
+        digest = re.fullmatch(r"[0-9a-f]{64}", self.sha256)
+        self.require("sha256", digest, "64 hexadecimal digits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSpec(Spec):
+    """One command of `cnnzoo`: `target` names a `click.Command`, imported when it is run."""
+
+    kind: ClassVar[str] = "command"
+
+    target: str
+    summary: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_target("target")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Spec):
+    """A plugin's own health check: `check` returns "" when all is well, else what to do."""
+
+    kind: ClassVar[str] = "check"
+
+    check: Callable[[], str]
+    summary: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("check", callable(self.check), "a function without arguments")

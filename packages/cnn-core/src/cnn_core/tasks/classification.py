@@ -1,0 +1,119 @@
+"""Classification: losses, and metrics accumulated over a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cnn_core import registry
+from cnn_core.errors import UsageError
+from cnn_core.training.recipe import Recipe
+
+__all__ = ["Mean", "Metric", "Top1", "TopK", "loss_function", "map_loss", "metrics"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Metric(Protocol):
+    """A number about a whole split, fed batch by batch."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Take a batch: logits N x classes, targets N."""
+
+    def compute(self) -> float:
+        """Return the number for all batches so far."""
+
+
+class TopK:
+    """Fraction of images whose class is among the k highest logits.
+
+    Of equal logits the lower class number comes first, so that a network that says the same
+    of every class is not taken for a good one.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.hits: Tensor | int = 0
+        self.count = 0
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Take a batch; the sums stay on the device, so that nothing waits for it."""
+        if self.k == 1:
+            hits = logits.argmax(1) == targets
+        else:
+            own = logits.gather(1, targets[:, None])
+            before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
+            rank = ((logits > own) | ((logits == own) & before)).sum(1)
+            hits = (rank < self.k) & ~own.squeeze(1).isnan()
+        self.hits = self.hits + hits.sum()
+        self.count += len(targets)
+
+    def compute(self) -> float:
+        """Return the fraction, from 0 to 1."""
+        return float(self.hits) / max(self.count, 1)
+
+
+class Top1(TopK):
+    """Accuracy: the fraction of images whose class has the highest logit."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(1)
+
+
+class Mean:
+    """Mean of a number that is known for each batch, weighted by the batch's size."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, value: Tensor, count: int) -> None:
+        """Take a batch's mean; the sum stays on the device."""
+        self.total = self.total + value.detach().double() * count
+        self.count += count
+
+    def compute(self) -> float:
+        """Return the mean for all batches so far."""
+        return float(self.total) / max(self.count, 1)
+
+
+def metrics(num_classes: int, topk: int) -> dict[str, Metric]:
+    """Return fresh metrics by name: those that plugins offer, and top-k for the recipe's k.
+
+    Raises:
+        UsageError: k is larger than the number of classes.
+    """
+    if topk > num_classes:
+        raise UsageError(
+            f"topk = {topk}, but there are {num_classes} classes",
+            f"--set topk=N with N from 1 to {num_classes}",
+        )
+    found: dict[str, Metric] = {
+        name: registry.resolve(entry)(num_classes)
+        for name, entry in registry.metrics()
+        if entry.spec.task == "classification"
+    }
+    return {**found, f"top{topk}": TopK(topk)}
+
+
+def loss_function(recipe: Recipe) -> Loss:
+    """Return the loss that the recipe names, mean over the batch."""
+    if recipe.loss == "map":
+        return partial(map_loss, margin=recipe.map_margin)
+    return partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
+
+
+def map_loss(logits: Tensor, targets: Tensor, margin: float) -> Tensor:
+    """The discriminative criterion of LeCun et al. (1998), Eq. 9, mean over the batch.
+
+    y(D) + log(exp(-j) + sum_i exp(-y(i))), with distances y = -logits and j = `margin`: the
+    right class is pulled near, and wrong ones are pushed away until they are farther than j.
+    """
+    rubbish = torch.full_like(logits[:, :1], -margin)
+    right = logits.gather(1, targets[:, None]).squeeze(1)
+    return (torch.cat([logits, rubbish], dim=1).logsumexp(1) - right).mean()

@@ -1,0 +1,33 @@
+"""Text that came from elsewhere: made safe to print, and matched against known names."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "printable"]
+
+
+def printable(text: str) -> str:
+    """Return `text` with control and format characters escaped, safe for a terminal.
+
+    Escapes Unicode categories Cc, Cf, Cs, Zl and Zp: newlines, ANSI escape sequences,
+    bidirectional overrides, lone surrogates.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in unsafe else c
+        for c in text
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ', did you mean …?' with the nearest known names, or an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    if not near:
+        return ""
+    return f", did you mean {' or '.join(repr(by_lower[n]) for n in near)}?"

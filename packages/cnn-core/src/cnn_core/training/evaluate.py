@@ -1,0 +1,115 @@
+"""Measure weights on a split, and keep what they said of each image."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cnn_core.data.batches import Preprocessing, batches
+from cnn_core.data.dataset import Dataset, Split, load_dataset
+from cnn_core.tasks.classification import Mean, loss_function, metrics
+from cnn_core.training.checkpoint import read_weights
+from cnn_core.training.device import autocast, choose_device
+from cnn_core.training.recipe import Recipe
+from cnn_core.training.run import Run
+
+__all__ = ["Predictions", "evaluate", "load_data", "measure", "predictions"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said of every image of a split.
+
+    `images` are the uint8 originals, N C h w; `logits` N x classes; `targets` N.
+    """
+
+    images: Tensor
+    logits: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def predicted(self) -> Tensor:
+        """The class with the highest logit, N."""
+        return self.logits.argmax(1)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, N x classes."""
+        return self.logits.softmax(1)
+
+
+@torch.inference_mode()
+def measure(
+    model: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    num_classes: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return loss and metrics of a model over a split, in eval mode."""
+    model.eval()
+    running, losses, loss_of = metrics(num_classes, recipe.topk), Mean(), loss_function(recipe)
+    for batch in batches(split, preprocessing, 1000, device=device):
+        with autocast(device, recipe.precision):
+            logits = model(batch.images)
+        losses.add(loss_of(logits.float(), batch.targets), len(batch.targets))
+        for metric in running.values():
+            metric.update(logits, batch.targets)
+    numbers = {name: metric.compute() for name, metric in running.items()}
+    return {"loss": losses.compute(), **numbers}
+
+
+def evaluate(
+    run: Run | str | os.PathLike[str],
+    *,
+    split: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> dict[str, float]:
+    """Return loss, top-1 and top-k (fractions) of a run's kept weights on a split."""
+    run = run if isinstance(run, Run) else Run.open(run)
+    weights = read_weights(run.path)
+    data = load_data(run, data_dir)
+    where = choose_device(device)
+    return measure(
+        weights.build().to(where),
+        data.split(split),
+        weights.preprocessing,
+        run.recipe,
+        weights.num_classes,
+        where,
+    )
+
+
+@torch.inference_mode()
+def predictions(
+    run: Run,
+    *,
+    split: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Predictions:
+    """Return what a run's kept weights say of every image of a split."""
+    weights = read_weights(run.path)
+    part = load_data(run, data_dir).split(split)
+    where = choose_device(device)
+    model = weights.build().to(where)
+    logits = [
+        model(batch.images).float().cpu()
+        for batch in batches(part, weights.preprocessing, 1000, device=where)
+    ]
+    return Predictions(part.images, torch.cat(logits), part.targets, weights.classes)
+
+
+def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Load a run's data set from `data_dir`, else from where the run found it."""
+    recorded = run.environment().get("data_dir")
+    if data_dir is None and recorded is not None:
+        data_dir = Path(recorded)
+    return load_dataset(run.recipe.data, data_dir=data_dir)

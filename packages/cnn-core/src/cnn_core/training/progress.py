@@ -1,0 +1,147 @@
+"""What a training shows of itself: live on a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+__all__ = ["Live", "Plain", "Progress", "Silent", "progress_for"]
+
+INTERVAL = 0.1  # seconds between updates of the live line
+
+Numbers = Callable[[], Mapping[str, float]]
+
+
+class Progress(Protocol):
+    """Told about every step and epoch."""
+
+    def start(self, epochs: int, steps: int, done: int) -> None:
+        """Training of `epochs` x `steps` steps begins, or goes on after `done` epochs."""
+
+    def step(self, images: int, numbers: Numbers) -> None:
+        """A step was taken; `numbers` gives the epoch's metrics so far, if asked."""
+
+    def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
+        """An epoch ended, with this line of metrics.jsonl."""
+
+    def stop(self) -> None:
+        """Training ended, well or not."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, epochs: int, steps: int, done: int) -> None: ...
+
+    def step(self, images: int, numbers: Numbers) -> None: ...
+
+    def epoch(self, epoch: int, line: Mapping[str, float]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Plain(Silent):
+    """One line per epoch on stderr."""
+
+    def start(self, epochs: int, steps: int, done: int) -> None:
+        self.epochs = epochs
+
+    def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
+        parts = [f"epoch {epoch}/{self.epochs}"]
+        for split in ("train", "val"):
+            numbers = {k: v for k, v in line.items() if k.startswith(f"{split}/")}
+            if numbers:
+                parts.append(f"{split}: {format_metrics(numbers)}")
+        parts.append(f"{line['images_per_second']:,.0f} images/s")
+        parts.append(f"{line['seconds']:.1f} s")
+        print("  ".join(parts), file=sys.stderr, flush=True)
+
+
+class Live(Plain):
+    """A live line on a terminal: epoch, step, metrics, images/s, time left; with `Plain`'s."""
+
+    def start(self, epochs: int, steps: int, done: int) -> None:
+        super().start(epochs, steps, done)
+        self.steps = steps
+        self.taken = done * steps
+        self.first = self.taken
+        self.images = 0
+        self.began = self.shown = time.perf_counter()
+        self.bar, self.task = _rich_bar()
+        self.bar.start()
+
+    def step(self, images: int, numbers: Numbers) -> None:
+        self.taken += 1
+        self.images += images
+        now = time.perf_counter()
+        if now - self.shown < INTERVAL:
+            return
+        self.shown = now
+        speed = (self.taken - self.first) / (now - self.began)
+        total = self.epochs * self.steps
+        epoch, step = divmod(self.taken - 1, self.steps)
+        self.bar.update(
+            self.task,
+            total=total,
+            completed=self.taken,
+            epoch=f"epoch {epoch + 1}/{self.epochs}",
+            step=f"step {step + 1}/{self.steps}",
+            numbers=format_metrics(numbers()),
+            speed=f"{self.images / (now - self.began):,.0f} images/s",
+            left=_clock((total - self.taken) / speed),
+        )
+
+    def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
+        # Goes through rich, so that the line lands above the bar.
+        super().epoch(epoch, line)
+
+    def stop(self) -> None:
+        if hasattr(self, "bar"):
+            self.bar.stop()
+
+
+def _rich_bar() -> tuple[RichProgress, TaskID]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    fields = ("epoch", "step", "numbers", "speed", "left")
+    bar = RichProgress(
+        TextColumn("[bold]{task.fields[epoch]}"),
+        BarColumn(bar_width=20),
+        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields[1:]),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        refresh_per_second=1 / INTERVAL,
+    )
+    return bar, bar.add_task("", total=1, **dict.fromkeys(fields, ""))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+
+
+def format_metrics(numbers: Mapping[str, float]) -> str:
+    """Return "loss 0.123  top1 95.10 %": fractions as per cent, losses as they are."""
+    parts = []
+    for key, value in numbers.items():
+        name = key.rpartition("/")[2]
+        shown = f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %"
+        parts.append(f"{name} {shown}")
+    return "  ".join(parts)
+
+
+def progress_for(shown: bool) -> Progress:
+    """Return what fits stderr: live on a terminal, plain elsewhere; silent if not shown."""
+    if not shown:
+        return Silent()
+    return Live() if sys.stderr.isatty() else Plain()

@@ -1,0 +1,202 @@
+"""Recipes: every hyper-parameter of a training run, checked, and as TOML. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from cnn_core.errors import UsageError
+from cnn_core.specs import RecipeSpec
+from cnn_core.text import did_you_mean, printable
+
+__all__ = ["Recipe", "parse_setting", "read_recipe", "recipes_in"]
+
+CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("constant", "step", "cosine"),
+    "loss": ("cross_entropy", "map"),
+    "precision": ("fp32", "bf16", "fp16"),
+}
+LIMITS = {  # field: (lowest, highest), both allowed
+    "epochs": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "seed": (0, 2**63 - 1),
+    "topk": (1, 1_000_000),
+    "lr": (0.0, 1e6),
+    "momentum": (0.0, 0.9999),
+    "beta2": (0.0, 0.999999),
+    "weight_decay": (0.0, 10.0),
+    "warmup_epochs": (0.0, 100_000.0),
+    "final_lr": (0.0, 1e6),
+    "label_smoothing": (0.0, 0.999),
+    "map_margin": (0.0, 1e6),
+    "clip_norm": (0.0, 1e9),
+    "shift": (0, 1000),
+    "validation": (0.0, 0.9),
+    "image_size": (0, 10_000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every hyper-parameter of a run, defaults included.
+
+    Raises:
+        UsageError: a value of the wrong type, or out of its range; names key and value.
+    """
+
+    model: str
+    data: str
+    epochs: int = 10
+    batch_size: int = 128
+    seed: int = 0
+    optimizer: str = "sgd"
+    lr: float = 0.05  # the peak
+    momentum: float = 0.9  # SGD's Nesterov momentum; AdamW's beta1
+    beta2: float = 0.999  # AdamW
+    weight_decay: float = 0.0005
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0  # linear, from 0
+    step_epochs: tuple[int, ...] = ()  # schedule = "step": where the rate changes
+    step_factors: tuple[float, ...] = (0.1,)  # what it is multiplied by: one, or one a step
+    final_lr: float = 0.0  # schedule = "cosine": where it ends
+    loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    map_margin: float = 1.0  # loss = "map": the j of Eq. 9
+    clip_norm: float = 0.0  # largest gradient norm; 0: not clipped
+    shift: int = 0  # augmentation: pixels, each direction
+    flip: bool = False  # augmentation: mirror left and right
+    validation: float = 0.1  # part of the training split that chooses the weights to keep
+    topk: int = 5
+    precision: str = "fp32"
+    image_size: int = 0  # 0: the size that the architecture was published for
+    mean: tuple[float, ...] = ()  # empty: the data set's own
+    std: tuple[float, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture
+
+    def __post_init__(self) -> None:
+        for key, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, key, _converted(key, getattr(self, key), kind))
+        for key, choices in CHOICES.items():
+            if (value := getattr(self, key)) not in choices:
+                nearest = did_you_mean(value, choices)
+                raise UsageError(
+                    f"{key} = '{printable(value)}'{nearest}", f"one of {', '.join(choices)}"
+                )
+        for key, (low, high) in LIMITS.items():
+            value = getattr(self, key)
+            if not low <= value <= high:  # also NaN
+                raise UsageError(f"{key} = {value}: expected {low:g} to {high:g}")
+        if len(self.step_factors) not in (1, len(self.step_epochs)):
+            raise UsageError(
+                f"step_factors has {len(self.step_factors)} numbers, "
+                f"step_epochs {len(self.step_epochs)}",
+                "give one factor, or one for each epoch",
+            )
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], source: str = "") -> Recipe:
+        """Make a recipe from keys and values; `source` is named in errors.
+
+        Raises:
+            UsageError: an unknown or missing key, or a bad value.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        prefix = f"{source}: " if source else ""
+        for key in settings:
+            if key not in known:
+                nearest = did_you_mean(key, known)
+                raise UsageError(
+                    f"{prefix}unknown recipe key '{printable(key)}'{nearest}",
+                    f"keys: {', '.join(known)}",
+                )
+        for key in ("model", "data"):
+            if key not in settings:
+                raise UsageError(f"{prefix}the key '{key}' is missing")
+        return cls(**settings)
+
+    def to_toml(self) -> str:
+        """Return every key and value as the table [recipe]."""
+        import tomli_w
+
+        return tomli_w.dumps({"recipe": dataclasses.asdict(self)})
+
+
+def _converted(key: str, value: Any, kind: Any) -> Any:
+    """Return the value as the field's type: ints pass for floats, lists for tuples."""
+    name = str(kind)
+    if kind is float and type(value) is int:
+        return float(value)
+    if "tuple" in name and isinstance(value, list | tuple):
+        item = int if "int" in name else float
+        return tuple(_converted(key, v, item) for v in value)
+    if "Mapping" in name and isinstance(value, Mapping):
+        return dict(value)
+    if type(value) is kind and (kind is not float or math.isfinite(value)):
+        return value
+    expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    wanted = expected.get(getattr(kind, "__name__", ""), "text" if kind is str else "a list")
+    raise UsageError(f"{key} = {value!r}: expected {wanted}")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Parse "key=value", the value as TOML where it is that, else as text.
+
+    "options.width=0.5" gives {"width": 0.5} for the key "options".
+    """
+    key, separator, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not separator or not key:
+        raise UsageError(f"'{printable(text)}': expected key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = value
+    table, dot, inner = key.partition(".")
+    return (table, {inner: parsed}) if dot else (key, parsed)
+
+
+def read_recipe(path: Path) -> RecipeSpec:
+    """Read a recipe file: the table [recipe], and beside it `summary`, `origin`, [claim].
+
+    Raises:
+        UsageError: not TOML, or not a recipe; names the file.
+    """
+    return _parse_recipe(path.name.removesuffix(".toml"), path.read_bytes(), str(path))
+
+
+def _parse_recipe(name: str, data: bytes, source: str) -> RecipeSpec:
+    try:
+        content = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{source}: not TOML: {error}") from error
+    settings = content.get("recipe")
+    if not isinstance(settings, dict):
+        raise UsageError(f"{source}: no table [recipe]")
+    recipe = Recipe.from_settings(settings, source)
+    return RecipeSpec(
+        name=name,
+        model=recipe.model,
+        dataset=recipe.data,
+        summary=str(content.get("summary", "")),
+        origin=str(content.get("origin", "ours")),
+        settings=settings,
+        claim=content.get("claim", {}),
+        default=bool(content.get("default", False)),
+    )
+
+
+def recipes_in(package: str) -> list[RecipeSpec]:
+    """Return the recipes that a package ships in its folder recipes/, sorted by name."""
+    folder = resources.files(package) / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return [
+        _parse_recipe(f.name.removesuffix(".toml"), f.read_bytes(), f"{package}/recipes/{f.name}")
+        for f in files
+    ]

@@ -1,0 +1,204 @@
+"""Train a model by name, or go on with a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnn_core import registry
+from cnn_core.create import create_model
+from cnn_core.data.batches import Preprocessing
+from cnn_core.data.dataset import Dataset, load_dataset
+from cnn_core.errors import UsageError
+from cnn_core.plugins import Observers, plugins
+from cnn_core.specs import ModelSpec, RecipeSpec
+from cnn_core.training.checkpoint import (
+    State,
+    Weights,
+    read_state,
+    read_weights,
+    write_state,
+    write_weights,
+)
+from cnn_core.training.device import choose_device, environment
+from cnn_core.training.evaluate import load_data, measure
+from cnn_core.training.loop import Fit, fit
+from cnn_core.training.progress import progress_for
+from cnn_core.training.recipe import Recipe, read_recipe
+from cnn_core.training.run import Run
+
+__all__ = ["find_recipe", "train"]
+
+
+def train(
+    model: str | None = None,
+    data: str | None = None,
+    *,
+    recipe: str | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Train `model` on `data` and return the run; or go on with the run at `resume`.
+
+    `recipe` is the name of one, or a TOML file; `settings` override its keys. A run that is
+    resumed needs nothing else: it goes on from its last whole epoch, bit for bit as if it had
+    never stopped. The caller's random state is left as it was.
+
+    Raises:
+        UsageError: an unknown name or key, or a value out of range.
+        NumericalError: the loss is not finite.
+    """
+    folder = Path(data_dir) if data_dir is not None else None
+    where = choose_device(device)
+    if resume is not None:
+        run = Run.open(resume)
+        dataset = load_data(run, folder)
+    else:
+        chosen = find_recipe(model, data, recipe, settings)
+        registry.models().get(chosen.model)  # an unknown name fails before data is read
+        dataset = load_dataset(chosen.data, data_dir=folder, download=download)
+        _check(chosen, dataset)
+        target = Path(out) if out is not None else None
+        run = Run.create(chosen, environment(where, folder), target)
+    with torch.random.fork_rng():
+        _train(run, dataset, where, progress)
+    return run
+
+
+def find_recipe(
+    model: str | None, data: str | None, name: str | None, settings: dict[str, Any]
+) -> Recipe:
+    """Return the recipe: the one named, else the default one of the pair, with `settings`."""
+    spec = _recipe_spec(model, data, name)
+    base = dict(spec.settings) if spec is not None else {}
+    if model is not None:
+        base["model"] = model
+    if data is not None:
+        base["data"] = data
+    for key in ("model", "data"):
+        if key not in base:
+            raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
+    options = {**base.pop("options", {}), **settings.pop("options", {})}
+    return Recipe.from_settings({**base, **settings, "options": options})
+
+
+def _recipe_spec(model: str | None, data: str | None, name: str | None) -> RecipeSpec | None:
+    if name is not None and name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
+        return read_recipe(Path(name))
+    if name is not None:
+        return registry.recipes().get(name)
+    pair = [
+        entry.spec
+        for _, entry in registry.recipes()
+        if (entry.spec.model, entry.spec.dataset) == (model, data)
+    ]
+    return next((spec for spec in pair if spec.default), None)
+
+
+def _check(recipe: Recipe, dataset: Dataset) -> None:
+    """Find what cannot work before anything is written."""
+    from cnn_core.tasks.classification import metrics
+
+    spec = registry.models().get(recipe.model)
+    metrics(len(dataset.spec.classes), recipe.topk)
+    for key in ("mean", "std"):
+        channels, given = dataset.spec.image[0], len(getattr(recipe, key))
+        if given not in (0, channels):
+            raise UsageError(f"{key} has {given} numbers, the images {channels} channels")
+    if min(_preprocessing(recipe, spec, dataset).size) < spec.min_size:
+        raise UsageError(
+            f"image_size = {recipe.image_size}: {recipe.model} needs at least {spec.min_size}"
+        )
+
+
+def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> None:
+    """Do what remains of a run: the epochs, then the test split."""
+    recipe = run.recipe
+    entry = registry.models().entry(recipe.model)
+    preprocessing = _preprocessing(recipe, entry.spec, dataset)
+    classes = dataset.spec.classes
+    state = read_state(run.state) if run.state.is_file() else None
+    if run.finished:
+        return
+    torch.manual_seed(recipe.seed)
+    model = create_model(
+        recipe.model,
+        num_classes=len(classes),
+        in_channels=dataset.spec.image[0],
+        **recipe.options,
+    ).to(device)
+
+    def save(state: State) -> None:
+        """Write weights that are the best so far, then the state, then what people read."""
+        if state.best_epoch == state.epoch:
+            weights = Weights(
+                tensors=state.model,
+                model=recipe.model,
+                num_classes=len(classes),
+                in_channels=dataset.spec.image[0],
+                options=recipe.options,
+                classes=classes,
+                preprocessing=preprocessing,
+                epoch=state.epoch,
+            )
+            write_weights(run.weights, weights)
+        write_state(run.state, state)
+        run.write_metrics(state.metrics)
+
+    kept, held_out = dataset.hold_out(recipe.validation, recipe.seed)
+    progress = progress_for(shown)
+    observers = Observers(plugins())
+    job = Fit(
+        run=run,
+        recipe=recipe,
+        train=kept,
+        validation=held_out,
+        num_classes=len(classes),
+        preprocessing=preprocessing,
+        device=device,
+        progress=progress,
+        observers=observers,
+        save=save,
+    )
+    try:
+        fit(model, job, state)
+    finally:
+        progress.stop()
+    _test(run, dataset, device, observers)
+
+
+def _test(run: Run, dataset: Dataset, device: torch.device, observers: Observers) -> None:
+    """Measure the kept weights on the test split: the last line of metrics.jsonl."""
+    weights = read_weights(run.path)
+    measured = measure(
+        weights.build().to(device),
+        dataset.split("test"),
+        weights.preprocessing,
+        run.recipe,
+        weights.num_classes,
+        device,
+    )
+    line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
+    run.write_metrics([*run.history(), line])
+    observers.notify("fit_end", run=run, metrics=line)
+
+
+def _preprocessing(recipe: Recipe, model: ModelSpec, dataset: Dataset) -> Preprocessing:
+    size = (recipe.image_size, recipe.image_size) if recipe.image_size else model.input[1:]
+    return Preprocessing(
+        size=size,
+        picture=dataset.spec.image[1:],
+        fit=dataset.spec.fit,
+        mean=recipe.mean or dataset.spec.mean,
+        std=recipe.std or dataset.spec.std,
+    )

@@ -1,0 +1,3 @@
+"""What cnn-viz offers to cnnzoo."""
+
+from cnn_core import hookimpl
