@@ -48,9 +48,7 @@ class UsageError(ZooError):
 class UnknownNameError(UsageError, LookupError):
     """A name that nothing answers to; suggests the names nearest by edit distance."""
 
-    def __init__(
-        self, kind: str, name: str, known: Iterable[str], hint: str = ""
-    ) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         nearest = did_you_mean(name, known)
         super().__init__(f"unknown {kind} '{printable(name)}'{nearest}", hint)
 

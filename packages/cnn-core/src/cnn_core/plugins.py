@@ -77,7 +77,7 @@ class Plugin:
 
     @property
     def status(self) -> str:
-        """"blocked", "broken" (not loaded), "faulty" (loaded, with faults) or "ok"."""
+        """ "blocked", "broken" (not loaded), "faulty" (loaded, with faults) or "ok"."""
         if self.blocked:
             return "blocked"
         if any(fault.fatal for fault in self.faults):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
+from typing import Any
 
 from cnn_core import registry
 from cnn_core.plugins import Fault, plugins
@@ -17,7 +18,7 @@ from cnn_core.plugins import Fault, plugins
 def main() -> None:
     """Print the report."""
     logging.disable()
-    catalogues = [
+    catalogues: list[registry.Catalogue[Any]] = [
         registry.models(),
         registry.datasets(),
         registry.recipes(),

@@ -145,9 +145,11 @@ class Catalogue(Generic[S]):
         for plugin in plugins().all:
             if plugin.distribution != distribution:
                 continue
-            reason = plugin.blocked or plugin.report(plugin.faults[0]) if (
-                plugin.blocked or plugin.faults
-            ) else "it does not offer it"
+            reason = (
+                plugin.blocked or plugin.report(plugin.faults[0])
+                if (plugin.blocked or plugin.faults)
+                else "it does not offer it"
+            )
             return PluginError(
                 f"{self.kind} '{name}' comes with {distribution}, which is not loaded: {reason}",
                 "cnnzoo doctor -v says more",
@@ -155,9 +157,7 @@ class Catalogue(Generic[S]):
         known = [*self._claims, *directory().get(self.kind, {})]
         if distribution is None:
             return UnknownNameError(self.kind, name, known, f"see: cnnzoo {self._lister}")
-        return UsageError(
-            f"{self.kind} '{name}' is not installed", f"pip install {distribution}"
-        )
+        return UsageError(f"{self.kind} '{name}' is not installed", f"pip install {distribution}")
 
     @property
     def _lister(self) -> str:

@@ -6,7 +6,7 @@ import cnn_core
 
 __version__ = "0.1.0"
 
-__all__ = list(cnn_core.__all__)  # noqa: PLE0605
+__all__ = list(cnn_core.__all__)
 
 
 def __getattr__(name: str) -> Any:

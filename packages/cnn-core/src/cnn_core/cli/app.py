@@ -51,7 +51,7 @@ class Zoo(click.Group):
 
         if name in builtin.COMMANDS:
             module = f"cnn_core.cli.{name.replace('-', '_')}"
-            command: Any = getattr(__import__(module, fromlist=["command"]), "command")
+            command: Any = __import__(module, fromlist=["command"]).command
             return command  # type: ignore[no-any-return]
         command = registry.resolve(registry.commands().entry(name))
         return command if isinstance(command, click.Command) else None
@@ -63,9 +63,7 @@ class Zoo(click.Group):
             return super().resolve_command(ctx, args)
         return args[0], self.get_command(ctx, args[0]), args[1:]
 
-    def format_commands(
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and summaries from the specs, importing no command."""
         from cnn_core import registry
 
@@ -206,5 +204,3 @@ def _report_warnings_on_stderr() -> None:
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
-
-

@@ -23,7 +23,7 @@ def command(ctx: click.Context, out: Path | None) -> None:
     Example:
       cnnzoo demo
     """
-    from cnn_core.training.train import train
+    from cnn_core.training.trainer import train
 
     click.echo("Training LeNet-5 (1998) on 1,437 handwritten digits …", err=True)
     run = train("lenet5", "digits", out=out)
@@ -48,5 +48,3 @@ Next:
   cnnzoo evaluate {run.path}
   cnnzoo train lenet5_modern --data digits      what became of it
   cnnzoo list-models""")
-
-

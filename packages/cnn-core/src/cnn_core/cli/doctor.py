@@ -115,7 +115,10 @@ def _environment() -> dict[str, str | int | None]:
     """Return what the surroundings are, without importing torch."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found: dict[str, str | int | None] = {"python": sys.version.split()[0], "cores": os.cpu_count()}
+    found: dict[str, str | int | None] = {
+        "python": sys.version.split()[0],
+        "cores": os.cpu_count(),
+    }
     for name in ("cnn-core", "cnn-viz", "torch", "torchvision", "umap-learn"):
         try:
             found[name] = version(name)

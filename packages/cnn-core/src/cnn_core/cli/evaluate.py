@@ -30,8 +30,9 @@ def command(run: Path, split: str, data_dir: Path | None, device: str, as_json: 
     measured = evaluate(run, split=split, data_dir=data_dir, device=device)
     numbers = {f"{split}/{name}": value for name, value in measured.items()}
     if as_json:
-        return emit_json("metrics", numbers, run=str(run))
-    return table(
+        emit_json("metrics", numbers, run=str(run))
+        return
+    table(
         ("metric", "value"),
         [(name, f"{value:.6f}") for name, value in numbers.items()],
         right=("value",),

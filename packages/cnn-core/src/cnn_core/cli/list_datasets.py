@@ -23,8 +23,9 @@ def command(pattern: str, as_json: bool) -> None:
     """
     found = registry.datasets().match(pattern)
     if as_json:
-        return emit_json("datasets", [e.as_dict(name) for name, e in found])
-    return table(
+        emit_json("datasets", [e.as_dict(name) for name, e in found])
+        return
+    table(
         ("data set", "task", "image", "classes", "train", "test", "summary"),
         [
             (

@@ -30,8 +30,9 @@ def command(pattern: str, task: str | None, as_json: bool) -> None:
         if task in (None, entry.spec.task)
     ]
     if as_json:
-        return emit_json("models", [e.as_dict(name) for name, e in found])
-    return table(
+        emit_json("models", [e.as_dict(name) for name, e in found])
+        return
+    table(
         ("model", "year", "input", "parameters", "summary"),
         [
             (

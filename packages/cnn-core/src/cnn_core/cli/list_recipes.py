@@ -26,8 +26,9 @@ def command(pattern: str, as_json: bool) -> None:
     """
     found = registry.recipes().match(pattern)
     if as_json:
-        return emit_json("recipes", [e.as_dict(name) for name, e in found])
-    return table(
+        emit_json("recipes", [e.as_dict(name) for name, e in found])
+        return
+    table(
         ("recipe", "model", "data set", "origin", "result", "summary"),
         [
             (

@@ -23,7 +23,8 @@ def command(pattern: str, as_json: bool) -> None:
     """
     found = registry.views().match(pattern)
     if as_json:
-        return emit_json("views", [e.as_dict(name) for name, e in found])
+        emit_json("views", [e.as_dict(name) for name, e in found])
+        return
     table(
         ("view", "tasks", "from", "summary"),
         [

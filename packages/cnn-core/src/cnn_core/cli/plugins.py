@@ -27,12 +27,13 @@ def command(verbose: bool, as_json: bool) -> None:
     loaded = plugins.plugins()
     rows = [_facts(loaded, plugin) for plugin in loaded.all]
     if as_json:
-        return emit_json("plugins", rows)
+        emit_json("plugins", rows)
+        return
     columns = ["name", "distribution", "version", "status", "reason"]
     if verbose:
         columns += ["hooks", "editable", "file", "ms"]
     shown = [[_cell(row[column]) for column in columns] for row in rows]
-    return table(columns, shown, right=("ms",))
+    table(columns, shown, right=("ms",))
 
 
 def _facts(loaded: plugins.Plugins, plugin: plugins.Plugin) -> dict[str, Any]:

@@ -18,9 +18,7 @@ __all__ = ["command"]
 @click.option("--top-k", default=1, show_default=True, help="How many classes to name.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @json_option
-def command(
-    run: Path, images: tuple[Path, ...], top_k: int, device: str, as_json: bool
-) -> None:
+def command(run: Path, images: tuple[Path, ...], top_k: int, device: str, as_json: bool) -> None:
     """Classify image files with the kept weights of RUN.
 
     Pictures are turned grey or RGB and brought to the network's size, as in training; the
@@ -35,8 +33,9 @@ def command(
 
     found = predict(run, images, top_k=top_k, device=device)
     if as_json:
-        return emit_json("predictions", [dataclasses.asdict(p) for p in found], run=str(run))
-    return table(
+        emit_json("predictions", [dataclasses.asdict(p) for p in found], run=str(run))
+        return
+    table(
         ("image", "rank", "class", "probability"),
         [
             (prediction.path, rank, name, f"{100 * probability:.2f} %")

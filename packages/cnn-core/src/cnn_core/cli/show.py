@@ -33,7 +33,8 @@ def command(model: str, as_json: bool) -> None:
     traced = trace(lambda: create_model(model), spec.stages, spec.input)
     if as_json:
         content = {**entry.as_dict(model), "trace": dataclasses.asdict(traced)}
-        return emit_json("model", content)
+        emit_json("model", content)
+        return
     heading(f"{model}: {spec.variant}")
     click.echo(str(spec.paper))
     click.echo(f"{spec.summary}; from {entry.plugin.distribution} {entry.plugin.version}\n")
@@ -55,7 +56,6 @@ def command(model: str, as_json: bool) -> None:
         right=("parameters", "MACs", "connections", "sees"),
     )
     _footnotes(spec)
-    return None
 
 
 def _footnotes(spec: ModelSpec) -> None:

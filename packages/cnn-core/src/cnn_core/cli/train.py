@@ -66,7 +66,7 @@ def command(
     if resume is None and model is None and recipe is None:
         raise UsageError("no model is given", "cnnzoo train MODEL --data DATASET")
 
-    from cnn_core.training.train import train
+    from cnn_core.training.trainer import train
 
     run = train(
         model,

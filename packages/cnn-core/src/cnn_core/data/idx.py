@@ -12,7 +12,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ __all__ = ["read_idx"]
 
 UINT8 = 0x08
 MAX_BYTES = 2**31  # more than 30 times the largest MNIST file; a bound for hostile gzip
+
+
+class Readable(Protocol):
+    """What a file and a gzip file have in common."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -47,7 +53,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         raise _corrupt(path, 0, "a sound gzip file", str(error)) from error
 
 
-def _read_header(file: IO[bytes], path: Path, dimensions: int) -> tuple[int, ...]:
+def _read_header(file: Readable, path: Path, dimensions: int) -> tuple[int, ...]:
     magic = file.read(4)
     expected = bytes((0, 0, UINT8, dimensions))
     if magic != expected:
@@ -58,7 +64,7 @@ def _read_header(file: IO[bytes], path: Path, dimensions: int) -> tuple[int, ...
     return struct.unpack(f">{dimensions}I", sizes)
 
 
-def _read_elements(file: IO[bytes], path: Path, shape: tuple[int, ...]) -> Tensor:
+def _read_elements(file: Readable, path: Path, shape: tuple[int, ...]) -> Tensor:
     """Read exactly the elements; grow with what is there, never with what is claimed."""
     size = math.prod(shape)
     header = 4 + 4 * len(shape)

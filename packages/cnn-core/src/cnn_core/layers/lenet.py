@@ -55,9 +55,7 @@ class SparseConv2d(nn.Module):
     of the table and no other parameter but the biases. N Cin H W -> N len(table) H' W'.
     """
 
-    def __init__(
-        self, in_channels: int, table: Sequence[Sequence[int]], kernel_size: int
-    ) -> None:
+    def __init__(self, in_channels: int, table: Sequence[Sequence[int]], kernel_size: int) -> None:
         super().__init__()
         self.table = table
         pairs = [(j, i) for j, inputs in enumerate(table) for i in inputs]

@@ -141,7 +141,7 @@ class ReceptiveFields(TorchDispatchMode):
     """Follows every tensor's receptive field through the operations that make it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._fields: dict[int, Field] = {}  # by id
         self._kept: list[Tensor] = []  # so that no id is given twice
 

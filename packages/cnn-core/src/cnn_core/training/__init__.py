@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 from cnn_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cnn_core.training.evaluate import Predictions, evaluate, predictions
-    from cnn_core.training.predict import predict
+    from cnn_core.training.evaluation import Predictions, evaluate, predictions
+    from cnn_core.training.prediction import predict
     from cnn_core.training.recipe import Recipe
     from cnn_core.training.run import Run
-    from cnn_core.training.train import train
+    from cnn_core.training.trainer import train
 
 __all__ = ["Predictions", "Recipe", "Run", "evaluate", "predict", "predictions", "train"]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "cnn_core.training.evaluate": ("Predictions", "evaluate", "predictions"),
-        "cnn_core.training.predict": ("predict",),
+        "cnn_core.training.evaluation": ("Predictions", "evaluate", "predictions"),
+        "cnn_core.training.prediction": ("predict",),
         "cnn_core.training.recipe": ("Recipe",),
         "cnn_core.training.run": ("Run",),
-        "cnn_core.training.train": ("train",),
+        "cnn_core.training.trainer": ("train",),
     },
 )

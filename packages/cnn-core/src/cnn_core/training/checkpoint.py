@@ -116,7 +116,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         file = file / "weights.safetensors"
     tensors, fields = _read(file)
     try:
-        preprocessing = {
+        preprocessing: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocessing"].items()
         }
@@ -190,9 +190,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not a sound safetensors file: {error}") from error
     except KeyError:
-        raise CorruptError(
-            f"{path}: has no '{KEY}' metadata: not written by cnnzoo"
-        ) from None
+        raise CorruptError(f"{path}: has no '{KEY}' metadata: not written by cnnzoo") from None
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         raise CorruptError(f"{path}: written by another version of cnnzoo")
     return tensors, fields

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from cnn_core.plugins import Observers
 from cnn_core.tasks.classification import Mean, loss_function, metrics
 from cnn_core.training.checkpoint import State
 from cnn_core.training.device import autocast
-from cnn_core.training.evaluate import measure
+from cnn_core.training.evaluation import measure
 from cnn_core.training.optim import Optimizer, make_optimizer
 from cnn_core.training.progress import Progress
 from cnn_core.training.recipe import Recipe
@@ -79,7 +80,7 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
             losses.add(loss, len(batch.targets))
             for metric in running.values():
                 metric.update(logits.detach(), batch.targets)
-            job.progress.step(len(batch.targets), lambda: _numbers("", losses, running))
+            job.progress.step(len(batch.targets), partial(_numbers, "", losses, running))
             job.observers.notify(
                 "step_end", run=job.run, epoch=epoch + 1, step=step, loss=loss.detach()
             )

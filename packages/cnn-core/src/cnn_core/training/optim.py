@@ -105,7 +105,9 @@ class AdamW:
         )
 
 
-def _with_gradients(parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], list[Tensor], list[Tensor]]:
+def _with_gradients(
+    parameters: Mapping[str, nn.Parameter],
+) -> tuple[list[str], list[Tensor], list[Tensor]]:
     found = [(name, p, p.grad) for name, p in parameters.items() if p.grad is not None]
     return [n for n, _, _ in found], [p for _, p, _ in found], [g for _, _, g in found]
 

@@ -97,10 +97,6 @@ class Live(Plain):
             left=_clock((total - self.taken) / speed),
         )
 
-    def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
-        # Goes through rich, so that the line lands above the bar.
-        super().epoch(epoch, line)
-
     def stop(self) -> None:
         if hasattr(self, "bar"):
             self.bar.stop()
@@ -111,17 +107,19 @@ def _rich_bar() -> tuple[RichProgress, TaskID]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
-    fields = ("epoch", "step", "numbers", "speed", "left")
     bar = RichProgress(
         TextColumn("[bold]{task.fields[epoch]}"),
         BarColumn(bar_width=20),
-        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields[1:]),
+        TextColumn("{task.fields[step]}"),
+        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[left]}"),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,
         refresh_per_second=1 / INTERVAL,
     )
-    return bar, bar.add_task("", total=1, **dict.fromkeys(fields, ""))
+    return bar, bar.add_task("", total=1, epoch="", step="", numbers="", speed="", left="")
 
 
 def _clock(seconds: float) -> str:

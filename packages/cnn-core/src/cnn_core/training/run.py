@@ -1,11 +1,11 @@
 """A run: the directory that holds everything about one training. No torch here.
 
-    recipe.toml           every hyper-parameter, defaults included
-    environment.json      versions, plugins, hardware, where the data was
-    metrics.jsonl         a line per epoch, then one for the test split
-    weights.safetensors   the kept weights, with all that rebuilds the model
-    state/                the full training state after the last epoch
-    figures/  report.html from cnn-viz
+recipe.toml           every hyper-parameter, defaults included
+environment.json      versions, plugins, hardware, where the data was
+metrics.jsonl         a line per epoch, then one for the test split
+weights.safetensors   the kept weights, with all that rebuilds the model
+state/                the full training state after the last epoch
+figures/  report.html from cnn-viz
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Run:
             run.write_metrics([])
         except OSError as error:
             reason = error.strerror or error
-            raise ZooError(f"cannot write the run {path}: {reason}", "choose another --out") from error
+            raise ZooError(
+                f"cannot write the run {path}: {reason}", "choose another --out"
+            ) from error
         return run
 
     @classmethod

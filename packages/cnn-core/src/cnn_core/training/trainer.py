@@ -24,7 +24,7 @@ from cnn_core.training.checkpoint import (
     write_weights,
 )
 from cnn_core.training.device import choose_device, environment
-from cnn_core.training.evaluate import load_data, measure
+from cnn_core.training.evaluation import load_data, measure
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
 from cnn_core.training.recipe import Recipe, read_recipe

@@ -86,4 +86,3 @@ def read_image(path: Path, channels: int) -> Tensor:
         ) from error
     pixels = torch.from_numpy(np.array(picture))
     return pixels.view(1, picture.height, picture.width, channels).permute(0, 3, 1, 2)
-

@@ -1,0 +1,53 @@
+# make demo    train LeNet-5 on real digits and open what it learned
+# make test    lint and all tests
+# make lint    ruff, mypy, import-linter
+# make bench   this project's start-up and training beside its peers
+# make wheels  build every member
+# All of it happens in .venv, inside this folder.
+
+PYTHON ?= python3
+BIN := .venv/bin
+MEMBERS := $(wildcard packages/*/pyproject.toml)
+TESTS ?= tests
+
+export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
+export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow lint format bench wheels clean
+
+demo: .venv/.ready
+	$(BIN)/cnnzoo demo
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadgroup $(TESTS)
+
+test-slow: .venv/.ready-dev
+	$(BIN)/pytest -m slow --timeout 3600 $(TESTS)
+
+lint: .venv/.ready-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.ready-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "cnnzoo needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	mkdir -p $(MPLCONFIGDIR)
+
+.venv/.ready: requirements.txt $(MEMBERS) | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/.ready-dev: requirements-dev.txt .venv/.ready
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
