@@ -21,6 +21,8 @@ Departures from the paper:
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor, nn
 
@@ -100,18 +102,16 @@ GLYPHS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 """
 ROWS = [line.split() for line in GLYPHS.split("\n") if line]
-CODES = torch.tensor(
-    [[1.0 if c == "#" else -1.0 for row in ROWS for c in row[digit]] for digit in range(10)]
-)
+CODES = [
+    [1.0 if pixel == "#" else -1.0 for row in ROWS for pixel in row[digit]] for digit in range(10)
+]
 
 
 def codes(num_classes: int) -> Tensor:
     """The ten digits' codes; classes past them get arbitrary ones of -1 and 1, always the same."""
-    if num_classes <= len(CODES):
-        return CODES[:num_classes].clone()
-    generator = torch.Generator().manual_seed(1998)
-    more = torch.randint(0, 2, (num_classes - len(CODES), 84), generator=generator) * 2.0 - 1.0
-    return torch.cat([CODES, more])
+    draw = random.Random(1998)
+    more = [draw.choices((-1.0, 1.0), k=84) for _ in range(10, num_classes)]
+    return torch.tensor([*CODES, *more][:num_classes])
 
 
 def lenet5(num_classes: int = 10, in_channels: int = 1) -> LeNet5:

@@ -35,6 +35,7 @@ __all__ = [
     "Plugin",
     "Plugins",
     "block",
+    "complain",
     "describe",
     "discover",
     "plugins",
@@ -42,8 +43,13 @@ __all__ = [
 
 GROUP = "cnnzoo"
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "sklearn", "umap")
+LONGEST = 300  # characters of a cause that are shown
 
 log = logging.getLogger("cnn_core.plugins")
+
+
+class _StrictError(PluginError):
+    """What would be a warning, under CNNZOO_STRICT=1."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +96,17 @@ class Plugin:
         cause: str | BaseException,
         *,
         fatal: bool = False,
+        again: bool = False,
     ) -> None:
-        """Remember what went wrong, and say so: one line for each plugin.
+        """Remember what went wrong, and say so: one line for each plugin, or `again`.
 
         Raises:
             PluginError: instead, if the environment has CNNZOO_STRICT=1.
         """
         exception = cause if isinstance(cause, BaseException) else None
         fault = Fault(where, describe(cause), fatal, exception)
-        if os.environ.get("CNNZOO_STRICT") == "1":
-            raise PluginError(self.report(fault)) from exception
-        if not self.faults:
-            log.warning("%s (cnnzoo doctor -v says more)", self.report(fault))
+        if again or not self.faults:
+            complain(f"{self.report(fault)} (cnnzoo doctor -v says more)", exception)
         self.faults.append(fault)
 
     def report(self, fault: Fault) -> str:
@@ -110,26 +115,71 @@ class Plugin:
         return f"{who}: {fault.where}: {fault.cause}"
 
 
+def complain(message: str, cause: BaseException | None = None) -> None:
+    """Warn; or raise PluginError, if the environment has CNNZOO_STRICT=1."""
+    if os.environ.get("CNNZOO_STRICT") == "1":
+        raise _StrictError(message) from cause
+    log.warning("%s", message)
+
+
 def describe(cause: str | BaseException) -> str:
-    """Return one printable line for what went wrong."""
-    if isinstance(cause, str):
-        return printable(cause)
-    text = " ".join(str(cause).split())
-    return printable(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
+    """Return one printable line for what went wrong, cut where it is very long."""
+    text = cause if isinstance(cause, str) else _describe_exception(cause)
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+
+
+def _describe_exception(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a broken __str__ is the plugin's, too
+        return name
+    return f"{name}: {text}" if text else name
 
 
 def discover() -> list[Plugin]:
     """Return every installed plugin, sorted by origin, without importing any of them."""
     found = []
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in _entry_points():
         # An entry point that `importlib.metadata` finds always belongs to a distribution.
         assert entry.dist is not None
-        distribution = entry.dist.metadata["Name"].lower()
-        version = entry.dist.version
+        distribution, version = _identity(entry.dist)
         plugin = Plugin(entry.name, distribution, version, entry.value, entry)
         plugin.blocked = blocked(plugin)
         found.append(plugin)
     return sorted(found, key=lambda plugin: plugin.origin)
+
+
+def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
+    """Return the entry points of the group; a file that cannot be read hides its own only."""
+    try:
+        return importlib.metadata.entry_points(group=GROUP)
+    except Exception:
+        return _readable_entry_points()
+
+
+def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for dist in importlib.metadata.distributions():
+        name, version = _identity(dist)
+        if name in found:  # the first on the path is the one that is imported
+            continue
+        try:
+            found[name] = list(dist.entry_points.select(group=GROUP))
+        except Exception as error:
+            found[name] = []
+            where = printable(f"distribution {name} {version}: entry_points.txt")
+            complain(f"{where}: {describe(error)}", error)
+    return [entry for entries in found.values() for entry in entries]
+
+
+def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return a distribution's normalised name and its version, "unknown" where it has none."""
+    try:
+        name, version = dist.metadata["Name"], dist.metadata["Version"]
+    except Exception:  # METADATA is gone, or is no text
+        name = version = None
+    return re.sub(r"[-_.]+", "-", name or "unknown").lower(), version or "unknown"
 
 
 def blocked(plugin: Plugin) -> str:
@@ -153,10 +203,23 @@ def _named(plugin: Plugin, names: str) -> bool:
     return plugin.name in wanted or plugin.origin in wanted
 
 
+_loading: list[bool] = []
+
+
 @functools.cache
 def plugins() -> Plugins:
-    """Return this process's plugins, loading them at the first call."""
-    return Plugins(discover())
+    """Return this process's plugins, loading them at the first call.
+
+    Raises:
+        PluginError: a plugin calls it while it is itself being loaded.
+    """
+    if _loading:
+        raise PluginError("asks for plugins while plugins are being loaded")
+    _loading.append(True)
+    try:
+        return Plugins(discover())
+    finally:
+        _loading.clear()
 
 
 class Plugins:
@@ -166,7 +229,9 @@ class Plugins:
         self.manager = pluggy.PluginManager("cnnzoo")
         self.manager.add_hookspecs(hookspecs)
         self.all = [core_plugin(), *found]
-        self._complain_of_twins()
+        self.conflicts = self._twins()
+        for line in self.conflicts:
+            complain(line)
         for plugin in self.all:
             if not plugin.blocked:
                 self._load(plugin)
@@ -174,17 +239,23 @@ class Plugins:
     @property
     def loaded(self) -> list[Plugin]:
         """The plugins whose hooks can be called."""
-        return [p for p in self.all if self.manager.has_plugin(p.origin)]
+        return [p for p in self.all if self._registered(p)]
 
-    def _complain_of_twins(self) -> None:
-        """Two plugins of one name: both are loaded, neither owns the bare name."""
-        by_name: dict[str, list[Plugin]] = {}
+    def _registered(self, plugin: Plugin) -> bool:
+        module = plugin.module
+        return module is not None and self.manager.get_plugin(plugin.origin) is module
+
+    def _twins(self) -> list[str]:
+        """One line for each name that several plugins have: all are loaded, none owns it."""
+        by_name: dict[str, list[str]] = {}
         for plugin in self.all:
-            by_name.setdefault(plugin.name, []).append(plugin)
-        for name, twins in by_name.items():
-            for plugin in twins[1:]:
-                origins = " and ".join(twin.origin for twin in twins)
-                plugin.add_fault("entry point", f"the name '{name}' is taken: {origins}")
+            if not plugin.blocked:
+                by_name.setdefault(plugin.name, []).append(plugin.origin)
+        return [
+            printable(f"plugin name '{name}' is claimed twice: {' and '.join(origins)}")
+            for name, origins in sorted(by_name.items())
+            if len(origins) > 1
+        ]
 
     def _load(self, plugin: Plugin) -> None:
         """Gate, import and register one plugin; any failure is its own."""
@@ -195,7 +266,7 @@ class Plugins:
                 return
             self._import(plugin)
             self._register(plugin)
-        except PluginError:  # CNNZOO_STRICT=1
+        except _StrictError:
             raise
         except (Exception, SystemExit) as error:
             self._unregister(plugin)
@@ -206,12 +277,8 @@ class Plugins:
     def _import(self, plugin: Plugin) -> None:
         """Import the plugin's light module, with its standard output kept out of ours."""
         before = set(sys.modules)
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output):
-            if plugin.entry is not None:
-                plugin.module = plugin.entry.load()
-        if output.getvalue():
-            plugin.add_fault("import", f"prints {output.getvalue()[:40]!r} when imported")
+        with _stdout_kept_out(plugin, "import"):
+            plugin.module = importlib.import_module(plugin.target)
         heavy = [name for name in HEAVY if name in sys.modules and name not in before]
         if heavy:
             plugin.add_fault("import", f"imports {', '.join(heavy)}: every start is slower")
@@ -219,6 +286,10 @@ class Plugins:
     def _register(self, plugin: Plugin) -> None:
         """Hand the module to pluggy, which checks its hooks against the hookspecs."""
         where = "hooks"
+        if namesake := self.manager.get_name(plugin.module):
+            cause = f"{plugin.target} is already loaded as {namesake}"
+            plugin.add_fault(where, cause, fatal=True)
+            return
         try:
             self.manager.register(plugin.module, name=plugin.origin)
             self.manager.check_pending()
@@ -235,7 +306,7 @@ class Plugins:
 
     def _unregister(self, plugin: Plugin) -> None:
         """Take a plugin out again, also when pluggy left it half registered."""
-        if self.manager.has_plugin(plugin.origin):
+        if self._registered(plugin):
             self.manager.unregister(name=plugin.origin)
 
     def hooks(self, plugin: Plugin) -> list[str]:
@@ -262,12 +333,24 @@ class Plugins:
         """
         for plugin, caller in self.callers(hook):
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with _stdout_kept_out(plugin, f"hook {hook}"):
                     result = _materialised(caller(**arguments))
+            except _StrictError:
+                raise
             except (Exception, SystemExit) as error:
                 plugin.add_fault(f"hook {hook}", error)
             else:
                 yield plugin, result
+
+
+@contextlib.contextmanager
+def _stdout_kept_out(plugin: Plugin, where: str) -> Iterator[None]:
+    """Keep what a plugin prints out of our results, and say that it does."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        yield
+    if output.getvalue():
+        plugin.add_fault(where, f"prints {output.getvalue()[:40]!r}")
 
 
 def _materialised(results: list[Any]) -> Any:
@@ -290,10 +373,12 @@ class Observers:
         """Call "fit_start", "step_end", "epoch_end", "checkpoint" or "fit_end"."""
         for plugin, caller in list(self._callers[hook]):
             try:
-                caller(**arguments)
+                with contextlib.redirect_stdout(sys.stderr):
+                    caller(**arguments)
             except (Exception, SystemExit) as error:
-                plugin.add_fault(f"hook cnnzoo_{hook}, now silenced for this run", error)
                 self._silence(plugin)
+                where = f"hook cnnzoo_{hook}, now silenced for this run"
+                plugin.add_fault(where, error, again=True)
 
     def _silence(self, plugin: Plugin) -> None:
         for hook, callers in self._callers.items():
@@ -326,9 +411,12 @@ def _admits(requirement: str, version: str) -> bool:
     release = version.rpartition(".")[0]
     if re.fullmatch(rf"[\w.-]+\s*~=\s*{re.escape(release)}\.0", requirement):
         return True  # what first-party plugins declare: saves importing packaging, 25 ms
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
 
-    parsed = Requirement(requirement)
+    try:
+        parsed = Requirement(requirement)
+    except InvalidRequirement:
+        return False
     if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
         return True
     return parsed.specifier.contains(version, prereleases=True)
@@ -350,6 +438,7 @@ def _explain_hook(error: pluggy.PluginValidationError, plugin: Plugin) -> str:
     known = [name for name in vars(hookspecs) if name.startswith("cnnzoo_")]
     unknown = re.match(r"unknown hook '(\w+)'", str(error))
     if unknown is None:
-        return describe(str(error).splitlines()[-1] if str(error) else error)
+        hook = re.search(r"for hook '(\w+)'", str(error))
+        return f"{hook.group(1) if hook else plugin.target}: {str(error).splitlines()[-1]}"
     name = unknown.group(1)
     return f"no hook is called '{name}' in {plugin.target}{did_you_mean(name, known)}"

@@ -1,7 +1,7 @@
 """Load the plugins that the environment selects, call their providers, report as JSON.
 
-Run by `cnnzoo doctor` in a process of its own: `python -m cnn_core.probe`. The last line of
-stdout is {"faults": [...], "conflicts": [...]}.
+Run by `cnnzoo doctor` in a process of its own: `python -m cnn_core.probe`. One line of stdout
+is `REPORT` and {"faults": [...], "conflicts": [...]}; others are what plugins print.
 """
 
 from __future__ import annotations
@@ -9,25 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from typing import Any
 
 from cnn_core import registry
 from cnn_core.plugins import Fault, plugins
+
+REPORT = "cnn_core.probe: "
 
 
 def main() -> None:
     """Print the report."""
     logging.disable()
-    catalogues: list[registry.Catalogue[Any]] = [
-        registry.models(),
-        registry.datasets(),
-        registry.recipes(),
-        registry.metrics(),
-        registry.views(),
-        registry.weights(),
-        registry.commands(),
-        registry.checks(),
-    ]
+    catalogues = registry.catalogues()
     for _, entry in registry.checks():
         try:
             advice = entry.spec.check()
@@ -37,8 +29,9 @@ def main() -> None:
             if advice:
                 entry.plugin.add_fault(f"check {entry.spec.name}", advice)
     faults = [_as_dict(fault) for plugin in plugins().all for fault in plugin.faults]
-    conflicts = [line for catalogue in catalogues for line in catalogue.conflicts]
-    print("\n" + json.dumps({"faults": faults, "conflicts": conflicts}))
+    conflicts = [*plugins().conflicts]
+    conflicts += [line for catalogue in catalogues for line in catalogue.conflicts]
+    print("\n" + REPORT + json.dumps({"faults": faults, "conflicts": conflicts}))
 
 
 def _as_dict(fault: Fault) -> dict[str, object]:

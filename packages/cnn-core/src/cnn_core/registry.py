@@ -10,14 +10,13 @@ import dataclasses
 import fnmatch
 import functools
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, resources
 from typing import Any, Generic, TypeVar
 
 from cnn_core.errors import PluginError, UnknownNameError, UsageError
-from cnn_core.plugins import Plugin, log, plugins
+from cnn_core.plugins import Plugin, complain, describe, plugins
 from cnn_core.specs import (
     Check,
     CommandSpec,
@@ -29,10 +28,12 @@ from cnn_core.specs import (
     ViewSpec,
     WeightsSpec,
 )
+from cnn_core.text import printable
 
 __all__ = [
     "Catalogue",
     "Entry",
+    "catalogues",
     "checks",
     "commands",
     "datasets",
@@ -89,15 +90,15 @@ class Catalogue(Generic[S]):
     def conflicts(self) -> list[str]:
         """One line for each name that more than one plugin claims."""
         return [
-            f"{self.kind} name '{name}' is claimed twice: use "
-            + " or ".join(f"'{entry.qualified}'" for entry in claims)
+            printable(f"{self.kind} name '{name}' is claimed twice: use ")
+            + " or ".join(printable(f"'{entry.qualified}'") for entry in claims)
             for name, claims in sorted(self._claims.items())
             if len(claims) > 1
         ]
 
     def _report_conflicts(self) -> None:
         for line in self.conflicts:
-            log.warning("%s", line)
+            complain(line)
 
     def __iter__(self) -> Iterator[tuple[str, Entry[S]]]:
         """Yield (name, entry), sorted naturally; a contested name is given qualified."""
@@ -110,8 +111,15 @@ class Catalogue(Generic[S]):
         return entry.spec.name if alone else entry.qualified
 
     def match(self, pattern: str) -> list[tuple[str, Entry[S]]]:
-        """Return (name, entry) for the names that match a shell pattern: "resnet*"."""
-        return [found for found in self if fnmatch.fnmatchcase(found[0], pattern)]
+        """Return (name, entry) for the names that match a shell pattern: "resnet*".
+
+        A contested name is found as it is shown, and as it is without its distribution.
+        """
+        return [
+            (name, entry)
+            for name, entry in self
+            if any(fnmatch.fnmatchcase(n, pattern) for n in (name, entry.spec.name))
+        ]
 
     def names(self) -> list[str]:
         """Return all names, sorted naturally."""
@@ -188,6 +196,8 @@ def _wrong(specs: Any, kind: type[Spec]) -> str:
 @functools.cache
 def directory() -> dict[str, dict[str, str]]:
     """Return the known plugins: kind -> name -> distribution."""
+    import tomllib
+
     text = resources.files("cnn_core").joinpath("directory.toml").read_text("utf-8")
     return tomllib.loads(text)
 
@@ -240,6 +250,20 @@ def checks() -> Catalogue[Check]:
     return Catalogue("cnnzoo_doctor", Check)
 
 
+def catalogues() -> list[Catalogue[Any]]:
+    """Return all catalogues, which calls every provider of every plugin."""
+    return [
+        models(),
+        datasets(),
+        recipes(),
+        metrics(),
+        views(),
+        weights(),
+        commands(),
+        checks(),
+    ]
+
+
 def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
     """Return the names of the models that match a shell pattern and a task, sorted."""
     found = models().match(pattern)
@@ -265,6 +289,6 @@ def resolve(entry: Entry[Any], field: str = "target") -> Any:
         plugin = entry.plugin
         raise PluginError(
             f"{entry.spec.kind} '{entry.spec.name}' of plugin '{plugin.name}' "
-            f"({plugin.distribution} {plugin.version}): cannot import {target}: {error}",
+            f"({plugin.distribution} {plugin.version}): cannot import {target}: {describe(error)}",
             f"mend or remove it: pip uninstall {plugin.distribution}",
         ) from error

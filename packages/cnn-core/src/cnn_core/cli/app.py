@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import click
-from click.shell_completion import shell_complete
 
 from cnn_core import __version__, builtin
 from cnn_core.errors import ResourceError, ZooError
@@ -110,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; the console script."""
     args = list(sys.argv[1:] if argv is None else argv)
     if instruction := os.environ.get("_CNNZOO_COMPLETE"):
+        from click.shell_completion import shell_complete
+
+        logging.disable()  # a broken plugin must not write into the command line
         return shell_complete(app, {}, "cnnzoo", "_CNNZOO_COMPLETE", instruction)
     _report_warnings_on_stderr()
     signal.signal(signal.SIGTERM, _terminate)
@@ -120,18 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _closed_pipe()
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _misuse(error)
     except Exception as error:
         if traceback:
             raise
         return _fail(error)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        return 128 + signal.SIGINT
-    except Terminated:
-        click.echo("terminated", err=True)
-        return 128 + signal.SIGTERM
+    except (KeyboardInterrupt, click.Abort) as stop:
+        return _stopped("interrupted", stop, signal.SIGINT)
+    except Terminated as stop:
+        return _stopped("terminated", stop, signal.SIGTERM)
     return code
 
 
@@ -159,8 +158,26 @@ def _command_position(args: list[str]) -> int:
 def _fail(error: Exception) -> int:
     """Print an error in one to three lines and return its exit code."""
     shown = error if isinstance(error, ZooError) else _as_zoo_error(error)
-    click.echo(f"error: {shown}", err=True)
+    click.echo("\n".join([f"error: {shown}", *_notes(error)]), err=True)
     return shown.exit_code
+
+
+def _misuse(error: click.ClickException) -> int:
+    """Print click's complaint about the command line in two lines."""
+    click.echo(f"error: {error.format_message()}", err=True)
+    context = getattr(error, "ctx", None)
+    click.echo(f"see: {context.command_path if context else 'cnnzoo'} --help", err=True)
+    return error.exit_code
+
+
+def _stopped(how: str, stop: BaseException, signum: int) -> int:
+    """Say how to go on, if there is something to go on with."""
+    click.echo("\n".join([how, *_notes(stop)]), err=True)
+    return 128 + signum
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def _as_zoo_error(error: Exception) -> ZooError:

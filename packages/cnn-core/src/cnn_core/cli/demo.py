@@ -25,7 +25,7 @@ def command(ctx: click.Context, out: Path | None) -> None:
     """
     from cnn_core.training.trainer import train
 
-    click.echo("Training LeNet-5 (1998) on 1,437 handwritten digits …", err=True)
+    click.echo("Training LeNet-5 (1998) on real handwritten digits …", err=True)
     run = train("lenet5", "digits", out=out)
     accuracy = 100 * run.test_metrics()["test/top1"]
     if "report" in registry.commands().names():
@@ -33,7 +33,7 @@ def command(ctx: click.Context, out: Path | None) -> None:
         ctx.invoke(drawing, run=run.path)
     else:
         click.echo("pip install cnn-viz draws figures and a report of it", err=True)
-    click.echo(f"\n{accuracy:.2f} % of 360 digits that it has never seen are right.\n")
+    click.echo(f"\n{accuracy:.2f} % of the digits that it has never seen are right.\n")
     for path, what in (
         ("report.html", "all of it on one page: open it in a browser"),
         ("weights.safetensors", "what it learned"),

@@ -13,6 +13,7 @@ import click
 from cnn_core.cli.output import emit_json, json_option, table
 from cnn_core.errors import PluginError
 from cnn_core.plugins import Plugin, discover
+from cnn_core.probe import REPORT
 from cnn_core.text import printable
 
 __all__ = ["command"]
@@ -75,7 +76,8 @@ def probe(plugin: Plugin, timeout: float) -> Finding:
         finding.status, finding.reason = "broken", answer
         return finding
     for fault in answer["faults"]:
-        finding.status = "broken" if fault["fatal"] else "faulty"
+        if finding.status != "broken":
+            finding.status = "broken" if fault["fatal"] else "faulty"
         finding.reason = "; ".join(filter(None, (finding.reason, fault["reason"])))
         finding.traceback += fault["traceback"]
     return finding
@@ -89,19 +91,23 @@ def _ask(origins: list[str], timeout: float) -> dict[str, list[dict[str, str]]] 
         done = subprocess.run(
             [sys.executable, "-m", "cnn_core.probe"],
             env=environment,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
         return f"does not load within {timeout:g} s"
-    lines = done.stdout.decode(errors="replace").splitlines()
-    if done.returncode != 0 or not lines:
+    lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line]
+    reports = [line for line in lines if line.startswith(REPORT)]
+    if done.returncode != 0 or not reports:
         return f"ends the process when loaded (exit {done.returncode})"
-    answer: dict[str, list[dict[str, str]]] = json.loads(lines[-1])
-    if len(lines) > 1:
-        cause = f"prints {printable(lines[0][:40])!r} when loaded"
-        answer["faults"].append({"reason": cause, "traceback": "", "fatal": ""})
+    answer: dict[str, list[dict[str, str]]] = json.loads(reports[-1].removeprefix(REPORT))
+    for line in lines:
+        if line not in reports:
+            cause = f"prints {printable(line[:40])!r} when loaded"
+            answer["faults"].append({"reason": cause, "traceback": "", "fatal": ""})
+            break
     return answer
 
 
@@ -136,6 +142,7 @@ def _print(findings: list[Finding], clashes: list[str], verbose: bool) -> None:
         click.echo(line)
     if verbose:
         for finding in findings:
-            click.echo(finding.traceback, nl=False)
+            for text in finding.traceback.splitlines():
+                click.echo(printable(text))
     shown = [f"{name} {value or 'not installed'}" for name, value in _environment().items()]
     click.echo("\n" + ", ".join(shown))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def emit_json(noun: str, content: Any, **more: Any) -> None:
     """Print {"schema": 1, noun: content, …} on stdout; NaN becomes null."""
+    import json
+
     text = json.dumps({"schema": SCHEMA, noun: content, **more}, indent=2, default=_plain)
     click.echo(text)
 
@@ -49,6 +50,8 @@ def table(
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

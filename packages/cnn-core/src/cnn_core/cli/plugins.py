@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cnn_core import plugins
+from cnn_core import plugins, registry
 from cnn_core.cli.output import emit_json, json_option, table
 
 __all__ = ["command"]
@@ -25,9 +25,11 @@ def command(verbose: bool, as_json: bool) -> None:
       CNNZOO_PLUGINS=lenet cnnzoo plugins --json
     """
     loaded = plugins.plugins()
+    catalogues = registry.catalogues()  # a plugin works if its hooks do
     rows = [_facts(loaded, plugin) for plugin in loaded.all]
     if as_json:
-        emit_json("plugins", rows)
+        clashes = [*loaded.conflicts, *(line for c in catalogues for line in c.conflicts)]
+        emit_json("plugins", rows, clashes=clashes)
         return
     columns = ["name", "distribution", "version", "status", "reason"]
     if verbose:
@@ -55,7 +57,10 @@ def _editable(plugin: plugins.Plugin) -> bool:
     """Whether pip installed the distribution with -e (PEP 610)."""
     dist = plugin.entry.dist if plugin.entry is not None else None
     text = dist.read_text("direct_url.json") if dist is not None else None
-    return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+    try:
+        return bool(text and json.loads(text)["dir_info"]["editable"])
+    except (ValueError, TypeError, LookupError):  # not from a folder, or not JSON
+        return False
 
 
 def _cell(value: Any) -> Any:

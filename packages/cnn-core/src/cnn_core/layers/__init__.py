@@ -2,7 +2,7 @@
 
 from cnn_core.layers.init import lecun_uniform_
 from cnn_core.layers.lenet import EuclideanRBF, ScaledTanh, SparseConv2d, Subsampling
-from cnn_core.layers.trace import Trace, trace
+from cnn_core.layers.tracing import Trace, trace
 
 __all__ = [
     "EuclideanRBF",

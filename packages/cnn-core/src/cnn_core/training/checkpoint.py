@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import create_model
-from cnn_core.data.batches import Preprocessing
+from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import CorruptError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.plugins import plugins

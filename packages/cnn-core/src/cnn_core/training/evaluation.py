@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnn_core.data.batches import Preprocessing, batches
 from cnn_core.data.dataset import Dataset, Split, load_dataset
+from cnn_core.data.pipeline import Preprocessing, batches
 from cnn_core.tasks.classification import Mean, loss_function, metrics
 from cnn_core.training.checkpoint import read_weights
 from cnn_core.training.device import autocast, choose_device

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cnn_core.data.batches import Augmentation, Batch, Preprocessing, batches
 from cnn_core.data.dataset import Split
+from cnn_core.data.pipeline import Augmentation, Batch, Preprocessing, batches
 from cnn_core.errors import NumericalError
 from cnn_core.plugins import Observers
 from cnn_core.tasks.classification import Mean, loss_function, metrics
@@ -58,7 +58,7 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
     state = _restore(model, optimizer, scaler, state, job.device)
     loss_of = loss_function(recipe)
     steps = math.ceil(len(job.train) / recipe.batch_size)
-    job.progress.start(recipe.epochs, steps, state.epoch)
+    job.progress.start(job.run, steps, state.epoch)
     job.observers.notify("fit_start", run=job.run, model=model, recipe=recipe)
 
     for epoch in range(state.epoch, recipe.epochs):

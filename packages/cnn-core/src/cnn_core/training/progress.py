@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from cnn_core.training.run import Run
+
 __all__ = ["Live", "Plain", "Progress", "Silent", "progress_for"]
 
 INTERVAL = 0.1  # seconds between updates of the live line
@@ -21,8 +23,8 @@ Numbers = Callable[[], Mapping[str, float]]
 class Progress(Protocol):
     """Told about every step and epoch."""
 
-    def start(self, epochs: int, steps: int, done: int) -> None:
-        """Training of `epochs` x `steps` steps begins, or goes on after `done` epochs."""
+    def start(self, run: Run, steps: int, done: int) -> None:
+        """A run of `steps` steps an epoch begins, or goes on after `done` epochs."""
 
     def step(self, images: int, numbers: Numbers) -> None:
         """A step was taken; `numbers` gives the epoch's metrics so far, if asked."""
@@ -37,7 +39,7 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def start(self, epochs: int, steps: int, done: int) -> None: ...
+    def start(self, run: Run, steps: int, done: int) -> None: ...
 
     def step(self, images: int, numbers: Numbers) -> None: ...
 
@@ -49,8 +51,10 @@ class Silent:
 class Plain(Silent):
     """One line per epoch on stderr."""
 
-    def start(self, epochs: int, steps: int, done: int) -> None:
-        self.epochs = epochs
+    def start(self, run: Run, steps: int, done: int) -> None:
+        self.epochs = run.recipe.epochs
+        after = f", after epoch {done}" if done else ""
+        print(f"{run.recipe.model} on {run.recipe.data}{after}: {run.path}", file=sys.stderr)
 
     def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
         parts = [f"epoch {epoch}/{self.epochs}"]
@@ -66,8 +70,8 @@ class Plain(Silent):
 class Live(Plain):
     """A live line on a terminal: epoch, step, metrics, images/s, time left; with `Plain`'s."""
 
-    def start(self, epochs: int, steps: int, done: int) -> None:
-        super().start(epochs, steps, done)
+    def start(self, run: Run, steps: int, done: int) -> None:
+        super().start(run, steps, done)
         self.steps = steps
         self.taken = done * steps
         self.first = self.taken

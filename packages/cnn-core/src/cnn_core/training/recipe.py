@@ -114,7 +114,7 @@ class Recipe:
                 nearest = did_you_mean(key, known)
                 raise UsageError(
                     f"{prefix}unknown recipe key '{printable(key)}'{nearest}",
-                    f"keys: {', '.join(known)}",
+                    "" if nearest else f"keys: {', '.join(known)}",
                 )
         for key in ("model", "data"):
             if key not in settings:

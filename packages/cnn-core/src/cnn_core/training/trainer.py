@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cnn_core import registry
 from cnn_core.create import create_model
-from cnn_core.data.batches import Preprocessing
 from cnn_core.data.dataset import Dataset, load_dataset
-from cnn_core.errors import UsageError
+from cnn_core.data.pipeline import Preprocessing
+from cnn_core.errors import UsageError, ZooError
 from cnn_core.plugins import Observers, plugins
 from cnn_core.specs import ModelSpec, RecipeSpec
 from cnn_core.training.checkpoint import (
@@ -119,6 +120,17 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
         raise UsageError(
             f"image_size = {recipe.image_size}: {recipe.model} needs at least {spec.min_size}"
         )
+    with torch.device("meta"):
+        _build(recipe, dataset)
+
+
+def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    return create_model(
+        recipe.model,
+        num_classes=len(dataset.spec.classes),
+        in_channels=dataset.spec.image[0],
+        **recipe.options,
+    )
 
 
 def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> None:
@@ -131,12 +143,7 @@ def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> Non
     if run.finished:
         return
     torch.manual_seed(recipe.seed)
-    model = create_model(
-        recipe.model,
-        num_classes=len(classes),
-        in_channels=dataset.spec.image[0],
-        **recipe.options,
-    ).to(device)
+    model = _build(recipe, dataset).to(device)
 
     def save(state: State) -> None:
         """Write weights that are the best so far, then the state, then what people read."""
@@ -172,6 +179,10 @@ def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> Non
     )
     try:
         fit(model, job, state)
+    except BaseException as error:
+        if not isinstance(error, ZooError):
+            error.add_note(f"go on with: cnnzoo train --resume {run.path}")
+        raise
     finally:
         progress.stop()
     _test(run, dataset, device, observers)

@@ -1,0 +1,118 @@
+"""What several test files need: the command in a process of its own, and fake plugins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FASHION = ROOT.parent / "shared" / "data" / "fashion-mnist"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_cnnzoo(
+    *args: object, site: Path | None = None, cwd: Path | None = None, **variables: str
+) -> Outcome:
+    """Run the cnnzoo command; `site` is a folder of more distributions."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CNNZOO")}
+    environment.update(variables)
+    environment["COLUMNS"] = "200"
+    if site is not None:
+        environment["PYTHONPATH"] = str(site)
+    done = subprocess.run(
+        [sys.executable, "-m", "cnn_core", *map(str, args)],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def cnnzoo() -> Callable[..., Outcome]:
+    return run_cnnzoo
+
+
+class FakeSite:
+    """A folder like site-packages, with distributions made up for a test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(
+        self,
+        source: str,
+        *,
+        distribution: str = "cnn-arch-bad",
+        name: str = "bad",
+        module: str | None = None,
+        requires: tuple[str, ...] = ("cnn-core",),
+        target: str | None = None,
+    ) -> None:
+        """Install a distribution with one plugin module of this source."""
+        module = module or distribution.replace("-", "_") + "_plugin"
+        (self.path / f"{module}.py").write_text(textwrap.dedent(source), encoding="utf-8")
+        info = self.path / f"{distribution.replace('-', '_')}-1.2.3.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {distribution}", "Version: 1.2.3"]
+        lines += [f"Requires-Dist: {requirement}" for requirement in requires]
+        (info / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        entry = f"[cnnzoo]\n{name} = {target or module}\n"
+        (info / "entry_points.txt").write_text(entry, encoding="utf-8")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> FakeSite:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return FakeSite(folder)
+
+
+# A sound plugin with one model, for tests to spoil.
+GOOD = """
+from cnn_core import ModelSpec, Paper, hookimpl
+
+def model(name="tiny", **changes):
+    fields = dict(
+        name=name, target="tiny_net:tiny", family="tiny", variant="tiny", summary="tiny",
+        paper=Paper(title="t", authors="a", year=2020, url="https://example.org"),
+        input=(1, 8, 8), min_size=8, num_classes=10, params=650, macs=640,
+        stages=("head",), cam_stage="head",
+    )
+    return ModelSpec(**{**fields, **changes})
+
+@hookimpl
+def cnnzoo_models():
+    return [model()]
+"""
+
+
+@pytest.fixture
+def good_source() -> str:
+    return GOOD
+
+
+@pytest.fixture(scope="session")
+def fashion() -> Path:
+    """The folder of the real Fashion-MNIST, where there is one beside the repository."""
+    if not FASHION.is_dir():
+        pytest.skip(f"no {FASHION.relative_to(ROOT.parent)} beside the repository")
+    return FASHION

@@ -1,0 +1,379 @@
+"""Training: exact resumption, learning, numerical failure, optimizers and schedules."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cnn_core import create_model, load_dataset
+from cnn_core.errors import CorruptError, NumericalError, RunError, UsageError, ZooError
+from cnn_core.tasks.classification import map_loss
+from cnn_core.training import Recipe, Run, evaluate, predictions, train
+from cnn_core.training.checkpoint import read_state, read_weights
+from cnn_core.training.optim import make_optimizer
+from cnn_core.training.schedule import learning_rate
+
+
+def recipe(**settings):
+    return Recipe(**{"model": "lenet5_modern", "data": "digits", **settings})
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class StopError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupted_after(last, monkeypatch, **arguments):
+    """Train, and stop as soon as the state after that many epochs is on disk."""
+    from cnn_core.plugins import Observers
+
+    notify = Observers.notify
+
+    def stopping(self, hook, **facts):
+        if hook == "checkpoint" and facts["epoch"] == last:
+            raise StopError
+        notify(self, hook, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Observers, "notify", stopping)
+        with pytest.raises(StopError):
+            train("lenet5_modern", "digits", progress=False, **arguments)
+
+
+SETTINGS = {"epochs": 4, "batch_size": 64, "shift": 1, "flip": True, "topk": 3}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resuming_at_any_epoch_gives_the_same_bits(tmp_path, monkeypatch, optimizer):
+    settings = {**SETTINGS, "optimizer": optimizer, "lr": 0.005}
+    whole = train("lenet5_modern", "digits", out=tmp_path / "whole", progress=False, **settings)
+    for epochs in (1, 2, 3):
+        out = tmp_path / f"stopped-{epochs}"
+        interrupted_after(epochs, monkeypatch, out=out, **settings)
+        assert len(Run.open(out).history()) == epochs
+        resumed = train(resume=out, progress=False)
+        for name in ("weights.safetensors", "state/last.safetensors"):
+            found, expected = (
+                read_state(run.state).model if "state" in name else read_weights(run.path).tensors
+                for run in (resumed, whole)
+            )
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[key], expected[key]) for key in found)
+        assert [line["epoch"] for line in resumed.history()] == [1, 2, 3, 4]
+        assert resumed.test_metrics() == whole.test_metrics()
+        drop = {"seconds", "images_per_second"}
+        assert [
+            {k: v for k, v in line.items() if k not in drop} for line in resumed.metrics()
+        ] == [{k: v for k, v in line.items() if k not in drop} for line in whole.metrics()]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    def weights(name, seed):
+        run = train("lenet5", "digits", out=tmp_path / name, progress=False, epochs=1, seed=seed)
+        return read_weights(run.path).tensors["f6.weight"]
+
+    assert torch.equal(weights("a", 1), weights("b", 1))
+    assert not torch.equal(weights("a2", 1), weights("c", 2))
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    run = train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=1)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    train(resume=run.path, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_callers_random_state_is_left_alone(tmp_path):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_run_holds_all_that_it_should(tmp_path):
+    run = train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=2, topk=3)
+    names = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
+    assert {
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "weights.safetensors",
+        "state",
+        "state/last.safetensors",
+    } == names
+    assert Run.open(run.path).recipe == run.recipe
+    first, second, last = run.metrics()
+    keys = {"train/loss", "train/top1", "train/top3", "val/loss", "val/top1", "val/top3"}
+    assert keys <= first.keys()
+    assert second["epoch"] == 2
+    assert last["test/top1"] <= last["test/top3"] <= 1
+    environment = run.environment()
+    assert environment["torch"] == torch.__version__
+    assert {"lenet", "core"} <= {plugin["name"] for plugin in environment["plugins"]}
+
+
+def test_weights_alone_rebuild_the_model(tmp_path):
+    run = train("lenet5", "digits", out=tmp_path / "r", progress=False, epochs=1)
+    weights = read_weights(run.weights)
+    model = weights.build()
+    images = load_dataset("digits").split("test").images
+    with torch.inference_mode():
+        found = model(weights.preprocessing(images)).argmax(1)
+    assert torch.equal(found, predictions(run).predicted)
+    assert weights.classes == tuple("0123456789")
+    built = create_model("lenet5", weights=run.path).eval()
+    assert torch.equal(built.f6.weight, model.f6.weight)
+
+
+def test_evaluation_agrees_with_the_log_and_with_scikit_learn(tmp_path):
+    metrics = pytest.importorskip("sklearn.metrics")
+    run = train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=2, topk=3)
+    measured = evaluate(run.path)
+    assert {f"test/{name}": value for name, value in measured.items()} == run.test_metrics()
+    said = predictions(run)
+    expected = metrics.top_k_accuracy_score(said.targets, said.logits, k=3)
+    assert measured["top3"] == pytest.approx(expected, abs=1e-12)
+    expected = metrics.accuracy_score(said.targets, said.predicted)
+    assert measured["top1"] == pytest.approx(expected, abs=1e-12)
+    expected = metrics.log_loss(said.targets, said.logits.double().softmax(1))
+    assert measured["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
+def test_a_batch_can_be_learned_by_heart(name):
+    torch.manual_seed(0)
+    model = create_model(name)
+    loss = {"lenet5": "map", "lenet5_modern": "cross_entropy"}[name]
+    optimizer = make_optimizer(model, recipe(optimizer="adamw", lr=0.003, loss=loss))
+    x, targets = torch.randn(16, 1, 32, 32), torch.randint(0, 10, (16,))
+    for _ in range(150):
+        logits = model(x)
+        value = (
+            map_loss(logits, targets, 1.0)
+            if loss == "map"
+            else nn.functional.cross_entropy(logits, targets)
+        )
+        model.zero_grad()
+        value.backward()
+        optimizer.step(0.003)
+    assert (model(x).argmax(1) == targets).all()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "ours"), [("sgd", {}), ("adamw", {}), ("sgd", {"momentum": 0.0})]
+)
+def test_steps_are_torchs_own_to_the_last_bit(optimizer, ours):
+    torch.manual_seed(0)
+    mine, theirs = create_model("lenet5_modern"), create_model("lenet5_modern")
+    theirs.load_state_dict(mine.state_dict())
+    chosen = recipe(optimizer=optimizer, weight_decay=0.01, **ours)
+    stepper = make_optimizer(mine, chosen)
+    reference = (
+        torch.optim.AdamW(theirs.parameters(), betas=(0.9, 0.999), weight_decay=0.01)
+        if optimizer == "adamw"
+        else torch.optim.SGD(
+            theirs.parameters(),
+            lr=0.1,
+            momentum=chosen.momentum,
+            nesterov=chosen.momentum > 0,
+            weight_decay=0.01,
+        )
+    )
+    for step in range(5):
+        x, targets = torch.randn(8, 1, 32, 32), torch.randint(0, 10, (8,))
+        for model in (mine, theirs):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(x), targets).backward()
+        reference.param_groups[0]["lr"] = lr = 0.01 / (step + 1)
+        reference.step()
+        stepper.step(lr)
+    pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "time", "expected"),
+    [
+        ({"schedule": "constant"}, 7.5, 1.0),
+        ({"warmup_epochs": 2.0}, 0.0, 0.0),
+        ({"warmup_epochs": 2.0}, 1.0, 0.5),
+        ({"warmup_epochs": 2.0}, 2.0, 1.0),
+        ({}, 0.0, 1.0),
+        ({}, 5.0, 0.5),
+        ({}, 10.0, 0.0),
+        ({"final_lr": 0.2}, 10.0, 0.2),
+        ({}, 2.5, (1 + math.cos(math.pi / 4)) / 2),
+        ({"warmup_epochs": 2.0}, 6.0, 0.5),
+        ({"schedule": "step", "step_epochs": (4, 8)}, 3.99, 1.0),
+        ({"schedule": "step", "step_epochs": (4, 8)}, 4.0, 0.1),
+        ({"schedule": "step", "step_epochs": (4, 8)}, 9.0, 0.01),
+        ({"schedule": "step", "step_epochs": (4, 8), "step_factors": (0.4, 0.5)}, 8.0, 0.2),
+    ],
+)
+def test_learning_rates(settings, time, expected):
+    chosen = recipe(epochs=10, lr=1.0, **settings)
+    assert learning_rate(chosen, time) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_papers_loss_written_out():
+    logits = -torch.tensor([[1.0, 4.0, 9.0], [3.0, 0.5, 2.0]])
+    targets = torch.tensor([0, 2])
+    expected = []
+    for distances, target in zip((-logits).tolist(), targets.tolist(), strict=True):
+        rest = math.exp(-0.7) + sum(math.exp(-distance) for distance in distances)
+        expected.append(distances[target] + math.log(rest))
+    found = map_loss(logits, targets, margin=0.7)
+    assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):
+    with pytest.raises(NumericalError, match=r"epoch \d+, step \d+") as caught:
+        train(
+            "lenet5_modern",
+            "digits",
+            out=tmp_path / "r",
+            progress=False,
+            lr=1e5,
+            epochs=5,
+            schedule="constant",
+        )
+    assert caught.value.exit_code == 4
+    assert all(
+        torch.isfinite(tensor).all()
+        for path in (tmp_path / "r").glob("weights.safetensors")
+        for tensor in read_weights(path).tensors.values()
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision_trains(tmp_path, precision):
+    run = train(
+        "lenet5_modern",
+        "digits",
+        out=tmp_path / "r",
+        progress=False,
+        epochs=1,
+        precision=precision,
+        validation=0.8,
+    )
+    assert math.isfinite(run.history()[0]["train/loss"])
+    assert read_weights(run.path).tensors["c1.weight"].dtype == torch.float32
+
+
+def test_gradients_are_clipped(tmp_path):
+    run = train(
+        "lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=1, clip_norm=1e-9
+    )
+    assert run.history()[0]["train/loss"] == pytest.approx(math.log(10), abs=0.02)
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    run = train(
+        "lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=2, validation=0.0
+    )
+    assert read_weights(run.path).epoch == 2
+    assert not any(key.startswith("val/") for key in run.history()[0])
+
+
+def test_the_best_epoch_by_validation_is_kept(tmp_path):
+    run = train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=4, lr=0.2)
+    scores = [line["val/top1"] for line in run.history()]
+    assert read_weights(run.path).epoch == 1 + scores.index(max(scores))
+
+
+def test_a_run_in_a_full_folder_is_refused_and_nothing_is_lost(tmp_path):
+    (tmp_path / "keep.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        train("lenet5", "digits", out=tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
+
+
+def test_an_unwritable_run_directory_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ZooError, match=r"cannot write the run .*file/run"):
+        train("lenet5", "digits", out=tmp_path / "file" / "run", progress=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return train("lenet5_modern", "digits", out=out, progress=False, epochs=1)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    import shutil
+
+    return Run.open(shutil.copytree(finished.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "environment.json", "metrics.jsonl"])
+def test_a_run_with_a_missing_file_is_refused_by_name(copy, name):
+    (copy.path / name).unlink()
+    with pytest.raises(RunError, match=name.replace(".", r"\.")):
+        Run.open(copy.path)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "environment.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_run_with_a_broken_file_is_refused_by_name(copy, name, content):
+    (copy.path / name).write_bytes(content)
+    with pytest.raises(RunError, match=name.replace(".", r"\.")):
+        train(resume=copy.path, progress=False)
+
+
+def test_a_run_without_weights_says_how_to_go_on(copy):
+    copy.weights.unlink()
+    with pytest.raises(UsageError, match=r"no weights\.safetensors") as caught:
+        evaluate(copy)
+    assert "--resume" in caught.value.hint
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("name", ["weights", "state"])
+def test_a_cut_checkpoint_is_refused_by_name(copy, name, part):
+    path = getattr(copy, name)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(CorruptError, match=path.name):
+        read_weights(path) if name == "weights" else read_state(path)
+
+
+def test_weights_of_another_network_are_refused_with_both_shapes(finished):
+    with pytest.raises(UsageError, match="the model has") as caught:
+        create_model("lenet5", weights=finished.path)
+    assert "lenet5_modern" in caught.value.hint
+
+
+def test_weights_of_someone_else_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(CorruptError, match="not written by cnnzoo"):
+        read_weights(path)
+
+
+def test_the_same_run_is_written_with_the_same_bytes(tmp_path):
+    first, second = (
+        train("lenet5", "digits", out=tmp_path / name, progress=False, epochs=1).weights
+        for name in ("a", "b")
+    )
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_metrics_jsonl_is_one_object_a_line(finished):
+    for line in (finished.path / "metrics.jsonl").read_text().splitlines():
+        assert isinstance(json.loads(line), dict)
