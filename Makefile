@@ -51,3 +51,9 @@ format: .venv/.ready-dev
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+bench: .venv/.ready-dev
+	$(BIN)/python benchmarks/start_up.py
+
+wheels: .venv/.ready-dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist $(dir $(MEMBERS))

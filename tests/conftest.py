@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run side by side: one thread each. Set before anything imports torch.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).parent.parent
 FASHION = ROOT.parent / "shared" / "data" / "fashion-mnist"
 

@@ -58,6 +58,11 @@ def test_k_beyond_the_classes_is_refused_with_both_numbers():
     assert set(metrics(10, 3)) == {"top1", "top3"}
 
 
+@pytest.mark.parametrize(("classes", "name"), [(10, "top5"), (5, "top5"), (2, "top2")])
+def test_k_is_5_unless_there_are_fewer_classes(classes, name):
+    assert name in metrics(classes, 0)
+
+
 def test_means_weigh_batches_by_their_size():
     mean = Mean()
     mean.add(torch.tensor(1.0), 30)

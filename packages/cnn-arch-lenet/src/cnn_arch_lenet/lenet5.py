@@ -34,7 +34,7 @@ from cnn_core.layers import (
     lecun_uniform_,
 )
 
-__all__ = ["CODES", "TABLE_I", "LeNet5", "lenet5"]
+__all__ = ["CODES", "LeNet5", "TABLE_I", "lenet5"]
 
 # Shapes are N C H W; sizes in comments are for the default input, 1x32x32.
 

@@ -29,8 +29,8 @@ from cnn_core.errors import PluginError
 from cnn_core.text import did_you_mean, printable
 
 __all__ = [
-    "HEAVY",
     "Fault",
+    "HEAVY",
     "Observers",
     "Plugin",
     "Plugins",
@@ -178,7 +178,7 @@ def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
     try:
         name, version = dist.metadata["Name"], dist.metadata["Version"]
     except Exception:  # METADATA is gone, or is no text
-        name = version = None
+        name = version = ""
     return re.sub(r"[-_.]+", "-", name or "unknown").lower(), version or "unknown"
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, resources
 from typing import Any, Generic, TypeVar
 
-from cnn_core.errors import PluginError, UnknownNameError, UsageError
+from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
 from cnn_core.plugins import Plugin, complain, describe, plugins
 from cnn_core.specs import (
     Check,
@@ -64,8 +65,14 @@ class Entry(Generic[S]):
 
     def as_dict(self, name: str) -> dict[str, Any]:
         """Return the spec's fields, under the name it is shown by, and where it is from."""
-        fields = dataclasses.asdict(self.spec)
+        fields = _fields(self.spec)
         return {**fields, "name": name, "distribution": self.plugin.distribution}
+
+
+def _fields(spec: Spec) -> dict[str, Any]:
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    paper = values.get("paper")
+    return values if paper is None else {**values, "paper": dataclasses.asdict(paper)}
 
 
 class Catalogue(Generic[S]):
@@ -149,22 +156,21 @@ class Catalogue(Generic[S]):
 
     def _missing(self, name: str) -> Exception:
         """Return the error that says why there is no such name, and what to do."""
-        distribution = directory().get(self.kind, {}).get(name)
+        asked, _, bare = name.rpartition("/")
+        known = directory().get(self.kind, {})
+        distribution = asked or known.get(bare)
+        what = printable(f"{self.kind} '{name}' comes with {distribution}, which")
         for plugin in plugins().all:
-            if plugin.distribution != distribution:
-                continue
-            reason = (
-                plugin.blocked or plugin.report(plugin.faults[0])
-                if (plugin.blocked or plugin.faults)
-                else "it does not offer it"
-            )
-            return PluginError(
-                f"{self.kind} '{name}' comes with {distribution}, which is not loaded: {reason}",
-                "cnnzoo doctor -v says more",
-            )
-        known = [*self._claims, *directory().get(self.kind, {})]
-        if distribution is None:
-            return UnknownNameError(self.kind, name, known, f"see: cnnzoo {self._lister}")
+            if plugin.distribution == distribution and plugin.status != "ok":
+                reason = plugin.blocked or plugin.report(plugin.faults[0])
+                hint = "cnnzoo doctor -v says more"
+                return PluginError(f"{what} is {plugin.status}: {reason}", hint)
+        if distribution is None or distribution != known.get(bare):
+            nameable = [*self._claims, *known]
+            return UnknownNameError(self.kind, name, nameable, f"see: cnnzoo {self._lister}")
+        if any(plugin.distribution == distribution for plugin in plugins().all):
+            hint = f"pip install --upgrade {distribution}"
+            return PluginError(f"{what} does not offer it in this version", hint)
         return UsageError(f"{self.kind} '{name}' is not installed", f"pip install {distribution}")
 
     @property
@@ -188,9 +194,26 @@ def _wrong(specs: Any, kind: type[Spec]) -> str:
     for spec in specs:
         if not isinstance(spec, kind):
             return f"returned a {type(spec).__name__} among its items, expected {kind.__name__}"
+        if fault := _unshowable(spec):
+            return fault
     names = [name for spec in specs for name in _names(spec)]
     twice = sorted({name for name in names if names.count(name) > 1})
     return f"offers {kind.kind} '{twice[0]}' twice" if twice else ""
+
+
+def _unshowable(spec: Spec) -> str:
+    """Return why a list or its JSON could not show a spec, or an empty string."""
+    plain = {"str": str, "int": int, "bool": bool}
+    try:
+        for field in dataclasses.fields(spec):
+            kind = plain.get(str(field.type), object)
+            spec.require(field.name, isinstance(getattr(spec, field.name), kind), kind.__name__)
+        json.dumps(_fields(spec), allow_nan=False, default=repr)
+    except SpecError as error:
+        return str(error)
+    except Exception as error:
+        return f"{spec.kind} '{spec.name}' cannot be shown: {describe(error)}"
+    return ""
 
 
 @functools.cache

@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import cast
 
 import click
 
 from cnn_core import __version__, builtin
-from cnn_core.errors import ResourceError, ZooError
+from cnn_core.errors import PluginError, ResourceError, ZooError
 from cnn_core.plugins import describe
 
 __all__ = ["app", "main"]
@@ -49,11 +50,14 @@ class Zoo(click.Group):
         from cnn_core import registry
 
         if name in builtin.COMMANDS:
-            module = f"cnn_core.cli.{name.replace('-', '_')}"
-            command: Any = __import__(module, fromlist=["command"]).command
-            return command  # type: ignore[no-any-return]
-        command = registry.resolve(registry.commands().entry(name))
-        return command if isinstance(command, click.Command) else None
+            found = import_module(f"cnn_core.cli.{name.replace('-', '_')}").command
+        else:
+            entry = registry.commands().entry(name)
+            found = registry.resolve(entry)
+            if not isinstance(found, click.Command):
+                what = f"{entry.spec.target} of plugin '{entry.plugin.name}'"
+                raise PluginError(f"{what} is a {type(found).__name__}, not a click.Command")
+        return cast("click.Command", found)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

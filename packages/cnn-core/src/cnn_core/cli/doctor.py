@@ -114,7 +114,9 @@ def _ask(origins: list[str], timeout: float) -> dict[str, list[dict[str, str]]] 
 def _clashes(plugins: list[Plugin], timeout: float) -> list[str]:
     """Return names that several of the sound plugins claim, core's among them."""
     answer = _ask([p.origin for p in plugins], timeout + len(plugins))
-    return [] if isinstance(answer, str) else [str(line) for line in answer["conflicts"]]
+    if isinstance(answer, str):
+        return [f"all of them together: {answer}"]
+    return [str(line) for line in answer["conflicts"]]
 
 
 def _environment() -> dict[str, str | int | None]:

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from cnn_core.text import did_you_mean
 
-__all__ = ["DATASET", "MODEL", "RECIPE", "VIEW", "Choice", "RegistryName"]
+__all__ = ["Choice", "DATASET", "MODEL", "RECIPE", "RegistryName", "VIEW"]
 
 
 class RegistryName(click.ParamType):

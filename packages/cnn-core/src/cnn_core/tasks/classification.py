@@ -85,6 +85,8 @@ class Mean:
 def metrics(num_classes: int, topk: int) -> dict[str, Metric]:
     """Return fresh metrics by name: those that plugins offer, and top-k for the recipe's k.
 
+    With k = 0 it is 5, or the number of classes if there are fewer.
+
     Raises:
         UsageError: k is larger than the number of classes.
     """
@@ -98,7 +100,8 @@ def metrics(num_classes: int, topk: int) -> dict[str, Metric]:
         for name, entry in registry.metrics()
         if entry.spec.task == "classification"
     }
-    return {**found, f"top{topk}": TopK(topk)}
+    k = topk or min(5, num_classes)
+    return {**found, f"top{k}": TopK(k)}
 
 
 def loss_function(recipe: Recipe) -> Loss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -43,7 +43,7 @@ class Fit:
     device: torch.device
     progress: Progress
     observers: Observers
-    save: Any  # (State) -> None
+    save: Callable[[State], None]
 
 
 def fit(model: nn.Module, job: Fit, state: State | None) -> None:
@@ -100,7 +100,7 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
         job.observers.notify("checkpoint", run=job.run, epoch=epoch + 1)
 
 
-def _training_batches(job: Fit, epoch: int) -> Any:
+def _training_batches(job: Fit, epoch: int) -> Iterator[Batch]:
     """Return the epoch's batches; seeds all that is random in it by (seed, epoch)."""
     digest = hashlib.sha256(f"{job.recipe.seed}/{epoch}".encode()).digest()
     seed = int.from_bytes(digest[:8], "big") >> 1

@@ -18,7 +18,7 @@ from torch.optim.sgd import sgd
 
 from cnn_core.training.recipe import Recipe
 
-__all__ = ["SGD", "AdamW", "Optimizer", "make_optimizer"]
+__all__ = ["AdamW", "Optimizer", "SGD", "make_optimizer"]
 
 Parameters = dict[str, nn.Parameter]
 

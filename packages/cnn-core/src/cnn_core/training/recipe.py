@@ -27,7 +27,7 @@ LIMITS = {  # field: (lowest, highest), both allowed
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
     "seed": (0, 2**63 - 1),
-    "topk": (1, 1_000_000),
+    "topk": (0, 1_000_000),
     "lr": (0.0, 1e6),
     "momentum": (0.0, 0.9999),
     "beta2": (0.0, 0.999999),
@@ -73,7 +73,7 @@ class Recipe:
     shift: int = 0  # augmentation: pixels, each direction
     flip: bool = False  # augmentation: mirror left and right
     validation: float = 0.1  # part of the training split that chooses the weights to keep
-    topk: int = 5
+    topk: int = 0  # 0: 5, or the number of classes if that is smaller
     precision: str = "fp32"
     image_size: int = 0  # 0: the size that the architecture was published for
     mean: tuple[float, ...] = ()  # empty: the data set's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cnn_core import registry
 from cnn_core.create import create_model
 from cnn_core.data.dataset import Dataset, load_dataset
 from cnn_core.data.pipeline import Preprocessing
-from cnn_core.errors import UsageError, ZooError
+from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.plugins import Observers, plugins
 from cnn_core.specs import ModelSpec, RecipeSpec
 from cnn_core.training.checkpoint import (
@@ -136,32 +137,15 @@ def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
 def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> None:
     """Do what remains of a run: the epochs, then the test split."""
     recipe = run.recipe
-    entry = registry.models().entry(recipe.model)
-    preprocessing = _preprocessing(recipe, entry.spec, dataset)
-    classes = dataset.spec.classes
-    state = read_state(run.state) if run.state.is_file() else None
-    if run.finished:
+    preprocessing = _preprocessing(recipe, registry.models().get(recipe.model), dataset)
+    save = partial(_save, run, dataset, preprocessing)
+    state = _last_state(run)
+    if run.finished and run.weights.is_file():
         return
+    if state is not None:
+        save(state)  # finishes what a stop in the middle of saving may have left
     torch.manual_seed(recipe.seed)
     model = _build(recipe, dataset).to(device)
-
-    def save(state: State) -> None:
-        """Write weights that are the best so far, then the state, then what people read."""
-        if state.best_epoch == state.epoch:
-            weights = Weights(
-                tensors=state.model,
-                model=recipe.model,
-                num_classes=len(classes),
-                in_channels=dataset.spec.image[0],
-                options=recipe.options,
-                classes=classes,
-                preprocessing=preprocessing,
-                epoch=state.epoch,
-            )
-            write_weights(run.weights, weights)
-        write_state(run.state, state)
-        run.write_metrics(state.metrics)
-
     kept, held_out = dataset.hold_out(recipe.validation, recipe.seed)
     progress = progress_for(shown)
     observers = Observers(plugins())
@@ -170,7 +154,7 @@ def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> Non
         recipe=recipe,
         train=kept,
         validation=held_out,
-        num_classes=len(classes),
+        num_classes=len(dataset.spec.classes),
         preprocessing=preprocessing,
         device=device,
         progress=progress,
@@ -186,6 +170,46 @@ def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> Non
     finally:
         progress.stop()
     _test(run, dataset, device, observers)
+
+
+def _save(run: Run, dataset: Dataset, preprocessing: Preprocessing, state: State) -> None:
+    """Write the state, then weights if they are the best so far, then what people read.
+
+    Stopped in between, the next start does the rest: the state has all that it needs.
+    """
+    write_state(run.state, state)
+    if state.best_epoch == state.epoch:
+        weights = Weights(
+            tensors=state.model,
+            model=run.recipe.model,
+            num_classes=len(dataset.spec.classes),
+            in_channels=dataset.spec.image[0],
+            options=run.recipe.options,
+            classes=dataset.spec.classes,
+            preprocessing=preprocessing,
+            epoch=state.epoch,
+        )
+        write_weights(run.weights, weights)
+    run.write_metrics(state.metrics)
+
+
+def _last_state(run: Run) -> State | None:
+    """Return where a run stands; None if none of its epochs has ended yet.
+
+    Raises:
+        RunError: the state is gone, or weights that it cannot give back; nothing is changed.
+    """
+    if run.state.is_file():
+        state = read_state(run.state)
+        if run.weights.is_file() or state.best_epoch == state.epoch:
+            return state
+    elif not run.weights.is_file() and not run.history():
+        return None
+    lost = run.weights if run.state.is_file() else run.state
+    raise RunError(
+        f"{run.path}: not a whole run: {lost.relative_to(run.path)} is missing",
+        "restore it from a copy, or train again into another directory",
+    )
 
 
 def _test(run: Run, dataset: Dataset, device: torch.device, observers: Observers) -> None:

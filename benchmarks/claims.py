@@ -1,0 +1,55 @@
+"""Measure what a recipe reaches: train it with several seeds, print its [claim] as TOML.
+
+    python benchmarks/claims.py lenet5-fashion_mnist --seeds 0 1 2 --data-dir DIR
+
+The numbers in the recipes and in the README are what this printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import tomli_w
+
+from cnn_core import registry, train
+
+
+def main() -> None:
+    """Train, and print the claim."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data-dir", type=Path)
+    chosen = parser.parse_args()
+    spec = registry.recipes().get(chosen.recipe)
+    scores, seconds, surroundings = [], [], {}
+    for seed in chosen.seeds:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            run = train(
+                recipe=chosen.recipe, seed=seed, out=Path(folder) / "run", data_dir=chosen.data_dir
+            )
+            scores.append(run.test_metrics()["test/top1"])
+            surroundings = run.environment()
+        seconds.append(time.perf_counter() - began)
+        print(f"# seed {seed}: {scores[-1]:.4f} in {seconds[-1]:.0f} s", flush=True)
+    claim = {
+        "metric": "test/top1",
+        "mean": round(statistics.mean(scores), 5),
+        "std": round(statistics.stdev(scores), 5) if len(scores) > 1 else 0.0,
+        "n": len(scores),
+        "seeds": chosen.seeds,
+        "seconds": round(statistics.mean(seconds)),
+        "hardware": f"{surroundings['threads']} threads of {surroundings['device_name']}",
+        "torch": surroundings["torch"],
+        "command": f"python benchmarks/claims.py {spec.name}",
+    }
+    print(tomli_w.dumps({"claim": claim}))
+
+
+if __name__ == "__main__":
+    main()

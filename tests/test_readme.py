@@ -1,0 +1,110 @@
+"""The README is true: its commands run, its plugin works, its numbers are the recipes'."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnn_core import get_spec, registry
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S).group(1)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def run(command: list[str], folder: Path, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def test_every_command_of_use_runs_as_it_stands(tmp_path):
+    commands = [shlex.split(line) for line in blocks(section("Use"), "bash")[0].splitlines()]
+    assert len(commands) == 10
+    for command in commands:
+        assert command[0] == "cnnzoo"
+        run(["-m", "cnn_core", *command[1:]], tmp_path)
+    assert (tmp_path / "runs" / "first" / "report.html").is_file()
+    assert len(list((tmp_path / "runs" / "first" / "figures").glob("*.png"))) >= 6
+
+
+def test_the_python_snippet_runs(tmp_path):
+    (code,) = blocks(section("Use"), "python")
+    assert 0.5 < float(run(["-c", code], tmp_path)) <= 1
+
+
+def test_the_plugin_works_as_printed(tmp_path):
+    text = section("Your own network, as a plugin")
+    files = dict(re.findall(r"`([\w/.]+)`\n\n```\w+\n(.*?)```", text, re.S))
+    assert set(files) == {"pyproject.toml", "cnn_arch_tiny/plugin.py", "cnn_arch_tiny/tiny.py"}
+    code = "".join(files[name] for name in sorted(files))
+    assert len([line for line in code.splitlines() if line.strip()]) <= 45
+    project, wheels, site = (tmp_path / name for name in ("project", "wheels", "site"))
+    for name, content in files.items():
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    wheels.mkdir()
+    build = "import sys; from flit_core import buildapi; buildapi.build_wheel(sys.argv[1])"
+    run(["-c", build, str(wheels)], project)
+    (wheel,) = wheels.iterdir()
+    run(["-m", "zipfile", "-e", str(wheel), str(site)], tmp_path)
+    installed = {"PYTHONPATH": str(site)}
+    assert "tiny" in run(["-m", "cnn_core", "list-models"], tmp_path, **installed)
+    shown = run(["-m", "cnn_core", "show", "tiny"], tmp_path, **installed)
+    spec_numbers = re.search(r"params=([\d_]+), macs=([\d_]+)", files["cnn_arch_tiny/plugin.py"])
+    for number in spec_numbers.groups():
+        assert f"{int(number):,}" in shown
+    command = ["train", "tiny", "--data", "digits", "--epochs", "1", "--out", "tiny"]
+    run(["-m", "cnn_core", *command], tmp_path, **installed)
+
+
+def rows() -> list[list[str]]:
+    table = re.search(r"^\| model \|.*?\n\n", README, re.M | re.S).group()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_the_tables_numbers_are_those_of_specs_and_recipes():
+    names = {"digits": "digits", "Fashion-MNIST": "fashion_mnist", "MNIST": "mnist"}
+    model, checked = "", 0
+    for first, _, year, parameters, data, ours, _ in rows():
+        if first:
+            model = first.strip("`")
+            assert parameters == f"{get_spec(model).params:,}"
+            assert year == str(get_spec(model).paper.year)
+        claim = registry.recipes().get(f"{model}-{names[data]}").claim
+        if not claim:
+            assert ours == "not measured"
+            continue
+        mean, std = 100 * claim["mean"], 100 * claim["std"]
+        assert ours == f"{mean:.2f} ± {std:.2f} % ({claim['n']})"
+        checked += 1
+    assert checked == 4
+    assert set(registry.list_models()) >= {row[0].strip("`") for row in rows() if row[0]}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("packages/*/*.md")))
+def test_links_to_files_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
