@@ -338,7 +338,31 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
 def test_the_best_epoch_by_validation_is_kept(tmp_path):
     run = train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=4, lr=0.2)
     scores = [line["val/top1"] for line in run.history()]
-    assert read_weights(run.path).epoch == 1 + scores.index(max(scores))
+    assert read_weights(run.path).epoch == max(
+        epoch for epoch, score in enumerate(scores, start=1) if score == max(scores)
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((0.5, 0.7, 0.6), 2),
+        ((0.5, 0.7, 0.7), 3),
+        ((math.nan, 0.5, math.nan), 2),
+        ((0.5, math.nan, 0.4), 1),
+        ((math.nan, math.nan), 0),
+    ],
+)
+def test_a_nan_is_never_the_best_and_of_equals_the_later_is_kept(scores, kept):
+    from cnn_core.training.loop import _after_epoch, _restore
+
+    model = create_model("lenet5_modern")
+    optimizer, scaler = make_optimizer(model, recipe()), torch.GradScaler("cpu", enabled=False)
+    state = _restore(model, optimizer, scaler, None, torch.device("cpu"))
+    for epoch, score in enumerate(scores, start=1):
+        line = {"epoch": epoch, "val/top1": score}
+        state = _after_epoch(model, optimizer, scaler, state, line)
+    assert state.best_epoch == kept
 
 
 def test_a_run_in_a_full_folder_is_refused_and_nothing_is_lost(tmp_path):

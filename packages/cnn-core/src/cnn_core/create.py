@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
 from cnn_core import registry
+from cnn_core.discovery import describe
 from cnn_core.errors import PluginError, UsageError
 from cnn_core.text import did_you_mean
 
@@ -45,8 +46,11 @@ def create_model(
     }
     try:
         model = build(**sizes, **options)
-    except (TypeError, ValueError) as error:
-        raise PluginError(f"model '{name}' ({entry.plugin.origin}): {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        what = f"model '{name}' ({entry.plugin.origin}) cannot be built"
+        raise PluginError(f"{what}: {describe(error)}") from error
     if weights is not None:
         from cnn_core.training.checkpoint import read_weights
 

@@ -11,7 +11,8 @@ import logging
 import traceback
 
 from cnn_core import registry
-from cnn_core.plugins import Fault, plugins
+from cnn_core.discovery import Fault
+from cnn_core.plugins import plugins
 
 REPORT = "cnn_core.probe: "
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from importlib import import_module, resources
 from typing import Any, Generic, TypeVar
 
+from cnn_core.discovery import Plugin, complain, describe
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
-from cnn_core.plugins import Plugin, complain, describe, plugins
+from cnn_core.plugins import plugins
 from cnn_core.specs import (
     Check,
     CommandSpec,

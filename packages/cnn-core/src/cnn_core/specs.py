@@ -219,6 +219,9 @@ class RecipeSpec(Spec):
         needed = {"metric", "mean", "std", "n", "seeds", "hardware"}
         missing = ", ".join(sorted(needed - set(self.claim)))
         self.require("claim", not self.claim or not missing, f"also {missing}")
+        for number in ("mean", "std"):
+            is_number = isinstance(self.claim.get(number, 0), int | float)
+            self.require("claim", is_number, f"a number for {number}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from typing import cast
 import click
 
 from cnn_core import __version__, builtin
+from cnn_core.discovery import describe
 from cnn_core.errors import PluginError, ResourceError, ZooError
-from cnn_core.plugins import describe
+from cnn_core.text import printable
 
 __all__ = ["app", "main"]
 
@@ -73,7 +74,7 @@ class Zoo(click.Group):
         summaries = dict(builtin.COMMANDS)
         for name, entry in registry.commands():
             if _bare(name) not in builtin.COMMANDS:
-                summaries[name] = f"{entry.spec.summary} ({entry.plugin.distribution})"
+                summaries[name] = printable(f"{entry.spec.summary} ({entry.plugin.distribution})")
         with formatter.section("Commands"):
             formatter.write_dl(list(summaries.items()))
 
@@ -83,7 +84,7 @@ def _bare(name: str) -> str:
 
 
 def _block(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> None:
-    from cnn_core.plugins import block
+    from cnn_core.discovery import block
 
     for name in names:
         block(name)

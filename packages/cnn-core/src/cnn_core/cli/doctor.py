@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.discovery import Plugin, discover
 from cnn_core.errors import PluginError
-from cnn_core.plugins import Plugin, discover
 from cnn_core.probe import REPORT
 from cnn_core.text import printable
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from cnn_core import plugins, registry
+from cnn_core import registry
 from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.discovery import Plugin
+from cnn_core.plugins import Plugins, plugins
 
 __all__ = ["command"]
 
@@ -24,12 +26,11 @@ def command(verbose: bool, as_json: bool) -> None:
       cnnzoo plugins -v
       CNNZOO_PLUGINS=lenet cnnzoo plugins --json
     """
-    loaded = plugins.plugins()
-    catalogues = registry.catalogues()  # a plugin works if its hooks do
+    loaded = plugins()
+    registry.catalogues()  # finds the hooks that fail
     rows = [_facts(loaded, plugin) for plugin in loaded.all]
     if as_json:
-        clashes = [*loaded.conflicts, *(line for c in catalogues for line in c.conflicts)]
-        emit_json("plugins", rows, clashes=clashes)
+        emit_json("plugins", rows)
         return
     columns = ["name", "distribution", "version", "status", "reason"]
     if verbose:
@@ -38,7 +39,7 @@ def command(verbose: bool, as_json: bool) -> None:
     table(columns, shown, right=("ms",))
 
 
-def _facts(loaded: plugins.Plugins, plugin: plugins.Plugin) -> dict[str, Any]:
+def _facts(loaded: Plugins, plugin: Plugin) -> dict[str, Any]:
     return {
         "name": plugin.name,
         "distribution": plugin.distribution,
@@ -53,7 +54,7 @@ def _facts(loaded: plugins.Plugins, plugin: plugins.Plugin) -> dict[str, Any]:
     }
 
 
-def _editable(plugin: plugins.Plugin) -> bool:
+def _editable(plugin: Plugin) -> bool:
     """Whether pip installed the distribution with -e (PEP 610)."""
     dist = plugin.entry.dist if plugin.entry is not None else None
     text = dist.read_text("direct_url.json") if dist is not None else None

@@ -25,11 +25,12 @@ def command(model: str, as_json: bool) -> None:
       cnnzoo show lenet5
       cnnzoo show lenet5_modern --json
     """
+    entry = registry.models().entry(model)
+    spec = entry.spec
+    # Only once the name is known to be right: torch costs seconds.
     from cnn_core.create import create_model
     from cnn_core.layers import trace
 
-    entry = registry.models().entry(model)
-    spec = entry.spec
     traced = trace(lambda: create_model(model), spec.stages, spec.input)
     if as_json:
         content = {**entry.as_dict(model), "trace": dataclasses.asdict(traced)}

@@ -177,7 +177,8 @@ def _after_epoch(
 ) -> State:
     """Return the state after an epoch; without validation the last epoch is the best."""
     score, epoch = line.get("val/top1"), int(line["epoch"])
-    better = score is None or score > before.best  # a NaN is never better
+    # Of equals the later one, trained longer at a lower rate; a NaN is never better.
+    better = score is None or score >= before.best
     return State(
         model=model.state_dict(),
         optimizer=optimizer.state,

@@ -60,18 +60,20 @@ def train(
     """
     folder = Path(data_dir) if data_dir is not None else None
     where = choose_device(device)
-    if resume is not None:
-        run = Run.open(resume)
-        dataset = load_data(run, folder)
-    else:
-        chosen = find_recipe(model, data, recipe, settings)
-        registry.models().get(chosen.model)  # an unknown name fails before data is read
-        dataset = load_dataset(chosen.data, data_dir=folder, download=download)
-        _check(chosen, dataset)
-        target = Path(out) if out is not None else None
-        run = Run.create(chosen, environment(where, folder), target)
     with torch.random.fork_rng():
-        _train(run, dataset, where, progress)
+        if resume is not None:
+            run = Run.open(resume)
+            dataset = load_data(run, folder)
+            network = _build(run.recipe, dataset)
+        else:  # what can fail does so before anything is written
+            chosen = find_recipe(model, data, recipe, settings)
+            registry.models().get(chosen.model)
+            dataset = load_dataset(chosen.data, data_dir=folder, download=download)
+            _check(chosen, dataset)
+            network = _build(chosen, dataset)
+            target = Path(out) if out is not None else None
+            run = Run.create(chosen, environment(where, folder), target)
+        _train(run, network.to(where), dataset, where, progress)
     return run
 
 
@@ -121,11 +123,11 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
         raise UsageError(
             f"image_size = {recipe.image_size}: {recipe.model} needs at least {spec.min_size}"
         )
-    with torch.device("meta"):
-        _build(recipe, dataset)
 
 
 def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """Return the recipe's network for the data set, initialised by the recipe's seed."""
+    torch.manual_seed(recipe.seed)
     return create_model(
         recipe.model,
         num_classes=len(dataset.spec.classes),
@@ -134,7 +136,9 @@ def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
     )
 
 
-def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> None:
+def _train(
+    run: Run, model: nn.Module, dataset: Dataset, device: torch.device, shown: bool
+) -> None:
     """Do what remains of a run: the epochs, then the test split."""
     recipe = run.recipe
     preprocessing = _preprocessing(recipe, registry.models().get(recipe.model), dataset)
@@ -144,8 +148,6 @@ def _train(run: Run, dataset: Dataset, device: torch.device, shown: bool) -> Non
         return
     if state is not None:
         save(state)  # finishes what a stop in the middle of saving may have left
-    torch.manual_seed(recipe.seed)
-    model = _build(recipe, dataset).to(device)
     kept, held_out = dataset.hold_out(recipe.validation, recipe.seed)
     progress = progress_for(shown)
     observers = Observers(plugins())
