@@ -1,0 +1,77 @@
+"""cnnzoo viz and cnnzoo report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from cnn_core import registry
+from cnn_core.cli.params import RegistryName
+
+__all__ = ["report", "viz"]
+
+
+def _views() -> Iterable[str]:
+    return [*registry.views().names(), "all"]
+
+
+@click.command("viz")
+@click.argument("view", type=RegistryName("view", _views))
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Not RUN/figures but here."
+)
+def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | None) -> None:
+    """Draw VIEW of RUN, or all views, as PNG and SVG; prints the files' paths.
+
+    The views: cnnzoo list-views.
+
+    \b
+    Examples:
+      cnnzoo viz gradcam runs/lenet5-digits-20260101-120000
+      cnnzoo viz all runs/lenet5-digits-20260101-120000 --out pictures
+    """
+    if view != "all":
+        registry.views().entry(view)  # an unknown name fails before torch is imported
+
+    from cnn_viz.figures import draw_all, draw_one, fitting, write
+    from cnn_viz.ingredients import Ingredients
+
+    ingredients = Ingredients(run, data_dir=data_dir, device=device)
+    folder = out if out is not None else ingredients.run.figures
+    if view != "all":
+        drawings = iter([draw_one(view, ingredients)])
+    else:
+        drawings = (draw_all(*pair, ingredients) for pair in fitting(ingredients.run))
+    for drawing in drawings:
+        if not drawing.error:
+            for path in write(drawing, folder):
+                click.echo(path)
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+def report(run: Path, data_dir: Path | None, device: str) -> None:
+    """Draw all views of RUN and write RUN/report.html: one page, to open or to send.
+
+    The page holds everything and loads nothing. Prints its path; progress goes to stderr.
+
+    \b
+    Example:
+      cnnzoo report runs/lenet5-digits-20260101-120000
+    """
+    from cnn_viz.report import write_report
+
+    path = write_report(
+        run,
+        data_dir=data_dir,
+        device=device,
+        progress=lambda line: click.echo(line, err=True),
+    )
+    click.echo(path)

@@ -1,0 +1,161 @@
+"""From the name of a view to a figure and its files; a view that raises harms no other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from cnn_core import registry
+from cnn_core.discovery import describe, log
+from cnn_core.errors import PluginError, UsageError, ZooError
+from cnn_core.files import write_bytes
+from cnn_core.registry import Entry
+from cnn_core.specs import ViewSpec
+from cnn_core.text import printable
+from cnn_core.training import Run
+from cnn_viz import style
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.plugin import VIEWS
+
+__all__ = ["Drawing", "draw", "draw_all", "draw_one", "fitting", "write"]
+
+DPI = 150
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """One view of one run: the figure's files, or the error that stopped it."""
+
+    name: str
+    entry: Entry[ViewSpec]
+    png: bytes = b""
+    svg: bytes = b""
+    error: str = ""
+
+
+def draw(
+    view: str,
+    run: Run | str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Figure:
+    """Return one view of a run as a matplotlib `Figure`.
+
+    Raises:
+        UnknownNameError: there is no such view; suggests names.
+        UsageError: the view is for another task.
+        PluginError: the view's own code fails; names its plugin.
+    """
+    ingredients = Ingredients(run, data_dir=data_dir, device=device)
+    name, entry = _entry(view, ingredients.run)
+    with style.applied():
+        return _render(name, entry, ingredients.select(entry.spec.needs))
+
+
+def draw_one(view: str, ingredients: Ingredients) -> Drawing:
+    """Draw one view; raises as `draw` does."""
+    name, entry = _entry(view, ingredients.run)
+    return _drawing(name, entry, ingredients.select(entry.spec.needs))
+
+
+def draw_all(name: str, entry: Entry[ViewSpec], ingredients: Ingredients) -> Drawing:
+    """Draw one view among several: one that raises is reported, and holds its error.
+
+    What keeps the ingredients from being made (no weights, no data) is raised.
+    """
+    arguments = ingredients.select(entry.spec.needs)
+    try:
+        return _drawing(name, entry, arguments)
+    except ZooError as error:
+        if os.environ.get("CNNZOO_STRICT") == "1":
+            raise
+        message = error.message if isinstance(error, PluginError) else _blame(name, entry, error)
+        log.warning("%s", message)
+        return Drawing(name=name, entry=entry, error=message)
+
+
+def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
+    """Return the views for the run's task: ours in reading order, then others by name."""
+    task = registry.get_spec(run.recipe.model).task
+    ours = [spec.name for spec in VIEWS]
+    found = [pair for pair in registry.views() if task in pair[1].spec.tasks]
+    return sorted(found, key=lambda pair: ours.index(pair[0]) if pair[0] in ours else len(ours))
+
+
+def write(drawing: Drawing, folder: Path) -> list[Path]:
+    """Write a drawing as PNG and SVG into a folder, atomically; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = drawing.name.replace("/", "--")  # a contested name is "distribution/name"
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    for path, content in zip(paths, (drawing.png, drawing.svg), strict=True):
+        write_bytes(path, content)
+    return paths
+
+
+def _entry(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
+    """Look a view up, and hold it to the run's task."""
+    entry = registry.views().entry(view)
+    task = registry.get_spec(run.recipe.model).task
+    if task not in entry.spec.tasks:
+        raise UsageError(
+            f"view '{view}' is for {' and '.join(entry.spec.tasks)}, "
+            f"{run.recipe.model} does {task}",
+            "cnnzoo list-views",
+        )
+    return registry.views().shown_name(entry), entry
+
+
+def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Drawing:
+    """Render a view and encode its figure: all that its code can make fail."""
+    with style.applied():
+        figure = _render(name, entry, arguments)
+        try:
+            png, svg = _encoded(figure, "png", dpi=DPI), _encoded(figure, "svg")
+        except (Exception, SystemExit) as error:
+            raise _fault(name, entry, error) from error
+    return Drawing(name=name, entry=entry, png=png, svg=svg)
+
+
+def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Figure:
+    """Call a view, with what it prints kept off our standard output."""
+    render = registry.resolve(entry, "render")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            figure = render(**arguments)
+    except ZooError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _fault(name, entry, error) from error
+    if not isinstance(figure, Figure):
+        wrong = TypeError(f"returned {type(figure).__name__}, expected a matplotlib Figure")
+        raise _fault(name, entry, wrong)
+    return figure
+
+
+def _encoded(figure: Figure, format: str, **options: Any) -> bytes:
+    """Return a figure as a file's contents: the same for the same figure, without a date."""
+    file = io.BytesIO()
+    metadata = {"Date": None} if format == "svg" else None
+    figure.savefig(file, format=format, metadata=metadata, **options)
+    return file.getvalue()
+
+
+def _fault(name: str, entry: Entry[ViewSpec], error: BaseException) -> PluginError:
+    hint = f"mend it, or leave it out: cnnzoo --no-plugin {printable(entry.plugin.name)} …"
+    return PluginError(_blame(name, entry, error), hint)
+
+
+def _blame(name: str, entry: Entry[ViewSpec], error: BaseException) -> str:
+    """One line that names view, plugin, distribution and cause."""
+    plugin = entry.plugin
+    who = printable(f"plugin '{plugin.name}' ({plugin.distribution} {plugin.version})")
+    cause = error.message if isinstance(error, ZooError) else describe(error)
+    return f"view '{name}' of {who}: {cause}"

@@ -1,0 +1,64 @@
+"""What views are made from, prepared once for a run: its model, a batch, the predictions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from cnn_core.data import Batch, batches
+from cnn_core.training import Predictions, Run, predictions
+from cnn_core.training.checkpoint import Weights, read_weights
+from cnn_core.training.device import choose_device
+from cnn_core.training.evaluation import load_data
+
+__all__ = ["Ingredients"]
+
+BATCH = 64
+
+
+class Ingredients:
+    """A run, and what its weights make of the test split; each part is made when asked for.
+
+    Raises, when asked: what `read_weights` and `load_dataset` raise for files that are missing
+    or broken.
+    """
+
+    def __init__(
+        self,
+        run: Run | str | os.PathLike[str],
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.run = run if isinstance(run, Run) else Run.open(run)
+        self.data_dir = data_dir
+        self.device = choose_device(device)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The kept weights, with the classes' names and the preprocessing."""
+        return read_weights(self.run.path)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with the kept weights, in eval mode."""
+        return self.weights.build().to(self.device)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The first 64 images of the test split."""
+        split = load_data(self.run, self.data_dir).split("test")
+        return next(batches(split, self.weights.preprocessing, BATCH, device=self.device))
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What the network says of the whole test split."""
+        return predictions(self.run, data_dir=self.data_dir, device=str(self.device))
+
+    def select(self, needs: Iterable[str]) -> dict[str, Any]:
+        """Return what a `ViewSpec` needs, by name."""
+        return {name: getattr(self, name) for name in needs}

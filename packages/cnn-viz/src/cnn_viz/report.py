@@ -1,0 +1,219 @@
+"""The report: one HTML file that holds a run's figures and numbers, and loads nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from cnn_core import registry
+from cnn_core.files import write_text
+from cnn_core.plugins import plugins
+from cnn_core.training import Predictions, Run
+from cnn_viz import __version__, style
+from cnn_viz.figures import Drawing, draw_all, fitting, write
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.inline import inlined
+from cnn_viz.measures import class_scores, confusion_counts, kept_epoch, wilson
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    run: Run | str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    progress: Callable[[str], object] = lambda line: None,
+) -> Path:
+    """Draw every view of a run into its figures/, write its report.html, return that path.
+
+    The network is evaluated once. A view or a section of a plugin that raises costs itself
+    only: the page says so in its place.
+
+    Raises:
+        ZooError: the run lacks weights, or its data set cannot be loaded.
+    """
+    ingredients = Ingredients(run, data_dir=data_dir, device=device)
+    opened = ingredients.run
+    progress(f"evaluating {opened.recipe.model} on the test split of {opened.recipe.data}")
+    content = _content(ingredients)
+    drawings = []
+    for name, entry in fitting(opened):
+        progress(f"drawing {name}")
+        drawings.append(draw_all(name, entry, ingredients))
+        if not drawings[-1].error:
+            write(drawings[-1], opened.figures)
+    page = _template().render(
+        content,
+        surroundings=_surroundings(content["environment"]),
+        hardware=_hardware(content["environment"]),
+        figures=[_figure(drawing) for drawing in drawings],
+        sections=_sections(opened),
+        numbers=_plain(content),
+    )
+    path = opened.path / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _content(ingredients: Ingredients) -> dict[str, Any]:
+    """Return every number and word of the report, by name."""
+    run, predictions = ingredients.run, ingredients.predictions
+    recipe, history = run.recipe, run.history()
+    spec = registry.get_spec(recipe.model)
+    return {
+        "schema": 1,
+        "made_by": f"cnn-viz {__version__}",
+        "run": run.path.absolute().name,
+        "model": {
+            "name": recipe.model,
+            "variant": spec.variant,
+            "summary": spec.summary,
+            "paper": asdict(spec.paper),
+            "departures": spec.departures,
+            "params": sum(p.numel() for p in ingredients.model.parameters() if p.requires_grad),
+        },
+        "data": recipe.data,
+        "test": {**_headline(predictions), **run.test_metrics()},
+        "training": {
+            "epochs": len(history),
+            "planned_epochs": recipe.epochs,
+            "kept_epoch": kept_epoch(run),
+            "seconds": sum(line.get("seconds", 0.0) for line in history),
+            "seed": recipe.seed,
+        },
+        "classes": [asdict(score) for score in class_scores(predictions)],
+        "confusion": _confusions(predictions),
+        "epochs": history,
+        "recipe": recipe.to_toml(),
+        "environment": run.environment(),
+        "reproduce": _commands(run),
+    }
+
+
+def _headline(predictions: Predictions) -> dict[str, Any]:
+    """Return top-1 on the test split with its 95 % interval."""
+    n = len(predictions.targets)
+    hits = int((predictions.predicted == predictions.targets).sum())
+    low, high = wilson(hits, n)
+    return {"n": n, "right": hits, "top1": hits / n, "interval": [low, high]}
+
+
+def _confusions(predictions: Predictions) -> list[dict[str, int]]:
+    """Return the cells of the confusion matrix that are not 0."""
+    counts = confusion_counts(predictions)
+    return [
+        {"true": row, "predicted": column, "images": int(counts[row, column])}
+        for row, column in zip(*(places.tolist() for places in counts.nonzero()), strict=True)
+    ]
+
+
+def _hardware(recorded: dict[str, Any]) -> str:
+    device, threads = recorded.get("device_name", "unknown"), recorded.get("threads")
+    if recorded.get("device") != "cpu" or threads is None:
+        return str(device)
+    return f"{device}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def _surroundings(recorded: dict[str, Any]) -> dict[str, str]:
+    """Return what environment.json records, in words."""
+    words = {key.replace("_", " "): str(value) for key, value in recorded.items()}
+    words["plugins"] = ", ".join(f"{name} {version}" for name, version in _distributions(recorded))
+    if isinstance(command := recorded.get("command"), list):
+        words["command"] = shlex.join(map(str, command))
+    return words
+
+
+def _distributions(recorded: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the plugins' distributions with their versions."""
+    return [
+        (str(plugin["distribution"]), str(plugin["version"]))
+        for plugin in recorded.get("plugins") or []
+        if isinstance(plugin, dict) and {"distribution", "version"} <= plugin.keys()
+    ]
+
+
+def _commands(run: Run) -> list[str]:
+    """Return what to type to train this again, with the recipe in recipe.toml."""
+    recorded = run.environment()
+    wanted = [f"{name}=={version}" for name, version in _distributions(recorded)]
+    torch = str(recorded.get("torch", "")).partition("+")[0]
+    wanted += [f"torch=={torch}"] if torch else []
+    data_dir = ["--data-dir", "DIR"] if recorded.get("data_dir") else []
+    return [
+        shlex.join(["pip", "install", *wanted]),
+        shlex.join(["cnnzoo", "train", "--recipe", "recipe.toml", *data_dir]),
+    ]
+
+
+def _figure(drawing: Drawing) -> dict[str, Any]:
+    """Return what the page shows of one view."""
+    plugin, spec = drawing.entry.plugin, drawing.entry.spec
+    return {
+        "name": drawing.name,
+        "summary": spec.summary,
+        "origin": "" if plugin.name == "viz" else f"{plugin.distribution} {plugin.version}",
+        "error": drawing.error,
+        "markup": ""
+        if drawing.error
+        else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.svg, drawing.png),
+    }
+
+
+def _sections(run: Run) -> list[Markup]:
+    """Return the sections of plugins; they are code, and trusted as such."""
+    sections = []
+    for plugin, section in plugins().call("cnnzoo_report_section", run=run):
+        if isinstance(section, str):
+            sections.append(Markup(section))
+        elif section is not None:
+            plugin.add_fault(
+                "hook cnnzoo_report_section", f"returned {type(section).__name__}, expected str"
+            )
+    return sections
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cnn_viz"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "duration": _duration, "number": _number}
+    return environment.get_template("report.html")
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return "\N{EN DASH}" if math.isnan(fraction) else style.percent(fraction, digits)
+
+
+def _duration(seconds: float) -> str:
+    """Return 3723.4 as "1 h 2 min", 75 as "1 min 15 s", 8.25 as "8.2 s"."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.1f} s"
+
+
+def _number(value: Any, key: str = "") -> str:
+    """Return a number of metrics.jsonl: accuracies as per cent, others to 4 digits."""
+    if "/top" in key and isinstance(value, float):
+        return _percent(value, 2)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON knows it: NaN and infinity become null."""
+    text = json.dumps(value, default=str)
+    return json.loads(text, parse_constant=lambda _: None)

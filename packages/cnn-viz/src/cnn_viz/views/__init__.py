@@ -1,0 +1,3 @@
+"""One figure a file; each function returns a matplotlib Figure."""
+
+__all__: list[str] = []

@@ -1,0 +1,108 @@
+"""The view `confusion`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnn_core.training import Predictions, Run
+from cnn_viz import style
+from cnn_viz.measures import confusion_counts
+
+__all__ = ["confusion"]
+
+FIGURE_SPACE = "\N{FIGURE SPACE}"  # as wide as a digit
+LONGEST = 18  # characters of a class's name
+WRITTEN = 60  # with more classes than this the matrix has colours only
+
+
+def confusion(run: Run, predictions: Predictions) -> Figure:
+    """Draw how often each class was taken for each; colour is the share of the true class."""
+    counts = confusion_counts(predictions)
+    classes, total, right = len(counts), counts.sum(), counts.trace()
+    written = classes <= WRITTEN
+    side = min(max(5.2, 0.25 * classes), 14.0)
+    names = 0.06 * min(max(map(len, predictions.classes)), LONGEST) if written else 0.0
+    figure = style.figure(
+        side + names + (2.4 if written else 1.3),
+        side + names + 1.0,
+        f"Confusion on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"{total:,} images, {right:,} of them right ({style.percent(right / total)}). "
+        + ("Numbers are images; no number: none." if written else f"{classes} classes."),
+    )
+    ax = figure.subplots()
+    with np.errstate(invalid="ignore"):  # a class that the split lacks
+        shares = counts / counts.sum(1, keepdims=True)
+    image = ax.imshow(shares, cmap=style.SEQUENTIAL, vmin=0, vmax=1)
+    bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.per_cent, aspect=30)
+    bar.set_label("share of the true class's images")
+    bar.outline.set_visible(False)
+    _name_axes(ax, predictions.classes)
+    if written:
+        _write_recall(ax, counts)
+        _write_counts(ax, counts, shares, min(9.0, 72 * 0.38 * side / classes))
+    return figure
+
+
+def _name_axes(ax: Axes, names: tuple[str, ...]) -> None:
+    """Write classes left and below, and draw lines between the cells."""
+    places = range(len(names)) if len(names) <= WRITTEN else []
+    labels = [style.short(names[place], LONGEST) for place in places]
+    upright = max(map(len, labels), default=0) <= 3
+    ax.set_xticks(places, labels, rotation=0 if upright else 90, fontsize=_size(names))
+    ax.set_yticks(places, labels, fontsize=_size(names))
+    ax.set(xlabel="predicted class", ylabel="true class")
+    ax.spines[:].set_visible(False)
+    if places:
+        ax.set_xticks(np.arange(0.5, len(names) - 1), minor=True)
+        ax.set_yticks(np.arange(0.5, len(names) - 1), minor=True)
+        ax.grid(which="minor", linewidth=0.5)
+        ax.tick_params(which="minor", length=0)
+
+
+def _write_recall(ax: Axes, counts: Any) -> None:
+    """Write each class's recall at the right margin."""
+    rows = [_recall(row, place) for place, row in enumerate(counts)]
+    margin = ax.secondary_yaxis("right")
+    margin.set_yticks(range(len(rows)), rows, fontsize=_size(rows))
+    margin.spines[:].set_visible(False)
+    ax.text(
+        1.01,
+        1.01,
+        "recall: right/images",
+        transform=ax.transAxes,
+        fontsize=_size(rows),
+        color=style.MUTED,
+        va="bottom",
+    )
+
+
+def _size(rows: Sequence[str]) -> float:
+    return 9.0 if len(rows) <= 20 else 6.5
+
+
+def _recall(row: Any, place: int) -> str:
+    if not row.sum():
+        return "no images"
+    share = style.percent(row[place] / row.sum())
+    return f"{share.rjust(len('100.0 %'), FIGURE_SPACE)}  {row[place]}/{row.sum()}"
+
+
+def _write_counts(ax: Axes, counts: Any, shares: Any, size: float) -> None:
+    """Write the numbers that are not 0: mistakes in orange, on dark cells white."""
+    for row, column in np.argwhere(counts):
+        mistake = style.ORANGE if row != column else "#000000"
+        ax.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            fontsize=size,
+            fontweight="bold" if row != column else "normal",
+            color="#ffffff" if shares[row, column] > 0.5 else mistake,
+        )

@@ -1,0 +1,116 @@
+"""The view `curves`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from cnn_core.errors import UsageError
+from cnn_core.registry import natural
+from cnn_core.training import Run
+from cnn_viz import style
+from cnn_viz.measures import kept_epoch
+
+__all__ = ["curves"]
+
+LOSSES = {"cross_entropy": "cross-entropy, nats", "map": "MAP criterion (LeCun 1998, Eq. 9)"}
+COLOURS = {"train": style.BLUE, "val": style.ORANGE}
+NAMES = {"train": "training", "val": "validation"}
+SOLID: dict[str, Any] = {"linestyle": "-"}
+DASHED: dict[str, Any] = {"linestyle": (0, (3, 1.2))}
+
+
+def curves(run: Run) -> Figure:
+    """Draw loss, accuracy and learning rate against epochs, and mark the epoch kept."""
+    history = run.history()
+    if not history:
+        raise UsageError(
+            f"{run.path}: no epoch has ended yet", f"cnnzoo train --resume {run.path}"
+        )
+    kept = kept_epoch(run)
+    figure = style.figure(
+        10.5,
+        3.8,
+        f"Learning curves: {run.recipe.model} on {run.recipe.data}",
+        f"Epochs: {len(history)}, batch size {run.recipe.batch_size}. Training numbers are means "
+        "over the epoch, while the weights change; validation is measured at its end.\n"
+        f"The dotted line marks epoch {kept}, whose weights were kept.",
+    )
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _lines(loss, history, ["loss"])
+    loss.set(title="Loss", ylabel=LOSSES.get(run.recipe.loss, run.recipe.loss))
+    tops = sorted({key.partition("/")[2] for key in history[-1] if "/top" in key}, key=natural)
+    _lines(accuracy, history, tops, scale=100)
+    accuracy.set(title="Accuracy", ylabel="per cent of images")
+    rate.plot(*_points(history, "lr", 1), color=style.BLUE, **_marker(history))
+    rate.set(title="Learning rate", ylabel="at the start of the epoch")
+    for ax in (loss, accuracy, rate):
+        _finish(ax, kept, [line["epoch"] for line in history])
+    _legend(loss, {NAMES[split]: {"color": colour} for split, colour in COLOURS.items()})
+    looks = ({"color": style.MUTED, **look} for look in (SOLID, DASHED))
+    _legend(accuracy, dict(zip(map(_top, tops), looks, strict=False)))
+    return figure
+
+
+def _lines(
+    ax: Axes, history: Sequence[dict[str, float]], metrics: Sequence[str], scale: float = 1
+) -> None:
+    """Plot each metric of training and validation; all but the first dashed."""
+    for metric in metrics:
+        look = _marker(history) | (SOLID if metric == metrics[0] else DASHED)
+        for split, colour in COLOURS.items():
+            key = f"{split}/{metric}"
+            if not any(key in line for line in history):
+                continue
+            name = NAMES[split] if metric == "loss" else f"{NAMES[split]}, {_top(metric)}"
+            ax.plot(
+                *_points(history, key, scale),
+                color=colour,
+                label=name,
+                **look,
+            )
+
+
+def _legend(ax: Axes, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say what lines mean, above the axes: inside, a legend may hide a point."""
+    lines = [Line2D([], [], **look) for look in looks.values()]
+    ax.legend(
+        lines,
+        list(looks),
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(lines),
+        borderaxespad=0.1,
+        columnspacing=1.2,
+    )
+
+
+def _points(
+    history: Sequence[dict[str, float]], key: str, scale: float
+) -> tuple[list[float], list[float]]:
+    known = [line for line in history if key in line]
+    return [line["epoch"] for line in known], [scale * line[key] for line in known]
+
+
+def _top(metric: str) -> str:
+    return f"top-{metric.removeprefix('top')}"
+
+
+def _marker(history: Sequence[object]) -> dict[str, Any]:
+    """A line through few points shows them."""
+    return {"marker": "o", "markersize": 3.5} if len(history) <= 15 else {}
+
+
+def _finish(ax: Axes, kept: int, epochs: Sequence[float]) -> None:
+    ax.axvline(kept, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    ax.grid(axis="y")
+    ax.spines["left"].set_visible(False)
+    room = max(0.04 * (epochs[-1] - epochs[0]), 0.3)
+    ax.set_xlim(epochs[0] - room, epochs[-1] + room)

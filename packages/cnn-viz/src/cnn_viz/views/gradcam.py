@@ -1,0 +1,109 @@
+"""The view `gradcam`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from cnn_core import registry
+from cnn_core.data import Batch
+from cnn_core.training import Run
+from cnn_core.training.checkpoint import read_weights
+from cnn_viz import style
+from cnn_viz.cam import Cam, grad_cam
+from cnn_viz.pictures import as_image, inches, tiles, varied
+
+__all__ = ["gradcam"]
+
+PAIRS = 4  # a row
+SHOWN = 12
+GAP, BETWEEN = 0.04, 0.2  # in heights of an image
+WORDS = 0.24  # inches over each pair
+
+
+def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
+    """Draw images beside what in them speaks for the class that the network predicts."""
+    weights = read_weights(run.path)
+    stage = registry.get_spec(run.recipe.model).cam_stage
+    shown = varied(batch.targets.tolist(), SHOWN)
+    cam = grad_cam(model, batch.images[shown], stage)
+    pictures = weights.preprocessing.pictures(batch.images[shown])
+    rows = -(-len(shown) // PAIRS)
+    unit = inches(9.3, 2 * PAIRS, pictures.shape, gap=GAP, between=BETWEEN)
+    height, width = cam.raw.shape[1:]
+    figure = style.figure(
+        10.5,
+        0.95 + rows * (unit * (1 + GAP) + WORDS),
+        f"Grad-CAM at stage {stage}: {run.recipe.model} on {run.recipe.data}",
+        f"{len(shown)} images of the test split, as the network sees them, and the class it "
+        f"predicts.\nA map has {height} x {width} values at this stage, enlarged bilinearly; "
+        "brightness is the share of its own maximum.",
+    )
+    ax = figure.subplots()
+    targets = batch.targets[shown].tolist()
+    _pairs(ax, pictures, cam, weights.classes, targets, above=WORDS / unit)
+    bar = figure.colorbar(
+        ScalarMappable(cmap=style.HEAT),
+        ax=ax,
+        shrink=0.5,
+        pad=0.01,
+        format=style.per_cent,
+        aspect=25,
+    )
+    bar.set_label("evidence for the class")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _pairs(
+    ax: Axes,
+    pictures: Tensor,
+    cam: Cam,
+    classes: tuple[str, ...],
+    targets: list[int],
+    *,
+    above: float,
+) -> None:
+    """Show each picture and beside it the overlay, under the class and its probability."""
+    heat = cam.heat().cpu()
+    images: list[Any] = []
+    for picture, values in zip(pictures, heat, strict=True):
+        plain = _rgb(as_image(picture))
+        images += [plain, overlay(plain, np.asarray(values))]
+    places = tiles(ax, images, 2 * PAIRS, gap=GAP, between=BETWEEN, above=above)
+    probabilities = cam.logits.softmax(1).gather(1, cam.classes[:, None]).squeeze(1)
+    for number, (left, right) in enumerate(zip(places[::2], places[1::2], strict=True)):
+        said, true = int(cam.classes[number]), targets[number]
+        label = f"{style.short(classes[said])}  {style.percent(float(probabilities[number]))}"
+        if said != true:
+            label += f"  (is {style.short(classes[true], 9)})"
+        x, y = (left[0] + right[0]) / 2, left[1]
+        colour = style.INK if said == true else style.ORANGE
+        ax.text(x, y - 0.05, label, ha="center", va="bottom", fontsize=8, color=colour)
+        if cam.empty[number]:
+            ax.text(
+                right[0],
+                right[1] + 0.5,
+                "empty map:\nnothing speaks\nfor this class",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="#ffffff",
+                bbox={"facecolor": "#000000", "alpha": 0.6, "edgecolor": "none", "pad": 1.5},
+            )
+
+
+def overlay(picture: Any, heat: Any) -> Any:
+    """Let a map (H W in [0, 1]) shine on a dimmed picture (H W 3): screen blending."""
+    light = matplotlib.colormaps[style.HEAT](heat)[..., :3]
+    return 1 - (1 - 0.55 * picture) * (1 - light)
+
+
+def _rgb(image: Any) -> Any:
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

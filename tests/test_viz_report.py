@@ -1,0 +1,358 @@
+"""The report: one page that loads nothing, says what the run says, and trusts no name."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from sklearn.metrics import f1_score, precision_score
+
+import cnn_core
+from cnn_core.errors import UsageError
+from cnn_core.training import Run, evaluate
+from cnn_core.training.checkpoint import read_weights, write_weights
+from cnn_viz import ingredients, write_report
+from cnn_viz.commands import viz
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.measures import wilson
+
+VIEWS = ["curves", "confusion", "predictions", "gradcam", "features", "filters"]
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    '"><img src=x onerror=alert(3)>',
+    "--><svg onload=alert(4)>",
+    "{{ 7 * 191 }}",
+    "]]><x>",
+    "&lt;b&gt;",
+    "日本",
+    "$x",
+    "nine",
+)
+
+
+class Page(HTMLParser):
+    """A page's elements with their attributes, its texts, and whether it is well nested."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.texts.setdefault(self.open[-1], []).append(data.strip())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def numbers(text: str) -> dict[str, Any]:
+    """The JSON in the page."""
+    found = re.findall(r'<script type="application/json" id="numbers">(.*?)</script>', text, re.S)
+    assert len(found) == 1
+    content: dict[str, Any] = json.loads(found[0])
+    return content
+
+
+def assert_loads_nothing(page: Page) -> None:
+    """Hold every address in the page to this page itself, or to data in it."""
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+            address = attributes.get(name)
+            if address is None or address.startswith(("#", "data:image/png;base64,")):
+                continue
+            assert (tag, name) == ("a", "href")  # what one may click on
+    assert not page.all("link")
+    assert [script["type"] for script in page.all("script")] == ["application/json"]
+    for style in page.texts["style"]:
+        assert "@import" not in style
+        assert "url(" not in style
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("report") / "a-run"
+    return cnn_core.train(
+        "lenet5_modern", "digits", out=out, progress=False, epochs=3, batch_size=32, device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def text(run: Run) -> str:
+    """The run's report; on the way the evaluations that it takes are counted."""
+    calls = []
+    whole = ingredients.predictions
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return whole(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingredients, "predictions", counted)
+        path = write_report(run, device="cpu")
+    assert path == run.path / "report.html"
+    assert len(calls) == 1
+    return path.read_text("utf-8")
+
+
+def test_the_page_holds_everything_and_loads_nothing(text):
+    page = Page(text)
+    assert not page.open  # every element is closed
+    assert_loads_nothing(page)
+    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert len(text) < 1_500_000
+    assert [a["href"] for a in page.all("a") if a["href"].startswith("http")] == [
+        "https://doi.org/10.1109/5.726791"
+    ]
+
+
+def test_every_id_is_there_once_and_every_reference_has_its_aim(text):
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    aims = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
+    assert aims
+    assert {a or b for a, b in aims} <= set(ids)
+
+
+def test_every_view_is_shown_and_its_files_are_there(text, run):
+    page = Page(text)
+    assert page.texts["h2"][:6] == VIEWS
+    pictures = [svg["aria-label"] for svg in page.all("svg")]
+    assert [label.partition(":")[0] for label in pictures] == VIEWS
+    assert sorted(p.name for p in run.figures.iterdir()) == sorted(
+        f"{view}.{kind}" for view in VIEWS for kind in ("png", "svg")
+    )
+
+
+def test_inlined_figures_follow_the_readers_theme(text):
+    inside = "".join(re.findall(r"<figure.*?</figure>", text, re.S))
+    for colour in ("#1f2329", "#5f6773", "#d9dde3", "#fefefe"):
+        assert colour not in inside
+    for variable in ("ink", "muted", "line", "card"):
+        assert f"var(--{variable})" in inside
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_the_numbers_are_those_of_the_run(text, run):
+    content = numbers(text)
+    measured = evaluate(run, device="cpu")
+    said = Ingredients(run, device="cpu").predictions
+    hits = int((said.predicted == said.targets).sum())
+    assert content["test"]["top1"] == pytest.approx(measured["top1"])
+    assert content["test"]["top1"] == pytest.approx(run.test_metrics()["test/top1"])
+    assert content["test"]["n"] == len(said.targets)
+    assert content["test"]["interval"] == list(wilson(hits, len(said.targets)))
+    assert content["epochs"] == run.history()
+    assert content["recipe"] == run.recipe.to_toml()
+    assert content["environment"] == run.environment()
+    assert content["training"]["seed"] == run.recipe.seed
+    assert content["model"]["params"] == 61_706
+    assert sum(cell["images"] for cell in content["confusion"]) == content["test"]["n"]
+    right = sum(c["images"] for c in content["confusion"] if c["true"] == c["predicted"])
+    assert right == hits
+
+
+def test_the_page_shows_these_numbers(text, run):
+    content, page = numbers(text), Page(text)
+    assert f"{100 * content['test']['top1']:.2f} %" in page.texts["strong"]
+    said = Ingredients(run, device="cpu").predictions
+    precision = precision_score(said.targets, said.predicted, average=None, zero_division=0)
+    f1 = f1_score(said.targets, said.predicted, average=None)
+    cells = page.texts["td"]
+    for row, (p, f) in enumerate(zip(precision, f1, strict=True)):
+        shown = cells[4 * row : 4 * row + 4]
+        assert shown[0] in (f"{100 * p:.1f} %", "\u2013")  # a class that nothing was taken for
+        assert shown[2] == f"{100 * f:.1f} %" or f == 0
+        assert int(shown[3]) == int((said.targets == row).sum())
+    assert f"{run.history()[0]['train/loss']:.4g}" in cells
+    assert [e["class"] for e in page.all("tr") if "class" in e] == ["kept"]
+
+
+def test_the_reader_learns_how_to_train_it_again(text, run, tmp_path):
+    shown = [html.unescape(pre) for pre in re.findall(r"<pre>(.*?)</pre>", text, re.S)]
+    assert shown[0] == run.recipe.to_toml()
+    assert "cnn-arch-lenet==" in shown[1]
+    assert shown[1].splitlines()[1] == "cnnzoo train --recipe recipe.toml"
+    # And the recipe on the page is one.
+    (tmp_path / "recipe.toml").write_text(shown[0])
+    again = cnn_core.train(
+        recipe=str(tmp_path / "recipe.toml"), out=tmp_path / "again", progress=False, device="cpu"
+    )
+    assert again.recipe == run.recipe
+    assert again.test_metrics() == run.test_metrics()
+
+
+def test_no_path_of_this_machine_beyond_what_the_environment_records(text, run):
+    content = numbers(text)
+    rest = {key: value for key, value in content.items() if key != "environment"}
+    assert str(run.path.parent) not in json.dumps(rest)
+    assert content["run"] == "a-run"
+
+
+def test_hostile_names_stay_text(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run.path, tmp_path / "<b>run & co")
+    write_weights(copy / "weights.safetensors", replace(read_weights(copy), classes=HOSTILE))
+    environment = json.loads((copy / "environment.json").read_text())
+    environment["device_name"] = "<img src=http://example.org/x.png>"
+    environment["plugins"] = ["</table>", {"distribution": "<i>", "version": "1; rm -rf"}]
+    environment["</script><b>"] = "</td><script>alert(5)</script>"
+    (copy / "environment.json").write_text(json.dumps(environment))
+    spec = cnn_core.get_spec("lenet5_modern")
+    paper = replace(spec.paper, url="javascript:alert(6)", title="<u>")
+    spec = replace(spec, paper=paper, departures=("<s>",))
+    monkeypatch.setattr("cnn_core.registry.get_spec", lambda name: spec)
+
+    text = write_report(copy, device="cpu").read_text("utf-8")
+    page = Page(text)
+    assert not page.open
+    assert_loads_nothing(page)
+    tags = [tag for tag, _ in page.elements]
+    assert (tags.count("b"), tags.count("i")) == (1, 1)  # the page's own
+    assert not {"x", "u", "s", "img"} & set(tags)
+    assert all(a["href"].startswith("#") for a in page.all("a"))
+    assert "<u>." in page.texts["cite"]
+    headings = page.texts["th"]
+    for name in HOSTILE:
+        assert name in headings
+    assert "1337" not in headings
+    content = numbers(text)
+    assert [row["name"] for row in content["classes"]] == list(HOSTILE)
+    assert content["environment"] == environment
+
+
+def test_a_run_that_lacks_files_is_refused_and_no_page_is_written(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("report*"))
+    (copy / "weights.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no weights\.safetensors"):
+        write_report(copy)
+    assert not (copy / "report.html").exists()
+
+
+PLUGIN = """
+    from cnn_core import ViewSpec, hookimpl
+
+    def view(name, needs=("run",)):
+        return ViewSpec(name=name, render=f"their_views:{name}", summary="a <view>", needs=needs)
+
+    @hookimpl
+    def cnnzoo_views():
+        return [view("broken"), view("exits"), view("sound", ("run", "model", "batch"))]
+
+    @hookimpl
+    def cnnzoo_report_section(run):
+        return f"<section><h2>theirs</h2><p>{run.recipe.model}</p></section>"
+"""
+
+RENDER = """
+from matplotlib.figure import Figure
+
+def broken(run):
+    raise ValueError("<b>out of ink</b>")
+
+def exits(run):
+    raise SystemExit(3)
+
+def sound(run, model, batch):
+    print("hello from a view")
+    figure = Figure()
+    figure.subplots().plot(batch.targets)
+    return figure
+"""
+
+WORSE = """
+    from cnn_core import hookimpl
+
+    @hookimpl
+    def cnnzoo_report_section(run):
+        raise KeyError("section")
+"""
+
+
+def test_the_command_contains_plugins_that_fail(run, site, cnnzoo, tmp_path):
+    site.add(PLUGIN, distribution="cnn-their", name="their")
+    site.add(WORSE, distribution="cnn-worse", name="worse")
+    (site.path / "their_views.py").write_text(RENDER)
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+
+    done = cnnzoo("report", copy, site=site.path)
+    assert done.code == 0
+    assert done.out == f"{copy / 'report.html'}\n"
+    reported = [line for line in done.err.splitlines() if line.startswith("warning:")]
+    assert sorted(reported) == [
+        "warning: plugin 'worse' (cnn-worse 1.2.3): hook cnnzoo_report_section: KeyError: "
+        "'section' (cnnzoo doctor -v says more)",
+        "warning: view 'broken' of plugin 'their' (cnn-their 1.2.3): ValueError: "
+        "<b>out of ink</b>",
+        "warning: view 'exits' of plugin 'their' (cnn-their 1.2.3): SystemExit: 3",
+    ]
+    assert "hello from a view" in done.err
+    assert "Traceback" not in done.err
+    text = (copy / "report.html").read_text("utf-8")
+    page = Page(text)
+    assert page.texts["h2"][:10] == [*VIEWS, "broken", "exits", "sound", "theirs"]
+    assert len(page.all("svg")) == 7
+    missing = [e for e in page.all("p") if e.get("class") == "missing"]
+    assert len(missing) == 2
+    assert "view &#39;broken&#39; of plugin &#39;their&#39; (cnn-their 1.2.3)" in text
+    assert "&lt;b&gt;out of ink" in text
+    assert (copy / "figures" / "sound.svg").is_file()
+    assert not (copy / "figures" / "broken.svg").exists()
+
+    done = cnnzoo("viz", "broken", copy, site=site.path)
+    assert done.code == 6
+    assert done.out == ""
+    assert done.err.startswith(
+        "error: view 'broken' of plugin 'their' (cnn-their 1.2.3): ValueError: <b>out of ink</b>\n"
+    )
+    assert len(done.err.splitlines()) == 2
+
+
+def test_the_viz_command_prints_the_paths_it_wrote(run, tmp_path):
+    arguments = ["all", str(run.path), "--out", str(tmp_path / "pictures"), "--device", "cpu"]
+    done = CliRunner().invoke(viz, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert [path.name for path in paths] == [f"{v}.{k}" for v in VIEWS for k in ("png", "svg")]
+    assert all(path.parent == tmp_path / "pictures" and path.stat().st_size for path in paths)
+    assert done.stderr == ""
+
+
+def test_an_unknown_view_or_run_is_misuse(run, cnnzoo, tmp_path):
+    done = cnnzoo("viz", "gradcm", run.path)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: unknown view 'gradcm', did you mean 'gradcam'?\n")
+    with pytest.raises(UsageError, match="no such run directory"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_names_of_views_complete_in_the_shell(cnnzoo):
+    done = cnnzoo(_CNNZOO_COMPLETE="bash_complete", COMP_WORDS="cnnzoo viz ", COMP_CWORD="2")
+    found = {line.partition(",")[2] for line in done.out.splitlines()}
+    assert {*VIEWS, "all"} <= found

@@ -1,0 +1,547 @@
+"""The figures: what they show is what the run says, for any names, sizes and counts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix, recall_score
+from torch import nn
+
+import cnn_core
+from cnn_core import registry
+from cnn_core.data import Batch
+from cnn_core.discovery import Plugin
+from cnn_core.errors import PluginError, UnknownNameError, UsageError
+from cnn_core.registry import Entry
+from cnn_core.specs import ViewSpec
+from cnn_core.training import Predictions, Run
+from cnn_viz import draw, plugin, style
+from cnn_viz.figures import draw_all, draw_one, fitting, write
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.measures import kept_epoch, wilson
+from cnn_viz.pictures import varied
+from cnn_viz.views.confusion import confusion
+from cnn_viz.views.features import features, walk
+from cnn_viz.views.filters import filters
+from cnn_viz.views.gradcam import gradcam
+from cnn_viz.views.predictions import predictions
+
+VIEWS = ["curves", "confusion", "predictions", "gradcam", "features", "filters"]
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "$\\foo$",
+    "日本語",
+    "a\nb\x1b[31m",
+    "--><b>",
+    "x" * 300,
+    "\u202eevil",
+    "&amp;",
+    '"quote"',
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("viz") / "run"
+    return cnn_core.train(
+        "lenet5_modern", "digits", out=out, progress=False, epochs=3, batch_size=32, device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def ingredients(run: Run) -> Ingredients:
+    return Ingredients(run, device="cpu")
+
+
+def made_up(
+    classes: int, count: int, right: int, shape: tuple[int, ...] = (1, 8, 8)
+) -> Predictions:
+    """Predictions of which exactly `right` are right, the first ones."""
+    targets = torch.arange(count) % classes
+    said = targets.clone()
+    said[right:] = (said[right:] + 1) % classes
+    logits = torch.zeros(count, classes)
+    logits[torch.arange(count), said] = torch.linspace(1, 9, count)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+    return Predictions(images, logits, targets, tuple(f"class {n}" for n in range(classes)))
+
+
+def texts(figure: matplotlib.figure.Figure) -> list[str]:
+    return [text.get_text() for ax in figure.axes for text in ax.texts if text.get_text()]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_becomes_a_png_and_an_svg_without_warnings(view, ingredients, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths = write(draw_one(view, ingredients), tmp_path / "figures")
+    assert [path.name for path in paths] == [f"{view}.png", f"{view}.svg"]
+    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # nothing temporary stays
+    with Image.open(paths[0]) as image:
+        assert min(image.size) > 300
+        assert round(image.info["dpi"][0]) == 150
+        assert len(image.convert("RGB").getcolors(1_000_000)) > 50
+    root = ET.fromstring(paths[1].read_text("utf-8"))
+    assert root.tag.endswith("svg")
+    assert "<dc:date>" not in paths[1].read_text("utf-8")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_figure_has_a_title_a_caption_and_is_the_same_every_time(view, ingredients):
+    first, second = (draw_one(view, ingredients) for _ in range(2))
+    assert first.svg == second.svg
+    assert first.png == second.png
+    figure = draw(view, ingredients.run, device="cpu")
+    assert "lenet5_modern" in figure.get_suptitle()
+    assert figure.get_supxlabel()
+
+
+def test_drawing_leaves_matplotlib_as_it_was(run):
+    before = dict(matplotlib.rcParams)
+    draw("curves", run)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_views_of_a_run_come_in_reading_order(run):
+    assert [name for name, _ in fitting(run)] == VIEWS
+
+
+# curves
+
+
+def test_curves_are_the_numbers_of_the_run(run):
+    loss, accuracy, rate = draw("curves", run).axes
+    history = run.history()
+    assert [ax.get_title(loc="left") for ax in (loss, accuracy, rate)] == [
+        "Loss",
+        "Accuracy",
+        "Learning rate",
+    ]
+    lines = {line.get_label(): line.get_ydata() for line in [*loss.lines, *accuracy.lines]}
+    np.testing.assert_allclose(lines["training"], [line["train/loss"] for line in history])
+    np.testing.assert_allclose(lines["validation"], [line["val/loss"] for line in history])
+    for label, key in {
+        "training, top-1": "train/top1",
+        "validation, top-1": "val/top1",
+        "training, top-5": "train/top5",
+        "validation, top-5": "val/top5",
+    }.items():
+        np.testing.assert_allclose(lines[label], [100 * line[key] for line in history])
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), [line["lr"] for line in history])
+    for ax in (loss, accuracy, rate):
+        assert ax.lines[-1].get_xdata()[0] == run.metrics()[-1]["epoch"]
+
+
+def test_curves_of_a_run_without_validation_or_test(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    lines = [
+        {key: value for key, value in line.items() if not key.startswith("val/")}
+        for line in run.history()
+    ]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    opened = Run.open(copy)
+    assert kept_epoch(opened) == len(lines)
+    assert len(draw("curves", opened).axes[0].lines) == 2  # training, and the epoch kept
+
+
+def test_curves_before_the_first_epoch_say_how_to_go_on(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    (copy / "metrics.jsonl").write_text("")
+    with pytest.raises(UsageError, match="no epoch has ended yet\ncnnzoo train --resume"):
+        draw("curves", copy)
+
+
+def test_the_epoch_kept_is_the_first_of_the_best(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    scores = [0.5, 0.9, 0.8, 0.9]
+    lines = [
+        {"epoch": n, "train/loss": 1.0, "val/top1": score} for n, score in enumerate(scores, 1)
+    ]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert kept_epoch(Run.open(copy)) == 2
+
+
+# confusion
+
+
+def cells(figure: matplotlib.figure.Figure, classes: int) -> np.ndarray:
+    """The numbers written into the matrix, 0 where there is none."""
+    found = np.zeros((classes, classes), dtype=int)
+    for text in figure.axes[0].texts:
+        if text.get_text().isdigit():
+            x, y = text.get_position()
+            found[int(y), int(x)] = int(text.get_text())
+    return found
+
+
+def test_confusion_cells_are_sklearns_and_recall_stands_at_the_margin(ingredients):
+    said = ingredients.predictions
+    figure = draw("confusion", ingredients.run, device="cpu")
+    expected = confusion_matrix(said.targets, said.predicted)
+    assert expected.trace() < expected.sum()  # there are mistakes to show
+    np.testing.assert_array_equal(cells(figure, 10), expected)
+    shares = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(shares, expected / expected.sum(1, keepdims=True))
+    margin = figure.axes[0].child_axes[0]
+    recalls = recall_score(said.targets, said.predicted, average=None)
+    for label, recall in zip(margin.get_yticklabels(), recalls, strict=True):
+        assert label.get_text().strip("\u2007").startswith(style.percent(recall))
+
+
+def test_confusion_of_forty_classes_is_written_out_and_of_a_hundred_is_not(run):
+    with style.applied():
+        forty = confusion(run, made_up(40, 800, 700))
+        hundred = confusion(run, made_up(100, 800, 700))
+    assert cells(forty, 40).sum() == 800
+    assert cells(hundred, 100).sum() == 0
+    assert len(forty.axes[0].get_yticklabels()) == 40
+    # Neighbouring numbers do not touch: a cell is wider than three digits are.
+    with style.applied():
+        forty.draw_without_rendering()
+    digits = [text for text in forty.axes[0].texts if text.get_text().isdigit()]
+    wide = max(text.get_window_extent().width for text in digits)
+    assert wide < forty.axes[0].get_window_extent().width / 40
+
+
+def test_a_class_that_the_split_lacks_has_no_recall(run):
+    said = made_up(4, 30, 20)
+    some = said.targets != 3
+    without = Predictions(said.images[some], said.logits[some], said.targets[some], said.classes)
+    with style.applied():
+        figure = confusion(run, without)
+    labels = [label.get_text() for label in figure.axes[0].child_axes[0].get_yticklabels()]
+    assert labels[3] == "no images"
+    assert "no images" not in labels[:3]
+
+
+# predictions
+
+
+def test_the_most_confident_mistakes_come_first(run):
+    said = made_up(10, 100, 60)
+    with style.applied():
+        figure = predictions(run, said)
+    right, wrong = figure.axes
+    assert right.get_title(loc="left") == "Right: 16 of 60, from every class in turn"
+    assert wrong.get_title(loc="left").startswith("Wrong: 16 of 40, the most confident")
+    labels = [text.get_text() for text in wrong.texts]
+    confidence = said.probabilities.amax(1)
+    worst = confidence[60:].argsort(descending=True)[:16] + 60
+    for label, number in zip(labels, worst.tolist(), strict=True):
+        predicted, target = int(said.predicted[number]), int(said.targets[number])
+        share = style.percent(float(confidence[number]))
+        assert label == f"class {predicted}  {share}\nbut is class {target}"
+    shown = wrong.images[0].get_array()
+    np.testing.assert_allclose(shown, said.images[worst[0], 0] / 255, rtol=1e-6)
+
+
+def test_right_predictions_show_every_class(run):
+    with style.applied():
+        figure = predictions(run, made_up(10, 100, 60))
+    shown = {text.get_text().partition("\n")[0] for text in figure.axes[0].texts}
+    assert shown == {f"class {n}" for n in range(10)}
+
+
+@pytest.mark.parametrize(("right", "empty", "full"), [(20, 1, 0), (0, 0, 1)])
+def test_nothing_wrong_or_nothing_right_is_said(run, right, empty, full):
+    with style.applied():
+        figure = predictions(run, made_up(10, 20, right))
+    assert figure.axes[empty].get_title(loc="left").endswith(": none")
+    assert not figure.axes[empty].images
+    assert len(figure.axes[full].images) == 16
+
+
+def test_varied_takes_one_of_each_class_in_turn():
+    assert varied([5, 5, 5, 2, 2, 9], 4) == [3, 0, 5, 4]
+    assert varied([1, 1], 5) == [0, 1]
+
+
+# gradcam
+
+
+def test_gradcam_titles_are_the_networks_own_answers(ingredients):
+    figure = draw("gradcam", ingredients.run, device="cpu")
+    batch, classes = ingredients.batch, ingredients.predictions.classes
+    shown = varied(batch.targets.tolist(), 12)
+    answers = ingredients.predictions.probabilities[shown]
+    labels = [text for text in texts(figure) if "%" in text]
+    for label, answer in zip(labels, answers, strict=True):
+        expected = f"{classes[int(answer.argmax())]}  {style.percent(float(answer.amax()))}"
+        assert label.partition("  (")[0] == expected
+    assert "stage c3" in figure.get_suptitle()
+    assert len(figure.axes[0].images) == 24
+
+
+def test_gradcam_marks_empty_maps(ingredients):
+    """A network whose class is spoken for by what is not there."""
+    model = cnn_core.create_model("lenet5_modern").eval()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    with style.applied():
+        figure = gradcam(ingredients.run, model, ingredients.batch)
+    assert sum("empty map" in text for text in texts(figure)) == 12
+    trained = texts(draw("gradcam", ingredients.run, device="cpu"))
+    assert sum("empty map" in text for text in trained) < 12
+
+
+# filters
+
+
+def test_filters_are_the_first_convolutions_on_one_scale(ingredients):
+    ax, bar = draw("filters", ingredients.run, device="cpu").axes
+    weight = ingredients.model.c1.weight.detach()
+    limit = float(weight.abs().max())
+    assert len(ax.images) == 6
+    for image, kernel in zip(ax.images, weight, strict=True):
+        np.testing.assert_array_equal(image.get_array(), kernel[0])
+        assert image.get_clim() == pytest.approx((-limit, limit))
+    assert bar.get_ylabel() == "weight"
+
+
+def test_filters_of_three_channels_are_rgb_with_grey_for_zero(run):
+    model = nn.Sequential(nn.Conv2d(3, 70, 5))
+    nn.init.zeros_(model[0].weight)
+    with torch.no_grad():
+        model[0].weight[0, 0] = 0.5  # a red kernel
+    with style.applied():
+        figure = filters(run, model)
+    (ax,) = figure.axes
+    assert len(ax.images) == 64
+    assert ax.images[0].get_array()[0, 0].tolist() == [1.0, 0.5, 0.5]
+    assert ax.images[1].get_array()[0, 0].tolist() == [0.5, 0.5, 0.5]
+    assert figure.get_supxlabel().startswith("64 of 70 kernels of 5 x 5")
+
+
+def test_a_model_without_convolutions_has_no_filters(run):
+    with pytest.raises(UsageError, match="Linear has no convolution"):
+        filters(run, nn.Linear(2, 2))
+
+
+# features
+
+
+def test_features_walk_through_every_stage_with_its_shape(ingredients):
+    figure = draw("features", ingredients.run, device="cpu")
+    spec = cnn_core.get_spec("lenet5_modern")
+    found = texts(figure)
+    for stage in spec.stages:
+        assert f"{stage}\n" in found
+    for shape in ("1 x 32 x 32", "6 x 28 x 28", "16 x 5 x 5", "120 x 1 x 1", "84", "10"):
+        assert f"\n{shape}" in found
+    rows = [ax for ax in figure.axes if ax.images]
+    assert [len(ax.images) for ax in rows[:6]] == [1, 6, 6, 10, 10, 1]  # c5 is a strip
+    image = ingredients.batch.images[:1]
+    with torch.no_grad():
+        maps = ingredients.model.c1(image)[0]
+    np.testing.assert_allclose(rows[1].images[2].get_array(), maps[2], atol=1e-5)
+
+
+def test_a_walk_sees_stages_as_they_were_before_work_in_place():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten())
+    image = torch.randn(1, 1, 5, 5)
+    outputs, logits = walk(model, image, ["0", "1"])
+    assert torch.equal(outputs["0"], model[0](image)[0])
+    assert outputs["0"].min() < 0 <= outputs["1"].min()
+    assert logits.shape == (1, 18)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+# names
+
+
+def test_names_from_elsewhere_harm_no_figure(ingredients, monkeypatch):
+    """Markup, mathtext, scripts the font lacks, escape sequences, bidirectional overrides."""
+    hostile = replace(ingredients.predictions, classes=HOSTILE)
+    renamed = replace(ingredients.weights, classes=HOSTILE)
+    monkeypatch.setattr("cnn_viz.views.gradcam.read_weights", lambda path: renamed)
+    monkeypatch.setattr("cnn_viz.views.features.read_weights", lambda path: renamed)
+    run, model, batch = ingredients.run, ingredients.model, ingredients.batch
+    makers: list[Callable[[], matplotlib.figure.Figure]] = [
+        lambda: confusion(run, hostile),
+        lambda: predictions(run, hostile),
+        lambda: gradcam(run, model, batch),
+        lambda: features(run, model, batch),
+    ]
+    with style.applied():
+        for make in makers:
+            figure = make()
+            figure.draw_without_rendering()
+            shown = [*texts(figure), *(t.get_text() for t in figure.axes[0].get_yticklabels())]
+            assert any("<script" in text for text in shown)
+            assert not any("\x1b" in text or "\u202e" in text for text in shown)
+
+
+# views of others
+
+
+def raises(run: Run) -> None:
+    raise ValueError("no\nluck")
+
+
+def leaves(run: Run) -> None:
+    raise SystemExit(0)
+
+
+def returns_text(run: Run) -> str:
+    return "a figure, honestly"
+
+
+def fails_late(run: Run) -> matplotlib.figure.Figure:
+    figure = matplotlib.figure.Figure()
+    figure.text(0, 0, "$\\nonsense$", parse_math=True)
+    return figure
+
+
+@pytest.fixture
+def third_party(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry[ViewSpec]]:
+    """A function that offers a view, and returns its entry in the catalogue."""
+    module = ModuleType("cnn_other")
+    for function in (raises, leaves, returns_text, fails_late):
+        setattr(module, function.__name__, function)
+    monkeypatch.setitem(sys.modules, "cnn_other", module)
+
+    def offer(function: str, tasks: tuple[str, ...] = ("classification",)) -> Entry[ViewSpec]:
+        render = f"cnn_other:{function}"
+        spec = ViewSpec(name="theirs", render=render, summary="x", needs=("run",), tasks=tasks)
+        entry = Entry(spec, Plugin("other", "cnn-other", "1.2.3", "cnn_other"))
+        monkeypatch.setattr(registry.views(), "entry", lambda name: entry)
+        monkeypatch.setattr(registry.views(), "shown_name", lambda entry: entry.spec.name)
+        return entry
+
+    return offer
+
+
+@pytest.mark.parametrize(
+    ("function", "cause"),
+    [
+        ("raises", "ValueError: no luck"),
+        ("leaves", "SystemExit: 0"),
+        ("returns_text", "returned str, expected a matplotlib Figure"),
+        ("fails_late", "ValueError"),
+        ("not_there", "cannot import"),
+    ],
+)
+def test_a_view_that_fails_is_named_and_harms_no_other(
+    function, cause, ingredients, third_party, caplog
+):
+    drawing = draw_all("theirs", third_party(function), ingredients)
+    assert not drawing.png
+    assert len(caplog.records) == 1
+    for text in (drawing.error, caplog.text):
+        assert "view 'theirs' of plugin 'other' (cnn-other 1.2.3)" in text
+        assert cause in text
+    with pytest.raises(PluginError, match="view 'theirs'"):
+        draw_one("theirs", ingredients)
+
+
+def test_strict_mode_does_not_contain(ingredients, third_party, monkeypatch):
+    monkeypatch.setenv("CNNZOO_STRICT", "1")
+    with pytest.raises(PluginError, match="ValueError"):
+        draw_all("theirs", third_party("raises"), ingredients)
+
+
+def test_the_view_in_the_readme_works(ingredients, monkeypatch):
+    readme = Path(__file__).parent.parent / "packages" / "cnn-viz" / "README.md"
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    modules = {}
+    for path, source in blocks:
+        name = path.removesuffix(".py").replace("/", ".")
+        modules[name] = ModuleType(name)
+        exec(source, vars(modules[name]))
+        monkeypatch.setitem(sys.modules, name, modules[name])
+    monkeypatch.setitem(sys.modules, "cnn_confidence", ModuleType("cnn_confidence"))
+    (spec,) = modules["cnn_confidence.plugin"].cnnzoo_views()
+    origin = Plugin("confidence", "cnn-confidence", "0.1.0", "cnn_confidence.plugin")
+    drawing = draw_all(spec.name, Entry(spec, origin), ingredients)
+    assert not drawing.error
+    assert style.THEMED in drawing.svg.decode()
+
+
+def test_the_table_of_the_readme_lists_every_view():
+    readme = Path(__file__).parent.parent / "packages" / "cnn-viz" / "README.md"
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", readme.read_text("utf-8"), re.MULTILINE)
+    assert rows == [(spec.name, ", ".join(spec.needs)) for spec in plugin.VIEWS]
+
+
+def test_an_unknown_view_suggests(run):
+    with pytest.raises(UnknownNameError, match="unknown view 'gradcm', did you mean 'gradcam'"):
+        draw("gradcm", run)
+
+
+def test_a_view_for_another_task_is_refused(run, third_party):
+    third_party("raises", tasks=("segmentation",))
+    with pytest.raises(UsageError, match="'theirs' is for segmentation, lenet5_modern does"):
+        draw("theirs", run)
+
+
+def test_a_run_without_weights_says_so(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    (copy / "weights.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no weights\.safetensors"):
+        draw("filters", copy)
+    assert draw("curves", copy).axes  # it needs none
+
+
+# numbers
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [
+        # Newcombe (1998), Two-sided confidence intervals for the single proportion, table I.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_the_wilson_interval_is_the_published_one(hits, n, low, high):
+    assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [(1.0, "100.0 %"), (0.99996, ">99.9 %"), (0.9994, "99.9 %"), (0, "0.0 %")],
+)
+def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
+    assert style.percent(fraction) == shown
+
+
+def test_the_batch_is_the_first_images_of_the_test_split(ingredients):
+    batch, said = ingredients.batch, ingredients.predictions
+    assert isinstance(batch, Batch)
+    assert batch.targets.tolist() == said.targets[:64].tolist()
+    with torch.no_grad():
+        logits = ingredients.model(batch.images)
+    torch.testing.assert_close(logits, said.logits[:64], atol=1e-4, rtol=1e-4)
+
+
+def test_files_are_written_whole_or_not_at_all(ingredients, tmp_path, monkeypatch):
+    drawing = draw_one("filters", ingredients)
+    (path, _) = write(drawing, tmp_path)
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write(replace(drawing, png=b"half"), tmp_path)
+    assert Path(path).read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["filters.png", "filters.svg"]
