@@ -399,7 +399,7 @@ def test_a_run_with_a_missing_file_is_refused_by_name(copy, name):
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "environment.json", "metrics.jsonl"])
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b"[1]"])
 def test_a_run_with_a_broken_file_is_refused_by_name(copy, name, content):
     (copy.path / name).write_bytes(content)
     with pytest.raises(RunError, match=name.replace(".", r"\.")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -17,7 +19,7 @@ __all__ = ["command"]
 def command(ctx: click.Context, out: Path | None) -> None:
     """Train the 1998 LeNet-5 on 1,797 real digits, measure it, and draw what it learned.
 
-    No download; a minute on two cores.
+    No download; half a minute on two cores.
 
     \b
     Example:
@@ -30,7 +32,8 @@ def command(ctx: click.Context, out: Path | None) -> None:
     accuracy = 100 * run.test_metrics()["test/top1"]
     if "report" in registry.commands().names():
         drawing = registry.resolve(registry.commands().entry("report"))
-        ctx.invoke(drawing, run=run.path)
+        with contextlib.redirect_stdout(sys.stderr):
+            ctx.invoke(drawing, run=run.path)
     else:
         click.echo("pip install cnn-viz draws figures and a report of it", err=True)
     click.echo(f"\n{accuracy:.2f} % of the digits that it has never seen are right.\n")

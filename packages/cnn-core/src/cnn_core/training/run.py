@@ -109,10 +109,12 @@ class Run:
         """Return the lines of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         try:
-            lines = path.read_text("utf-8").splitlines()
-            return [json.loads(line) for line in lines]
+            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: not JSON lines: {error}", _RESTORE) from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise RunError(f"{path}: a line is not an object", _RESTORE)
+        return lines
 
     def history(self) -> list[dict[str, float]]:
         """Return the lines of metrics.jsonl that are about epochs of training."""
