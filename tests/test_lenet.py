@@ -10,7 +10,8 @@ from torch import nn
 
 from cnn_arch_lenet.lenet5 import TABLE_I, LeNet5, codes
 from cnn_core import create_model, get_spec
-from cnn_core.layers import lecun_uniform_, trace
+from cnn_core.errors import UnknownNameError
+from cnn_core.layers import features, lecun_uniform_, trace
 
 # LeCun et al. (1998), section II.B: layer, trainable parameters, connections.
 PAPER = {
@@ -232,3 +233,26 @@ def test_images_of_a_batch_do_not_influence_each_other(name):
 def test_classes_and_channels_are_honoured(name, classes, channels):
     model = create_model(name, num_classes=classes, in_channels=channels)
     assert model(torch.zeros(2, channels, 32, 32)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
+def test_the_last_layer_can_be_replaced_and_features_stay(name):
+    model = create_model(name).eval()
+    x = torch.randn(2, 1, 32, 32)
+    before = model.forward_features(x)
+    model.reset_classifier(7)
+    assert torch.equal(model.forward_features(x), before)
+    assert model(x).shape == (2, 7)
+
+
+def test_features_are_the_named_stages_outputs():
+    model = create_model("lenet5_modern").eval()
+    found = features(model, torch.randn(2, 1, 32, 32), ("c1", "s4", "f6"))
+    assert {name: tuple(t.shape) for name, t in found.items()} == {
+        "c1": (2, 6, 28, 28),
+        "s4": (2, 16, 5, 5),
+        "f6": (2, 84),
+    }
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(UnknownNameError, match="unknown stage 'c9', did you mean"):
+        features(model, torch.randn(2, 1, 32, 32), ("c9",))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.layers import (
+    Classifier,
     EuclideanRBF,
     ScaledTanh,
     SparseConv2d,
@@ -39,8 +40,10 @@ __all__ = ["CODES", "LeNet5", "TABLE_I", "lenet5"]
 # Shapes are N C H W; sizes in comments are for the default input, 1x32x32.
 
 
-class LeNet5(nn.Module):
+class LeNet5(Classifier):
     """LeNet-5 (1998), layer by layer under the paper's names: N C 32 32 -> N classes."""
+
+    classifier = "output"
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
         super().__init__()
@@ -54,14 +57,19 @@ class LeNet5(nn.Module):
         self.squash = ScaledTanh()
         lecun_uniform_(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = self.squash(self.c1(x))  # N   1 32 32 -> N   6 28 28
         x = self.squash(self.s2(x))  #               N   6 14 14
         x = self.squash(self.c3(x))  #               N  16 10 10
         x = self.squash(self.s4(x))  #               N  16  5  5
         x = self.squash(self.c5(x))  #               N 120  1  1
-        x = self.squash(self.f6(x.flatten(1)))  #    N  84
+        return self.squash(self.f6(x.flatten(1)))  # N  84
+
+    def forward_head(self, x: Tensor) -> Tensor:
         return self.output(x)  #                     N  10
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.output = EuclideanRBF(codes(num_classes).to(self.output.codes))
 
 
 # Table I: column j lists the maps of S2 that map j of C3 is computed from. Breaking the

@@ -26,13 +26,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnn_core.layers import Classifier
+
 __all__ = ["LeNet5Modern", "lenet5_modern"]
 
 # Shapes are N C H W; sizes in comments are for the default input, 1x32x32.
 
 
-class LeNet5Modern(nn.Module):
+class LeNet5Modern(Classifier):
     """LeNet-5 with today's parts: N C 32 32 -> N classes."""
+
+    classifier = "output"
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
         super().__init__()
@@ -44,11 +48,13 @@ class LeNet5Modern(nn.Module):
         self.f6 = nn.Linear(120, 84)
         self.output = nn.Linear(84, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = self.s2(F.relu(self.c1(x)))  #   N   1 32 32 -> N   6 14 14
         x = self.s4(F.relu(self.c3(x)))  #                  N  16  5  5
         x = F.relu(self.c5(x))  #                           N 120  1  1
-        x = F.relu(self.f6(x.flatten(1)))  #                N  84
+        return F.relu(self.f6(x.flatten(1)))  #             N  84
+
+    def forward_head(self, x: Tensor) -> Tensor:
         return self.output(x)  #                            N  10
 
 

@@ -97,7 +97,7 @@ _EXPECTED = {
     "name": "lower-case letters, digits, '_', '-' or '.', at most 64 of them",
     "target": "'package.module:name'",
     "render": "'package.module:name'",
-    "run": "'package.module:name'",
+    "key_maps": "'package.module:name'",
     "input": "(channels, height, width)",
     "image": "(channels, height, width)",
     "task": f"one of {', '.join(TASKS)}",
@@ -116,6 +116,7 @@ class ModelSpec(Spec):
     parameters; multiply-accumulates of convolutions and linear layers as torch's flop
     counter sees them, batch 1; connections as LeCun et al. (1998) count them (0: no claim).
     `stages` are module names in the order of the paper; `cam_stage` is Grad-CAM's default.
+    `key_maps` names a function `(model name) -> {naming: KeyMap}` for other libraries' weights.
     """
 
     kind: ClassVar[str] = "model"
@@ -133,6 +134,7 @@ class ModelSpec(Spec):
     stages: tuple[str, ...]
     cam_stage: str
     connections: int = 0
+    key_maps: str = ""
     task: str = "classification"
     departures: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -150,6 +152,8 @@ class ModelSpec(Spec):
         for names in ("departures", "aliases", "tags"):
             self.require_names(names)
         self.require("cam_stage", self.cam_stage in self.stages, "one of its stages")
+        if self.key_maps:
+            self.require_target("key_maps")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,18 @@
 """Layer primitives that torch does not have, and the tracer behind `cnnzoo show`."""
 
+from cnn_core.layers.classifier import Classifier, features
 from cnn_core.layers.init import lecun_uniform_
 from cnn_core.layers.lenet import EuclideanRBF, ScaledTanh, SparseConv2d, Subsampling
 from cnn_core.layers.tracing import Trace, trace
 
 __all__ = [
+    "Classifier",
     "EuclideanRBF",
     "ScaledTanh",
     "SparseConv2d",
     "Subsampling",
     "Trace",
+    "features",
     "lecun_uniform_",
     "trace",
 ]
