@@ -33,6 +33,7 @@ from cnn_core.layers import (
     SparseConv2d,
     Subsampling,
     lecun_uniform_,
+    require_size,
 )
 
 __all__ = ["CODES", "LeNet5", "TABLE_I", "lenet5"]
@@ -58,6 +59,7 @@ class LeNet5(Classifier):
         lecun_uniform_(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        require_size(x, 32, exactly=True)
         x = self.squash(self.c1(x))  # N   1 32 32 -> N   6 28 28
         x = self.squash(self.s2(x))  #               N   6 14 14
         x = self.squash(self.c3(x))  #               N  16 10 10

@@ -26,7 +26,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_core.layers import Classifier
+from cnn_core.layers import Classifier, require_size
 
 __all__ = ["LeNet5Modern", "lenet5_modern"]
 
@@ -49,6 +49,7 @@ class LeNet5Modern(Classifier):
         self.output = nn.Linear(84, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        require_size(x, 32, exactly=True)
         x = self.s2(F.relu(self.c1(x)))  #   N   1 32 32 -> N   6 14 14
         x = self.s4(F.relu(self.c3(x)))  #                  N  16  5  5
         x = F.relu(self.c5(x))  #                           N 120  1  1

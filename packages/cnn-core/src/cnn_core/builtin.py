@@ -83,6 +83,7 @@ COMMANDS = {
     "train": "Train a model on a data set, or go on with a run",
     "evaluate": "Measure a run's weights on a split",
     "predict": "Classify images with a run's weights",
+    "check": "Hold the models of an installed package to the conformance checks",
     "plugins": "The installed plugins, and where they are from",
     "doctor": "Find what is wrong with plugins and surroundings",
 }

@@ -116,7 +116,8 @@ class ModelSpec(Spec):
     parameters; multiply-accumulates of convolutions and linear layers as torch's flop
     counter sees them, batch 1; connections as LeCun et al. (1998) count them (0: no claim).
     `stages` are module names in the order of the paper; `cam_stage` is Grad-CAM's default.
-    `key_maps` names a function `(model name) -> {naming: KeyMap}` for other libraries' weights.
+    `key_maps` names a function `(model name) -> {naming: KeyMap}` for other libraries' weights;
+    `expected_failures` gives the reason for each conformance check that cannot hold.
     """
 
     kind: ClassVar[str] = "model"
@@ -135,6 +136,7 @@ class ModelSpec(Spec):
     cam_stage: str
     connections: int = 0
     key_maps: str = ""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
     task: str = "classification"
     departures: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Layer primitives that torch does not have, and the tracer behind `cnnzoo show`."""
 
-from cnn_core.layers.classifier import Classifier, features
+from cnn_core.layers.classifier import Classifier, features, require_size
 from cnn_core.layers.init import lecun_uniform_
 from cnn_core.layers.lenet import EuclideanRBF, ScaledTanh, SparseConv2d, Subsampling
 from cnn_core.layers.tracing import Trace, trace
@@ -14,5 +14,6 @@ __all__ = [
     "Trace",
     "features",
     "lecun_uniform_",
+    "require_size",
     "trace",
 ]

@@ -8,9 +8,22 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from cnn_core.errors import UnknownNameError
+from cnn_core.errors import UnknownNameError, UsageError
 
-__all__ = ["Classifier", "features"]
+__all__ = ["Classifier", "features", "require_size"]
+
+
+def require_size(x: Tensor, smallest: int, *, exactly: bool = False) -> None:
+    """Hold images, N C H W, to the size that a network needs, in pixels.
+
+    Raises:
+        UsageError: they are smaller, or not exactly that large; says both sizes.
+    """
+    height, width = x.shape[-2:]
+    fits = height == width == smallest if exactly else min(height, width) >= smallest
+    if not fits:
+        wanted = f"{smallest} x {smallest}" if exactly else f"at least {smallest} x {smallest}"
+        raise UsageError(f"images are {height} x {width}, this network needs {wanted}")
 
 
 class Classifier(nn.Module):

@@ -16,7 +16,8 @@ from cnn_core.training.recipe import Recipe
 
 __all__ = ["Mean", "Metric", "Top1", "TopK", "loss_function", "map_loss", "metrics"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Outputs = Tensor | tuple[Tensor, ...]
+Loss = Callable[[Outputs, Tensor], Tensor]
 
 
 class Metric(Protocol):
@@ -105,10 +106,24 @@ def metrics(num_classes: int, topk: int) -> dict[str, Metric]:
 
 
 def loss_function(recipe: Recipe) -> Loss:
-    """Return the loss that the recipe names, mean over the batch."""
+    """Return the loss that the recipe names, mean over the batch.
+
+    Where a network gives a tuple, logits and those of auxiliary heads, theirs are added with
+    the recipe's weight (Szegedy et al. 2015, arXiv:1409.4842, section 5).
+    """
+    of: Callable[[Tensor, Tensor], Tensor]
     if recipe.loss == "map":
-        return partial(map_loss, margin=recipe.map_margin)
-    return partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
+        of = partial(map_loss, margin=recipe.map_margin)
+    else:
+        of = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
+
+    def loss(outputs: Outputs, targets: Tensor) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return of(outputs, targets)
+        logits, *auxiliary = outputs
+        return of(logits, targets) + recipe.aux_weight * sum(of(a, targets) for a in auxiliary)
+
+    return loss
 
 
 def map_loss(logits: Tensor, targets: Tensor, margin: float) -> Tensor:

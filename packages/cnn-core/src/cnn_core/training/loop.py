@@ -68,8 +68,8 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
         for step, batch in enumerate(_training_batches(job, epoch)):
             lr = learning_rate(recipe, epoch + step / steps)
             with autocast(job.device, recipe.precision):
-                logits = model(batch.images)
-                loss = loss_of(logits, batch.targets)
+                outputs = model(batch.images)
+                loss = loss_of(outputs, batch.targets)
             _stop_if_not_finite(loss, epoch, step, batch)
             scaler.scale(loss).backward()
             _clip(model, optimizer, scaler, recipe.clip_norm)
@@ -78,6 +78,7 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
             model.zero_grad(set_to_none=True)
 
             losses.add(loss, len(batch.targets))
+            logits = outputs if isinstance(outputs, Tensor) else outputs[0]
             for metric in running.values():
                 metric.update(logits.detach(), batch.targets)
             job.progress.step(len(batch.targets), partial(_numbers, "", losses, running))

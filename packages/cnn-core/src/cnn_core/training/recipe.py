@@ -36,6 +36,7 @@ LIMITS = {  # field: (lowest, highest), both allowed
     "final_lr": (0.0, 1e6),
     "label_smoothing": (0.0, 0.999),
     "map_margin": (0.0, 1e6),
+    "aux_weight": (0.0, 1e6),
     "clip_norm": (0.0, 1e9),
     "shift": (0, 1000),
     "validation": (0.0, 0.9),
@@ -69,6 +70,7 @@ class Recipe:
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     map_margin: float = 1.0  # loss = "map": the j of Eq. 9
+    aux_weight: float = 0.3  # of the losses of auxiliary heads, where a network has them
     clip_norm: float = 0.0  # largest gradient norm; 0: not clipped
     shift: int = 0  # augmentation: pixels, each direction
     flip: bool = False  # augmentation: mirror left and right

@@ -114,6 +114,12 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
     from cnn_core.tasks.classification import metrics
 
     spec = registry.models().get(recipe.model)
+    if spec.task != dataset.spec.task:
+        raise UsageError(
+            f"model '{recipe.model}' does {spec.task}, data set '{recipe.data}' is for "
+            f"{dataset.spec.task}",
+            "cnnzoo list-models --task TASK",
+        )
     metrics(len(dataset.spec.classes), recipe.topk)
     for key in ("mean", "std"):
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))

@@ -1,0 +1,42 @@
+"""The conformance kit: what every architecture of the zoo keeps, and third parties can run.
+
+    from cnn_core.testing import parametrize_with_checks
+
+    @parametrize_with_checks("cnn-arch-mine")
+    def test_conformance(check, case):
+        check(case)
+
+`cnnzoo check cnn-arch-mine` runs the same from the command line.
+"""
+
+from typing import TYPE_CHECKING
+
+from cnn_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cnn_core.testing.case import Case, cases_of
+    from cnn_core.testing.kit import CHECKS, SLOW, Result, parametrize_with_checks, run_checks
+
+__all__ = [
+    "CHECKS",
+    "Case",
+    "Result",
+    "SLOW",
+    "cases_of",
+    "parametrize_with_checks",
+    "run_checks",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "cnn_core.testing.case": ("Case", "cases_of"),
+        "cnn_core.testing.kit": (
+            "CHECKS",
+            "SLOW",
+            "Result",
+            "parametrize_with_checks",
+            "run_checks",
+        ),
+    },
+)

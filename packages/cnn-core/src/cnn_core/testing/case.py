@@ -1,0 +1,91 @@
+"""One model under test, and what the checks ask of it."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnn_core import registry
+from cnn_core.create import create_model
+from cnn_core.errors import UsageError
+from cnn_core.layers import Trace, trace
+from cnn_core.specs import ModelSpec
+
+__all__ = ["Case", "cases_of"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of an installed plugin."""
+
+    entry: registry.Entry[ModelSpec]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the plugin says of the model."""
+        return self.entry.spec
+
+    @property
+    def segments(self) -> bool:
+        """Whether the model gives a class for each pixel."""
+        return self.spec.task == "segmentation"
+
+    def build(self, **options: Any) -> nn.Module:
+        """Return the model, initialised with seed 0; the caller's random state is kept."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return create_model(self.entry.qualified, **options)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model in eval mode, shared between checks that do not change it."""
+        return self.build().eval()
+
+    def images(self, count: int = 2, size: int | None = None, channels: int = 0) -> Tensor:
+        """Return the same random images every time, by default of the smallest size."""
+        size = size or self.spec.min_size
+        generator = torch.Generator().manual_seed(0)
+        shape = (count, channels or self.spec.input[0], size, size)
+        return torch.randn(shape, generator=generator)
+
+    @cached_property
+    def traced(self) -> Trace:
+        """The model's stages, measured on the meta device at the paper's size."""
+        return trace(self.build, self.spec.stages, self.spec.input)
+
+    def module_doc(self) -> str:
+        """Return the docstring of the file that holds the network."""
+        module = importlib.import_module(self.spec.target.partition(":")[0])
+        return module.__doc__ or ""
+
+    def on_import(self, code: str) -> str:
+        """Return what `code` prints after the plugin is imported in a fresh process."""
+        script = f"import sys, os\nbefore = set(os.listdir())\nimport {self.entry.plugin.target}\n"
+        done = subprocess.run(
+            [sys.executable, "-c", script + code], capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+
+def cases_of(distribution: str) -> list[Case]:
+    """Return the models of an installed distribution, or of the plugin of that short name.
+
+    Raises:
+        UsageError: it offers no model.
+    """
+    found = [
+        Case(entry)
+        for _, entry in registry.models()
+        if distribution in (entry.plugin.distribution, entry.plugin.name)
+    ]
+    if not found:
+        known = sorted({entry.plugin.distribution for _, entry in registry.models()})
+        raise UsageError(f"'{distribution}' offers no model", f"those that do: {', '.join(known)}")
+    return found

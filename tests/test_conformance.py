@@ -1,0 +1,152 @@
+"""The conformance kit: over every architecture here, and on networks that break its rules."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from cnn_core import registry
+from cnn_core.errors import UsageError
+from cnn_core.testing import CHECKS, SLOW, Case, cases_of, parametrize_with_checks, run_checks
+from cnn_core.testing import checks as kit
+
+FIRST_PARTY = sorted(
+    {e.plugin.distribution for _, e in registry.models() if "cnn-arch-" in e.plugin.distribution}
+)
+LARGE = 30_000_000  # parameters: the numbers of these are checked by `make test-slow`
+LIGHT = (
+    "plugin",
+    "import",
+    "docstring",
+    "requirement",
+    "name",
+    "departures",
+    "recipes",
+    "claimed",
+)
+
+
+@pytest.mark.parametrize("distribution", FIRST_PARTY)
+def test_every_check_holds(distribution):
+    failed = []
+    for case in cases_of(distribution):
+        large = case.spec.params > LARGE
+        for check in CHECKS:
+            if large and not any(word in check.__name__ for word in LIGHT):
+                continue
+            excuse = case.spec.expected_failures.get(check.__name__)
+            try:
+                check(case)
+            except Exception as error:
+                if not excuse:
+                    failed.append(f"{case.spec.name} {check.__name__}: {error}")
+            else:
+                if excuse:
+                    failed.append(f"{case.spec.name} {check.__name__}: passes, against {excuse}")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distribution", FIRST_PARTY)
+def test_every_check_holds_the_slow_ones_too(distribution):
+    failed = [r for r in run_checks(distribution, slow=True) if r.outcome == "failed"]
+    assert not failed
+
+
+@parametrize_with_checks("cnn-arch-lenet")
+def test_the_decorator_gives_a_test_for_each_check(check, case):
+    check(case)
+
+
+def test_there_are_at_least_25_checks_with_names_of_their_own():
+    names = {check.__name__ for check in CHECKS + SLOW}
+    assert len(names) == len(CHECKS + SLOW) >= 25
+    assert all(check.__doc__ for check in CHECKS + SLOW)
+
+
+class Wrong(nn.Module):
+    """A network with many faults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(1, 4, 3)
+        self.unused = nn.Linear(2, 2)
+        self.fc = nn.Linear(4, 10)
+        self.noise = torch.ones(1) * torch.rand(1)
+
+    def forward(self, x):
+        x = self.c1(x).mean((2, 3))
+        return self.fc(x - x.mean(0))
+
+
+class Spoiled(Case):
+    """lenet5's spec, with another network behind it."""
+
+    def build(self, **options):
+        return Wrong()
+
+
+@pytest.fixture
+def spoiled():
+    entry = registry.models().entry("lenet5")
+    spec = dataclasses.replace(entry.spec, params=1, macs=1, stages=("fc", "c1"), cam_stage="fc")
+    return Spoiled(dataclasses.replace(entry, spec=spec))
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (kit.check_parameters_are_as_claimed, "parameters"),
+        (kit.check_macs_are_as_claimed, "MACs"),
+        (kit.check_stages_run_in_order, r"\['c1', 'fc'\]"),
+        (kit.check_below_the_smallest_size_the_error_names_it, "accepts 31 pixels"),
+        (kit.check_classes_and_channels_are_honoured, "2 classes give"),
+        (kit.check_bad_values_are_refused_with_the_value, "accepts num_classes = 0"),
+        (kit.check_the_last_layer_can_be_replaced, "is not a"),
+        (kit.check_the_seed_decides_the_weights, "differ"),
+        (kit.check_images_do_not_influence_each_other, "differs by"),
+        (kit.check_gradient_reaches_every_parameter, "unused.weight"),
+        (kit.check_grad_cam_at_its_stage, "has no maps"),
+    ],
+)
+def test_a_check_finds_what_it_is_for(spoiled, check, message):
+    with pytest.raises((AssertionError, RuntimeError), match=message):
+        check(spoiled)
+
+
+def test_an_expected_failure_that_passes_has_failed(monkeypatch):
+    entry = registry.models().entry("lenet5")
+    excuses = {"check_parameters_are_as_claimed": "none"}
+    spec = dataclasses.replace(entry.spec, expected_failures=excuses)
+    odd = dataclasses.replace(entry, spec=spec)
+    monkeypatch.setattr("cnn_core.testing.kit.cases_of", lambda _: [Case(odd)])
+    results = {result.check: result for result in run_checks("any")}
+    found = results["check_parameters_are_as_claimed"]
+    assert found.outcome == "failed"
+    assert "was expected to fail: none" in found.reason
+
+
+def test_a_distribution_without_models_is_refused():
+    with pytest.raises(UsageError, match="'cnn-viz' offers no model"):
+        cases_of("cnn-viz")
+
+
+def test_the_command_prints_what_does_not_hold(cnnzoo, site, good_source):
+    done = cnnzoo("check", "cnn-arch-lenet", "--json")
+    assert done.code == 0, done.out
+    site.add(good_source, distribution="cnn-arch-bad")
+    (site.path / "tiny_net.py").write_text(
+        "from torch import nn\n"
+        "def tiny(num_classes=10, in_channels=1):\n"
+        "    net = nn.Sequential()\n"
+        "    net.add_module('flat', nn.Flatten())\n"
+        "    net.add_module('head', nn.Linear(64 * in_channels, num_classes))\n"
+        "    return net\n"
+    )
+    done = cnnzoo("check", "cnn-arch-bad", site=site.path)
+    assert done.code == 6
+    assert "check_docstring_cites_the_paper" in done.out
+    assert "cnn-arch-bad: " in done.err
