@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cnn_core import registry
 from cnn_core.discovery import describe
 from cnn_core.errors import PluginError, UsageError
+from cnn_core.specs import ModelSpec
 from cnn_core.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -28,8 +30,10 @@ def create_model(
 ) -> nn.Module:
     """Build the model called `name`, newly initialised or with `weights` from a file.
 
-    `num_classes` and `in_channels` default to the paper's. `weights` is a run directory or
-    its weights.safetensors. `options` are what the architecture's constructor takes besides.
+    `num_classes` and `in_channels` default to the paper's. `weights` is a run directory, its
+    weights.safetensors, or a .safetensors, .pt or .pth file of a library whose names for the
+    parameters the architecture knows (torchvision, timm, …). `options` are what the
+    architecture's constructor takes besides.
 
     Raises:
         UnknownNameError: there is no such model; suggests names, or says what to install.
@@ -52,10 +56,21 @@ def create_model(
         what = f"model '{name}' ({entry.plugin.origin}) cannot be built"
         raise PluginError(f"{what}: {describe(error)}") from error
     if weights is not None:
-        from cnn_core.training.checkpoint import read_weights
-
-        read_weights(weights).load_into(model)
+        _load(model, entry, Path(weights))
     return cast("nn.Module", model)
+
+
+def _load(model: nn.Module, entry: registry.Entry[ModelSpec], path: Path) -> None:
+    """Load a run, its weights, or a file of another library."""
+    from cnn_core.foreign import load_foreign, read_foreign
+    from cnn_core.training.checkpoint import is_ours, read_weights
+
+    if path.is_dir() or is_ours(path):
+        read_weights(path).load_into(model)
+        return
+    has_maps = bool(entry.spec.key_maps)
+    maps = registry.resolve(entry, "key_maps")(entry.spec.name) if has_maps else {}
+    load_foreign(model, read_foreign(path), maps, path)
 
 
 def _check_options(name: str, build: Any, options: Mapping[str, Any]) -> None:

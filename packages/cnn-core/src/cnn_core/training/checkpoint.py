@@ -25,7 +25,15 @@ from cnn_core.errors import CorruptError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.plugins import plugins
 
-__all__ = ["State", "Weights", "read_state", "read_weights", "write_state", "write_weights"]
+__all__ = [
+    "State",
+    "Weights",
+    "is_ours",
+    "read_state",
+    "read_weights",
+    "write_state",
+    "write_weights",
+]
 
 SCHEMA = 1
 KEY = "cnnzoo"  # one key: with several, safetensors orders them differently every time
@@ -133,6 +141,23 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{file}: its description of the model is broken: {error}") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is weights that cnnzoo wrote; false for any other safetensors or format.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except SafetensorError as error:
+        raise CorruptError(f"{path}: not a sound safetensors file: {error}") from error
 
 
 def write_state(path: Path, state: State) -> None:

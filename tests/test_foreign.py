@@ -1,0 +1,105 @@
+"""Weights of other libraries: recognised, renamed, adapted; and hostile files refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cnn_core import create_model
+from cnn_core.errors import CorruptError, UsageError
+from cnn_core.foreign import load_foreign, read_foreign
+from cnn_core.keymap import KeyMap
+
+# lenet5_modern under the names that a tutorial might give it.
+MAP = KeyMap(("c1", "conv1"), ("c3", "conv2"), ("c5", "conv3"), ("f6", "fc1"), ("output", "fc2"))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return create_model("lenet5_modern").eval()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_a_file_is_recognised_whatever_it_is_wrapped_in(tmp_path, model, prefix, wrapper, suffix):
+    state = {prefix + key: value for key, value in MAP.to_theirs(model.state_dict()).items()}
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({wrapper: state, "epoch": 3} if wrapper else state, path)
+    other = create_model("lenet5_modern").eval()
+    assert load_foreign(other, read_foreign(path), {"tutorial": MAP}, path) == "tutorial"
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(other(x), model(x))
+
+
+def test_our_own_names_need_no_map(tmp_path, model):
+    path = tmp_path / "own.pt"
+    torch.save(model.state_dict(), path)
+    assert torch.equal(create_model("lenet5_modern", weights=path).f6.weight, model.f6.weight)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_first_convolution_for_rgb_is_adapted(tmp_path, channels):
+    source = create_model("lenet5_modern", in_channels=3).eval()
+    path = tmp_path / "rgb.pt"
+    torch.save(source.state_dict(), path)
+    model = create_model("lenet5_modern", in_channels=channels, weights=path).eval()
+    grey = torch.rand(2, 1, 32, 32)
+    expected = source(grey.expand(-1, 3, -1, -1))
+    assert torch.allclose(model(grey.expand(-1, channels, -1, -1)), expected, atol=1e-5)
+
+
+def test_a_mismatch_is_refused_by_name_and_shape(tmp_path, model):
+    path = tmp_path / "w.pt"
+    torch.save(create_model("lenet5_modern", num_classes=7).state_dict(), path)
+    with pytest.raises(UsageError, match=r"output.weight is \(7, 84\), the model has \(10, 84\)"):
+        create_model("lenet5_modern", weights=path)
+    state = dict(model.state_dict())
+    del state["c3.bias"]
+    torch.save(state, path)
+    with pytest.raises(UsageError, match=r"c3.bias is missing \(named as by cnnzoo; 1 in all\)"):
+        create_model("lenet5_modern", weights=path)
+    with pytest.raises(UsageError, match="no such file"):
+        create_model("lenet5_modern", weights=tmp_path / "none.pt")
+
+
+class Bomb:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.canary}",))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip", "legacy", "deflated", "empty", "text", "list"])
+def test_a_hostile_file_runs_nothing_and_is_one_error(tmp_path, kind):
+    path, canary = tmp_path / "w.pt", tmp_path / "canary"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"a": Bomb(canary)}))
+    elif kind in ("zip", "legacy"):
+        torch.save({"a": Bomb(canary)}, path, _use_new_zipfile_serialization=kind == "zip")
+    elif kind == "deflated":
+        torch.save({"a": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
+        with (
+            zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for name in plain.namelist():
+                packed.writestr(name, plain.read(name))
+        assert path.stat().st_size < 100_000
+    elif kind == "list":
+        torch.save([torch.zeros(1)], path)
+    else:
+        path.write_bytes(b"" if kind == "empty" else b"<html>404</html>")
+    with pytest.raises(CorruptError, match=r"w\.pt: "):
+        read_foreign(path)
+    assert not canary.exists()
