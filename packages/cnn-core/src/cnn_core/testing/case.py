@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import subprocess
 import sys
@@ -54,6 +55,15 @@ class Case:
         generator = torch.Generator().manual_seed(0)
         shape = (count, channels or self.spec.input[0], size, size)
         return torch.randn(shape, generator=generator)
+
+    def training_size(self, model: nn.Module) -> int:
+        """Return the smallest size, or the paper's where only that can be trained on."""
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model).to("meta").train()(self.images(2).to("meta"))
+        except UsageError:
+            return self.spec.input[1]
+        return self.spec.min_size
 
     @cached_property
     def traced(self) -> Trace:

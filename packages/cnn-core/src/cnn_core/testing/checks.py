@@ -255,7 +255,7 @@ def check_images_do_not_influence_each_other(case: Case) -> None:
 def check_gradient_reaches_every_parameter(case: Case) -> None:
     """In training mode no parameter is left out."""
     model = case.build().train()
-    outputs = model(case.images(4))
+    outputs = model(case.images(4, case.training_size(model)))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     weight = torch.Generator().manual_seed(1)
     loss = sum((torch.randn(o.shape, generator=weight) * o).sum() for o in outputs)
@@ -361,7 +361,7 @@ def check_overfits_one_batch(case: Case) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    images = case.images(4)
+    images = case.images(4, case.training_size(model))
     first = last = math.inf
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     targets: Tensor | None = None

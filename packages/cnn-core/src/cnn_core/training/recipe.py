@@ -197,6 +197,8 @@ def _parse_recipe(name: str, data: bytes, source: str) -> RecipeSpec:
 def recipes_in(package: str) -> list[RecipeSpec]:
     """Return the recipes that a package ships in its folder recipes/, sorted by name."""
     folder = resources.files(package) / "recipes"
+    if not folder.is_dir():
+        return []
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
     return [
         _parse_recipe(f.name.removesuffix(".toml"), f.read_bytes(), f"{package}/recipes/{f.name}")

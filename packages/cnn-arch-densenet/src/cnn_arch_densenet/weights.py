@@ -1,0 +1,70 @@
+"""What other libraries call the parameters of these networks."""
+
+from __future__ import annotations
+
+from cnn_core.keymap import KeyMap
+
+__all__ = ["key_maps"]
+
+LAYERS = range(48)  # of the longest block, the third of densenet201
+
+
+def torchvision(dot: str) -> KeyMap:
+    """Return torchvision's names; `dot` stands in "norm.1", as in the files it publishes.
+
+    Layers count from 1 there, from 0 here.
+    """
+    layers = (
+        (f"block{{b}}.layers.{i}.{ours}", f"features.denseblock{{b}}.denselayer{i + 1}.{theirs}")
+        for i in LAYERS
+        for ours, theirs in (
+            ("reduce.norm", f"norm{dot}1"),
+            ("reduce.conv", f"conv{dot}1"),
+            ("grow.norm", f"norm{dot}2"),
+            ("grow.conv", f"conv{dot}2"),
+        )
+    )
+    return KeyMap(
+        ("conv.0", "features.conv0"),
+        ("conv.1", "features.norm0"),
+        *layers,
+        ("transition{b}", "features.transition{b}"),
+        ("norm.0", "features.norm5"),
+        ("linear", "classifier"),
+    )
+
+
+def pytorchcv() -> KeyMap:
+    """Return pytorchcv's names of densenet100_cifar; its transitions begin the next stage."""
+    layers = (
+        (f"block{{b}}.layers.{i}.{ours}", f"features.stage{{b}}.unit{i + 1}.{theirs}")
+        for i in LAYERS
+        for ours, theirs in (
+            ("reduce.norm", "conv1.bn"),
+            ("reduce.conv", "conv1.conv"),
+            ("grow.norm", "conv2.bn"),
+            ("grow.conv", "conv2.conv"),
+        )
+    )
+    return KeyMap(
+        ("conv", "features.init_block"),
+        *layers,
+        ("transition1.norm", "features.stage2.trans2.conv.bn"),
+        ("transition1.conv", "features.stage2.trans2.conv.conv"),
+        ("transition2.norm", "features.stage3.trans3.conv.bn"),
+        ("transition2.conv", "features.stage3.trans3.conv.conv"),
+        ("norm.0", "features.post_activ.bn"),
+        ("linear", "output"),
+    )
+
+
+def key_maps(model: str) -> dict[str, KeyMap]:
+    """Return the namings that weights of `model` are published under.
+
+    densenet40_cifar has none: pytorchcv's halves its maps in transitions, which only BC does.
+    """
+    if model == "densenet100_cifar":
+        return {"pytorchcv": pytorchcv()}
+    if model == "densenet40_cifar":
+        return {}
+    return {"torchvision": torchvision(""), "torchvision-files": torchvision(".")}

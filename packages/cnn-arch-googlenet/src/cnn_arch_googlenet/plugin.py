@@ -1,0 +1,80 @@
+"""What cnn-arch-googlenet offers to cnnzoo."""
+
+from __future__ import annotations
+
+from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+
+PAPER = Paper(
+    title="Going deeper with convolutions",
+    authors=(
+        "C. Szegedy, W. Liu, Y. Jia, P. Sermanet, S. Reed, D. Anguelov, D. Erhan, "
+        "V. Vanhoucke, A. Rabinovich"
+    ),
+    year=2014,
+    url="https://arxiv.org/abs/1409.4842",
+)
+STAGES = (  # Table 1, from top to bottom
+    *("conv1", "pool1", "conv2", "pool2"),
+    *("inception3a", "inception3b", "pool3"),
+    *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "pool4"),
+    *("inception5a", "inception5b", "avg_pool", "dropout", "linear"),
+)
+
+
+@hookimpl
+def cnnzoo_models() -> list[ModelSpec]:
+    return [
+        ModelSpec(
+            name="googlenet",
+            target="cnn_arch_googlenet.googlenet:googlenet",
+            family="googlenet",
+            variant="GoogLeNet, 2014",
+            summary="GoogLeNet as published: 5x5, LRN, two auxiliary classifiers in training",
+            paper=PAPER,
+            input=(3, 224, 224),
+            min_size=31,
+            num_classes=1000,
+            params=13_378_280,
+            macs=1_582_671_872,
+            stages=STAGES,
+            cam_stage="inception5b",
+            departures=(
+                "the constants of the local response normalisation and the initialisation, "
+                "which the paper does not give, are those of BVLC's replication",
+                "the average pool takes whatever the images leave, 7x7 at 224x224",
+                "training with the auxiliary classifiers takes images of 223x223 to 270x270",
+            ),
+            tags=("paper", "imagenet"),
+        ),
+        ModelSpec(
+            name="googlenet_bn",
+            target="cnn_arch_googlenet.googlenet_bn:googlenet_bn",
+            family="googlenet",
+            variant="GoogLeNet with batch normalisation, torchvision's",
+            summary="GoogLeNet with batch normalisation and 3x3 for 5x5, as torchvision has it",
+            paper=PAPER,
+            input=(3, 224, 224),
+            min_size=15,
+            num_classes=1000,
+            params=13_004_888,
+            macs=1_498_376_192,
+            stages=STAGES,
+            cam_stage="inception5b",
+            key_maps="cnn_arch_googlenet.weights:key_maps",
+            departures=(
+                "batch normalisation (eps 0.001) after every convolution, which has no bias",
+                "no local response normalisation",
+                "the 5x5 convolutions are 3x3",
+                "the last max pool is 2x2",
+                "dropout of 20 %, not 40 %",
+                "the auxiliary classifiers pool to 4x4 adaptively, in windows of 4 and 5 cells",
+                "weights from N(0, 0.01^2)",
+            ),
+            tags=("modern", "imagenet"),
+        ),
+    ]
+
+
+@hookimpl
+def cnnzoo_recipes() -> list[RecipeSpec]:
+    return recipes_in("cnn_arch_googlenet")

@@ -1,0 +1,62 @@
+"""Names of parameters in other libraries."""
+
+from __future__ import annotations
+
+from cnn_core.keymap import KeyMap
+
+__all__ = ["key_maps"]
+
+V1_STAGES = (1, 2, 2, 6, 2)  # timm: blocks of each size of maps
+V2_ROWS = (1, 2, 3, 4, 3, 3, 1)  # n of Table 2
+
+
+def key_maps(model: str) -> dict[str, KeyMap]:
+    """Return the key map of each naming: timm's for v1; torchvision's and timm's for v2."""
+    if model == "mobilenet_v1":
+        return {"timm": KeyMap(*_v1_timm())}
+    return {"timm": KeyMap(*_v2_timm()), "torchvision": KeyMap(*_v2_torchvision())}
+
+
+def _v1_timm() -> list[tuple[str, str]]:
+    pairs = [("conv1.conv", "conv_stem"), ("conv1.bn", "bn1"), ("fc", "classifier")]
+    blocks = [f"blocks.{s}.{b}" for s, count in enumerate(V1_STAGES) for b in range(count)]
+    for number, block in enumerate(blocks, start=1):
+        ours = f"separable{number}"
+        pairs += _layer(f"{ours}.depthwise", f"{block}.conv_dw", f"{block}.bn1")
+        pairs += _layer(f"{ours}.pointwise", f"{block}.conv_pw", f"{block}.bn2")
+    return pairs
+
+
+def _v2_timm() -> list[tuple[str, str]]:
+    pairs = [("fc", "classifier")]
+    pairs += _layer("conv1", "conv_stem", "bn1")
+    pairs += _layer("conv2", "conv_head", "bn2")
+    pairs += _layer("bottleneck1.0.depthwise", "blocks.0.0.conv_dw", "blocks.0.0.bn1")
+    pairs += _layer("bottleneck1.0.project", "blocks.0.0.conv_pw", "blocks.0.0.bn2")
+    for row in range(1, len(V2_ROWS)):
+        ours, theirs = f"bottleneck{row + 1}.{{b}}", f"blocks.{row}.{{b}}"
+        pairs += _layer(f"{ours}.expand", f"{theirs}.conv_pw", f"{theirs}.bn1")
+        pairs += _layer(f"{ours}.depthwise", f"{theirs}.conv_dw", f"{theirs}.bn2")
+        pairs += _layer(f"{ours}.project", f"{theirs}.conv_pwl", f"{theirs}.bn3")
+    return pairs
+
+
+def _v2_torchvision() -> list[tuple[str, str]]:
+    pairs = [("fc", "classifier.1")]
+    pairs += _layer("conv1", "features.0.0", "features.0.1")
+    pairs += _layer("conv2", "features.18.0", "features.18.1")
+    blocks = [f"bottleneck{row}.{b}" for row, n in enumerate(V2_ROWS, 1) for b in range(n)]
+    for number, ours in enumerate(blocks, start=1):
+        at = [f"features.{number}.conv.{i}" for i in range(4)]
+        if number == 1:  # no expansion
+            pairs += _layer(f"{ours}.depthwise", f"{at[0]}.0", f"{at[0]}.1")
+            pairs += _layer(f"{ours}.project", at[1], at[2])
+        else:
+            pairs += _layer(f"{ours}.expand", f"{at[0]}.0", f"{at[0]}.1")
+            pairs += _layer(f"{ours}.depthwise", f"{at[1]}.0", f"{at[1]}.1")
+            pairs += _layer(f"{ours}.project", at[2], at[3])
+    return pairs
+
+
+def _layer(ours: str, conv: str, bn: str) -> list[tuple[str, str]]:
+    return [(f"{ours}.conv", conv), (f"{ours}.bn", bn)]

@@ -1,0 +1,147 @@
+"""What cnn-arch-resnet offers to cnnzoo."""
+
+from __future__ import annotations
+
+from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+
+PAPER = Paper(
+    title="Deep residual learning for image recognition",
+    authors="K. He, X. Zhang, S. Ren, J. Sun",
+    year=2015,
+    url="https://arxiv.org/abs/1512.03385",
+)
+
+LOGITS = "the head returns logits: the softmax is in the loss"
+PADDED = "pool1 pads a pixel on each side; the authors' released networks round up instead"
+IN_3X3 = "the stride of a bottleneck is in its 3x3, the authors' in its first 1x1: same shapes"
+STEM = "another network: conv1 is 3x3 with stride 1 and no pooling follows, for 32x32"
+OPTION_B = "option B, a 1x1 convolution where the maps shrink; the paper's CIFAR networks have A"
+
+# fmt: off
+IMAGENET = (
+    # name           layers  parameters  multiply-adds   tag      departures
+    ("resnet18",         18, 11_689_512,  1_814_073_344, "paper", (PADDED, LOGITS)),
+    ("resnet34",         34, 21_797_672,  3_663_761_408, "paper", (PADDED, LOGITS)),
+    ("resnet50",         50, 25_557_032,  4_089_184_256, "v1.5",  (IN_3X3, PADDED, LOGITS)),
+    ("resnet101",       101, 44_549_160,  7_801_405_440, "v1.5",  (IN_3X3, PADDED, LOGITS)),
+    ("resnet152",       152, 60_192_808, 11_513_626_624, "v1.5",  (IN_3X3, PADDED, LOGITS)),
+    ("resnet50_v1",      50, 25_557_032,  3_857_973_248, "paper", (PADDED, LOGITS)),
+    ("resnet101_v1",    101, 44_549_160,  7_570_194_432, "paper", (PADDED, LOGITS)),
+    ("resnet152_v1",    152, 60_192_808, 11_282_415_616, "paper", (PADDED, LOGITS)),
+)
+CIFAR = (
+    ("resnet20_cifar",   20,    269_722,     40_551_040),
+    ("resnet32_cifar",   32,    464_154,     68_862_592),
+    ("resnet44_cifar",   44,    658_586,     97_174_144),
+    ("resnet56_cifar",   56,    853_018,    125_485_696),
+    ("resnet110_cifar", 110,  1_727_962,    252_887_680),
+)
+CIFAR_B = (
+    ("resnet20_cifar_b",   20,  272_474,     40_813_184),
+    ("resnet32_cifar_b",   32,  466_906,     69_124_736),
+    ("resnet44_cifar_b",   44,  661_338,     97_436_288),
+    ("resnet56_cifar_b",   56,  855_770,    125_747_840),
+    ("resnet110_cifar_b", 110, 1_730_714,   253_149_824),
+)
+CIFAR_STEM = (
+    ("resnet18_cifar",   18, 11_173_962,    555_422_720, (STEM, LOGITS)),
+    ("resnet50_cifar",   50, 23_520_842,  1_297_829_888, (STEM, IN_3X3, LOGITS)),
+)
+# fmt: on
+
+
+def _model(
+    home: str,
+    row: tuple[str, int, int, int],
+    variant: str,
+    summary: str,
+    tag: str,
+    departures: tuple[str, ...],
+) -> ModelSpec:
+    """A row of one of the tables as a spec; `home` is the module of the network."""
+    name, _, params, macs = row
+    imagenet = home == "resnet"
+    last = 4 if home == "resnet_cifar" else 5
+    return ModelSpec(
+        name=name,
+        target=f"cnn_arch_resnet.{home}:{name}",
+        family="resnet",
+        variant=variant,
+        summary=summary,
+        paper=PAPER,
+        input=(3, 224, 224) if imagenet else (3, 32, 32),
+        min_size=1,
+        num_classes=1000 if imagenet else 10,
+        params=params,
+        macs=macs,
+        stages=("conv1", *(f"conv{s}_x" for s in range(2, last + 1)), "fc"),
+        cam_stage=f"conv{last}_x",
+        key_maps="cnn_arch_resnet.weights:key_maps",
+        departures=departures,
+        tags=("imagenet" if imagenet else "cifar", tag),
+    )
+
+
+def _imagenet() -> list[ModelSpec]:
+    stride = {"v1.5": ", stride in the 3x3", "paper": ", stride in the first 1x1"}
+    return [
+        _model(
+            "resnet",
+            (name, layers, params, macs),
+            variant := f"{layers} layers{stride[tag] if layers >= 50 else ''}",
+            f"ResNet for ImageNet: {variant}",
+            tag,
+            departures,
+        )
+        for name, layers, params, macs, tag, departures in IMAGENET
+    ]
+
+
+def _cifar() -> list[ModelSpec]:
+    a = [
+        _model(
+            "resnet_cifar",
+            row,
+            f"{row[1]} layers, option A",
+            f"the paper's ResNet for CIFAR-10: {row[1]} layers, shortcuts without parameters",
+            "paper",
+            (LOGITS,),
+        )
+        for row in CIFAR
+    ]
+    b = [
+        _model(
+            "resnet_cifar",
+            row,
+            f"{row[1]} layers, option B",
+            f"ResNet for CIFAR-10: {row[1]} layers, projections where the maps shrink",
+            "option-b",
+            (OPTION_B, LOGITS),
+        )
+        for row in CIFAR_B
+    ]
+    return a + b
+
+
+def _cifar_stem() -> list[ModelSpec]:
+    return [
+        _model(
+            "resnet_cifar_stem",
+            (name, layers, params, macs),
+            f"{layers} layers, 3x3 stem: not of the paper",
+            f"ResNet-{layers} of ImageNet with a 3x3 stem for 32x32: not of the paper",
+            "cifar-stem",
+            departures,
+        )
+        for name, layers, params, macs, departures in CIFAR_STEM
+    ]
+
+
+@hookimpl
+def cnnzoo_models() -> list[ModelSpec]:
+    return [*_imagenet(), *_cifar(), *_cifar_stem()]
+
+
+@hookimpl
+def cnnzoo_recipes() -> list[RecipeSpec]:
+    return recipes_in("cnn_arch_resnet")

@@ -1,0 +1,70 @@
+"""What cnn-arch-unet offers to cnnzoo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnn_core import ModelSpec, Paper, hookimpl
+
+PAPER = Paper(
+    title="U-Net: convolutional networks for biomedical image segmentation",
+    authors="O. Ronneberger, P. Fischer, T. Brox",
+    year=2015,
+    url="https://arxiv.org/abs/1505.04597",
+)
+DOWN = ("down.1", "down.2", "down.3", "down.4")
+UP = ("up.4", "up.3", "up.2", "up.1")
+READINGS = (
+    "concatenation puts the copied maps first, as Fig. 1 draws them; the authors' released code "
+    "puts them last",
+    "dropout of one half before the last pooling and after the bottom, where the released code "
+    'has it; the paper says "at the end of the contracting path"',
+)
+
+
+def model(name: str, **facts: Any) -> ModelSpec:
+    """A spec with what the two networks have in common."""
+    return ModelSpec(
+        name=name,
+        target=f"cnn_arch_unet.{name}:{name}",
+        task="segmentation",
+        family="unet",
+        paper=PAPER,
+        num_classes=2,
+        stages=(*DOWN, "bottom", *UP, "output"),
+        cam_stage="bottom",
+        **facts,
+    )
+
+
+@hookimpl
+def cnnzoo_models() -> list[ModelSpec]:
+    return [
+        model(
+            "unet",
+            variant="U-Net, 2015",
+            summary="U-Net exactly as published: unpadded convolutions, cropped copies",
+            input=(1, 572, 572),
+            min_size=188,
+            params=31_030_658,
+            macs=150_428_424_448,
+            departures=READINGS,
+            tags=("paper",),
+        ),
+        model(
+            "unet_same",
+            variant="U-Net, padded",
+            summary="U-Net whose output has the input's size, whatever that is",
+            input=(3, 256, 256),
+            min_size=1,
+            params=31_031_810,
+            macs=48_171_581_440,
+            departures=(
+                "convolutions pad their input, so that nothing is cropped",
+                "sides that are no multiple of 16 are extended by repeating the border",
+                "three input channels",
+                *READINGS,
+            ),
+            tags=("modern",),
+        ),
+    ]

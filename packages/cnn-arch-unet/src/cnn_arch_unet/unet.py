@@ -1,0 +1,139 @@
+"""U-Net.
+
+O. Ronneberger, P. Fischer, T. Brox, "U-Net: convolutional networks for biomedical image
+segmentation", MICCAI 2015, arXiv:1505.04597, Fig. 1. Two unpadded 3x3 convolutions with ReLU
+a level; 2x2 max-pooling on the way down; 2x2 up-convolutions on the way up, beside the maps of
+the same level, cropped at the centre.
+
+    stage    what                                     maps @ size       copied and cropped
+    input    image tile                                  1 @ 572x572
+    down.1   conv 3x3, conv 3x3                         64 @ 568x568    to 392x392
+    down.2   max-pool 2x2, conv 3x3, conv 3x3          128 @ 280x280    to 200x200
+    down.3   max-pool 2x2, conv 3x3, conv 3x3          256 @ 136x136    to 104x104
+    down.4   max-pool 2x2, conv 3x3, conv 3x3          512 @ 64x64      to 56x56
+    bottom   max-pool 2x2, conv 3x3, conv 3x3         1024 @ 28x28
+    up.4     up-conv 2x2, concat, conv 3x3, conv 3x3   512 @ 52x52
+    up.3     up-conv 2x2, concat, conv 3x3, conv 3x3   256 @ 100x100
+    up.2     up-conv 2x2, concat, conv 3x3, conv 3x3   128 @ 196x196
+    up.1     up-conv 2x2, concat, conv 3x3, conv 3x3    64 @ 388x388
+    output   conv 1x1                                    2 @ 388x388
+
+23 convolutional layers, 31,030,658 parameters, 150,428,424,448 multiply-accumulates.
+
+Departures from the paper: none, but where it is silent or open to more than one reading:
+  Concatenation puts the copied maps first, as Fig. 1 draws them; the authors' released code
+  puts them last, and has a ReLU behind each up-convolution, which Fig. 1 has not.
+  An up-convolution is a transposed convolution of stride 2, as in the released code.
+  Dropout "at the end of the contracting path" is where the released code has it, before the last
+  pooling (the copied maps have it too) and after the bottom, and at its rate, one half.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnn_arch_unet.init import he_normal_
+from cnn_core.errors import UsageError
+
+__all__ = ["UNet", "unet"]
+
+# Shapes are N C H W; sizes in comments are for the default input, 1x572x572.
+
+
+def convs(cin: int, cout: int, dropout: float = 0.0) -> nn.Sequential:
+    """Two unpadded 3x3 convolutions with ReLU. N cin H W -> N cout H-4 W-4."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(cin, cout, kernel_size=3),
+            relu1=nn.ReLU(inplace=True),
+            conv2=nn.Conv2d(cout, cout, kernel_size=3),
+            relu2=nn.ReLU(inplace=True),
+            dropout=nn.Dropout(dropout),
+        )
+    )
+
+
+class Up(nn.Module):
+    """Double the size and halve the maps; join what the same level saw on the way down."""
+
+    def __init__(self, cin: int) -> None:
+        super().__init__()
+        self.upconv = nn.ConvTranspose2d(cin, cin // 2, kernel_size=2, stride=2)
+        self.convs = convs(cin, cin // 2)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.upconv(x)
+        return self.convs(torch.cat([centre(skip, x.shape[-2:]), x], dim=1))
+
+
+def centre(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Crop maps to a size at their centre: unpadded convolutions lose every border."""
+    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
+    return x[..., top : top + size[0], left : left + size[1]]
+
+
+class UNet(nn.Module):
+    """U-Net (2015): images, N C H W -> logits of their centre, N classes h w.
+
+    `depth` is the number of poolings and `width` the number of maps at the top.
+    """
+
+    def __init__(
+        self, num_classes: int = 2, in_channels: int = 1, depth: int = 4, width: int = 64
+    ) -> None:
+        super().__init__()
+        check_positive(depth=depth, width=width)
+        self.depth = depth
+        levels = range(1, depth + 1)
+        maps = [in_channels, *(width * 2**i for i in range(depth + 1))]
+        drop = [0.0] * depth + [0.5]  # "at the end of the contracting path"
+        self.down = nn.ModuleDict({f"{i}": convs(maps[i - 1], maps[i], drop[i]) for i in levels})
+        self.bottom = convs(maps[depth], maps[depth + 1], drop[depth])
+        self.up = nn.ModuleDict({f"{i}": Up(maps[i + 1]) for i in reversed(levels)})
+        self.output = nn.Conv2d(width, num_classes, kernel_size=1)
+        he_normal_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_sizes(x.shape[-2:], self.depth)
+        skips = []
+        for down in self.down.values():
+            x = down(x)  #             N    1 572 572 -> N   64 568 568, ... N 512 64 64
+            skips.append(x)
+            x = F.max_pool2d(x, 2)  #                    N   64 284 284, ... N 512 32 32
+        x = self.bottom(x)  #                            N 1024  28  28
+        for up, skip in zip(self.up.values(), reversed(skips), strict=True):
+            x = up(x, skip)  #                           N  512  52  52, ... N 64 388 388
+        return self.output(x)  #                         N    2 388 388
+
+
+def check_positive(**values: int) -> None:
+    """Raise UsageError unless each value is a whole number above 0."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} = {value!r}: expected a positive integer")
+
+
+def check_sizes(sizes: Sequence[int], depth: int) -> None:
+    """Raise UsageError unless every pooling meets even sizes (section 2) and something is left.
+
+    For depth 4 these are 188, 204, ... 572, ...
+    """
+    step, least = 2**depth, 12 * 2**depth - 4
+    for size in sizes:
+        if size < least or (size - least) % step:
+            below = max(size - (size - least) % step, least)
+            raise UsageError(
+                f"image size {sizes[0]} x {sizes[1]}: U-Net takes sides of "
+                f"{least} + {step} k pixels; nearest to {size} are {below} and {below + step}",
+                "mirror the image at its borders to get there, as the paper does",
+            )
+
+
+def unet(num_classes: int = 2, in_channels: int = 1, depth: int = 4, width: int = 64) -> UNet:
+    """U-Net as published in 2015: 572x572 -> 388x388, 31,030,658 parameters."""
+    return UNet(num_classes, in_channels, depth, width)

@@ -1,0 +1,205 @@
+"""VGG: very deep networks of 3x3 convolutions.
+
+K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
+ICLR 2015, arXiv:1409.1556. Table 1, its columns A, B, D and E (conv3-64: 64 kernels of 3x3; a
+ReLU behind every convolution):
+
+    stage         A               B               D               E         maps @ size
+    input                      224x224 RGB picture                            3 @ 224x224
+    conv1     conv3-64      2 conv3-64      2 conv3-64      2 conv3-64       64 @ 224x224
+    pool1                         max 2x2                                    64 @ 112x112
+    conv2     conv3-128     2 conv3-128     2 conv3-128     2 conv3-128     128 @ 112x112
+    pool2                         max 2x2                                   128 @ 56x56
+    conv3   2 conv3-256     2 conv3-256     3 conv3-256     4 conv3-256     256 @ 56x56
+    pool3                         max 2x2                                   256 @ 28x28
+    conv4   2 conv3-512     2 conv3-512     3 conv3-512     4 conv3-512     512 @ 28x28
+    pool4                         max 2x2                                   512 @ 14x14
+    conv5   2 conv3-512     2 conv3-512     3 conv3-512     4 conv3-512     512 @ 14x14
+    pool5                         max 2x2                                   512 @ 7x7
+    fc6                        FC-4096, dropout                            4096
+    fc7                        FC-4096, dropout                            4096
+    fc8                           FC-1000                                  1000
+
+    trainable  132,863,336     133,047,848     138,357,544     143,667,240
+    Table 2          133 M           133 M           138 M           144 M
+
+Departures from the paper, all of them torchvision's:
+  Weights of convolutions are drawn after He et al. (2015), of fc6 to fc8 from N(0, 0.01^2); the
+  paper draws all from N(0, 0.1^2) (variance 0.01), and starts B, D and E from a trained A.
+  Sizes other than 224x224 are averaged to 7x7 after pool5, from 32x32 up; at 224x224 that changes
+  nothing. The paper slides fc6 over larger pictures as a 7x7 convolution instead (section 3.2).
+  vgg11_bn to vgg19_bn have batch normalisation (Ioffe and Szegedy, 2015) behind each convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnn_arch_vgg.table1 import TABLE_1
+from cnn_core.errors import UsageError
+from cnn_core.layers import Classifier
+
+__all__ = [
+    "VGG",
+    "ConvBNReLU",
+    "ConvReLU",
+    "at_least",
+    "he_normal_",
+    "stage",
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+]
+
+# Shapes are N C H W; sizes in comments are for the default input, 3x224x224.
+
+
+class ConvReLU(nn.Conv2d):
+    """conv3: a 3x3 convolution that keeps the size, and its ReLU: N cin H W -> N cout H W."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__(cin, cout, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu_()
+
+
+class ConvBNReLU(nn.Module):
+    """conv3 with batch normalisation before the ReLU: N cin H W -> N cout H W."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, kernel_size=3, padding=1)
+        self.bn = nn.BatchNorm2d(cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)).relu_()
+
+
+Conv3 = Callable[[int, int], nn.Module]
+
+
+def stage(conv3: Conv3, n: int, cin: int, cout: int) -> nn.Sequential:
+    """n convolutions, all of them `cout` wide: N cin H W -> N cout H W."""
+    return nn.Sequential(*[conv3(cin if i == 0 else cout, cout) for i in range(n)])
+
+
+class VGG(Classifier):
+    """A column of Table 1, stage by stage under the names of its release: N C H W -> N classes."""
+
+    classifier = "fc8"
+
+    # fmt: off
+    def __init__(
+        self, column: str, conv3: Conv3, num_classes: int = 1000, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        n1, n2, n3, n4, n5 = TABLE_1[column]
+        self.conv1 = stage(conv3, n1, in_channels, 64)
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = stage(conv3, n2,  64, 128)
+        self.pool2 = nn.MaxPool2d(2)
+        self.conv3 = stage(conv3, n3, 128, 256)
+        self.pool3 = nn.MaxPool2d(2)
+        self.conv4 = stage(conv3, n4, 256, 512)
+        self.pool4 = nn.MaxPool2d(2)
+        self.conv5 = stage(conv3, n5, 512, 512)
+        self.pool5 = nn.MaxPool2d(2)
+        self.fc6   = nn.Linear(512 * 7 * 7, 4096)
+        self.fc7   = nn.Linear(4096, 4096)
+        self.fc8   = nn.Linear(4096, num_classes)
+        self.dropout = nn.Dropout(0.5)  # section 3.1
+        he_normal_(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = at_least(32, x)               # N   3 224 224
+        x = self.pool1(self.conv1(x))     # N  64 112 112
+        x = self.pool2(self.conv2(x))     # N 128  56  56
+        x = self.pool3(self.conv3(x))     # N 256  28  28
+        x = self.pool4(self.conv4(x))     # N 512  14  14
+        return self.pool5(self.conv5(x))  # N 512   7   7
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, 7)                   # N 512 7 7
+        x = self.dropout(F.relu(self.fc6(x.flatten(1))))  # N 4096
+        x = self.dropout(F.relu(self.fc7(x)))             # N 4096
+        return self.fc8(x)                                # N 1000
+    # fmt: on
+
+
+def he_normal_(model: nn.Module) -> None:
+    """Draw weights of convolutions from N(0, 2/n), n the fan-out; biases are 0, in place.
+
+    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, Eq. 14. Fully
+    connected layers get N(0, 0.01^2), as in torchvision.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def at_least(size: int, x: Tensor) -> Tensor:
+    """Return images, N C H W, unless a side is below `size`, where nothing is left to pool.
+
+    Raises:
+        UsageError: the images are too small.
+    """
+    height, width = x.shape[-2:]
+    if min(height, width) < size:
+        raise UsageError(
+            f"images of {height}x{width} are too small for this network",
+            f"it takes {size}x{size} and larger",
+        )
+    return x
+
+
+def vgg11(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column A of Table 1."""
+    return VGG("A", ConvReLU, num_classes, in_channels)
+
+
+def vgg13(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column B of Table 1."""
+    return VGG("B", ConvReLU, num_classes, in_channels)
+
+
+def vgg16(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column D of Table 1."""
+    return VGG("D", ConvReLU, num_classes, in_channels)
+
+
+def vgg19(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column E of Table 1."""
+    return VGG("E", ConvReLU, num_classes, in_channels)
+
+
+def vgg11_bn(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column A of Table 1, with batch normalisation."""
+    return VGG("A", ConvBNReLU, num_classes, in_channels)
+
+
+def vgg13_bn(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column B of Table 1, with batch normalisation."""
+    return VGG("B", ConvBNReLU, num_classes, in_channels)
+
+
+def vgg16_bn(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column D of Table 1, with batch normalisation."""
+    return VGG("D", ConvBNReLU, num_classes, in_channels)
+
+
+def vgg19_bn(num_classes: int = 1000, in_channels: int = 3) -> VGG:
+    """Column E of Table 1, with batch normalisation."""
+    return VGG("E", ConvBNReLU, num_classes, in_channels)

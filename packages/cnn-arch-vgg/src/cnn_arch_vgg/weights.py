@@ -1,0 +1,52 @@
+"""Names of VGG's parameters in other libraries: numbered layers, counted off Table 1."""
+
+from __future__ import annotations
+
+from cnn_arch_vgg.table1 import TABLE_1
+from cnn_core.keymap import KeyMap
+
+__all__ = ["key_maps"]
+
+COLUMNS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+TORCHVISION_HEAD = [("fc6", "classifier.0"), ("fc7", "classifier.3"), ("fc8", "classifier.6")]
+
+
+def key_maps(model: str) -> dict[str, KeyMap]:
+    """Return, for each naming that has this model, how it names the parameters.
+
+    "kuangliu" is the naming of github.com/kuangliu/pytorch-cifar.
+    """
+    depth, _, form = model.partition("_")
+    column = COLUMNS[depth]
+    if form == "cifar":
+        return {"kuangliu": KeyMap(*_features_bn(column), ("fc", "classifier"))}
+    features = _features_bn(column) if form == "bn" else _features(column)
+    return {"torchvision": KeyMap(*features, *TORCHVISION_HEAD)}
+
+
+def _features(column: str) -> list[tuple[str, str]]:
+    """Number convolutions and ReLUs, two a layer, and a pool behind each stage."""
+    return [(conv, f"features.{at}") for conv, at in _convolutions(column, layers=2)]
+
+
+def _features_bn(column: str) -> list[tuple[str, str]]:
+    """Number convolutions, normalisations and ReLUs, three a layer, and a pool a stage."""
+    return [
+        pair
+        for conv, at in _convolutions(column, layers=3)
+        for pair in (
+            (f"{conv}.conv", f"features.{at}"),
+            (f"{conv}.bn", f"features.{at + 1}"),
+        )
+    ]
+
+
+def _convolutions(column: str, layers: int) -> list[tuple[str, int]]:
+    """Return our name and the number of each convolution, where each is `layers` layers."""
+    found, at = [], 0
+    for stage, depth in enumerate(TABLE_1[column], start=1):
+        for i in range(depth):
+            found.append((f"conv{stage}.{i}", at))
+            at += layers
+        at += 1
+    return found

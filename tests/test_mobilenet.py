@@ -1,0 +1,397 @@
+"""MobileNet v1 and v2 against their papers, torchvision, timm, and Table 1 in functions."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cnn_arch_mobilenet import mobilenet_v1 as v1
+from cnn_arch_mobilenet import mobilenet_v2 as v2
+from cnn_arch_mobilenet import plugin
+from cnn_arch_mobilenet.weights import key_maps
+from cnn_core.errors import UsageError
+from cnn_core.layers import features, trace
+from cnn_core.training.recipe import Recipe
+
+SPECS = {spec.name: spec for spec in plugin.cnnzoo_models()}
+NAMES = sorted(SPECS)
+
+# width: parameters, multiply-accumulates at 224
+V1_WIDTHS = {
+    1.0: (4_231_976, 568_740_352),
+    0.75: (2_585_560, 325_400_448),
+    0.5: (1_331_592, 149_497_088),
+    0.25: (470_072, 41_030_272),
+}
+V1_SIZES = {192: 418_121_728, 160: 290_675_200, 128: 186_400_768}
+V2_WIDTHS = {
+    1.4: (6_108_776, 582_195_824),
+    1.0: (3_504_872, 300_774_272),
+    0.75: (2_636_424, 209_069_792),
+    0.5: (1_968_680, 97_131_840),
+    0.35: (1_677_128, 59_285_808),
+}
+
+
+def build(name: str, **options) -> nn.Module:
+    module, _, function = SPECS[name].target.partition(":")
+    return getattr(import_module(module), function)(**options)
+
+
+def counted(name: str, size: int = 224, **options):
+    return trace(lambda: build(name, **options), SPECS[name].stages, (3, size, size))
+
+
+@pytest.mark.parametrize(("width", "golden"), V1_WIDTHS.items())
+def test_v1_has_the_papers_parameters_and_multiply_adds_at_each_width(width, golden):
+    found = counted("mobilenet_v1", width=width)
+    assert (found.params, found.macs) == golden
+    with torch.device("meta"):
+        assert len(build("mobilenet_v1", width=width).state_dict()) == 164
+
+
+@pytest.mark.parametrize(("size", "macs"), V1_SIZES.items())
+def test_v1_has_the_papers_multiply_adds_at_each_resolution(size, macs):
+    assert counted("mobilenet_v1", size).macs == macs
+
+
+@pytest.mark.parametrize(("width", "golden"), V2_WIDTHS.items())
+def test_v2_has_the_known_parameters_and_multiply_adds_at_each_width(width, golden):
+    found = counted("mobilenet_v2", width=width)
+    assert (found.params, found.macs) == golden
+    with torch.device("meta"):
+        assert len(build("mobilenet_v2", width=width).state_dict()) == 314
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_spec_claims_is_what_the_network_is(name):
+    spec = SPECS[name]
+    found = trace(lambda: build(name), spec.stages, spec.input)
+    assert (found.params, found.macs) == (spec.params, spec.macs)
+    assert sum(stage.params for stage in found.stages) == spec.params
+
+
+def test_v1_stages_have_the_sizes_of_table_1():
+    shapes = [stage.output for stage in counted("mobilenet_v1").stages]
+    assert shapes == [
+        (32, 112, 112),
+        (64, 112, 112),
+        *[(128, 56, 56)] * 2,
+        *[(256, 28, 28)] * 2,
+        *[(512, 14, 14)] * 6,
+        *[(1024, 7, 7)] * 2,
+        (1000,),
+    ]
+
+
+def test_v2_stages_have_the_sizes_of_table_2():
+    shapes = [stage.output for stage in counted("mobilenet_v2").stages]
+    assert shapes == [
+        (32, 112, 112),
+        (16, 112, 112),
+        (24, 56, 56),
+        (32, 28, 28),
+        (64, 14, 14),
+        (96, 14, 14),
+        (160, 7, 7),
+        (320, 7, 7),
+        (1280, 7, 7),
+        (1000,),
+    ]
+
+
+def test_the_last_depthwise_layer_of_v1_keeps_the_size():
+    strides = [
+        module.stride[0] for module in v1.mobilenet_v1().modules() if isinstance(module, nn.Conv2d)
+    ]
+    # conv1, then depthwise and pointwise by turns: Table 1, but for the last s2
+    assert strides[0] == 2
+    assert strides[1::2] == [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
+    assert strides[2::2] == [1] * 13
+
+
+def test_every_convolution_of_v1_is_followed_by_bn_and_relu():
+    kinds = [type(m) for m in v1.mobilenet_v1().modules() if not [*m.children()]]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 27 + [nn.Linear]
+
+
+def test_widths_thin_as_the_papers_do():
+    assert v1.thinned(0.25, 32, 64, 1024) == [8, 16, 256]
+    assert v1.thinned(0.1, 32) == [8]
+    # 24 x 0.35 = 8.4 -> 8, within a tenth; 32 x 0.35 = 11.2 -> 8 is too few -> 16
+    assert v2.thinned(0.35, 24, 32, 16, 96) == [8, 16, 8, 32]
+    assert v2.thinned(1.4, 32, 1280) == [48, 1792]
+
+
+@pytest.mark.parametrize(("width", "last"), [(0.35, 1280), (1.0, 1280), (1.4, 1792)])
+def test_the_last_layer_of_v2_grows_with_width_but_does_not_shrink(width, last):
+    with torch.device("meta"):
+        assert v2.mobilenet_v2(width=width).fc.in_features == last
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [0, -1.0, float("nan")])
+def test_a_width_that_is_not_positive_is_refused(name, width):
+    with pytest.raises(UsageError, match=f"width = {width}: expected more than 0"):
+        build(name, width=width)
+
+
+def test_v2_adds_its_input_where_the_shape_allows_it():
+    rows = [row for row in v2.mobilenet_v2().children() if isinstance(row, nn.Sequential)][1:8]
+    assert [[layer.residual for layer in row] for row in rows] == [
+        [False],
+        [False, True],
+        [False, True, True],
+        [False, True, True, True],
+        [False, True, True],
+        [False, True, True],
+        [False],
+    ]
+    layer = v2.Bottleneck(8, 8, stride=1, t=6).eval()
+    nn.init.zeros_(layer.project.bn.weight)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(layer(x), x)
+    layer = v2.Bottleneck(8, 8, stride=2, t=6).eval()
+    assert layer(x).shape == (2, 8, 3, 3)
+
+
+def test_bottlenecks_are_linear_and_the_layers_inside_are_relu6():
+    model = v2.mobilenet_v2(width=0.35).eval()
+    x = 20 * torch.randn(2, 3, 64, 64)
+    seen = features(model, x, ("conv1", "bottleneck1", "bottleneck7", "conv2"))
+    assert seen["bottleneck1"].min() < 0
+    assert seen["bottleneck7"].min() < 0
+    assert (seen["conv1"].min(), seen["conv1"].max()) == (0, 6)
+    assert seen["conv2"].min() == 0
+    kinds = [type(module) for module in model.bottleneck3[0].modules()]
+    assert kinds.count(nn.ReLU6) == 2
+    assert isinstance(model.bottleneck1[0].expand, nn.Identity)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Give every batch normalisation statistics and factors that matter."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model
+
+
+# Table 1 of the first paper: output channels and stride of each depthwise separable layer.
+TABLE_1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5)
+TABLE_1 = (*TABLE_1, (1024, 2), (1024, 1))
+
+
+def literal_mobilenet_v1(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """The first paper's network in functions, with running statistics."""
+
+    def layer(x, name, stride, padding, groups=1):
+        w = state[f"{name}.conv.weight"]
+        x = F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
+        mean, var = (state[f"{name}.bn.running_{s}"][:, None, None] for s in ("mean", "var"))
+        gamma, beta = (state[f"{name}.bn.{s}"][:, None, None] for s in ("weight", "bias"))
+        return ((x - mean) / (var + 1e-5).sqrt() * gamma + beta).clamp(min=0)
+
+    x = layer(x, "conv1", 2, 1)
+    for number, (channels, stride) in enumerate(TABLE_1, start=1):
+        x = layer(x, f"separable{number}.depthwise", stride, 1, groups=x.shape[1])
+        x = layer(x, f"separable{number}.pointwise", 1, 0)
+        assert x.shape[1] == channels
+    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+def test_v1_is_table_1_written_out():
+    torch.manual_seed(0)
+    model = randomised(v1.mobilenet_v1(10)).double().eval()
+    x = torch.randn(2, 3, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        found = model(x)
+        expected = literal_mobilenet_v1(model.state_dict(), x)
+    assert found.std() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def assert_same(ours: nn.Module, theirs: nn.Module, keys, train: bool, size: int = 64) -> None:
+    """Weights go over both ways; outputs, input gradients and statistics are equal."""
+    theirs.load_state_dict(keys.to_theirs(ours.state_dict()), strict=True)
+    ours.load_state_dict(keys.to_ours(theirs.state_dict()), strict=True)
+    results = []
+    for model in (ours, theirs):
+        without_dropout(model).train(train)
+        torch.manual_seed(1)
+        x = torch.randn(4, 3, size, size).requires_grad_()
+        y = model(x)
+        (y * torch.randn_like(y)).sum().backward()
+        results.append((y.detach(), x.grad))
+    (y, grad), (their_y, their_grad) = results
+    assert y.std() > 1e-3
+    assert (y - their_y).abs().max() == 0
+    assert grad.abs().max() > 0
+    assert (grad - their_grad).abs().max() == 0
+    after = keys.to_theirs(ours.state_dict())
+    assert all(torch.equal(after[key], value) for key, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("width", [1.0, 0.35, 1.4])
+def test_v2_is_torchvisions(width, train):
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(0)
+    ours = randomised(v2.mobilenet_v2(num_classes=7, width=width))
+    theirs = mobilenet_v2(num_classes=7, width_mult=width)
+    assert_same(ours, theirs, key_maps("mobilenet_v2")["torchvision"], train)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", NAMES)
+def test_both_are_timms(name, train):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = {
+        # timm's default for v1 is ReLU6, which is not the paper's
+        "mobilenet_v1": lambda: timm.create_model(
+            "mobilenetv1_100", num_classes=7, act_layer="relu"
+        ),
+        "mobilenet_v2": lambda: timm.create_model("mobilenetv2_100", num_classes=7),
+    }[name]()
+    ours = randomised(build(name, num_classes=7))
+    assert_same(ours, theirs, key_maps(name)["timm"], train)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_key_maps_name_every_entry_once(name):
+    with torch.device("meta"):
+        keys = [*build(name).state_dict()]
+    for naming, names in key_maps(name).items():
+        theirs = [names.theirs(key) for key in keys]
+        assert len({*theirs}) == len(keys), naming
+        assert [names.ours(key) for key in theirs] == keys, naming
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_initialisation_is_he_normal_by_fan_out(name):
+    torch.manual_seed(0)
+    model = build(name)
+    depthwise = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.bias is None
+            if module.groups > 1:
+                depthwise.append(module.weight.detach().flatten())
+            elif module.weight.numel() > 5000:
+                fan_out = module.out_channels * module.kernel_size[0] ** 2
+                assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+    assert torch.cat(depthwise).std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.02)
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.01)
+    assert (model.fc.bias == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_fixes_the_weights(name):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(build(name, width=0.35).state_dict())
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("classes", "channels"), [(2, 1), (37, 4)])
+def test_classes_and_channels_are_honoured(name, classes, channels):
+    model = build(name, num_classes=classes, in_channels=channels, width=0.35)
+    assert model(torch.zeros(2, channels, 40, 40)).shape == (2, classes)
+    model.reset_classifier(5)
+    assert model(torch.zeros(2, channels, 40, 40)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (97, 31)])
+def test_any_size_of_at_least_one_pixel_works(name, size):
+    assert SPECS[name].min_size == 1
+    model = build(name, width=0.35).eval()
+    with torch.no_grad():
+        logits = model(torch.randn(1, 3, *size))
+    assert logits.shape == (1, 1000)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_reaches_every_parameter(name):
+    torch.manual_seed(0)
+    model = build(name, num_classes=10, width=0.35)
+    model(torch.randn(4, 3, 64, 64)).logsumexp(1).sum().backward()
+    for parameter, value in model.named_parameters():
+        assert value.grad is not None, parameter
+        assert value.grad.abs().sum() > 0, parameter
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_a_batch_do_not_influence_each_other(name):
+    torch.manual_seed(0)
+    model = randomised(build(name, width=0.35)).double().eval()
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        together, alone = model(x), torch.cat([model(image[None]) for image in x])
+        strided = model(x.to(memory_format=torch.channels_last))
+    assert together.std() > 1e-4
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(together, strided, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_pickles_exports_and_low_precision(name):
+    torch.manual_seed(0)
+    model = build(name, width=0.35).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(copy.deepcopy(model)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(x)
+    assert low.dtype == torch.bfloat16
+    assert (low - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_the_plugin_is_light():
+    code = (
+        "import sys; from cnn_arch_mobilenet import plugin, weights; "
+        "plugin.cnnzoo_models(); plugin.cnnzoo_recipes(); weights.key_maps('mobilenet_v2'); "
+        "print(sorted({'torch', 'numpy', 'torchvision'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_recipes_build_their_model():
+    recipes = plugin.cnnzoo_recipes()
+    assert [recipe.name for recipe in recipes] == ["mobilenet_v1-digits"]
+    for spec in recipes:
+        recipe = Recipe.from_settings(spec.settings)
+        model = build(recipe.model, num_classes=10, in_channels=1, **recipe.options).eval()
+        size = recipe.image_size
+        assert model(torch.zeros(1, 1, size, size)).shape == (1, 10)
+        assert sum(p.numel() for p in model.parameters()) < 250_000
