@@ -249,12 +249,20 @@ def on_terminal(*arguments, seconds=60.0, until=None, **variables):
 
 
 def test_tables_are_drawn_on_a_terminal_in_colour_unless_told_not_to():
-    coloured = on_terminal("list-models")
-    plain = on_terminal("list-models", NO_COLOR="1")
-    assert "lenet5_modern" in coloured
+    coloured = on_terminal("plugins")
+    plain = on_terminal("plugins", NO_COLOR="1")
+    assert "cnn-arch-lenet" in coloured
     assert re.search(r"\x1b\[[0-9;]*3[0-9]m", coloured)
     assert not re.search(r"\x1b\[[0-9;]*(3|9)[0-9]m", plain)
     assert "─" in plain
+
+
+def test_a_listing_fits_the_terminal_and_is_whole_in_a_pipe(cnnzoo):
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("list-models", COLUMNS="60")).splitlines()
+    assert max(map(len, lines)) == 60
+    assert all(line.endswith("…") for line in lines if len(line) == 60)
+    assert "…" not in cnnzoo("list-models").out
+    assert "\x1b" not in on_terminal("list-models", NO_COLOR="1")
 
 
 def test_training_is_live_on_a_terminal(tmp_path):

@@ -347,11 +347,11 @@ def test_images_from_the_minimum_up_are_taken_and_smaller_ones_refused(name, mon
         x = torch.empty(1, 3, size, size, device="meta")
         assert model(x).shape == (1, spec.num_classes)
     for shape in ((smallest - 1, 64), (64, smallest - 1)):
-        message = f"{shape[0]}x{shape[1]} pixels\n.*{smallest}x{smallest} pixels or more"
+        message = f"{shape[0]} x {shape[1]}, .* at least {smallest} x {smallest}"
         with pytest.raises(UsageError, match=message):
             model(torch.empty(1, 3, *shape, device="meta"))
     home = "densenet_cifar" if name in CIFAR else "densenet"
-    monkeypatch.setattr(f"cnn_arch_densenet.{home}.at_least", lambda *_: None)
+    monkeypatch.setattr(f"cnn_arch_densenet.{home}.require_size", lambda *_: None)
     with pytest.raises(RuntimeError):  # the minimum is what the layers need
         model(torch.empty(1, 3, smallest - 1, smallest - 1, device="meta"))
 

@@ -372,7 +372,7 @@ def test_images_from_the_minimum_up_are_taken_and_smaller_ones_refused(name):
         for size in (smallest, 97):
             assert model(torch.empty(1, 3, size, size, device="meta")).shape == (1, 1000)
         for shape in ((smallest - 1, 64), (64, smallest - 1)):
-            message = f"{shape[0]}x{shape[1]} pixels\n.*{smallest}x{smallest} pixels or more"
+            message = f"{shape[0]} x {shape[1]}, .* at least {smallest} x {smallest}"
             with pytest.raises(UsageError, match=message):
                 model(torch.empty(1, 3, *shape, device="meta"))
 
@@ -380,7 +380,7 @@ def test_images_from_the_minimum_up_are_taken_and_smaller_ones_refused(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_minimum_is_what_the_layers_need(name, monkeypatch):
     home = "googlenet_bn" if name == "googlenet_bn" else "googlenet"
-    monkeypatch.setattr(f"cnn_arch_googlenet.{home}.at_least", lambda *_: None)
+    monkeypatch.setattr(f"cnn_arch_googlenet.{home}.require_size", lambda *_: None)
     smallest = SPECS[name].min_size
     model = on_meta(name, aux=False).eval()
     with pytest.raises(RuntimeError):

@@ -94,9 +94,12 @@ def test_the_wheel_holds_every_file_of_the_package(member, tmp_path):
 OVERRIDES = {
     "extra_repr",
     "forward",
+    "forward_features",
+    "forward_head",
     "get_command",
     "get_invalid_choice_message",
     "list_commands",
+    "reset_classifier",
     "resolve_command",
     "shell_complete",
     "start",

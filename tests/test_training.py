@@ -140,7 +140,8 @@ def test_weights_alone_rebuild_the_model(tmp_path):
 
 def test_evaluation_agrees_with_the_log_and_with_scikit_learn(tmp_path):
     metrics = pytest.importorskip("sklearn.metrics")
-    run = train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=2, topk=3)
+    settings = {"epochs": 2, "topk": 3, "label_smoothing": 0.0, "progress": False}
+    run = train("lenet5_modern", "digits", out=tmp_path / "r", **settings)
     measured = evaluate(run.path)
     assert {f"test/{name}": value for name, value in measured.items()} == run.test_metrics()
     said = predictions(run)
@@ -269,7 +270,10 @@ def test_the_first_twenty_losses_are_what_they_were(tmp_path, monkeypatch):
         progress=False,
         epochs=1,
         batch_size=64,
+        optimizer="sgd",
         lr=0.05,
+        momentum=0.9,
+        label_smoothing=0.0,
         schedule="constant",
     )
     assert losses[:20] == pytest.approx(GOLDEN, abs=2e-3)

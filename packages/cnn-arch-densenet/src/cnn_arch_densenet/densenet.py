@@ -1,7 +1,7 @@
 """DenseNet-BC for ImageNet.
 
 G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely connected convolutional
-networks", CVPR 2017, arXiv 1608.06993, Table 1:
+networks", CVPR 2017, arXiv:1608.06993 (2016), Table 1:
 
     layers            output   DenseNet-121    -169    -201    -161
     growth rate k                    32         32      32      48
@@ -86,6 +86,7 @@ class FrugalComposite(Composite):
     def first_and_second_time(
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return what surrounds the forward pass, and what its repetition in the backward."""
         return nullcontext(), frozen(self.norm)
 
 

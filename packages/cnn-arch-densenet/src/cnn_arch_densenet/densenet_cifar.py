@@ -1,7 +1,7 @@
 """DenseNet and DenseNet-BC for CIFAR.
 
 G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely connected convolutional
-networks", CVPR 2017, arXiv 1608.06993, section 3 ("Implementation details") and Table 2:
+networks", CVPR 2017, arXiv:1608.06993 (2016), section 3 and Table 2:
 
     layers           output  DenseNet (L=40, k=12)    DenseNet-BC (L=100, k=12)
     convolution      32x32   3x3 conv, 16 filters     3x3 conv, 2k = 24 filters

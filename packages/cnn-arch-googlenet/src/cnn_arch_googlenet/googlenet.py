@@ -1,7 +1,7 @@
 """GoogLeNet.
 
 C. Szegedy, W. Liu, Y. Jia, P. Sermanet, S. Reed, D. Anguelov, D. Erhan, V. Vanhoucke,
-A. Rabinovich, "Going deeper with convolutions", CVPR 2015, arXiv 1409.4842, Table 1:
+A. Rabinovich, "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842 (2014), Table 1:
 
     type            patch   output         #1x1  #3x3    #3x3  #5x5    #5x5  pool
                     /stride                      reduce        reduce        proj
@@ -145,6 +145,7 @@ class GoogLeNet(Classifier):
 
     # fmt: off
     def up_to_4a(self, x: Tensor) -> Tensor:
+        """Return the maps that the first auxiliary classifier sees."""
         require_size(x, 31)
         x = self.conv1(x)              # N 3 224 224 -> N   64 112 112
         x = self.norm1(self.pool1(x))  #                N   64  56  56
@@ -156,11 +157,13 @@ class GoogLeNet(Classifier):
         return self.inception4a(x)     #                N  512  14  14
 
     def up_to_4d(self, x: Tensor) -> Tensor:
+        """Return the maps that the second auxiliary classifier sees."""
         x = self.inception4b(x)        #                N  512  14  14
         x = self.inception4c(x)        #                N  512  14  14
         return self.inception4d(x)     #                N  528  14  14
 
     def up_to_5b(self, x: Tensor) -> Tensor:
+        """Return the last maps, which the head averages."""
         x = self.inception4e(x)        #                N  832  14  14
         x = self.pool4(x)              #                N  832   7   7
         x = self.inception5a(x)        #                N  832   7   7

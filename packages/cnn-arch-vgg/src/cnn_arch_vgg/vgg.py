@@ -43,9 +43,9 @@ from cnn_core.errors import UsageError
 from cnn_core.layers import Classifier
 
 __all__ = [
-    "VGG",
     "ConvBNReLU",
     "ConvReLU",
+    "VGG",
     "at_least",
     "he_normal_",
     "stage",

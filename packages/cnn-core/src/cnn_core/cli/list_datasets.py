@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cnn_core import registry
-from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.output import emit_json, json_option, listing
 
 __all__ = ["command"]
 
@@ -25,7 +25,7 @@ def command(pattern: str, as_json: bool) -> None:
     if as_json:
         emit_json("datasets", [e.as_dict(name) for name, e in found])
         return
-    table(
+    listing(
         ("data set", "task", "image", "classes", "train", "test", "summary"),
         [
             (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cnn_core import registry
-from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.output import emit_json, json_option, listing
 from cnn_core.cli.params import Choice
 from cnn_core.specs import TASKS
 
@@ -32,7 +32,7 @@ def command(pattern: str, task: str | None, as_json: bool) -> None:
     if as_json:
         emit_json("models", [e.as_dict(name) for name, e in found])
         return
-    table(
+    listing(
         ("model", "year", "input", "parameters", "summary"),
         [
             (

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cnn_core import registry
-from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.output import emit_json, json_option, listing
 
 __all__ = ["command"]
 
@@ -28,7 +28,7 @@ def command(pattern: str, as_json: bool) -> None:
     if as_json:
         emit_json("recipes", [e.as_dict(name) for name, e in found])
         return
-    table(
+    listing(
         ("recipe", "model", "data set", "origin", "result", "summary"),
         [
             (

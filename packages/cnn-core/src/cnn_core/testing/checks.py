@@ -240,7 +240,7 @@ def check_activations_are_in_range_at_initialisation(case: Case) -> None:
     for stage, output in features(case.model, case.images(), case.spec.stages).items():
         require(torch.isfinite(output).all(), f"stage {stage} is not finite")
         largest = output.abs().max().item()
-        require(1e-8 < largest < 1e6, f"stage {stage} reaches {largest:.2g}")
+        require(1e-12 < largest < 1e6, f"stage {stage} reaches {largest:.2g}")
 
 
 @torch.no_grad()
