@@ -80,7 +80,7 @@ def test_the_plugin_works_as_printed(tmp_path):
 
 
 def rows() -> list[list[str]]:
-    table = re.search(r"^\| model \|.*?\n\n", README, re.M | re.S).group()
+    table = re.search(r"^\| model \|.*?\n\n", README, re.M | re.S).group().strip()
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 
