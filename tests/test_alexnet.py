@@ -182,14 +182,15 @@ def literal_alexnet(w, x, alpha=1e-4):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_two_towers_written_out_give_the_same_output_and_gradient(alexnet, training):
-    model = without_dropout(lively(copy.deepcopy(alexnet))).train(training)
+    # In float64: in float32 a pool's two largest values can change places by rounding.
+    model = without_dropout(lively(copy.deepcopy(alexnet))).train(training).double()
     torch.manual_seed(0)
-    x = 50 * torch.randn(2, 3, 227, 227)  # pixels to 255: normalisation matters
+    x = 50 * torch.randn(1, 3, 227, 227, dtype=torch.float64)  # to 255: normalisation matters
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     found = output_and_gradient(model, x)
     expected = output_and_gradient(lambda x: literal_alexnet(weights, x), x)
     for a, b in zip(found, expected, strict=True):
-        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+        assert (a - b).abs().max() <= 1e-12 * b.abs().max()
     with torch.no_grad():
         mean_for_sum = literal_alexnet(weights, x, alpha=1e-4 / 5)
     assert (found[0] - mean_for_sum).abs().max() > 1e-2 * found[0].abs().max()
@@ -363,11 +364,11 @@ def test_below_the_smallest_size_the_error_names_it(name, monkeypatch):
     model, smallest = build_meta(name).eval(), SPECS[name].min_size
     for height, width in ((smallest - 1, 300), (300, smallest - 1)):
         x = torch.empty(1, 3, height, width, device="meta")
-        with pytest.raises(UsageError, match=rf"{height}x{width}(.|\n)*{smallest}x{smallest}"):
+        with pytest.raises(UsageError, match=rf"{height} x {width}, .* {smallest} x {smallest}"):
             model(x)
     # and it is the smallest: without the check, torch finds nothing to pool
     module = importlib.import_module(SPECS[name].target.partition(":")[0])
-    monkeypatch.setattr(module, "at_least", lambda _, x: x)
+    monkeypatch.setattr(module, "require_size", lambda *_: None)
     with pytest.raises(RuntimeError):
         model(torch.empty(1, 3, smallest - 1, smallest - 1, device="meta"))
 

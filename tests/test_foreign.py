@@ -8,15 +8,20 @@ import zipfile
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
+from cnn_arch_resnet.weights import key_maps
 from cnn_core import create_model
+from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import CorruptError, UsageError
 from cnn_core.foreign import load_foreign, read_foreign
 from cnn_core.keymap import KeyMap
+from cnn_core.training.checkpoint import Weights, write_weights
 
 # lenet5_modern under the names that a tutorial might give it.
-MAP = KeyMap(("c1", "conv1"), ("c3", "conv2"), ("c5", "conv3"), ("f6", "fc1"), ("output", "fc2"))
+PAIRS = (("c1", "conv1"), ("c3", "conv2"), ("c5", "conv3"), ("f6", "fc1"), ("output", "fc2"))
+MAP = KeyMap(*PAIRS)
 
 
 @pytest.fixture
@@ -66,10 +71,68 @@ def test_a_mismatch_is_refused_by_name_and_shape(tmp_path, model):
     state = dict(model.state_dict())
     del state["c3.bias"]
     torch.save(state, path)
-    with pytest.raises(UsageError, match=r"c3.bias is missing \(named as by cnnzoo; 1 in all\)"):
+    with pytest.raises(UsageError, match=r"named as by cnnzoo, c3.bias is missing \(1 in all\)"):
+        create_model("lenet5_modern", weights=path)
+    state = {**model.state_dict(), "c7.weight": torch.zeros(2)}
+    torch.save(state, path)
+    with pytest.raises(UsageError, match=r"c7.weight is not of this network \(1 in all\)"):
         create_model("lenet5_modern", weights=path)
     with pytest.raises(UsageError, match="no such file"):
         create_model("lenet5_modern", weights=tmp_path / "none.pt")
+
+
+def test_spare_keys_of_a_naming_are_left_out(tmp_path, model):
+    state = {**MAP.to_theirs(model.state_dict()), "aux.weight": torch.zeros(2)}
+    spare = KeyMap(*PAIRS, spare=("aux.",))
+    with pytest.raises(UsageError, match=r"aux.weight is not of this network"):
+        load_foreign(model, state, {"tutorial": MAP}, tmp_path)
+    assert load_foreign(model, state, {"tutorial": spare}, tmp_path) == "tutorial"
+
+
+def test_a_naming_that_misleads_has_to_be_named(tmp_path, model):
+    state = MAP.to_theirs(model.state_dict())
+    maps = {"tutorial": KeyMap(*PAIRS, beware="tutorials flip the kernels")}
+    with pytest.raises(UsageError, match=r"tutorials flip .*\n?.*naming='tutorial'"):
+        load_foreign(model, state, maps, tmp_path)
+    assert load_foreign(model, state, maps, tmp_path, "tutorial") == "tutorial"
+    with pytest.raises(UsageError, match=r"naming = 'tutoral', did you mean 'tutorial'"):
+        load_foreign(model, state, maps, tmp_path, "tutoral")
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+def test_v1_5_weights_do_not_slip_into_a_v1_network(tmp_path, name):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)(weights=None)
+        model = create_model(f"{name}_v1")
+    model.to_empty(device="cpu")
+    state = {key: torch.zeros(value.shape) for key, value in theirs.state_dict().items()}
+    maps = key_maps(f"{name}_v1")
+    with pytest.raises(UsageError, match=rf"\(v1.5\): its files are for '{name}'"):
+        load_foreign(model, state, maps, tmp_path)
+    assert load_foreign(model, state, maps, tmp_path, "torchvision") == "torchvision"
+
+
+def test_weights_of_a_run_are_for_its_own_model_only(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    preprocessing = Preprocessing(
+        size=(32, 32), picture=(32, 32), fit="pad", mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    source = create_model("resnet20_cifar", num_classes=2)
+    ours = Weights(
+        tensors=source.state_dict(),
+        model="resnet20_cifar",
+        num_classes=2,
+        in_channels=3,
+        options={},
+        classes=("a", "b"),
+        preprocessing=preprocessing,
+        epoch=1,
+    )
+    write_weights(path, ours)
+    loaded = create_model("resnet20_cifar", num_classes=2, weights=path)
+    assert torch.equal(loaded.fc.weight, source.fc.weight)
+    with pytest.raises(UsageError, match=r"weights of 'resnet20_cifar', not of 'resnet32_cifar'"):
+        create_model("resnet32_cifar", num_classes=2, weights=path)
 
 
 class Bomb:

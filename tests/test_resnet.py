@@ -18,11 +18,10 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from cnn_arch_resnet import plugin
-from cnn_arch_resnet.resnet import he_normal_
 from cnn_arch_resnet.resnet_cifar import CifarResNet, OptionA, basic_a
 from cnn_arch_resnet.weights import key_maps
 from cnn_core.errors import UsageError
-from cnn_core.layers import features, trace
+from cnn_core.layers import features, he_normal_, trace
 from cnn_core.training import Recipe
 
 # Trainable parameters, multiply-accumulates, entries of the state dict.
@@ -471,7 +470,7 @@ def test_defaults_are_the_specs(name):
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
 def test_an_input_without_pixels_is_refused_with_the_minimum(name, size):
     assert SPECS[name].min_size == 1
-    with pytest.raises(UsageError, match=f"{size[0]}x{size[1]} pixels: .* 1x1 at least"):
+    with pytest.raises(UsageError, match=f"{size[0]} x {size[1]}, .* at least 1 x 1"):
         on_meta(name)(torch.empty(1, 3, *size, device="meta"))
 
 

@@ -36,8 +36,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_arch_alexnet.layers import ConvReLU, at_least, response_norm
-from cnn_core.layers import Classifier
+from cnn_arch_alexnet.layers import ConvReLU, response_norm
+from cnn_core.layers import Classifier, require_size
 
 __all__ = ["AlexNet", "alexnet", "krizhevsky_normal_"]
 
@@ -69,7 +69,7 @@ class AlexNet(Classifier):
         krizhevsky_normal_(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = at_least(67, x)                        # N   3 227 227
+        require_size(x, 67)                        # N   3 227 227
         x = self.pool1(self.norm1(self.conv1(x)))  # N  96  27  27
         x = self.pool2(self.norm2(self.conv2(x)))  # N 256  13  13
         x = self.conv3(x)                          # N 384  13  13

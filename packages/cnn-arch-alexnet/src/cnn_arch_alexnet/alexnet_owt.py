@@ -32,8 +32,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_arch_alexnet.layers import ConvReLU, at_least
-from cnn_core.layers import Classifier
+from cnn_arch_alexnet.layers import ConvReLU
+from cnn_core.layers import Classifier, require_size
 
 __all__ = ["AlexNetOWT", "alexnet_owt"]
 
@@ -62,7 +62,7 @@ class AlexNetOWT(Classifier):
         self.dropout = nn.Dropout(0.5)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = at_least(63, x)               # N   3 224 224
+        require_size(x, 63)               # N   3 224 224
         x = self.pool1(self.conv1(x))     # N  64  27  27
         x = self.pool2(self.conv2(x))     # N 192  13  13
         x = self.conv3(x)                 # N 384  13  13

@@ -34,10 +34,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_arch_alexnet.layers import ConvReLU, at_least, response_norm
-from cnn_core.layers import Classifier
+from cnn_arch_alexnet.layers import ConvReLU, response_norm
+from cnn_core.layers import Classifier, he_normal_, require_size
 
-__all__ = ["AlexNetSmall", "alexnet_small", "he_normal_"]
+__all__ = ["AlexNetSmall", "alexnet_small"]
 
 # Shapes are N C H W; sizes in comments are for the default input, 3x32x32.
 
@@ -67,7 +67,7 @@ class AlexNetSmall(Classifier):
         he_normal_(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = at_least(8, x)                         # N   3 32 32
+        require_size(x, 8)                         # N   3 32 32
         x = self.pool1(self.norm1(self.conv1(x)))  # N  48 16 16
         x = self.pool2(self.norm2(self.conv2(x)))  # N 128  8  8
         x = self.conv3(x)                          # N 192  8  8
@@ -80,18 +80,6 @@ class AlexNetSmall(Classifier):
         x = self.dropout(F.relu(self.fc7(x)))             # N 2048
         return self.fc8(x)                                # N   10
     # fmt: on
-
-
-def he_normal_(model: nn.Module) -> None:
-    """Draw weights from N(0, 2/n), n the fan-in; biases are 0, in place.
-
-    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, Eq. 10.
-    """
-    for layer in model.modules():
-        if isinstance(layer, ConvReLU | nn.Linear):
-            assert layer.bias is not None
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
 
 
 def alexnet_small(num_classes: int = 10, in_channels: int = 3) -> AlexNetSmall:

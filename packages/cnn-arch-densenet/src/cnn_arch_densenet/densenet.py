@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cnn_core.layers import Classifier, require_size
+from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = [
     "Bottleneck",
@@ -49,7 +49,6 @@ __all__ = [
     "densenet161",
     "densenet169",
     "densenet201",
-    "he_normal_",
 ]
 
 # Shapes are N C H W; sizes in comments are for the default input, 3x224x224, and k = 32.
@@ -197,15 +196,6 @@ class DenseNet(Classifier):
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # N C
         return self.linear(x)                       # N 1000
     # fmt: on
-
-
-def he_normal_(model: nn.Module) -> None:
-    """Convolutions from N(0, 2 / fan-in); He et al. (2015), arXiv 1502.01852, Eq. 10."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
 
 
 # fmt: off

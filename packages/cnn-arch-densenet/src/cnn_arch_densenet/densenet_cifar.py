@@ -37,9 +37,8 @@ from cnn_arch_densenet.densenet import (
     DenseBlock,
     FrugalComposite,
     Transition,
-    he_normal_,
 )
-from cnn_core.layers import Classifier, require_size
+from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = ["DenseNetCIFAR", "densenet100_cifar", "densenet40_cifar"]
 

@@ -32,4 +32,6 @@ TORCHVISION = (
 
 def key_maps(model: str) -> dict[str, KeyMap]:
     """Return the namings that weights of `model` are published under; the paper's has none."""
-    return {"torchvision": KeyMap(*TORCHVISION)} if model == "googlenet_bn" else {}
+    if model == "googlenet":
+        return {}
+    return {"torchvision": KeyMap(*TORCHVISION, spare=("aux1.", "aux2."))}  # aux=False

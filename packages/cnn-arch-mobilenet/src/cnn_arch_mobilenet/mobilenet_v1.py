@@ -47,9 +47,8 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_arch_mobilenet.init import he_normal_
 from cnn_core.errors import UsageError
-from cnn_core.layers import Classifier
+from cnn_core.layers import Classifier, he_normal_
 
 __all__ = ["MobileNetV1", "mobilenet_v1"]
 
@@ -101,7 +100,7 @@ class MobileNetV1(Classifier):
         self.separable13 = separable(c1024, c1024)
         self.fc          = nn.Linear(c1024, num_classes)
         # fmt: on
-        he_normal_(self)
+        he_normal_(self, fan="out", linear_std=0.01)
 
     def forward_features(self, x: Tensor) -> Tensor:
         # fmt: off

@@ -39,9 +39,8 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_arch_mobilenet.init import he_normal_
 from cnn_core.errors import UsageError
-from cnn_core.layers import Classifier
+from cnn_core.layers import Classifier, he_normal_
 
 __all__ = ["MobileNetV2", "mobilenet_v2"]
 
@@ -109,7 +108,7 @@ class MobileNetV2(Classifier):
         self.dropout     = nn.Dropout(0.2)
         self.fc          = nn.Linear(c1280, num_classes)
         # fmt: on
-        he_normal_(self)
+        he_normal_(self, fan="out", linear_std=0.01)
 
     def forward_features(self, x: Tensor) -> Tensor:
         # fmt: off

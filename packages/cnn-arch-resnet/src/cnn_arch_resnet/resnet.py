@@ -40,8 +40,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_core.errors import UsageError
-from cnn_core.layers import Classifier
+from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = [
     "ResNet",
@@ -51,8 +50,6 @@ __all__ = [
     "bottleneck_v1",
     "conv_bn",
     "conv_bn_relu",
-    "he_normal_",
-    "not_empty",
     "projection",
     "resnet101",
     "resnet101_v1",
@@ -166,10 +163,10 @@ class ResNet(Classifier):
         self.conv5_x = stage(block, 256 * k, 512 * k, 512, n5, stride=2)
         self.fc      = nn.Linear(512 * k, num_classes)
         # fmt: on
-        he_normal_(self)
+        he_normal_(self)  # the paper's [13]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        not_empty(x)
+        require_size(x, 1)
         x = self.conv1(x)  #      N    3 224 224 -> N   64 112 112
         x = self.pool1(x)  #                        N   64  56  56
         x = self.conv2_x(x)  #                      N  256  56  56  (18 and 34 layers:
@@ -180,26 +177,6 @@ class ResNet(Classifier):
     def forward_head(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # N 2048
         return self.fc(x)  #                        N 1000
-
-
-def not_empty(x: Tensor) -> None:
-    """Raise UsageError for images without pixels; one pixel is enough."""
-    height, width = x.shape[-2:]
-    if height < 1 or width < 1:
-        raise UsageError(f"input of {height}x{width} pixels: a ResNet takes 1x1 at least")
-
-
-def he_normal_(model: nn.Module) -> None:
-    """Draw weights from N(0, 2 / fan-in), biases 0, in place, as the paper's [13] does.
-
-    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, Eq. 10.
-    Batch normalisation begins as the identity, in every block: scale 1, shift 0.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ResNet:

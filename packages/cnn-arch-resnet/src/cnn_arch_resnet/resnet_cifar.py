@@ -37,11 +37,9 @@ from cnn_arch_resnet.resnet import (
     basic,
     conv_bn,
     conv_bn_relu,
-    he_normal_,
-    not_empty,
     stage,
 )
-from cnn_core.layers import Classifier
+from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = [
     "CifarResNet",
@@ -102,7 +100,7 @@ class CifarResNet(Classifier):
         he_normal_(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        not_empty(x)
+        require_size(x, 1)
         x = self.conv1(x)  #      N  3 32 32 -> N 16 32 32
         x = self.conv2_x(x)  #                  N 16 32 32
         x = self.conv3_x(x)  #                  N 32 16 16

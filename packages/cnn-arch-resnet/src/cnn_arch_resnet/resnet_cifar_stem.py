@@ -38,11 +38,9 @@ from cnn_arch_resnet.resnet import (
     basic,
     bottleneck,
     conv_bn_relu,
-    he_normal_,
-    not_empty,
     stage,
 )
-from cnn_core.layers import Classifier
+from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = ["CifarStemResNet", "resnet18_cifar", "resnet50_cifar"]
 
@@ -79,7 +77,7 @@ class CifarStemResNet(Classifier):
         he_normal_(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        not_empty(x)
+        require_size(x, 1)
         x = self.conv1(x)  #      N    3 32 32 -> N   64 32 32
         x = self.conv2_x(x)  #                    N  256 32 32  (18 layers:
         x = self.conv3_x(x)  #                    N  512 16 16   a quarter of

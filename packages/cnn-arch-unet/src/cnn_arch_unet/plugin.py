@@ -33,6 +33,9 @@ def model(name: str, **facts: Any) -> ModelSpec:
         num_classes=2,
         stages=(*DOWN, "bottom", *UP, "output"),
         cam_stage="bottom",
+        expected_failures={
+            "check_a_recipe_is_measured": "the trainer does classification only, so far"
+        },
         **facts,
     )
 

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_arch_unet.init import he_normal_
 from cnn_core.errors import UsageError
+from cnn_core.layers import he_normal_
 
 __all__ = ["UNetSame", "unet_same"]
 

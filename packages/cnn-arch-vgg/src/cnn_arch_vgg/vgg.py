@@ -39,15 +39,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_arch_vgg.table1 import TABLE_1
-from cnn_core.errors import UsageError
-from cnn_core.layers import Classifier
+from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = [
     "ConvBNReLU",
     "ConvReLU",
     "VGG",
-    "at_least",
-    "he_normal_",
     "stage",
     "vgg11",
     "vgg11_bn",
@@ -117,10 +114,10 @@ class VGG(Classifier):
         self.fc7   = nn.Linear(4096, 4096)
         self.fc8   = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(0.5)  # section 3.1
-        he_normal_(self)
+        he_normal_(self, fan="out", linear_std=0.01)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = at_least(32, x)               # N   3 224 224
+        require_size(x, 32)               # N   3 224 224
         x = self.pool1(self.conv1(x))     # N  64 112 112
         x = self.pool2(self.conv2(x))     # N 128  56  56
         x = self.pool3(self.conv3(x))     # N 256  28  28
@@ -133,36 +130,6 @@ class VGG(Classifier):
         x = self.dropout(F.relu(self.fc7(x)))             # N 4096
         return self.fc8(x)                                # N 1000
     # fmt: on
-
-
-def he_normal_(model: nn.Module) -> None:
-    """Draw weights of convolutions from N(0, 2/n), n the fan-out; biases are 0, in place.
-
-    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, Eq. 14. Fully
-    connected layers get N(0, 0.01^2), as in torchvision.
-    """
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01)
-        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-
-
-def at_least(size: int, x: Tensor) -> Tensor:
-    """Return images, N C H W, unless a side is below `size`, where nothing is left to pool.
-
-    Raises:
-        UsageError: the images are too small.
-    """
-    height, width = x.shape[-2:]
-    if min(height, width) < size:
-        raise UsageError(
-            f"images of {height}x{width} are too small for this network",
-            f"it takes {size}x{size} and larger",
-        )
-    return x
 
 
 def vgg11(num_classes: int = 1000, in_channels: int = 3) -> VGG:

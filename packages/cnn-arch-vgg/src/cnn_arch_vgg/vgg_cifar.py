@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_arch_vgg.table1 import TABLE_1
-from cnn_arch_vgg.vgg import ConvBNReLU, at_least, he_normal_, stage
-from cnn_core.layers import Classifier
+from cnn_arch_vgg.vgg import ConvBNReLU, stage
+from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = ["VGGCifar", "vgg11_cifar", "vgg16_cifar"]
 
@@ -62,10 +62,10 @@ class VGGCifar(Classifier):
         self.conv5 = stage(ConvBNReLU, n5, 512, 512)
         self.pool5 = nn.MaxPool2d(2)
         self.fc    = nn.Linear(512, num_classes)
-        he_normal_(self)
+        he_normal_(self, fan="out", linear_std=0.01)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = at_least(32, x)               # N   3 32 32
+        require_size(x, 32)               # N   3 32 32
         x = self.pool1(self.conv1(x))     # N  64 16 16
         x = self.pool2(self.conv2(x))     # N 128  8  8
         x = self.pool3(self.conv3(x))     # N 256  4  4

@@ -26,18 +26,20 @@ def create_model(
     num_classes: int | None = None,
     in_channels: int | None = None,
     weights: str | PathLike[str] | None = None,
+    naming: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build the model called `name`, newly initialised or with `weights` from a file.
 
     `num_classes` and `in_channels` default to the paper's. `weights` is a run directory, its
     weights.safetensors, or a .safetensors, .pt or .pth file of a library whose names for the
-    parameters the architecture knows (torchvision, timm, …). `options` are what the
-    architecture's constructor takes besides.
+    parameters the architecture knows (torchvision, timm, …); `naming` says which library's they
+    are, where they alone do not tell. `options` are what the architecture's constructor takes
+    besides.
 
     Raises:
         UnknownNameError: there is no such model; suggests names, or says what to install.
-        UsageError: an option or a value that the architecture does not take.
+        UsageError: an option or a value that the architecture does not take; weights of another.
         PluginError: the architecture's own code fails.
     """
     entry = registry.models().entry(name)
@@ -56,21 +58,29 @@ def create_model(
         what = f"model '{name}' ({entry.plugin.origin}) cannot be built"
         raise PluginError(f"{what}: {describe(error)}") from error
     if weights is not None:
-        _load(model, entry, Path(weights))
+        _load(model, entry, Path(weights), naming)
     return cast("nn.Module", model)
 
 
-def _load(model: nn.Module, entry: registry.Entry[ModelSpec], path: Path) -> None:
+def _load(
+    model: nn.Module, entry: registry.Entry[ModelSpec], path: Path, naming: str | None
+) -> None:
     """Load a run, its weights, or a file of another library."""
     from cnn_core.foreign import load_foreign, read_foreign
     from cnn_core.training.checkpoint import is_ours, read_weights
 
     if path.is_dir() or is_ours(path):
-        read_weights(path).load_into(model)
+        found = read_weights(path)
+        if found.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
+            raise UsageError(
+                f"{found.path}: weights of '{found.model}', not of '{entry.spec.name}'",
+                "parameters of the same names and shapes may still be another function's",
+            )
+        found.load_into(model)
         return
     has_maps = bool(entry.spec.key_maps)
     maps = registry.resolve(entry, "key_maps")(entry.spec.name) if has_maps else {}
-    load_foreign(model, read_foreign(path), maps, path)
+    load_foreign(model, read_foreign(path), maps, path, naming)
 
 
 def _check_options(name: str, build: Any, options: Mapping[str, Any]) -> None:

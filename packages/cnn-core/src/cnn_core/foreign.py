@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from cnn_core.errors import CorruptError, UsageError
 from cnn_core.keymap import KeyMap
+from cnn_core.text import did_you_mean
 
 __all__ = ["load_foreign", "read_foreign"]
 
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+COUNTER = "num_batches_tracked"  # old files have none
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that hold the state dict
 
 
@@ -49,34 +51,62 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
 
 
 def load_foreign(
-    model: nn.Module, state: Mapping[str, Tensor], maps: Mapping[str, KeyMap], path: Path
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    maps: Mapping[str, KeyMap],
+    path: Path,
+    naming: str | None = None,
 ) -> str:
-    """Load a state dict under whichever naming fits the model; return the naming's name.
+    """Load a state dict under `naming`, else whichever fits the model; return its name.
 
     "cnnzoo" is the model's own naming. Weights of a first convolution for another number of
     channels are adapted: summed for one channel, else repeated and scaled to keep the sum.
 
     Raises:
-        UsageError: no naming fits, or a shape differs; names the first difference.
+        UsageError: no naming fits, a shape differs, something is left over, or weights of that
+            naming are another network's; names the first difference.
     """
+    known = {"cnnzoo": KeyMap(), **maps}
+    if naming is not None and naming not in known:
+        nearest = did_you_mean(naming, known)
+        raise UsageError(f"naming = '{naming}'{nearest}", f"one of {', '.join(known)}")
     expected = model.state_dict()
-    best, missing = "cnnzoo", [key for key in expected if key not in state]
-    renamed = dict(state)
-    for naming, keymap in maps.items():
-        there = {key: keymap.theirs(key) for key in expected}
-        gone = [theirs for theirs in there.values() if theirs not in state]
-        if len(gone) < len(missing):
-            best, missing = naming, gone
-            renamed = {key: state[theirs] for key, theirs in there.items() if theirs in state}
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing:
+    names = {
+        name: {key: keymap.theirs(key) for key in expected}
+        for name, keymap in known.items()
+        if naming in (None, name)
+    }
+    best = min(names, key=lambda name: sum(key not in state for key in names[name].values()))
+    theirs = names[best]
+    _require_whole(state, theirs.values(), known[best], f"{path}: named as by {best}")
+    if known[best].beware and naming is None:
         raise UsageError(
-            f"{path}: {missing[0]} is missing (named as by {best}; {len(missing)} in all)",
-            f"it has, for example: {next(iter(state))}",
+            f"{path}: {known[best].beware}",
+            f"naming='{best}' loads it all the same, for a file that is known to fit",
         )
+    renamed = {key: state[name] for key, name in theirs.items() if name in state}
     loaded = {key: _adapted(key, expected[key], renamed, path) for key in expected}
     model.load_state_dict(loaded)
     return best
+
+
+def _require_whole(
+    state: Mapping[str, Tensor], expected: Iterable[str], keymap: KeyMap, what: str
+) -> None:
+    """Raise UsageError unless a state dict has the expected keys and no others."""
+    wanted = set(expected)
+    missing = [key for key in wanted if key not in state and not key.endswith(COUNTER)]
+    if missing:
+        raise UsageError(
+            f"{what}, {min(missing)} is missing ({len(missing)} in all)",
+            f"it has, for example: {next(iter(state))}",
+        )
+    left = [key for key in state if key not in wanted and not key.startswith(keymap.spare)]
+    if left := [key for key in left if not key.endswith(COUNTER)]:
+        raise UsageError(
+            f"{what}, {left[0]} is not of this network ({len(left)} in all)",
+            "another network, or another variant",
+        )
 
 
 def _adapted(key: str, own: Tensor, state: Mapping[str, Tensor], path: Path) -> Tensor:

@@ -18,9 +18,17 @@ class KeyMap:
     stands for a number and means the same number on both sides. The first pair that fits counts:
 
         KeyMap(("stem.conv", "conv1"), ("stage{s}.{b}.f.conv1", "layer{s}.{b}.conv1"))
+
+    Without pairs nothing is renamed. `spare` are beginnings of keys that their files may have and
+    the model does without. `beware` says why files of this naming are another network's, though
+    names and shapes fit: they are then loaded only for someone who names the naming.
     """
 
-    def __init__(self, *pairs: tuple[str, str]) -> None:
+    def __init__(
+        self, *pairs: tuple[str, str], spare: tuple[str, ...] = (), beware: str = ""
+    ) -> None:
+        self.spare = spare
+        self.beware = beware
         self._to_theirs = [(_regex(ours), theirs) for ours, theirs in pairs]
         self._to_ours = [(_regex(theirs), ours) for ours, theirs in pairs]
 
@@ -47,6 +55,8 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
+    if not rules:
+        return key
     for pattern, template in rules:
         if match := pattern.match(key):
             return template.format(**match.groupdict()) + key[match.end() :]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "printable"]
+__all__ = ["did_you_mean", "paper_table", "printable"]
 
 
 def printable(text: str) -> str:
@@ -32,3 +34,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not near:
         return ""
     return f", did you mean {' or '.join(repr(by_lower[n]) for n in near)}?"
+
+
+def paper_table(docstring: str) -> str:
+    """Return the table in the docstring of a network's file: its first indented block, or ""."""
+    lines = itertools.dropwhile(lambda line: not line.startswith("    "), docstring.splitlines())
+    block = itertools.takewhile(lambda line: not line.strip() or line.startswith("    "), lines)
+    return textwrap.dedent("\n".join(block)).strip("\n")

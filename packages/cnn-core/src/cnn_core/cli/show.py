@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import click
 
@@ -10,6 +11,7 @@ from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, table
 from cnn_core.cli.params import MODEL
 from cnn_core.specs import ModelSpec
+from cnn_core.text import paper_table, printable
 
 __all__ = ["command"]
 
@@ -32,13 +34,24 @@ def command(model: str, as_json: bool) -> None:
     from cnn_core.layers import trace
 
     traced = trace(lambda: create_model(model), spec.stages, spec.input)
+    published = paper_table(importlib.import_module(spec.target.partition(":")[0]).__doc__ or "")
     if as_json:
-        content = {**entry.as_dict(model), "trace": dataclasses.asdict(traced)}
+        content = {
+            **entry.as_dict(model),
+            "paper_table": published,
+            "trace": dataclasses.asdict(traced),
+        }
         emit_json("model", content)
         return
     heading(f"{model}: {spec.variant}")
     click.echo(str(spec.paper))
     click.echo(f"{spec.summary}; from {entry.plugin.distribution} {entry.plugin.version}\n")
+    if published:
+        heading("In the paper")
+        for line in published.splitlines():
+            click.echo(printable(line))
+        click.echo()
+    heading("In the code")
     counted = bool(spec.connections)
     table(
         ("stage", "output", "parameters", "MACs", *["connections"] * counted, "sees"),

@@ -1,7 +1,7 @@
 """Layer primitives that torch does not have, and the tracer behind `cnnzoo show`."""
 
 from cnn_core.layers.classifier import Classifier, features, require_size
-from cnn_core.layers.init import lecun_uniform_
+from cnn_core.layers.init import he_normal_, lecun_uniform_
 from cnn_core.layers.lenet import EuclideanRBF, ScaledTanh, SparseConv2d, Subsampling
 from cnn_core.layers.tracing import Trace, trace
 
@@ -13,6 +13,7 @@ __all__ = [
     "Subsampling",
     "Trace",
     "features",
+    "he_normal_",
     "lecun_uniform_",
     "require_size",
     "trace",

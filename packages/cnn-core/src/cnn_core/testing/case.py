@@ -18,6 +18,7 @@ from cnn_core.create import create_model
 from cnn_core.errors import UsageError
 from cnn_core.layers import Trace, trace
 from cnn_core.specs import ModelSpec
+from cnn_core.text import paper_table
 
 __all__ = ["Case", "cases_of"]
 
@@ -74,6 +75,10 @@ class Case:
         """Return the docstring of the file that holds the network."""
         module = importlib.import_module(self.spec.target.partition(":")[0])
         return module.__doc__ or ""
+
+    def paper_table(self) -> str:
+        """Return the table in that docstring."""
+        return paper_table(self.module_doc())
 
     def on_import(self, code: str) -> str:
         """Return what `code` prints after the plugin is imported in a fresh process."""
