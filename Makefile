@@ -2,7 +2,7 @@
 # make test    lint and all tests
 # make lint    ruff, mypy, import-linter
 # make bench   this project's start-up and training beside its peers
-# make wheels  build every member
+# make wheels  build every member, and prove that each works alone
 # All of it happens in .venv, inside this folder.
 
 PYTHON ?= python3
@@ -56,4 +56,6 @@ bench: .venv/.ready-dev
 	$(BIN)/python benchmarks/start_up.py
 
 wheels: .venv/.ready-dev
+	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist $(dir $(MEMBERS))
+	WHEELS=$(CURDIR)/dist $(BIN)/pytest -q tests/test_wheels.py
