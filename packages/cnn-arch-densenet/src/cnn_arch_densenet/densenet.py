@@ -27,15 +27,14 @@ Departures from the paper:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from cnn_arch_densenet.recomputed import recomputed
 from cnn_core.layers import Classifier, he_normal_, require_size
 
 __all__ = [
@@ -70,34 +69,11 @@ class Composite(nn.Module):
 
 
 class FrugalComposite(Composite):
-    """The same, which keeps none of its maps for the backward pass, but computes them again.
-
-    G. Pleiss and others, "Memory-efficient implementation of DenseNets", arXiv 1707.06990.
-    """
+    """The same, which keeps none of its maps for the backward pass, but computes them again."""
 
     def forward(self, *maps: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(*maps)
-        return checkpoint(
-            super().forward, *maps, use_reentrant=False, context_fn=self.first_and_second_time
-        )
-
-    def first_and_second_time(
-        self,
-    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return what surrounds the forward pass, and what its repetition in the backward."""
-        return nullcontext(), frozen(self.norm)
-
-
-@contextmanager
-def frozen(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Leave the running averages alone: they have seen these maps already."""
-    momentum, count = norm.momentum, norm.num_batches_tracked
-    norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        norm.momentum, norm.num_batches_tracked = momentum, count
+        forward = super().forward
+        return recomputed(forward, self.norm, *maps) if self.training else forward(*maps)
 
 
 class Bottleneck(nn.Module):
