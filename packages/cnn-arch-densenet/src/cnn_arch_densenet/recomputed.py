@@ -13,13 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["recomputed"]
 
+Context = AbstractContextManager[None]
+
 
 def recomputed(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *maps: Tensor) -> Tensor:
     """Apply `function`, which runs `norm`, and again in the backward pass: nothing is kept."""
     return checkpoint(function, *maps, use_reentrant=False, context_fn=lambda: both_times(norm))
 
 
-def both_times(norm: nn.BatchNorm2d) -> tuple[AbstractContextManager[None], ...]:
+def both_times(norm: nn.BatchNorm2d) -> tuple[Context, Context]:
     """Return what surrounds the forward pass, and what its repetition in the backward."""
     return nullcontext(), frozen(norm)
 
