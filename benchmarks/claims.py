@@ -37,6 +37,7 @@ def main() -> None:
             surroundings = run.environment()
         seconds.append(time.perf_counter() - began)
         print(f"# seed {seed}: {scores[-1]:.4f} in {seconds[-1]:.0f} s", flush=True)
+    threads = surroundings["threads"]
     claim = {
         "metric": "test/top1",
         "mean": round(statistics.mean(scores), 5),
@@ -44,7 +45,7 @@ def main() -> None:
         "n": len(scores),
         "seeds": chosen.seeds,
         "seconds": round(statistics.mean(seconds)),
-        "hardware": f"{surroundings['threads']} threads of {surroundings['device_name']}",
+        "hardware": f"{threads} thread{'s' * (threads > 1)} of {surroundings['device_name']}",
         "torch": surroundings["torch"],
         "command": f"python benchmarks/claims.py {spec.name}",
     }

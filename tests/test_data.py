@@ -13,9 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from cnn_core import load_dataset, registry
-from cnn_core.data import Preprocessing, Split, batches
+from cnn_core.data import Preprocessing
 from cnn_core.data.idx import read_idx
-from cnn_core.data.pipeline import Augmentation
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 
 
@@ -210,7 +209,7 @@ def test_mnist_digits_are_padded_not_scaled():
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     inputs = preprocessing()(images)
     assert inputs.shape == (2, 1, 32, 32)
-    assert torch.allclose(inputs[:, :, 2:30, 2:30], (images / 255 - 0.5) / 0.25)
+    assert torch.allclose(inputs[:, :, 2:30, 2:30], (images / 255 - 0.5) / 0.25, atol=1e-6)
     inputs[:, :, 2:30, 2:30] = -2
     assert (inputs == -2).all()  # the frame is black, like the ground
 
@@ -234,38 +233,3 @@ def test_pictures_can_be_had_back():
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     prepare = preprocessing()
     assert torch.allclose(prepare.pictures(prepare(images)), prepare.fitted(images), atol=1e-6)
-
-
-def test_batches_cover_a_split_once_in_an_order_that_the_seed_fixes():
-    split = Split(torch.zeros(103, 1, 28, 28, dtype=torch.uint8), torch.arange(103))
-
-    def order(seed):
-        generator = torch.Generator().manual_seed(seed)
-        found = list(batches(split, preprocessing(), 25, generator=generator))
-        assert [len(batch.targets) for batch in found] == [25, 25, 25, 25, 3]
-        return torch.cat([batch.targets for batch in found])
-
-    assert torch.equal(order(0), order(0))
-    assert not torch.equal(order(0), order(1))
-    assert torch.equal(order(0).sort().values, torch.arange(103))
-    plain = torch.cat([batch.indices for batch in batches(split, preprocessing(), 25)])
-    assert torch.equal(plain, torch.arange(103))
-
-
-def test_shifts_move_each_image_by_its_own_draw_and_lose_only_the_edge():
-    images = torch.zeros(400, 1, 9, 9, dtype=torch.uint8)
-    images[:, :, 4, 4] = 255
-    moved = Augmentation(shift=2)(images, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    assert (moved.flatten(1).sum(1) == 255).all()
-    rows, columns = moved[:, 0].max(2).values.argmax(1), moved[:, 0].max(1).values.argmax(1)
-    places = set(zip(rows.tolist(), columns.tolist(), strict=True))
-    assert places == {(r, c) for r in range(2, 7) for c in range(2, 7)}
-
-
-def test_half_of_the_images_are_mirrored():
-    images = torch.arange(3, dtype=torch.uint8).expand(1000, 1, 2, 3)
-    changed = Augmentation(flip=True)(images, torch.Generator().manual_seed(0))
-    mirrored = (changed[:, 0, 0, 0] == 2).sum().item()
-    assert 430 < mirrored < 570
-    assert torch.equal(Augmentation()(images, torch.Generator()), images)

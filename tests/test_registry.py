@@ -306,7 +306,7 @@ ODD = (
 
 
 def sound_specs():
-    yield from (get_spec("lenet5"), registry.recipes().entries[0].spec, builtin.DIGITS)
+    yield from (get_spec("lenet5"), registry.recipes().entries[0].spec, builtin.DATASETS[0])
     yield builtin.cnnzoo_metrics()[0]
     yield ViewSpec(name="v", render="a:b", summary="s", needs=("run",))
     yield CommandSpec(name="c", target="a:b", summary="s")

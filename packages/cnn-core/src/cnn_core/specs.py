@@ -163,9 +163,11 @@ class DatasetSpec(Spec):
     """One data set that `load_dataset` can load.
 
     `target` names a function `(spec, root, download) -> Dataset`. `splits` maps each split
-    to its number of samples. `mean` and `std` are per channel, of training images in [0, 1].
-    `fit` says how images smaller than a network's input get there: "pad" (MNIST digits, as
-    in 1998) or "resize".
+    to its number of samples. `image` is (channels, height, width), 0 and 0 where pictures differ
+    in size. `mean` and `std` are per channel, of training images in [0, 1]; empty, they are
+    computed. `fit` says how images smaller than a network's input get there: "pad" (MNIST
+    digits, as in 1998) or "resize". A `folder` is named with a path, "imagefolder:PATH", and
+    what it leaves empty is found there.
     """
 
     kind: ClassVar[str] = "data set"
@@ -183,18 +185,21 @@ class DatasetSpec(Spec):
     fit: str = "resize"
     task: str = "classification"
     embedded: bool = False
+    folder: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_target("target")
         self.require("task", self.task in TASKS)
-        self.require_names("classes", some=True)
-        self.require_image("image")
-        self.require("splits", isinstance(self.splits, Mapping) and self.splits, "a table")
+        self.require_names("classes", some=not self.folder)
+        if tuple(self.image[1:]) != (0, 0):
+            self.require_image("image")
+        known = isinstance(self.splits, Mapping) and (self.splits or self.folder)
+        self.require("splits", known, "a table")
         for values in ("mean", "std"):
-            one_each = len(getattr(self, values)) == self.image[0]
+            one_each = len(getattr(self, values)) in (0, self.image[0])
             self.require(values, one_each, f"{self.image[0]} numbers, one a channel")
-        self.require("std", min(self.std) > 0, "numbers above 0")
+        self.require("std", min(self.std, default=1) > 0, "numbers above 0")
         self.require("fit", self.fit in ("pad", "resize"), "'pad' or 'resize'")
 
 

@@ -31,10 +31,10 @@ def command(pattern: str, as_json: bool) -> None:
             (
                 name,
                 e.spec.task,
-                "x".join(map(str, e.spec.image)),
-                len(e.spec.classes),
-                e.spec.splits.get("train", 0),
-                e.spec.splits.get("test", 0),
+                "x".join(str(side or "*") for side in e.spec.image),
+                len(e.spec.classes) or "",
+                e.spec.splits.get("train", ""),
+                e.spec.splits.get("test", ""),
                 e.spec.summary,
             )
             for name, e in found

@@ -24,6 +24,11 @@ __all__ = ["command"]
 @click.option("--seed", type=int, help="Set the recipe key seed.")
 @click.option("--top-k", "topk", type=int, help="Set the recipe key topk.")
 @click.option("--precision", type=Choice(("fp32", "bf16", "fp16")), help="Set precision.")
+@click.option(
+    "--pipeline", type=Choice(("auto", "memory", "streaming")), help="Where files are decoded to."
+)
+@click.option("--on-bad-sample", metavar="fail|skip:N", help="What to do with broken files.")
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
@@ -39,6 +44,7 @@ def command(
     data_dir: Path | None,
     download: bool,
     device: str,
+    workers: int,
     **keys: Any,
 ) -> None:
     """Train MODEL on a data set, or go on with a run.
@@ -77,6 +83,7 @@ def command(
         data_dir=data_dir,
         download=download,
         device=device,
+        workers=workers,
         **chosen,
     )
     report(run)

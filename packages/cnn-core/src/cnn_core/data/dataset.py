@@ -1,10 +1,10 @@
-"""The contract of a data set in memory, and loading one by name."""
+"""The contract of a data set, in memory or on disk, and loading one by name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,14 +13,17 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.errors import DatasetCorruptError, PluginError, UsageError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import did_you_mean
+from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Dataset", "Split", "cache_dir", "load_dataset"]
+__all__ = ["Dataset", "Files", "Split", "cache_dir", "load_dataset"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images as uint8, N C H W, and targets as int64, N: class numbers from 0."""
+    """Images as uint8, N C H W, and targets: class numbers from 0.
+
+    Of images they are int64, N; of pixels uint8, N H W, where 255 counts in nothing.
+    """
 
     images: Tensor
     targets: Tensor
@@ -34,13 +37,38 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Image files, and targets: class numbers, int64 N, or files of masks.
+
+    `channels` is 1 (grey) or 3 (RGB); `values` maps the values in masks to class numbers, or to
+    255 for pixels that count in nothing.
+    """
+
+    images: tuple[Path, ...]
+    targets: Tensor | tuple[Path, ...]
+    channels: int = 3
+    values: Mapping[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Tensor) -> Files:
+        """Return the samples at `indices`."""
+        numbers = indices.tolist()
+        images = tuple(self.images[n] for n in numbers)
+        if isinstance(self.targets, Tensor):
+            return replace(self, images=images, targets=self.targets[indices])
+        return replace(self, images=images, targets=tuple(self.targets[n] for n in numbers))
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A data set in memory: what it is, and its splits by name."""
+    """A data set: what it is, and its splits by name, in memory or on disk."""
 
     spec: DatasetSpec
-    splits: Mapping[str, Split]
+    splits: Mapping[str, Split | Files]
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> Split | Files:
         """Return one split; raises `UsageError` if there is none of that name."""
         if name not in self.splits:
             nearest = did_you_mean(name, self.splits)
@@ -50,13 +78,21 @@ class Dataset:
             )
         return self.splits[name]
 
-    def hold_out(self, fraction: float, seed: int) -> tuple[Split, Split]:
-        """Divide the training split in two by `seed`: (train, validation), each class alike."""
+    def hold_out(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
+        """Return (train, validation): the data set's own, or train in two by `seed`.
+
+        Where images have classes, each class is divided alike.
+        """
         train = self.split("train")
+        if "val" in self.splits:
+            return train, self.splits["val"]
+        groups = [torch.arange(len(train))]
+        if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
+            numbers = range(len(self.spec.classes))
+            groups = [(train.targets == number).nonzero().squeeze(1) for number in numbers]
         held = torch.zeros(len(train), dtype=torch.bool)
         generator = torch.Generator().manual_seed(seed)
-        for number in range(len(self.spec.classes)):
-            members = (train.targets == number).nonzero().squeeze(1)
+        for members in groups:
             order = torch.randperm(len(members), generator=generator)
             held[members[order[: round(fraction * len(members))]]] = True
         return train.subset((~held).nonzero().squeeze(1)), train.subset(held.nonzero().squeeze(1))
@@ -65,20 +101,25 @@ class Dataset:
 def load_dataset(
     name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
 ) -> Dataset:
-    """Load the data set called `name` into memory.
+    """Load the data set called `name`: into memory, or as files that are read when needed.
 
-    Looks in `data_dir`, else in the cache (`$CNNZOO_CACHE`, else ~/.cache/cnnzoo). Nothing is
-    fetched unless `download` is true.
+    "imagefolder:PATH" and "maskfolder:PATH" are your own files. Others are looked for in
+    `data_dir`, else in the cache (`$CNNZOO_CACHE`, else ~/.cache/cnnzoo). Nothing is fetched
+    unless `download` is true.
 
     Raises:
         UnknownNameError: there is no such data set.
         DatasetMissingError: its files are not there; says where it looked.
         DatasetCorruptError: a file breaks its format, or files contradict each other.
     """
-    entry = registry.datasets().entry(name)
-    load = registry.resolve(entry)
-    root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
-    dataset = load(entry.spec, root, download)
+    bare, colon, path = name.partition(":")
+    entry = registry.datasets().entry(bare)
+    _require_path(entry.spec, path, bool(colon))
+    if colon:
+        root = Path(path)
+    else:
+        root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
+    dataset = registry.resolve(entry)(entry.spec, root, download)
     if not isinstance(dataset, Dataset):
         raise PluginError(
             f"data set '{name}' ({entry.plugin.origin}): {entry.spec.target} returned "
@@ -89,6 +130,16 @@ def load_dataset(
     return dataset
 
 
+def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
+    """Raise UsageError unless a path is there where, and only where, a data set has one."""
+    if spec.folder and not path:
+        raise UsageError(f"data set '{spec.name}' needs a folder", f"{spec.name}:PATH")
+    if given and not spec.folder:
+        raise UsageError(
+            f"data set '{spec.name}' takes no path, found ':{printable(path)}'", "--data-dir DIR"
+        )
+
+
 def cache_dir() -> Path:
     """Return where downloads go: $CNNZOO_CACHE, else cnnzoo in $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("CNNZOO_CACHE"):
@@ -97,7 +148,7 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "cnnzoo"
 
 
-def _check(spec: DatasetSpec, name: str, split: Split) -> None:
+def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
     """Hold a split to its spec: counts of images and labels, image size, label range."""
     where = f"data set '{spec.name}', split '{name}'"
     images, targets = split.images, split.targets
@@ -105,10 +156,23 @@ def _check(spec: DatasetSpec, name: str, split: Split) -> None:
         raise DatasetCorruptError(f"{where}: {len(images)} images but {len(targets)} labels")
     if len(images) == 0:
         raise DatasetCorruptError(f"{where}: no images")
+    if isinstance(images, Tensor):
+        _check_images(spec, where, images)
+    if isinstance(targets, Tensor):
+        _check_labels(spec, where, targets)
+
+
+def _check_images(spec: DatasetSpec, where: str, images: Tensor) -> None:
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != spec.image:
         found = f"{images.dtype} {tuple(images.shape[1:])}"
         raise DatasetCorruptError(f"{where}: images are {found}, expected uint8 {spec.image}")
-    low, high = int(targets.min()), int(targets.max())
+
+
+def _check_labels(spec: DatasetSpec, where: str, targets: Tensor) -> None:
+    counted = targets[targets != 255] if targets.ndim == 3 else targets
+    if len(counted) == 0:
+        raise DatasetCorruptError(f"{where}: no pixel of any mask counts")
+    low, high = int(counted.min()), int(counted.max())
     if low < 0 or high >= len(spec.classes):
         raise DatasetCorruptError(
             f"{where}: labels from {low} to {high}, expected 0 to {len(spec.classes) - 1}"

@@ -1,26 +1,44 @@
-"""From a split in memory to batches that a network takes: uint8 until the last moment."""
+"""From a split to batches that a network takes: uint8 until the last moment.
+
+A split in memory and one on disk go the same way: pictures as uint8, N C H W, are taken from a
+tensor or from files, and all the rest is done to whole batches, on the device.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_core.data.dataset import Split
+from cnn_core.data.augment import IGNORED, Draws, Mix
+from cnn_core.data.dataset import Files, Split
+from cnn_core.data.draws import Indices, key_of
 
-__all__ = ["Augmentation", "Batch", "Preprocessing", "batches"]
+__all__ = ["Batch", "Preprocessing", "batches", "permutation", "share"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as float32, N C H W, normalised; targets, N; their places in the split, N."""
+    """Images as float32, N C H W, normalised; targets, N or N H W; their places, N.
+
+    `mix` is what mixup or CutMix put into the images; `real` how many samples count: the last
+    ones of a rank's last batch may repeat others, so that every rank has as many.
+    """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
+    mix: Mix | None = None
+    real: int = -1
+
+    def __post_init__(self) -> None:
+        if self.real < 0:
+            object.__setattr__(self, "real", len(self.targets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +59,41 @@ class Preprocessing:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return uint8 pictures, N C h w, as the network's input, float32, N C H W."""
+        if images.shape[-2:] == self.target:  # at once: (x / 255 - mean) / std
+            scale, shift = _affine(self.mean, self.std, images.device)
+            return self.framed(images).float().mul_(scale).sub_(shift)
         return self.normalise(self.fitted(images))
+
+    @property
+    def target(self) -> tuple[int, int]:
+        """The size that pictures are scaled to, before they are framed."""
+        return self.picture if self._frames else self.size
+
+    @property
+    def _frames(self) -> bool:
+        return self.fit == "pad" and max(self.picture) <= min(self.size)
 
     def fitted(self, images: Tensor) -> Tensor:
         """Return uint8 pictures at the input's size, as float32 in [0, 1]."""
         pictures = images.float() / 255
-        framed = self.fit == "pad" and max(self.picture) <= min(self.size)
-        target = self.picture if framed else self.size
-        if pictures.shape[-2:] != target:
-            pictures = F.interpolate(pictures, target, mode="bilinear", antialias=True).clamp(0, 1)
-        if not framed:
+        if pictures.shape[-2:] != self.target:
+            pictures = F.interpolate(pictures, self.target, mode="bilinear", antialias=True)
+        return self.framed(pictures.clamp(0, 1))
+
+    def fitted_masks(self, masks: Tensor) -> Tensor:
+        """Return masks, uint8 N h w, at the input's size; the frame counts in no loss."""
+        if masks.shape[-2:] != self.target:
+            masks = F.interpolate(masks[:, None].float(), self.target, mode="nearest-exact")
+            masks = masks[:, 0].to(torch.uint8)
+        return self.framed(masks, IGNORED)
+
+    def framed(self, pictures: Tensor, value: int = 0) -> Tensor:
+        """Put a frame around pictures that are smaller than the input, if they get one."""
+        if not self._frames or self.size == self.picture:
             return pictures
-        rows, columns = self.size[0] - target[0], self.size[1] - target[1]
+        rows, columns = self.size[0] - self.picture[0], self.size[1] - self.picture[1]
         top, left = rows // 2, columns // 2
-        return F.pad(pictures, (left, columns - left, top, rows - top))
+        return F.pad(pictures, (left, columns - left, top, rows - top), value=value)
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation, channel by channel."""
@@ -71,55 +110,152 @@ class Preprocessing:
         return mean[:, None, None], std[:, None, None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random changes to training images: shifts of up to `shift` pixels, mirroring."""
+@functools.lru_cache(maxsize=64)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return scale and shift that normalise values from 0 to 255, C 1 1 each."""
+    means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    return (1 / (255 * stds))[:, None, None], (means / stds)[:, None, None]
 
-    shift: int = 0
-    flip: bool = False
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return changed copies of uint8 images, each by draws of its own."""
-        if self.shift:
-            images = self._shifted(images, generator)
-        if self.flip:
-            mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return images
+def permutation(length: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch: the numbers below `length`, shuffled by (seed, epoch)."""
+    generator = torch.Generator().manual_seed(key_of(seed, epoch) >> 1)
+    return torch.randperm(length, generator=generator)
 
-    def _shifted(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Frame each image with zeros and cut it out again somewhere else (random crop)."""
-        count, _, height, width = images.shape
-        framed = F.pad(images, [self.shift] * 4)
-        corner = torch.randint(0, 2 * self.shift + 1, (2, count, 1), generator=generator)
-        corner = corner.to(images.device)
-        rows = corner[0] + torch.arange(height, device=images.device)  # N H
-        columns = corner[1] + torch.arange(width, device=images.device)  # N W
-        sample = torch.arange(count, device=images.device)[:, None, None]
-        cut = framed.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
-        return cut.permute(0, 3, 1, 2)
+
+def share(order: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, int]:
+    """Return a rank's part of an order, and how many of it count.
+
+    Every `world`-th sample, from `rank` on. With `even` the parts are equally long, as training
+    in step needs: the last sample of a part may repeat one of another, and does not count.
+    """
+    part = order[rank::world]
+    real = len(part)
+    if even and len(order) % world > 0 and rank >= len(order) % world and len(order) > 0:
+        part = torch.cat([part, order[:1]])
+    return part, real
 
 
 def batches(
-    split: Split,
+    split: Split | Files,
     preprocessing: Preprocessing,
     batch_size: int,
     *,
     device: torch.device | None = None,
-    augmentation: Augmentation | None = None,
-    generator: torch.Generator | None = None,
+    draws: Draws | None = None,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    """Yield the split in batches: in its own order, or with a generator in a random one.
+    """Yield the split in batches: in its own order, or shuffled and changed by `draws`.
 
-    The last batch may be smaller. Augmentation needs the generator; the same seed gives the
-    same batches.
+    The last batch may be smaller. `rank` and `world` give one process its share; `workers`
+    decode files, and change nothing but speed.
     """
+    taken: Iterator[tuple[Tensor, Tensor]]
     order = torch.arange(len(split))
-    if generator is not None:
-        order = torch.randperm(len(split), generator=generator)
-    for indices in order.split(batch_size):
-        images = split.images[indices].to(device)
-        if augmentation is not None and generator is not None:
-            images = augmentation(images, generator)
-        targets = split.targets[indices].to(device)
-        yield Batch(preprocessing(images), targets, indices)
+    if draws is not None:
+        order = permutation(len(split), draws.seed, draws.epoch)
+    order, real = share(order, rank, world, even=draws is not None)
+    parts = order.split(batch_size)
+    if isinstance(split, Split):
+        taken = (_take(split, part, draws) for part in parts)
+    else:
+        from cnn_core.data.streaming import stream
+
+        taken = stream(split, parts, preprocessing, draws, workers)
+    for part, (pictures, targets) in zip(parts, taken, strict=True):
+        where = (pictures.to(device), targets.to(device), part)
+        yield finished(*where, preprocessing, draws, min(real, len(part)))
+        real -= len(part)
+
+
+def _take(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
+    """Return pictures and targets of a split in memory, moved and mirrored."""
+    targets = split.targets[indices]
+    if draws is None or not (draws.what.shift or draws.what.flip):
+        return split.images.index_select(0, indices), targets
+    return moved(split.images, targets, indices, indices, draws)
+
+
+def moved(
+    images: Tensor, targets: Tensor, places: Tensor, indices: Tensor, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Return the images at `places`, and their targets, moved and mirrored by draws of `indices`.
+
+    What comes in from outside is black, and of masks ignored.
+    """
+    down, right, mirrored = draws.windows(indices.numpy())
+    pictures = windows(images, places, down, right, mirrored)
+    if targets.ndim == 3:
+        masks, everything = targets[:, None], torch.arange(len(targets))
+        targets = windows(masks, everything, down, right, mirrored, IGNORED)[:, 0]
+    return pictures, targets
+
+
+def windows(
+    images: Tensor, places: Tensor, down: Indices, right: Indices, mirrored: Indices, fill: int = 0
+) -> Tensor:
+    """Copy the images at `places`, uint8 N C H W, each moved by its own pixels, then mirrored.
+
+    One copy of each image, without padding the source: a loop over slices does in a third of the
+    time what indexing with whole tensors does.
+    """
+    source, (channels, height, width) = images.numpy(), images.shape[1:]
+    down, right = down.clip(-height, height), right.clip(-width, width)
+    result = np.full((len(places), channels, height, width), fill, source.dtype)
+    views = (result, result[..., ::-1])
+    rows, columns = _slices(down, height), _slices(right, width)
+    moves = zip(places.tolist(), down.tolist(), right.tolist(), mirrored.tolist(), strict=True)
+    for number, (place, d, r, m) in enumerate(moves):
+        views[m][number, :, rows[d], columns[r]] = source[place, :, rows[-d], columns[-r]]
+    return torch.from_numpy(result)
+
+
+def _slices(moves: Indices, size: int) -> dict[int, slice]:
+    """Return, for each move and its opposite, which part of a side it leaves in the picture."""
+    furthest = int(np.abs(moves).max(initial=0))
+    return {m: slice(max(m, 0), size + min(m, 0)) for m in range(-furthest, furthest + 1)}
+
+
+def finished(
+    images: Tensor,
+    targets: Tensor,
+    indices: Tensor,
+    preprocessing: Preprocessing,
+    draws: Draws | None,
+    real: int,
+) -> Batch:
+    """Do all that is done to whole batches: fit, change, normalise, mix."""
+    if targets.ndim == 3:
+        targets = preprocessing.fitted_masks(targets)
+    if draws is None:
+        return Batch(preprocessing(images), targets, indices, None, real)
+    what, places = draws.what, indices.numpy()
+    if what.policy:
+        images = draws.policed(images, places)
+    if what.resamples or what.jitter:
+        pictures = preprocessing.fitted(images)
+        if what.resamples:
+            pictures, grid = draws.resampled(pictures, places)
+            targets = _resampled_masks(targets, grid) if targets.ndim == 3 else targets
+        if what.jitter:
+            pictures = draws.coloured(pictures, places)
+        images = preprocessing.normalise(pictures)
+    else:
+        images = preprocessing(images)
+    if what.erase or what.cutout:
+        images = draws.erased(images, places)
+    mix = None
+    if what.mixup or what.cutmix:
+        images, mix = draws.mixed(images, targets, places)
+    return Batch(images, targets, indices, mix, real)
+
+
+def _resampled_masks(masks: Tensor, grid: Tensor) -> Tensor:
+    """See masks, uint8 N H W, through the same grid as the images, without new values."""
+    layer = masks[:, None].float()
+    seen = F.grid_sample(layer, grid, "nearest", "reflection", align_corners=False)
+    return seen[:, 0].to(torch.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -11,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core import registry
+from cnn_core.data.augment import Mix
 from cnn_core.errors import UsageError
 from cnn_core.training.recipe import Recipe
 
 __all__ = ["Mean", "Metric", "Top1", "TopK", "loss_function", "map_loss", "metrics"]
 
 Outputs = Tensor | tuple[Tensor, ...]
-Loss = Callable[[Outputs, Tensor], Tensor]
 
 
 class Metric(Protocol):
@@ -105,23 +104,36 @@ def metrics(num_classes: int, topk: int) -> dict[str, Metric]:
     return {**found, f"top{k}": TopK(k)}
 
 
+class Loss(Protocol):
+    """What training makes small, mean over a batch."""
+
+    def __call__(self, outputs: Outputs, targets: Tensor, mix: Mix | None = None) -> Tensor:
+        """Take logits, N x classes, also of auxiliary heads; targets, N; what was mixed in."""
+
+
 def loss_function(recipe: Recipe) -> Loss:
     """Return the loss that the recipe names, mean over the batch.
 
     Where a network gives a tuple, logits and those of auxiliary heads, theirs are added with
     the recipe's weight (Szegedy et al. 2015, arXiv:1409.4842, section 5).
     """
-    of: Callable[[Tensor, Tensor], Tensor]
-    if recipe.loss == "map":
-        of = partial(map_loss, margin=recipe.map_margin)
-    else:
-        of = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
+    cross_entropy = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
 
-    def loss(outputs: Outputs, targets: Tensor) -> Tensor:
+    def of(logits: Tensor, targets: Tensor, mix: Mix | None) -> Tensor:
+        if recipe.loss == "map":
+            return map_loss(logits, targets, margin=recipe.map_margin)
+        if mix is None:
+            return cross_entropy(logits, targets)
+        own = cross_entropy(logits, targets, reduction="none")
+        other = cross_entropy(logits, mix.targets, reduction="none")
+        return (mix.part * own + (1 - mix.part) * other).mean()
+
+    def loss(outputs: Outputs, targets: Tensor, mix: Mix | None = None) -> Tensor:
         if isinstance(outputs, Tensor):
-            return of(outputs, targets)
+            return of(outputs, targets, mix)
         logits, *auxiliary = outputs
-        return of(logits, targets) + recipe.aux_weight * sum(of(a, targets) for a in auxiliary)
+        others = sum(of(a, targets, mix) for a in auxiliary)
+        return of(logits, targets, mix) + recipe.aux_weight * others
 
     return loss
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnn_core.data.dataset import Dataset, Split, load_dataset
+from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.pipeline import Preprocessing, batches
 from cnn_core.tasks.classification import Mean, loss_function, metrics
 from cnn_core.training.checkpoint import read_weights
@@ -46,7 +46,7 @@ class Predictions:
 @torch.inference_mode()
 def measure(
     model: nn.Module,
-    split: Split,
+    split: Split | Files,
     preprocessing: Preprocessing,
     recipe: Recipe,
     num_classes: int,
@@ -98,6 +98,10 @@ def predictions(
     """Return what a run's kept weights say of every image of a split."""
     weights = read_weights(run.path)
     part = load_data(run, data_dir).split(split)
+    if isinstance(part, Files):
+        from cnn_core.data.streaming import in_memory
+
+        part = in_memory(part, weights.preprocessing.target)
     where = choose_device(device)
     model = weights.build().to(where)
     logits = [

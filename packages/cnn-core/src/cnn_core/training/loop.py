@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cnn_core.data.dataset import Split
-from cnn_core.data.pipeline import Augmentation, Batch, Preprocessing, batches
+from cnn_core.data.augment import Augmentation
+from cnn_core.data.dataset import Files, Split
+from cnn_core.data.draws import key_of
+from cnn_core.data.pipeline import Batch, Preprocessing, batches
 from cnn_core.errors import NumericalError
 from cnn_core.plugins import Observers
 from cnn_core.tasks.classification import Mean, loss_function, metrics
@@ -36,8 +38,9 @@ class Fit:
 
     run: Run
     recipe: Recipe
-    train: Split
-    validation: Split
+    train: Split | Files
+    validation: Split | Files
+    workers: int
     num_classes: int
     preprocessing: Preprocessing
     device: torch.device
@@ -69,7 +72,7 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
             lr = learning_rate(recipe, epoch + step / steps)
             with autocast(job.device, recipe.precision):
                 outputs = model(batch.images)
-                loss = loss_of(outputs, batch.targets)
+                loss = loss_of(outputs, batch.targets, batch.mix)
             _stop_if_not_finite(loss, epoch, step, batch)
             scaler.scale(loss).backward()
             _clip(model, optimizer, scaler, recipe.clip_norm)
@@ -103,16 +106,17 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
 
 def _training_batches(job: Fit, epoch: int) -> Iterator[Batch]:
     """Return the epoch's batches; seeds all that is random in it by (seed, epoch)."""
-    digest = hashlib.sha256(f"{job.recipe.seed}/{epoch}".encode()).digest()
-    seed = int.from_bytes(digest[:8], "big") >> 1
-    torch.manual_seed(seed)  # dropout
+    recipe = job.recipe
+    torch.manual_seed(key_of(recipe.seed, epoch) >> 1)  # dropout
+    keys = [key.name for key in dataclasses.fields(Augmentation)]
+    augmentation = Augmentation(**{key: getattr(recipe, key) for key in keys})
     return batches(
         job.train,
         job.preprocessing,
-        job.recipe.batch_size,
+        recipe.batch_size,
         device=job.device,
-        augmentation=Augmentation(shift=job.recipe.shift, flip=job.recipe.flip),
-        generator=torch.Generator().manual_seed(seed),
+        draws=augmentation.draws(recipe.seed, epoch),
+        workers=job.workers,
     )
 
 

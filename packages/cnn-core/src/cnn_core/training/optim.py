@@ -34,15 +34,19 @@ class Optimizer(Protocol):
 
 
 class SGD:
-    """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013).
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013).
 
-    v <- momentum v + g,  p <- p - lr (g + momentum v), where g includes weight decay.
+    v <- momentum v + g,  p <- p - lr v, where g includes weight decay; with Nesterov's look
+    ahead p <- p - lr (g + momentum v).
     """
 
-    def __init__(self, parameters: Parameters, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Parameters, momentum: float, weight_decay: float, nesterov: bool = True
+    ) -> None:
         self.parameters = parameters
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.nesterov = nesterov and momentum > 0
         self.state: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -59,7 +63,7 @@ class SGD:
             momentum=self.momentum,
             lr=lr,
             dampening=0.0,
-            nesterov=self.momentum > 0,
+            nesterov=self.nesterov,
             maximize=False,
         )
         for name, buffer in zip(names, buffers, strict=True):
@@ -117,4 +121,4 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if recipe.optimizer == "adamw":
         return AdamW(parameters, (recipe.momentum, recipe.beta2), recipe.weight_decay)
-    return SGD(parameters, recipe.momentum, recipe.weight_decay)
+    return SGD(parameters, recipe.momentum, recipe.weight_decay, recipe.nesterov)

@@ -7,19 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
 
-from cnn_core.errors import CorruptError, UsageError
+from cnn_core.data.images import read_image
+from cnn_core.errors import UsageError
 from cnn_core.training.checkpoint import read_weights
 from cnn_core.training.device import choose_device
 
-__all__ = ["FORMATS", "Prediction", "predict", "read_image"]
-
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 100_000_000
+__all__ = ["Prediction", "predict"]
 
 
 @dataclass(frozen=True)
@@ -54,35 +49,11 @@ def predict(
     model = weights.build().to(where)
     found = []
     for image in images:
+        if not Path(image).is_file():
+            raise UsageError(f"{image}: no such image file")
         picture = read_image(Path(image), weights.in_channels)
-        inputs = weights.preprocessing(picture.to(where))
+        inputs = weights.preprocessing(picture[None].to(where))
         best = model(inputs).float().softmax(1)[0].topk(top_k)
         names = tuple(weights.classes[number] for number in best.indices.tolist())
         found.append(Prediction(str(image), names, tuple(best.values.tolist())))
     return found
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """Read a picture as uint8, 1 C h w: grey for one channel, RGB for three.
-
-    The orientation that a camera noted is applied.
-    """
-    modes = {1: "L", 3: "RGB"}
-    if channels not in modes:
-        raise UsageError(f"{path}: pictures have 1 or 3 channels, the model wants {channels}")
-    if not path.is_file():
-        raise UsageError(f"{path}: no such image file")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise CorruptError(
-                    f"{path}: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,}"
-                )
-            picture = ImageOps.exif_transpose(image).convert(modes[channels])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        allowed = ", ".join(FORMATS)
-        raise CorruptError(
-            f"{path}: not a readable image: {error}", f"formats: {allowed}"
-        ) from error
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels.view(1, picture.height, picture.width, channels).permute(0, 3, 1, 2)

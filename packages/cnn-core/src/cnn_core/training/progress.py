@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from cnn_core.training.run import Run
 
-__all__ = ["Live", "Plain", "Progress", "Silent", "progress_for"]
+__all__ = ["Live", "Plain", "Progress", "Silent", "counting", "progress_for"]
 
 INTERVAL = 0.1  # seconds between updates of the live line
 
@@ -147,3 +148,17 @@ def progress_for(shown: bool) -> Progress:
     if not shown:
         return Silent()
     return Live() if sys.stderr.isatty() else Plain()
+
+
+@contextlib.contextmanager
+def counting(title: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield what takes (done, of) and shows a bar of it, on a terminal only."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

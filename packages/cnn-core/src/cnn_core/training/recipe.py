@@ -22,6 +22,8 @@ CHOICES = {
     "schedule": ("constant", "step", "cosine"),
     "loss": ("cross_entropy", "map"),
     "precision": ("fp32", "bf16", "fp16"),
+    "policy": ("", "randaugment", "trivialaugment"),
+    "pipeline": ("auto", "memory", "streaming"),
 }
 LIMITS = {  # field: (lowest, highest), both allowed
     "epochs": (1, 100_000),
@@ -39,6 +41,13 @@ LIMITS = {  # field: (lowest, highest), both allowed
     "aux_weight": (0.0, 1e6),
     "clip_norm": (0.0, 1e9),
     "shift": (0, 1000),
+    "rotate": (0.0, 180.0),
+    "zoom": (1.0, 10.0),
+    "elastic": (0.0, 1000.0),
+    "erase": (0.0, 1.0),
+    "cutout": (0, 10_000),
+    "mixup": (0.0, 100.0),
+    "cutmix": (0.0, 100.0),
     "validation": (0.0, 0.9),
     "image_size": (0, 10_000),
 }
@@ -59,7 +68,8 @@ class Recipe:
     seed: int = 0
     optimizer: str = "sgd"
     lr: float = 0.05  # the peak
-    momentum: float = 0.9  # SGD's Nesterov momentum; AdamW's beta1
+    momentum: float = 0.9  # SGD's; AdamW's beta1
+    nesterov: bool = True  # SGD: look ahead (Sutskever et al. 2013); papers before it do not
     beta2: float = 0.999  # AdamW
     weight_decay: float = 0.0005
     schedule: str = "cosine"
@@ -72,8 +82,20 @@ class Recipe:
     map_margin: float = 1.0  # loss = "map": the j of Eq. 9
     aux_weight: float = 0.3  # of the losses of auxiliary heads, where a network has them
     clip_norm: float = 0.0  # largest gradient norm; 0: not clipped
-    shift: int = 0  # augmentation: pixels, each direction
-    flip: bool = False  # augmentation: mirror left and right
+    shift: int = 0  # augmentation (cnn_core.data.augment): pixels, each direction
+    flip: bool = False  # mirror left and right
+    policy: str = ""  # randaugment, trivialaugment
+    crop: tuple[float, ...] = ()  # least and largest part of the area
+    rotate: float = 0.0  # degrees, both ways
+    zoom: float = 1.0  # factor, both ways
+    elastic: float = 0.0  # pixels: the deviation of a 3x3 grid's displacements
+    jitter: tuple[float, ...] = ()  # brightness, contrast, saturation, hue
+    erase: float = 0.0  # probability
+    cutout: int = 0  # pixels
+    mixup: float = 0.0  # alpha
+    cutmix: float = 0.0  # alpha
+    pipeline: str = "auto"  # memory, streaming; auto: by size
+    on_bad_sample: str = "fail"  # or skip:N, where up to N files may be left out
     validation: float = 0.1  # part of the training split that chooses the weights to keep
     topk: int = 0  # 0: 5, or the number of classes if that is smaller
     precision: str = "fp32"
@@ -95,12 +117,35 @@ class Recipe:
             value = getattr(self, key)
             if not low <= value <= high:  # also NaN
                 raise UsageError(f"{key} = {value}: expected {low:g} to {high:g}")
+        self._check_augmentation()
+        self.bad_samples()
         if len(self.step_factors) not in (1, len(self.step_epochs)):
             raise UsageError(
                 f"step_factors has {len(self.step_factors)} numbers, "
                 f"step_epochs {len(self.step_epochs)}",
                 "give one factor, or one for each epoch",
             )
+
+    def _check_augmentation(self) -> None:
+        crop, jitter = self.crop, self.jitter
+        if crop and not (len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1):
+            raise UsageError(f"crop = {list(crop)}: expected two parts of the area, as [0.08, 1]")
+        if len(jitter) > 4 or not all(0 <= amount <= 1 for amount in jitter):
+            raise UsageError(f"jitter = {list(jitter)}: expected up to four numbers from 0 to 1")
+        if self.mixup and self.cutmix:
+            raise UsageError(f"mixup = {self.mixup} and cutmix = {self.cutmix}: expected only one")
+        if (self.mixup or self.cutmix) and self.loss != "cross_entropy":
+            raise UsageError(f"loss = '{self.loss}' cannot take mixed images")
+
+    def bad_samples(self) -> int:
+        """Return how many files that cannot be read may be left out."""
+        what, colon, count = self.on_bad_sample.partition(":")
+        if self.on_bad_sample == "fail":
+            return 0
+        if (what, colon) == ("skip", ":") and count.isascii() and count.isdigit():
+            return int(count[:9])
+        shown = printable(self.on_bad_sample)
+        raise UsageError(f"on_bad_sample = '{shown}'", "fail, or skip:N for up to N files")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], source: str = "") -> Recipe:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 
 from cnn_core import registry
 from cnn_core.create import create_model
-from cnn_core.data.dataset import Dataset, load_dataset
+from cnn_core.data.dataset import Dataset, Split, load_dataset
 from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.plugins import Observers, plugins
@@ -28,7 +30,7 @@ from cnn_core.training.checkpoint import (
 from cnn_core.training.device import choose_device, environment
 from cnn_core.training.evaluation import load_data, measure
 from cnn_core.training.loop import Fit, fit
-from cnn_core.training.progress import progress_for
+from cnn_core.training.progress import counting, progress_for
 from cnn_core.training.recipe import Recipe, read_recipe
 from cnn_core.training.run import Run
 
@@ -45,14 +47,16 @@ def train(
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
     device: str = "auto",
+    workers: int = 0,
     progress: bool = True,
     **settings: Any,
 ) -> Run:
     """Train `model` on `data` and return the run; or go on with the run at `resume`.
 
-    `recipe` is the name of one, or a TOML file; `settings` override its keys. A run that is
-    resumed needs nothing else: it goes on from its last whole epoch, bit for bit as if it had
-    never stopped. The caller's random state is left as it was.
+    `recipe` is the name of one, or a TOML file; `settings` override its keys. `workers` are
+    processes that decode files, where they are not all in memory; they change no result. A run
+    that is resumed needs nothing else: it goes on from its last whole epoch, bit for bit as if
+    it had never stopped. The caller's random state is left as it was.
 
     Raises:
         UsageError: an unknown name or key, or a value out of range.
@@ -73,7 +77,7 @@ def train(
             network = _build(chosen, dataset)
             target = Path(out) if out is not None else None
             run = Run.create(chosen, environment(where, folder), target)
-        _train(run, network.to(where), dataset, where, progress)
+        _train(run, network.to(where), dataset, where, workers, progress)
     return run
 
 
@@ -125,7 +129,7 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))
         if given not in (0, channels):
             raise UsageError(f"{key} has {given} numbers, the images {channels} channels")
-    if min(_preprocessing(recipe, spec, dataset).size) < spec.min_size:
+    if (recipe.image_size or min(spec.input[1:])) < spec.min_size:
         raise UsageError(
             f"image_size = {recipe.image_size}: {recipe.model} needs at least {spec.min_size}"
         )
@@ -143,11 +147,18 @@ def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
 
 
 def _train(
-    run: Run, model: nn.Module, dataset: Dataset, device: torch.device, shown: bool
+    run: Run,
+    model: nn.Module,
+    dataset: Dataset,
+    device: torch.device,
+    workers: int,
+    shown: bool,
 ) -> None:
     """Do what remains of a run: the epochs, then the test split."""
     recipe = run.recipe
-    preprocessing = _preprocessing(recipe, registry.models().get(recipe.model), dataset)
+    geometry = _geometry(recipe, registry.models().get(recipe.model), dataset)
+    dataset = _placed(recipe, dataset, geometry, shown)
+    preprocessing = _normalised(recipe, dataset, geometry)
     save = partial(_save, run, dataset, preprocessing)
     state = _last_state(run)
     if run.finished and run.weights.is_file():
@@ -162,6 +173,7 @@ def _train(
         recipe=recipe,
         train=kept,
         validation=held_out,
+        workers=workers,
         num_classes=len(dataset.spec.classes),
         preprocessing=preprocessing,
         device=device,
@@ -236,12 +248,33 @@ def _test(run: Run, dataset: Dataset, device: torch.device, observers: Observers
     observers.notify("fit_end", run=run, metrics=line)
 
 
-def _preprocessing(recipe: Recipe, model: ModelSpec, dataset: Dataset) -> Preprocessing:
+def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
+    """Decode files into memory, or see that they can be decoded, before the first epoch."""
+    if all(isinstance(split, Split) for split in dataset.splits.values()):
+        return dataset
+    from cnn_core.data.streaming import BadSamples, place
+
+    bad = BadSamples(recipe.bad_samples())
+    with counting("reading files", shown) as progress:
+        placed = place(dataset, geometry, recipe.pipeline, torch.get_num_threads(), bad, progress)
+    if bad.found:
+        print(f"left out {len(bad.found)} samples: {'; '.join(bad.found)}", file=sys.stderr)
+    return placed
+
+
+def _geometry(recipe: Recipe, model: ModelSpec, dataset: Dataset) -> Preprocessing:
+    """Return what happens to a picture's shape; `_normalised` adds what happens to its values."""
     size = (recipe.image_size, recipe.image_size) if recipe.image_size else model.input[1:]
-    return Preprocessing(
-        size=size,
-        picture=dataset.spec.image[1:],
-        fit=dataset.spec.fit,
-        mean=recipe.mean or dataset.spec.mean,
-        std=recipe.std or dataset.spec.std,
-    )
+    picture = dataset.spec.image[1:]
+    return Preprocessing(size=size, picture=picture, fit=dataset.spec.fit, mean=(), std=())
+
+
+def _normalised(recipe: Recipe, dataset: Dataset, geometry: Preprocessing) -> Preprocessing:
+    """Add the recipe's mean and deviation, else the data set's, else those of its pictures."""
+    mean, std = recipe.mean or dataset.spec.mean, recipe.std or dataset.spec.std
+    if not mean or not std:
+        from cnn_core.data.streaming import statistics
+
+        found = statistics(dataset.split("train"))
+        mean, std = mean or found[0], std or found[1]
+    return dataclasses.replace(geometry, mean=mean, std=std)

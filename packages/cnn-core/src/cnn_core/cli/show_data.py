@@ -1,0 +1,92 @@
+"""cnnzoo show-data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cnn_core import registry
+from cnn_core.cli.output import emit_json, heading, json_option
+from cnn_core.cli.params import DATASET
+from cnn_core.errors import DatasetMissingError, UsageError
+from cnn_core.specs import DatasetSpec
+from cnn_core.text import printable
+
+if TYPE_CHECKING:
+    from cnn_core.data import Dataset
+
+__all__ = ["command"]
+
+
+@click.command("show-data")
+@click.argument("data", type=DATASET)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--split", default="train", show_default=True, help="The split to draw samples of.")
+@click.option("--out", type=click.Path(path_type=Path), help="Draw samples into this PNG file.")
+@json_option
+def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_json: bool) -> None:
+    """Show a data set: what it is, what is there of it, and samples as a picture.
+
+    \b
+    Examples:
+      cnnzoo show-data digits --out digits.png
+      cnnzoo show-data imagefolder:flowers --out flowers.png
+    """
+    entry = registry.datasets().entry(data.partition(":")[0])
+    from cnn_core.data import load_dataset
+
+    dataset, missing = None, ""
+    try:
+        dataset = load_dataset(data, data_dir=data_dir)
+    except DatasetMissingError as error:
+        missing = str(error)
+    spec = entry.spec if dataset is None else dataset.spec
+    counts = {} if dataset is None else {n: len(s) for n, s in dataset.splits.items()}
+    if as_json:
+        emit_json("dataset", {**entry.as_dict(data), **_found(spec), "on_disk": counts})
+    else:
+        _facts(data, spec, counts)
+    if dataset is None:
+        click.echo(missing, err=True)
+    if out is not None:
+        _draw(dataset, missing, split, out)
+
+
+def _found(spec: DatasetSpec) -> dict[str, object]:
+    return {"classes": spec.classes, "image": spec.image, "splits": dict(spec.splits)}
+
+
+def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
+    """Print what a data set is."""
+    heading(f"{name}: {spec.summary}")
+    channels = {1: "grey", 3: "RGB"}.get(spec.image[0], f"{spec.image[0]} channels")
+    size = "x".join(map(str, spec.image[1:])) if spec.image[1] else "of different sizes"
+    click.echo(f"task      {spec.task}, {len(spec.classes)} classes")
+    click.echo(f"images    {channels}, {size}")
+    for split, count in (counts or dict(spec.splits)).items():
+        click.echo(f"{split:<9} {count:,}{'' if counts else ' (not on disk)'}")
+    shown = [printable(label) for label in spec.classes[:40]]
+    more = f", … {len(spec.classes) - 40} more" if len(spec.classes) > 40 else ""
+    click.echo(f"classes   {', '.join(shown)}{more}")
+    if spec.mean:
+        click.echo(f"mean      {', '.join(f'{v:.4f}' for v in spec.mean)}")
+        click.echo(f"std       {', '.join(f'{v:.4f}' for v in spec.std)}")
+    for what in ("licence", "citation", "homepage"):
+        if text := getattr(spec, what):
+            click.echo(f"{what:<9} {text}")
+
+
+def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:
+    """Write the sheet of samples, and say where."""
+    if dataset is None:
+        raise DatasetMissingError(f"{out} is not drawn: {missing.splitlines()[0]}")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: expected a name that ends in .png")
+    from cnn_core.data.sheet import sheet
+
+    picture = sheet(dataset, split)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(out)
+    click.echo(out)

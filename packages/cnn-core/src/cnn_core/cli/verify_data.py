@@ -1,0 +1,46 @@
+"""cnnzoo verify-data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cnn_core.cli.output import emit_json, json_option
+from cnn_core.cli.params import DATASET
+from cnn_core.errors import DatasetCorruptError
+from cnn_core.text import printable
+
+__all__ = ["command"]
+
+
+@click.command("verify-data")
+@click.argument("data", type=DATASET)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@json_option
+def command(data: str, data_dir: Path | None, as_json: bool) -> None:
+    """Read all of a data set and say what is wrong with it; exit 3 if anything is.
+
+    \b
+    Examples:
+      cnnzoo verify-data fashion_mnist
+      cnnzoo verify-data imagefolder:flowers --json
+    """
+    import torch
+
+    from cnn_core.data.verify import verify
+    from cnn_core.training.progress import counting
+
+    with counting("reading files", shown=True) as progress:
+        faults = verify(
+            data, data_dir=data_dir, threads=torch.get_num_threads(), progress=progress
+        )
+    if as_json:
+        emit_json("faults", faults)
+    else:
+        for fault in faults:
+            click.echo(printable(fault))
+    if faults:
+        raise DatasetCorruptError(f"{data}: {len(faults)} faults")
+    if not as_json:
+        click.echo(f"{data}: sound")

@@ -1,0 +1,179 @@
+"""People's own files: `imagefolder:PATH`, a folder for each class, and `maskfolder:PATH`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from cnn_core.data.augment import IGNORED
+from cnn_core.data.dataset import Dataset, Files
+from cnn_core.data.images import FORMATS, probe_image, read_mask
+from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from cnn_core.specs import DatasetSpec
+from cnn_core.text import printable
+
+__all__ = ["load_images", "load_masks", "sorted_files"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff")
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+GREY = ("1", "L", "LA")
+TEST = 0.2  # of a folder without splits of its own, held out with seed 0, each class alike
+
+
+def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return PATH/CLASS/FILE, or PATH/SPLIT/CLASS/FILE with splits train, val and test.
+
+    Classes are the folders' names, sorted. Without a folder test, val is measured at the end;
+    without splits, a fifth of each class is.
+
+    Raises:
+        DatasetMissingError: no such folder. DatasetCorruptError: no images, or other classes.
+    """
+    folders = _split_folders(root)
+    classes = sorted(folder.name for folder in _subfolders(folders["train"]))
+    if len(classes) < 2:
+        raise DatasetCorruptError(
+            f"{root}: {len(classes)} folders of images, expected one for each of several classes",
+            f"{root}/CLASS/FILE or {root}/train/CLASS/FILE, files {', '.join(SUFFIXES)}",
+        )
+    splits = {name: _labelled(folder, classes) for name, folder in folders.items()}
+    channels, size = _picture(itertools.chain(*(split.images for split in splits.values())))
+    splits = {n: dataclasses.replace(split, channels=channels) for n, split in splits.items()}
+    return _completed(spec, tuple(classes), splits, (channels, *size))
+
+
+def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return PATH/images/NAME.* with PATH/masks/NAME.*, or the same below train, val and test.
+
+    Masks are grey or palette images of class numbers; of two values, as 0 and 255, the lower is
+    class 0. PATH/classes.txt may name the classes, a line each.
+    """
+    folders = {"train": root}
+    if not (root / "images").is_dir():
+        folders = _split_folders(root)
+    pairs = {name: _pairs(folder) for name, folder in folders.items()}
+    masks = [mask for images, masks in pairs.values() for mask in masks]
+    values = _class_numbers(masks)
+    images = [image for images, _ in pairs.values() for image in images]
+    channels, size = _picture(images)
+    splits = {name: Files(i, m, channels, values) for name, (i, m) in pairs.items()}
+    count = len(set(values.values()) - {IGNORED})
+    return _completed(spec, _class_names(root, count), splits, (channels, *size))
+
+
+def _completed(
+    spec: DatasetSpec,
+    classes: tuple[str, ...],
+    splits: Mapping[str, Files],
+    image: tuple[int, int, int],
+) -> Dataset:
+    """Return the data set with what was found filled in, and with a test split."""
+    found = dataclasses.replace(spec, classes=classes, image=image)
+    splits = dict(splits)
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    if "test" not in splits:
+        kept, held_out = Dataset(found, splits).hold_out(TEST, seed=0)
+        splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
+    counts = {name: len(split) for name, split in splits.items()}
+    return Dataset(dataclasses.replace(found, splits=counts), splits)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits, or the folder itself as train."""
+    if not root.is_dir():
+        raise DatasetMissingError(f"{root}: no such folder")
+    found = {SPLITS[f.name]: f for f in _subfolders(root) if f.name in SPLITS}
+    if found and "train" not in found:
+        raise DatasetCorruptError(f"{root}: has {', '.join(sorted(found))}, but no folder 'train'")
+    return found or {"train": root}
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def sorted_files(folder: Path) -> list[Path]:
+    """Return the image files in a folder and below it, by name; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _labelled(folder: Path, classes: list[str]) -> Files:
+    """Return the files of a split with the numbers of their classes."""
+    names = [f.name for f in _subfolders(folder)]
+    for name in names:
+        if name not in classes:
+            raise DatasetCorruptError(
+                f"{folder}: class '{printable(name)}' is not among those of train"
+            )
+    images, targets = [], []
+    for number, name in enumerate(classes):
+        files = sorted_files(folder / name) if name in names else []
+        images += files
+        targets += [number] * len(files)
+    if not images:
+        raise DatasetCorruptError(f"{folder}: no images ({', '.join(FORMATS)})")
+    return Files(tuple(images), torch.tensor(targets))
+
+
+def _picture(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
+    """Return the channels of images, and their size: (0, 0) where they differ."""
+    probed = [probe_image(path) for path in paths]
+    channels = 1 if all(mode in GREY for _, _, mode in probed) else 3
+    sizes = {(height, width) for height, width, _ in probed}
+    return channels, sizes.pop() if len(sizes) == 1 else (0, 0)
+
+
+def _pairs(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the images of a folder and their masks, by stem."""
+    for part in ("images", "masks"):
+        if not (folder / part).is_dir():
+            raise DatasetMissingError(
+                f"{folder / part}: no such folder", f"{folder}/images/NAME.* and masks/NAME.*"
+            )
+    images = {path.stem: path for path in sorted_files(folder / "images")}
+    masks = {path.stem: path for path in sorted_files(folder / "masks")}
+    for one, other, what in ((images, masks, "mask"), (masks, images, "image")):
+        if alone := sorted(one.keys() - other.keys()):
+            raise DatasetCorruptError(f"{one[alone[0]]}: has no {what} ({len(alone)} such files)")
+    return tuple(images.values()), tuple(masks[stem] for stem in images)
+
+
+def _class_numbers(masks: list[Path]) -> dict[int, int]:
+    """Return the values in masks, each with its class number.
+
+    0, 1, 2, … are class numbers themselves, and then 255 is ignored; any two values are 0 and 1.
+    """
+    found: set[int] = set()
+    for mask in masks:
+        found.update(read_mask(mask).unique().tolist())
+    if len(found) == 2:
+        return {value: number for number, value in enumerate(sorted(found))}
+    numbers = sorted(found - {IGNORED})
+    if numbers != list(range(len(numbers))) or len(numbers) < 2:
+        shown = ", ".join(map(str, numbers[:8]))
+        raise DatasetCorruptError(
+            f"{masks[0].parent}: masks hold the values {shown}, expected class numbers from 0, "
+            "or two values",
+        )
+    return {value: value for value in (*numbers, IGNORED)}
+
+
+def _class_names(root: Path, count: int) -> tuple[str, ...]:
+    """Return the lines of classes.txt, or "0", "1", …; 255 is no class."""
+    path = root / "classes.txt"
+    if not path.is_file():
+        return tuple(map(str, range(count)))
+    names = tuple(path.read_text("utf-8").split("\n"))
+    names = tuple(name.strip() for name in names if name.strip())
+    if len(names) != count:
+        raise UsageError(f"{path}: {len(names)} names, the masks have {count} classes")
+    return names

@@ -1,0 +1,282 @@
+"""Splits on disk: decoded when needed by workers, or all at once into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cnn_core.data.augment import IGNORED, Draws
+from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.images import read_image, read_mask
+from cnn_core.data.pipeline import Preprocessing, moved
+from cnn_core.errors import DatasetCorruptError, UsageError
+
+__all__ = [
+    "BadSamples",
+    "Decoder",
+    "IN_MEMORY",
+    "in_memory",
+    "place",
+    "sound",
+    "statistics",
+    "stream",
+]
+
+IN_MEMORY = 2 * 2**30  # bytes of pictures that are kept in memory, where the choice is ours
+SHOWN = 5  # bad files that an error names
+SAMPLE = 5000  # files that means and deviations are computed of, evenly spread
+
+Sample = tuple[Tensor, Tensor]
+Progress = Callable[[int, int], None]  # done, of
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads one sample of a split on disk: a picture as uint8, C H W, and its target.
+
+    Pictures that are not of one size are scaled to `size`, masks without new values.
+    """
+
+    files: Files
+    size: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture = read_image(self.files.images[index], self.files.channels)
+        if isinstance(self.files.targets, Tensor):
+            return self._fitted(picture), self.files.targets[index]
+        mask = _numbered(self.files, index)
+        if mask.shape != picture.shape[1:]:
+            raise DatasetCorruptError(
+                f"{self.files.targets[index]}: mask of {_by(mask)}, its image has {_by(picture)}"
+            )
+        return self._fitted(picture), self._fitted_mask(mask)
+
+    def _fitted(self, picture: Tensor) -> Tensor:
+        if self.size is None or picture.shape[-2:] == self.size:
+            return picture
+        scaled = F.interpolate(picture[None].float(), self.size, mode="bilinear", antialias=True)
+        return scaled[0].round().clamp(0, 255).to(torch.uint8)
+
+    def _fitted_mask(self, mask: Tensor) -> Tensor:
+        if self.size is None or mask.shape == self.size:
+            return mask
+        scaled = F.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")
+        return scaled[0, 0].to(torch.uint8)
+
+
+def _by(image: Tensor) -> str:
+    return f"{image.shape[-2]}x{image.shape[-1]}"
+
+
+def _numbered(files: Files, index: int) -> Tensor:
+    """Return a mask with class numbers for its values."""
+    path = files.targets[index]
+    assert not isinstance(path, Tensor)
+    mask = read_mask(path)
+    table = torch.full((256,), IGNORED + 1, dtype=torch.int16)
+    for value, number in files.values.items():
+        table[value] = number
+    numbered = table[mask.long()]
+    if (wrong := numbered > IGNORED).any():
+        value, (row, column) = int(mask[wrong][0]), wrong.nonzero()[0].tolist()
+        allowed = ", ".join(map(str, sorted(files.values)))
+        raise DatasetCorruptError(
+            f"{path}: value {value} at row {row}, column {column}, expected one of {allowed}"
+        )
+    return numbered.to(torch.uint8)
+
+
+def stream(
+    files: Files,
+    parts: Sequence[Tensor],
+    preprocessing: Preprocessing,
+    draws: Draws | None,
+    workers: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pictures and targets of each part, decoded by worker processes, moved and mirrored.
+
+    Workers decode and scale, and draw nothing: their number cannot change a pixel.
+    """
+    from torch.utils.data import DataLoader
+
+    size = preprocessing.picture if any(preprocessing.picture) else preprocessing.target
+    loader: Iterable[Sample] = DataLoader(
+        Decoder(files, size),  # type: ignore[arg-type]
+        batch_sampler=[part.tolist() for part in parts],
+        num_workers=workers,
+        collate_fn=_stacked,
+        worker_init_fn=_one_thread,
+        prefetch_factor=4 if workers else None,
+    )
+    for part, taken in zip(parts, loader, strict=True):
+        if draws is None or not (draws.what.shift or draws.what.flip):
+            yield taken
+        else:
+            yield moved(*taken, torch.arange(len(part)), part, draws)
+
+
+def _stacked(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    pictures, targets = zip(*samples, strict=True)
+    return torch.stack(pictures), torch.stack(targets)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass
+class BadSamples:
+    """Files that cannot be used: how many may be left out, and those that were found."""
+
+    allowed: int = 0
+    found: list[str] = field(default_factory=list)
+
+    def require_few(self) -> None:
+        """Raise DatasetCorruptError if more were found than may be left out."""
+        if len(self.found) > self.allowed:
+            shown = "; ".join(self.found[:SHOWN]) + ("; …" if len(self.found) > SHOWN else "")
+            raise DatasetCorruptError(
+                f"{len(self.found)} samples cannot be used: {shown}",
+                f"mend them, or leave them out: --on-bad-sample skip:{len(self.found)}",
+            )
+
+
+def in_memory(
+    files: Files,
+    size: tuple[int, int] | None,
+    threads: int = 1,
+    bad: BadSamples | None = None,
+    progress: Progress | None = None,
+) -> Split:
+    """Decode all files into one tensor; pictures and masks that differ are scaled to `size`.
+
+    Raises:
+        DatasetCorruptError: more files cannot be used than may be left out; names the first.
+    """
+    decoder, bad, room, count = Decoder(files, size), bad or BadSamples(), None, 0
+    for picture, target in _decoded(decoder, threads, bad, progress):
+        if room is None:
+            room = tuple(part.new_empty((len(files), *part.shape)) for part in (picture, target))
+        if picture.shape != room[0].shape[1:]:
+            raise DatasetCorruptError(f"pictures of {_by(picture)} and of {_by(room[0])}")
+        room[0][count], room[1][count] = picture, target
+        count += 1
+    bad.require_few()
+    if room is None:
+        raise DatasetCorruptError("no sample can be used")
+    return Split(room[0][:count], room[1][:count])
+
+
+def sound(
+    files: Files, threads: int = 1, bad: BadSamples | None = None, progress: Progress | None = None
+) -> Files:
+    """Decode every file once, keeping nothing; return the split without those that are bad."""
+    bad, kept = bad or BadSamples(), []
+    for number, sample in enumerate(_tried(Decoder(files, None), threads, progress)):
+        if isinstance(sample, DatasetCorruptError):
+            bad.found.append(sample.message)
+        else:
+            kept.append(number)
+    bad.require_few()
+    return files.subset(torch.tensor(kept, dtype=torch.int64))
+
+
+def _decoded(
+    decoder: Decoder, threads: int, bad: BadSamples, progress: Progress | None
+) -> Iterator[Sample]:
+    """Yield the samples that can be used; note the others."""
+    for sample in _tried(decoder, threads, progress):
+        if isinstance(sample, DatasetCorruptError):
+            bad.found.append(sample.message)
+        else:
+            yield sample
+
+
+def _tried(
+    decoder: Decoder, threads: int, progress: Progress | None
+) -> Iterator[Sample | DatasetCorruptError]:
+    """Decode in order, several at once: Pillow works outside of Python's lock."""
+    count, block = len(decoder), 64 * threads  # so that no more than that waits
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, count, block):
+            yield from pool.map(partial(_try, decoder), range(start, min(start + block, count)))
+            if progress is not None:
+                progress(min(start + block, count), count)
+
+
+def _try(decoder: Decoder, index: int) -> Sample | DatasetCorruptError:
+    try:
+        return decoder[index]
+    except DatasetCorruptError as error:
+        return error
+
+
+def place(
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    pipeline: str = "auto",
+    threads: int = 1,
+    bad: BadSamples | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Return the data set with its files decoded into memory, where they fit or that is wanted.
+
+    `pipeline` is "memory", "streaming" or "auto": memory up to IN_MEMORY bytes of pictures. Every
+    file is decoded once either way: what is wrong is found here, not in the middle of training.
+
+    Raises:
+        UsageError: a data set that is in memory cannot be streamed.
+        DatasetCorruptError: more files cannot be used than may be left out.
+    """
+    on_disk = {n: s for n, s in dataset.splits.items() if isinstance(s, Files)}
+    if pipeline == "streaming" and not on_disk:
+        raise UsageError(f"data set '{dataset.spec.name}' is in memory: it cannot be streamed")
+    channels, height, width = dataset.spec.image
+    size = None if height else preprocessing.target
+    height, width = size or (height, width)
+    total = sum(map(len, on_disk.values())) * channels * height * width
+    splits = dict(dataset.splits)
+    for name, files in on_disk.items():
+        if pipeline == "streaming" or (pipeline == "auto" and total > IN_MEMORY):
+            splits[name] = sound(files, threads, bad, progress)
+        else:
+            splits[name] = in_memory(files, size, threads, bad, progress)
+    return Dataset(dataset.spec, splits)
+
+
+def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of pictures in [0, 1].
+
+    Of files that differ in size, or are many, of up to SAMPLE of them, evenly spread.
+    """
+    sums, squares, count = torch.zeros(0), torch.zeros(0), 0
+    for pictures in _pictures(split):
+        values = pictures.double().flatten(2) / 255
+        total, square = values.sum((0, 2)), values.square().sum((0, 2))
+        sums, squares = (total, square) if count == 0 else (sums + total, squares + square)
+        count += len(pictures) * values.shape[2]
+    mean = sums / count
+    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    return tuple(_rounded(mean)), tuple(_rounded(std))
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
+
+
+def _pictures(split: Split | Files) -> Iterator[Tensor]:
+    if isinstance(split, Split):
+        yield from split.images.split(1000)
+        return
+    step = max(len(split) // SAMPLE, 1)
+    for path in split.images[::step]:
+        yield read_image(path, split.channels)[None]

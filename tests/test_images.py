@@ -1,0 +1,537 @@
+"""Image files: decoded as Pillow does, upright, and every broken one the same single error."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import resource
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from cnn_core.data import images
+from cnn_core.data.images import FORMATS, probe_image, read_image, read_mask
+from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
+
+LOSSLESS = {"png": "PNG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
+
+
+def picture(mode="RGB", height=5, width=7):
+    """An image of random pixels; the palette of "P" is random too."""
+    rng = np.random.default_rng(0)
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    if mode == "1":
+        return (
+            Image.fromarray(pixels[:, :, 0]).point(lambda value: 255 * (value > 99)).convert("1")
+        )
+    found = Image.frombytes(mode, (width, height), pixels.tobytes())
+    if mode == "P":
+        found.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
+    return found
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def chunk(name, data):
+    body = name + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png(height, width, bits, colour, pixels):
+    """A PNG, for kinds that Pillow does not write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("suffix", sorted(LOSSLESS))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pixels_come_back_channel_by_channel_and_row_by_row(tmp_path, suffix, channels):
+    image = picture("P" if suffix == "gif" else "RGB")
+    path = tmp_path / f"a.{suffix}"
+    image.save(path)
+    found = read_image(path, channels)
+    assert found.shape == (channels, 5, 7)
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous()
+    colours = image.convert("RGB")
+    if channels == 1:
+        expected = [[colours.convert("L").getpixel((x, y)) for x in range(7)] for y in range(5)]
+        assert found[0].tolist() == expected
+        return
+    for number in range(3):
+        expected = [[colours.getpixel((x, y))[number] for x in range(7)] for y in range(5)]
+        assert found[number].tolist() == expected
+    assert channels == 3 or bool((found[3] == 255).all())
+
+
+def test_a_photograph_is_nearly_what_it_was(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (9, 4), (200, 100, 50)).save(path, quality=95)
+    found = read_image(path, 3)
+    assert found.shape == (3, 4, 9)
+    assert (found.float().mean((1, 2)) - torch.tensor([200.0, 100, 50])).abs().max() < 3
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("1", "PNG"),
+        ("L", "PNG"),
+        ("LA", "PNG"),
+        ("P", "PNG"),
+        ("RGB", "PNG"),
+        ("RGBA", "PNG"),
+        ("CMYK", "TIFF"),
+        ("YCbCr", "TIFF"),
+    ],
+)
+def test_every_mode_is_converted_as_pillow_does(tmp_path, mode, kind, channels):
+    image = picture(mode)
+    path = tmp_path / "a"
+    image.save(path, kind)
+    wanted = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    expected = np.array(image.convert(wanted)).reshape(5, 7, channels).transpose(2, 0, 1)
+    assert torch.equal(read_image(path, channels), torch.from_numpy(expected))
+    assert probe_image(path) == (5, 7, mode)
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(256))])
+def test_a_palette_with_transparency_loses_it_and_nothing_is_warned_of(tmp_path, transparency):
+    image = picture("P")
+    path = tmp_path / "a.png"
+    image.save(path, transparency=transparency)
+    expected = np.array(image.convert("RGB")).transpose(2, 0, 1)
+    assert torch.equal(read_image(path, 3), torch.from_numpy(expected))
+    alpha = read_image(path, 4)[3]
+    index = torch.from_numpy(np.array(image))
+    single = transparency == 3
+    assert torch.equal(alpha, torch.where(index == 3, 0, 255) if single else index)
+
+
+def test_transparent_pixels_keep_their_colour(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (2, 3), (10, 20, 30, 0)).save(path)
+    assert read_image(path, 3)[:, 0, 0].tolist() == [10, 20, 30]
+    assert read_image(path, 4)[:, 0, 0].tolist() == [10, 20, 30, 0]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_read(tmp_path, kind):
+    frames = [Image.new("L", (6, 4), value) for value in (10, 200, 100)]
+    path = tmp_path / "a"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+    assert read_image(path, 1).unique().tolist() == [10]
+    assert probe_image(path)[:2] == (4, 6)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_masks_and_their_sizes_are_upright(tmp_path, kind, orientation):
+    upright = np.zeros((16, 32), np.uint8)
+    upright[:8, :8] = 255  # the corner on the left and at the top
+    upright[:8, 8:16] = 120
+    back = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, 3),
+    }[orientation]
+    path = tmp_path / "a"
+    options = {"quality": 100} if kind == "JPEG" else {}
+    image = Image.fromarray(np.ascontiguousarray(back))
+    image.save(path, kind, exif=turned(orientation), **options)
+    for found in (read_image(path, 1)[0], read_image(path, 3)[2], read_mask(path)):
+        assert found.shape == (16, 32)
+        assert (found.int() - torch.from_numpy(upright).int()).abs().max() <= 2
+    assert probe_image(path) == (16, 32, "L")
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60000])
+def test_an_orientation_that_is_none_changes_nothing(tmp_path, orientation):
+    path = tmp_path / "a.png"
+    picture("L").save(path, exif=turned(orientation))
+    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(np.array(picture("L"))))
+
+
+def test_an_orientation_behind_the_pixels_counts_nowhere(tmp_path):
+    data = encoded(picture("L"), "PNG", exif=turned(6))
+    start = data.index(b"eXIf") - 4
+    size = 12 + struct.unpack_from(">I", data, start)[0]
+    late = data[:start] + data[start + size : -12] + data[start : start + size] + data[-12:]
+    path = tmp_path / "a.png"
+    path.write_bytes(late)
+    assert probe_image(path) == (5, 7, "L")
+    assert read_image(path, 1).shape == (1, 5, 7)
+    assert read_mask(path).shape == (5, 7)
+
+
+DEEP = {
+    "I;16": (np.full((2, 3), 999, np.uint16), "PNG", "16-bit grey (I;16)"),
+    "I;16 TIFF": (np.full((2, 3), 999, np.uint16), "TIFF", "16-bit grey (I;16)"),
+    "I": (np.full((2, 3), 99999, np.int32), "TIFF", "32-bit integers (I)"),
+    "F": (np.full((2, 3), 0.5, np.float32), "TIFF", "32-bit floats (F)"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(DEEP))
+def test_more_than_eight_bits_a_channel_are_refused_by_name(tmp_path, case):
+    array, kind, name = DEEP[case]
+    path = tmp_path / "deep"
+    Image.fromarray(array).save(path, kind)
+    with pytest.raises(DatasetCorruptError) as caught:
+        read_image(path, 1)
+    assert caught.value.message == f"{path}: {name}: expected 8 bits a channel"
+    with pytest.raises(DatasetCorruptError) as caught:
+        read_mask(path)
+    assert caught.value.message == f"{path}: {name}: expected grey or a palette (1, L or P)"
+    assert probe_image(path) == (2, 3, case.split()[0])
+
+
+def test_other_modes_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.tiff"
+    picture("LAB").save(path)
+    with pytest.raises(DatasetCorruptError, match="mode LAB: expected one of 1, L, LA, P"):
+        read_image(path, 3)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 5, -1])
+def test_other_numbers_of_channels_are_refused(tmp_path, channels):
+    with pytest.raises(UsageError, match=f"channels = {channels}: "):
+        read_image(tmp_path / "a", channels)
+
+
+@pytest.mark.parametrize("suffix", sorted(LOSSLESS))
+def test_a_mask_with_a_palette_is_its_indices(tmp_path, suffix):
+    index = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    image = Image.frombytes("P", (7, 5), index.tobytes())
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, **({"optimize": False} if suffix == "gif" else {}))
+    found = read_mask(path)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, torch.from_numpy(index))
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
+def test_a_grey_mask_is_its_values(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    picture("L").save(path)
+    assert torch.equal(read_mask(path), torch.from_numpy(np.array(picture("L"))))
+
+
+def test_a_mask_of_one_bit_is_black_and_white(tmp_path):
+    path = tmp_path / "a.png"
+    picture("1").save(path)
+    expected = torch.from_numpy(np.array(picture("1")))
+    assert torch.equal(read_mask(path), expected.to(torch.uint8) * 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_a_mask_of_colours_is_refused_by_name(tmp_path, mode):
+    path = tmp_path / "a.png"
+    picture(mode).save(path)
+    with pytest.raises(DatasetCorruptError, match=f"mode {mode}: expected grey or a palette"):
+        read_mask(path)
+
+
+def test_a_grey_mask_of_few_bits_is_refused_because_pillow_scales_it(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(1, 4, 4, 0, b"\0\x12\x34"))
+    assert read_image(path, 1).tolist() == [[[17, 34, 51, 68]]]
+    with pytest.raises(DatasetCorruptError, match=r"4-bit grey \(L;4\): expected 1 or 8 bits"):
+        read_mask(path)
+    few = picture("P").point(lambda value: value % 4)
+    few.save(path, bits=2)
+    assert torch.equal(read_mask(path), torch.from_numpy(np.array(few)))  # a palette may be
+
+
+READERS = {
+    "image": lambda path: read_image(path, 3),
+    "mask": read_mask,
+    "probe": probe_image,
+}
+
+
+def broken():
+    """Files that are no image, by what is wrong; and what the error has to say."""
+    sound = encoded(picture("L", 40, 40), "PNG")
+    return {
+        "empty": (b"", "an empty file, not an image"),
+        "html": (b"\n<!DOCTYPE html><title>404</title>", "HTML, not an image"),
+        "html in capitals": (b"\xef\xbb\xbf<HTML>", "HTML, not an image"),
+        "text": (b"hello there", "it starts with the bytes 68 65 6c 6c 6f 20 74 68"),
+        "webp": (encoded(picture(), "WEBP"), "it starts with the bytes 52 49 46 46"),
+        "icon": (encoded(picture(), "ICO"), "not a readable image"),
+        "postscript": (encoded(picture(), "EPS"), "it starts with the bytes 25 21 50 53"),
+        "half a header": (sound[:20], "not a readable image"),
+        "a wrong checksum": (sound[:20] + b"\x99" + sound[21:], "not a readable image"),
+        "nothing wide": (png(4, 0, 8, 0, b"\0" * 4), "not a readable image|0 x 4 pixels"),
+        "a bomb": (png(20_000, 20_000, 1, 0, b""), "not a readable image: .*bomb"),
+        "a small bomb": (
+            png(9_500, 11_000, 1, 0, b""),
+            "11000 x 9500 pixels: expected 1 to 100,000,000",
+        ),
+    }
+
+
+@pytest.mark.parametrize("reader", sorted(READERS))
+@pytest.mark.parametrize("case", sorted(broken()))
+def test_a_file_that_is_no_image_is_one_error_that_says_what_it_is(tmp_path, case, reader):
+    data, found = broken()[case]
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    with pytest.raises(DatasetCorruptError, match=found) as caught:
+        READERS[reader](path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert caught.value.hint == "formats: JPEG, PNG, GIF, BMP, TIFF"
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_what_is_no_file_is_the_same_error(tmp_path, reader):
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("none.png", "", "fifo", "\0", "n" * 300):
+        with pytest.raises(DatasetCorruptError):
+            READERS[reader](tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_cut_in_its_pixels_is_refused_but_its_header_is_read(tmp_path, kind):
+    data = encoded(picture("L", 60, 70), kind)
+    path = tmp_path / "cut"
+    path.write_bytes(data[: len(data) * 3 // 4])
+    for read in (READERS["image"], read_mask):
+        with pytest.raises(DatasetCorruptError, match="cut: not a readable image: "):
+            read(path)
+    if kind != "TIFF":  # Pillow writes what its header says at the end
+        assert probe_image(path)[:2] == (60, 70)
+
+
+def test_a_header_is_read_without_the_pixels(tmp_path, monkeypatch):
+    paths = [tmp_path / kind for kind in FORMATS]
+    for path in paths:
+        picture("L").save(path, path.name)
+
+    def load(image):
+        raise AssertionError("the pixels were read")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", load)
+    assert [probe_image(path)[:2] for path in paths] == [(5, 7)] * 5
+    with pytest.raises(DatasetCorruptError, match="the pixels were read"):
+        read_image(paths[1], 1)
+
+
+def test_out_of_memory_is_not_called_a_broken_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    picture().save(path)
+
+    def load(image):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(ResourceError, match="out of memory for 7 x 5 pixels"):
+        read_image(path, 3)
+
+
+def test_warnings_are_silent_in_every_thread_and_as_before_afterwards(tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(png(9_000, 10_000, 1, 0, b""))  # Pillow warns from 89 million pixels on
+    before = list(warnings.filters)
+    failures = []
+
+    def probe():
+        try:
+            for _ in range(50):
+                probe_image(path)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=probe) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert list(warnings.filters) == before
+    with pytest.warns(Image.DecompressionBombWarning), Image.open(path):
+        pass
+
+
+def test_names_are_sorted_and_there():
+    assert images.__all__ == sorted(images.__all__)
+    assert all(hasattr(images, name) for name in images.__all__)
+
+
+# Fuzzing. This file run as a script does it in a process of its own.
+
+
+def sound_files():
+    grey, colours = picture("L", 24, 31), picture("RGB", 24, 31)
+    return {
+        "png": [
+            encoded(colours, "PNG", exif=turned(6)),
+            encoded(picture("P", 24, 31), "PNG", transparency=bytes(range(256))),
+            encoded(picture("LA", 24, 31), "PNG"),
+        ],
+        "jpeg": [
+            encoded(colours, "JPEG", exif=turned(5)),
+            encoded(grey, "JPEG", progressive=True),
+            encoded(picture("CMYK", 24, 31), "JPEG"),
+        ],
+        "gif": [encoded(picture("P", 24, 31), "GIF"), encoded(grey, "GIF", interlace=0)],
+        "bmp": [encoded(colours, "BMP"), encoded(picture("P", 24, 31), "BMP")],
+        "tiff": [
+            encoded(colours, "TIFF", exif=turned(8)),
+            encoded(colours, "TIFF", compression="tiff_lzw"),
+            encoded(colours, "TIFF", compression="jpeg"),
+            encoded(picture("1", 24, 31), "TIFF", compression="group4"),
+            encoded(picture("P", 24, 31), "TIFF", compression="tiff_adobe_deflate"),
+        ],
+    }
+
+
+def mutated(rng, sound):
+    """Flip bits, cut, splice or write huge numbers, for the most part where headers are."""
+    data = bytearray(sound)
+    for _ in range(rng.randint(1, 3)):
+        near = 60 if rng.random() < 0.4 else len(data)
+        at = min(rng.randrange(near), len(data) - 1)
+        if rng.random() < 0.3:
+            at = max(0, len(data) - 1 - rng.randrange(200))  # a TIFF's header is at its end
+        kind = rng.randrange(5)
+        if kind == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at] = rng.randrange(256)
+        elif kind == 2:
+            huge = [b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\xff\xff"]
+            value = rng.choice(huge)
+            data[at : at + len(value)] = value
+        elif kind == 3:
+            start = rng.randrange(len(data))
+            data[at:at] = data[start : start + rng.randrange(1, 40)]
+        elif rng.random() < 0.3:
+            del data[max(at, 1) :]
+        else:
+            del data[max(at, 1) : at + rng.randrange(1, 5)]
+    return bytes(data)
+
+
+def resealed(data):
+    """A PNG with right checksums, so that what is wrong with it gets further."""
+    parts, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        size = struct.unpack_from(">I", data, at)[0]
+        if at + 12 + size > len(data):
+            break
+        parts.append(chunk(data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
+        at += 12 + size
+    return b"".join(parts) + data[at:]
+
+
+def fuzz(kind, folder, count):
+    """Outcomes of reading mutated files of one format, each in all three ways."""
+    rng, found = random.Random(0), {"read": 0, "refused": 0}
+    sounds = sound_files()[kind]
+    path = folder / "fuzz"
+    for number in range(count):
+        data = mutated(rng, sounds[number % len(sounds)])
+        path.write_bytes(resealed(data) if kind == "png" and rng.random() < 0.8 else data)
+        found[outcome(path, (1, 3, 4)[number % 3])] += 1
+    return found
+
+
+def outcome(path, channels):
+    shape = attempt(probe_image, path)
+    pixels = attempt(lambda path: read_image(path, channels), path)
+    mask = attempt(read_mask, path)
+    if pixels is not None:
+        right = pixels.dtype == torch.uint8 and pixels.shape == (channels, *shape[:2])
+        if not right:
+            return "wrong"
+    if mask is not None and (mask.dtype != torch.uint8 or mask.shape != shape[:2]):
+        return "wrong"
+    return "refused" if pixels is None else "read"
+
+
+def attempt(read, path):
+    try:
+        return read(path)
+    except DatasetCorruptError:
+        return None
+
+
+def check(found, count):
+    assert found["read"] + found["refused"] == count
+    assert found["read"] > count / 50
+    assert found["refused"] > count / 10
+
+
+def alone(folder, count, *flags):
+    """Fuzz all formats in a process of its own; return outcomes, and by how many MB it grew."""
+    command = [sys.executable, *flags, __file__, str(folder), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("kind", sorted(sound_files()))
+def test_300_mutated_files_raise_nothing_else(tmp_path, kind):
+    check(fuzz(kind, tmp_path, 300), 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(sound_files()))
+def test_10000_mutated_files_raise_nothing_else(tmp_path, kind):
+    check(fuzz(kind, tmp_path, 10_000), 10_000)
+
+
+def test_without_assertions_it_is_the_same_and_takes_little_memory(tmp_path):
+    found = alone(tmp_path, 300, "-O", "-W", "error")
+    for kind in sound_files():
+        check(found[kind], 300)
+    assert found["grown"] < 64
+
+
+def main():
+    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    for kind in sound_files():
+        fuzz(kind, folder, 3)  # loads Pillow's plugins
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {kind: fuzz(kind, folder, count) for kind in sound_files()}
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps({**found, "grown": grown}))
+
+
+if __name__ == "__main__":
+    main()
