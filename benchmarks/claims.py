@@ -16,6 +16,7 @@ from pathlib import Path
 import tomli_w
 
 from cnn_core import registry, train
+from cnn_core.tasks import SCORES
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     chosen = parser.parse_args()
     spec = registry.recipes().get(chosen.recipe)
+    metric = f"test/{SCORES[registry.models().get(spec.model).task]}"
     scores, seconds, surroundings = [], [], {}
     for seed in chosen.seeds:
         began = time.perf_counter()
@@ -33,13 +35,13 @@ def main() -> None:
             run = train(
                 recipe=chosen.recipe, seed=seed, out=Path(folder) / "run", data_dir=chosen.data_dir
             )
-            scores.append(run.test_metrics()["test/top1"])
+            scores.append(run.test_metrics()[metric])
             surroundings = run.environment()
         seconds.append(time.perf_counter() - began)
         print(f"# seed {seed}: {scores[-1]:.4f} in {seconds[-1]:.0f} s", flush=True)
     threads = surroundings["threads"]
     claim = {
-        "metric": "test/top1",
+        "metric": metric,
         "mean": round(statistics.mean(scores), 5),
         "std": round(statistics.stdev(scores), 5) if len(scores) > 1 else 0.0,
         "n": len(scores),

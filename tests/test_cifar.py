@@ -281,6 +281,14 @@ def test_a_label_out_of_range_is_refused_where_it_stands(tmp_path, name, at, lab
     assert refused(tmp_path, name, "binary", bytes(data)) == found
 
 
+def test_python_2_may_write_a_label_as_a_long_integer(tmp_path):
+    data = python2(batch("cifar10", 3)).replace(b"]q\x02(K", b"]q\x02(\x8a\x01", 1)
+    assert pickle.loads(data, encoding="bytes")[b"labels"] == batch("cifar10", 3)[b"labels"]
+    write(tmp_path, "cifar10", "python", test_batch=data)
+    test = cifar.load(spec("cifar10"), tmp_path, False).split("test")
+    assert test.targets.tolist() == batch("cifar10", 3)[b"labels"]
+
+
 @BOTH
 @pytest.mark.parametrize("writer", sorted(WRITERS))
 def test_pickles_of_every_kind_are_what_unpickling_would_give(tmp_path, name, writer):
@@ -338,7 +346,8 @@ BATCHES = {
     "too few names": (changed(filenames=[b"a", b"b"]), "3 file names, found 2"),
     "a set": (changed(extra={1, 2}), "parts of a numpy array, found the global __builtin__ set"),
     "a number with a point": (changed(extra=1.5), "an opcode of a batch of images, found 'G'"),
-    "a large number": (changed(extra=1 << 40), "found '\\x8a'"),
+    "a large label": (changed(fine_labels=[0, 1 << 40, 1]), "0 to 99, found 1099511627776"),
+    "a number of 300 bytes": (changed(extra=1 << 2400), "found '\\x8b'"),
     "a dictionary in another": (changed(extra={"a": Bomb("no")}), "the global posix system"),
     "a list": ([b"x" * 4000], "a value (dict)"),
 }

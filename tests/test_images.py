@@ -387,6 +387,15 @@ def test_warnings_are_silent_in_every_thread_and_as_before_afterwards(tmp_path):
         pass
 
 
+def test_warnings_stay_silent_until_the_last_reader_is_done():
+    with images._QUIET:
+        with images._QUIET:
+            pass
+        warnings.warn("another thread still reads", stacklevel=1)  # an error, if not silent
+    with pytest.warns(UserWarning, match="nobody reads"):
+        warnings.warn("nobody reads", stacklevel=1)
+
+
 def test_names_are_sorted_and_there():
     assert images.__all__ == sorted(images.__all__)
     assert all(hasattr(images, name) for name in images.__all__)

@@ -48,6 +48,13 @@ def test_every_command_of_use_runs_as_it_stands(tmp_path):
     assert len(list((tmp_path / "runs" / "first" / "figures").glob("*.png"))) >= 6
 
 
+def test_every_command_about_data_runs_as_it_stands(tmp_path):
+    commands = blocks(section("Your own pictures, and the known data sets"), "bash")[0]
+    for line in commands.splitlines():
+        run(["-m", "cnn_core", *shlex.split(line)[1:]], tmp_path)
+    assert (tmp_path / "digits.png").is_file()
+
+
 def test_the_python_snippet_runs(tmp_path):
     (code,) = blocks(section("Use"), "python")
     assert 0.5 < float(run(["-c", code], tmp_path)) <= 1
@@ -99,7 +106,7 @@ def test_the_tables_numbers_are_those_of_specs_and_recipes():
         mean, std = 100 * claim["mean"], 100 * claim["std"]
         assert ours == f"{mean:.2f} ± {std:.2f} % ({claim['n']})"
         checked += 1
-    assert checked == 4
+    assert checked == 10
     assert set(registry.list_models()) >= {row[0].strip("`") for row in rows() if row[0]}
 
 

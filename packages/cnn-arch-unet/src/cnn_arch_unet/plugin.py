@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnn_core import ModelSpec, Paper, hookimpl
+from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
 
 PAPER = Paper(
     title="U-Net: convolutional networks for biomedical image segmentation",
@@ -33,9 +33,6 @@ def model(name: str, **facts: Any) -> ModelSpec:
         num_classes=2,
         stages=(*DOWN, "bottom", *UP, "output"),
         cam_stage="bottom",
-        expected_failures={
-            "check_a_recipe_is_measured": "the trainer does classification only, so far"
-        },
         **facts,
     )
 
@@ -71,3 +68,8 @@ def cnnzoo_models() -> list[ModelSpec]:
             tags=("modern",),
         ),
     ]
+
+
+@hookimpl
+def cnnzoo_recipes() -> list[RecipeSpec]:
+    return recipes_in("cnn_arch_unet")

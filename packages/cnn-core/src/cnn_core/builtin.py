@@ -40,6 +40,18 @@ def cnnzoo_metrics() -> list[MetricSpec]:
             task="classification",
             summary="fraction of images whose class has the highest logit",
         ),
+        MetricSpec(
+            name="miou",
+            target="cnn_core.tasks.segmentation:MeanIoU",
+            task="segmentation",
+            summary="intersection over union of each class over a split, mean of the classes",
+        ),
+        MetricSpec(
+            name="pixel_accuracy",
+            target="cnn_core.tasks.segmentation:PixelAccuracy",
+            task="segmentation",
+            summary="fraction of pixels whose class has the highest logit",
+        ),
     ]
 
 

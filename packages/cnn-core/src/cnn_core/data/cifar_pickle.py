@@ -28,6 +28,7 @@ NAMES = (*RECONSTRUCT, "numpy ndarray", "numpy dtype", "_codecs encode")
 # The opcodes that are let in, but for those that are methods of the machine: see pickletools
 # in the standard library. A number follows these, or the length of a string.
 NUMBERS = {"K": "<B", "M": "<H", "J": "<i"}
+LONG = "\x8a"  # Python 2's other integer: a length, and that many bytes
 STRINGS = {"U": "<B", "T": "<i", "C": "<B", "B": "<I", "X": "<I"}
 PUTS = {"q": "<B", "r": "<I"}
 GETS = {"h": "<B", "j": "<I"}
@@ -193,6 +194,10 @@ class _Machine:
         """Do what one opcode says, if it is let in."""
         if opcode in NUMBERS:
             self.stack.append(self.number(NUMBERS[opcode]))
+        elif opcode == LONG:
+            start, self.next = self.skip(self.number("<B"))
+            digits = self.data[start : self.next]
+            self.stack.append(int.from_bytes(digits, "little", signed=True))
         elif opcode in STRINGS:
             start, self.next = self.skip(self.number(STRINGS[opcode]))
             self.stack.append(Span(start, self.next, opcode == "X"))

@@ -9,12 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_core import registry
 from cnn_core.data.augment import Mix
 from cnn_core.errors import UsageError
 from cnn_core.training.recipe import Recipe
 
-__all__ = ["Mean", "Metric", "Top1", "TopK", "loss_function", "map_loss", "metrics"]
+__all__ = [
+    "Loss",
+    "Mean",
+    "Metric",
+    "Outputs",
+    "Top1",
+    "TopK",
+    "loss_function",
+    "map_loss",
+    "top_k",
+]
 
 Outputs = Tensor | tuple[Tensor, ...]
 
@@ -82,10 +91,8 @@ class Mean:
         return float(self.total) / max(self.count, 1)
 
 
-def metrics(num_classes: int, topk: int) -> dict[str, Metric]:
-    """Return fresh metrics by name: those that plugins offer, and top-k for the recipe's k.
-
-    With k = 0 it is 5, or the number of classes if there are fewer.
+def top_k(num_classes: int, topk: int) -> dict[str, Metric]:
+    """Return top-k accuracy by name, "top5"; with k = 0 that is 5, or as many as there are.
 
     Raises:
         UsageError: k is larger than the number of classes.
@@ -95,13 +102,8 @@ def metrics(num_classes: int, topk: int) -> dict[str, Metric]:
             f"topk = {topk}, but there are {num_classes} classes",
             f"--set topk=N with N from 1 to {num_classes}",
         )
-    found: dict[str, Metric] = {
-        name: registry.resolve(entry)(num_classes)
-        for name, entry in registry.metrics()
-        if entry.spec.task == "classification"
-    }
     k = topk or min(5, num_classes)
-    return {**found, f"top{k}": TopK(k)}
+    return {f"top{k}": TopK(k)}
 
 
 class Loss(Protocol):

@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.pipeline import Preprocessing, batches
-from cnn_core.tasks.classification import Mean, loss_function, metrics
+from cnn_core.errors import UsageError
+from cnn_core.tasks import loss_of, metrics_of
+from cnn_core.tasks.classification import Mean
 from cnn_core.training.checkpoint import read_weights
 from cnn_core.training.device import autocast, choose_device
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
 
 __all__ = ["Predictions", "evaluate", "load_data", "measure", "predictions"]
+
+BATCH = 1000  # images at a time, where only classes come out
+TILES = 4
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,18 @@ def measure(
     split: Split | Files,
     preprocessing: Preprocessing,
     recipe: Recipe,
+    task: str,
     num_classes: int,
     device: torch.device,
 ) -> dict[str, float]:
     """Return loss and metrics of a model over a split, in eval mode."""
     model.eval()
-    running, losses, loss_of = metrics(num_classes, recipe.topk), Mean(), loss_function(recipe)
-    for batch in batches(split, preprocessing, 1000, device=device):
+    running, losses = metrics_of(task, num_classes, recipe.topk), Mean()
+    criterion, size = loss_of(task, recipe), BATCH if task == "classification" else TILES
+    for batch in batches(split, preprocessing, size, device=device):
         with autocast(device, recipe.precision):
             logits = model(batch.images)
-        losses.add(loss_of(logits.float(), batch.targets), len(batch.targets))
+        losses.add(criterion(logits.float(), batch.targets), len(batch.targets))
         for metric in running.values():
             metric.update(logits, batch.targets)
     numbers = {name: metric.compute() for name, metric in running.items()}
@@ -82,6 +89,7 @@ def evaluate(
         data.split(split),
         weights.preprocessing,
         run.recipe,
+        data.spec.task,
         weights.num_classes,
         where,
     )
@@ -97,7 +105,12 @@ def predictions(
 ) -> Predictions:
     """Return what a run's kept weights say of every image of a split."""
     weights = read_weights(run.path)
-    part = load_data(run, data_dir).split(split)
+    data = load_data(run, data_dir)
+    if data.spec.task != "classification":
+        raise UsageError(
+            f"{run.path}: does {data.spec.task}, not classification", f"cnnzoo viz all {run.path}"
+        )
+    part = data.split(split)
     if isinstance(part, Files):
         from cnn_core.data.streaming import in_memory
 
@@ -106,7 +119,7 @@ def predictions(
     model = weights.build().to(where)
     logits = [
         model(batch.images).float().cpu()
-        for batch in batches(part, weights.preprocessing, 1000, device=where)
+        for batch in batches(part, weights.preprocessing, BATCH, device=where)
     ]
     return Predictions(part.images, torch.cat(logits), part.targets, weights.classes)
 

@@ -19,7 +19,8 @@ from cnn_core.data.draws import key_of
 from cnn_core.data.pipeline import Batch, Preprocessing, batches
 from cnn_core.errors import NumericalError
 from cnn_core.plugins import Observers
-from cnn_core.tasks.classification import Mean, loss_function, metrics
+from cnn_core.tasks import SCORES, loss_of, metrics_of
+from cnn_core.tasks.classification import Mean
 from cnn_core.training.checkpoint import State
 from cnn_core.training.device import autocast
 from cnn_core.training.evaluation import measure
@@ -38,6 +39,7 @@ class Fit:
 
     run: Run
     recipe: Recipe
+    task: str
     train: Split | Files
     validation: Split | Files
     workers: int
@@ -59,20 +61,20 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
     optimizer = make_optimizer(model, recipe)
     scaler = torch.GradScaler(job.device.type, enabled=recipe.precision == "fp16")
     state = _restore(model, optimizer, scaler, state, job.device)
-    loss_of = loss_function(recipe)
+    criterion = loss_of(job.task, recipe)
     steps = math.ceil(len(job.train) / recipe.batch_size)
     job.progress.start(job.run, steps, state.epoch)
     job.observers.notify("fit_start", run=job.run, model=model, recipe=recipe)
 
     for epoch in range(state.epoch, recipe.epochs):
         began = time.perf_counter()
-        running, losses = metrics(job.num_classes, recipe.topk), Mean()
+        running, losses = metrics_of(job.task, job.num_classes, recipe.topk), Mean()
         model.train()
         for step, batch in enumerate(_training_batches(job, epoch)):
             lr = learning_rate(recipe, epoch + step / steps)
             with autocast(job.device, recipe.precision):
                 outputs = model(batch.images)
-                loss = loss_of(outputs, batch.targets, batch.mix)
+                loss = criterion(outputs, batch.targets, batch.mix)
             _stop_if_not_finite(loss, epoch, step, batch)
             scaler.scale(loss).backward()
             _clip(model, optimizer, scaler, recipe.clip_norm)
@@ -97,7 +99,8 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
             "images_per_second": round(len(job.train) / seconds, 1),
             "seconds": round(time.perf_counter() - began, 3),
         }
-        state = _after_epoch(model, optimizer, scaler, state, line)
+        score = line.get(f"val/{SCORES[job.task]}")
+        state = _after_epoch(model, optimizer, scaler, state, line, score)
         job.save(state)
         job.progress.epoch(epoch + 1, line)
         job.observers.notify("epoch_end", run=job.run, epoch=epoch + 1, metrics=line)
@@ -147,7 +150,13 @@ def _validate(model: nn.Module, job: Fit) -> dict[str, float]:
     if len(job.validation) == 0:
         return {}
     measured = measure(
-        model, job.validation, job.preprocessing, job.recipe, job.num_classes, job.device
+        model,
+        job.validation,
+        job.preprocessing,
+        job.recipe,
+        job.task,
+        job.num_classes,
+        job.device,
     )
     return {f"val/{name}": value for name, value in measured.items()}
 
@@ -179,9 +188,10 @@ def _after_epoch(
     scaler: torch.GradScaler,
     before: State,
     line: dict[str, float],
+    score: float | None,
 ) -> State:
     """Return the state after an epoch; without validation the last epoch is the best."""
-    score, epoch = line.get("val/top1"), int(line["epoch"])
+    epoch = int(line["epoch"])
     # Of equals the later one, trained longer at a lower rate; a NaN is never better.
     better = score is None or score >= before.best
     return State(

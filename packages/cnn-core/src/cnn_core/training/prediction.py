@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cnn_core import registry
 from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError
 from cnn_core.training.checkpoint import read_weights
@@ -41,6 +42,8 @@ def predict(
         CorruptError: a file is not an image, or of a format or size that is not let in.
     """
     weights = read_weights(run)
+    if (task := registry.models().get(weights.model).task) != "classification":
+        raise UsageError(f"{run}: '{weights.model}' does {task}; predict names whole images")
     if not 1 <= top_k <= weights.num_classes:
         raise UsageError(
             f"top_k = {top_k}: expected 1 to {weights.num_classes}, the number of classes"

@@ -50,7 +50,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training has ended: the test split was measured."""
-        return any("test/top1" in line for line in self.metrics())
+        return any("test/loss" in line for line in self.metrics())
 
     @classmethod
     def create(cls, recipe: Recipe, environment: Mapping[str, Any], out: Path | None) -> Run:
@@ -123,7 +123,7 @@ class Run:
     def test_metrics(self) -> dict[str, float]:
         """Return the kept weights' metrics on the test split, "test/top1" and others, or {}."""
         for line in reversed(self.metrics()):
-            if "test/top1" in line:
+            if "test/loss" in line:
                 return {key: value for key, value in line.items() if key.startswith("test/")}
         return {}
 

@@ -19,6 +19,7 @@ from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.plugins import Observers, plugins
 from cnn_core.specs import ModelSpec, RecipeSpec
+from cnn_core.tasks import loss_of, metrics_of
 from cnn_core.training.checkpoint import (
     State,
     Weights,
@@ -115,8 +116,6 @@ def _recipe_spec(model: str | None, data: str | None, name: str | None) -> Recip
 
 def _check(recipe: Recipe, dataset: Dataset) -> None:
     """Find what cannot work before anything is written."""
-    from cnn_core.tasks.classification import metrics
-
     spec = registry.models().get(recipe.model)
     if spec.task != dataset.spec.task:
         raise UsageError(
@@ -124,7 +123,8 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
-    metrics(len(dataset.spec.classes), recipe.topk)
+    metrics_of(spec.task, len(dataset.spec.classes), recipe.topk)
+    loss_of(spec.task, recipe)
     for key in ("mean", "std"):
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))
         if given not in (0, channels):
@@ -171,6 +171,7 @@ def _train(
     job = Fit(
         run=run,
         recipe=recipe,
+        task=dataset.spec.task,
         train=kept,
         validation=held_out,
         workers=workers,
@@ -240,6 +241,7 @@ def _test(run: Run, dataset: Dataset, device: torch.device, observers: Observers
         dataset.split("test"),
         weights.preprocessing,
         run.recipe,
+        dataset.spec.task,
         weights.num_classes,
         device,
     )
