@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -387,6 +390,54 @@ def test_pictures_of_other_sizes_are_scaled_with_antialiasing(tmp_path):
     decoded = in_memory(Files(tuple(paths), torch.arange(3)), (32, 32))
     expected = tv.resize(pictures(1, 100)[0], [32, 32], antialias=True)
     assert (decoded.images[2].int() - expected.int()).abs().max() <= 1
+
+
+def test_a_crop_of_large_pictures_is_cut_on_disk_where_the_grid_would_look(tmp_path):
+    paths, split = [], split_of(12, 96)
+    for number, image in enumerate(split.images):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
+    on_disk = Files(tuple(paths), split.targets)
+    draws = Augmentation(crop=(0.3, 0.9)).draws(0, 0)
+    differing = prepare((32, 32), (0, 0))  # as if they were not of one size
+    found = by_index(list(batches(on_disk, differing, 4, draws=draws)))
+    again = by_index(list(batches(on_disk, differing, 4, draws=draws, workers=1)))
+    small = in_memory(on_disk, (32, 32))
+    grid = by_index(list(batches(small, differing, 4, draws=draws)))
+    for index, image in found.items():
+        assert torch.equal(image, again[index])
+        # The window's edge is rounded to a pixel on disk, and scaling differs: a few per cent.
+        apart = (differing.pictures(image[None]) - differing.pictures(grid[index][None])).abs()
+        assert apart.mean() < 0.03
+        wrong = differing.pictures(grid[(index + 1) % 12][None])
+        assert (differing.pictures(image[None]) - wrong).abs().mean() > 0.08
+
+
+def test_a_split_in_memory_costs_its_bytes_and_two_batches():
+    code = """
+import resource, torch
+from cnn_core.data import Preprocessing, Split, batches
+from cnn_core.data.augment import Augmentation
+torch.set_num_threads(1)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def epoch(split):
+    draws = Augmentation(shift=4, flip=True).draws(0, 0)
+    for batch in batches(split, prepare, 1000, draws=draws):
+        pass
+mean, std = (0.5,) * 3, (1.0,) * 3
+prepare = Preprocessing(size=(32, 32), picture=(32, 32), fit="resize", mean=mean, std=std)
+epoch(Split(torch.zeros(1000, 3, 32, 32, dtype=torch.uint8), torch.zeros(1000).long()))
+before = peak()
+split = Split(torch.ones(60_000, 3, 32, 32, dtype=torch.uint8), torch.zeros(60_000).long())
+loaded = peak()
+epoch(split)
+print(loaded - before, peak() - loaded)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, more = map(int, done.stdout.split())
+    picture_bytes, batch_bytes = 60_000 * 3072, 1000 * 3072 * 4
+    assert loaded < picture_bytes * 1.05
+    assert more < 2 * batch_bytes
 
 
 def test_statistics_are_those_of_all_pixels(files):

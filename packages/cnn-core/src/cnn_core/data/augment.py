@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -118,20 +118,27 @@ class Draws:
 
     def _affine(self, indices: Indices, aspect: float) -> Tensor:
         """Return the affine part of the grid, N 2 3: crop, zoom and rotation about the centre."""
-        u = self.uniform("affine", indices, 6)
+        u = self.uniform("affine", indices, 2)
+        top, left, down, across = self.boxes(indices).unbind(1)
+        zoom = torch.exp((2 * u[:, 0] - 1) * math.log(self.what.zoom))
+        angle = (2 * u[:, 1] - 1) * math.radians(self.what.rotate)
+        cos, sin = angle.cos() / zoom, angle.sin() / zoom
+        x = [across * cos, -down * sin * aspect, 2 * left + across - 1]
+        y = [across * sin / aspect, down * cos, 2 * top + down - 1]
+        return torch.stack([*x, *y], dim=1).view(-1, 2, 3)
+
+    def boxes(self, indices: Indices) -> Tensor:
+        """Return the windows that `crop` cuts: top, left, height, width, as parts, N x 4."""
+        u = self.uniform("crop", indices, 4)
         low, high = self.what.crop or (1.0, 1.0)
         area = low + (high - low) * u[:, 0]
         ratio = torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3)) if self.what.crop else 1.0
-        across = (area * ratio).sqrt().clamp(max=1)  # the window's width, of the image's
-        down = (area / ratio).sqrt().clamp(max=1)
-        right = (2 * u[:, 2] - 1) * (1 - across)  # its centre
-        below = (2 * u[:, 3] - 1) * (1 - down)
-        zoom = torch.exp((2 * u[:, 4] - 1) * math.log(self.what.zoom))
-        angle = (2 * u[:, 5] - 1) * math.radians(self.what.rotate)
-        cos, sin = angle.cos() / zoom, angle.sin() / zoom
-        x = [across * cos, -down * sin * aspect, right]
-        y = [across * sin / aspect, down * cos, below]
-        return torch.stack([*x, *y], dim=1).view(-1, 2, 3)
+        across, down = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        return torch.stack([u[:, 2] * (1 - down), u[:, 3] * (1 - across), down, across], dim=1)
+
+    def without_crop(self) -> Draws:
+        """Return the same changes for pictures that are cut already."""
+        return replace(self, what=replace(self.what, crop=()))
 
     def coloured(self, pictures: Tensor, indices: Indices) -> Tensor:
         """Change brightness, contrast, saturation and hue of pictures in [0, 1]."""

@@ -166,6 +166,8 @@ def batches(
         from cnn_core.data.streaming import stream
 
         taken = stream(split, parts, preprocessing, draws, workers)
+        if draws is not None and not any(preprocessing.picture):
+            draws = draws.without_crop()  # which is cut out of the picture as it is on disk
     for part, (pictures, targets) in zip(parts, taken, strict=True):
         where = (pictures.to(device), targets.to(device), part)
         yield finished(*where, preprocessing, draws, min(real, len(part)))

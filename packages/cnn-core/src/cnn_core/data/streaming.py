@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,11 +41,13 @@ Progress = Callable[[int, int], None]  # done, of
 class Decoder:
     """Reads one sample of a split on disk: a picture as uint8, C H W, and its target.
 
-    Pictures that are not of one size are scaled to `size`, masks without new values.
+    Pictures that are not of one size are scaled to `size`, masks without new values; with
+    `draws` what is scaled is the window that those cut.
     """
 
     files: Files
     size: tuple[int, int] | None
+    draws: Draws | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -52,13 +55,24 @@ class Decoder:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         picture = read_image(self.files.images[index], self.files.channels)
         if isinstance(self.files.targets, Tensor):
-            return self._fitted(picture), self.files.targets[index]
+            return self._fitted(self._cut(picture, index)), self.files.targets[index]
         mask = _numbered(self.files, index)
         if mask.shape != picture.shape[1:]:
             raise DatasetCorruptError(
                 f"{self.files.targets[index]}: mask of {_by(mask)}, its image has {_by(picture)}"
             )
-        return self._fitted(picture), self._fitted_mask(mask)
+        return self._fitted(self._cut(picture, index)), self._fitted_mask(self._cut(mask, index))
+
+    def _cut(self, image: Tensor, index: int) -> Tensor:
+        """Return the window of an image, ... H W, to whole pixels."""
+        if self.draws is None:
+            return image
+        height, width = image.shape[-2:]
+        box = self.draws.boxes(np.array([index]))[0].tolist()
+        tall, wide = max(round(box[2] * height), 1), max(round(box[3] * width), 1)
+        top, left = min(round(box[0] * height), height - tall), round(box[1] * width)
+        left = min(left, width - wide)
+        return image[..., top : top + tall, left : left + wide]
 
     def _fitted(self, picture: Tensor) -> Tensor:
         if self.size is None or picture.shape[-2:] == self.size:
@@ -104,13 +118,15 @@ def stream(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pictures and targets of each part, decoded by worker processes, moved and mirrored.
 
-    Workers decode and scale, and draw nothing: their number cannot change a pixel.
+    Workers decode, cut and scale; draws are counted, so their number cannot change a pixel.
     """
     from torch.utils.data import DataLoader
 
-    size = preprocessing.picture if any(preprocessing.picture) else preprocessing.target
+    alike = any(preprocessing.picture)
+    size = preprocessing.picture if alike else preprocessing.target
+    cut = None if alike or draws is None or not draws.what.crop else draws
     loader: Iterable[Sample] = DataLoader(
-        Decoder(files, size),  # type: ignore[arg-type]
+        Decoder(files, size, cut),  # type: ignore[arg-type]
         batch_sampler=[part.tolist() for part in parts],
         num_workers=workers,
         collate_fn=_stacked,
