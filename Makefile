@@ -1,7 +1,7 @@
 # make demo    train LeNet-5 on real digits and open what it learned
 # make test    lint and all tests
 # make lint    ruff, mypy, import-linter
-# make bench   this project's start-up and training beside its peers
+# make bench   start-up, networks and pipeline beside their peers
 # make wheels  build every member, and prove that each works alone
 # All of it happens in .venv, inside this folder.
 
@@ -54,6 +54,8 @@ clean:
 
 bench: .venv/.ready-dev
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/architectures.py
+	$(BIN)/python benchmarks/pipeline.py
 
 wheels: .venv/.ready-dev
 	rm -rf dist
