@@ -138,6 +138,91 @@ def test_a_folder_is_trained_on_evaluated_and_reported(flowers, tmp_path, cnnzoo
         assert {k: v for k, v in a.items() if "/" in k} == {k: v for k, v in b.items() if "/" in k}
 
 
+def test_several_broken_files_are_listed_at_once_and_left_out_ever_after(
+    flowers, tmp_path, cnnzoo
+):
+    for number, harm in enumerate((b"", b"<html></html>", bytes(900))):
+        (flowers / "tulip" / f"{number}.png").write_bytes(harm)
+    test = load_dataset(f"imagefolder:{flowers}").split("test").images[0]
+    test.write_bytes(test.read_bytes()[:200])
+    out = tmp_path / "a"
+    arguments = ["train", "lenet5_modern", "--data", f"imagefolder:{flowers}", "--epochs", "1"]
+    arguments += ["--out", str(out)]
+    done = cnnzoo(*arguments)
+    assert done.code == 3
+    assert "4 samples cannot be used" in done.err
+    assert "--on-bad-sample skip:4" in done.err
+    assert not out.exists()
+    assert cnnzoo(*arguments, "--on-bad-sample", "skip:4").code == 0
+    assert cnnzoo("evaluate", str(out)).code == 0
+    faults = cnnzoo("verify-data", f"imagefolder:{flowers}").out.splitlines()
+    assert len(faults) == 4
+
+
+def test_a_run_notices_that_its_folder_has_changed(flowers, tmp_path, cnnzoo, monkeypatch):
+    monkeypatch.chdir(flowers.parent)
+    out = tmp_path / "a"
+    arguments = ["train", "lenet5_modern", "--data", "imagefolder:flowers", "--epochs", "2"]
+    assert cnnzoo(*arguments, "--out", str(out)).code == 0
+    monkeypatch.chdir(tmp_path.parent)  # it is found from elsewhere as well
+    assert cnnzoo("evaluate", str(out)).code == 0
+    picture(flowers / "rose" / "new.png", seed=99)
+    for command in (["evaluate", str(out)], ["train", "--resume", str(out)]):
+        done = cnnzoo(*command)
+        assert done.code == 3
+        assert "has other classes or files than when the run began" in done.err
+
+
+@pytest.mark.parametrize("name", ["notes", "Val"])
+def test_a_folder_without_images_is_no_class(flowers, name):
+    (flowers / name).mkdir()
+    with pytest.raises(DatasetCorruptError, match=r"no images|but no folder 'train'"):
+        load_dataset(f"imagefolder:{flowers}")
+
+
+def test_hidden_folders_and_capital_letters(tmp_path):
+    for split in ("Train", "TEST"):
+        for name in ("a", "b"):
+            picture(tmp_path / split / name / "0.png", seed=len(split))
+            picture(tmp_path / split / name / ".checkpoints" / "0.png")
+    data = load_dataset(f"imagefolder:{tmp_path}")
+    assert data.spec.splits == {"train": 2, "test": 2}
+    (tmp_path / "val").mkdir()
+    (tmp_path / "valid").mkdir()
+    with pytest.raises(DatasetCorruptError, match="a second folder val"):
+        load_dataset(f"imagefolder:{tmp_path}")
+    few = tmp_path / "few"
+    for name in ("a", "b"):
+        picture(few / name / "0.png")
+    with pytest.raises(DatasetCorruptError, match="2 images are too few to hold a fifth"):
+        load_dataset(f"imagefolder:{few}")
+
+
+def test_masks_in_folders_of_their_own_keep_apart(tmp_path):
+    for camera in ("cam1", "cam2"):
+        for number in range(3):
+            picture(tmp_path / "images" / camera / f"{number}.png", seed=number)
+            mask(tmp_path / "masks" / camera / f"{number}.png", [0, 1])
+    data = load_dataset(f"maskfolder:{tmp_path}")
+    assert sum(map(len, data.splits.values())) == 6
+    for split in data.splits.values():
+        for image, path in zip(split.images, split.targets, strict=True):
+            assert image.parts[-2:] == path.parts[-2:]
+
+
+def test_escapes_in_names_of_files_do_not_reach_the_terminal(flowers, cnnzoo, tmp_path):
+    (flowers / "rose" / "\x1b]0;owned\x07.png").write_bytes(b"")
+    data = f"imagefolder:{flowers}"
+    for command in (
+        ["train", "lenet5_modern", "--data", data, "--out", str(tmp_path / "a")],
+        ["train", "lenet5_modern", "--data", data, "--epochs", "1", "--on-bad-sample", "skip:1"],
+        ["verify-data", data],
+    ):
+        done = cnnzoo(*command, cwd=tmp_path) if "skip:1" in command else cnnzoo(*command)
+        assert "\x1b" not in done.err + done.out
+        assert "owned" in done.err + done.out
+
+
 def test_a_broken_file_is_named_before_the_first_epoch_or_left_out(flowers, tmp_path, cnnzoo):
     (flowers / "rose" / "3.png").write_bytes((flowers / "rose" / "4.png").read_bytes()[:80])
     arguments = ["train", "lenet5_modern", "--data", f"imagefolder:{flowers}", "--epochs", "1"]
@@ -199,7 +284,11 @@ def test_what_is_wrong_with_masks_is_said(tmp_path):
     (tmp_path / "classes.txt").write_text("one\ntwo\n")
     with pytest.raises(UsageError, match="2 names, the masks have 3 classes"):
         load_dataset(f"maskfolder:{tmp_path}")
+    mask(tmp_path / "masks" / "5.bmp", [0, 1, 2])
+    with pytest.raises(DatasetCorruptError, match=r"5\.png: of the same name as 5\.bmp"):
+        load_dataset(f"maskfolder:{tmp_path}")
     (tmp_path / "masks" / "5.png").unlink()
+    (tmp_path / "masks" / "5.bmp").unlink()
     with pytest.raises(DatasetCorruptError, match=r"images/5\.png: has no mask"):
         load_dataset(f"maskfolder:{tmp_path}")
 

@@ -12,11 +12,12 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from cnn_core.data import Files, Preprocessing, Split, batches
+from cnn_core import registry
+from cnn_core.data import Dataset, Files, Preprocessing, Split, batches
 from cnn_core.data.augment import IGNORED, Augmentation
 from cnn_core.data.colour import jittered, turned
 from cnn_core.data.draws import key_of, normal, uniform
-from cnn_core.data.pipeline import permutation, share
+from cnn_core.data.pipeline import batch_sizes, permutation, share
 from cnn_core.data.streaming import BadSamples, in_memory, place, sound, statistics
 from cnn_core.errors import DatasetCorruptError
 
@@ -373,12 +374,12 @@ def test_what_is_broken_is_found_before_training_and_listed(files):
         on_disk.images[number].write_bytes(on_disk.images[number].read_bytes()[:60])
     for use in (lambda bad: in_memory(on_disk, None, 1, bad), lambda bad: sound(on_disk, 2, bad)):
         with pytest.raises(DatasetCorruptError, match=r"2 samples .*03\.png.*17\.png.*\n.*skip:2"):
-            use(BadSamples())
+            use(None)
         bad = BadSamples(allowed=2)
         kept = use(bad)
-        assert len(kept) == 38
-        assert 3 not in kept.targets.tolist()[3:4] or kept.targets[3] == 4
+        assert kept.targets.tolist() == [n % 10 for n in range(40) if n not in (3, 17)]
         assert len(bad.found) == 2
+        bad.require_few()
 
 
 def test_pictures_of_other_sizes_are_scaled_with_antialiasing(tmp_path):
@@ -398,7 +399,7 @@ def test_a_crop_of_large_pictures_is_cut_on_disk_where_the_grid_would_look(tmp_p
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
     on_disk = Files(tuple(paths), split.targets)
-    draws = Augmentation(crop=(0.3, 0.9)).draws(0, 0)
+    draws = Augmentation(crop=(0.3, 0.9), flip=True).draws(0, 0)
     differing = prepare((32, 32), (0, 0))  # as if they were not of one size
     found = by_index(list(batches(on_disk, differing, 4, draws=draws)))
     again = by_index(list(batches(on_disk, differing, 4, draws=draws, workers=1)))
@@ -440,6 +441,41 @@ print(loaded - before, peak() - loaded)
     assert more < 2 * batch_bytes
 
 
+def test_no_batch_of_training_is_a_single_image():
+    sizes = [len(batch.targets) for batch in run(split_of(33), {}, size=16)]
+    assert sizes == [16, 17]
+    assert batch_sizes(33, 16, training=True) == sizes
+    assert batch_sizes(33, 16, training=False) == [16, 16, 1]
+    assert batch_sizes(1, 16, training=True) == [1]
+    assert batch_sizes(32, 16, training=True) == [16, 16]
+
+
+def test_a_split_is_divided_without_copying_a_picture():
+    spec = registry.datasets().get("digits")
+    data = Dataset(spec, {"train": split_of(60)})
+    copied = data.hold_out(0.2, seed=1)
+    for part, copy in zip(data.divide(0.2, seed=1), copied, strict=True):
+        assert part.images is data.split("train").images
+        assert len(part) == len(copy)
+        for one, other in zip(
+            run(part, EVERYTHING["both"]), run(copy, EVERYTHING["both"]), strict=True
+        ):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets, other.targets)
+        three = torch.tensor([0, 2, 5])
+        (batch,) = batches(part.subset(three), prepare(), 10)
+        assert torch.equal(batch.targets, copy.targets[three])
+
+
+def test_a_picture_of_another_size_than_all_is_named(files):
+    _, on_disk = files
+    Image.new("RGB", (31, 32)).save(on_disk.images[7])
+    with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
+        in_memory(on_disk, None, exact=(32, 32))
+    with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
+        list(batches(on_disk, prepare(), 8))
+
+
 def test_statistics_are_those_of_all_pixels(files):
     split, on_disk = files
     values = split.images.double().transpose(0, 1).flatten(1) / 255
@@ -450,8 +486,7 @@ def test_statistics_are_those_of_all_pixels(files):
 
 
 def test_pipeline_auto_keeps_what_fits_in_memory(files, monkeypatch):
-    from cnn_core import registry
-    from cnn_core.data import Dataset, streaming
+    from cnn_core.data import streaming
 
     spec = registry.datasets().get("imagefolder")
     dataset = Dataset(spec, {"train": files[1]})

@@ -309,7 +309,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path)
     )
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains(tmp_path, precision):
     run = train(
         "lenet5_modern",
@@ -318,6 +318,7 @@ def test_half_precision_trains(tmp_path, precision):
         progress=False,
         epochs=1,
         precision=precision,
+        clip_norm=1.0,
         validation=0.8,
     )
     assert math.isfinite(run.history()[0]["train/loss"])

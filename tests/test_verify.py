@@ -188,6 +188,15 @@ def test_labels_out_of_range_are_found(folders, tmp_path, value):
     assert f"labels from 0 to {value}, expected 0 to 9" in fault
 
 
+def test_several_faults_are_all_listed_and_a_missing_file_hides_none(folders, tmp_path):
+    root = shutil.copytree(folders / "images", tmp_path / "data")
+    for number in range(3):
+        (root / "train" / "cat" / f"{number}.png").write_bytes(b"")
+    path = root / "test" / "dog" / "0.png"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert len(verify(f"imagefolder:{root}")) == 4
+
+
 def test_there_are_two_hundred_faults():
     planted = len(IMAGE_FAULTS) * len(PLACES) + COUNT + 1 + 2 * len(MASK_FAULTS) + 2
     assert planted + len(IDX_FILES) * 10 + 3 >= 200

@@ -163,7 +163,8 @@ def _command_position(args: list[str]) -> int:
 def _fail(error: Exception) -> int:
     """Print an error in one to three lines and return its exit code."""
     shown = error if isinstance(error, ZooError) else _as_zoo_error(error)
-    click.echo("\n".join([f"error: {shown}", *_notes(error)]), err=True)
+    lines = "\n".join([f"error: {shown}", *_notes(error)]).split("\n")
+    click.echo("\n".join(map(printable, lines)), err=True)
     return shown.exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,19 @@ def emit_json(noun: str, content: Any, **more: Any) -> None:
     """Print {"schema": 1, noun: content, …} on stdout; NaN becomes null."""
     import json
 
-    text = json.dumps({"schema": SCHEMA, noun: content, **more}, indent=2, default=_plain)
-    click.echo(text)
+    whole = _plain({"schema": SCHEMA, noun: content, **more})
+    click.echo(json.dumps(whole, indent=2, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else str(value)
+    """Return a value as JSON has it: numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def heading(text: str) -> None:

@@ -49,9 +49,10 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
     else:
         _facts(data, spec, counts)
     if dataset is None:
-        click.echo(missing, err=True)
+        click.echo("\n".join(map(printable, missing.split("\n"))), err=True)
     if out is not None:
         _draw(dataset, missing, split, out)
+        click.echo(out, err=as_json)
 
 
 def _found(spec: DatasetSpec) -> dict[str, object]:
@@ -75,7 +76,7 @@ def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
         click.echo(f"std       {', '.join(f'{v:.4f}' for v in spec.std)}")
     for what in ("licence", "citation", "homepage"):
         if text := getattr(spec, what):
-            click.echo(f"{what:<9} {text}")
+            click.echo(f"{what:<9} {printable(text)}")
 
 
 def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:
@@ -89,4 +90,3 @@ def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:
     picture = sheet(dataset, split)
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)
-    click.echo(out)

@@ -28,7 +28,13 @@ __all__ = ["command"]
     "--pipeline", type=Choice(("auto", "memory", "streaming")), help="Where files are decoded to."
 )
 @click.option("--on-bad-sample", metavar="fail|skip:N", help="What to do with broken files.")
-@click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Processes that decode.",
+)
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
@@ -58,11 +64,10 @@ def command(
       cnnzoo train lenet5 --data fashion_mnist --download --epochs 3 --set lr=0.02
       cnnzoo train --resume runs/lenet5-digits-20260101-120000
     """
-    from cnn_core.training.recipe import parse_setting
+    from cnn_core.training.recipe import parse_settings
 
-    chosen: dict[str, Any] = {}
-    for key, value in map(parse_setting, settings):
-        chosen[key] = {**chosen.get(key, {}), **value} if isinstance(value, dict) else value
+    chosen = parse_settings(settings)
+    model, data = chosen.pop("model", model), chosen.pop("data", data)
     chosen |= {key: value for key, value in keys.items() if value is not None}
     if resume is not None and (model or data or recipe or chosen or out):
         raise UsageError(

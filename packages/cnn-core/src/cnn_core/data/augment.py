@@ -93,7 +93,7 @@ class Draws:
         key, changed = self._key("policy"), []
         with torch.random.fork_rng(devices=[]):
             for image, index in zip(images, indices.tolist(), strict=True):
-                torch.manual_seed((key + index) & (2**63 - 1))
+                torch.default_generator.manual_seed((key + index) & (2**63 - 1))
                 changed.append(policy(image))
         return torch.stack(changed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from cnn_core.errors import DatasetCorruptError, PluginError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Dataset", "Files", "Split", "cache_dir", "load_dataset"]
+__all__ = ["Dataset", "Files", "Part", "Split", "cache_dir", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,20 @@ class Split:
     def subset(self, indices: Tensor) -> Split:
         """Return the samples at `indices`."""
         return Split(self.images[indices], self.targets[indices])
+
+
+@dataclass(frozen=True)
+class Part(Split):
+    """Some samples of a split, which stays where it is: `rows` are their places, N."""
+
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, indices: Tensor) -> Part:
+        """Return the samples at `indices`."""
+        return Part(self.images, self.targets, self.rows[indices])
 
 
 @dataclass(frozen=True)
@@ -81,11 +96,25 @@ class Dataset:
     def hold_out(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
         """Return (train, validation): the data set's own, or train in two by `seed`.
 
-        Where images have classes, each class is divided alike.
+        Where images have classes, each class is divided alike. A split in memory is copied.
         """
         train = self.split("train")
         if "val" in self.splits:
             return train, self.splits["val"]
+        kept, held = self._divided(fraction, seed)
+        return train.subset(kept), train.subset(held)
+
+    def divide(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
+        """Do the same without copying a picture."""
+        train = self.split("train")
+        if "val" in self.splits or isinstance(train, Files):
+            return self.hold_out(fraction, seed)
+        kept, held = self._divided(fraction, seed)
+        return Part(train.images, train.targets, kept), Part(train.images, train.targets, held)
+
+    def _divided(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the places of those that stay, and of those that are held out."""
+        train = self.split("train")
         groups = [torch.arange(len(train))]
         if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
             numbers = range(len(self.spec.classes))
@@ -95,7 +124,18 @@ class Dataset:
         for members in groups:
             order = torch.randperm(len(members), generator=generator)
             held[members[order[: round(fraction * len(members))]]] = True
-        return train.subset((~held).nonzero().squeeze(1)), train.subset(held.nonzero().squeeze(1))
+        return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+    def fingerprint(self) -> str:
+        """Return what tells this data set from another: its classes, counts, names of files."""
+        digest = hashlib.sha256(repr(self.spec.classes).encode())
+        for name, split in sorted(self.splits.items()):
+            digest.update(f"{name}/{len(split)}".encode())
+            if isinstance(split, Files) and len(split) > 1:
+                root = os.path.commonpath(split.images)
+                names = "\n".join(os.path.relpath(path, root) for path in split.images)
+                digest.update(names.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
 
 
 def load_dataset(

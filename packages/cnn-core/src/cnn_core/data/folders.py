@@ -11,7 +11,7 @@ import torch
 
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset, Files
-from cnn_core.data.images import FORMATS, probe_image, read_mask
+from cnn_core.data.images import probe_image, read_mask
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -40,7 +40,9 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
             f"{root}: {len(classes)} folders of images, expected one for each of several classes",
             f"{root}/CLASS/FILE or {root}/train/CLASS/FILE, files {', '.join(SUFFIXES)}",
         )
-    splits = {name: _labelled(folder, classes) for name, folder in folders.items()}
+    splits = {
+        name: _labelled(folder, classes, name == "train") for name, folder in folders.items()
+    }
     channels, size = _picture(itertools.chain(*(split.images for split in splits.values())))
     splits = {n: dataclasses.replace(split, channels=channels) for n, split in splits.items()}
     return _completed(spec, tuple(classes), splits, (channels, *size))
@@ -78,6 +80,11 @@ def _completed(
         splits["test"] = splits.pop("val")
     if "test" not in splits:
         kept, held_out = Dataset(found, splits).hold_out(TEST, seed=0)
+        if len(held_out) == 0:
+            raise DatasetCorruptError(
+                f"{len(kept)} images are too few to hold a fifth of each class out to test",
+                "three of each class are enough, or a folder test beside a folder train",
+            )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
     counts = {name: len(split) for name, split in splits.items()}
     return Dataset(dataclasses.replace(found, splits=counts), splits)
@@ -87,7 +94,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
     """Return the folders of the splits, or the folder itself as train."""
     if not root.is_dir():
         raise DatasetMissingError(f"{root}: no such folder")
-    found = {SPLITS[f.name]: f for f in _subfolders(root) if f.name in SPLITS}
+    found: dict[str, Path] = {}
+    for folder in _subfolders(root):
+        if split := SPLITS.get(folder.name.lower()):
+            if split in found:
+                raise DatasetCorruptError(f"{folder}: a second folder {split}: {found[split]}")
+            found[split] = folder
     if found and "train" not in found:
         raise DatasetCorruptError(f"{root}: has {', '.join(sorted(found))}, but no folder 'train'")
     return found or {"train": root}
@@ -102,11 +114,13 @@ def sorted_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
 
 
-def _labelled(folder: Path, classes: list[str]) -> Files:
+def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
     """Return the files of a split with the numbers of their classes."""
     names = [f.name for f in _subfolders(folder)]
     for name in names:
@@ -117,52 +131,80 @@ def _labelled(folder: Path, classes: list[str]) -> Files:
     images, targets = [], []
     for number, name in enumerate(classes):
         files = sorted_files(folder / name) if name in names else []
+        if training and not files:
+            raise DatasetCorruptError(
+                f"{folder / name}: no images ({', '.join(SUFFIXES)})",
+                "a folder here is a class: fill it, move it, or begin its name with a dot",
+            )
         images += files
         targets += [number] * len(files)
-    if not images:
-        raise DatasetCorruptError(f"{folder}: no images ({', '.join(FORMATS)})")
-    return Files(tuple(images), torch.tensor(targets))
+    return Files(tuple(images), torch.tensor(targets, dtype=torch.int64))
 
 
 def _picture(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
-    """Return the channels of images, and their size: (0, 0) where they differ."""
-    probed = [probe_image(path) for path in paths]
-    channels = 1 if all(mode in GREY for _, _, mode in probed) else 3
-    sizes = {(height, width) for height, width, _ in probed}
+    """Return the channels of images, and their size: (0, 0) where they differ.
+
+    Files that cannot be read say nothing here: they are found, all of them, when each is decoded.
+    """
+    modes, sizes = set(), set()
+    for path in paths:
+        try:
+            height, width, mode = probe_image(path)
+        except DatasetCorruptError:
+            continue
+        modes.add(mode)
+        sizes.add((height, width))
+    channels = 1 if modes and modes <= set(GREY) else 3
     return channels, sizes.pop() if len(sizes) == 1 else (0, 0)
 
 
 def _pairs(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the images of a folder and their masks, by stem."""
-    for part in ("images", "masks"):
-        if not (folder / part).is_dir():
-            raise DatasetMissingError(
-                f"{folder / part}: no such folder", f"{folder}/images/NAME.* and masks/NAME.*"
-            )
-    images = {path.stem: path for path in sorted_files(folder / "images")}
-    masks = {path.stem: path for path in sorted_files(folder / "masks")}
+    """Return the images of a folder and their masks, by their paths below it without suffix."""
+    images, masks = _by_name(folder / "images"), _by_name(folder / "masks")
     for one, other, what in ((images, masks, "mask"), (masks, images, "image")):
         if alone := sorted(one.keys() - other.keys()):
             raise DatasetCorruptError(f"{one[alone[0]]}: has no {what} ({len(alone)} such files)")
-    return tuple(images.values()), tuple(masks[stem] for stem in images)
+    return tuple(images.values()), tuple(masks[name] for name in images)
+
+
+def _by_name(folder: Path) -> dict[Path, Path]:
+    """Return the image files below a folder, by their paths there without suffix."""
+    if not folder.is_dir():
+        raise DatasetMissingError(
+            f"{folder}: no such folder", f"{folder.parent}/images/NAME.* and masks/NAME.*"
+        )
+    found: dict[Path, Path] = {}
+    for path in sorted_files(folder):
+        name = path.relative_to(folder).with_suffix("")
+        if name in found:
+            raise DatasetCorruptError(f"{path}: of the same name as {found[name].name}")
+        found[name] = path
+    return found
 
 
 def _class_numbers(masks: list[Path]) -> dict[int, int]:
     """Return the values in masks, each with its class number.
 
     0, 1, 2, … are class numbers themselves, and then 255 is ignored; any two values are 0 and 1.
+    Masks that cannot be read say nothing here: they are found when each is decoded.
     """
-    found: set[int] = set()
+    found: dict[int, Path] = {}  # where each value was seen first
     for mask in masks:
-        found.update(read_mask(mask).unique().tolist())
+        try:
+            values = read_mask(mask).unique().tolist()
+        except DatasetCorruptError:
+            continue
+        for value in values:
+            found.setdefault(value, mask)
     if len(found) == 2:
         return {value: number for number, value in enumerate(sorted(found))}
-    numbers = sorted(found - {IGNORED})
+    numbers = sorted(found.keys() - {IGNORED})
     if numbers != list(range(len(numbers))) or len(numbers) < 2:
-        shown = ", ".join(map(str, numbers[:8]))
+        odd = next((n for place, n in enumerate(numbers) if n != place), None)
+        where = found[odd] if odd is not None else masks[0].parent
         raise DatasetCorruptError(
-            f"{masks[0].parent}: masks hold the values {shown}, expected class numbers from 0, "
-            "or two values",
+            f"{where}: masks hold the values {', '.join(map(str, numbers[:8]))}, "
+            "expected class numbers from 0, or two values",
         )
     return {value: value for value in (*numbers, IGNORED)}
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Draws, Mix
-from cnn_core.data.dataset import Files, Split
+from cnn_core.data.dataset import Files, Part, Split
 from cnn_core.data.draws import Indices, key_of
 
-__all__ = ["Batch", "Preprocessing", "batches", "permutation", "share"]
+__all__ = ["Batch", "Preprocessing", "batch_sizes", "batches", "permutation", "share"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,18 @@ def share(order: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, 
     return part, real
 
 
+def batch_sizes(count: int, batch_size: int, training: bool) -> list[int]:
+    """Return how many samples each batch has.
+
+    In training a single one that is left over joins the batch before it: batch normalisation
+    over one value has nothing to normalise.
+    """
+    sizes = [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
+    if training and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [batch_size + 1]
+    return sizes
+
+
 def batches(
     split: Split | Files,
     preprocessing: Preprocessing,
@@ -151,23 +163,23 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the split in batches: in its own order, or shuffled and changed by `draws`.
 
-    The last batch may be smaller. `rank` and `world` give one process its share; `workers`
-    decode files, and change nothing but speed.
+    The last batch may be smaller, but of changed ones none is a single image. `rank` and `world`
+    give one process its share; `workers` decode files, and change nothing but speed.
     """
     taken: Iterator[tuple[Tensor, Tensor]]
     order = torch.arange(len(split))
     if draws is not None:
         order = permutation(len(split), draws.seed, draws.epoch)
     order, real = share(order, rank, world, even=draws is not None)
-    parts = order.split(batch_size)
+    parts = order.split(batch_sizes(len(order), batch_size, draws is not None))
     if isinstance(split, Split):
         taken = (_take(split, part, draws) for part in parts)
     else:
-        from cnn_core.data.streaming import stream
+        from cnn_core.data.streaming import cuts_on_disk, stream
 
         taken = stream(split, parts, preprocessing, draws, workers)
-        if draws is not None and not any(preprocessing.picture):
-            draws = draws.without_crop()  # which is cut out of the picture as it is on disk
+        if draws is not None and cuts_on_disk(preprocessing, draws):
+            draws = draws.without_crop()
     for part, (pictures, targets) in zip(parts, taken, strict=True):
         where = (pictures.to(device), targets.to(device), part)
         yield finished(*where, preprocessing, draws, min(real, len(part)))
@@ -176,10 +188,11 @@ def batches(
 
 def _take(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
     """Return pictures and targets of a split in memory, moved and mirrored."""
-    targets = split.targets[indices]
+    places = split.rows[indices] if isinstance(split, Part) else indices
+    targets = split.targets[places]
     if draws is None or not (draws.what.shift or draws.what.flip):
-        return split.images.index_select(0, indices), targets
-    return moved(split.images, targets, indices, indices, draws)
+        return split.images.index_select(0, places), targets
+    return moved(split.images, targets, places, indices, draws)
 
 
 def moved(

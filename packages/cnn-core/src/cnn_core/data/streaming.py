@@ -22,6 +22,7 @@ __all__ = [
     "BadSamples",
     "Decoder",
     "IN_MEMORY",
+    "cuts_on_disk",
     "in_memory",
     "place",
     "sound",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 IN_MEMORY = 2 * 2**30  # bytes of pictures that are kept in memory, where the choice is ours
+BLOCK = 4_000_000  # values whose mean is taken at once
 SHOWN = 5  # bad files that an error names
 SAMPLE = 5000  # files that means and deviations are computed of, evenly spread
 
@@ -42,18 +44,23 @@ class Decoder:
     """Reads one sample of a split on disk: a picture as uint8, C H W, and its target.
 
     Pictures that are not of one size are scaled to `size`, masks without new values; with
-    `draws` what is scaled is the window that those cut.
+    `draws` what is scaled is the window that those cut. With `exact` all have to be of that size.
     """
 
     files: Files
     size: tuple[int, int] | None
     draws: Draws | None = None
+    exact: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        picture = read_image(self.files.images[index], self.files.channels)
+        path = self.files.images[index]
+        picture = read_image(path, self.files.channels)
+        if self.exact is not None and tuple(picture.shape[-2:]) != self.exact:
+            expected = "x".join(map(str, self.exact))
+            raise DatasetCorruptError(f"{path}: {_by(picture)} pixels, expected {expected}")
         if isinstance(self.files.targets, Tensor):
             return self._fitted(self._cut(picture, index)), self.files.targets[index]
         mask = _numbered(self.files, index)
@@ -72,6 +79,8 @@ class Decoder:
         tall, wide = max(round(box[2] * height), 1), max(round(box[3] * width), 1)
         top, left = min(round(box[0] * height), height - tall), round(box[1] * width)
         left = min(left, width - wide)
+        if self.draws.windows(np.array([index]))[2][0]:  # what is mirrored later is cut mirrored
+            left = width - wide - left
         return image[..., top : top + tall, left : left + wide]
 
     def _fitted(self, picture: Tensor) -> Tensor:
@@ -122,11 +131,11 @@ def stream(
     """
     from torch.utils.data import DataLoader
 
-    alike = any(preprocessing.picture)
-    size = preprocessing.picture if alike else preprocessing.target
-    cut = None if alike or draws is None or not draws.what.crop else draws
+    exact = preprocessing.picture if any(preprocessing.picture) else None
+    cut = draws if cuts_on_disk(preprocessing, draws) else None
+    size = preprocessing.target if cut is not None or exact is None else None
     loader: Iterable[Sample] = DataLoader(
-        Decoder(files, size, cut),  # type: ignore[arg-type]
+        Decoder(files, size, cut, exact),  # type: ignore[arg-type]
         batch_sampler=[part.tolist() for part in parts],
         num_workers=workers,
         collate_fn=_stacked,
@@ -138,6 +147,12 @@ def stream(
             yield taken
         else:
             yield moved(*taken, torch.arange(len(part)), part, draws)
+
+
+def cuts_on_disk(preprocessing: Preprocessing, draws: Draws | None) -> bool:
+    """Whether a random crop is cut before a picture is scaled: where it is scaled at all."""
+    cropped = draws is not None and bool(draws.what.crop)
+    return cropped and preprocessing.picture != preprocessing.target
 
 
 def _stacked(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -172,37 +187,49 @@ def in_memory(
     threads: int = 1,
     bad: BadSamples | None = None,
     progress: Progress | None = None,
+    exact: tuple[int, int] | None = None,
 ) -> Split:
-    """Decode all files into one tensor; pictures and masks that differ are scaled to `size`.
+    """Decode all files into one tensor, scaled to `size`; without one they have to be alike.
 
     Raises:
-        DatasetCorruptError: more files cannot be used than may be left out; names the first.
+        DatasetCorruptError: a file cannot be used, unless `bad` is there to note it.
     """
-    decoder, bad, room, count = Decoder(files, size), bad or BadSamples(), None, 0
-    for picture, target in _decoded(decoder, threads, bad, progress):
+    room, count, noted = None, 0, bad or BadSamples()
+    decoder = Decoder(files, size, None, exact)
+    for picture, target in _decoded(decoder, threads, noted, progress):
         if room is None:
             room = tuple(part.new_empty((len(files), *part.shape)) for part in (picture, target))
         if picture.shape != room[0].shape[1:]:
             raise DatasetCorruptError(f"pictures of {_by(picture)} and of {_by(room[0])}")
         room[0][count], room[1][count] = picture, target
         count += 1
-    bad.require_few()
+    if bad is None or room is None:
+        noted.require_few()
     if room is None:
         raise DatasetCorruptError("no sample can be used")
     return Split(room[0][:count], room[1][:count])
 
 
 def sound(
-    files: Files, threads: int = 1, bad: BadSamples | None = None, progress: Progress | None = None
+    files: Files,
+    threads: int = 1,
+    bad: BadSamples | None = None,
+    progress: Progress | None = None,
+    exact: tuple[int, int] | None = None,
 ) -> Files:
-    """Decode every file once, keeping nothing; return the split without those that are bad."""
-    bad, kept = bad or BadSamples(), []
-    for number, sample in enumerate(_tried(Decoder(files, None), threads, progress)):
+    """Decode every file once, keeping nothing; return the split without those that are bad.
+
+    Raises:
+        DatasetCorruptError: a file cannot be used, unless `bad` is there to note it.
+    """
+    noted, kept = bad or BadSamples(), []
+    for number, sample in enumerate(_tried(Decoder(files, None, None, exact), threads, progress)):
         if isinstance(sample, DatasetCorruptError):
-            bad.found.append(sample.message)
+            noted.found.append(sample.message)
         else:
             kept.append(number)
-    bad.require_few()
+    if bad is None:
+        noted.require_few()
     return files.subset(torch.tensor(kept, dtype=torch.int64))
 
 
@@ -253,19 +280,22 @@ def place(
         UsageError: a data set that is in memory cannot be streamed.
         DatasetCorruptError: more files cannot be used than may be left out.
     """
+    noted = bad or BadSamples()
     on_disk = {n: s for n, s in dataset.splits.items() if isinstance(s, Files)}
     if pipeline == "streaming" and not on_disk:
         raise UsageError(f"data set '{dataset.spec.name}' is in memory: it cannot be streamed")
     channels, height, width = dataset.spec.image
-    size = None if height else preprocessing.target
+    exact = (height, width) if height else None
+    size = None if exact else preprocessing.target
     height, width = size or (height, width)
     total = sum(map(len, on_disk.values())) * channels * height * width
     splits = dict(dataset.splits)
     for name, files in on_disk.items():
         if pipeline == "streaming" or (pipeline == "auto" and total > IN_MEMORY):
-            splits[name] = sound(files, threads, bad, progress)
+            splits[name] = sound(files, threads, noted, progress, exact)
         else:
-            splits[name] = in_memory(files, size, threads, bad, progress)
+            splits[name] = in_memory(files, size, threads, noted, progress, exact)
+    noted.require_few()
     return Dataset(dataset.spec, splits)
 
 
@@ -291,8 +321,9 @@ def _rounded(values: Tensor) -> list[float]:
 
 def _pictures(split: Split | Files) -> Iterator[Tensor]:
     if isinstance(split, Split):
-        yield from split.images.split(1000)
+        pixels = split.images[0].numel()
+        yield from split.images.split(max(BLOCK // pixels, 1))
         return
-    step = max(len(split) // SAMPLE, 1)
+    step = -(-len(split) // SAMPLE)
     for path in split.images[::step]:
         yield read_image(path, split.channels)[None]

@@ -46,12 +46,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-def environment(device: torch.device, data_dir: Path | None) -> dict[str, Any]:
-    """Return what a run records of its surroundings."""
+def environment(
+    device: torch.device, data_dir: Path | None, data: str, fingerprint: str
+) -> dict[str, Any]:
+    """Return what a run records of its surroundings, and of its data set."""
+    name, colon, folder = data.partition(":")
     return {
         "schema": 1,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
+        "data": f"{name}:{Path(folder).absolute()}" if colon else name,
+        "data_fingerprint": fingerprint,
         "data_dir": str(data_dir.absolute()) if data_dir is not None else None,
         "plugins": [
             {"name": p.name, "distribution": p.distribution, "version": p.version}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.pipeline import Preprocessing, batches
-from cnn_core.errors import UsageError
+from cnn_core.errors import RunError, UsageError
 from cnn_core.tasks import loss_of, metrics_of
 from cnn_core.tasks.classification import Mean
 from cnn_core.training.checkpoint import read_weights
@@ -21,8 +21,7 @@ from cnn_core.training.run import Run
 
 __all__ = ["Predictions", "evaluate", "load_data", "measure", "predictions"]
 
-BATCH = 1000  # images at a time, where only classes come out
-TILES = 4
+PIXELS = 1_000_000  # of images that are looked at together
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,13 @@ def measure(
     task: str,
     num_classes: int,
     device: torch.device,
+    workers: int = 0,
 ) -> dict[str, float]:
     """Return loss and metrics of a model over a split, in eval mode."""
     model.eval()
     running, losses = metrics_of(task, num_classes, recipe.topk), Mean()
-    criterion, size = loss_of(task, recipe), BATCH if task == "classification" else TILES
-    for batch in batches(split, preprocessing, size, device=device):
+    criterion, size = loss_of(task, recipe), together(preprocessing)
+    for batch in batches(split, preprocessing, size, device=device, workers=workers):
         with autocast(device, recipe.precision):
             logits = model(batch.images)
         losses.add(criterion(logits.float(), batch.targets), len(batch.targets))
@@ -70,6 +70,12 @@ def measure(
             metric.update(logits, batch.targets)
     numbers = {name: metric.compute() for name, metric in running.items()}
     return {"loss": losses.compute(), **numbers}
+
+
+def together(preprocessing: Preprocessing) -> int:
+    """Return how many images a network without gradients is given at once."""
+    height, width = preprocessing.size
+    return max(PIXELS // (height * width), 1)
 
 
 def evaluate(
@@ -119,14 +125,39 @@ def predictions(
     model = weights.build().to(where)
     logits = [
         model(batch.images).float().cpu()
-        for batch in batches(part, weights.preprocessing, BATCH, device=where)
+        for batch in batches(
+            part, weights.preprocessing, together(weights.preprocessing), device=where
+        )
     ]
     return Predictions(part.images, torch.cat(logits), part.targets, weights.classes)
 
 
 def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load a run's data set from `data_dir`, else from where the run found it."""
-    recorded = run.environment().get("data_dir")
-    if data_dir is None and recorded is not None:
-        data_dir = Path(recorded)
-    return load_dataset(run.recipe.data, data_dir=data_dir)
+    """Load a run's data set from `data_dir`, else from where the run found it.
+
+    Raises:
+        RunError: it has other classes, counts or files than when the run began.
+    """
+    recorded = run.environment()
+    name = recorded.get("data") or run.recipe.data
+    if data_dir is None and (folder := recorded.get("data_dir")) is not None:
+        data_dir = Path(folder)
+    dataset = load_dataset(name, data_dir=data_dir)
+    if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
+        raise RunError(
+            f"{run.path}: data set '{name}' has other classes or files than when the run began",
+            "put back what was there, or train again",
+        )
+    if allowed := run.recipe.bad_samples():
+        splits = {name: _sound(split, allowed) for name, split in dataset.splits.items()}
+        return Dataset(dataset.spec, splits)
+    return dataset
+
+
+def _sound(split: Split | Files, allowed: int) -> Split | Files:
+    """Return a split without the files that the run left out."""
+    if not isinstance(split, Files):
+        return split
+    from cnn_core.data.streaming import BadSamples, sound
+
+    return sound(split, torch.get_num_threads(), BadSamples(allowed))

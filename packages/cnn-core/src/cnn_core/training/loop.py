@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnn_core.data.augment import Augmentation
 from cnn_core.data.dataset import Files, Split
 from cnn_core.data.draws import key_of
-from cnn_core.data.pipeline import Batch, Preprocessing, batches
+from cnn_core.data.pipeline import Batch, Preprocessing, batch_sizes, batches
 from cnn_core.errors import NumericalError
 from cnn_core.plugins import Observers
 from cnn_core.tasks import SCORES, loss_of, metrics_of
@@ -55,14 +55,14 @@ def fit(model: nn.Module, job: Fit, state: State | None) -> None:
     """Train `model` in place, epoch after epoch, from `state` or from the beginning.
 
     An epoch depends on nothing but the state before it and (seed, epoch): going on from any
-    checkpoint gives, on the same machine, the same bits as never having stopped.
+    checkpoint gives, on the same machine's CPU, the same bits as never having stopped.
     """
     recipe = job.recipe
     optimizer = make_optimizer(model, recipe)
     scaler = torch.GradScaler(job.device.type, enabled=recipe.precision == "fp16")
     state = _restore(model, optimizer, scaler, state, job.device)
     criterion = loss_of(job.task, recipe)
-    steps = math.ceil(len(job.train) / recipe.batch_size)
+    steps = len(batch_sizes(len(job.train), recipe.batch_size, training=True))
     job.progress.start(job.run, steps, state.epoch)
     job.observers.notify("fit_start", run=job.run, model=model, recipe=recipe)
 
@@ -157,6 +157,7 @@ def _validate(model: nn.Module, job: Fit) -> dict[str, float]:
         job.task,
         job.num_classes,
         job.device,
+        job.workers,
     )
     return {f"val/{name}": value for name, value in measured.items()}
 

@@ -44,6 +44,7 @@ class SGD:
         self, parameters: Parameters, momentum: float, weight_decay: float, nesterov: bool = True
     ) -> None:
         self.parameters = parameters
+        self.param_groups = [{"params": [*parameters.values()]}]  # what GradScaler looks at
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.nesterov = nesterov and momentum > 0
@@ -78,6 +79,7 @@ class AdamW:
         self, parameters: Parameters, betas: tuple[float, float], weight_decay: float
     ) -> None:
         self.parameters = parameters
+        self.param_groups = [{"params": [*parameters.values()]}]
         self.betas = betas
         self.weight_decay = weight_decay
         self.state: dict[str, Tensor] = {}

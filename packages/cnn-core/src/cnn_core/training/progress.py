@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from cnn_core.text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -55,7 +57,8 @@ class Plain(Silent):
     def start(self, run: Run, steps: int, done: int) -> None:
         self.epochs = run.recipe.epochs
         after = f", after epoch {done}" if done else ""
-        print(f"{run.recipe.model} on {run.recipe.data}{after}: {run.path}", file=sys.stderr)
+        what = printable(f"{run.recipe.model} on {run.recipe.data}{after}: {run.path}")
+        print(what, file=sys.stderr)
 
     def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
         parts = [f"epoch {epoch}/{self.epochs}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,7 @@ from cnn_core.errors import UsageError
 from cnn_core.specs import RecipeSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Recipe", "parse_setting", "read_recipe", "recipes_in"]
+__all__ = ["Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
 
 CHOICES = {
     "optimizer": ("sgd", "adamw"),
@@ -25,6 +25,7 @@ CHOICES = {
     "policy": ("", "randaugment", "trivialaugment"),
     "pipeline": ("auto", "memory", "streaming"),
 }
+RESERVED = {"name", "num_classes", "in_channels", "weights", "naming"}  # of create_model
 LIMITS = {  # field: (lowest, highest), both allowed
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
@@ -117,6 +118,8 @@ class Recipe:
             value = getattr(self, key)
             if not low <= value <= high:  # also NaN
                 raise UsageError(f"{key} = {value}: expected {low:g} to {high:g}")
+        for option in RESERVED & set(self.options):
+            raise UsageError(f"options.{option}: not an option of an architecture")
         self._check_augmentation()
         self.bad_samples()
         if len(self.step_factors) not in (1, len(self.step_epochs)):
@@ -154,15 +157,9 @@ class Recipe:
         Raises:
             UsageError: an unknown or missing key, or a bad value.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
         prefix = f"{source}: " if source else ""
         for key in settings:
-            if key not in known:
-                nearest = did_you_mean(key, known)
-                raise UsageError(
-                    f"{prefix}unknown recipe key '{printable(key)}'{nearest}",
-                    "" if nearest else f"keys: {', '.join(known)}",
-                )
+            require_key(key, source)
         for key in ("model", "data"):
             if key not in settings:
                 raise UsageError(f"{prefix}the key '{key}' is missing")
@@ -207,6 +204,37 @@ def parse_setting(text: str) -> tuple[str, Any]:
         parsed = value
     table, dot, inner = key.partition(".")
     return (table, {inner: parsed}) if dot else (key, parsed)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse several of "key=value" into one table; what is set in tables is joined.
+
+    Raises:
+        UsageError: no key of a recipe, or a table and a value for the same one.
+    """
+    chosen: dict[str, Any] = {}
+    for key, value in map(parse_setting, texts):
+        require_key(key)
+        if isinstance(value, dict) and isinstance(chosen.get(key, {}), dict):
+            chosen[key] = {**chosen.get(key, {}), **value}
+        elif isinstance(chosen.get(key), dict):
+            raise UsageError(f"{key} is set as a table and as {value!r}")
+        else:
+            chosen[key] = value
+    return chosen
+
+
+def require_key(key: str, source: str = "") -> None:
+    """Raise UsageError unless a recipe has that key; suggests one."""
+    known = [f.name for f in dataclasses.fields(Recipe)]
+    if key in known:
+        return
+    nearest = did_you_mean(key, known)
+    prefix = f"{source}: " if source else ""
+    raise UsageError(
+        f"{prefix}unknown recipe key '{printable(key)}'{nearest}",
+        "" if nearest else f"keys: {', '.join(known)}",
+    )
 
 
 def read_recipe(path: Path) -> RecipeSpec:

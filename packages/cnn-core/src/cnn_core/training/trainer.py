@@ -20,6 +20,7 @@ from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.plugins import Observers, plugins
 from cnn_core.specs import ModelSpec, RecipeSpec
 from cnn_core.tasks import loss_of, metrics_of
+from cnn_core.text import printable
 from cnn_core.training.checkpoint import (
     State,
     Weights,
@@ -56,8 +57,8 @@ def train(
 
     `recipe` is the name of one, or a TOML file; `settings` override its keys. `workers` are
     processes that decode files, where they are not all in memory; they change no result. A run
-    that is resumed needs nothing else: it goes on from its last whole epoch, bit for bit as if
-    it had never stopped. The caller's random state is left as it was.
+    that is resumed needs nothing else: it goes on from its last whole epoch, on a CPU bit for bit
+    as if it had never stopped. The caller's random state is left as it was.
 
     Raises:
         UsageError: an unknown name or key, or a value out of range.
@@ -65,20 +66,26 @@ def train(
     """
     folder = Path(data_dir) if data_dir is not None else None
     where = choose_device(device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         if resume is not None:
             run = Run.open(resume)
-            dataset = load_data(run, folder)
-            network = _build(run.recipe, dataset)
+            chosen, dataset = run.recipe, load_data(run, folder)
+            if run.finished and run.weights.is_file():
+                return run
         else:  # what can fail does so before anything is written
             chosen = find_recipe(model, data, recipe, settings)
             registry.models().get(chosen.model)
             dataset = load_dataset(chosen.data, data_dir=folder, download=download)
             _check(chosen, dataset)
-            network = _build(chosen, dataset)
-            target = Path(out) if out is not None else None
-            run = Run.create(chosen, environment(where, folder), target)
-        _train(run, network.to(where), dataset, where, workers, progress)
+        network = _build(chosen, dataset)
+        fingerprint = dataset.fingerprint()
+        geometry = _geometry(chosen, registry.models().get(chosen.model), dataset)
+        dataset = _placed(chosen, dataset, geometry, progress)
+        preprocessing = _normalised(chosen, dataset, geometry)
+        if resume is None:
+            surroundings = environment(where, folder, chosen.data, fingerprint)
+            run = Run.create(chosen, surroundings, Path(out) if out is not None else None)
+        _train(run, network.to(where), dataset, preprocessing, where, workers, progress)
     return run
 
 
@@ -150,22 +157,18 @@ def _train(
     run: Run,
     model: nn.Module,
     dataset: Dataset,
+    preprocessing: Preprocessing,
     device: torch.device,
     workers: int,
     shown: bool,
 ) -> None:
     """Do what remains of a run: the epochs, then the test split."""
     recipe = run.recipe
-    geometry = _geometry(recipe, registry.models().get(recipe.model), dataset)
-    dataset = _placed(recipe, dataset, geometry, shown)
-    preprocessing = _normalised(recipe, dataset, geometry)
     save = partial(_save, run, dataset, preprocessing)
     state = _last_state(run)
-    if run.finished and run.weights.is_file():
-        return
     if state is not None:
         save(state)  # finishes what a stop in the middle of saving may have left
-    kept, held_out = dataset.hold_out(recipe.validation, recipe.seed)
+    kept, held_out = dataset.divide(recipe.validation, recipe.seed)
     progress = progress_for(shown)
     observers = Observers(plugins())
     job = Fit(
@@ -190,7 +193,7 @@ def _train(
         raise
     finally:
         progress.stop()
-    _test(run, dataset, device, observers)
+    _test(run, dataset, device, workers, observers)
 
 
 def _save(run: Run, dataset: Dataset, preprocessing: Preprocessing, state: State) -> None:
@@ -233,7 +236,9 @@ def _last_state(run: Run) -> State | None:
     )
 
 
-def _test(run: Run, dataset: Dataset, device: torch.device, observers: Observers) -> None:
+def _test(
+    run: Run, dataset: Dataset, device: torch.device, workers: int, observers: Observers
+) -> None:
     """Measure the kept weights on the test split: the last line of metrics.jsonl."""
     weights = read_weights(run.path)
     measured = measure(
@@ -244,6 +249,7 @@ def _test(run: Run, dataset: Dataset, device: torch.device, observers: Observers
         dataset.spec.task,
         weights.num_classes,
         device,
+        workers,
     )
     line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
     run.write_metrics([*run.history(), line])
@@ -252,7 +258,9 @@ def _test(run: Run, dataset: Dataset, device: torch.device, observers: Observers
 
 def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
     """Decode files into memory, or see that they can be decoded, before the first epoch."""
-    if all(isinstance(split, Split) for split in dataset.splits.values()):
+    if recipe.pipeline != "streaming" and all(
+        isinstance(split, Split) for split in dataset.splits.values()
+    ):
         return dataset
     from cnn_core.data.streaming import BadSamples, place
 
@@ -260,7 +268,8 @@ def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bo
     with counting("reading files", shown) as progress:
         placed = place(dataset, geometry, recipe.pipeline, torch.get_num_threads(), bad, progress)
     if bad.found:
-        print(f"left out {len(bad.found)} samples: {'; '.join(bad.found)}", file=sys.stderr)
+        shown_ones = "; ".join(map(printable, bad.found[:5]))
+        print(f"left out {len(bad.found)} samples: {shown_ones}", file=sys.stderr)
     return placed
 
 
