@@ -395,5 +395,5 @@ def test_the_same_seed_gives_the_same_weights():
 
 def test_recipes_are_for_networks_of_the_package():
     recipes = {recipe.name: recipe for recipe in plugin.cnnzoo_recipes()}
-    assert set(recipes) == {"alexnet_small-digits"}
+    assert set(recipes) == {"alexnet-imagenet-paper", "alexnet_small-digits"}
     assert all(recipe.model in SPECS for recipe in recipes.values())

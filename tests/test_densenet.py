@@ -479,9 +479,12 @@ def test_dropout_follows_every_convolution_but_the_first():
 
 def test_recipes_name_models_and_sizes_of_ours():
     recipes = plugin.cnnzoo_recipes()
-    assert [recipe.name for recipe in recipes] == ["densenet40_cifar-digits"]
+    assert [recipe.name for recipe in recipes] == [
+        "densenet40_cifar-cifar10-paper",
+        "densenet40_cifar-digits",
+    ]
     for recipe in recipes:
-        assert recipe.settings["image_size"] >= SPECS[recipe.model].min_size
+        assert recipe.settings.get("image_size", 32) >= SPECS[recipe.model].min_size
 
 
 def test_lazy_names_are_the_classes():

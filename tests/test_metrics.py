@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cnn_core.errors import UsageError
-from cnn_core.tasks.classification import Mean, Top1, TopK, metrics
+from cnn_core.tasks import metrics_of
+from cnn_core.tasks.classification import Mean, Top1, TopK
 
 
 def streamed(metric, logits, targets, sizes):
@@ -54,13 +55,13 @@ def test_a_network_that_says_nan_is_never_right():
 
 def test_k_beyond_the_classes_is_refused_with_both_numbers():
     with pytest.raises(UsageError, match="topk = 11, but there are 10 classes"):
-        metrics(10, 11)
-    assert set(metrics(10, 3)) == {"top1", "top3"}
+        metrics_of("classification", 10, 11)
+    assert set(metrics_of("classification", 10, 3)) == {"top1", "top3"}
 
 
 @pytest.mark.parametrize(("classes", "name"), [(10, "top5"), (5, "top5"), (2, "top2")])
 def test_k_is_5_unless_there_are_fewer_classes(classes, name):
-    assert name in metrics(classes, 0)
+    assert name in metrics_of("classification", classes)
 
 
 def test_means_weigh_batches_by_their_size():

@@ -366,7 +366,7 @@ def test_a_nan_is_never_the_best_and_of_equals_the_later_is_kept(scores, kept):
     state = _restore(model, optimizer, scaler, None, torch.device("cpu"))
     for epoch, score in enumerate(scores, start=1):
         line = {"epoch": epoch, "val/top1": score}
-        state = _after_epoch(model, optimizer, scaler, state, line)
+        state = _after_epoch(model, optimizer, scaler, state, line, score)
     assert state.best_epoch == kept
 
 

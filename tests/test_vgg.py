@@ -340,5 +340,5 @@ def test_every_model_is_named_in_the_paper_or_says_that_it_departs():
 
 def test_recipes_are_for_networks_of_the_package():
     recipes = {recipe.name: recipe for recipe in plugin.cnnzoo_recipes()}
-    assert set(recipes) == {"vgg11_cifar-digits"}
+    assert set(recipes) == {"vgg11_cifar-digits", "vgg16-imagenet-paper"}
     assert all(recipe.model in SPECS for recipe in recipes.values())

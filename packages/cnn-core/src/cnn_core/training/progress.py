@@ -66,7 +66,8 @@ class Plain(Silent):
             numbers = {k: v for k, v in line.items() if k.startswith(f"{split}/")}
             if numbers:
                 parts.append(f"{split}: {format_metrics(numbers)}")
-        parts.append(f"{line['images_per_second']:,.0f} images/s")
+        speed = line["images_per_second"]
+        parts.append(f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s")
         parts.append(f"{line['seconds']:.1f} s")
         print("  ".join(parts), file=sys.stderr, flush=True)
 

@@ -69,9 +69,10 @@ def train(
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         if resume is not None:
             run = Run.open(resume)
-            chosen, dataset = run.recipe, load_data(run, folder)
+            _last_state(run)  # raises if the run is not whole
             if run.finished and run.weights.is_file():
                 return run
+            chosen, dataset = run.recipe, load_data(run, folder)
         else:  # what can fail does so before anything is written
             chosen = find_recipe(model, data, recipe, settings)
             registry.models().get(chosen.model)
