@@ -70,9 +70,9 @@ def train(
         if resume is not None:
             run = Run.open(resume)
             _last_state(run)  # raises if the run is not whole
+            chosen, dataset = run.recipe, load_data(run, folder)
             if run.finished and run.weights.is_file():
                 return run
-            chosen, dataset = run.recipe, load_data(run, folder)
         else:  # what can fail does so before anything is written
             chosen = find_recipe(model, data, recipe, settings)
             registry.models().get(chosen.model)
