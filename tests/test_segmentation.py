@@ -15,6 +15,7 @@ from cnn_core.errors import UsageError
 from cnn_core.tasks import loss_of, metrics_of
 from cnn_core.tasks.segmentation import MeanIoU, PixelAccuracy, centred, loss_function
 from cnn_core.training import Recipe
+from cnn_core.training.trainer import find_recipe
 
 
 def recipe(**settings):
@@ -169,3 +170,10 @@ def test_what_is_for_classification_says_so(trained, cnnzoo, tmp_path):
     done = cnnzoo("train", "unet_same", "--data", "digits", "--out", str(tmp_path / "x"))
     assert done.code == 2
     assert "does segmentation, data set 'digits' is for classification" in done.err
+
+
+def test_without_a_recipe_segmentation_takes_small_batches():
+    assert find_recipe("unet", "digit_scenes", None, {}).batch_size == 2
+    assert find_recipe("unet", "digit_scenes", None, {"batch_size": 5}).batch_size == 5
+    assert find_recipe("unet_same", "digit_scenes", None, {}).batch_size == 16  # its recipe's
+    assert find_recipe("lenet5", "mnist", "lenet5-mnist", {}).batch_size == 64

@@ -38,6 +38,8 @@ from cnn_core.training.run import Run
 
 __all__ = ["find_recipe", "train"]
 
+TILES = 2  # images a batch where pixels are classified and no recipe says how many
+
 
 def train(
     model: str | None = None,
@@ -103,6 +105,8 @@ def find_recipe(
     for key in ("model", "data"):
         if key not in base:
             raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
+    if spec is None and registry.models().get(base["model"]).task == "segmentation":
+        base["batch_size"] = TILES  # 128 large images are more than most memories hold
     options = {**base.pop("options", {}), **settings.pop("options", {})}
     return Recipe.from_settings({**base, **settings, "options": options})
 
