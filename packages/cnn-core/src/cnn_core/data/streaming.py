@@ -196,7 +196,7 @@ def in_memory(
     """
     room, count, noted = None, 0, bad or BadSamples()
     decoder = Decoder(files, size, None, exact)
-    for picture, target in _decoded(decoder, threads, noted, progress):
+    for _, (picture, target) in _decoded(decoder, threads, noted, progress):
         if room is None:
             room = tuple(part.new_empty((len(files), *part.shape)) for part in (picture, target))
         if picture.shape != room[0].shape[1:]:
@@ -222,12 +222,8 @@ def sound(
     Raises:
         DatasetCorruptError: a file cannot be used, unless `bad` is there to note it.
     """
-    noted, kept = bad or BadSamples(), []
-    for number, sample in enumerate(_tried(Decoder(files, None, None, exact), threads, progress)):
-        if isinstance(sample, DatasetCorruptError):
-            noted.found.append(sample.message)
-        else:
-            kept.append(number)
+    noted = bad or BadSamples()
+    kept = [n for n, _ in _decoded(Decoder(files, None, None, exact), threads, noted, progress)]
     if bad is None:
         noted.require_few()
     return files.subset(torch.tensor(kept, dtype=torch.int64))
@@ -235,13 +231,13 @@ def sound(
 
 def _decoded(
     decoder: Decoder, threads: int, bad: BadSamples, progress: Progress | None
-) -> Iterator[Sample]:
-    """Yield the samples that can be used; note the others."""
-    for sample in _tried(decoder, threads, progress):
+) -> Iterator[tuple[int, Sample]]:
+    """Yield the samples that can be used, with their places; note the others."""
+    for number, sample in enumerate(_tried(decoder, threads, progress)):
         if isinstance(sample, DatasetCorruptError):
             bad.found.append(sample.message)
         else:
-            yield sample
+            yield number, sample
 
 
 def _tried(
