@@ -283,3 +283,12 @@ def test_without_plugins_the_core_works_and_says_what_to_install(cnnzoo):
 
 def test_complaints_of_click_know_the_command(cnnzoo):
     assert "see: cnnzoo train --help" in cnnzoo("train", "--epochs", "x").err
+
+
+def test_show_has_the_papers_table_beside_what_the_code_does(cnnzoo):
+    done = cnnzoo("show", "resnet50")
+    paper, code = done.out.split("In the code")
+    assert "In the paper" in paper
+    assert re.search(r"conv5_x +7x7 +3x3, 512", paper)
+    assert re.search(r"conv5_x +2048x7x7 +14,964,736 +809,238,528", code)
+    assert "FLOPs" in json.loads(cnnzoo("show", "resnet50", "--json").out)["model"]["paper_table"]

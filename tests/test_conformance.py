@@ -104,6 +104,7 @@ def spoiled():
         (kit.check_parameters_are_as_claimed, "parameters"),
         (kit.check_macs_are_as_claimed, "MACs"),
         (kit.check_stages_run_in_order, r"\['c1', 'fc'\]"),
+        (kit.check_table_has_the_sizes_of_the_maps, "c1 has maps of 30x30, not in the table"),
         (kit.check_below_the_smallest_size_the_error_names_it, "accepts 31 pixels"),
         (kit.check_classes_and_channels_are_honoured, "2 classes give"),
         (kit.check_bad_values_are_refused_with_the_value, "accepts num_classes = 0"),
@@ -117,6 +118,21 @@ def spoiled():
 def test_a_check_finds_what_it_is_for(spoiled, check, message):
     with pytest.raises((AssertionError, RuntimeError), match=message):
         check(spoiled)
+
+
+def test_a_family_without_a_measured_recipe_is_found(monkeypatch):
+    entry = registry.models().entry("lenet5")
+    alone = dataclasses.replace(entry, spec=dataclasses.replace(entry.spec, family="alone"))
+    with pytest.raises(AssertionError, match="no recipe for any network of the family alone"):
+        kit.check_a_recipe_is_measured(Case(alone))
+    kit.check_a_recipe_is_measured(Case(entry))
+    few = [
+        (name, dataclasses.replace(e, spec=dataclasses.replace(e.spec, claim={})))
+        for name, e in registry.recipes()
+    ]
+    monkeypatch.setattr(registry, "recipes", lambda: few)
+    with pytest.raises(AssertionError, match="no claim of three seeds or more in lenet5-digits"):
+        kit.check_a_recipe_is_measured(Case(entry))
 
 
 def test_an_expected_failure_that_passes_has_failed(monkeypatch):
