@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnn_core.errors import UsageError
+from cnn_core.errors import PluginError, UsageError
 from cnn_core.tasks import metrics_of
-from cnn_core.tasks.classification import Mean, Top1, TopK
+from cnn_core.tasks.classification import Top1, TopK
+from cnn_core.tasks.running import Running
 
 
 def streamed(metric, logits, targets, sizes):
@@ -65,7 +66,31 @@ def test_k_is_5_unless_there_are_fewer_classes(classes, name):
 
 
 def test_means_weigh_batches_by_their_size():
-    mean = Mean()
-    mean.add(torch.tensor(1.0), 30)
-    mean.add(torch.tensor(4.0), 10)
-    assert mean.compute() == pytest.approx(1.75)
+    running = Running("classification", 10, 0)
+    running.add(1.0, torch.randn(30, 10), torch.zeros(30, dtype=torch.int64))
+    running.add(4.0, torch.randn(10, 10), torch.zeros(10, dtype=torch.int64))
+    assert running.compute("train/")["train/loss"] == pytest.approx(1.75)
+
+
+def test_metrics_that_wait_are_those_of_every_batch_and_go_on_from_their_sums():
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 10), torch.randint(0, 10, (n,))) for n in (8, 3, 9000, 1, 8)]
+    whole, first = Running("classification", 10, 3), Running("classification", 10, 3)
+    for number, (logits, targets) in enumerate(batches):
+        whole.add(float(number), logits, targets)
+    for number in (0, 1):
+        first.add(float(number), *batches[number])
+    second = Running("classification", 10, 3)
+    second.load({name: tensor.clone() for name, tensor in first.sums().items()})
+    for number in (2, 3, 4):
+        second.add(float(number), *batches[number])
+    assert second.compute() == whole.compute()
+    logits, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert whole.compute()["top1"] == float((logits.argmax(1) == targets).double().mean())
+
+
+def test_a_metric_without_sums_is_refused_by_name(monkeypatch):
+    monkeypatch.delattr(Top1, "sums", raising=False)
+    monkeypatch.setattr(Top1, "__init__", lambda self, num_classes: None)
+    with pytest.raises(PluginError, match=r"metric 'top1' \(cnn-core/core\) has no tensor `sums`"):
+        metrics_of("classification", 10)

@@ -119,11 +119,15 @@ def test_batches_cover_a_split_once_in_an_order_that_seed_and_epoch_fix():
 
 
 @pytest.mark.parametrize(("length", "world"), [(10, 3), (9, 3), (11, 4), (2, 4), (1, 1)])
-def test_ranks_share_an_order_and_what_repeats_does_not_count(length, world):
+def test_ranks_share_a_batch_and_what_repeats_does_not_count(length, world):
     order = permutation(length, 0, 0)
     parts = [share(order, rank, world, even=True) for rank in range(world)]
-    assert len({len(part) for part, _ in parts}) == 1
-    counted = torch.cat([part[:real] for part, real in parts])
+    assert all(len(part) for part, _ in parts)
+    # The mean over ranks of factor times local mean is the mean over the batch.
+    numbers = torch.randn(length, dtype=torch.float64)
+    means = [factor * numbers[part].mean() for part, factor in parts]
+    assert float(sum(means) / world) == pytest.approx(float(numbers.mean()), rel=1e-12)
+    counted = torch.cat([part for part, factor in parts if factor])
     assert torch.equal(counted.sort().values, torch.arange(length))
     uneven = [share(order, rank, world, even=False)[0] for rank in range(world)]
     assert torch.equal(torch.cat(uneven).sort().values, torch.arange(length))
@@ -133,7 +137,7 @@ def test_a_rank_sees_the_pixels_that_one_process_alone_would():
     split = split_of(41)
     alone = by_index(run(split, EVERYTHING["both"]))
     ranks = [run(split, EVERYTHING["both"], rank=rank, world=3, size=5) for rank in range(3)]
-    assert sum(batch.real for found in ranks for batch in found) == 41
+    assert sum(len(batch.indices) for found in ranks for batch in found if batch.share) == 41
     assert len({len(found) for found in ranks}) == 1
     for found in ranks:
         for index, image in by_index(found).items():

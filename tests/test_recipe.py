@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
+from cnn_core.training.ready import find_recipe
 from cnn_core.training.recipe import LIMITS, Recipe, parse_setting, read_recipe
-from cnn_core.training.trainer import find_recipe
 
 BASE = {"model": "lenet5", "data": "digits"}
 
@@ -31,6 +31,16 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"mean": [0.1, "x"]}, "mean = 'x': expected a number"),
         ({"step_epochs": 3}, "step_epochs = 3: expected a list"),
         ({"step_epochs": [1, 2], "step_factors": [0.1, 0.1, 0.1]}, "step_factors has 3"),
+        ({"schedule": "step"}, "schedule = 'step' needs step_every, and one factor"),
+        ({"schedule": "step", "step_every": 2, "step_factors": [0.1, 0.2]}, "needs step_every"),
+        ({"accumulate": 0}, "accumulate = 0: expected 1 to"),
+        ({"accumulate": 33, "batch_size": 32}, "a batch of 32 has no more pieces"),
+        ({"stage_lr": {"c1": -1.0}}, "stage_lr.c1 = -1.0: expected a factor"),
+        ({"stage_lr": {"c1": "fast"}}, "stage_lr.c1 = 'fast': expected a factor"),
+        ({"freeze": ["c1", 2]}, "freeze = 2: expected text"),
+        ({"keep": 0}, "keep = 0: expected 1 to"),
+        ({"ema": 1.0}, "ema = 1.0: expected 0 to"),
+        ({"memory_format": "channel_last"}, "did you mean 'channels_last'"),
         ({"learning_rate": 1.0}, "unknown recipe key 'learning_rate'"),
         ({"epoch": 1}, "unknown recipe key 'epoch', did you mean 'epochs'"),
     ],
@@ -68,7 +78,9 @@ def test_a_bad_recipe_file_is_named(tmp_path, content, message):
     lr=st.floats(*LIMITS["lr"]),
     flip=st.booleans(),
     mean=st.lists(st.floats(-1e6, 1e6), max_size=3),
-    schedule=st.sampled_from(["constant", "step", "cosine"]),
+    schedule=st.sampled_from(["constant", "multi_step", "cosine", "one_cycle", "polynomial"]),
+    freeze=st.lists(st.text(max_size=9), max_size=3),
+    stage_lr=st.dictionaries(st.text(min_size=1, max_size=9), st.floats(0, 1e6), max_size=3),
     options=st.dictionaries(st.text(min_size=1, max_size=9), st.integers(-9, 9), max_size=3),
 )
 def test_a_recipe_survives_toml(tmp_path_factory, **values):
@@ -83,6 +95,8 @@ def test_a_recipe_survives_toml(tmp_path_factory, **values):
     [
         ("lr=0.1", ("lr", 0.1)),
         ("epochs = 3", ("epochs", 3)),
+        ("stage_lr.features.conv0=0.1", ("stage_lr", {"features.conv0": 0.1})),
+        ('freeze=["c1"]', ("freeze", ["c1"])),
         ("flip=true", ("flip", True)),
         ("schedule=step", ("schedule", "step")),
         ("step_epochs=[2, 4]", ("step_epochs", [2, 4])),

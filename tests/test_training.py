@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
+import csv
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
-from cnn_core import create_model, files, load_dataset
-from cnn_core.errors import CorruptError, NumericalError, RunError, UsageError, ZooError
+from cnn_core import create_model, load_dataset
+from cnn_core.errors import (
+    CheckpointCorruptError,
+    CorruptError,
+    NumericalError,
+    RunError,
+    UsageError,
+    ZooError,
+)
 from cnn_core.tasks.classification import map_loss
-from cnn_core.training import Recipe, Run, checkpoint, evaluate, predictions, train
-from cnn_core.training.checkpoint import read_state, read_weights, write_state
+from cnn_core.training import Recipe, Run, evaluate, predictions, train
+from cnn_core.training.checkpoint import Checkpoints, State
 from cnn_core.training.optim import make_optimizer
 from cnn_core.training.schedule import learning_rate
+from cnn_core.training.weights import read_weights
 
 
 def recipe(**settings):
@@ -64,13 +73,12 @@ def test_resuming_at_any_epoch_gives_the_same_bits(tmp_path, monkeypatch, optimi
         interrupted_after(epochs, monkeypatch, out=out, **settings)
         assert len(Run.open(out).history()) == epochs
         resumed = train(resume=out, progress=False)
-        for name in ("weights.safetensors", "state/last.safetensors"):
-            found, expected = (
-                read_state(run.state).model if "state" in name else read_weights(run.path).tensors
-                for run in (resumed, whole)
-            )
-            assert found.keys() == expected.keys()
-            assert all(torch.equal(found[key], expected[key]) for key in found)
+        assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+        found, expected = (Checkpoints(run.state).newest() for run in (resumed, whole))
+        for part in ("model", "optimizer"):
+            mine, theirs = getattr(found, part), getattr(expected, part)
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
         assert [line["epoch"] for line in resumed.history()] == [1, 2, 3, 4]
         assert resumed.test_metrics() == whole.test_metrics()
         drop = {"seconds", "images_per_second"}
@@ -110,9 +118,20 @@ def test_the_run_holds_all_that_it_should(tmp_path):
         "recipe.toml",
         "environment.json",
         "metrics.jsonl",
+        "metrics.csv",
         "weights.safetensors",
         "state",
-        "state/last.safetensors",
+        *(
+            f"state/e00000{epoch}-s00000000{file}"
+            for epoch in (1, 2)
+            for file in (
+                "",
+                "/model.safetensors",
+                "/training.safetensors",
+                "/state.json",
+                "/MANIFEST.json",
+            )
+        ),
     } == names
     assert Run.open(run.path).recipe == run.recipe
     first, second, last = run.metrics()
@@ -123,6 +142,8 @@ def test_the_run_holds_all_that_it_should(tmp_path):
     environment = run.environment()
     assert environment["torch"] == torch.__version__
     assert {"lenet", "core"} <= {plugin["name"] for plugin in environment["plugins"]}
+    rows = csv.DictReader((run.path / "metrics.csv").read_text().splitlines())
+    assert [{k: float(v) for k, v in row.items() if v} for row in rows] == run.metrics()
 
 
 def test_weights_alone_rebuild_the_model(tmp_path):
@@ -174,7 +195,8 @@ def test_a_batch_can_be_learned_by_heart(name):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "ours"), [("sgd", {}), ("adamw", {}), ("sgd", {"momentum": 0.0})]
+    ("optimizer", "ours"),
+    [("sgd", {}), ("adamw", {}), ("sgd", {"momentum": 0.0}), ("rmsprop", {})],
 )
 def test_steps_are_torchs_own_to_the_last_bit(optimizer, ours):
     torch.manual_seed(0)
@@ -182,17 +204,16 @@ def test_steps_are_torchs_own_to_the_last_bit(optimizer, ours):
     theirs.load_state_dict(mine.state_dict())
     chosen = recipe(optimizer=optimizer, weight_decay=0.01, **ours)
     stepper = make_optimizer(mine, chosen)
-    reference = (
-        torch.optim.AdamW(theirs.parameters(), betas=(0.9, 0.999), weight_decay=0.01)
-        if optimizer == "adamw"
-        else torch.optim.SGD(
-            theirs.parameters(),
-            lr=0.1,
-            momentum=chosen.momentum,
-            nesterov=chosen.momentum > 0,
-            weight_decay=0.01,
-        )
-    )
+    options = {"lr": 0.1, "weight_decay": 0.01}
+    reference = {
+        "adamw": lambda p: torch.optim.AdamW(p, betas=(0.9, 0.999), fused=True, **options),
+        "sgd": lambda p: torch.optim.SGD(
+            p, momentum=chosen.momentum, nesterov=chosen.momentum > 0, fused=True, **options
+        ),
+        "rmsprop": lambda p: torch.optim.RMSprop(
+            p, momentum=0.9, alpha=0.999, foreach=True, **options
+        ),
+    }[optimizer](theirs.parameters())
     for step in range(5):
         x, targets = torch.randn(8, 1, 32, 32), torch.randint(0, 10, (8,))
         for model in (mine, theirs):
@@ -218,15 +239,34 @@ def test_steps_are_torchs_own_to_the_last_bit(optimizer, ours):
         ({"final_lr": 0.2}, 10.0, 0.2),
         ({}, 2.5, (1 + math.cos(math.pi / 4)) / 2),
         ({"warmup_epochs": 2.0}, 6.0, 0.5),
-        ({"schedule": "step", "step_epochs": (4, 8)}, 3.99, 1.0),
-        ({"schedule": "step", "step_epochs": (4, 8)}, 4.0, 0.1),
-        ({"schedule": "step", "step_epochs": (4, 8)}, 9.0, 0.01),
-        ({"schedule": "step", "step_epochs": (4, 8), "step_factors": (0.4, 0.5)}, 8.0, 0.2),
+        ({"schedule": "step", "step_every": 2, "step_factors": (0.5,)}, 1.99, 1.0),
+        ({"schedule": "step", "step_every": 2, "step_factors": (0.5,)}, 7.0, 0.125),
+        ({"schedule": "polynomial", "power": 0.5}, 7.5, 0.5),
+        ({"schedule": "polynomial", "final_lr": 0.2}, 5.0, 0.6),
+        ({"schedule": "multi_step", "step_epochs": (4, 8)}, 3.99, 1.0),
+        ({"schedule": "multi_step", "step_epochs": (4, 8)}, 4.0, 0.1),
+        ({"schedule": "multi_step", "step_epochs": (4, 8)}, 9.0, 0.01),
+        ({"schedule": "multi_step", "step_epochs": (4, 8), "step_factors": (0.4, 0.5)}, 8.0, 0.2),
     ],
 )
 def test_learning_rates(settings, time, expected):
     chosen = recipe(epochs=10, lr=1.0, **settings)
     assert learning_rate(chosen, time) == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_cycle_is_torchs():
+    chosen, steps = recipe(epochs=10, lr=0.4, schedule="one_cycle"), 70
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.4, total_steps=steps + 1, pct_start=0.3, cycle_momentum=False
+    )
+    for step in range(steps):
+        # Theirs turns at whole steps: 0.3 * (steps + 1) - 1.
+        at = (step / 20.3 * 0.3) if step < 20.3 else 0.3 + 0.7 * (step - 20.3) / (steps - 20.3)
+        expected = theirs.get_last_lr()[0]
+        assert learning_rate(chosen, 10 * at) == pytest.approx(expected, rel=1e-9)
+        optimizer.step()
+        theirs.step()
 
 
 # The first 20 losses of lenet5_modern on digits, seed 0, batch 64, one thread, torch 2.14.
@@ -254,15 +294,15 @@ GOLDEN = (
 )
 
 
-def test_the_first_twenty_losses_are_what_they_were(tmp_path, monkeypatch):
-    from cnn_core.plugins import Observers
+class Losses(list):
+    """Watches a training and keeps each step's loss."""
 
-    losses = []
-    monkeypatch.setattr(
-        Observers,
-        "notify",
-        lambda self, hook, **facts: hook == "step_end" and losses.append(facts["loss"].item()),
-    )
+    def cnnzoo_step_end(self, loss):
+        self.append(loss.item())
+
+
+def test_the_first_twenty_losses_are_what_they_were(tmp_path):
+    losses = Losses()
     train(
         "lenet5_modern",
         "digits",
@@ -275,6 +315,7 @@ def test_the_first_twenty_losses_are_what_they_were(tmp_path, monkeypatch):
         momentum=0.9,
         label_smoothing=0.0,
         schedule="constant",
+        observers=[losses],
     )
     assert losses[:20] == pytest.approx(GOLDEN, abs=2e-3)
 
@@ -359,14 +400,14 @@ def test_the_best_epoch_by_validation_is_kept(tmp_path):
     ],
 )
 def test_a_nan_is_never_the_best_and_of_equals_the_later_is_kept(scores, kept):
-    from cnn_core.training.loop import _after_epoch, _restore
+    from cnn_core.training.loop import _after_epoch
+    from cnn_core.training.trainee import Trainee
 
-    model = create_model("lenet5_modern")
-    optimizer, scaler = make_optimizer(model, recipe()), torch.GradScaler("cpu", enabled=False)
-    state = _restore(model, optimizer, scaler, None, torch.device("cpu"))
+    trainee = Trainee(create_model("lenet5_modern"), recipe(), torch.device("cpu"))
+    state = State()
     for epoch, score in enumerate(scores, start=1):
         line = {"epoch": epoch, "val/top1": score}
-        state = _after_epoch(model, optimizer, scaler, state, line, score)
+        state = _after_epoch(trainee, state, line, ("val/top1", True))
     assert state.best_epoch == kept
 
 
@@ -391,8 +432,6 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    import shutil
-
     return Run.open(shutil.copytree(finished.path, tmp_path / "copy"))
 
 
@@ -411,38 +450,29 @@ def test_a_run_with_a_broken_file_is_refused_by_name(copy, name, content):
         train(resume=copy.path, progress=False)
 
 
-@pytest.mark.parametrize("names", [("weights",), ("state",), ("weights", "state")])
-def test_a_run_that_lost_weights_or_state_is_not_resumed_over(copy, names):
-    state = read_state(copy.state)
-    write_state(copy.state, dataclasses.replace(state, best_epoch=0))  # weights of before
-    for name in names:
-        getattr(copy, name).unlink()
-    before = {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match="safetensors is missing"):
+def contents(run):
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_lost_its_state_is_not_resumed_over(copy):
+    copy.weights.unlink()
+    shutil.rmtree(copy.state)
+    before = contents(copy)
+    with pytest.raises(RunError, match="state is missing"):
         train(resume=copy.path, progress=False)
-    assert before == {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()}
+    assert before == contents(copy)
 
 
-@pytest.mark.parametrize("call", range(1, 4))
-def test_a_save_that_was_cut_short_is_finished_by_the_next_start(tmp_path, monkeypatch, call):
-    settings = {"epochs": 2, "lr": 0.1, "progress": False}
-    whole = train("lenet5_modern", "digits", out=tmp_path / "whole", **settings)
-    written = 0
-
-    def write(path, data):
-        nonlocal written
-        written += 1
-        if written == call:
-            raise KeyboardInterrupt
-        files.write_bytes(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_bytes", write)
-        with pytest.raises(KeyboardInterrupt):
-            train("lenet5_modern", "digits", out=tmp_path / "cut", **settings)
-    resumed = train(resume=tmp_path / "cut", progress=False)
-    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
-    assert [line["epoch"] for line in resumed.history()] == [1, 2]
+@pytest.mark.parametrize("harm", ["lost", "flipped"])
+def test_kept_weights_that_were_lost_come_back_from_the_best_checkpoint(copy, harm):
+    expected = copy.weights.read_bytes()
+    if harm == "lost":
+        copy.weights.unlink()
+    else:
+        copy.weights.write_bytes(expected[:-1] + bytes([expected[-1] ^ 1]))
+        with pytest.raises(CheckpointCorruptError, match="is not what was written: SHA-256"):
+            evaluate(copy)
+    assert train(resume=copy.path, progress=False).weights.read_bytes() == expected
 
 
 def test_a_run_without_weights_says_how_to_go_on(copy):
@@ -453,13 +483,11 @@ def test_a_run_without_weights_says_how_to_go_on(copy):
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
-@pytest.mark.parametrize("name", ["weights", "state"])
-def test_a_cut_checkpoint_is_refused_by_name(copy, name, part):
-    path = getattr(copy, name)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(CorruptError, match=path.name):
-        read_weights(path) if name == "weights" else read_state(path)
+def test_cut_weights_are_refused_by_name(copy, part):
+    data = copy.weights.read_bytes()
+    copy.weights.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(CorruptError, match=copy.weights.name):
+        read_weights(copy.weights)
 
 
 def test_weights_of_another_network_are_refused_with_both_shapes(finished):

@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score, precision_score
 import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, evaluate
-from cnn_core.training.checkpoint import read_weights, write_weights
+from cnn_core.training.weights import read_weights, write_weights
 from cnn_viz import ingredients, write_report
 from cnn_viz.commands import viz
 from cnn_viz.ingredients import Ingredients

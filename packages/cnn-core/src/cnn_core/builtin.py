@@ -18,6 +18,8 @@ COMMANDS = {
     "show-data": "One data set: what it is, what is there of it, samples as a picture",
     "verify-data": "Read all of a data set and say what is wrong with it",
     "train": "Train a model on a data set, or go on with a run",
+    "lr-find": "Try learning rates, one step each, and see where the loss falls",
+    "batch-find": "Find how many images of a batch fit in memory at once",
     "evaluate": "Measure a run's weights on a split",
     "predict": "Classify images with a run's weights",
     "check": "Hold the models of an installed package to the conformance checks",

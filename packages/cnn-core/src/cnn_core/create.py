@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +27,7 @@ def create_model(
     in_channels: int | None = None,
     weights: str | PathLike[str] | None = None,
     naming: str | None = None,
+    new_head: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Build the model called `name`, newly initialised or with `weights` from a file.
@@ -34,8 +35,9 @@ def create_model(
     `num_classes` and `in_channels` default to the paper's. `weights` is a run directory, its
     weights.safetensors, or a .safetensors, .pt or .pth file of a library whose names for the
     parameters the architecture knows (torchvision, timm, …); `naming` says which library's they
-    are, where they alone do not tell. `options` are what the architecture's constructor takes
-    besides.
+    are, where they alone do not tell. With `new_head` they may be for another number of classes:
+    what depends on that number is then newly initialised. `options` are what the architecture's
+    constructor takes besides.
 
     Raises:
         UnknownNameError: there is no such model; suggests names, or says what to install.
@@ -58,16 +60,21 @@ def create_model(
         what = f"model '{name}' ({entry.plugin.origin}) cannot be built"
         raise PluginError(f"{what}: {describe(error)}") from error
     if weights is not None:
-        _load(model, entry, Path(weights), naming)
+        heads = _heads(build, sizes, options) if new_head else ()
+        _load(model, entry, Path(weights), naming, heads)
     return cast("nn.Module", model)
 
 
 def _load(
-    model: nn.Module, entry: registry.Entry[ModelSpec], path: Path, naming: str | None
+    model: nn.Module,
+    entry: registry.Entry[ModelSpec],
+    path: Path,
+    naming: str | None,
+    fresh: Collection[str],
 ) -> None:
-    """Load a run, its weights, or a file of another library."""
+    """Load a run, its weights, or a file of another library; `fresh` may stay as they are."""
     from cnn_core.foreign import load_foreign, read_foreign
-    from cnn_core.training.checkpoint import is_ours, read_weights
+    from cnn_core.training.weights import is_ours, read_weights
 
     if path.is_dir() or is_ours(path):
         found = read_weights(path)
@@ -76,11 +83,21 @@ def _load(
                 f"{found.path}: weights of '{found.model}', not of '{entry.spec.name}'",
                 "parameters of the same names and shapes may still be another function's",
             )
-        found.load_into(model)
+        found.load_into(model, fresh)
         return
     has_maps = bool(entry.spec.key_maps)
     maps = registry.resolve(entry, "key_maps")(entry.spec.name) if has_maps else {}
-    load_foreign(model, read_foreign(path), maps, path, naming)
+    load_foreign(model, read_foreign(path), maps, path, naming, fresh)
+
+
+def _heads(build: Any, sizes: Mapping[str, int], options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tensors whose shape depends on the number of classes."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        more = {**sizes, "num_classes": sizes["num_classes"] + 1}
+        ours, others = (build(**s, **options).state_dict() for s in (sizes, more))
+    return [name for name in ours if ours[name].shape != others[name].shape]
 
 
 def _check_options(name: str, build: Any, options: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from cnn_core.text import did_you_mean, printable
 
 __all__ = [
+    "CheckpointCorruptError",
     "CorruptError",
     "DatasetCorruptError",
     "DatasetMissingError",
@@ -19,9 +20,12 @@ __all__ = [
     "ResourceError",
     "RunError",
     "SpecError",
+    "Terminated",
     "UnknownNameError",
+    "UntrustedWeightsError",
     "UsageError",
     "ZooError",
+    "is_out_of_memory",
 ]
 
 
@@ -71,8 +75,16 @@ class DatasetMissingError(ZooError):
     """The data set is not where it was looked for."""
 
 
+class CheckpointCorruptError(CorruptError):
+    """Weights or a training state that are not what was written; names file and difference."""
+
+
 class RunError(CorruptError):
     """A run directory that lacks a file, or holds one that cannot be read."""
+
+
+class UntrustedWeightsError(CorruptError):
+    """Weights of others in a file that holds, or claims to hold, anything but tensors."""
 
 
 class NumericalError(ZooError):
@@ -87,7 +99,24 @@ class ResourceError(ZooError):
     exit_code = 5
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
 class PluginError(ZooError):
     """A plugin is at fault."""
 
     exit_code = 6
+
+
+OUT_OF_MEMORY = (  # torch's, its CPU allocator's, oneDNN's
+    "out of memory",
+    "allocate memory",
+    "could not create a primitive",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch's are plain RuntimeErrors on the CPU."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)

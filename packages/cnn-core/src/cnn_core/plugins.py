@@ -23,7 +23,7 @@ import pluggy
 
 from cnn_core import hookspecs
 from cnn_core.discovery import Plugin, StrictError, complain, discover, pin_violation
-from cnn_core.errors import PluginError
+from cnn_core.errors import PluginError, UsageError
 from cnn_core.text import did_you_mean, printable
 
 __all__ = ["HEAVY", "Observers", "Plugins", "plugins"]
@@ -193,8 +193,18 @@ class Observers:
 
     HOOKS = ("fit_start", "step_end", "epoch_end", "checkpoint", "fit_end")
 
-    def __init__(self, plugins: Plugins) -> None:
-        self._callers = {hook: plugins.callers(f"cnnzoo_{hook}") for hook in self.HOOKS}
+    def __init__(self, plugins: Plugins | None, watching: Iterable[Any] = ()) -> None:
+        self._callers = {
+            hook: plugins.callers(f"cnnzoo_{hook}") if plugins is not None else []
+            for hook in self.HOOKS
+        }
+        for observer in watching:
+            for hook, caller in _hooks_of(observer).items():
+                self._callers[hook].append((_guest(observer), caller))
+
+    def hear(self, hook: str) -> bool:
+        """Whether anyone listens: what nobody hears need not be made."""
+        return bool(self._callers[hook])
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call "fit_start", "step_end", "epoch_end", "checkpoint" or "fit_end"."""
@@ -210,6 +220,39 @@ class Observers:
     def _silence(self, plugin: Plugin) -> None:
         for hook, callers in self._callers.items():
             self._callers[hook] = [(p, caller) for p, caller in callers if p is not plugin]
+
+
+def _guest(observer: Any) -> Plugin:
+    """Return what stands for an object that watches one training, in complaints about it."""
+    kind = type(observer)
+    return Plugin(kind.__qualname__, kind.__module__, "an observer", kind.__module__)
+
+
+def _hooks_of(observer: Any) -> dict[str, Callable[..., Any]]:
+    """Return an observer's methods by hook, each called with the arguments that it names.
+
+    Raises:
+        UsageError: it has none, or one that is no hook's name.
+    """
+    found = {}
+    for name in dir(observer):
+        if name.startswith("cnnzoo_"):
+            hook = name.removeprefix("cnnzoo_")
+            if hook not in Observers.HOOKS:
+                nearest = did_you_mean(hook, Observers.HOOKS)
+                raise UsageError(f"{type(observer).__name__}.{name} observes no hook{nearest}")
+            found[hook] = _with_its_own(getattr(observer, name))
+    if not found:
+        raise UsageError(
+            f"{type(observer).__name__} has no method that is named like a hook",
+            "for example: def cnnzoo_epoch_end(self, run, epoch, metrics)",
+        )
+    return found
+
+
+def _with_its_own(method: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(method).parameters)
+    return lambda **arguments: method(**{name: arguments[name] for name in names})
 
 
 def core_plugin() -> Plugin:

@@ -11,9 +11,9 @@ from torch import nn
 
 from cnn_core.data import Batch, batches
 from cnn_core.training import Predictions, Run, predictions
-from cnn_core.training.checkpoint import Weights, read_weights
 from cnn_core.training.device import choose_device
 from cnn_core.training.evaluation import load_data
+from cnn_core.training.weights import Weights, read_weights
 
 __all__ = ["Ingredients"]
 

@@ -20,7 +20,7 @@ import click
 
 from cnn_core import __version__, builtin
 from cnn_core.discovery import describe
-from cnn_core.errors import PluginError, ResourceError, ZooError
+from cnn_core.errors import PluginError, ResourceError, Terminated, ZooError, is_out_of_memory
 from cnn_core.text import printable
 
 __all__ = ["app", "main"]
@@ -32,10 +32,6 @@ Examples:
   cnnzoo show lenet5
   cnnzoo train lenet5_modern --data digits
 """
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 class Zoo(click.Group):
@@ -190,9 +186,8 @@ def _as_zoo_error(error: Exception) -> ZooError:
     """Give an error from elsewhere the exit code and the words that fit it."""
     if isinstance(error, OSError):
         return _os_error(error)
-    # torch raises plain RuntimeErrors when memory runs out, on the CPU and on most devices.
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return ResourceError("out of memory", "try a smaller --batch-size")
+    if is_out_of_memory(error):
+        return ResourceError("out of memory", "try --fit-memory, or a smaller --batch-size")
     return ZooError(
         f"unexpected {describe(error)}",
         "this is a defect: cnnzoo --traceback COMMAND … shows where",
@@ -203,7 +198,7 @@ def _os_error(error: OSError) -> ZooError:
     """Name the file and the reason of a failed system call."""
     where = f"{error.filename}: " if error.filename else ""
     message = f"{where}{error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(message, "free some space, then go on with --resume")
     return ZooError(message)
 

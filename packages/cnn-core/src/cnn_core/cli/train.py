@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ __all__ = ["command"]
 @click.option("--lr", type=float, help="Set the recipe key lr.")
 @click.option("--seed", type=int, help="Set the recipe key seed.")
 @click.option("--top-k", "topk", type=int, help="Set the recipe key topk.")
-@click.option("--precision", type=Choice(("fp32", "bf16", "fp16")), help="Set precision.")
+@click.option("--precision", type=Choice(("auto", "fp32", "bf16", "fp16")), help="Set precision.")
+@click.option(
+    "--memory-format",
+    type=Choice(("auto", "contiguous", "channels_last")),
+    help="Set how tensors of images lie in memory.",
+)
+@click.option("--compile", is_flag=True, default=None, help="Compile the network first.")
+@click.option("--weights", metavar="RUN|FILE", help="Begin with these weights.")
+@click.option("--freeze", metavar="STAGE", multiple=True, help="Leave a stage as it is. Repeat.")
 @click.option(
     "--pipeline", type=Choice(("auto", "memory", "streaming")), help="Where files are decoded to."
 )
@@ -35,7 +44,12 @@ __all__ = ["command"]
     show_default=True,
     help="Processes that decode.",
 )
+@click.option(
+    "--fit-memory", is_flag=True, help="Compute batches in as many pieces as memory needs."
+)
+@click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
+@click.option("--auto-resume", is_flag=True, help="Go on with the run in --out, if there is one.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
 @click.option("--download", is_flag=True, help="Fetch the data set if it is not there.")
@@ -51,24 +65,29 @@ def command(
     download: bool,
     device: str,
     workers: int,
+    auto_resume: bool,
+    fit_memory: bool,
+    tensorboard: bool,
     **keys: Any,
 ) -> None:
     """Train MODEL on a data set, or go on with a run.
 
     Without --recipe the pair's default recipe is used. A run that is resumed needs nothing
-    else. Prints the run directory on stdout; progress goes to stderr.
+    else. Ctrl-C and SIGTERM save after the step; a second one ends at once. Prints the run
+    directory on stdout; progress goes to stderr. Several processes: torchrun -m cnnzoo train …
 
     \b
     Examples:
       cnnzoo train lenet5_modern --data digits
       cnnzoo train lenet5 --data fashion_mnist --download --epochs 3 --set lr=0.02
+      cnnzoo train resnet50 --data pets --weights resnet50.pth --freeze stem --freeze stage1
       cnnzoo train --resume runs/lenet5-digits-20260101-120000
     """
     from cnn_core.training.recipe import parse_settings
 
     chosen = parse_settings(settings)
     model, data = chosen.pop("model", model), chosen.pop("data", data)
-    chosen |= {key: value for key, value in keys.items() if value is not None}
+    chosen |= {key: value for key, value in keys.items() if value not in (None, ())}
     if resume is not None and (model or data or recipe or chosen or out):
         raise UsageError(
             "--resume goes with --device and --data-dir only: the run has all the rest",
@@ -79,6 +98,11 @@ def command(
 
     from cnn_core.training.trainer import train
 
+    watching = []
+    if tensorboard:
+        from cnn_core.training.tensorboard import TensorBoard
+
+        watching.append(TensorBoard())
     run = train(
         model,
         data,
@@ -89,9 +113,13 @@ def command(
         download=download,
         device=device,
         workers=workers,
+        auto_resume=auto_resume,
+        fit_memory=fit_memory,
+        observers=watching,
         **chosen,
     )
-    report(run)
+    if os.environ.get("RANK", "0") == "0":
+        report(run)
 
 
 def report(run: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch.nn import functional as F
 
 from cnn_core.data.colour import jittered
 from cnn_core.data.draws import Indices, key_of, normal, uniform
+
+if TYPE_CHECKING:
+    from cnn_core.training.recipe import Recipe
 
 __all__ = ["Augmentation", "Draws", "IGNORED", "Mix"]
 
@@ -52,6 +56,11 @@ class Augmentation:
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Augmentation:
+        """Return what a recipe says may change."""
+        return cls(**{key.name: getattr(recipe, key.name) for key in fields(cls)})
 
     @property
     def resamples(self) -> bool:

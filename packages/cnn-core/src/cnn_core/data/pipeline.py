@@ -26,19 +26,29 @@ __all__ = ["Batch", "Preprocessing", "batch_sizes", "batches", "permutation", "s
 class Batch:
     """Images as float32, N C H W, normalised; targets, N or N H W; their places, N.
 
-    `mix` is what mixup or CutMix put into the images; `real` how many samples count: the last
-    ones of a rank's last batch may repeat others, so that every rank has as many.
+    `mix` is what mixup or CutMix put into the images. `share` is the factor of its mean loss that
+    makes the mean over all processes that of their batches together: 1 for one process, and 0 for
+    a rank that had nothing left of a batch, and repeats a sample in order to keep in step.
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
     mix: Mix | None = None
-    real: int = -1
+    share: float = 1.0
 
-    def __post_init__(self) -> None:
-        if self.real < 0:
-            object.__setattr__(self, "real", len(self.targets))
+    def pieces(self, size: int) -> Iterator[Batch]:
+        """Yield the batch in pieces of `size` samples; their shares add up to its own."""
+        if size >= len(self.indices):
+            yield self
+            return
+        start = 0
+        for indices in self.indices.split(batch_sizes(len(self.indices), size, training=True)):
+            part = slice(start, start + len(indices))
+            start += len(indices)
+            mix = self.mix and Mix(self.mix.targets[part], self.mix.part[part])
+            share = self.share * len(indices) / len(self.indices)
+            yield Batch(self.images[part], self.targets[part], indices, mix, share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +135,16 @@ def permutation(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=generator)
 
 
-def share(order: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, int]:
-    """Return a rank's part of an order, and how many of it count.
+def share(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, float]:
+    """Return a rank's part of a batch's places, and the factor of its mean loss (`Batch.share`).
 
-    Every `world`-th sample, from `rank` on. With `even` the parts are equally long, as training
-    in step needs: the last sample of a part may repeat one of another, and does not count.
+    Every `world`-th sample, from `rank` on. With `even` no part is empty, as training in step
+    needs: a rank that nothing is left for gets a sample of another, with the factor 0.
     """
-    part = order[rank::world]
-    real = len(part)
-    if even and len(order) % world > 0 and rank >= len(order) % world and len(order) > 0:
-        part = torch.cat([part, order[:1]])
-    return part, real
+    part = batch[rank::world]
+    if even and len(part) == 0:
+        return batch[:1], 0.0
+    return part, len(part) * world / max(len(batch), 1)
 
 
 def batch_sizes(count: int, batch_size: int, training: bool) -> list[int]:
@@ -160,18 +169,21 @@ def batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """Yield the split in batches: in its own order, or shuffled and changed by `draws`.
 
-    The last batch may be smaller, but of changed ones none is a single image. `rank` and `world`
-    give one process its share; `workers` decode files, and change nothing but speed.
+    The last batch may be smaller, but of changed ones none is a single image. A batch is that of
+    all processes together; `rank` and `world` give one of them its share. `workers` decode files,
+    and change nothing but speed. The first `first` batches are left out.
     """
     taken: Iterator[tuple[Tensor, Tensor]]
     order = torch.arange(len(split))
     if draws is not None:
         order = permutation(len(split), draws.seed, draws.epoch)
-    order, real = share(order, rank, world, even=draws is not None)
-    parts = order.split(batch_sizes(len(order), batch_size, draws is not None))
+    wholes = order.split(batch_sizes(len(order), batch_size, draws is not None))[first:]
+    shares = [share(whole, rank, world, even=draws is not None) for whole in wholes]
+    parts = [part for part, _ in shares if len(part)]
     if isinstance(split, Split):
         taken = (_take(split, part, draws) for part in parts)
     else:
@@ -180,10 +192,10 @@ def batches(
         taken = stream(split, parts, preprocessing, draws, workers)
         if draws is not None and cuts_on_disk(preprocessing, draws):
             draws = draws.without_crop()
-    for part, (pictures, targets) in zip(parts, taken, strict=True):
+    factors = [factor for part, factor in shares if len(part)]
+    for part, factor, (pictures, targets) in zip(parts, factors, taken, strict=True):
         where = (pictures.to(device), targets.to(device), part)
-        yield finished(*where, preprocessing, draws, min(real, len(part)))
-        real -= len(part)
+        yield finished(*where, preprocessing, draws, factor)
 
 
 def _take(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
@@ -241,13 +253,13 @@ def finished(
     indices: Tensor,
     preprocessing: Preprocessing,
     draws: Draws | None,
-    real: int,
+    share: float,
 ) -> Batch:
     """Do all that is done to whole batches: fit, change, normalise, mix."""
     if targets.ndim == 3:
         targets = preprocessing.fitted_masks(targets)
     if draws is None:
-        return Batch(preprocessing(images), targets, indices, None, real)
+        return Batch(preprocessing(images), targets, indices, None, share)
     what, places = draws.what, indices.numpy()
     if what.policy:
         images = draws.policed(images, places)
@@ -266,7 +278,7 @@ def finished(
     mix = None
     if what.mixup or what.cutmix:
         images, mix = draws.mixed(images, targets, places)
-    return Batch(images, targets, indices, mix, real)
+    return Batch(images, targets, indices, mix, share)
 
 
 def _resampled_masks(masks: Tensor, grid: Tensor) -> Tensor:

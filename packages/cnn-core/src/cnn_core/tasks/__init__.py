@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cnn_core.errors import PluginError, UsageError
+from cnn_core.text import did_you_mean, printable
+
 if TYPE_CHECKING:
     from cnn_core.tasks.classification import Loss, Metric
     from cnn_core.training.recipe import Recipe
 
-__all__ = ["SCORES", "loss_of", "metrics_of"]
+__all__ = ["SCORES", "loss_of", "metrics_of", "score_of"]
 
 SCORES = {"classification": "top1", "segmentation": "miou"}  # what chooses the weights to keep
 
@@ -27,6 +30,13 @@ def metrics_of(task: str, num_classes: int, topk: int = 0) -> dict[str, Metric]:
         for name, entry in registry.metrics()
         if entry.spec.task == task
     }
+    for name, metric in found.items():
+        if not hasattr(metric, "sums"):
+            entry = registry.metrics().entry(name)
+            raise PluginError(
+                f"metric '{name}' ({entry.plugin.origin}) has no tensor `sums`",
+                "what it has seen so far, to be saved and added up over processes",
+            )
     return {**found, **top_k(num_classes, topk)} if task == "classification" else found
 
 
@@ -37,3 +47,26 @@ def loss_of(task: str, recipe: Recipe) -> Loss:
     else:
         from cnn_core.tasks.classification import loss_function
     return loss_function(recipe)
+
+
+def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
+    """Return the number of an epoch that chooses the weights to keep, and whether more is better.
+
+    `name` is the recipe's: "val/loss", "val/top1", …, or "" for the task's own; `topk` what the
+    recipe's top-k is called.
+
+    Raises:
+        UsageError: there is no such number.
+    """
+    from cnn_core import registry
+
+    split, _, metric = (name or f"val/{SCORES[task]}").partition("/")
+    better = {n: e.spec.higher_is_better for n, e in registry.metrics() if e.spec.task == task}
+    known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
+    if split not in ("val", "train") or metric not in known:
+        nearest = did_you_mean(name, [f"val/{metric}" for metric in known])
+        raise UsageError(
+            f"best = '{printable(name)}'{nearest}",
+            f"one of {', '.join(f'val/{m}' for m in known)}",
+        )
+    return f"{split}/{metric}", known[metric]

@@ -15,7 +15,6 @@ from cnn_core.training.recipe import Recipe
 
 __all__ = [
     "Loss",
-    "Mean",
     "Metric",
     "Outputs",
     "Top1",
@@ -29,7 +28,13 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 
 class Metric(Protocol):
-    """A number about a whole split, fed batch by batch."""
+    """A number about a whole split, fed some images at a time.
+
+    `sums` is one tensor with all that it has seen so far; those of two parts of a split, added,
+    are those of both: so it is saved within an epoch, and added up over processes.
+    """
+
+    sums: Tensor
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes, targets N."""
@@ -47,8 +52,7 @@ class TopK:
 
     def __init__(self, k: int) -> None:
         self.k = k
-        self.hits: Tensor | int = 0
-        self.count = 0
+        self.sums = torch.zeros(2, dtype=torch.int64)  # hits, images
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch; the sums stay on the device, so that nothing waits for it."""
@@ -59,12 +63,13 @@ class TopK:
             before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
             rank = ((logits > own) | ((logits == own) & before)).sum(1)
             hits = (rank < self.k) & ~own.squeeze(1).isnan()
-        self.hits = self.hits + hits.sum()
-        self.count += len(targets)
+        more = torch.stack([hits.sum(), hits.new_tensor(len(hits), dtype=torch.int64)])
+        self.sums = self.sums.to(more.device) + more
 
     def compute(self) -> float:
         """Return the fraction, from 0 to 1."""
-        return float(self.hits) / max(self.count, 1)
+        hits, count = self.sums.tolist()
+        return float(hits / max(count, 1))
 
 
 class Top1(TopK):
@@ -72,23 +77,6 @@ class Top1(TopK):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(1)
-
-
-class Mean:
-    """Mean of a number that is known for each batch, weighted by the batch's size."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.count = 0
-
-    def add(self, value: Tensor, count: int) -> None:
-        """Take a batch's mean; the sum stays on the device."""
-        self.total = self.total + value.detach().double() * count
-        self.count += count
-
-    def compute(self) -> float:
-        """Return the mean for all batches so far."""
-        return float(self.total) / max(self.count, 1)
 
 
 def top_k(num_classes: int, topk: int) -> dict[str, Metric]:

@@ -56,7 +56,7 @@ class Confusion:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.sums = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes x h x w, targets N x H x W."""
@@ -64,7 +64,7 @@ class Confusion:
         counted = targets != IGNORED
         pairs = targets[counted].long() * self.num_classes + logits.argmax(1)[counted]
         found = torch.bincount(pairs, minlength=self.num_classes**2)
-        self.counts = self.counts.to(found.device) + found.view(self.num_classes, -1)
+        self.sums = self.sums.to(found.device) + found.view(self.num_classes, -1)
 
 
 class PixelAccuracy(Confusion):
@@ -72,7 +72,7 @@ class PixelAccuracy(Confusion):
 
     def compute(self) -> float:
         """Return the fraction for all batches so far."""
-        return float(self.counts.diagonal().sum()) / max(int(self.counts.sum()), 1)
+        return float(self.sums.diagonal().sum()) / max(int(self.sums.sum()), 1)
 
 
 class MeanIoU(Confusion):
@@ -83,7 +83,7 @@ class MeanIoU(Confusion):
 
     def compute(self) -> float:
         """Return the mean for all batches so far."""
-        both = self.counts.diagonal().double()
-        either = self.counts.sum(0) + self.counts.sum(1) - self.counts.diagonal()
+        both = self.sums.diagonal().double()
+        either = self.sums.sum(0) + self.sums.sum(1) - self.sums.diagonal()
         there = either > 0
         return float((both[there] / either[there]).mean()) if there.any() else 0.0

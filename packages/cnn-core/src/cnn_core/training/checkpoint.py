@@ -1,221 +1,245 @@
-"""Weights and training state on disk: safetensors with one JSON text beside the tensors.
+"""The training state on disk: folders that are whole, checked, and kept until a newer one is.
 
-Both are single files, written under another name, synced, and renamed into place: what is on
-disk is always one whole checkpoint. Nothing is ever pickled.
+state/e000003-s00000120/   after 3 epochs and 120 steps of the fourth
+    model.safetensors      parameters and buffers
+    training.safetensors   the optimizer's tensors, the average's, the running metrics'
+    state.json             where training stands, and in which surroundings
+    MANIFEST.json          size and SHA-256 of each of these, and of itself
+
+A folder is written under another name, synced, read back and renamed; only then are older ones
+removed. Nothing is ever pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
-from cnn_core import registry
-from cnn_core.create import create_model
-from cnn_core.data.pipeline import Preprocessing
-from cnn_core.errors import CorruptError, UsageError
-from cnn_core.files import write_bytes
-from cnn_core.plugins import plugins
+from cnn_core.errors import CheckpointCorruptError, NumericalError
+from cnn_core.files import remove_folder, sweep, write_folder
+from cnn_core.training.weights import on_cpu
 
-__all__ = [
-    "State",
-    "Weights",
-    "is_ours",
-    "read_state",
-    "read_weights",
-    "write_state",
-    "write_weights",
-]
+__all__ = ["Checkpoints", "State"]
 
 SCHEMA = 1
-KEY = "cnnzoo"  # one key: with several, safetensors orders them differently every time
+PARTS = ("optimizer", "average", "running")  # in training.safetensors
+FIELDS = ("scaler", "epoch", "step", "seconds", "best", "best_epoch", "metrics", "surroundings")
+MANIFEST = "MANIFEST.json"
+FILES = {"model.safetensors", "training.safetensors", "state.json"}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """A model's parameters and buffers, and all that is needed to use them."""
-
-    tensors: Mapping[str, Tensor]
-    model: str
-    num_classes: int
-    in_channels: int
-    options: Mapping[str, Any]
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    epoch: int
-    path: Path | None = None
-
-    def build(self) -> nn.Module:
-        """Return the model with these weights, in eval mode."""
-        model = create_model(
-            self.model,
-            num_classes=self.num_classes,
-            in_channels=self.in_channels,
-            **self.options,
-        )
-        self.load_into(model)
-        return model.eval()
-
-    def load_into(self, model: nn.Module) -> None:
-        """Copy the tensors into a model that has exactly these names and shapes.
-
-        Raises:
-            UsageError: it has not; says the first difference.
-        """
-        expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        found = {name: tuple(t.shape) for name, t in self.tensors.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise UsageError(
-                    f"{self.path}: {name} is {found.get(name, 'missing')}, "
-                    f"the model has {expected.get(name, 'none')}",
-                    f"these weights are of {self.model} with {self.num_classes} classes "
-                    f"and {self.in_channels} input channels",
-                )
-        model.load_state_dict(dict(self.tensors))
+log = logging.getLogger("cnn_core")
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where training stands after `epoch` epochs: all that the next one depends on."""
+    """Where training stands: all that what follows depends on, beside recipe and data.
 
-    model: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
-    scaler: Mapping[str, Any]
-    epoch: int
-    best: float
-    best_epoch: int
-    metrics: list[dict[str, float]]
-
-
-def write_weights(path: Path, weights: Weights) -> None:
-    """Write weights.safetensors."""
-    fields = asdict(weights)
-    for name in ("tensors", "path"):
-        del fields[name]
-    origin = registry.models().entry(weights.model).plugin
-    versions = {"torch": torch.__version__, origin.distribution: origin.version}
-    versions["cnn-core"] = plugins().all[0].version
-    _write(path, weights.tensors, {"schema": SCHEMA, **fields, "versions": versions})
-
-
-def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """Read the weights of a run directory, or of a weights.safetensors.
-
-    Raises:
-        UsageError: there are none.
-        CorruptError: the file is broken, or not of ours; names it.
+    `epoch` epochs are done and `step` steps of the next, whose metrics so far are in `running` and
+    which took `seconds` so far. `average` is empty where weights are not averaged. `best` is the
+    best score, None before there is one. There is no random state in it: what is random depends
+    on (seed, epoch, step) alone.
     """
-    file = Path(path)
-    if file.is_dir():
-        if not (file / "weights.safetensors").is_file():
-            raise UsageError(
-                f"{file}: no weights.safetensors: no epoch of this run has ended yet",
-                f"cnnzoo train --resume {file}",
-            )
-        file = file / "weights.safetensors"
-    tensors, fields = _read(file)
-    try:
-        preprocessing: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields["preprocessing"].items()
+
+    model: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    average: Mapping[str, Tensor] = field(default_factory=dict)
+    running: Mapping[str, Tensor] = field(default_factory=dict)
+    scaler: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    surroundings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """The weights to use: averaged, where they are."""
+        return self.average or self.model
+
+    @property
+    def name(self) -> str:
+        """What its folder is called; names sort as the states follow each other."""
+        return _name(self.epoch, self.step)
+
+
+class Checkpoints:
+    """The states of a run, in the folder `state/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """Return the states' names, the oldest first."""
+        return sorted(path.name for path in self.folder.glob("e*-s*") if path.is_dir())
+
+    def save(self, state: State, keep: int = 2) -> None:
+        """Write a state; then remove all others but the `keep` newest and the best epoch's.
+
+        Raises:
+            NumericalError: its weights are not finite; nothing is written.
+            OSError: the disk is full, or cannot be written; the states of before are as they were.
+        """
+        _require_finite(state)
+        self.folder.mkdir(exist_ok=True)
+        training = {
+            f"{part}.{name}": tensor
+            for part in PARTS
+            for name, tensor in getattr(state, part).items()
         }
-        return Weights(
-            tensors=tensors,
-            model=fields["model"],
-            num_classes=fields["num_classes"],
-            in_channels=fields["in_channels"],
-            options=fields["options"],
-            classes=tuple(fields["classes"]),
-            preprocessing=Preprocessing(**preprocessing),
-            epoch=fields["epoch"],
-            path=file,
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{file}: its description of the model is broken: {error}") from error
+        content = {"schema": SCHEMA, **{name: getattr(state, name) for name in FIELDS}}
+        files = {
+            "model.safetensors": save(on_cpu(state.model)),
+            "training.safetensors": save(on_cpu(training)),
+            "state.json": json.dumps(content, sort_keys=True).encode(),
+        }
+        write_folder(self.folder / state.name, {**files, MANIFEST: _manifest(state.name, files)})
+        newest = [name for name in self.names() if name <= state.name][-keep:]
+        for name in self.names():
+            if name not in newest and name != _name(state.best_epoch, 0):
+                remove_folder(self.folder / name)
+
+    def newest(self) -> State | None:
+        """Return the newest state that is sound, and say which were not; None if there are none.
+
+        Raises:
+            CheckpointCorruptError: there are some, and none of them is sound.
+        """
+        refused: list[CheckpointCorruptError] = []
+        for name in reversed(self.names()):
+            try:
+                state = self.read(name)
+            except CheckpointCorruptError as error:
+                refused.append(error)
+                continue
+            for bad in refused:
+                log.warning("%s; going on from %s", bad.message, name)
+            return state
+        if refused:
+            raise refused[0]
+        return None
+
+    def best(self, epoch: int) -> State | None:
+        """Return the state after an epoch, if it is there and sound."""
+        try:
+            return self.read(_name(epoch, 0))
+        except CheckpointCorruptError:
+            return None
+
+    def read(self, name: str) -> State:
+        """Read one state, every byte of it held to the manifest.
+
+        Raises:
+            CheckpointCorruptError: a file is missing, or is not what was written; names it.
+        """
+        folder = self.folder / name
+        files = _checked(folder)
+        try:
+            content = json.loads(files["state.json"])
+            training = load(files["training.safetensors"])
+            parts: dict[str, Any] = {
+                part: {
+                    key.removeprefix(f"{part}."): tensor
+                    for key, tensor in training.items()
+                    if key.startswith(f"{part}.")
+                }
+                for part in PARTS
+            }
+            if content["schema"] != SCHEMA:
+                raise CheckpointCorruptError(f"{folder}: written by another version of cnnzoo")
+            fields = {name: content[name] for name in FIELDS}
+            return State(model=load(files["model.safetensors"]), **parts, **fields)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointCorruptError(f"{folder}: not a training state: {error}") from error
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed while it saved left behind."""
+        sweep(self.folder)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is weights that cnnzoo wrote; false for any other safetensors or format.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except SafetensorError as error:
-        raise CorruptError(f"{path}: not a sound safetensors file: {error}") from error
+def _name(epoch: int, step: int) -> str:
+    return f"e{epoch:06}-s{step:08}"
 
 
-def write_state(path: Path, state: State) -> None:
-    """Write the training state."""
-    tensors = {f"model.{name}": tensor for name, tensor in state.model.items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()}
-    names = ("scaler", "epoch", "best", "best_epoch", "metrics")
-    _write(path, tensors, {"schema": SCHEMA, **{name: getattr(state, name) for name in names}})
+def _require_finite(state: State) -> None:
+    """Raise NumericalError before weights that are not finite take a sound state's place."""
+    for name, tensor in state.model.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if not torch.linalg.vector_norm(tensor, torch.inf).isfinite():
+            raise NumericalError(
+                f"{name} is not finite after {state.epoch} epochs, {state.step} steps: not saved",
+                "the last checkpoint is sound: try a lower --lr, or --set clip_norm=1",
+            )
 
 
-def read_state(path: Path) -> State:
-    """Read the training state.
-
-    Raises:
-        UsageError: there is none.
-        CorruptError: the file is broken; names it.
-    """
-    tensors, fields = _read(path)
-    try:
-        return State(
-            model=_part(tensors, "model."),
-            optimizer=_part(tensors, "optimizer."),
-            scaler=fields["scaler"],
-            epoch=fields["epoch"],
-            best=float(fields["best"]),
-            best_epoch=fields["best_epoch"],
-            metrics=fields["metrics"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{path}: not a training state: {error}") from error
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
+def _manifest(name: str, files: Mapping[str, bytes]) -> bytes:
+    """Return MANIFEST.json: what it describes, and the digest of that."""
+    with ThreadPoolExecutor(2) as pool:  # SHA-256 works outside of Python's lock
+        digests = list(pool.map(_sha256, files.values()))
+    entries = {
+        file: {"sha256": digest, "size": len(data)}
+        for (file, data), digest in zip(files.items(), digests, strict=True)
     }
+    return _signed({"checkpoint": name, "files": entries, "schema": SCHEMA})
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> None:
-    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_bytes(path, save(whole, {KEY: json.dumps(fields, sort_keys=True)}))
+def _signed(content: dict[str, Any]) -> bytes:
+    whole = {**content, "sha256": _sha256(json.dumps(content, sort_keys=True).encode())}
+    return (json.dumps(whole, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a file's tensors and its JSON text."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _checked(folder: Path) -> dict[str, bytes]:
+    """Return a checkpoint's files, each as the manifest says."""
+    entries = _entries(folder)
+    files = {}
+    for name, entry in entries.items():
+        path = folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CheckpointCorruptError(f"{path}: {error.strerror}") from error
+        if len(data) != entry["size"]:
+            raise CheckpointCorruptError(f"{path}: {len(data)} bytes, expected {entry['size']}")
+        if (found := _sha256(data)) != entry["sha256"]:
+            raise CheckpointCorruptError(
+                f"{path}: SHA-256 {found[:16]}…, expected {entry['sha256'][:16]}…"
+            )
+        files[name] = data
+    return files
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    """Return what the manifest says of each file, if it is whole and of this folder."""
+    path = folder / MANIFEST
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        fields = json.loads(metadata[KEY])
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise CorruptError(f"{path}: not a sound safetensors file: {error}") from error
-    except KeyError:
-        raise CorruptError(f"{path}: has no '{KEY}' metadata: not written by cnnzoo") from None
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        raise CorruptError(f"{path}: written by another version of cnnzoo")
-    return tensors, fields
+        data = path.read_bytes()
+        content = json.loads(data)
+        del content["sha256"]
+        sound = _signed(content) == data and content["files"].keys() == FILES
+    except OSError as error:
+        raise CheckpointCorruptError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointCorruptError(f"{path}: not a manifest: {error}") from error
+    if not sound:
+        raise CheckpointCorruptError(f"{path}: is not what was written")
+    if content["checkpoint"] != folder.name:
+        raise CheckpointCorruptError(f"{path}: is of {content['checkpoint']}")
+    entries: dict[str, Any] = content["files"]
+    return entries

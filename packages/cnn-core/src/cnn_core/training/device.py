@@ -11,13 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cnn_core.errors import UsageError
 from cnn_core.plugins import plugins
 
-__all__ = ["DTYPES", "autocast", "choose_device", "environment"]
+__all__ = [
+    "DTYPES",
+    "FORMATS",
+    "autocast",
+    "choose_device",
+    "choose_memory_format",
+    "choose_precision",
+    "environment",
+    "surroundings",
+]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS = {
+    "auto": torch.contiguous_format,
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -41,13 +56,66 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Return a context in which the network computes in `precision`: fp32, bf16 or fp16."""
-    if precision == "fp32":
+    if precision in ("auto", "fp32"):
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return `name`, or for "auto" what is fast and safe on the device.
+
+    On a GPU bf16 where it is in the hardware, else fp16, with a scaled loss. On a CPU fp32: there
+    autocast made training slower on every network that docs/performance.md measures, also on one
+    with bf16 instructions.
+    """
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def choose_memory_format(name: str, model: nn.Module) -> str:
+    """Return `name`, or for "auto" channels_last for networks with batch normalisation.
+
+    Those are faster with it on CPUs and on GPUs with tensor cores (docs/performance.md); VGG, with
+    large convolutions only, is not.
+    """
+    if name != "auto":
+        return name
+    normalised = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return "channels_last" if normalised else "contiguous"
+
+
+def surroundings(device: torch.device, world: int) -> dict[str, Any]:
+    """Return what changes the last bits of a training beside its recipe."""
+    found = {
+        "torch": torch.__version__,
+        "device": _device_name(device),
+        "processes": world,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if device.type == "cpu":
+        return {
+            **found,
+            "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        }
+    return {
+        **found,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
+
+
 def environment(
-    device: torch.device, data_dir: Path | None, data: str, fingerprint: str
+    device: torch.device,
+    data_dir: Path | None,
+    data: str,
+    fingerprint: str,
+    allocator: str,
+    world: int = 1,
 ) -> dict[str, Any]:
     """Return what a run records of its surroundings, and of its data set."""
     name, colon, folder = data.partition(":")
@@ -68,6 +136,8 @@ def environment(
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world,
+        "allocator": allocator,
         "device": device.type,
         "device_name": _device_name(device),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.pipeline import Preprocessing, batches
 from cnn_core.errors import RunError, UsageError
-from cnn_core.tasks import loss_of, metrics_of
-from cnn_core.tasks.classification import Mean
-from cnn_core.training.checkpoint import read_weights
-from cnn_core.training.device import autocast, choose_device
+from cnn_core.tasks import loss_of
+from cnn_core.tasks.running import Running
+from cnn_core.training.device import FORMATS, autocast, choose_device
+from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
+from cnn_core.training.weights import read_weights
 
 __all__ = ["Predictions", "evaluate", "load_data", "measure", "predictions"]
 
@@ -57,19 +59,34 @@ def measure(
     num_classes: int,
     device: torch.device,
     workers: int = 0,
+    world: World = ALONE,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Return loss and metrics of a model over a split, in eval mode."""
+    """Return loss and metrics of a model over a split, in eval mode.
+
+    Each process of the world looks at its share; all of them return the whole split's numbers.
+    `between` is called after every batch.
+    """
     model.eval()
-    running, losses = metrics_of(task, num_classes, recipe.topk), Mean()
-    criterion, size = loss_of(task, recipe), together(preprocessing)
-    for batch in batches(split, preprocessing, size, device=device, workers=workers):
+    running = Running(task, num_classes, recipe.topk)
+    criterion, size = loss_of(task, recipe), together(preprocessing) * world.size
+    memory_format = FORMATS[recipe.memory_format]
+    for batch in batches(
+        split,
+        preprocessing,
+        size,
+        device=device,
+        workers=workers,
+        rank=world.rank,
+        world=world.size,
+    ):
         with autocast(device, recipe.precision):
-            logits = model(batch.images)
-        losses.add(criterion(logits.float(), batch.targets), len(batch.targets))
-        for metric in running.values():
-            metric.update(logits, batch.targets)
-    numbers = {name: metric.compute() for name, metric in running.items()}
-    return {"loss": losses.compute(), **numbers}
+            logits = model(batch.images.contiguous(memory_format=memory_format))
+        loss = criterion(logits.float(), batch.targets).item()
+        running.add(loss, logits, batch.targets)
+        between()
+    running.reduce(world, device)
+    return running.compute()
 
 
 def together(preprocessing: Preprocessing) -> int:

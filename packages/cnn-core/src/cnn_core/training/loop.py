@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cnn_core.data.augment import Augmentation
 from cnn_core.data.dataset import Files, Split
 from cnn_core.data.draws import key_of
 from cnn_core.data.pipeline import Batch, Preprocessing, batch_sizes, batches
-from cnn_core.errors import NumericalError
 from cnn_core.plugins import Observers
-from cnn_core.tasks import SCORES, loss_of, metrics_of
-from cnn_core.tasks.classification import Mean
+from cnn_core.tasks import loss_of
+from cnn_core.tasks.running import Running
 from cnn_core.training.checkpoint import State
-from cnn_core.training.device import autocast
+from cnn_core.training.device import FORMATS, autocast
+from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.evaluation import measure
-from cnn_core.training.optim import Optimizer, make_optimizer
+from cnn_core.training.numerics import not_finite
 from cnn_core.training.progress import Progress
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
 from cnn_core.training.schedule import learning_rate
+from cnn_core.training.signals import Stop, stop_requests
+from cnn_core.training.trainee import Trainee
 
 __all__ = ["Fit", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a training works on and reports to."""
+    """What a training works on and reports to.
+
+    `best` is the number of an epoch that chooses the weights, and whether more of it is better;
+    `save` writes a state.
+    """
 
     run: Run
     recipe: Recipe
@@ -48,104 +54,206 @@ class Fit:
     device: torch.device
     progress: Progress
     observers: Observers
+    best: tuple[str, bool]
     save: Callable[[State], None]
+    world: World = ALONE
+
+    @property
+    def piece(self) -> int:
+        """Samples that a process computes at once."""
+        return -(-self.recipe.batch_size // (self.world.size * self.recipe.accumulate))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return len(batch_sizes(len(self.train), self.recipe.batch_size, training=True))
 
 
-def fit(model: nn.Module, job: Fit, state: State | None) -> None:
-    """Train `model` in place, epoch after epoch, from `state` or from the beginning.
+def fit(model: nn.Module, job: Fit, state: State) -> State:
+    """Train `model` in place, epoch after epoch, from `state`; return the state at the end.
 
-    An epoch depends on nothing but the state before it and (seed, epoch): going on from any
+    A step depends on nothing but the state before it and (seed, epoch, step): going on from any
     checkpoint gives, on the same machine's CPU, the same bits as never having stopped.
+
+    Raises:
+        NumericalError: loss or gradient are not finite; before the step, and nothing is saved.
+        KeyboardInterrupt, Terminated: a signal asked to stop; after the step, and all is saved.
     """
-    recipe = job.recipe
-    optimizer = make_optimizer(model, recipe)
-    scaler = torch.GradScaler(job.device.type, enabled=recipe.precision == "fp16")
-    state = _restore(model, optimizer, scaler, state, job.device)
+    recipe, steps = job.recipe, job.steps
+    trainee = Trainee(model, recipe, job.device)
+    trainee.load(state)
+    network = job.world.wrapped(model, job.device)
     criterion = loss_of(job.task, recipe)
-    steps = len(batch_sizes(len(job.train), recipe.batch_size, training=True))
-    job.progress.start(job.run, steps, state.epoch)
+    job.progress.start(job.run, steps, state.epoch * steps + state.step)
     job.observers.notify("fit_start", run=job.run, model=model, recipe=recipe)
 
-    for epoch in range(state.epoch, recipe.epochs):
-        began = time.perf_counter()
-        running, losses = metrics_of(job.task, job.num_classes, recipe.topk), Mean()
-        model.train()
-        for step, batch in enumerate(_training_batches(job, epoch)):
-            lr = learning_rate(recipe, epoch + step / steps)
-            with autocast(job.device, recipe.precision):
-                outputs = model(batch.images)
-                loss = criterion(outputs, batch.targets, batch.mix)
-            _stop_if_not_finite(loss, epoch, step, batch)
-            scaler.scale(loss).backward()
-            _clip(model, optimizer, scaler, recipe.clip_norm)
-            scaler.step(cast(Any, optimizer), lr)
-            scaler.update()
-            model.zero_grad(set_to_none=True)
+    with stop_requests() as stop:
+        while state.epoch < recipe.epochs and not _exhausted(recipe, state):
+            epoch, began = state.epoch, time.perf_counter() - state.seconds
+            running = _running(job, state)
+            trainee.train()
+            for step, batch in enumerate(_training_batches(job, epoch, state.step), state.step):
+                lr = learning_rate(recipe, epoch + step / steps)
+                value = 0.0
+                for piece, context in _pieces(batch, job.piece, network):
+                    with context:
+                        with autocast(job.device, recipe.precision):
+                            outputs = network(piece.images)
+                            loss = criterion(outputs, piece.targets, piece.mix)
+                        trainee.scaler.scale(_shared(loss, piece.share)).backward()
+                    value += _note(running, loss, outputs, piece)
+                norm = trainee.gradient_norm()
+                asked = _agreed(job, stop, trainee, batch, value, norm, epoch, step)
+                trainee.clip(norm)
+                trainee.step(lr, epoch * steps + step)
 
-            losses.add(loss, len(batch.targets))
-            logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-            for metric in running.values():
-                metric.update(logits.detach(), batch.targets)
-            job.progress.step(len(batch.targets), partial(_numbers, "", losses, running))
-            job.observers.notify(
-                "step_end", run=job.run, epoch=epoch + 1, step=step, loss=loss.detach()
-            )
-        seconds = time.perf_counter() - began
-        line = {
-            "epoch": epoch + 1,
-            **_numbers("train/", losses, running),
-            **_validate(model, job),
-            "lr": learning_rate(recipe, epoch),
-            "images_per_second": round(len(job.train) / seconds, 1),
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-        score = line.get(f"val/{SCORES[job.task]}")
-        state = _after_epoch(model, optimizer, scaler, state, line, score)
-        job.save(state)
-        job.progress.epoch(epoch + 1, line)
-        job.observers.notify("epoch_end", run=job.run, epoch=epoch + 1, metrics=line)
-        job.observers.notify("checkpoint", run=job.run, epoch=epoch + 1)
+                job.progress.step(len(batch.indices) * job.world.size, running.compute)
+                if job.observers.hear("step_end"):
+                    facts = {"epoch": epoch + 1, "step": step, "loss": loss.detach()}
+                    job.observers.notify("step_end", run=job.run, **facts)
+                if asked or _due(recipe, step + 1, steps):
+                    now = {"epoch": epoch, "step": step + 1, "running": _sums(job, running)}
+                    job.save(trainee.state(state, seconds=time.perf_counter() - began, **now))
+                    _end(job, asked)
+            state = _finish_epoch(job, trainee, state, running, began, stop)
+    return state
 
 
-def _training_batches(job: Fit, epoch: int) -> Iterator[Batch]:
-    """Return the epoch's batches; seeds all that is random in it by (seed, epoch)."""
+def _running(job: Fit, state: State) -> Running:
+    """Return the epoch's loss and metrics so far; what all processes saw is with the first."""
+    running = Running(job.task, job.num_classes, job.recipe.topk)
+    running.load(state.running if job.world.first else {})
+    return running
+
+
+def _sums(job: Fit, running: Running) -> dict[str, Tensor]:
+    """Return the sums of all processes' losses and metrics; each goes on with its own."""
+    sums = {name: tensor.clone().to(job.device) for name, tensor in running.sums().items()}
+    job.world.sum(sums.values())
+    return sums
+
+
+def _training_batches(job: Fit, epoch: int, first: int) -> Iterator[Batch]:
+    """Yield the epoch's batches from `first` on; what is random depends on (seed, epoch, step)."""
     recipe = job.recipe
-    torch.manual_seed(key_of(recipe.seed, epoch) >> 1)  # dropout
-    keys = [key.name for key in dataclasses.fields(Augmentation)]
-    augmentation = Augmentation(**{key: getattr(recipe, key) for key in keys})
-    return batches(
+    found = batches(
         job.train,
         job.preprocessing,
         recipe.batch_size,
         device=job.device,
-        draws=augmentation.draws(recipe.seed, epoch),
+        draws=Augmentation.of(recipe).draws(recipe.seed, epoch),
+        rank=job.world.rank,
+        world=job.world.size,
         workers=job.workers,
+        first=first,
     )
+    memory_format = FORMATS[recipe.memory_format]
+    key = key_of(recipe.seed, epoch, f"rank {job.world.rank}") >> 2
+    generators = [torch.default_generator]
+    if job.device.type == "cuda":
+        generators.append(torch.cuda.default_generators[job.device.index or 0])
+    for step, batch in enumerate(found, first):
+        for generator in generators:  # dropout
+            generator.manual_seed(key + step)
+        images = batch.images.contiguous(memory_format=memory_format)
+        yield batch if images is batch.images else replace(batch, images=images)
 
 
-def _stop_if_not_finite(loss: Tensor, epoch: int, step: int, batch: Batch) -> None:
-    """Raise before a loss that is not finite reaches the weights."""
-    if math.isfinite(value := loss.item()):
-        return
-    raise NumericalError(
-        f"the loss is {value} in epoch {epoch + 1}, step {step + 1} "
-        f"(samples {batch.indices[:4].tolist()} …); the last epoch's state is kept",
-        "try a lower --lr, or --set clip_norm=1",
-    )
+def _pieces(
+    batch: Batch, size: int, network: nn.Module
+) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
+    """Yield the batch's pieces; processes exchange gradients at the last one only."""
+    for piece in batch.pieces(size):
+        last = piece.indices[-1] == batch.indices[-1]
+        if last or not isinstance(network, DistributedDataParallel):
+            yield piece, nullcontext()
+        else:
+            yield piece, network.no_sync()
 
 
-def _clip(model: nn.Module, optimizer: Optimizer, scaler: Any, limit: float) -> None:
-    if limit > 0:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), limit)
+def _shared(loss: Tensor, share: float) -> Tensor:
+    return loss if share == 1 else loss * share
 
 
-def _numbers(prefix: str, losses: Mean, running: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {f"{prefix}{name}": metric.compute() for name, metric in running.items()}
-    return {f"{prefix}loss": losses.compute(), **numbers}
+def _note(running: Running, loss: Tensor, outputs: Any, piece: Batch) -> float:
+    """Count a piece in; return its part of the step's loss."""
+    value = loss.item()
+    if piece.share:
+        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
+        running.add(value, logits, piece.targets)
+    return value * piece.share
 
 
-def _validate(model: nn.Module, job: Fit) -> dict[str, float]:
+def _agreed(
+    job: Fit,
+    stop: Stop,
+    trainee: Trainee,
+    batch: Batch,
+    loss: float,
+    norm: float,
+    epoch: int,
+    step: int,
+) -> int:
+    """Return the signal that asks any process to stop, or 0, before the step is taken.
+
+    Raises:
+        NumericalError: loss or gradient are not finite, in any process. With a scaled loss
+            gradients may overflow: that step is left out.
+    """
+    finite = math.isfinite(loss) and (math.isfinite(norm) or trainee.scaler.is_enabled())
+    asked, bad = job.world.most([stop.signum, not finite], job.device)
+    if bad:
+        raise not_finite(trainee.model, batch, loss, norm, epoch, step)
+    return int(asked)
+
+
+def _due(recipe: Recipe, done: int, steps: int) -> bool:
+    return recipe.save_steps > 0 and done % recipe.save_steps == 0 and done < steps
+
+
+def _end(job: Fit, signum: float) -> None:
+    """End the training if a signal asked for it, when the first process has saved all."""
+    if signum:
+        job.world.wait()
+        raise Stop.error(int(signum))
+
+
+def _finish_epoch(
+    job: Fit, trainee: Trainee, state: State, running: Running, began: float, stop: Stop
+) -> State:
+    """Measure, save and tell; return the state that the next epoch begins with."""
+    epoch = state.epoch
+    trained = time.perf_counter() - began
+    sums = _sums(job, running)
+
+    def between() -> None:
+        """End in the middle of measuring: all steps are taken, and will be measured again."""
+        if stop.signum and job.world.size == 1:
+            job.save(
+                trainee.state(state, epoch=epoch, step=job.steps, running=sums, seconds=trained)
+            )
+            _end(job, stop.signum)
+
+    measured = _validate(job, trainee.best_guess, between)
+    running.load(sums)
+    line = {
+        "epoch": epoch + 1,
+        **running.compute("train/"),
+        **measured,
+        "lr": learning_rate(job.recipe, epoch),
+        "images_per_second": round(len(job.train) / trained, 1),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    state = _after_epoch(trainee, state, line, job.best)
+    job.save(state)
+    job.progress.epoch(epoch + 1, line)
+    job.observers.notify("epoch_end", run=job.run, epoch=epoch + 1, metrics=line)
+    job.observers.notify("checkpoint", run=job.run, epoch=epoch + 1)
+    _end(job, job.world.most([stop.signum], job.device)[0])
+    return state
+
+
+def _validate(job: Fit, model: nn.Module, between: Callable[[], None]) -> dict[str, float]:
     """Measure the model on what was held out, if anything was."""
     if len(job.validation) == 0:
         return {}
@@ -158,49 +266,41 @@ def _validate(model: nn.Module, job: Fit) -> dict[str, float]:
         job.num_classes,
         job.device,
         job.workers,
+        job.world,
+        between,
     )
     return {f"val/{name}": value for name, value in measured.items()}
 
 
-def _restore(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scaler: torch.GradScaler,
-    state: State | None,
-    device: torch.device,
-) -> State:
-    """Put a checkpoint's contents where they belong; a new run has an empty one."""
-    if state is None:
-        return State(
-            model={}, optimizer={}, scaler={}, epoch=0, best=-1.0, best_epoch=0, metrics=[]
-        )
-    model.load_state_dict(dict(state.model))
-    for name, tensor in state.optimizer.items():
-        home = torch.device("cpu") if name.startswith("step.") else device
-        optimizer.state[name] = tensor.to(home)
-    if state.scaler:
-        scaler.load_state_dict(dict(state.scaler))
-    return state
-
-
 def _after_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scaler: torch.GradScaler,
-    before: State,
-    line: dict[str, float],
-    score: float | None,
+    trainee: Trainee, before: State, line: dict[str, float], best: tuple[str, bool]
 ) -> State:
     """Return the state after an epoch; without validation the last epoch is the best."""
-    epoch = int(line["epoch"])
-    # Of equals the later one, trained longer at a lower rate; a NaN is never better.
-    better = score is None or score >= before.best
-    return State(
-        model=model.state_dict(),
-        optimizer=optimizer.state,
-        scaler=scaler.state_dict(),
+    epoch, (name, more) = int(line["epoch"]), best
+    score = line.get(name)
+    better = score is None or _better(score, before.best, more)
+    return trainee.state(
+        before,
         epoch=epoch,
-        best=(-1.0 if score is None else score) if better else before.best,
+        step=0,
+        seconds=0.0,
+        running={},
+        best=score if better else before.best,
         best_epoch=epoch if better else before.best_epoch,
         metrics=[*before.metrics, line],
     )
+
+
+def _better(score: float, best: float | None, more: bool) -> bool:
+    """Whether a score is the best so far.
+
+    Of equals the later one, trained longer at a lower rate; a NaN is never better.
+    """
+    if math.isnan(score) or best is None:
+        return not math.isnan(score)
+    return score >= best if more else score <= best
+
+
+def _exhausted(recipe: Recipe, state: State) -> bool:
+    """Whether the score has not become better for as many epochs as the recipe waits."""
+    return 0 < recipe.patience <= state.epoch - state.best_epoch

@@ -12,8 +12,8 @@ import torch
 from cnn_core import registry
 from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError
-from cnn_core.training.checkpoint import read_weights
 from cnn_core.training.device import choose_device
+from cnn_core.training.weights import read_weights
 
 __all__ = ["Prediction", "predict"]
 

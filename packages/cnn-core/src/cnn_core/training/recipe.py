@@ -18,10 +18,12 @@ from cnn_core.text import did_you_mean, printable
 __all__ = ["Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
 
 CHOICES = {
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("constant", "step", "cosine"),
+    "optimizer": ("sgd", "adamw", "rmsprop"),
+    "weight_decay_on": ("all", "weights"),
+    "schedule": ("constant", "step", "multi_step", "cosine", "one_cycle", "polynomial"),
     "loss": ("cross_entropy", "map"),
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "memory_format": ("auto", "contiguous", "channels_last"),
     "policy": ("", "randaugment", "trivialaugment"),
     "pipeline": ("auto", "memory", "streaming"),
 }
@@ -34,9 +36,18 @@ LIMITS = {  # field: (lowest, highest), both allowed
     "lr": (0.0, 1e6),
     "momentum": (0.0, 0.9999),
     "beta2": (0.0, 0.999999),
+    "eps": (0.0, 10.0),
     "weight_decay": (0.0, 10.0),
     "warmup_epochs": (0.0, 100_000.0),
+    "step_every": (0.0, 100_000.0),
+    "rise": (0.0, 1.0),
+    "power": (0.0, 100.0),
     "final_lr": (0.0, 1e6),
+    "ema": (0.0, 0.999999),
+    "accumulate": (1, 1_000_000),
+    "patience": (0, 100_000),
+    "save_steps": (0, 2**62),
+    "keep": (1, 1_000_000),
     "label_smoothing": (0.0, 0.999),
     "map_margin": (0.0, 1e6),
     "aux_weight": (0.0, 1e6),
@@ -69,20 +80,34 @@ class Recipe:
     seed: int = 0
     optimizer: str = "sgd"
     lr: float = 0.05  # the peak
-    momentum: float = 0.9  # SGD's; AdamW's beta1
+    momentum: float = 0.9  # SGD's and RMSprop's; AdamW's beta1
     nesterov: bool = True  # SGD: look ahead (Sutskever et al. 2013); papers before it do not
-    beta2: float = 0.999  # AdamW
+    beta2: float = 0.999  # of squared gradients: AdamW's; RMSprop's alpha
+    eps: float = 1e-8  # AdamW, RMSprop
     weight_decay: float = 0.0005
+    weight_decay_on: str = "all"  # "weights": not on biases and normalisation
     schedule: str = "cosine"
     warmup_epochs: float = 0.0  # linear, from 0
-    step_epochs: tuple[int, ...] = ()  # schedule = "step": where the rate changes
+    step_every: float = (
+        0.0  # schedule = "step": epochs after which the rate changes, again and again
+    )
+    step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": where the rate changes
     step_factors: tuple[float, ...] = (0.1,)  # what it is multiplied by: one, or one a step
-    final_lr: float = 0.0  # schedule = "cosine": where it ends
+    rise: float = 0.3  # schedule = "one_cycle": the part of the training in which the rate rises
+    power: float = 1.0  # schedule = "polynomial"
+    final_lr: float = 0.0  # where cosine and polynomial end
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     map_margin: float = 1.0  # loss = "map": the j of Eq. 9
     aux_weight: float = 0.3  # of the losses of auxiliary heads, where a network has them
     clip_norm: float = 0.0  # largest gradient norm; 0: not clipped
+    accumulate: int = 1  # pieces that a batch is computed in: less memory, the same step
+    ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept
+    patience: int = 0  # epochs without a better score after which training stops; 0: never
+    best: str = ""  # the score that chooses the weights to keep; "": val/top1, val/miou
+    weights: str = ""  # a run or a file of weights to begin with
+    freeze: tuple[str, ...] = ()  # stages that stay as they are
+    stage_lr: Mapping[str, float] = field(default_factory=dict)  # factors of the rate by stage
     shift: int = 0  # augmentation (cnn_core.data.augment): pixels, each direction
     flip: bool = False  # mirror left and right
     policy: str = ""  # randaugment, trivialaugment
@@ -99,7 +124,12 @@ class Recipe:
     on_bad_sample: str = "fail"  # or skip:N, where up to N files may be left out
     validation: float = 0.1  # part of the training split that chooses the weights to keep
     topk: int = 0  # 0: 5, or the number of classes if that is smaller
-    precision: str = "fp32"
+    precision: str = "auto"  # auto: bf16 on GPUs that have it, else fp16; fp32 on the CPU
+    memory_format: str = "auto"  # auto: channels_last where networks are faster with it
+    compile: bool = False  # torch.compile: minutes before the first step, faster ones after it
+    sync_batchnorm: bool = False  # several processes: statistics over the whole batch
+    save_steps: int = 0  # steps after which the state is saved within an epoch; 0: only at its end
+    keep: int = 2  # checkpoints that are kept, beside the best epoch's
     image_size: int = 0  # 0: the size that the architecture was published for
     mean: tuple[float, ...] = ()  # empty: the data set's own
     std: tuple[float, ...] = ()
@@ -121,7 +151,22 @@ class Recipe:
         for option in RESERVED & set(self.options):
             raise UsageError(f"options.{option}: not an option of an architecture")
         self._check_augmentation()
+        self._check_schedule()
         self.bad_samples()
+        for stage, factor in self.stage_lr.items():
+            if type(factor) not in (int, float) or not 0 <= factor <= 1e6:
+                raise UsageError(f"stage_lr.{printable(stage)} = {factor!r}: expected a factor")
+        if self.accumulate > self.batch_size:
+            raise UsageError(
+                f"accumulate = {self.accumulate}: a batch of {self.batch_size} has no more pieces"
+            )
+
+    def _check_schedule(self) -> None:
+        if self.schedule == "step" and not (self.step_every and len(self.step_factors) == 1):
+            raise UsageError(
+                "schedule = 'step' needs step_every, and one factor",
+                'for given epochs: schedule = "multi_step", step_epochs = [30, 60]',
+            )
         if len(self.step_factors) not in (1, len(self.step_epochs)):
             raise UsageError(
                 f"step_factors has {len(self.step_factors)} numbers, "
@@ -178,7 +223,7 @@ def _converted(key: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if "tuple" in name and isinstance(value, list | tuple):
-        item = int if "int" in name else float
+        item = int if "int" in name else str if "str" in name else float
         return tuple(_converted(key, v, item) for v in value)
     if "Mapping" in name and isinstance(value, Mapping):
         return dict(value)

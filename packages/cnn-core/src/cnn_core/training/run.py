@@ -2,14 +2,16 @@
 
 recipe.toml           every hyper-parameter, defaults included
 environment.json      versions, plugins, hardware, where the data was
-metrics.jsonl         a line per epoch, then one for the test split
+metrics.jsonl         a line per epoch, then one for the test split; metrics.csv is the same
 weights.safetensors   the kept weights, with all that rebuilds the model
-state/                the full training state after the last epoch
+state/                checkpoints: the full training state
 figures/  report.html from cnn-viz
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_core.errors import RunError, UsageError, ZooError
-from cnn_core.files import write_text
+from cnn_core.files import sweep, write_folder, write_text
 from cnn_core.training.recipe import Recipe, read_recipe
 
 __all__ = ["Run"]
@@ -39,8 +41,8 @@ class Run:
 
     @property
     def state(self) -> Path:
-        """The full training state after the last epoch."""
-        return self.path / "state" / "last.safetensors"
+        """The folder of checkpoints."""
+        return self.path / "state"
 
     @property
     def figures(self) -> Path:
@@ -66,11 +68,17 @@ class Run:
                 raise UsageError(
                     f"{path}: is not empty", f"cnnzoo train --resume {path}, or another --out"
                 )
-            (path / "state").mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files = {
+                "recipe.toml": recipe.to_toml(),
+                "environment.json": json.dumps(environment, indent=2) + "\n",
+                "metrics.jsonl": "",
+                "metrics.csv": "",
+            }
+            sweep(path.parent, f".{path.name}.*.tmp")
+            write_folder(path, {name: text.encode() for name, text in files.items()})
             run = cls(path, recipe)
-            write_text(path / "recipe.toml", recipe.to_toml())
-            write_text(path / "environment.json", json.dumps(environment, indent=2) + "\n")
-            run.write_metrics([])
+            run.state.mkdir()
         except OSError as error:
             reason = error.strerror or error
             raise ZooError(
@@ -128,9 +136,14 @@ class Run:
         return {}
 
     def write_metrics(self, lines: list[dict[str, float]]) -> None:
-        """Replace metrics.jsonl, atomically."""
+        """Replace metrics.jsonl and metrics.csv, each atomically."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_text(self.path / "metrics.jsonl", text)
+        table, columns = io.StringIO(), {key: None for line in lines for key in line}
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_text(self.path / "metrics.csv", table.getvalue())
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:

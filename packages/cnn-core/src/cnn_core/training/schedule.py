@@ -9,22 +9,39 @@ from cnn_core.training.recipe import Recipe
 
 __all__ = ["learning_rate"]
 
+START, END = 1 / 25, 1 / 250_000  # of one cycle, as parts of its peak: torch's defaults
+
 
 def learning_rate(recipe: Recipe, time: float) -> float:
     """Return the learning rate after `time` epochs, a fraction within an epoch included.
 
-    Warm-up rises linearly from 0 to `lr` over `warmup_epochs`. "cosine" (Loshchilov and
-    Hutter 2017, arXiv:1608.03983, Eq. 5, without restarts) falls over what remains.
+    Warm-up rises linearly from 0 to `lr` over `warmup_epochs`. Over what remains "cosine"
+    (Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5, without restarts) and "polynomial" fall
+    to `final_lr`, and "one_cycle" (Smith and Topin 2018, arXiv:1708.07120) rises from lr / 25, and
+    falls, both as cosines. "step" and "multi_step" multiply by factors at epochs.
     """
-    if time < recipe.warmup_epochs:
-        return recipe.lr * time / recipe.warmup_epochs
-    if recipe.schedule == "step":
-        factors = itertools.cycle(recipe.step_factors)
-        steps = zip(recipe.step_epochs, factors, strict=False)
-        return recipe.lr * math.prod(factor for epoch, factor in steps if time >= epoch)
-    if recipe.schedule == "cosine":
-        remaining = max(recipe.epochs - recipe.warmup_epochs, 1e-12)
-        progress = min((time - recipe.warmup_epochs) / remaining, 1.0)
-        fall = (1 + math.cos(math.pi * progress)) / 2
-        return recipe.final_lr + (recipe.lr - recipe.final_lr) * fall
-    return recipe.lr
+    lr, begin = recipe.lr, recipe.warmup_epochs
+    if time < begin:
+        return lr * time / begin
+    progress = min((time - begin) / max(recipe.epochs - begin, 1e-12), 1.0)
+    match recipe.schedule:
+        case "step":
+            return lr * math.pow(recipe.step_factors[0], time // recipe.step_every)
+        case "multi_step":
+            factors = itertools.cycle(recipe.step_factors)
+            steps = zip(recipe.step_epochs, factors, strict=False)
+            return lr * math.prod(factor for epoch, factor in steps if time >= epoch)
+        case "cosine":
+            return _cosine(lr, recipe.final_lr, progress)
+        case "polynomial":
+            return recipe.final_lr + (lr - recipe.final_lr) * math.pow(1 - progress, recipe.power)
+        case "one_cycle" if progress < recipe.rise:
+            return _cosine(lr * START, lr, progress / recipe.rise)
+        case "one_cycle":
+            return _cosine(lr, lr * END, (progress - recipe.rise) / max(1 - recipe.rise, 1e-12))
+    return lr
+
+
+def _cosine(first: float, last: float, progress: float) -> float:
+    """Return what lies between two rates, along half a wave."""
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from cnn_core import registry
-from cnn_core.create import create_model
-from cnn_core.data.dataset import Dataset, Split, load_dataset
-from cnn_core.data.pipeline import Preprocessing
-from cnn_core.errors import RunError, UsageError, ZooError
+from cnn_core.data.dataset import Dataset, load_dataset
+from cnn_core.errors import CorruptError, NumericalError, RunError, UsageError, ZooError
+from cnn_core.files import sweep
 from cnn_core.plugins import Observers, plugins
-from cnn_core.specs import ModelSpec, RecipeSpec
-from cnn_core.tasks import loss_of, metrics_of
-from cnn_core.text import printable
-from cnn_core.training.checkpoint import (
-    State,
-    Weights,
-    read_state,
-    read_weights,
-    write_state,
-    write_weights,
-)
-from cnn_core.training.device import choose_device, environment
+from cnn_core.training.allocator import keep_memory
+from cnn_core.training.checkpoint import Checkpoints, State
+from cnn_core.training.device import choose_device, environment, surroundings
+from cnn_core.training.distributed import World, joined, restarted
 from cnn_core.training.evaluation import load_data, measure
 from cnn_core.training.loop import Fit, fit
-from cnn_core.training.progress import counting, progress_for
-from cnn_core.training.recipe import Recipe, read_recipe
+from cnn_core.training.progress import progress_for
+from cnn_core.training.ready import Ready, find_recipe, make_ready, score
+from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
+from cnn_core.training.weights import Weights, read_weights, write_weights
 
-__all__ = ["find_recipe", "train"]
+__all__ = ["Session", "train"]
 
-TILES = 2  # images a batch where pixels are classified and no recipe says how many
+log = logging.getLogger("cnn_core")
 
 
 def train(
@@ -47,250 +39,301 @@ def train(
     *,
     recipe: str | None = None,
     resume: str | os.PathLike[str] | None = None,
+    auto_resume: bool = False,
+    fit_memory: bool = False,
     out: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
     device: str = "auto",
     workers: int = 0,
     progress: bool = True,
+    observers: Iterable[Any] = (),
     **settings: Any,
 ) -> Run:
     """Train `model` on `data` and return the run; or go on with the run at `resume`.
 
     `recipe` is the name of one, or a TOML file; `settings` override its keys. `workers` are
     processes that decode files, where they are not all in memory; they change no result. A run
-    that is resumed needs nothing else: it goes on from its last whole epoch, on a CPU bit for bit
-    as if it had never stopped. The caller's random state is left as it was.
+    that is resumed needs nothing else: it goes on from its last checkpoint, on a CPU bit for bit
+    as if it had never stopped. With `auto_resume`, and in what torchrun or SLURM start again, a
+    run of the same recipe that is in `out` is gone on with. With `fit_memory` batches are computed
+    in as many pieces as they need to fit. `observers` are objects with methods
+    named like the hooks that watch a training, as `cnnzoo_epoch_end(run, epoch, metrics)`.
+
+    SIGTERM and SIGINT end the training after the step, with all of it saved. The caller's random
+    state is left as it was.
 
     Raises:
         UsageError: an unknown name or key, or a value out of range.
         NumericalError: the loss is not finite.
     """
     folder = Path(data_dir) if data_dir is not None else None
-    where = choose_device(device)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        if resume is not None:
-            run = Run.open(resume)
-            _last_state(run)  # raises if the run is not whole
-            chosen, dataset = run.recipe, load_data(run, folder)
-            if run.finished and run.weights.is_file():
-                return run
-        else:  # what can fail does so before anything is written
+    where = Path(out) if out is not None else None
+    if resume is None and where is not None and (auto_resume or restarted()):
+        chosen = find_recipe(model, data, recipe, dict(settings))
+        resume = where if _is_run_of(where, chosen) else None
+    with joined(device) as (world, name):
+        home = choose_device(name)
+        with torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
+            shown, watching = progress and world.first, tuple(observers)
+            session = Session(world, home, workers, shown, watching, fit_memory)
+            if resume is not None:
+                return session.go_on(Path(resume), folder)
             chosen = find_recipe(model, data, recipe, settings)
-            registry.models().get(chosen.model)
-            dataset = load_dataset(chosen.data, data_dir=folder, download=download)
-            _check(chosen, dataset)
-        network = _build(chosen, dataset)
+            return session.begin(chosen, where, folder, download)
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One call of `train`: the processes that take part, where they compute, who watches."""
+
+    world: World
+    device: torch.device
+    workers: int = 0
+    shown: bool = True
+    observers: tuple[Any, ...] = ()
+    fit_memory: bool = False
+
+    def begin(
+        self, recipe: Recipe, out: Path | None, data_dir: Path | None, download: bool
+    ) -> Run:
+        """Start a new run. What can fail does so before anything is written."""
+        restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+        if out is None and self.world.size > 1 and restarts != "0":
+            raise UsageError("a training that may be started again needs a folder", "--out DIR")
+        dataset = self._loaded(recipe, data_dir, download)
         fingerprint = dataset.fingerprint()
-        geometry = _geometry(chosen, registry.models().get(chosen.model), dataset)
-        dataset = _placed(chosen, dataset, geometry, progress)
-        preprocessing = _normalised(chosen, dataset, geometry)
-        if resume is None:
-            surroundings = environment(where, folder, chosen.data, fingerprint)
-            run = Run.create(chosen, surroundings, Path(out) if out is not None else None)
-        _train(run, network.to(where), dataset, preprocessing, where, workers, progress)
-    return run
+        ready = self._ready(recipe, dataset)
+        if self.fit_memory:
+            ready = self._fitted(ready)
+        run = None
+        if self.world.first:
+            facts = (data_dir, recipe.data, fingerprint, self._allocator())
+            run = Run.create(ready.recipe, environment(self.device, *facts, self.world.size), out)
+        run = self.world.share(run)
+        assert run is not None
+        return self._train(run, ready, State())
 
+    def go_on(self, path: Path, data_dir: Path | None) -> Run:
+        """Go on with a run; a finished one is left as it is."""
+        run = Run.open(path)
+        state = self._last_state(run)
+        run.environment()  # raises if it is not readable
+        if run.finished and _sound(run):
+            return run
+        ready = self._ready(run.recipe, load_data(run, data_dir), begun=bool(state.model))
+        self._allocator()
+        self._warn_of_changes(run, state)
+        return self._train(run, ready, state)
 
-def find_recipe(
-    model: str | None, data: str | None, name: str | None, settings: dict[str, Any]
-) -> Recipe:
-    """Return the recipe: the one named, else the default one of the pair, with `settings`."""
-    spec = _recipe_spec(model, data, name)
-    base = dict(spec.settings) if spec is not None else {}
-    if model is not None:
-        base["model"] = model
-    if data is not None:
-        base["data"] = data
-    for key in ("model", "data"):
-        if key not in base:
-            raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
-    if spec is None and registry.models().get(base["model"]).task == "segmentation":
-        base["batch_size"] = TILES  # 128 large images are more than most memories hold
-    options = {**base.pop("options", {}), **settings.pop("options", {})}
-    return Recipe.from_settings({**base, **settings, "options": options})
+    def _ready(self, recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> Ready:
+        return make_ready(recipe, dataset, self.device, self.world, begun=begun, shown=self.shown)
 
+    def _fitted(self, ready: Ready) -> Ready:
+        """Return what is ready, with a recipe whose batches fit in every process's memory."""
+        from cnn_core.training.finders import fitting_pieces
 
-def _recipe_spec(model: str | None, data: str | None, name: str | None) -> RecipeSpec | None:
-    if name is not None and name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
-        return read_recipe(Path(name))
-    if name is not None:
-        return registry.recipes().get(name)
-    pair = [
-        entry.spec
-        for _, entry in registry.recipes()
-        if (entry.spec.model, entry.spec.dataset) == (model, data)
-    ]
-    return next((spec for spec in pair if spec.default), None)
-
-
-def _check(recipe: Recipe, dataset: Dataset) -> None:
-    """Find what cannot work before anything is written."""
-    spec = registry.models().get(recipe.model)
-    if spec.task != dataset.spec.task:
-        raise UsageError(
-            f"model '{recipe.model}' does {spec.task}, data set '{recipe.data}' is for "
-            f"{dataset.spec.task}",
-            "cnnzoo list-models --task TASK",
-        )
-    metrics_of(spec.task, len(dataset.spec.classes), recipe.topk)
-    loss_of(spec.task, recipe)
-    for key in ("mean", "std"):
-        channels, given = dataset.spec.image[0], len(getattr(recipe, key))
-        if given not in (0, channels):
-            raise UsageError(f"{key} has {given} numbers, the images {channels} channels")
-    if (recipe.image_size or min(spec.input[1:])) < spec.min_size:
-        raise UsageError(
-            f"image_size = {recipe.image_size}: {recipe.model} needs at least {spec.min_size}"
+        pieces = int(self.world.most([fitting_pieces(ready, self.device)], self.device)[0])
+        return dataclasses.replace(
+            ready, recipe=dataclasses.replace(ready.recipe, accumulate=pieces)
         )
 
+    def _loaded(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
+        """Load the data set; what is downloaded, the first process downloads for all."""
+        if download and not self.world.first:
+            self.world.wait()
+        dataset = load_dataset(
+            recipe.data, data_dir=data_dir, download=download and self.world.first
+        )
+        if download and self.world.first:
+            self.world.wait()
+        return dataset
 
-def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    """Return the recipe's network for the data set, initialised by the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    return create_model(
-        recipe.model,
-        num_classes=len(dataset.spec.classes),
-        in_channels=dataset.spec.image[0],
-        **recipe.options,
-    )
+    def _allocator(self) -> str:
+        return keep_memory() if self.device.type == "cpu" else "default"
+
+    def _last_state(self, run: Run) -> State:
+        """Return where a run stands, the same in every process."""
+        state = State()
+        if self.world.first:
+            sweep(run.path)
+            Checkpoints(run.state).sweep()
+            state = _last_state(run)
+        name = self.world.share(state.name if state.model else "")
+        if name and not self.world.first:
+            return Checkpoints(run.state).read(name)
+        return state
+
+    def _warn_of_changes(self, run: Run, state: State) -> None:
+        """Say what differs from when the state was saved, and may change the last bits."""
+        now, before = surroundings(self.device, self.world.size), state.surroundings
+        changed = [
+            f"{key} {before[key]} then, {now.get(key)} now"
+            for key in before
+            if before[key] != now.get(key)
+        ]
+        if changed and self.world.first:
+            log.warning("%s: %s: the last bits may differ", run.path, "; ".join(changed))
+
+    def _train(self, run: Run, ready: Ready, state: State) -> Run:
+        """Do what remains of a run: the epochs, then the test split."""
+        recipe, dataset = ready.recipe, ready.dataset
+        now = surroundings(self.device, self.world.size)
+        state = dataclasses.replace(state, surroundings=now)
+        kept, held_out = dataset.divide(recipe.validation, recipe.seed)
+        progress = progress_for(self.shown)
+        watching = self.observers if self.world.first else ()
+        observers = Observers(plugins() if self.world.first else None, watching)
+        job = Fit(
+            run=run,
+            recipe=recipe,
+            task=dataset.spec.task,
+            train=kept,
+            validation=held_out,
+            workers=self.workers,
+            num_classes=len(dataset.spec.classes),
+            preprocessing=ready.preprocessing,
+            device=self.device,
+            progress=progress,
+            observers=observers,
+            best=score(recipe, dataset),
+            save=partial(_save, run, ready) if self.world.first else _nothing,
+            world=self.world,
+        )
+        if self.world.first and state.model:
+            _mend(run, ready, state)
+        try:
+            state = fit(ready.model, job, state)
+        except BaseException as error:
+            if not isinstance(error, ZooError):
+                error.add_note(f"go on with: cnnzoo train --resume {run.path}")
+            raise
+        finally:
+            progress.stop()
+        if not state.best_epoch:
+            raise NumericalError(f"{run.path}: {job.best[0]} was never a number: nothing is kept")
+        self._test(run, dataset, observers)
+        return run
+
+    def _test(self, run: Run, dataset: Dataset, observers: Observers) -> None:
+        """Measure the kept weights on the test split: the last line of metrics.jsonl."""
+        self.world.wait()  # for the first process to have written them
+        weights = read_weights(run.path)
+        measured = measure(
+            weights.build().to(self.device),
+            dataset.split("test"),
+            weights.preprocessing,
+            run.recipe,
+            dataset.spec.task,
+            weights.num_classes,
+            self.device,
+            self.workers,
+            self.world,
+        )
+        line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
+        if self.world.first:
+            run.write_metrics([*run.history(), line])
+            observers.notify("fit_end", run=run, metrics=line)
+        self.world.wait()
 
 
-def _train(
-    run: Run,
-    model: nn.Module,
-    dataset: Dataset,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    workers: int,
-    shown: bool,
-) -> None:
-    """Do what remains of a run: the epochs, then the test split."""
-    recipe = run.recipe
-    save = partial(_save, run, dataset, preprocessing)
-    state = _last_state(run)
-    if state is not None:
-        save(state)  # finishes what a stop in the middle of saving may have left
-    kept, held_out = dataset.divide(recipe.validation, recipe.seed)
-    progress = progress_for(shown)
-    observers = Observers(plugins())
-    job = Fit(
-        run=run,
-        recipe=recipe,
-        task=dataset.spec.task,
-        train=kept,
-        validation=held_out,
-        workers=workers,
-        num_classes=len(dataset.spec.classes),
-        preprocessing=preprocessing,
-        device=device,
-        progress=progress,
-        observers=observers,
-        save=save,
-    )
-    try:
-        fit(model, job, state)
-    except BaseException as error:
-        if not isinstance(error, ZooError):
-            error.add_note(f"go on with: cnnzoo train --resume {run.path}")
-        raise
-    finally:
-        progress.stop()
-    _test(run, dataset, device, workers, observers)
+def _nothing(state: State) -> None:
+    """Save nothing: another process does."""
 
 
-def _save(run: Run, dataset: Dataset, preprocessing: Preprocessing, state: State) -> None:
+def _is_run_of(path: Path, recipe: Recipe) -> bool:
+    """Whether a run of this recipe is in a folder.
+
+    Raises:
+        UsageError: there is one, of another recipe.
+    """
+    if not (path / "recipe.toml").is_file():
+        return False
+    found = Run.open(path).recipe
+    for key in dataclasses.fields(Recipe):
+        wanted, there = getattr(recipe, key.name), getattr(found, key.name)
+        if key.name == "weights":
+            wanted = wanted and str(Path(wanted).absolute())
+        left_open = key.name in ("precision", "memory_format", "mean", "std")
+        if wanted != there and not (left_open and wanted in ("auto", ())):
+            raise UsageError(
+                f"{path}: a run with {key.name} = {there!r}, not {wanted!r}", "another --out"
+            )
+    return True
+
+
+def _save(run: Run, ready: Ready, state: State) -> None:
     """Write the state, then weights if they are the best so far, then what people read.
 
     Stopped in between, the next start does the rest: the state has all that it needs.
     """
-    write_state(run.state, state)
-    if state.best_epoch == state.epoch:
-        weights = Weights(
-            tensors=state.model,
-            model=run.recipe.model,
-            num_classes=len(dataset.spec.classes),
-            in_channels=dataset.spec.image[0],
-            options=run.recipe.options,
-            classes=dataset.spec.classes,
-            preprocessing=preprocessing,
-            epoch=state.epoch,
-        )
-        write_weights(run.weights, weights)
+    Checkpoints(run.state).save(state, ready.recipe.keep)
+    if state.step == 0:
+        if state.best_epoch == state.epoch:
+            _keep(run, ready, state)
+        run.write_metrics(state.metrics)
+
+
+def _keep(run: Run, ready: Ready, state: State) -> None:
+    """Write weights.safetensors."""
+    spec = ready.dataset.spec
+    weights = Weights(
+        tensors=state.kept,
+        model=run.recipe.model,
+        num_classes=len(spec.classes),
+        in_channels=spec.image[0],
+        options=run.recipe.options,
+        classes=spec.classes,
+        preprocessing=ready.preprocessing,
+        epoch=state.epoch,
+    )
+    write_weights(run.weights, weights)
+
+
+def _mend(run: Run, ready: Ready, state: State) -> None:
+    """Write again what a stop in the middle of saving, or a broken disk, left behind the state.
+
+    Raises:
+        RunError: the kept weights are gone, and no checkpoint has them.
+    """
+    if state.best_epoch == state.epoch and state.step == 0:
+        _keep(run, ready, state)
+    elif state.best_epoch and not _sound(run):
+        best = Checkpoints(run.state).best(state.best_epoch)
+        if best is None:
+            raise _lost(run, run.weights)
+        log.warning("%s: written again, from %s", run.weights, best.name)
+        _keep(run, ready, best)
     run.write_metrics(state.metrics)
 
 
-def _last_state(run: Run) -> State | None:
-    """Return where a run stands; None if none of its epochs has ended yet.
+def _sound(run: Run) -> bool:
+    """Whether the kept weights are there, and what was written."""
+    try:
+        read_weights(run.path)
+    except (UsageError, CorruptError):
+        return False
+    return True
+
+
+def _last_state(run: Run) -> State:
+    """Return where a run stands; an empty state if nothing was saved yet.
 
     Raises:
+        CheckpointCorruptError: there are checkpoints, and none is sound.
         RunError: the state is gone, or weights that it cannot give back; nothing is changed.
     """
-    if run.state.is_file():
-        state = read_state(run.state)
-        if run.weights.is_file() or state.best_epoch == state.epoch:
-            return state
-    elif not run.weights.is_file() and not run.history():
-        return None
-    lost = run.weights if run.state.is_file() else run.state
-    raise RunError(
-        f"{run.path}: not a whole run: {lost.relative_to(run.path)} is missing",
+    checkpoints = Checkpoints(run.state)
+    state = checkpoints.newest()
+    if state is None:
+        if run.weights.is_file() or run.history():
+            raise _lost(run, run.state)
+        return State()
+    return state
+
+
+def _lost(run: Run, path: Path) -> RunError:
+    return RunError(
+        f"{run.path}: not a whole run: {path.relative_to(run.path)} is missing",
         "restore it from a copy, or train again into another directory",
     )
-
-
-def _test(
-    run: Run, dataset: Dataset, device: torch.device, workers: int, observers: Observers
-) -> None:
-    """Measure the kept weights on the test split: the last line of metrics.jsonl."""
-    weights = read_weights(run.path)
-    measured = measure(
-        weights.build().to(device),
-        dataset.split("test"),
-        weights.preprocessing,
-        run.recipe,
-        dataset.spec.task,
-        weights.num_classes,
-        device,
-        workers,
-    )
-    line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
-    run.write_metrics([*run.history(), line])
-    observers.notify("fit_end", run=run, metrics=line)
-
-
-def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
-    """Decode files into memory, or see that they can be decoded, before the first epoch."""
-    if recipe.pipeline != "streaming" and all(
-        isinstance(split, Split) for split in dataset.splits.values()
-    ):
-        return dataset
-    from cnn_core.data.streaming import BadSamples, place
-
-    bad = BadSamples(recipe.bad_samples())
-    with counting("reading files", shown) as progress:
-        placed = place(dataset, geometry, recipe.pipeline, torch.get_num_threads(), bad, progress)
-    if bad.found:
-        shown_ones = "; ".join(map(printable, bad.found[:5]))
-        print(f"left out {len(bad.found)} samples: {shown_ones}", file=sys.stderr)
-    return placed
-
-
-def _geometry(recipe: Recipe, model: ModelSpec, dataset: Dataset) -> Preprocessing:
-    """Return what happens to a picture's shape; `_normalised` adds what happens to its values."""
-    size = (recipe.image_size, recipe.image_size) if recipe.image_size else model.input[1:]
-    picture = dataset.spec.image[1:]
-    return Preprocessing(size=size, picture=picture, fit=dataset.spec.fit, mean=(), std=())
-
-
-def _normalised(recipe: Recipe, dataset: Dataset, geometry: Preprocessing) -> Preprocessing:
-    """Add the recipe's mean and deviation, else the data set's, else those of its pictures."""
-    mean, std = recipe.mean or dataset.spec.mean, recipe.std or dataset.spec.std
-    if not mean or not std:
-        from cnn_core.data.streaming import statistics
-
-        found = statistics(dataset.split("train"))
-        mean, std = mean or found[0], std or found[1]
-    return dataclasses.replace(geometry, mean=mean, std=std)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.training.checkpoint import read_weights
+from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.pictures import Pixels, as_image, tiles
 

@@ -1,0 +1,78 @@
+"""cnnzoo lr-find."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_core.cli.output import emit_json, json_option
+from cnn_core.cli.params import DATASET, MODEL, RECIPE
+
+__all__ = ["command"]
+
+ROWS, WIDTH = 24, 46
+
+
+@click.command("lr-find")
+@click.argument("model", type=MODEL)
+@click.option("--data", type=DATASET, required=True, help="The data set.")
+@click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
+@click.option("--low", default=1e-5, show_default=True, help="The first rate.")
+@click.option("--high", default=10.0, show_default=True, help="The last rate.")
+@click.option("--steps", default=100, show_default=True, help="Steps from one to the other.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@json_option
+def command(
+    model: str,
+    data: str,
+    recipe: str | None,
+    settings: tuple[str, ...],
+    low: float,
+    high: float,
+    steps: int,
+    data_dir: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Try learning rates on MODEL, one step each, and draw what becomes of the loss.
+
+    The range test of Smith (2017): the rate grows with every step until the loss diverges. The
+    rate suggested is the one at which the loss falls fastest. Nothing is kept.
+
+    \b
+    Examples:
+      cnnzoo lr-find lenet5_modern --data digits
+      cnnzoo lr-find resnet20_cifar --data cifar10 --set optimizer=adamw --high 1 --json
+    """
+    from cnn_core.cli.find import prepared
+    from cnn_core.training.finders import lr_curve, steepest
+
+    ready, where = prepared(model, data, recipe, settings, data_dir, device)
+    curve = list(lr_curve(ready, where, low, high, steps))
+    best = steepest(curve)
+    if as_json:
+        emit_json("curve", [dataclasses.asdict(trial) for trial in curve], suggestion=best)
+        return
+    for line in _drawn(curve, best):
+        click.echo(line)
+    click.echo(f"\nthe loss falls fastest at {best:.2g}: --lr {best:.2g}")
+
+
+def _drawn(curve: list[Any], best: float) -> list[str]:
+    """Return the curve as lines, a bar a rate; losses far above the first are cut."""
+    shown = curve[:: max(len(curve) // ROWS, 1)]
+    nearest = min(shown, key=lambda trial: abs(trial.lr - best))
+    low = min(trial.smooth for trial in shown)
+    high = min(max(trial.smooth for trial in shown), 2 * curve[0].smooth)
+    lines = [f"{'rate':>8}  {'loss':>8}"]
+    for trial in shown:
+        part = (min(trial.smooth, high) - low) / max(high - low, 1e-12)
+        mark = "  <- falls fastest" if trial is nearest else ""
+        bar = "█" * (1 + round(part * WIDTH))
+        lines.append(f"{trial.lr:8.1e}  {trial.smooth:8.4f}  {bar}{mark}")
+    return lines

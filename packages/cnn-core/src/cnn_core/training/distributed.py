@@ -1,0 +1,178 @@
+"""Several processes that train one network: what torchrun starts, and what they say to each other.
+
+The engine is torch.distributed; there is no launcher here. A recipe's batch is that of all
+processes together: a run does the same on one as on eight, but for the last bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from cnn_core.errors import UsageError
+
+__all__ = ["ALONE", "World", "joined", "restarted", "synchronised"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training, and which of them this one is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Add tensors up over all processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def share(self, value: T) -> T:
+        """Return what the first process has."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return cast(T, box[0])
+
+    def most(self, numbers: list[float], device: torch.device) -> list[float]:
+        """Return the largest of each number that any process has: a decision that all take."""
+        if self.size == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the network whose gradients are averaged over all processes."""
+        if self.size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=False)
+
+
+ALONE = World()
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun, or anything that speaks as it does, started this process among several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarted() -> bool:
+    """Whether this process is a new attempt at a training: by torchrun, or requeued by SLURM."""
+    counts = (os.environ.get(f"{who}_RESTART_COUNT", "0") for who in ("TORCHELASTIC", "SLURM"))
+    return any(count.isdigit() and int(count) > 0 for count in counts)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[tuple[World, str]]:
+    """Join the other processes, if there are any; yield the world and this process's device.
+
+    Raises:
+        UsageError: a device that only one of several processes can have.
+    """
+    if not under_torchrun():
+        yield ALONE, device
+        return
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device '{device}': each process of several takes its own", "cpu, cuda")
+    gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if gpu:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield (
+            World(torch.distributed.get_rank(), torch.distributed.get_world_size()),
+            device if gpu else "cpu",
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with batch normalisation over the batches of all processes.
+
+    torch's own on a GPU; on the CPU, where torch has none, `SyncBatchNorm2d`.
+    """
+    if device.type == "cuda":
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, SyncBatchNorm2d.of(child))
+    return model
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe and Szegedy 2015) with mean and variance over all processes."""
+
+    @classmethod
+    def of(cls, module: nn.BatchNorm2d) -> SyncBatchNorm2d:
+        """Return a module with the parameters and buffers of `module`."""
+        made = cls(module.num_features, module.eps, module.momentum, module.affine)
+        made.__dict__.update(module.__dict__)
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise N C H W by the channel's mean and variance in all processes' batches."""
+        if not (self.training and torch.distributed.is_initialized()):
+            return super().forward(x)
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        total = _AllReduce.apply(torch.cat([x.sum((0, 2, 3)), count]))
+        n, mean = total[-1], total[:-1] / total[-1]
+        centred = x - mean[:, None, None]
+        variance = _AllReduce.apply(centred.square().sum((0, 2, 3))) / n
+        self._keep(mean.detach(), variance.detach() * (n / (n - 1).clamp(min=1)).detach())
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
+
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards those of this batch."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0 / float(self.num_batches_tracked)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance, momentum)
+
+
+class _AllReduce(torch.autograd.Function):
+    """A sum over all processes, whose gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total

@@ -1,0 +1,37 @@
+"""A moving average of the weights, which is often better than the weights themselves."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+__all__ = ["Average"]
+
+
+class Average:
+    """An exponential moving average of a model's weights (Polyak and Juditsky 1992).
+
+    a <- d a + (1 - d) w after every step, with d = min(decay, (1 + n) / (10 + n)) at the n-th, so
+    that a short training is not held at its beginning. Buffers of normalisation are averaged as
+    weights are; whole numbers are copied. `model` is the network with the average in it.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        pairs = list(
+            zip(model.state_dict().values(), self.model.state_dict().values(), strict=True)
+        )
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Take the weights after `steps` steps into the average."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        ours = [average for _, average in self._floats]
+        torch._foreach_lerp_(ours, [value for value, _ in self._floats], 1 - decay)
+        for value, average in self._others:
+            average.copy_(value)

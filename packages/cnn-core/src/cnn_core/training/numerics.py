@@ -1,0 +1,82 @@
+"""What to do about numbers that are not finite: notice before the step, and say where from."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnn_core.data.pipeline import Batch
+from cnn_core.errors import NumericalError
+
+__all__ = ["gradient_norm", "not_finite"]
+
+SHOWN = 8  # samples that an error names
+
+
+@torch.no_grad()
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together; not finite if any of them is not."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
+
+
+def not_finite(
+    model: nn.Module, batch: Batch, loss: float, norm: float, epoch: int, step: int
+) -> NumericalError:
+    """Return an error that names the step, its samples, and where the first such number is.
+
+    Runs the network once more: batch normalisation has seen the batch already, so its running
+    statistics are lost with the training either way.
+    """
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    samples = ", ".join(map(str, batch.indices[:SHOWN].tolist()))
+    more = ", …" if len(batch.indices) > SHOWN else ""
+    return NumericalError(
+        f"{what} in epoch {epoch + 1}, step {step + 1} (samples {samples}{more}); "
+        f"first in {_origin(model, batch)}",
+        "the last checkpoint is sound: try a lower --lr, or --set clip_norm=1",
+    )
+
+
+@torch.no_grad()
+def _origin(model: nn.Module, batch: Batch) -> str:
+    """Return where the first number that is not finite is: input, parameter, stage, gradient."""
+    if not batch.images.isfinite().all():
+        places = (~batch.images.flatten(1).isfinite().all(1)).nonzero().flatten()
+        return f"the images (sample {int(batch.indices[places[0]])})"
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the parameter {name}"
+    if stage := _first_output(model, batch.images):
+        return f"the output of {stage}"
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss"
+
+
+def _first_output(model: nn.Module, images: Tensor) -> str:
+    """Return the first module whose output is not finite, or ""."""
+    found: list[str] = []
+    leaves = [(name, m) for name, m in model.named_modules() if name and not any(m.children())]
+    handles = [
+        module.register_forward_hook(partial(_note, found, name)) for name, module in leaves
+    ]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
+def _note(found: list[str], name: str, module: nn.Module, _: Any, output: Any) -> None:
+    if isinstance(output, Tensor) and not output.isfinite().all():
+        found.append(name)

@@ -1,0 +1,57 @@
+"""SIGTERM and SIGINT while training: first a request, then an order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from cnn_core.errors import Terminated
+
+__all__ = ["Stop", "stop_requests"]
+
+ECHO = 3.0  # seconds: Ctrl-C reaches torchrun's processes at once, and again through torchrun
+
+
+class Stop:
+    """Whether somebody asked training to stop: 0, or the number of the signal."""
+
+    signum = 0
+    since = 0.0
+
+    @staticmethod
+    def error(signum: int) -> BaseException:
+        """Return what ends the training: `Terminated` for SIGTERM, else `KeyboardInterrupt`."""
+        return Terminated() if signum == signal.SIGTERM else KeyboardInterrupt()
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Stop]:
+    """Take SIGTERM and SIGINT as requests to stop after the step; a second one ends at once.
+
+    The handlers of before are back afterwards. Only a process's main thread hears signals: in
+    another one nothing changes.
+    """
+    stop = Stop()
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if stop.signum and not (torchrun and now - stop.since < ECHO):
+            os._exit(128 + signum)
+        stop.signum, stop.since = signum, now
+
+    before: dict[int, Any] = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
