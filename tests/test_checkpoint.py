@@ -373,3 +373,48 @@ def test_resuming_elsewhere_says_what_differs(tmp_path, caplog):
     assert "threads 64 then, 1 now" in line
     assert f"torch 2.0.0 then, {torch.__version__} now" in line
     assert json.loads((run.state / state(2).name / "state.json").read_text())["epoch"] == 2
+
+
+def test_packed_files_are_the_librarys_to_the_byte():
+    from safetensors.torch import save
+
+    from cnn_core.training.packed import packed
+
+    torch.manual_seed(0)
+    kinds = [
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.int64,
+        torch.uint8,
+        torch.int32,
+        torch.int8,
+        torch.int16,
+        torch.bool,
+    ]
+    tensors = {
+        f"{k}.{i}": torch.randn(3, i).to(kind) for k, kind in enumerate(kinds) for i in (0, 1, 5)
+    }
+    tensors |= {"a.scalar": torch.tensor(2.5)}
+    for text in (None, {"cnnzoo": '{"ü": "\\"…"}'}):
+        assert b"".join(packed(tensors, text)) == save(tensors, text)
+    assert b"".join(packed({})) == save({})
+
+
+def test_what_does_not_read_back_is_an_error(two, monkeypatch):
+    """A disk that takes every byte and keeps a wrong one."""
+    checkpoints, _, second = two
+    write = os.write
+
+    def wrong(handle, data):
+        changed = bytearray(data)
+        changed[-1] ^= 1
+        return write(handle, changed)
+
+    monkeypatch.setattr(os, "write", wrong)
+    with pytest.raises(OSError, match="does not read back as it was written"):
+        checkpoints.save(state(3))
+    monkeypatch.undo()
+    assert same(checkpoints.newest(), second)
+    assert not list(checkpoints.folder.glob(".*"))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 __all__ = [
+    "new_folder",
     "remove_folder",
     "sweep",
     "write_atomically",
     "write_bytes",
-    "write_folder",
+    "write_new",
     "write_text",
 ]
 
@@ -42,10 +44,11 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
-def write_bytes(path: Path, data: Data) -> None:
+def write_bytes(path: Path, *parts: Data) -> None:
     """Replace a file's contents, atomically."""
     with write_atomically(path) as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,21 +56,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_folder(path: Path, contents: Mapping[str, Data]) -> None:
-    """Make a folder with these files, all of it or nothing; one of that name is replaced.
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write files into; on leaving, it is synced and gets its name.
 
-    Every file is synced and read back before the folder gets its name.
-
-    Raises:
-        OSError: the disk is full or cannot be written, or does not give back what was written.
+    If the block raises, or the machine stops, what was at `path` is as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         os.mkdir(temporary)
-        for name, data in contents.items():
-            _write_new(temporary / name, data)
-            if (temporary / name).read_bytes() != data:
-                raise OSError(None, "does not read back as it was written", str(path / name))
+        yield temporary
         _sync_folder(temporary)
         remove_folder(path)
         os.rename(temporary, path)
@@ -77,15 +75,38 @@ def write_folder(path: Path, contents: Mapping[str, Data]) -> None:
     _sync_folder(path.parent)
 
 
-def _write_new(path: Path, data: Data) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def write_new(path: Path, *parts: Data) -> None:
+    """Write a file that is not there yet, part after part; sync it, and read it back.
+
+    Raises:
+        OSError: the disk is full or cannot be written, or does not give back what was written.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(handle, rest[:CHUNK]) :]
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(handle, rest[:CHUNK]) :]
         os.fsync(handle)
+        _require_equal(path, handle, parts)
     finally:
         os.close(handle)
+
+
+def _require_equal(path: Path, handle: int, parts: tuple[Data, ...]) -> None:
+    """Raise OSError unless a file holds exactly these parts."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    read = bytearray(CHUNK)
+    equal = os.fstat(handle).st_size == sum(map(len, parts))
+    for part in parts:
+        whole = memoryview(part)
+        for start in range(0, len(whole), CHUNK):
+            expected = whole[start : start + CHUNK]
+            read = read if len(read) == len(expected) else bytearray(len(expected))
+            count = os.readv(handle, [read])
+            equal = equal and count == len(expected) and read == expected  # bytearray's: memcmp
+    if not equal:
+        raise OSError(errno.EIO, "does not read back as it was written", str(path))
 
 
 def remove_folder(path: Path) -> None:

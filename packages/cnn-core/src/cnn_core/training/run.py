@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_core.errors import RunError, UsageError, ZooError
-from cnn_core.files import sweep, write_folder, write_text
+from cnn_core.files import new_folder, sweep, write_new, write_text
 from cnn_core.training.recipe import Recipe, read_recipe
 
 __all__ = ["Run"]
@@ -76,7 +76,9 @@ class Run:
                 "metrics.csv": "",
             }
             sweep(path.parent, f".{path.name}.*.tmp")
-            write_folder(path, {name: text.encode() for name, text in files.items()})
+            with new_folder(path) as folder:
+                for name, text in files.items():
+                    write_new(folder / name, text.encode())
             run = cls(path, recipe)
             run.state.mkdir()
         except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from cnn_core import registry
@@ -24,8 +24,9 @@ from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import CheckpointCorruptError, CorruptError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.plugins import plugins
+from cnn_core.training.packed import on_cpu, packed
 
-__all__ = ["Weights", "is_ours", "on_cpu", "read_weights", "write_weights"]
+__all__ = ["Weights", "is_ours", "read_weights", "write_weights"]
 
 SCHEMA = 1
 KEY = "cnnzoo"  # one key: with several, safetensors orders them differently every time
@@ -90,12 +91,7 @@ def write_weights(path: Path, weights: Weights) -> None:
     versions["cnn-core"] = plugins().all[0].version
     content = {"schema": SCHEMA, **fields, "versions": versions}
     text, tensors = json.dumps(content, sort_keys=True), on_cpu(weights.tensors)
-    write_bytes(path, save(tensors, {KEY: _digest(text, tensors) + text}))
-
-
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as files have them: on the CPU, contiguous."""
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_bytes(path, *packed(tensors, {KEY: _digest(text, tensors) + text}))
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
