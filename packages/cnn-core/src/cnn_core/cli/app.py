@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.disable()  # a broken plugin must not write into the command line
         return shell_complete(app, {}, "cnnzoo", "_CNNZOO_COMPLETE", instruction)
     _report_warnings_on_stderr()
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     traceback = "--traceback" in args[: _command_position(args)]
     try:
         code = _invoke(args)
@@ -132,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped("interrupted", stop, signal.SIGINT)
     except Terminated as stop:
         return _stopped("terminated", stop, signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return code
 
 
@@ -188,6 +190,9 @@ def _as_zoo_error(error: Exception) -> ZooError:
         return _os_error(error)
     if is_out_of_memory(error):
         return ResourceError("out of memory", "try --fit-memory, or a smaller --batch-size")
+    if "RANK" in os.environ and "peer" in str(error):
+        hint = "torchrun --max-restarts=N starts all of them again, up to N times"
+        return ZooError("another process of this training has ended", hint)
     return ZooError(
         f"unexpected {describe(error)}",
         "this is a defect: cnnzoo --traceback COMMAND … shows where",

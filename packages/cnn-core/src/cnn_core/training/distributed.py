@@ -6,8 +6,11 @@ processes together: a run does the same on one as on eight, but for the last bit
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -85,30 +88,61 @@ def restarted() -> bool:
     return any(count.isdigit() and int(count) > 0 for count in counts)
 
 
-@contextlib.contextmanager
-def joined(device: str) -> Iterator[tuple[World, str]]:
-    """Join the other processes, if there are any; yield the world and this process's device.
+def joined(device: str) -> tuple[World, str]:
+    """Join the other processes, if there are any; return the world and this process's device.
+
+    Once joined, a process stays so until it ends: the same processes may train again.
 
     Raises:
         UsageError: a device that only one of several processes can have.
     """
     if not under_torchrun():
-        yield ALONE, device
-        return
+        return ALONE, device
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device '{device}': each process of several takes its own", "cpu, cuda")
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if gpu:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    if not torch.distributed.is_initialized():
+        with _ended_by_sigterm():
+            _join("nccl" if gpu else "gloo")
+        atexit.register(torch.distributed.destroy_process_group)
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return world, device if gpu else "cpu"
+
+
+def _join(backend: str) -> None:
+    """Meet the other processes; where torchrun lends its store, under this attempt's own names.
+
+    torchrun keeps one store over all its restarts, in which a process would find the addresses of
+    the attempt before (pytorch/pytorch#135712).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
+        torch.distributed.init_process_group(backend)
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        address, port, size, is_master=False
+    )
+    attempt = f"cnnzoo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    own = torch.distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process at once: while it waits for others, Python hears nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        yield (
-            World(torch.distributed.get_rank(), torch.distributed.get_world_size()),
-            device if gpu else "cpu",
-        )
+        yield
     finally:
-        torch.distributed.destroy_process_group()
+        signal.signal(signal.SIGTERM, before)
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:

@@ -229,7 +229,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 def _groups(model: nn.Module, recipe: Recipe) -> list[Group]:
     """Return the trainable parameters by factor of the rate and weight decay."""
     for stage in (*recipe.stage_lr, *recipe.freeze):
-        require_stage(model, stage)
+        _require_stage(model, stage)
     found: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or stage_of(name, recipe.freeze):
@@ -250,7 +250,7 @@ def stage_of(name: str, stages: Iterable[str]) -> str:
     return max(inside, key=len, default="")
 
 
-def require_stage(model: nn.Module, stage: str) -> None:
+def _require_stage(model: nn.Module, stage: str) -> None:
     """Raise UsageError unless the network has a module of that name; suggests one."""
     known = [name for name, _ in model.named_modules() if name]
     if stage not in known:

@@ -27,7 +27,7 @@ class Progress(Protocol):
     """Told about every step and epoch."""
 
     def start(self, run: Run, steps: int, done: int) -> None:
-        """A run of `steps` steps an epoch begins, or goes on after `done` epochs."""
+        """A run of `steps` steps an epoch begins, or goes on after `done` steps in all."""
 
     def step(self, images: int, numbers: Numbers) -> None:
         """A step was taken; `numbers` gives the epoch's metrics so far, if asked."""
@@ -56,7 +56,9 @@ class Plain(Silent):
 
     def start(self, run: Run, steps: int, done: int) -> None:
         self.epochs = run.recipe.epochs
-        after = f", after epoch {done}" if done else ""
+        epochs, more = divmod(done, steps)
+        after = f", after epoch {epochs}" if done else ""
+        after = f", after step {more} of epoch {epochs + 1}" if more else after
         what = printable(f"{run.recipe.model} on {run.recipe.data}{after}: {run.path}")
         print(what, file=sys.stderr)
 
@@ -78,7 +80,7 @@ class Live(Plain):
     def start(self, run: Run, steps: int, done: int) -> None:
         super().start(run, steps, done)
         self.steps = steps
-        self.taken = done * steps
+        self.taken = done
         self.first = self.taken
         self.images = 0
         self.began = self.shown = time.perf_counter()

@@ -21,7 +21,7 @@ from cnn_core.tasks import loss_of, metrics_of, score_of
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, synchronised
-from cnn_core.training.optim import require_stage
+from cnn_core.training.optim import make_optimizer
 from cnn_core.training.progress import counting
 from cnn_core.training.recipe import Recipe, read_recipe
 from cnn_core.training.trainee import frozen
@@ -95,8 +95,7 @@ def make_ready(
     spec = registry.models().get(recipe.model)
     _check(recipe, dataset, spec)
     recipe, model = _build(recipe, dataset, begun)
-    for stage in (*recipe.freeze, *recipe.stage_lr):
-        require_stage(model, stage)
+    make_optimizer(model, recipe)  # raises where stages are not there, or all are frozen
     recipe = dataclasses.replace(
         recipe,
         precision=choose_precision(recipe.precision, device),

@@ -72,15 +72,15 @@ def train(
     if resume is None and where is not None and (auto_resume or restarted()):
         chosen = find_recipe(model, data, recipe, dict(settings))
         resume = where if _is_run_of(where, chosen) else None
-    with joined(device) as (world, name):
-        home = choose_device(name)
-        with torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
-            shown, watching = progress and world.first, tuple(observers)
-            session = Session(world, home, workers, shown, watching, fit_memory)
-            if resume is not None:
-                return session.go_on(Path(resume), folder)
-            chosen = find_recipe(model, data, recipe, settings)
-            return session.begin(chosen, where, folder, download)
+    world, name = joined(device)
+    home = choose_device(name)
+    shown, watching = progress and world.first, tuple(observers)
+    session = Session(world, home, workers, shown, watching, fit_memory)
+    with torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
+        if resume is not None:
+            return session.go_on(Path(resume), folder)
+        chosen = find_recipe(model, data, recipe, settings)
+        return session.begin(chosen, where, folder, download)
 
 
 @dataclasses.dataclass(frozen=True)
