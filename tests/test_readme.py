@@ -48,6 +48,15 @@ def test_every_command_of_use_runs_as_it_stands(tmp_path):
     assert len(list((tmp_path / "runs" / "first" / "figures").glob("*.png"))) >= 6
 
 
+def test_every_command_about_training_runs_as_it_stands(tmp_path):
+    for line in blocks(section("Training"), "bash")[0].splitlines():
+        words = shlex.split(line)
+        commands = {"cnnzoo": "cnn_core", "torchrun": "torch.distributed.run"}
+        run(["-m", commands[words[0]], *words[1:]], tmp_path)
+    assert (tmp_path / "curves.png").is_file()
+    assert (tmp_path / "runs" / "two" / "weights.safetensors").is_file()
+
+
 def test_every_command_about_data_runs_as_it_stands(tmp_path):
     commands = blocks(section("Your own pictures, and the known data sets"), "bash")[0]
     for line in commands.splitlines():

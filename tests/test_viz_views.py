@@ -29,10 +29,11 @@ from cnn_core.errors import PluginError, UnknownNameError, UsageError
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
 from cnn_core.training import Predictions, Run
+from cnn_core.training.score import kept_epoch
 from cnn_viz import draw, plugin, style
 from cnn_viz.figures import draw_all, draw_one, fitting, write
 from cnn_viz.ingredients import Ingredients
-from cnn_viz.measures import kept_epoch, wilson
+from cnn_viz.measures import wilson
 from cnn_viz.pictures import varied
 from cnn_viz.views.confusion import confusion
 from cnn_viz.views.features import features, walk
@@ -167,14 +168,14 @@ def test_curves_before_the_first_epoch_say_how_to_go_on(run, tmp_path):
         draw("curves", copy)
 
 
-def test_the_epoch_kept_is_the_first_of_the_best(run, tmp_path):
+def test_the_epoch_kept_is_the_last_of_the_best_as_in_training(run, tmp_path):
     copy = shutil.copytree(run.path, tmp_path / "run")
     scores = [0.5, 0.9, 0.8, 0.9]
     lines = [
         {"epoch": n, "train/loss": 1.0, "val/top1": score} for n, score in enumerate(scores, 1)
     ]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert kept_epoch(Run.open(copy)) == 2
+    assert kept_epoch(Run.open(copy)) == 4
 
 
 # confusion

@@ -21,6 +21,7 @@ COMMANDS = {
     "lr-find": "Try learning rates, one step each, and see where the loss falls",
     "batch-find": "Find how many images of a batch fit in memory at once",
     "evaluate": "Measure a run's weights on a split",
+    "compare": "Runs side by side: what differs in their recipes, and what they reached",
     "predict": "Classify images with a run's weights",
     "check": "Hold the models of an installed package to the conformance checks",
     "plugins": "The installed plugins, and where they are from",

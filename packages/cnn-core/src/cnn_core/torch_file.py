@@ -226,9 +226,11 @@ class _Machine:
         found.update((key, value) for key, value in pairs if isinstance(key, str))
 
     def remember(self, number: int) -> None:
+        """Keep the value on top under a number."""
         self.memo[number] = self.stack[-1]
 
     def recall(self, number: int) -> None:
+        """Put the value of a number on top again."""
         if number not in self.memo:
             raise ValueError("its pickle recalls what it never put")
         self.stack.append(self.memo[number])

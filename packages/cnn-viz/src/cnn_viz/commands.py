@@ -1,4 +1,4 @@
-"""cnnzoo viz and cnnzoo report."""
+"""cnnzoo viz, cnnzoo overlay and cnnzoo report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from cnn_core import registry
 from cnn_core.cli.params import RegistryName
 
-__all__ = ["report", "viz"]
+__all__ = ["overlay", "report", "viz"]
 
 
 def _views() -> Iterable[str]:
@@ -51,6 +51,29 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
         if not drawing.error:
             for path in write(drawing, folder):
                 click.echo(path)
+
+
+@click.command("overlay")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="A PNG, SVG or PDF file.",
+)
+def overlay(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw the learning curves of two to eight RUNS on one figure; prints the file's path.
+
+    \b
+    Example:
+      cnnzoo overlay runs/lenet5-digits-20260101-120000 runs/second --out runs.png
+    """
+    from cnn_core.cli.compare import open_runs
+    from cnn_viz.views.overlay import write_overlay
+
+    write_overlay(open_runs(runs), out)
+    click.echo(out)
 
 
 @click.command("report")

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions
 
-__all__ = ["ClassScore", "class_scores", "confusion_counts", "kept_epoch", "wilson"]
+__all__ = ["ClassScore", "class_scores", "confusion_counts", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,3 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
     return max(low, 0.0), min(high, 1.0)
-
-
-def kept_epoch(run: Run) -> int:
-    """Return the epoch whose weights were kept: the first of the best on validation.
-
-    Without a validation split it is the last; 0 before the first epoch ended.
-    """
-    if run.finished:
-        return next(int(line["epoch"]) for line in run.metrics() if "test/top1" in line)
-    history = run.history()
-    if not history:
-        return 0
-    last = history[-1]
-    best = max(history, key=lambda line: line["val/top1"]) if "val/top1" in last else last
-    return int(best["epoch"])

@@ -60,6 +60,11 @@ def cnnzoo_commands() -> list[CommandSpec]:
             summary="Draw one figure of a run, or all",
         ),
         CommandSpec(
+            name="overlay",
+            target="cnn_viz.commands:overlay",
+            summary="Learning curves of several runs on one figure",
+        ),
+        CommandSpec(
             name="report",
             target="cnn_viz.commands:report",
             summary="Put a run's figures and numbers on one page",

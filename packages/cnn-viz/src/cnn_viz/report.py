@@ -18,11 +18,12 @@ from cnn_core import registry
 from cnn_core.files import write_text
 from cnn_core.plugins import plugins
 from cnn_core.training import Predictions, Run
+from cnn_core.training.score import kept_epoch
 from cnn_viz import __version__, style
 from cnn_viz.figures import Drawing, draw_all, fitting, write
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.inline import inlined
-from cnn_viz.measures import class_scores, confusion_counts, kept_epoch, wilson
+from cnn_viz.measures import class_scores, confusion_counts, wilson
 
 __all__ = ["write_report"]
 

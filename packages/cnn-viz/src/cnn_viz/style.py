@@ -21,6 +21,7 @@ __all__ = [
     "MUTED",
     "ORANGE",
     "PAPER",
+    "RUNS",
     "SEQUENTIAL",
     "THEMED",
     "applied",
@@ -41,6 +42,9 @@ THEMED = "cnnzoo-themed"  # the SVG id of figures that may be recoloured
 # M. Okabe and K. Ito (2008), Color universal design: told apart by colour-blind readers.
 BLUE = "#0072b2"
 ORANGE = "#d55e00"  # their vermilion
+
+# One a run: theirs without yellow, which paper swallows; the last is the wine of P. Tol (2021).
+RUNS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, "#882255")
 
 SEQUENTIAL = "Blues"
 DIVERGING = "RdBu_r"  # ColorBrewer: colour-blind safe, white at the centre

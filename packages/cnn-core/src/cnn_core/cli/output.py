@@ -95,7 +95,7 @@ def _rich_table(
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, title in enumerate(columns):
         grid.add_column(
-            title,
+            Text(title),
             justify="right" if title in right else "left",
             style="cyan" if number == 0 else "",
             no_wrap=number == 0 or title in right,

@@ -80,7 +80,7 @@ def command(
     Examples:
       cnnzoo train lenet5_modern --data digits
       cnnzoo train lenet5 --data fashion_mnist --download --epochs 3 --set lr=0.02
-      cnnzoo train resnet50 --data pets --weights resnet50.pth --freeze stem --freeze stage1
+      cnnzoo train resnet50 --data pets --weights resnet50.pth --freeze conv1 --freeze conv2_x
       cnnzoo train --resume runs/lenet5-digits-20260101-120000
     """
     from cnn_core.training.recipe import parse_settings

@@ -201,12 +201,14 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Return the sum of all processes' tensors."""
         total = tensor.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the sum of all processes' gradients."""
         total = gradient.clone()
         torch.distributed.all_reduce(total)
         return total

@@ -67,10 +67,10 @@ def measure(
     Each process of the world looks at its share; all of them return the whole split's numbers.
     `between` is called after every batch.
     """
-    model.eval()
+    memory_format = FORMATS[recipe.memory_format]
+    model.eval().to(memory_format=memory_format)
     running = Running(task, num_classes, recipe.topk)
     criterion, size = loss_of(task, recipe), together(preprocessing) * world.size
-    memory_format = FORMATS[recipe.memory_format]
     for batch in batches(
         split,
         preprocessing,

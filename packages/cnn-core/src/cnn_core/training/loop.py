@@ -29,6 +29,7 @@ from cnn_core.training.progress import Progress
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
 from cnn_core.training.schedule import learning_rate
+from cnn_core.training.score import better
 from cnn_core.training.signals import Stop, stop_requests
 from cnn_core.training.trainee import Trainee
 
@@ -278,27 +279,17 @@ def _after_epoch(
     """Return the state after an epoch; without validation the last epoch is the best."""
     epoch, (name, more) = int(line["epoch"]), best
     score = line.get(name)
-    better = score is None or _better(score, before.best, more)
+    improved = score is None or better(score, before.best, more)
     return trainee.state(
         before,
         epoch=epoch,
         step=0,
         seconds=0.0,
         running={},
-        best=score if better else before.best,
-        best_epoch=epoch if better else before.best_epoch,
+        best=score if improved else before.best,
+        best_epoch=epoch if improved else before.best_epoch,
         metrics=[*before.metrics, line],
     )
-
-
-def _better(score: float, best: float | None, more: bool) -> bool:
-    """Whether a score is the best so far.
-
-    Of equals the later one, trained longer at a lower rate; a NaN is never better.
-    """
-    if math.isnan(score) or best is None:
-        return not math.isnan(score)
-    return score >= best if more else score <= best
 
 
 def _exhausted(recipe: Recipe, state: State) -> bool:

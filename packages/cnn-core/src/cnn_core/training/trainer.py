@@ -57,8 +57,8 @@ def train(
     that is resumed needs nothing else: it goes on from its last checkpoint, on a CPU bit for bit
     as if it had never stopped. With `auto_resume`, and in what torchrun or SLURM start again, a
     run of the same recipe that is in `out` is gone on with. With `fit_memory` batches are computed
-    in as many pieces as they need to fit. `observers` are objects with methods
-    named like the hooks that watch a training, as `cnnzoo_epoch_end(run, epoch, metrics)`.
+    in as many pieces as they need to fit. `observers` are objects with methods named like the
+    hooks that watch a training, as `cnnzoo_epoch_end(run, epoch, metrics)`.
 
     SIGTERM and SIGINT end the training after the step, with all of it saved. The caller's random
     state is left as it was.
@@ -74,8 +74,8 @@ def train(
         resume = where if _is_run_of(where, chosen) else None
     world, name = joined(device)
     home = choose_device(name)
-    shown, watching = progress and world.first, tuple(observers)
-    session = Session(world, home, workers, shown, watching, fit_memory)
+    watching = Observers(plugins(), observers) if world.first else Observers(None)
+    session = Session(world, home, workers, progress and world.first, watching, fit_memory)
     with torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
         if resume is not None:
             return session.go_on(Path(resume), folder)
@@ -91,7 +91,7 @@ class Session:
     device: torch.device
     workers: int = 0
     shown: bool = True
-    observers: tuple[Any, ...] = ()
+    observers: Observers = dataclasses.field(default_factory=partial(Observers, None))
     fit_memory: bool = False
 
     def begin(
@@ -182,8 +182,6 @@ class Session:
         state = dataclasses.replace(state, surroundings=now)
         kept, held_out = dataset.divide(recipe.validation, recipe.seed)
         progress = progress_for(self.shown)
-        watching = self.observers if self.world.first else ()
-        observers = Observers(plugins() if self.world.first else None, watching)
         job = Fit(
             run=run,
             recipe=recipe,
@@ -195,7 +193,7 @@ class Session:
             preprocessing=ready.preprocessing,
             device=self.device,
             progress=progress,
-            observers=observers,
+            observers=self.observers,
             best=score(recipe, dataset),
             save=partial(_save, run, ready) if self.world.first else _nothing,
             world=self.world,
@@ -212,10 +210,10 @@ class Session:
             progress.stop()
         if not state.best_epoch:
             raise NumericalError(f"{run.path}: {job.best[0]} was never a number: nothing is kept")
-        self._test(run, dataset, observers)
+        self._test(run, dataset)
         return run
 
-    def _test(self, run: Run, dataset: Dataset, observers: Observers) -> None:
+    def _test(self, run: Run, dataset: Dataset) -> None:
         """Measure the kept weights on the test split: the last line of metrics.jsonl."""
         self.world.wait()  # for the first process to have written them
         weights = read_weights(run.path)
@@ -233,7 +231,7 @@ class Session:
         line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
         if self.world.first:
             run.write_metrics([*run.history(), line])
-            observers.notify("fit_end", run=run, metrics=line)
+            self.observers.notify("fit_end", run=run, metrics=line)
         self.world.wait()
 
 

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from cnn_core.errors import UsageError
 from cnn_core.registry import natural
 from cnn_core.training import Run
+from cnn_core.training.score import kept_epoch
 from cnn_viz import style
-from cnn_viz.measures import kept_epoch
 
 __all__ = ["curves"]
 

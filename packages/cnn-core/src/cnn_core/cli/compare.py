@@ -1,0 +1,229 @@
+"""cnnzoo compare."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cnn_core import registry
+from cnn_core.cli.output import emit_json, heading, json_option, table
+from cnn_core.errors import UsageError
+from cnn_core.text import printable
+
+if TYPE_CHECKING:
+    from cnn_core.training.run import Run
+
+__all__ = ["command", "differences", "open_runs"]
+
+NONE = "\N{EN DASH}"
+MACHINE = (  # what environment.json says of where a run was made
+    "device_name",
+    "device",
+    "cores",
+    "threads",
+    "processes",
+    "platform",
+    "python",
+    "torch",
+)
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw curves: PNG, SVG or PDF."
+)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
+    """Put runs side by side: what differs in their recipes, and what they reached.
+
+    Scores are fractions; the validation score is that of the epoch whose weights were kept.
+    What is said of the machines is what differs between them.
+
+    \b
+    Examples:
+      cnnzoo compare runs/lenet5-digits-20260101-120000 runs/lenet5-digits-20260101-123000
+      cnnzoo compare runs/* --plot runs.png
+    """
+    drawing = None if plot is None else registry.resolve(registry.commands().entry("overlay"))
+    named = open_runs(runs)
+    if drawing is not None:
+        with contextlib.redirect_stdout(sys.stderr):
+            ctx.invoke(drawing, runs=runs, out=plot)
+    recipes, reached = differences(list(named.values())), list(map(_reached, named.values()))
+    machines = _machines(list(named.values()))
+    if as_json:
+        facts = zip(named.items(), reached, machines, strict=True)
+        content = [
+            {
+                "name": name,
+                "path": run.path,
+                "recipe": dataclasses.asdict(run.recipe),
+                **dataclasses.asdict(result),
+                "machine": machine,
+            }
+            for (name, run), result, machine in facts
+        ]
+        emit_json("runs", content, differ=list(recipes))
+    else:
+        _print(named, recipes, reached, machines)
+
+
+def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
+    """Open runs, by the shortest end of their paths that no other has.
+
+    Raises:
+        UsageError: fewer than two, one twice, or no run.
+    """
+    from cnn_core.training.run import Run
+
+    if len(paths) < 2:
+        raise UsageError("one run is given, and nothing beside it", "give two runs or more")
+    places = [path.resolve() for path in paths]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise UsageError(f"{paths[number]}: is given twice")
+    runs = [Run.open(path) for path in paths]
+    names = _names([Path(os.path.abspath(path)).parts for path in paths])
+    return dict(zip(names, runs, strict=True))
+
+
+def _names(parts: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the last part of each path, with as many before it as tell them apart."""
+    for length in range(1, max(map(len, parts))):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(Path(*each)) for each in parts]
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[str | None]]:
+    """Return the recipe keys in which runs differ, with each run's value, None if it has none.
+
+    Values read as `--set` takes them; those in tables have keys like "options.width".
+    """
+    flat = [_flat(dataclasses.asdict(run.recipe)) for run in runs]
+    keys = {key: None for recipe in flat for key in recipe}  # in the recipe's order
+    found = {key: [recipe.get(key) for recipe in flat] for key in keys}
+    return {key: values for key, values in found.items() if len(set(values)) > 1}
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _toml(value)
+    return flat
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML has it, text without quotes unless it is empty."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return '""' if value == "" else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """What a run has reached: `validation` is its score at the kept epoch, named by `score`."""
+
+    epochs: int
+    kept_epoch: int
+    score: str
+    validation: float | None
+    test: Mapping[str, float]
+    seconds: float
+    finished: bool
+
+
+def _reached(run: Run) -> Reached:
+    from cnn_core.training.score import kept_epoch, score_name
+
+    history, test = run.history(), run.test_metrics()
+    score, kept = score_name(run), kept_epoch(run)
+    measured = {int(line["epoch"]): line[score] for line in history if score in line}
+    return Reached(
+        epochs=len(history),
+        kept_epoch=kept,
+        score=score,
+        validation=measured.get(kept),
+        test=test,
+        seconds=round(sum(line.get("seconds", 0.0) for line in history), 3),
+        finished=bool(test),
+    )
+
+
+def _machines(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return, for each run, what environment.json says where they do not say the same.
+
+    Of machines; and of the data, where all runs are of one data set, which should be the same.
+    """
+    found = [run.environment() for run in runs]
+    asked = [
+        *MACHINE,
+        *(["data_fingerprint"] if len({run.recipe.data for run in runs}) == 1 else []),
+    ]
+    differ = [key for key in asked if any(each.get(key) != found[0].get(key) for each in found)]
+    return [{key: each.get(key) for key in differ} for each in found]
+
+
+def _print(
+    named: Mapping[str, Run],
+    recipes: Mapping[str, Sequence[str | None]],
+    reached: Sequence[Reached],
+    machines: Sequence[Mapping[str, Any]],
+) -> None:
+    """Print two tables, a column a run."""
+    names = list(map(printable, named))
+    if recipes:
+        heading("What differs in their recipes")
+        rows = [(key, *(NONE if v is None else v for v in row)) for key, row in recipes.items()]
+        table(("key", *names), rows, right=names)
+    else:
+        heading("Their recipes are the same")
+    click.echo()
+    heading("What they reached")
+    wanted = [run.recipe.epochs for run in named.values()]
+    rows = [*_results(reached, wanted), *_surroundings(machines)]
+    table(("", *names), rows, right=names)
+
+
+def _results(reached: Sequence[Reached], wanted: Sequence[int]) -> list[tuple[str, ...]]:
+    """Return the rows of what was reached; `wanted` are the epochs of the recipes."""
+    done = [each.epochs for each in reached]
+    rows = [
+        (
+            "epochs",
+            *(f"{a} of {b}" if a < b else str(a) for a, b in zip(done, wanted, strict=True)),
+        ),
+        ("kept epoch", *(str(each.kept_epoch or NONE) for each in reached)),
+    ]
+    for score in dict.fromkeys(each.score for each in reached if each.score):
+        own = [each.validation if each.score == score else None for each in reached]
+        rows.append((score, *map(_number, own)))
+    for metric in {metric: None for each in reached for metric in each.test}:
+        rows.append((metric, *(_number(each.test.get(metric)) for each in reached)))
+    return [*rows, ("seconds", *(f"{each.seconds:,.1f}" for each in reached))]
+
+
+def _surroundings(machines: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (key, *(NONE if each[key] is None else str(each[key]) for each in machines))
+        for key in machines[0]
+    ]
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
