@@ -67,6 +67,16 @@ class Augmentation:
         """Whether images change in shape, not only by whole pixels."""
         return bool(self.crop or self.rotate or self.zoom != 1 or self.elastic)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a picture changes with those beside it in the batch."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether more is done to pictures than to move, mirror and normalise them."""
+        return bool(self.resamples or self.policy or self.jitter or self.erase or self.cutout)
+
     def draws(self, seed: int, epoch: int) -> Draws:
         """Return the changes of one epoch."""
         return Draws(self, seed, epoch)

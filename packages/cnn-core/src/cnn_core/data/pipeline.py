@@ -7,7 +7,7 @@ tensor or from files, and all the rest is done to whole batches, on the device.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +120,9 @@ class Preprocessing:
         return mean[:, None, None], std[:, None, None]
 
 
+TOGETHER = 2**18  # values of pictures: of small batches, as many as have these are made at once
+
+
 @functools.lru_cache(maxsize=64)
 def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
@@ -177,31 +180,70 @@ def batches(
     all processes together; `rank` and `world` give one of them its share. `workers` decode files,
     and change nothing but speed. The first `first` batches are left out.
     """
-    taken: Iterator[tuple[Tensor, Tensor]]
     order = torch.arange(len(split))
     if draws is not None:
         order = permutation(len(split), draws.seed, draws.epoch)
-    wholes = order.split(batch_sizes(len(order), batch_size, draws is not None))[first:]
+    wholes = order.split(batch_sizes(len(order), batch_size, draws is not None))
+    count = _together(split, wholes, draws) if isinstance(split, Split) else 1
+    skipped = first % count  # groups begin where they always do, so that memory is laid out alike
     shares = [share(whole, rank, world, even=draws is not None) for whole in wholes]
-    parts = [part for part, _ in shares if len(part)]
+    shares = [(part, factor) for part, factor in shares[first - skipped :] if len(part)]
     if isinstance(split, Split):
-        taken = (_take(split, part, draws) for part in parts)
-    else:
-        from cnn_core.data.streaming import cuts_on_disk, stream
+        for start in range(0, len(shares), count):
+            group = shares[start : start + count]
+            made = _from_memory(split, group, preprocessing, device, draws)
+            yield from made[skipped if start == 0 else 0 :]
+            del made
+        return
+    from cnn_core.data.streaming import cuts_on_disk, stream
 
-        taken = stream(split, parts, preprocessing, draws, workers)
-        if draws is not None and cuts_on_disk(preprocessing, draws):
-            draws = draws.without_crop()
-    factors = [factor for part, factor in shares if len(part)]
-    for part, factor, (pictures, targets) in zip(parts, factors, taken, strict=True):
+    taken = stream(split, [part for part, _ in shares], preprocessing, draws, workers)
+    if draws is not None and cuts_on_disk(preprocessing, draws):
+        draws = draws.without_crop()
+    for (part, factor), (pictures, targets) in zip(shares, taken, strict=True):
         where = (pictures.to(device), targets.to(device), part)
         yield finished(*where, preprocessing, draws, factor)
 
 
+def _from_memory(
+    split: Split,
+    shares: Sequence[tuple[Tensor, float]],
+    preprocessing: Preprocessing,
+    device: torch.device | None,
+    draws: Draws | None,
+) -> list[Batch]:
+    """Return the batches of these parts of a split, made together."""
+    parts = [part for part, _ in shares]
+    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+    pictures, targets = _take(split, whole, draws)
+    where = (pictures.to(device), targets.to(device), whole)
+    group = finished(*where, preprocessing, draws, shares[0][1])
+    if len(parts) == 1:
+        return [group]
+    sizes = [len(part) for part in parts]
+    columns = (group.images.split(sizes), group.targets.split(sizes), shares)
+    return [
+        Batch(images, numbers, part, None, factor)
+        for images, numbers, (part, factor) in zip(*columns, strict=True)
+    ]
+
+
+def _together(split: Split, wholes: Sequence[Tensor], draws: Draws | None) -> int:
+    """Return how many batches are made at once: of small ones several, where nothing mixes them.
+
+    Only where what is done to a picture is the same whatever is beside it, to the bit: bytes are
+    moved, and values multiplied.
+    """
+    if draws is not None and (draws.what.mixes or draws.what.reshapes):
+        return 1
+    values = len(wholes[0]) * split.images[0].numel() if wholes else TOGETHER
+    return max(TOGETHER // max(values, 1), 1)
+
+
 def _take(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
     """Return pictures and targets of a split in memory, moved and mirrored."""
-    places = split.rows[indices] if isinstance(split, Part) else indices
-    targets = split.targets[places]
+    places = split.rows.index_select(0, indices) if isinstance(split, Part) else indices
+    targets = split.targets.index_select(0, places)
     if draws is None or not (draws.what.shift or draws.what.flip):
         return split.images.index_select(0, places), targets
     return moved(split.images, targets, places, indices, draws)

@@ -164,12 +164,12 @@ def _pieces(
     batch: Batch, size: int, network: nn.Module
 ) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
     """Yield the batch's pieces; processes exchange gradients at the last one only."""
-    for piece in batch.pieces(size):
-        last = piece.indices[-1] == batch.indices[-1]
-        if last or not isinstance(network, DistributedDataParallel):
-            yield piece, nullcontext()
-        else:
+    pieces = list(batch.pieces(size))
+    for number, piece in enumerate(pieces, 1):
+        if number < len(pieces) and isinstance(network, DistributedDataParallel):
             yield piece, network.no_sync()
+        else:
+            yield piece, nullcontext()
 
 
 def _shared(loss: Tensor, share: float) -> Tensor:
@@ -224,8 +224,8 @@ def _finish_epoch(
 ) -> State:
     """Measure, save and tell; return the state that the next epoch begins with."""
     epoch = state.epoch
-    trained = time.perf_counter() - began
     sums = _sums(job, running)
+    trained = time.perf_counter() - began
 
     def between() -> None:
         """End in the middle of measuring: all steps are taken, and will be measured again."""

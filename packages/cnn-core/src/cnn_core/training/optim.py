@@ -49,22 +49,32 @@ class Optimizer:
         self.parameters = {n: p for group in self.groups for n, p in group.parameters.items()}
         self.param_groups = [{"params": [*self.parameters.values()]}]  # what GradScaler looks at
         self.state: dict[str, Tensor] = {}
+        self._lists: dict[
+            tuple[str, ...], tuple[list[Tensor], list[list[Tensor]], list[Tensor]]
+        ] = {}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Take one step with the gradients that are there."""
         for group in self.groups:
-            pairs = [(n, p, p.grad) for n, p in group.parameters.items() if p.grad is not None]
-            if not pairs:
-                continue
-            names, parameters, gradients = map(list, zip(*pairs, strict=True))
-            if f"{self.kept[0] if self.kept else ''}.{names[-1]}" not in self.state:
-                self._begin(names, parameters)
+            found = [(n, p.grad) for n, p in group.parameters.items() if p.grad is not None]
+            if found:
+                names, gradients = zip(*found, strict=True)
+                self._update([*gradients], *self._of(group, names), lr * group.factor, group)
+
+    def _of(
+        self, group: Group, names: tuple[str, ...]
+    ) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
+        """Return parameters, what is kept for them, and their counts: looked up once."""
+        if names not in self._lists:
+            parameters: list[Tensor] = [group.parameters[name] for name in names]
+            self._begin(names, parameters)
             kept = [[self.state[f"{what}.{name}"] for name in names] for what in self.kept]
             counts = [self.state[f"step.{name}"] for name in names] if self.counted else []
-            self._update(parameters, gradients, kept, counts, lr * group.factor, group)
+            self._lists[names] = (parameters, kept, counts)
+        return self._lists[names]
 
-    def _begin(self, names: list[str], parameters: list[Tensor]) -> None:
+    def _begin(self, names: Iterable[str], parameters: list[Tensor]) -> None:
         """Make the state of parameters that have none yet."""
         for name, parameter in zip(names, parameters, strict=True):
             for what in self.kept:
@@ -75,8 +85,8 @@ class Optimizer:
 
     def _update(
         self,
-        parameters: list[Tensor],
         gradients: list[Tensor],
+        parameters: list[Tensor],
         kept: list[list[Tensor]],
         counts: list[Tensor],
         lr: float,
@@ -91,6 +101,7 @@ class Optimizer:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take a saved state, each tensor laid out in memory as its parameter is."""
+        self._lists.clear()
         for name, tensor in state.items():
             what, _, parameter = name.partition(".")
             like = self.parameters[parameter]
@@ -115,8 +126,8 @@ class SGD(Optimizer):
 
     def _update(
         self,
-        parameters: list[Tensor],
         gradients: list[Tensor],
+        parameters: list[Tensor],
         kept: list[list[Tensor]],
         counts: list[Tensor],
         lr: float,
@@ -149,8 +160,8 @@ class AdamW(Optimizer):
 
     def _update(
         self,
-        parameters: list[Tensor],
         gradients: list[Tensor],
+        parameters: list[Tensor],
         kept: list[list[Tensor]],
         counts: list[Tensor],
         lr: float,
@@ -188,8 +199,8 @@ class RMSprop(Optimizer):
 
     def _update(
         self,
-        parameters: list[Tensor],
         gradients: list[Tensor],
+        parameters: list[Tensor],
         kept: list[list[Tensor]],
         counts: list[Tensor],
         lr: float,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "Plain", "Progress", "Silent", "counting", "progress_for"]
 
-INTERVAL = 0.1  # seconds between updates of the live line
+INTERVAL = 0.25  # seconds between updates of the live line: each costs a millisecond
 
 Numbers = Callable[[], Mapping[str, float]]
 

@@ -67,15 +67,15 @@ class Trainee:
         """Return the norm of all gradients, of the loss itself and not of the scaled one."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
-        return float(gradient_norm(self.parameters))
+        return gradient_norm(self.parameters)
 
-    @torch.no_grad()
     def clip(self, norm: float) -> None:
         """Shorten gradients that are longer than the recipe allows (Pascanu et al. 2013)."""
         limit = self.recipe.clip_norm
         if 0 < limit < norm:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, limit / norm)
+            torch._foreach_mul_(
+                [p.grad for p in self.parameters if p.grad is not None], limit / norm
+            )
 
     def step(self, lr: float, steps: int) -> None:
         """Take the optimizer's step, after `steps` others, and drop the gradients.

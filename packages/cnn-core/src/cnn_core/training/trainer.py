@@ -118,10 +118,10 @@ class Session:
         """Go on with a run; a finished one is left as it is."""
         run = Run.open(path)
         state = self._last_state(run)
-        run.environment()  # raises if it is not readable
+        dataset = load_data(run, data_dir)
         if run.finished and _sound(run):
             return run
-        ready = self._ready(run.recipe, load_data(run, data_dir), begun=bool(state.model))
+        ready = self._ready(run.recipe, dataset, begun=bool(state.model))
         self._allocator()
         self._warn_of_changes(run, state)
         return self._train(run, ready, state)
