@@ -56,6 +56,7 @@ bench: .venv/.ready-dev
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/architectures.py
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/trainer.py
 
 wheels: .venv/.ready-dev
 	rm -rf dist

@@ -446,7 +446,8 @@ print(loaded - before, peak() - loaded)
     loaded, more = map(int, done.stdout.split())
     picture_bytes, batch_bytes = 60_000 * 3072, 1000 * 3072 * 4
     assert loaded < picture_bytes * 1.05
-    assert more < 2 * batch_bytes
+    # The batch in use, the next one, and the bytes that it is made of.
+    assert more < 2.3 * batch_bytes
 
 
 def test_no_batch_of_training_is_a_single_image():
