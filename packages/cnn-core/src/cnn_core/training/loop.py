@@ -201,10 +201,11 @@ def _agreed(
         NumericalError: loss or gradient are not finite, in any process. With a scaled loss
             gradients may overflow: that step is left out.
     """
-    finite = math.isfinite(loss) and (math.isfinite(norm) or trainee.scaler.is_enabled())
+    finite = math.isfinite(loss) and (math.isfinite(norm) or trainee.may_overflow)
     asked, bad = job.world.most([stop.signum, not finite], job.device)
     if bad:
-        raise not_finite(trainee.model, batch, loss, norm, epoch, step)
+        how = (job.piece, job.recipe.precision)
+        raise not_finite(trainee.model, batch, loss, norm, epoch, step, *how)
     return int(asked)
 
 

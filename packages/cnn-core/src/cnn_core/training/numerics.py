@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnn_core.data.pipeline import Batch
 from cnn_core.errors import NumericalError
+from cnn_core.training.device import autocast
 
 __all__ = ["gradient_norm", "not_finite"]
 
@@ -29,25 +30,33 @@ def gradient_norm(parameters: list[nn.Parameter]) -> float:
 
 
 def not_finite(
-    model: nn.Module, batch: Batch, loss: float, norm: float, epoch: int, step: int
+    model: nn.Module,
+    batch: Batch,
+    loss: float,
+    norm: float,
+    epoch: int,
+    step: int,
+    piece: int = 0,
+    precision: str = "fp32",
 ) -> NumericalError:
     """Return an error that names the step, its samples, and where the first such number is.
 
-    Runs the network once more: batch normalisation has seen the batch already, so its running
-    statistics are lost with the training either way.
+    Runs the network once more, on `piece` samples at once and in the precision of the training:
+    batch normalisation has seen the batch already, so its running statistics are lost with the
+    training either way.
     """
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
     samples = ", ".join(map(str, batch.indices[:SHOWN].tolist()))
     more = ", …" if len(batch.indices) > SHOWN else ""
     return NumericalError(
         f"{what} in epoch {epoch + 1}, step {step + 1} (samples {samples}{more}); "
-        f"first in {_origin(model, batch)}",
+        f"first in {_origin(model, batch, loss, piece or len(batch.indices), precision)}",
         "the last checkpoint is sound: try a lower --lr, or --set clip_norm=1",
     )
 
 
 @torch.no_grad()
-def _origin(model: nn.Module, batch: Batch) -> str:
+def _origin(model: nn.Module, batch: Batch, loss: float, piece: int, precision: str) -> str:
     """Return where the first number that is not finite is: input, parameter, stage, gradient."""
     if not batch.images.isfinite().all():
         places = (~batch.images.flatten(1).isfinite().all(1)).nonzero().flatten()
@@ -55,12 +64,16 @@ def _origin(model: nn.Module, batch: Batch) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the parameter {name}"
-    if stage := _first_output(model, batch.images):
-        return f"the output of {stage}"
+    for part in batch.pieces(piece):
+        with autocast(batch.images.device, precision):
+            if stage := _first_output(model, part.images):
+                return f"the output of {stage}"
+    if not math.isfinite(loss):
+        return "the loss"
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
-    return "the loss"
+    return "the sum of all gradients' squares"
 
 
 def _first_output(model: nn.Module, images: Tensor) -> str:

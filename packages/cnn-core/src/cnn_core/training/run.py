@@ -79,8 +79,8 @@ class Run:
             with new_folder(path) as folder:
                 for name, text in files.items():
                     write_new(folder / name, text.encode())
+                (folder / "state").mkdir()
             run = cls(path, recipe)
-            run.state.mkdir()
         except OSError as error:
             reason = error.strerror or error
             raise ZooError(
@@ -140,12 +140,12 @@ class Run:
     def write_metrics(self, lines: list[dict[str, float]]) -> None:
         """Replace metrics.jsonl and metrics.csv, each atomically."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_text(self.path / "metrics.jsonl", text)
         table, columns = io.StringIO(), {key: None for line in lines for key in line}
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
         write_text(self.path / "metrics.csv", table.getvalue())
+        write_text(self.path / "metrics.jsonl", text)
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:

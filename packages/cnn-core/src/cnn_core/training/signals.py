@@ -29,6 +29,11 @@ class Stop:
         """Return what ends the training: `Terminated` for SIGTERM, else `KeyboardInterrupt`."""
         return Terminated() if signum == signal.SIGTERM else KeyboardInterrupt()
 
+    def obey(self) -> None:
+        """End the training, if somebody asked for it."""
+        if self.signum:
+            raise self.error(self.signum)
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Stop]:

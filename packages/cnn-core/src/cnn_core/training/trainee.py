@@ -17,6 +17,8 @@ from cnn_core.training.recipe import Recipe
 
 __all__ = ["Trainee", "frozen"]
 
+LEAST_SCALE = 1e-4  # of a loss: below it no gradient overflows that is worth something
+
 
 class Trainee:
     """A network with its optimizer, the scale of its loss, and the average of its weights."""
@@ -62,6 +64,11 @@ class Trainee:
         self.model.train()
         for stage in self.recipe.freeze:
             self.model.get_submodule(stage).eval()
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether gradients that are not finite only mean that the scale is too high."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
 
     def gradient_norm(self) -> float:
         """Return the norm of all gradients, of the loss itself and not of the scaled one."""

@@ -26,6 +26,7 @@ from cnn_core.training.progress import progress_for
 from cnn_core.training.ready import Ready, find_recipe, make_ready, score
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
+from cnn_core.training.signals import stop_requests
 from cnn_core.training.weights import Weights, read_weights, write_weights
 
 __all__ = ["Session", "train"]
@@ -202,32 +203,36 @@ class Session:
             _mend(run, ready, state)
         try:
             state = fit(ready.model, job, state)
+            if not state.best_epoch:
+                raise NumericalError(
+                    f"{run.path}: {job.best[0]} was never a number: nothing is kept"
+                )
+            self._test(run, dataset)
         except BaseException as error:
             if not isinstance(error, ZooError):
                 error.add_note(f"go on with: cnnzoo train --resume {run.path}")
             raise
         finally:
             progress.stop()
-        if not state.best_epoch:
-            raise NumericalError(f"{run.path}: {job.best[0]} was never a number: nothing is kept")
-        self._test(run, dataset)
         return run
 
     def _test(self, run: Run, dataset: Dataset) -> None:
         """Measure the kept weights on the test split: the last line of metrics.jsonl."""
         self.world.wait()  # for the first process to have written them
         weights = read_weights(run.path)
-        measured = measure(
-            weights.build().to(self.device),
-            dataset.split("test"),
-            weights.preprocessing,
-            run.recipe,
-            dataset.spec.task,
-            weights.num_classes,
-            self.device,
-            self.workers,
-            self.world,
-        )
+        with stop_requests() as stop:
+            measured = measure(
+                weights.build().to(self.device),
+                dataset.split("test"),
+                weights.preprocessing,
+                run.recipe,
+                dataset.spec.task,
+                weights.num_classes,
+                self.device,
+                self.workers,
+                self.world,
+                stop.obey if self.world.size == 1 else lambda: None,
+            )
         line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
         if self.world.first:
             run.write_metrics([*run.history(), line])
