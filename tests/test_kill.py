@@ -495,7 +495,10 @@ def test_a_power_cut_inside_a_save(tmp_path, lenet, kills):
     ("name", "nth", "moment"),
     [
         ("rename", 1, "after"),  # the run directory has just got its name
-        ("replace", -1, "after"),  # the test split is in metrics.jsonl, or in metrics.csv
+        ("replace", -4, "before"),  # the last state is there: not yet the weights,
+        ("replace", -3, "before"),  # not yet the metrics
+        ("replace", -1, "after"),  # of the test split, one of the two files of metrics is there
+        ("file.write", 0, "halfway"),  # and half of the other
         ("replace", 0, "after"),
     ],
 )

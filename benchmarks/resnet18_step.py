@@ -1,0 +1,137 @@
+"""Seconds of a training step of `resnet18_cifar`, in a process of its own.
+
+    python benchmarks/resnet18_step.py SIDE [--steps N] [--threads N]
+
+SIDE is "torchvision", or this project with all that `cnnzoo train` does by default, or with parts
+of that left out. Run by benchmarks/trainer.py, since what is done about the allocator holds for a
+whole process. The first step is to warm up. Prints the mean of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pipeline
+import synthetic
+import torch
+from torch import Tensor, nn
+
+from cnn_core import create_model, train
+from cnn_core.data import Batch, Split
+from cnn_core.training import loop
+
+PARTS = ("allocator", "memory format", "pipeline")
+SIDES = {  # what is left out; None: torchvision's loop
+    "torchvision": None,
+    "cnnzoo": (),
+    **{f"cnnzoo, without {part}": (part,) for part in PARTS},
+    "cnnzoo, without all three": PARTS,
+}
+SETTINGS: dict[str, Any] = {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4}
+
+
+class Clock:
+    """When each step ended; observes a training."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def cnnzoo_step_end(self, step: int) -> None:
+        self.times.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Return the mean of all steps but the first."""
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+
+
+def ours(task: synthetic.Task, left_out: tuple[str, ...]) -> float:
+    """Train with `cnn_core.train`; return the seconds of a step."""
+    more: dict[str, Any] = {}
+    if "allocator" in left_out:
+        os.environ["CNNZOO_MALLOC"] = "default"
+    if "memory format" in left_out:
+        more["memory_format"] = "contiguous"
+    if "pipeline" in left_out:
+        loop.batches = through_pil
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        synthetic.offer(Path(folder), task)
+        train(
+            *(task.model, synthetic.DATA),
+            out=Path(folder) / "run",
+            device="cpu",
+            observers=[clock],
+            epochs=1,
+            batch_size=task.batch,
+            lr=task.lr,
+            validation=0.0,
+            shift=4,
+            flip=True,
+            **SETTINGS,
+            **more,
+        )
+    return clock.seconds()
+
+
+def through_pil(split: Split, _: Any, size: int, **more: Any) -> Iterator[Batch]:
+    """Yield batches in this project's form out of torchvision's pipeline."""
+    whole = Split(split.images, split.targets)
+    for images, targets in pipeline.theirs(whole, pipeline.old(True), size, 0):
+        yield Batch(images, targets, torch.arange(len(targets)))
+
+
+def theirs(task: synthetic.Task) -> float:
+    """Train as torchvision's reference script for classification does, on the CPU.
+
+    Pictures are cropped and mirrored one by one by PIL, without workers; loss and accuracies are
+    taken at every step; memory format and allocator are the default ones.
+    """
+    torch.manual_seed(0)
+    model = create_model(task.model, num_classes=synthetic.CLASSES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.lr, **SETTINGS)
+    criterion, clock = nn.CrossEntropyLoss(), Clock()
+    split = synthetic.pictures(task.spec, task.spec.splits["train"])
+    sums = [0.0, 0.0, 0.0]
+    model.train()
+    loader = pipeline.theirs(split, pipeline.old(True), task.batch, 0)
+    for step, (images, targets) in enumerate(loader):
+        logits = model(images)
+        loss = criterion(logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found = (loss.item(), *accuracies(logits, targets))
+        sums = [total + value * len(targets) for total, value in zip(sums, found, strict=True)]
+        clock.cnnzoo_step_end(step)
+    return clock.seconds()
+
+
+@torch.inference_mode()
+def accuracies(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Return top-1 and top-5 of a batch."""
+    hits = logits.topk(5).indices == targets[:, None]
+    return hits[:, 0].float().mean().item(), hits.any(1).float().mean().item()
+
+
+def main() -> None:
+    """Measure one side and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("side", choices=SIDES)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    task = replace(synthetic.TASKS["resnet18"], steps=chosen.steps + 1)
+    left_out = SIDES[chosen.side]
+    print(theirs(task) if left_out is None else ours(task, left_out))
+
+
+if __name__ == "__main__":
+    main()
