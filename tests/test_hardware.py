@@ -79,7 +79,11 @@ def test_on_a_gpu_auto_is_what_the_hardware_has(monkeypatch, has_bf16, expected)
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("resnet20_cifar", "channels_last"), ("vgg11_cifar", "contiguous"), ("lenet5", "contiguous")],
+    [
+        ("resnet20_cifar", "channels_last"),
+        ("alexnet_small", "contiguous"),
+        ("lenet5", "contiguous"),
+    ],
 )
 def test_networks_with_batch_normalisation_get_channels_last(name, expected):
     model = create_model(name)

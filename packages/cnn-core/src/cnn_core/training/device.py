@@ -78,8 +78,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 def choose_memory_format(name: str, model: nn.Module) -> str:
     """Return `name`, or for "auto" channels_last for networks with batch normalisation.
 
-    Those are faster with it on CPUs and on GPUs with tensor cores (docs/performance.md); VGG, with
-    large convolutions only, is not.
+    Most of those are faster with it, by up to a third; docs/performance.md has each of them.
     """
     if name != "auto":
         return name
