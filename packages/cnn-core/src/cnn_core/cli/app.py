@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 failed, 2 misused, 3 corrupt or untrusted input, 4 numeric
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import FrameType
 from typing import cast
@@ -114,8 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         logging.disable()  # a broken plugin must not write into the command line
         return shell_complete(app, {}, "cnnzoo", "_CNNZOO_COMPLETE", instruction)
-    _report_warnings_on_stderr()
     before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with _warnings_on_stderr():
+            return _run(args)
+    finally:  # a handler that was not set by Python cannot be put back
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _run(args: list[str]) -> int:
+    """Run one command line; turn whatever ends it into an exit code and a few lines."""
     traceback = "--traceback" in args[: _command_position(args)]
     try:
         code = _invoke(args)
@@ -132,8 +141,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped("interrupted", stop, signal.SIGINT)
     except Terminated as stop:
         return _stopped("terminated", stop, signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return code
 
 
@@ -219,11 +226,15 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _report_warnings_on_stderr() -> None:
+@contextlib.contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
     """Print core's warnings (a broken plugin, a contested name) as plain lines."""
-    logger = logging.getLogger("cnn_core")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("warning: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+    logger, handler = logging.getLogger("cnn_core"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

@@ -58,5 +58,5 @@ def stop_requests() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, handler in before.items():  # None was not set by Python: cannot be put back
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
