@@ -65,8 +65,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Return `name`, or for "auto" what is fast and safe on the device.
 
     On a GPU bf16 where it is in the hardware, else fp16, with a scaled loss. On a CPU fp32: there
-    autocast made training slower on every network that docs/performance.md measures, also on one
-    with bf16 instructions.
+    autocast made most networks slower, also with bf16 instructions (docs/performance.md).
     """
     if name != "auto":
         return name
@@ -78,7 +77,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 def choose_memory_format(name: str, model: nn.Module) -> str:
     """Return `name`, or for "auto" channels_last for networks with batch normalisation.
 
-    Most of those are faster with it, by up to a third; docs/performance.md has each of them.
+    Most of those are faster with it, VGG's are slower: docs/performance.md has each.
     """
     if name != "auto":
         return name
