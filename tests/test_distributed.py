@@ -150,8 +150,9 @@ KILLER = textwrap.dedent("""
 def check_killed_ranks(tmp_path, kills):
     script = tmp_path / "killer.py"
     script.write_text(KILLER)
-    command = ["train", "lenet5_modern", "--data", "digits", "--epochs", 2, "--batch-size", 64]
-    command += ["--set", "save_steps=2", "--set", "ema=0.9", "--lr", 0.02]
+    epochs = 2 + kills // 5  # each attempt gets some steps further: enough for all of them
+    command = ["train", "lenet5_modern", "--data", "digits", "--epochs", epochs]
+    command += ["--batch-size", 64, "--set", "save_steps=2", "--set", "ema=0.9", "--lr", 0.02]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = torchrun(script, 0, *command, "--out", whole)
     assert done.returncode == 0, done.stderr[-3000:]
