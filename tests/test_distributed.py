@@ -29,14 +29,18 @@ def torchrun(*args, ranks=2, restarts=0, **variables):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     options = [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--rdzv-backend=c10d"]
     options += ["--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
-    return subprocess.run(
-        [*TORCHRUN, *options, *map(str, args)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    for _ in range(2):  # processes that do not find each other, before any training, try again
+        done = subprocess.run(
+            [*TORCHRUN, *options, *map(str, args)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=140,
+            check=False,
+        )
+        if done.returncode == 0 or "on digits" in done.stderr:
+            break
+    return done
 
 
 # Trains as `cnnzoo train` does, and notes each step's loss, mean over all processes, and the
