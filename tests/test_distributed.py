@@ -100,6 +100,7 @@ def both(tmp_path_factory):
     return (*found, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_take_the_steps_of_one(both, name):
     alone, together, folder = both
@@ -114,6 +115,7 @@ def test_two_processes_take_the_steps_of_one(both, name):
         assert torch.allclose(weights[1][key], value, atol=10 * tolerance), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_are_those_of_the_whole_split(both, name):
     for one, two in zip(*(found[name]["metrics"] for found in both[:2]), strict=True):
@@ -122,6 +124,7 @@ def test_metrics_are_those_of_the_whole_split(both, name):
                 assert two[key] == pytest.approx(one[key], abs=2e-5), key
 
 
+@pytest.mark.slow
 def test_one_process_writes_and_the_run_says_how_many_there_were(both):
     run = Run.open(both[2] / "plain-2")
     assert run.environment()["processes"] == 2
@@ -170,6 +173,7 @@ def check_killed_ranks(tmp_path, kills):
     assert all(torch.equal(one.optimizer[name], other.optimizer[name]) for name in one.optimizer)
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_nothing_but_time(tmp_path):
     check_killed_ranks(tmp_path, 2)
 
@@ -179,6 +183,7 @@ def test_ten_killed_processes_cost_nothing_but_time(tmp_path):
     check_killed_ranks(tmp_path, 10)
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_the_training_goes_on_later(tmp_path):
     out = tmp_path / "run"
     command = ["train", "lenet5_modern", "--data", "digits", "--epochs", "60"]
