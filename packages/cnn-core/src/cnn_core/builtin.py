@@ -28,6 +28,29 @@ COMMANDS = {
     "doctor": "Find what is wrong with plugins and surroundings",
 }
 
+THOROUGH = {  # of segmentation: taken when a run is evaluated
+    "regions": (
+        "cnn_core.tasks.regions:Regions",
+        "Dice, precision and recall, means of the classes; IoU of each class",
+    ),
+    "per_image": (
+        "cnn_core.tasks.regions:PerImage",
+        "means over images of each image's own mIoU and Dice",
+    ),
+    "curves": (
+        "cnn_core.tasks.curves:Curves",
+        "average precision and area under the ROC curve of pixels, means of the classes",
+    ),
+    "calibration": (
+        "cnn_core.tasks.curves:Calibration",
+        "expected calibration error of pixels",
+    ),
+    "boundaries": (
+        "cnn_core.tasks.boundaries:Boundaries",
+        "boundary F1 and IoU, Hausdorff and surface distances in pixels, means over images",
+    ),
+}
+
 
 @hookimpl
 def cnnzoo_datasets() -> list[DatasetSpec]:
@@ -54,6 +77,19 @@ def cnnzoo_metrics() -> list[MetricSpec]:
             target="cnn_core.tasks.segmentation:PixelAccuracy",
             task="segmentation",
             summary="fraction of pixels whose class has the highest logit",
+        ),
+        *(
+            MetricSpec(name=name, target=target, task="segmentation", summary=s, thorough=True)
+            for name, (target, s) in THOROUGH.items()
+        ),
+        MetricSpec(
+            name="em_challenge",
+            target="cnn_core.tasks.em:ChallengeErrors",
+            task="segmentation",
+            summary="pixel, Rand and warping error of the ISBI 2012 challenge",
+            higher_is_better=False,
+            thorough=True,
+            data=("isbi_em",),
         ),
     ]
 

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TASKS = ("classification", "segmentation")
-INGREDIENTS = ("run", "model", "batch", "predictions")
+INGREDIENTS = ("run", "model", "batch", "predictions", "segmented")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -237,10 +237,12 @@ class RecipeSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec(Spec):
-    """One number about a whole split.
+    """One number about a whole split, or several that are taken from the same sums.
 
     `target` names a factory `(num_classes) -> metric`, where `metric.update(logits, targets)`
-    takes a batch and `metric.compute()` returns a float.
+    takes a batch and `metric.compute()` returns a float, or floats by name. One that is `thorough`
+    is for evaluation, and not taken every epoch; `data` are the data sets that it is for, empty
+    for all.
     """
 
     kind: ClassVar[str] = "metric"
@@ -249,11 +251,14 @@ class MetricSpec(Spec):
     task: str
     summary: str
     higher_is_better: bool = True
+    thorough: bool = False
+    data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_target("target")
         self.require("task", self.task in TASKS)
+        self.require_names("data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +268,8 @@ class ViewSpec(Spec):
     `render` names a function that returns a matplotlib `Figure`. It is called with one
     keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
     trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, the first images of
-    the test split) and "predictions" (`cnn_core.training.Predictions`, the whole split).
+    the test split), "predictions" (`cnn_core.training.Predictions`, the whole split) and
+    "segmented" (`cnn_core.training.Segmented`, one of each image, made anew at each iteration).
     """
 
     kind: ClassVar[str] = "view"

@@ -7,12 +7,16 @@ explanations from deep networks via gradient-based localization", ICCV 2017, arX
     map     = ReLU(sum over k of alpha_k A_k)              Eq. 2
 
 A_k are the feature maps of one stage, score is the class's logit, before the softmax.
+
+K. Vinogradova, A. Dibrov, G. Myers, "Towards interpretable semantic segmentation via
+gradient-weighted class activation mapping", AAAI 2020, arXiv:2002.11434 (Seg-Grad-CAM): score is
+the sum of the class's logits over a set of pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_core.errors import UnknownNameError, UsageError
+from cnn_core.tasks.segmentation import two_sided
+from cnn_viz.modes import evaluating, same_random_state
 
-__all__ = ["Cam", "grad_cam"]
+__all__ = ["Cam", "grad_cam", "seg_grad_cam"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +36,8 @@ class Cam:
     """What speaks for one class of each image.
 
     `raw` is the sum of Eq. 2 before its ReLU: signed, float32, N h w, as small as the stage's
-    maps. `classes` (N) are the classes explained, `logits` (N x classes) what the network said,
-    `size` the images' (H, W).
+    maps. `classes` (N) are the classes explained, `logits` (N x classes, or N x classes x h x w)
+    what the network said, `size` the images' (H, W).
     """
 
     raw: Tensor
@@ -68,6 +74,59 @@ def grad_cam(
     Raises:
         UsageError: the stage has no maps or runs more than once, or the classes do not fit.
     """
+    chosen = torch.empty(0)
+
+    def score(logits: Tensor) -> Tensor:
+        nonlocal chosen
+        chosen = _chosen(classes, logits)
+        return logits.gather(1, chosen[:, None])
+
+    raw, logits = _explained(model, images, stage, score)
+    height, width = images.shape[-2:]
+    return Cam(raw=raw, logits=logits, classes=chosen, size=(height, width))
+
+
+def seg_grad_cam(
+    model: nn.Module,
+    images: Tensor,
+    stage: str,
+    classes: Tensor | Sequence[int],
+    region: Tensor | None = None,
+) -> Cam:
+    """Explain one class of each image of a network that segments, N C H W, at a named stage.
+
+    The score is the sum of the class's logits over a `region`, bool, N h w, as large as the
+    logits: by default over the pixels that the network takes for the class. Otherwise as
+    `grad_cam`.
+
+    Raises:
+        UsageError: as `grad_cam`, and if the logits or the region have another shape.
+    """
+    chosen = torch.empty(0)
+
+    def score(logits: Tensor) -> Tensor:
+        nonlocal chosen
+        if logits.ndim != 4:
+            raise UsageError(f"logits of shape {list(logits.shape)}: expected N classes h w")
+        logits = two_sided(logits)
+        chosen = _chosen(classes, logits)
+        pixels = logits.argmax(1) == chosen[:, None, None] if region is None else region
+        if pixels.shape != logits[:, 0].shape:
+            raise UsageError(
+                f"region of shape {list(pixels.shape)}: expected {list(logits[:, 0].shape)}"
+            )
+        numbers = torch.arange(len(chosen), device=chosen.device)
+        return logits[numbers, chosen] * pixels.to(logits.device)
+
+    raw, logits = _explained(model, images, stage, score)
+    height, width = images.shape[-2:]
+    return Cam(raw=raw, logits=two_sided(logits), classes=chosen, size=(height, width))
+
+
+def _explained(
+    model: nn.Module, images: Tensor, stage: str, score: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of Eq. 2 for the sum of what `score` makes of logits, and the logits."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor:
@@ -77,23 +136,19 @@ def grad_cam(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_stage(model, stage).register_forward_hook(keep))
-        stack.enter_context(_evaluating(model))
-        stack.enter_context(_same_random_state(images))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(same_random_state(images))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         logits = model(images.detach().clone())
         if not kept:
             raise UsageError(f"stage '{stage}' took no part in the forward pass")
-        chosen = _chosen(classes, logits)
         # Images do not influence each other in eval mode: one sum gives every gradient.
-        score = logits.gather(1, chosen[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, kept)
+        (gradient,) = torch.autograd.grad(score(logits).sum(), kept)
 
     maps = kept[0].detach().float()
     alpha = gradient.float().mean((2, 3), keepdim=True)  # Eq. 1
-    raw = (alpha * maps).sum(1)  #                         Eq. 2, before its ReLU
-    height, width = images.shape[-2:]
-    return Cam(raw=raw, logits=logits.detach(), classes=chosen, size=(height, width))
+    return (alpha * maps).sum(1), logits.detach()  #       Eq. 2, before its ReLU
 
 
 def _stage(model: nn.Module, stage: str) -> nn.Module:
@@ -116,27 +171,9 @@ def _chosen(classes: Tensor | Sequence[int] | None, logits: Tensor) -> Tensor:
     if classes is None:
         return logits.detach().argmax(1)
     chosen = torch.as_tensor(classes, device=logits.device).clone()
-    count, known = logits.shape
+    count, known = logits.shape[:2]
     if chosen.shape != (count,) or not bool(((chosen >= 0) & (chosen < known)).all()):
         raise UsageError(
             f"classes = {chosen.tolist()}: expected {count} numbers from 0 to {known - 1}"
         )
     return chosen
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and afterwards each module back to what it was in."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _same_random_state(images: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Give the random state back as it was, also if the network draws in eval mode."""
-    return torch.random.fork_rng([images.device] if images.is_cuda else [])

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from cnn_core import registry
 from cnn_core.data import Batch, batches
-from cnn_core.training import Predictions, Run, predictions
+from cnn_core.training import Predictions, Run, predictions, segmented
 from cnn_core.training.device import choose_device
 from cnn_core.training.evaluation import load_data
 from cnn_core.training.weights import Weights, read_weights
+from cnn_viz.segmentations import Segmentations
 
 __all__ = ["Ingredients"]
 
 BATCH = 64
+PIXELS = 2**20  # of the batch of a network that segments: its images may be large
 
 
 class Ingredients:
@@ -50,14 +54,36 @@ class Ingredients:
 
     @cached_property
     def batch(self) -> Batch:
-        """The first 64 images of the test split."""
-        split = load_data(self.run, self.data_dir).split("test")
-        return next(batches(split, self.weights.preprocessing, BATCH, device=self.device))
+        """The first 64 images of the test split; of pixels with classes at most 2^20.
+
+        Of images that are seen tile by tile, the tile at the centre.
+        """
+        split, preprocessing = (
+            load_data(self.run, self.data_dir).split("test"),
+            self.weights.preprocessing,
+        )
+        count = BATCH
+        if registry.get_spec(self.run.recipe.model).task == "segmentation":
+            height, width = preprocessing.target
+            count = max(min(BATCH, PIXELS // (height * width)), 1)
+        found = next(batches(split, preprocessing, count, device=self.device))
+        if not preprocessing.tiled:
+            return found
+        centre = torch.full((len(found.indices), 2), 0.5)
+        images, targets = (preprocessing.cut(x, centre) for x in (found.images, found.targets))
+        return Batch(images, targets, found.indices)
 
     @cached_property
     def predictions(self) -> Predictions:
         """What the network says of the whole test split."""
         return predictions(self.run, data_dir=self.data_dir, device=str(self.device))
+
+    @cached_property
+    def segmented(self) -> Segmentations:
+        """What the network says of each image of the test split, with the classes' names."""
+        make = partial(segmented, self.run, data_dir=self.data_dir, device=str(self.device))
+        length = len(load_data(self.run, self.data_dir).split("test"))
+        return Segmentations(self.weights.classes, make, length)
 
     def select(self, needs: Iterable[str]) -> dict[str, Any]:
         """Return what a `ViewSpec` needs, by name."""

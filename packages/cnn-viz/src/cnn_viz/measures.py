@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from cnn_core.tasks.regions import Overlap
 from cnn_core.training import Predictions
 
-__all__ = ["ClassScore", "class_scores", "confusion_counts", "wilson"]
+__all__ = [
+    "ClassScore",
+    "PixelScore",
+    "bootstrap",
+    "class_scores",
+    "confusion_counts",
+    "pixel_scores",
+    "wilson",
+]
+
+RESAMPLES = 2000
+ENOUGH = 5  # images: an interval from fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -59,3 +75,42 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
     return max(low, 0.0), min(high, 1.0)
+
+
+@dataclass(frozen=True)
+class PixelScore:
+    """How the pixels of one class fare: fractions, NaN where undefined; `pixels` of the class."""
+
+    name: str
+    iou: float
+    dice: float
+    precision: float
+    recall: float
+    pixels: int
+
+
+def pixel_scores(classes: Sequence[str], pixels: Tensor) -> list[PixelScore]:
+    """Return each class's scores from pixels, classes x classes, targets down."""
+    overlap = Overlap.of(pixels)
+    predicted, targets = pixels.sum(0) > 0, pixels.sum(1) > 0
+    columns = (
+        overlap.iou.where(overlap.there, math.nan),
+        overlap.dice.where(overlap.there, math.nan),
+        overlap.precision.where(predicted, math.nan),
+        overlap.recall.where(targets, math.nan),
+        pixels.sum(1),
+    )
+    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
+    return [PixelScore(*row) for row in rows]
+
+
+def bootstrap(values: Sequence[float]) -> list[float] | None:
+    """Return the 95 % percentile interval of a mean, [low, high]; None of fewer than five values.
+
+    B. Efron and R. Tibshirani (1993), An introduction to the bootstrap, chapter 13. Seeded.
+    """
+    if len(values) < ENOUGH:
+        return None
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(np.asarray(values)[drawn].mean(1), [2.5, 97.5])
+    return [float(low), float(high)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cnn_core import CommandSpec, ViewSpec, hookimpl
 
+SEGMENTATION = ("segmentation",)
+
 VIEWS = (  # in the order in which the report shows them
     ViewSpec(
         name="curves",
@@ -31,10 +33,53 @@ VIEWS = (  # in the order in which the report shows them
         needs=("run", "model", "batch"),
     ),
     ViewSpec(
+        name="masks",
+        render="cnn_viz.views.masks:masks",
+        summary="what was found, missed and taken for it, in the best and the worst images",
+        needs=("run", "segmented"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="probability",
+        render="cnn_viz.views.masks:probability",
+        summary="how probable the foreground is in each pixel, and how uncertain that is",
+        needs=("run", "segmented"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="image_scores",
+        render="cnn_viz.views.image_scores:image_scores",
+        summary="mIoU, Dice and boundary F1, image by image",
+        needs=("run", "segmented"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="pixel_curves",
+        render="cnn_viz.views.pixel_curves:pixel_curves",
+        summary="precision, recall and ROC of the pixels of each class",
+        needs=("run", "segmented"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="pixel_calibration",
+        render="cnn_viz.views.pixel_curves:pixel_calibration",
+        summary="whether pixels are right as often as their probability says",
+        needs=("run", "segmented"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="seg_gradcam",
+        render="cnn_viz.views.seg_gradcam:seg_gradcam",
+        summary="Seg-Grad-CAM: the parts of an image that speak for a class's pixels",
+        needs=("run", "model", "batch"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
         name="features",
         render="cnn_viz.views.features:features",
         summary="one image on its way through the network, stage by stage",
         needs=("run", "model", "batch"),
+        tasks=("classification", "segmentation"),
     ),
     ViewSpec(
         name="filters",

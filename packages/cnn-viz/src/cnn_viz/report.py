@@ -17,13 +17,14 @@ from markupsafe import Markup
 from cnn_core import registry
 from cnn_core.files import write_text
 from cnn_core.plugins import plugins
+from cnn_core.tasks.regions import Overlap
 from cnn_core.training import Predictions, Run
 from cnn_core.training.score import kept_epoch
 from cnn_viz import __version__, style
 from cnn_viz.figures import Drawing, draw_all, fitting, write
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.inline import inlined
-from cnn_viz.measures import class_scores, confusion_counts, wilson
+from cnn_viz.measures import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
 
 __all__ = ["write_report"]
 
@@ -53,8 +54,9 @@ def write_report(
         drawings.append(draw_all(name, entry, ingredients))
         if not drawings[-1].error:
             write(drawings[-1], opened.figures)
-    page = _template().render(
+    page = _template(registry.get_spec(opened.recipe.model).task).render(
         content,
+        recorded=opened.test_metrics(),
         surroundings=_surroundings(content["environment"]),
         hardware=_hardware(content["environment"]),
         figures=[_figure(drawing) for drawing in drawings],
@@ -68,9 +70,11 @@ def write_report(
 
 def _content(ingredients: Ingredients) -> dict[str, Any]:
     """Return every number and word of the report, by name."""
-    run, predictions = ingredients.run, ingredients.predictions
+    run = ingredients.run
     recipe, history = run.recipe, run.history()
     spec = registry.get_spec(recipe.model)
+    results = _of_images if spec.task == "classification" else _of_pixels
+    headline, tables = results(ingredients)
     return {
         "schema": 1,
         "made_by": f"cnn-viz {__version__}",
@@ -84,7 +88,7 @@ def _content(ingredients: Ingredients) -> dict[str, Any]:
             "params": sum(p.numel() for p in ingredients.model.parameters() if p.requires_grad),
         },
         "data": recipe.data,
-        "test": {**_headline(predictions), **run.test_metrics()},
+        "test": {**headline, **run.test_metrics()},
         "training": {
             "epochs": len(history),
             "planned_epochs": recipe.epochs,
@@ -92,13 +96,35 @@ def _content(ingredients: Ingredients) -> dict[str, Any]:
             "seconds": sum(line.get("seconds", 0.0) for line in history),
             "seed": recipe.seed,
         },
-        "classes": [asdict(score) for score in class_scores(predictions)],
-        "confusion": _confusions(predictions),
+        **tables,
         "epochs": history,
         "recipe": recipe.to_toml(),
         "environment": run.environment(),
         "reproduce": _commands(run),
     }
+
+
+def _of_images(ingredients: Ingredients) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headline and the tables of a run that classifies."""
+    predictions = ingredients.predictions
+    classes = [asdict(score) for score in class_scores(predictions)]
+    return _headline(predictions), {"classes": classes, "confusion": _confusions(predictions)}
+
+
+def _of_pixels(ingredients: Ingredients) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headline and the tables of a run that segments."""
+    segmented = ingredients.segmented
+    pixels, scores = segmented.measured.pixels, segmented.scores
+    overlap = Overlap.of(pixels)
+    mious = [line["miou"] for line in scores]
+    headline = {
+        "n": len(segmented),
+        "miou": overlap.mean(overlap.iou),
+        "image_miou": sum(mious) / len(mious) if mious else math.nan,
+        "interval": bootstrap(mious),
+    }
+    classes = [asdict(row) for row in pixel_scores(segmented.classes, pixels)]
+    return headline, {"classes": classes, "confusion": pixels.tolist(), "images": scores}
 
 
 def _headline(predictions: Predictions) -> dict[str, Any]:
@@ -183,7 +209,7 @@ def _sections(run: Run) -> list[Markup]:
     return sections
 
 
-def _template() -> jinja2.Template:
+def _template(task: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz"),
         autoescape=True,
@@ -192,7 +218,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "duration": _duration, "number": _number}
-    return environment.get_template("report.html")
+    return environment.get_template(f"{task}.html")
 
 
 def _percent(fraction: float, digits: int = 1) -> str:

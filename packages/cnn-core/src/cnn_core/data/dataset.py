@@ -23,32 +23,35 @@ __all__ = ["Dataset", "Files", "Part", "Split", "cache_dir", "load_dataset"]
 class Split:
     """Images as uint8, N C H W, and targets: class numbers from 0.
 
-    Of images they are int64, N; of pixels uint8, N H W, where 255 counts in nothing.
+    Of images they are int64, N; of pixels uint8, N H W, where 255 counts in nothing. `weights`,
+    float32 N H W, is how much each pixel counts in the loss; without them all count alike.
     """
 
     images: Tensor
     targets: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, indices: Tensor) -> Split:
         """Return the samples at `indices`."""
-        return Split(self.images[indices], self.targets[indices])
+        weights = None if self.weights is None else self.weights[indices]
+        return Split(self.images[indices], self.targets[indices], weights)
 
 
 @dataclass(frozen=True)
 class Part(Split):
     """Some samples of a split, which stays where it is: `rows` are their places, N."""
 
-    rows: Tensor
+    rows: Tensor = field(kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def subset(self, indices: Tensor) -> Part:
         """Return the samples at `indices`."""
-        return Part(self.images, self.targets, self.rows[indices])
+        return replace(self, rows=self.rows[indices])
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ class Dataset:
         if "val" in self.splits or isinstance(train, Files):
             return self.hold_out(fraction, seed)
         kept, held = self._divided(fraction, seed)
-        return Part(train.images, train.targets, kept), Part(train.images, train.targets, held)
+        whole = (train.images, train.targets, train.weights)
+        return Part(*whole, rows=kept), Part(*whole, rows=held)
 
     def _divided(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         """Return the places of those that stay, and of those that are held out."""

@@ -29,6 +29,7 @@ class Batch:
     `mix` is what mixup or CutMix put into the images. `share` is the factor of its mean loss that
     makes the mean over all processes that of their batches together: 1 for one process, and 0 for
     a rank that had nothing left of a batch, and repeats a sample in order to keep in step.
+    `weights`, N H W, is how much each pixel counts in the loss.
     """
 
     images: Tensor
@@ -36,6 +37,7 @@ class Batch:
     indices: Tensor
     mix: Mix | None = None
     share: float = 1.0
+    weights: Tensor | None = None
 
     def pieces(self, size: int) -> Iterator[Batch]:
         """Yield the batch in pieces of `size` samples; their shares add up to its own."""
@@ -48,7 +50,8 @@ class Batch:
             start += len(indices)
             mix = self.mix and Mix(self.mix.targets[part], self.mix.part[part])
             share = self.share * len(indices) / len(self.indices)
-            yield Batch(self.images[part], self.targets[part], indices, mix, share)
+            weights = None if self.weights is None else self.weights[part]
+            yield Batch(self.images[part], self.targets[part], indices, mix, share, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,9 @@ class Preprocessing:
 
     `size` is the input's (height, width), `picture` that of the data set's own pictures. With
     `fit` "resize" a picture is scaled to `size`, bilinearly and with antialiasing; with "pad" it
-    is scaled to `picture`, if it is not of that size already, and framed with zeros.
+    is scaled to `picture`, if it is not of that size already, and framed with zeros. With "tile"
+    it stays as it is, and is seen in tiles of `size`, of which a network cuts off `margin` on
+    each side (`cnn_core.tasks.tiles`).
     `mean` and `std` are per channel, of pictures in [0, 1].
     """
 
@@ -66,6 +71,7 @@ class Preprocessing:
     fit: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    margin: int = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return uint8 pictures, N C h w, as the network's input, float32, N C H W."""
@@ -76,8 +82,13 @@ class Preprocessing:
 
     @property
     def target(self) -> tuple[int, int]:
-        """The size that pictures are scaled to, before they are framed."""
-        return self.picture if self._frames else self.size
+        """The size that pictures of a data set are scaled to, before they are framed."""
+        return self.picture if self._frames or self.tiled else self.size
+
+    @property
+    def tiled(self) -> bool:
+        """Whether pictures are seen in tiles."""
+        return self.fit == "tile"
 
     @property
     def _frames(self) -> bool:
@@ -86,16 +97,28 @@ class Preprocessing:
     def fitted(self, images: Tensor) -> Tensor:
         """Return uint8 pictures at the input's size, as float32 in [0, 1]."""
         pictures = images.float() / 255
-        if pictures.shape[-2:] != self.target:
+        if pictures.shape[-2:] != self.target and not self.tiled:
             pictures = F.interpolate(pictures, self.target, mode="bilinear", antialias=True)
         return self.framed(pictures.clamp(0, 1))
 
     def fitted_masks(self, masks: Tensor) -> Tensor:
         """Return masks, uint8 N h w, at the input's size; the frame counts in no loss."""
-        if masks.shape[-2:] != self.target:
+        if masks.shape[-2:] != self.target and not self.tiled:
             masks = F.interpolate(masks[:, None].float(), self.target, mode="nearest-exact")
             masks = masks[:, 0].to(torch.uint8)
         return self.framed(masks, IGNORED)
+
+    def cut(self, images: Tensor, u: Tensor) -> Tensor:
+        """Return a tile of each of images, N … H W, at a place that `u`, N x 2 in [0, 1), draws.
+
+        What the network says of a tile is within the picture, if that is large enough.
+        """
+        from cnn_core.tasks.tiles import mirrored
+
+        room = torch.tensor(images.shape[-2:]) - torch.tensor(self.size) + 2 * self.margin
+        starts = torch.where(room < 0, room.float() / 2, u * (room + 1)).floor().long()
+        corners = zip(images, (starts - self.margin).tolist(), strict=True)
+        return torch.stack([mirrored(i, top, left, *self.size) for i, (top, left) in corners])
 
     def framed(self, pictures: Tensor, value: int = 0) -> Tensor:
         """Put a frame around pictures that are smaller than the input, if they get one."""
@@ -217,7 +240,8 @@ def _from_memory(
     whole = torch.cat(parts) if len(parts) > 1 else parts[0]
     pictures, targets = _take(split, whole, draws)
     where = (pictures.to(device), targets.to(device), whole)
-    group = finished(*where, preprocessing, draws, shares[0][1])
+    weights = _weights(split, whole, draws)
+    group = finished(*where, preprocessing, draws, shares[0][1], weights)
     if len(parts) == 1:
         return [group]
     sizes = [len(part) for part in parts]
@@ -234,7 +258,7 @@ def _together(split: Split, wholes: Sequence[Tensor], draws: Draws | None) -> in
     Only where what is done to a picture is the same whatever is beside it, to the bit: bytes are
     moved, and values multiplied.
     """
-    if draws is not None and (draws.what.mixes or draws.what.reshapes):
+    if draws is not None and (draws.what.mixes or draws.what.reshapes or split.targets.ndim > 1):
         return 1
     values = len(wholes[0]) * split.images[0].numel() if wholes else TOGETHER
     return max(TOGETHER // max(values, 1), 1)
@@ -247,6 +271,14 @@ def _take(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, T
     if draws is None or not (draws.what.shift or draws.what.flip):
         return split.images.index_select(0, places), targets
     return moved(split.images, targets, places, indices, draws)
+
+
+def _weights(split: Split, indices: Tensor, draws: Draws | None) -> Tensor | None:
+    """Return how much the pixels of samples count, moved and mirrored with them."""
+    if split.weights is None or draws is None:
+        return None
+    places = split.rows.index_select(0, indices) if isinstance(split, Part) else indices
+    return windows(split.weights[:, None], places, *draws.windows(indices.numpy()))[:, 0]
 
 
 def moved(
@@ -267,7 +299,7 @@ def moved(
 def windows(
     images: Tensor, places: Tensor, down: Indices, right: Indices, mirrored: Indices, fill: int = 0
 ) -> Tensor:
-    """Copy the images at `places`, uint8 N C H W, each moved by its own pixels, then mirrored.
+    """Copy the images at `places`, N C H W, each moved by its own pixels, then mirrored.
 
     One copy of each image, without padding the source: a loop over slices does in a third of the
     time what indexing with whole tensors does.
@@ -296,10 +328,11 @@ def finished(
     preprocessing: Preprocessing,
     draws: Draws | None,
     share: float,
+    weights: Tensor | None = None,
 ) -> Batch:
-    """Do all that is done to whole batches: fit, change, normalise, mix."""
+    """Do all that is done to whole batches: fit, change, cut, normalise, mix."""
     if targets.ndim == 3:
-        targets = preprocessing.fitted_masks(targets)
+        return _finished_masks(images, targets, indices, preprocessing, draws, share, weights)
     if draws is None:
         return Batch(preprocessing(images), targets, indices, None, share)
     what, places = draws.what, indices.numpy()
@@ -308,8 +341,7 @@ def finished(
     if what.resamples or what.jitter:
         pictures = preprocessing.fitted(images)
         if what.resamples:
-            pictures, grid = draws.resampled(pictures, places)
-            targets = _resampled_masks(targets, grid) if targets.ndim == 3 else targets
+            pictures, _ = draws.resampled(pictures, places)
         if what.jitter:
             pictures = draws.coloured(pictures, places)
         images = preprocessing.normalise(pictures)
@@ -323,8 +355,41 @@ def finished(
     return Batch(images, targets, indices, mix, share)
 
 
-def _resampled_masks(masks: Tensor, grid: Tensor) -> Tensor:
-    """See masks, uint8 N H W, through the same grid as the images, without new values."""
+def _finished_masks(
+    images: Tensor,
+    masks: Tensor,
+    indices: Tensor,
+    preprocessing: Preprocessing,
+    draws: Draws | None,
+    share: float,
+    weights: Tensor | None,
+) -> Batch:
+    """Do the same where targets are masks, which go with the pictures, and weights of pixels."""
+    masks = preprocessing.fitted_masks(masks)
+    if draws is None:
+        return Batch(preprocessing(images), masks, indices, None, share)
+    what, places = draws.what, indices.numpy()
+    pictures = preprocessing.fitted(images)
+    if weights is not None:
+        weights = weights.to(images.device)
+    if what.resamples:
+        pictures, grid = draws.resampled(pictures, places)
+        masks = _resampled(masks, grid)
+        weights = None if weights is None else _resampled(weights, grid)
+    if preprocessing.tiled:
+        u = draws.uniform("tile", places, 2)
+        pictures, masks = preprocessing.cut(pictures, u), preprocessing.cut(masks, u)
+        weights = None if weights is None else preprocessing.cut(weights, u)
+    if what.jitter:
+        pictures = draws.coloured(pictures, places)
+    inputs = preprocessing.normalise(pictures)
+    if what.erase or what.cutout:
+        inputs = draws.erased(inputs, places)
+    return Batch(inputs, masks, indices, None, share, weights)
+
+
+def _resampled(masks: Tensor, grid: Tensor) -> Tensor:
+    """See masks, N H W, through the same grid as the images, without new values."""
     layer = masks[:, None].float()
     seen = F.grid_sample(layer, grid, "nearest", "reflection", align_corners=False)
-    return seen[:, 0].to(torch.uint8)
+    return seen[:, 0].to(masks.dtype)

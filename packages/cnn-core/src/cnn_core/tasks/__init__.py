@@ -8,6 +8,7 @@ from cnn_core.errors import PluginError, UsageError
 from cnn_core.text import did_you_mean, printable
 
 if TYPE_CHECKING:
+    from cnn_core.specs import MetricSpec
     from cnn_core.tasks.classification import Loss, Metric
     from cnn_core.training.recipe import Recipe
 
@@ -16,8 +17,12 @@ __all__ = ["SCORES", "loss_of", "metrics_of", "score_of"]
 SCORES = {"classification": "top1", "segmentation": "miou"}  # what chooses the weights to keep
 
 
-def metrics_of(task: str, num_classes: int, topk: int = 0) -> dict[str, Metric]:
+def metrics_of(
+    task: str, num_classes: int, topk: int = 0, evaluated: str = ""
+) -> dict[str, Metric]:
     """Return fresh metrics of a task by name: those of plugins; for images top-k as well.
+
+    Those that are thorough are left out, unless a data set is `evaluated`.
 
     Raises:
         UsageError: k is larger than the number of classes.
@@ -28,7 +33,7 @@ def metrics_of(task: str, num_classes: int, topk: int = 0) -> dict[str, Metric]:
     found: dict[str, Metric] = {
         name: registry.resolve(entry)(num_classes)
         for name, entry in registry.metrics()
-        if entry.spec.task == task
+        if entry.spec.task == task and _wanted(entry.spec, evaluated)
     }
     for name, metric in found.items():
         if not hasattr(metric, "sums"):
@@ -38,6 +43,13 @@ def metrics_of(task: str, num_classes: int, topk: int = 0) -> dict[str, Metric]:
                 "what it has seen so far, to be saved and added up over processes",
             )
     return {**found, **top_k(num_classes, topk)} if task == "classification" else found
+
+
+def _wanted(spec: MetricSpec, evaluated: str) -> bool:
+    """Whether a metric is taken: in every epoch, or of the data set that is evaluated."""
+    if not spec.thorough:
+        return True
+    return bool(evaluated) and (not spec.data or evaluated.partition(":")[0] in spec.data)
 
 
 def loss_of(task: str, recipe: Recipe) -> Loss:
@@ -61,7 +73,8 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
     from cnn_core import registry
 
     split, _, metric = (name or f"val/{SCORES[task]}").partition("/")
-    better = {n: e.spec.higher_is_better for n, e in registry.metrics() if e.spec.task == task}
+    specs = {n: e.spec for n, e in registry.metrics() if e.spec.task == task}
+    better = {n: spec.higher_is_better for n, spec in specs.items() if not spec.thorough}
     known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
     if split not in ("val", "train") or metric not in known:
         nearest = did_you_mean(name, [f"val/{metric}" for metric in known])

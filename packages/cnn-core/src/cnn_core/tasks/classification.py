@@ -39,8 +39,8 @@ class Metric(Protocol):
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes, targets N."""
 
-    def compute(self) -> float:
-        """Return the number for all batches so far."""
+    def compute(self) -> float | dict[str, float]:
+        """Return the number for all batches so far, or several by name."""
 
 
 class TopK:
@@ -97,16 +97,32 @@ def top_k(num_classes: int, topk: int) -> dict[str, Metric]:
 class Loss(Protocol):
     """What training makes small, mean over a batch."""
 
-    def __call__(self, outputs: Outputs, targets: Tensor, mix: Mix | None = None) -> Tensor:
-        """Take logits, N x classes, also of auxiliary heads; targets, N; what was mixed in."""
+    def __call__(
+        self,
+        outputs: Outputs,
+        targets: Tensor,
+        mix: Mix | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Take logits, N x classes, also of auxiliary heads; targets, N; what was mixed in.
+
+        Of pixels: logits N x classes x h x w, targets N x H x W, and their weights.
+        """
 
 
 def loss_function(recipe: Recipe) -> Loss:
     """Return the loss that the recipe names, mean over the batch.
 
+    Raises:
+        UsageError: the recipe wants what only pixels can have.
+
     Where a network gives a tuple, logits and those of auxiliary heads, theirs are added with
     the recipe's weight (Szegedy et al. 2015, arXiv:1409.4842, section 5).
     """
+    if recipe.loss not in ("cross_entropy", "map"):
+        raise UsageError(f"loss = '{recipe.loss}' is for segmentation")
+    if recipe.tile or recipe.balance or recipe.border_weight:
+        raise UsageError("tile, balance and border_weight are for segmentation")
     cross_entropy = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
 
     def of(logits: Tensor, targets: Tensor, mix: Mix | None) -> Tensor:
@@ -118,7 +134,12 @@ def loss_function(recipe: Recipe) -> Loss:
         other = cross_entropy(logits, mix.targets, reduction="none")
         return (mix.part * own + (1 - mix.part) * other).mean()
 
-    def loss(outputs: Outputs, targets: Tensor, mix: Mix | None = None) -> Tensor:
+    def loss(
+        outputs: Outputs,
+        targets: Tensor,
+        mix: Mix | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         if isinstance(outputs, Tensor):
             return of(outputs, targets, mix)
         logits, *auxiliary = outputs

@@ -25,8 +25,8 @@ class Running:
     small batches wait until there are enough to be worth a call.
     """
 
-    def __init__(self, task: str, num_classes: int, topk: int) -> None:
-        self._metrics = metrics_of(task, num_classes, topk)
+    def __init__(self, task: str, num_classes: int, topk: int, evaluated: str = "") -> None:
+        self._metrics = metrics_of(task, num_classes, topk, evaluated)
         self._loss, self._count = 0.0, 0
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._numbers = 0
@@ -55,7 +55,9 @@ class Running:
         """Return {"loss": mean, …} with the metrics by name, each behind `prefix`."""
         self._take()
         numbers = {"loss": self._loss / max(self._count, 1)}
-        numbers |= {name: metric.compute() for name, metric in self._metrics.items()}
+        for name, metric in self._metrics.items():
+            found = metric.compute()
+            numbers |= found if isinstance(found, dict) else {name: found}
         return {f"{prefix}{name}": value for name, value in numbers.items()}
 
     def sums(self) -> dict[str, Tensor]:

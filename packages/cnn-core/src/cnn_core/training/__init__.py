@@ -5,19 +5,42 @@ from typing import TYPE_CHECKING
 from cnn_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cnn_core.training.evaluation import Predictions, evaluate, predictions
-    from cnn_core.training.prediction import predict
+    from cnn_core.training.evaluation import (
+        Predictions,
+        Segmented,
+        evaluate,
+        predictions,
+        segmented,
+    )
+    from cnn_core.training.prediction import predict, segment
     from cnn_core.training.recipe import Recipe
     from cnn_core.training.run import Run
     from cnn_core.training.trainer import train
 
-__all__ = ["Predictions", "Recipe", "Run", "evaluate", "predict", "predictions", "train"]
+__all__ = [
+    "Predictions",
+    "Recipe",
+    "Run",
+    "Segmented",
+    "evaluate",
+    "predict",
+    "predictions",
+    "segment",
+    "segmented",
+    "train",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "cnn_core.training.evaluation": ("Predictions", "evaluate", "predictions"),
-        "cnn_core.training.prediction": ("predict",),
+        "cnn_core.training.evaluation": (
+            "Predictions",
+            "Segmented",
+            "evaluate",
+            "predictions",
+            "segmented",
+        ),
+        "cnn_core.training.prediction": ("predict", "segment"),
         "cnn_core.training.recipe": ("Recipe",),
         "cnn_core.training.run": ("Run",),
         "cnn_core.training.trainer": ("train",),

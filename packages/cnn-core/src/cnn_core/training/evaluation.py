@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +16,24 @@ from cnn_core.data.pipeline import Preprocessing, batches
 from cnn_core.errors import RunError, UsageError
 from cnn_core.tasks import loss_of
 from cnn_core.tasks.running import Running
+from cnn_core.tasks.segmentation import centred, two_sided
+from cnn_core.tasks.tiles import overlap_tile
 from cnn_core.training.device import FORMATS, autocast, choose_device
 from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
 from cnn_core.training.weights import read_weights
 
-__all__ = ["Predictions", "evaluate", "load_data", "measure", "predictions"]
+__all__ = [
+    "Predictions",
+    "Segmented",
+    "evaluate",
+    "load_data",
+    "measure",
+    "predictions",
+    "seen_by",
+    "segmented",
+]
 
 PIXELS = 1_000_000  # of images that are looked at together
 
@@ -61,15 +73,17 @@ def measure(
     workers: int = 0,
     world: World = ALONE,
     between: Callable[[], object] = lambda: None,
+    thorough: bool = False,
 ) -> dict[str, float]:
     """Return loss and metrics of a model over a split, in eval mode.
 
     Each process of the world looks at its share; all of them return the whole split's numbers.
-    `between` is called after every batch.
+    `between` is called after every batch. Metrics that are `thorough` are for evaluations.
     """
     memory_format = FORMATS[recipe.memory_format]
     model.eval().to(memory_format=memory_format)
-    running = Running(task, num_classes, recipe.topk)
+    outputs = seen_by(model, preprocessing)
+    running = Running(task, num_classes, recipe.topk, recipe.data if thorough else "")
     criterion, size = loss_of(task, recipe), together(preprocessing) * world.size
     for batch in batches(
         split,
@@ -81,7 +95,7 @@ def measure(
         world=world.size,
     ):
         with autocast(device, recipe.precision):
-            logits = model(batch.images.contiguous(memory_format=memory_format))
+            logits = outputs(batch.images.contiguous(memory_format=memory_format))
         loss = criterion(logits.float(), batch.targets).item()
         running.add(loss, logits, batch.targets)
         between()
@@ -90,9 +104,68 @@ def measure(
 
 
 def together(preprocessing: Preprocessing) -> int:
-    """Return how many images a network without gradients is given at once."""
-    height, width = preprocessing.size
+    """Return how many images are looked at at once, without gradients."""
+    height, width = preprocessing.picture if preprocessing.tiled else preprocessing.size
     return max(PIXELS // (height * width), 1)
+
+
+def seen_by(model: nn.Module, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
+    """Return what gives the logits of whole images: the model, or what it says tile by tile."""
+    if not preprocessing.tiled:
+        return model
+    return partial(overlap_tile, model, tile=preprocessing.size[0], margin=preprocessing.margin)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What a network said of one image of a split, at the network's size.
+
+    `picture` is C H W in [0, 1], `logits` classes x H x W, `target` uint8 H x W, in which 255
+    counts in nothing; `index` is the image's place. Of a network without padding: its centre.
+    """
+
+    index: int
+    picture: Tensor
+    logits: Tensor
+    target: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, classes x H x W."""
+        return self.logits.softmax(0)
+
+    @property
+    def predicted(self) -> Tensor:
+        """The class with the highest logit, H x W."""
+        return self.logits.argmax(0)
+
+
+@torch.inference_mode()
+def segmented(
+    run: Run,
+    *,
+    split: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Iterator[Segmented]:
+    """Yield what a run's kept weights say of each image of a split, one after the other.
+
+    Raises:
+        UsageError: the run does not segment.
+    """
+    weights = read_weights(run.path)
+    data = load_data(run, data_dir)
+    if data.spec.task != "segmentation":
+        raise UsageError(f"{run.path}: does {data.spec.task}, not segmentation")
+    where, preprocessing = choose_device(device), weights.preprocessing
+    outputs = seen_by(weights.build().to(where), preprocessing)
+    for batch in batches(data.split(split), preprocessing, together(preprocessing), device=where):
+        logits = two_sided(outputs(batch.images).float())
+        targets = centred(batch.targets, logits)
+        pictures = centred(preprocessing.pictures(batch.images), logits)
+        rows = (pictures.cpu(), logits.cpu(), targets.cpu())
+        for index, *row in zip(batch.indices.tolist(), *rows, strict=True):
+            yield Segmented(index, *row)
 
 
 def evaluate(
@@ -102,7 +175,7 @@ def evaluate(
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Return loss, top-1 and top-k (fractions) of a run's kept weights on a split."""
+    """Return loss and all metrics of a run's kept weights on a split."""
     run = run if isinstance(run, Run) else Run.open(run)
     weights = read_weights(run.path)
     data = load_data(run, data_dir)
@@ -115,6 +188,7 @@ def evaluate(
         data.spec.task,
         weights.num_classes,
         where,
+        thorough=True,
     )
 
 

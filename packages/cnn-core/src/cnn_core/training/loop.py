@@ -100,7 +100,7 @@ def fit(model: nn.Module, job: Fit, state: State) -> State:
                     with context:
                         with autocast(job.device, recipe.precision):
                             outputs = network(piece.images)
-                            loss = criterion(outputs, piece.targets, piece.mix)
+                            loss = criterion(outputs, piece.targets, piece.mix, piece.weights)
                         trainee.scaler.scale(_shared(loss, piece.share)).backward()
                     value += _note(running, loss, outputs, piece)
                 norm = trainee.gradient_norm()

@@ -139,12 +139,15 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
 
+PLAIN = {"loss", "hausdorff", "hd95", "assd"}  # no fractions; distances are in pixels
+
+
 def format_metrics(numbers: Mapping[str, float]) -> str:
-    """Return "loss 0.123  top1 95.10 %": fractions as per cent, losses as they are."""
+    """Return "loss 0.123  top1 95.10 %": fractions as per cent, losses and pixels as they are."""
     parts = []
     for key, value in numbers.items():
         name = key.rpartition("/")[2]
-        shown = f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %"
+        shown = f"{value:.4f}" if name in PLAIN else f"{100 * value:.2f} %"
         parts.append(f"{name} {shown}")
     return "  ".join(parts)
 

@@ -18,6 +18,7 @@ from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.specs import ModelSpec, RecipeSpec
 from cnn_core.tasks import loss_of, metrics_of, score_of
+from cnn_core.tasks.tiles import margin_of
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, synchronised
@@ -107,8 +108,10 @@ def make_ready(
     model = model.to(memory_format=FORMATS[recipe.memory_format])
     if recipe.compile:
         model.compile()
-    geometry = _geometry(recipe, spec, dataset)
+    geometry = _geometry(recipe, spec, dataset, model)
     dataset = _placed(recipe, dataset, geometry, shown)
+    if recipe.balance or recipe.border_weight:
+        dataset = _weighed(recipe, dataset, geometry, shown)
     return Ready(recipe, spec, model, dataset, _normalised(recipe, dataset, geometry))
 
 
@@ -133,9 +136,10 @@ def _check(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))
         if given not in (0, channels):
             raise UsageError(f"{key} has {given} numbers, the images {channels} channels")
-    if (recipe.image_size or min(spec.input[1:])) < spec.min_size:
+    key = "tile" if recipe.tile else "image_size"
+    if (recipe.tile or recipe.image_size or min(spec.input[1:])) < spec.min_size:
         raise UsageError(
-            f"image_size = {recipe.image_size}: {recipe.model} needs at least {spec.min_size}"
+            f"{key} = {getattr(recipe, key)}: {recipe.model} needs at least {spec.min_size}"
         )
 
 
@@ -181,10 +185,35 @@ def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bo
     return placed
 
 
-def _geometry(recipe: Recipe, model: ModelSpec, dataset: Dataset) -> Preprocessing:
+def _weighed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
+    """Add how much each pixel of the training pictures counts."""
+    from cnn_core.tasks.pixel_weights import pixel_weights
+
+    train = dataset.split("train")
+    if not isinstance(train, Split):
+        raise UsageError(
+            "balance and border_weight are of pictures in memory", "--set pipeline=memory"
+        )
+    masks, classes = geometry.fitted_masks(train.targets), len(dataset.spec.classes)
+    with counting("weighing pixels", shown) as progress:
+        weights = pixel_weights(recipe, masks, classes, progress)
+    weighed = dataclasses.replace(train, weights=weights)
+    return Dataset(dataset.spec, {**dataset.splits, "train": weighed})
+
+
+def _geometry(
+    recipe: Recipe, spec: ModelSpec, dataset: Dataset, model: nn.Module
+) -> Preprocessing:
     """Return what happens to a picture's shape; `_normalised` adds what happens to its values."""
-    size = (recipe.image_size, recipe.image_size) if recipe.image_size else model.input[1:]
+    side = recipe.tile or recipe.image_size
+    size = (side, side) if side else spec.input[1:]
     picture = dataset.spec.image[1:]
+    if recipe.tile:
+        device = next(model.parameters()).device
+        margin = margin_of(model, side, dataset.spec.image[0], device)
+        return Preprocessing(
+            size=size, picture=picture, fit="tile", mean=(), std=(), margin=margin
+        )
     return Preprocessing(size=size, picture=picture, fit=dataset.spec.fit, mean=(), std=())
 
 

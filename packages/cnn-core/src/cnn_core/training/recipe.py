@@ -21,7 +21,7 @@ CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop"),
     "weight_decay_on": ("all", "weights"),
     "schedule": ("constant", "step", "multi_step", "cosine", "one_cycle", "polynomial"),
-    "loss": ("cross_entropy", "map"),
+    "loss": ("cross_entropy", "map", "bce", "dice", "dice_ce", "focal", "tversky"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "memory_format": ("auto", "contiguous", "channels_last"),
     "policy": ("", "randaugment", "trivialaugment"),
@@ -51,6 +51,9 @@ LIMITS = {  # field: (lowest, highest), both allowed
     "label_smoothing": (0.0, 0.999),
     "map_margin": (0.0, 1e6),
     "aux_weight": (0.0, 1e6),
+    "focal_gamma": (0.0, 100.0),
+    "border_weight": (0.0, 1e6),
+    "border_sigma": (1e-3, 1e4),
     "clip_norm": (0.0, 1e9),
     "shift": (0, 1000),
     "rotate": (0.0, 180.0),
@@ -62,6 +65,7 @@ LIMITS = {  # field: (lowest, highest), both allowed
     "cutmix": (0.0, 100.0),
     "validation": (0.0, 0.9),
     "image_size": (0, 10_000),
+    "tile": (0, 10_000),
 }
 
 
@@ -99,6 +103,11 @@ class Recipe:
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     map_margin: float = 1.0  # loss = "map": the j of Eq. 9
+    balance: bool = False  # segmentation: classes count in the loss by 1 / their pixels
+    border_weight: float = 0.0  # how much more pixels between two objects count: 10 in the paper
+    border_sigma: float = 5.0  # pixels: how near they have to be
+    focal_gamma: float = 2.0  # loss = "focal"
+    tversky: tuple[float, ...] = (0.3, 0.7)  # loss = "tversky": what false and missed pixels cost
     aux_weight: float = 0.3  # of the losses of auxiliary heads, where a network has them
     clip_norm: float = 0.0  # largest gradient norm; 0: not clipped
     accumulate: int = 1  # pieces that a batch is computed in: less memory, the same step
@@ -131,6 +140,9 @@ class Recipe:
     save_steps: int = 0  # steps after which the state is saved within an epoch; 0: only at its end
     keep: int = 2  # checkpoints that are kept, beside the best epoch's
     image_size: int = 0  # 0: the size that the architecture was published for
+    tile: int = (
+        0  # segmentation: pictures keep their size, and are seen in tiles of so many pixels
+    )
     mean: tuple[float, ...] = ()  # empty: the data set's own
     std: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture
@@ -182,6 +194,13 @@ class Recipe:
             raise UsageError(f"jitter = {list(jitter)}: expected up to four numbers from 0 to 1")
         if self.mixup and self.cutmix:
             raise UsageError(f"mixup = {self.mixup} and cutmix = {self.cutmix}: expected only one")
+        if len(self.tversky) != 2 or not all(0 <= cost <= 1000 for cost in self.tversky):
+            raise UsageError(f"tversky = {list(self.tversky)}: expected two costs, as [0.3, 0.7]")
+        if self.tile and self.image_size:
+            raise UsageError(
+                f"tile = {self.tile} and image_size = {self.image_size}: expected only one",
+                "with tiles pictures keep their own size",
+            )
         if (self.mixup or self.cutmix) and self.loss != "cross_entropy":
             raise UsageError(f"loss = '{self.loss}' cannot take mixed images")
 

@@ -232,6 +232,7 @@ class Session:
                 self.workers,
                 self.world,
                 stop.obey if self.world.size == 1 else lambda: None,
+                thorough=True,
             )
         line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
         if self.world.first:

@@ -18,7 +18,16 @@ from cnn_viz import style
 
 __all__ = ["curves"]
 
-LOSSES = {"cross_entropy": "cross-entropy, nats", "map": "MAP criterion (LeCun 1998, Eq. 9)"}
+LOSSES = {
+    "cross_entropy": "cross-entropy, nats",
+    "map": "MAP criterion (LeCun 1998, Eq. 9)",
+    "bce": "binary cross-entropy, nats",
+    "dice": "1 \N{MINUS SIGN} soft Dice",
+    "dice_ce": "1 \N{MINUS SIGN} soft Dice, and cross-entropy, nats",
+    "focal": "focal loss, nats",
+    "tversky": "1 \N{MINUS SIGN} soft Tversky index",
+}
+OF_PIXELS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 COLOURS = {"train": style.BLUE, "val": style.ORANGE}
 NAMES = {"train": "training", "val": "validation"}
 SOLID: dict[str, Any] = {"linestyle": "-"}
@@ -44,9 +53,13 @@ def curves(run: Run) -> Figure:
     loss, accuracy, rate = figure.subplots(1, 3)
     _lines(loss, history, ["loss"])
     loss.set(title="Loss", ylabel=LOSSES.get(run.recipe.loss, run.recipe.loss))
-    tops = sorted({key.partition("/")[2] for key in history[-1] if "/top" in key}, key=natural)
+    metrics = {key.partition("/")[2] for key in history[-1]}
+    tops = sorted((name for name in metrics if name.startswith("top")), key=natural)
+    tops = tops or [name for name in OF_PIXELS if name in metrics]
     _lines(accuracy, history, tops, scale=100)
-    accuracy.set(title="Accuracy", ylabel="per cent of images")
+    of_pixels = "miou" in tops
+    accuracy.set(title="Pixels" if of_pixels else "Accuracy")
+    accuracy.set_ylabel("per cent" if of_pixels else "per cent of images")
     rate.plot(*_points(history, "lr", 1), color=style.BLUE, **_marker(history))
     rate.set(title="Learning rate", ylabel="at the start of the epoch")
     for ax in (loss, accuracy, rate):
@@ -98,7 +111,7 @@ def _points(
 
 
 def _top(metric: str) -> str:
-    return f"top-{metric.removeprefix('top')}"
+    return OF_PIXELS.get(metric, f"top-{metric.removeprefix('top')}")
 
 
 def _marker(history: Sequence[object]) -> dict[str, Any]:

@@ -41,12 +41,13 @@ def features(run: Run, model: nn.Module, batch: Batch) -> Figure:
         "the number at its right.",
     )
     first, *rest = figure.subplots(len(heights), 1, height_ratios=heights)
-    names = [
-        style.short(weights.classes[number], 30)
-        for number in (int(batch.targets[0]), int(logits.argmax(1)))
-    ]
+    note = ""
+    if logits.ndim == 2:
+        numbers = (int(batch.targets[0]), int(logits.argmax(1)))
+        names = [style.short(weights.classes[number], 30) for number in numbers]
+        note = "\nis {}\npredicted {}".format(*names)
     picture = as_image(weights.preprocessing.pictures(image)[0])
-    _input(first, picture, image.shape[1:], "\nis {}\npredicted {}".format(*names))
+    _input(first, picture, image.shape[1:], note)
     for ax, (name, output) in zip(rest, outputs.items(), strict=True):
         _stage(ax, name, output)
     if outputs and len(weights.classes) <= CHANNELS:
@@ -93,14 +94,16 @@ def _name_cells(ax: Axes, logits: Tensor, classes: Sequence[str]) -> None:
 def walk(
     model: nn.Module, images: Tensor, stages: Sequence[str]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return each stage's output for the first image, C H W or C, and the logits, N x classes.
+    """Return each stage's output for the first image, C H W or C, and the logits, N x classes ….
 
-    A stage that gives no tensor, or takes no part, is left out.
+    A stage that the network has not, gives no tensor, or takes no part, is left out.
     """
+    modules = dict(model.named_modules())
     outputs: dict[str, Tensor] = {}
     hooks = [
-        model.get_submodule(stage).register_forward_hook(partial(_keep, stage, outputs))
+        modules[stage].register_forward_hook(partial(_keep, stage, outputs))
         for stage in stages
+        if stage in modules
     ]
     try:
         logits = model(images)

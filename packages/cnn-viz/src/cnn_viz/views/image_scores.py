@@ -1,0 +1,59 @@
+"""The view `image_scores`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cnn_core.training import Run
+from cnn_viz import style
+from cnn_viz.segmentations import Segmentations
+from cnn_viz.views.masks import scored
+
+__all__ = ["image_scores"]
+
+NAMES = {"miou": "mIoU", "dice": "Dice", "boundary_f1": "Boundary F1, 2 pixels"}
+FEW = 12  # images: a point for each instead of a histogram
+
+
+def image_scores(run: Run, segmented: Segmentations) -> Figure:
+    """Draw how mIoU, Dice and boundary F1 are distributed over the images of the test split."""
+    scores = scored(run, segmented)
+    figure = style.figure(
+        10.5,
+        3.2,
+        f"Image by image: {run.recipe.model} on {run.recipe.data}",
+        f"{len(scores):,} images of the test split. Each image's own mIoU and Dice, means over "
+        "the classes that it or its prediction has; F1 of boundaries at most 2 pixels apart, a "
+        "mean over\nthe classes but the ground. The dotted line is the median.",
+    )
+    for ax, (key, name) in zip(figure.subplots(1, len(NAMES)), NAMES.items(), strict=True):
+        _distribution(ax, [line[key] for line in scores if key in line], name)
+    return figure
+
+
+def _distribution(ax: Axes, values: Sequence[float], name: str) -> None:
+    shares = 100 * np.array(values)
+    if not len(shares):
+        ax.set_title(f"{name}: no image has it")
+        ax.set_axis_off()
+        return
+    low = min(10 * np.floor(shares.min() / 10), 90.0)
+    if len(shares) < FEW:
+        ax.plot(shares, np.zeros(len(shares)), "o", color=style.BLUE, markersize=8, alpha=0.6)
+        ax.set(ylim=(-1, 1), yticks=[])
+    else:
+        ax.hist(shares, bins=np.linspace(low, 100, 26).tolist(), color=style.BLUE, rwidth=0.92)
+        ax.set_ylabel("images")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        ax.grid(axis="y")
+    median = float(np.median(shares))
+    ax.axvline(median, color=style.ORANGE, linewidth=1.4, linestyle=(0, (2, 1.5)))
+    ax.set_title(f"{name}: median {style.percent(median / 100)}")
+    room = 0.02 * (100 - low)
+    ax.set(xlabel="per cent", xlim=(low - room, 100 + room))
+    ax.spines["left"].set_visible(False)

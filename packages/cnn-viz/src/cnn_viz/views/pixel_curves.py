@@ -1,0 +1,133 @@
+"""The views `pixel_curves` and `pixel_calibration`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cnn_core.errors import UsageError
+from cnn_core.tasks.curves import (
+    GROUPS,
+    area_under_roc,
+    average_precision,
+    precision_recall,
+    reliability,
+    roc,
+)
+from cnn_core.training import Run
+from cnn_viz import style
+from cnn_viz.segmentations import Segmentations
+from cnn_viz.views.masks import scored
+
+__all__ = ["pixel_calibration", "pixel_curves"]
+
+UNIT = (-0.02, 1.02)
+
+
+def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
+    """Draw precision against recall, and the ROC curve, of the pixels of each class."""
+    scored(run, segmented)
+    sums = segmented.measured.curves.cpu()
+    shown = _shown(sums)
+    if not shown:
+        raise UsageError(f"{run.path}: no class has pixels and others beside it in the test split")
+    left_out = _left_out(len(segmented.classes), len(shown))
+    figure = style.figure(
+        10.5,
+        4.9,
+        f"Ranking of pixels: {run.recipe.model} on {run.recipe.data}",
+        f"{_pixels(int(sums[0].sum()))} of the test split, each class against all others, at "
+        f"every threshold of its probability.{left_out}\nDotted: a ranking by chance, with the "
+        "precision that is the class's share of all pixels.",
+    )
+    left, right = figure.subplots(1, 2)
+    for place, number in enumerate(shown):
+        positives, negatives = sums[number].unbind(1)
+        name, colour = style.short(segmented.classes[number]), style.RUNS[place]
+        precision, recall = precision_recall(positives, negatives)
+        area = average_precision(positives, negatives)
+        left.plot(recall, precision, color=colour, label=f"{name}, AP {area:.3f}")
+        share = float(positives.sum() / sums[number].sum())
+        left.axhline(share, color=colour, linewidth=1, linestyle=(0, (1, 2)))
+        area = area_under_roc(positives, negatives)
+        right.plot(*roc(positives, negatives), color=colour, label=f"{name}, AUC {area:.4f}")
+    right.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    left.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+    right.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+    left.legend(loc="lower left", bbox_to_anchor=(0.02, 0.2 if len(shown) == 1 else 0.02))
+    right.legend(loc="lower right")
+    for ax in (left, right):
+        _square(ax)
+    return figure
+
+
+def pixel_calibration(run: Run, segmented: Segmentations) -> Figure:
+    """Draw how often pixels of each confidence are right, and how many have it."""
+    scored(run, segmented)
+    sums = segmented.measured.calibration.cpu()
+    confidence, accuracy, share = (np.asarray(x) for x in reliability(sums))
+    error = float((share * np.abs(accuracy - confidence)).sum())
+    figure = style.figure(
+        10.5,
+        4.7,
+        f"Calibration of pixels: {run.recipe.model} on {run.recipe.data}",
+        f"{_pixels(int(sums[:, 0].sum()))} of the test split in {GROUPS} groups of confidence, "
+        "which is the highest probability. ECE is the mean gap, by pixels (Guo et al. 2017).\n"
+        "Below the diagonal the network is more confident than it is right.",
+    )
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    left.vlines(confidence, accuracy, confidence, color=style.ORANGE, linewidth=4, alpha=0.5)
+    left.plot(confidence, accuracy, "o-", color=style.BLUE, markersize=5)
+    left.set(title=f"Reliability: ECE {style.percent(error, 2)}", ylabel="fraction right")
+    left.set_xlabel("mean confidence of the group")
+    _square(left)
+    _histogram(right, sums)
+    return figure
+
+
+def _histogram(ax: Axes, sums: Tensor) -> None:
+    """Draw the share of pixels in each group, and the means of confidence and of hits."""
+    count, confidence, hits = (float(x) for x in sums.sum(0))
+    edges = np.arange(GROUPS) / GROUPS
+    shares = np.asarray(sums[:, 0]) / count
+    ax.bar(edges, 100 * shares, width=0.92 / GROUPS, align="edge", color=style.BLUE)
+    for value, name, colour in (
+        (confidence / count, "mean confidence", style.ORANGE),
+        (hits / count, "fraction right", style.INK),
+    ):
+        label = f"{name} {style.percent(value, 2)}"
+        ax.axvline(value, color=colour, linewidth=1.4, linestyle=(0, (2, 1.5)), label=label)
+    ax.set(title="Confidence", xlabel="confidence", ylabel="per cent of pixels", xlim=UNIT)
+    ax.legend(loc="upper left")
+    ax.grid(axis="y")
+    ax.spines["left"].set_visible(False)
+
+
+def _shown(sums: Tensor) -> list[int]:
+    """Return the classes to draw: of two the second, of many those of the lowest AP."""
+    there = [k for k, pair in enumerate(sums) if (pair.sum(0) > 0).all()]
+    if len(sums) == 2:
+        return there[-1:]
+    ranked = sorted(there, key=lambda k: average_precision(*sums[k].unbind(1)))
+    return sorted(ranked[: len(style.RUNS)])
+
+
+def _left_out(classes: int, shown: int) -> str:
+    if classes > 2 and shown == len(style.RUNS) < classes:
+        return f" The {shown} classes of the lowest AP."
+    return ""
+
+
+def _pixels(count: int) -> str:
+    return f"{count:,} {'pixel' if count == 1 else 'pixels'}"
+
+
+def _square(ax: Axes) -> None:
+    ticks: Sequence[float] = np.linspace(0, 1, 6).tolist()
+    ax.set(xlim=UNIT, ylim=UNIT, aspect="equal", xticks=ticks, yticks=ticks)
+    ax.grid()

@@ -1,0 +1,91 @@
+"""The view `seg_gradcam`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from cnn_core import registry
+from cnn_core.data import Batch
+from cnn_core.tasks.segmentation import two_sided
+from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
+from cnn_viz import style
+from cnn_viz.cam import Cam, seg_grad_cam
+from cnn_viz.pictures import as_image, inches
+from cnn_viz.views.gradcam import overlay
+from cnn_viz.views.masks import GAP, WORDS, show
+
+__all__ = ["seg_gradcam"]
+
+IMAGES, EACH = 3, 2  # images, and of each as many classes
+
+
+def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
+    """Draw what speaks for the pixels of a class, at the bottleneck and late in the decoder."""
+    weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
+    stages = (spec.cam_stage, spec.stages[-2])
+    with torch.no_grad():
+        said = two_sided(model(batch.images[:IMAGES]).float()).argmax(1)
+    pairs = [(n, k) for n, mask in enumerate(said) for k in _classes(mask)]
+    images = batch.images[[n for n, _ in pairs]]
+    pictures = weights.preprocessing.pictures(images).cpu()
+    cams = [seg_grad_cam(model, images, stage, [k for _, k in pairs]) for stage in stages]
+    unit = inches(4.7, 4, pictures.shape, gap=GAP)
+    rows = -(-len(pairs) // 2)
+    figure = style.figure(
+        10.5,
+        1.2 + rows * (unit + WORDS + 0.42),
+        f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {run.recipe.model} on {run.recipe.data}",
+        "What speaks for a class in the pixels that the network takes for it (Vinogradova et al. "
+        "2020): the sum of its logits there is explained.\nBrightness is the share of each "
+        "map's own maximum.",
+    )
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for ax in axes.flat[len(pairs) :]:
+        ax.set_axis_off()
+    for place, (ax, (n, k)) in enumerate(zip(axes.flat, pairs, strict=False)):
+        _row(ax, pictures[place], said[n].cpu() == k, cams, stages, place, unit)
+        name = style.short(weights.classes[k])
+        ax.set_title(f"image {int(batch.indices[n]) + 1}: {name}", fontsize=9)
+    scale = ScalarMappable(cmap=style.HEAT)
+    bar = figure.colorbar(
+        scale, ax=axes, format=style.per_cent, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows)
+    )
+    bar.set_label("evidence for the class")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _classes(mask: Tensor) -> list[int]:
+    """Return the classes to explain: the largest that are there, the ground last."""
+    counts = mask.flatten().bincount().tolist()
+    there = [k for k, count in enumerate(counts) if count]
+    return sorted(there, key=lambda k: (k == 0, -counts[k]))[:EACH]
+
+
+def _row(
+    ax: Axes,
+    picture: Tensor,
+    region: Tensor,
+    cams: list[Cam],
+    stages: tuple[str, str],
+    place: int,
+    unit: float,
+) -> None:
+    """Show a picture, the pixels explained, and the overlay of each stage."""
+    plain = as_image(picture)
+    plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+    top, left = ((a - b) // 2 for a, b in zip(plain.shape[:2], region.shape, strict=True))
+    whole = np.full(plain.shape[:2], 0.15)
+    whole[top : top + region.shape[0], left : left + region.shape[1]] = 0.15 + 0.7 * region.numpy()
+    heats = [overlay(plain, cam.heat()[place].cpu().numpy()) for cam in cams]
+    words = [
+        stage + (": empty map" if bool(cam.empty[place]) else "")
+        for stage, cam in zip(stages, cams, strict=True)
+    ]
+    show(ax, [plain, whole, *heats], ("picture", "pixels", *words), unit)

@@ -1,0 +1,199 @@
+"""The figures and the report of a run that segments: what they show is what the run says."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cnn_core
+from cnn_core.errors import UsageError
+from cnn_core.training import Run, Segmented
+from cnn_viz import seg_grad_cam, write_report
+from cnn_viz.figures import draw_one, fitting
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.measures import bootstrap, pixel_scores
+from cnn_viz.segmentations import Segmentations, spread
+from cnn_viz.views import masks
+from cnn_viz.views.image_scores import image_scores
+from cnn_viz.views.pixel_curves import pixel_calibration, pixel_curves
+
+VIEWS = [
+    "curves",
+    "masks",
+    "probability",
+    "image_scores",
+    "pixel_curves",
+    "pixel_calibration",
+    "seg_gradcam",
+    "features",
+    "filters",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("segmentation") / "run"
+    options = {"epochs": 1, "image_size": 32, "options": {"width": 4, "depth": 2}}
+    return cnn_core.train(
+        "unet_same", "digit_scenes", out=out, progress=False, device="cpu", **options
+    )
+
+
+@pytest.fixture(scope="module")
+def ingredients(run: Run) -> Ingredients:
+    return Ingredients(run, device="cpu")
+
+
+def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
+    """Images of several classes, with pixels that count in nothing."""
+    generator = torch.Generator().manual_seed(0)
+    images = []
+    for index in range(count):
+        target = torch.randint(0, classes, (side, side), generator=generator).to(torch.uint8)
+        logits = torch.randn(classes, side, side, generator=generator)
+        logits += (index + 1) * nn.functional.one_hot(target.long(), classes).permute(2, 0, 1)
+        target[:4] = 255
+        picture = torch.rand(3, side, side, generator=generator)
+        images.append(Segmented(index, picture, logits, target))
+    return Segmentations([f"class {k}" for k in range(classes)], lambda: iter(images), count)
+
+
+def test_the_views_of_a_run_come_in_reading_order(run):
+    assert [name for name, _ in fitting(run)] == VIEWS
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_is_drawn_without_warnings_and_the_same_every_time(view, ingredients):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = (draw_one(view, ingredients) for _ in range(2))
+    assert first.png.startswith(b"\x89PNG")
+    assert first.svg == second.svg
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize(
+    "view", [masks.masks, masks.probability, image_scores, pixel_curves, pixel_calibration]
+)
+def test_views_draw_any_number_of_images_of_three_classes(view, count, run):
+    figure = view(run, made_up(count))
+    figure.savefig(Path("/dev/null"), format="png")
+
+
+def test_outcomes_of_two_classes_are_true_and_false_positives_and_false_negatives():
+    one = next(iter(made_up(1, classes=2)))
+    found = masks.outcomes(one.predicted, one.target)
+    said, true = one.predicted.numpy()[4:], one.target.numpy()[4:]
+    assert (found == masks.RIGHT).sum() == ((said == 1) & (true == 1)).sum()
+    assert (found == masks.ALARM).sum() == ((said == 1) & (true == 0)).sum()
+    assert (found == masks.MISSED).sum() == ((said == 0) & (true == 1)).sum()
+    assert (found == masks.CONFUSED).sum() == 0
+    assert (found == masks.UNCOUNTED).sum() == 4 * 24
+
+
+def test_entropy_is_that_of_a_loop():
+    one = next(iter(made_up(1)))
+    p = one.probabilities.double().numpy()
+    expected = -(p * np.log2(p)).sum(0)
+    np.testing.assert_allclose(masks.entropy(one.probabilities), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_numbers_of_a_split_are_those_that_the_run_recorded(ingredients):
+    recorded, measured = ingredients.run.test_metrics(), ingredients.segmented.measured
+    assert len(measured.scores) == len(ingredients.segmented) == 200
+    mious = [line["miou"] for line in measured.scores]
+    assert np.mean(mious) == pytest.approx(recorded["test/image_miou"], abs=1e-6)
+    rows = pixel_scores(ingredients.segmented.classes, measured.pixels)
+    assert rows[1].iou == pytest.approx(recorded["test/iou_1"], abs=1e-6)
+    low, high = bootstrap(mious)
+    assert low < np.mean(mious) < high
+    assert bootstrap(mious[:4]) is None
+
+
+def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
+    calls = []
+    images = list(made_up(3))
+
+    def make():
+        calls.append(1)
+        return iter(images)
+
+    small = Segmentations(["a", "b", "c"], make, 3)
+    assert [one.index for one in small] == [one.index for one in small] == [0, 1, 2]
+    assert len(calls) == 1
+    monkeypatch.setattr("cnn_viz.segmentations.KEPT", images[0].logits.numel())
+    large = Segmentations(["a", "b", "c"], make, 3)
+    assert [one.index for one in large] == [one.index for one in large] == [0, 1, 2]
+    assert len(calls) == 3
+    assert [one.index for one in large.pick([2, 0])] == [2, 0]
+
+
+def test_a_spread_goes_from_the_worst_to_the_best():
+    scores = [{"index": n, "miou": value} for n, value in enumerate([0.3, 0.1, 0.9, 0.5, 0.7])]
+    assert [line["miou"] for line in spread(scores, 3)] == [0.1, 0.5, 0.9]
+    assert len(spread(scores, 9)) == 5
+
+
+def by_hand(model: nn.Module, images: Tensor, stage: str, number: int) -> Tensor:
+    """Seg-Grad-CAM with hooks of its own, image by image."""
+    maps = []
+    for image in images:
+        kept: list[Tensor] = []
+        hook = model.get_submodule(stage).register_forward_hook(lambda *a, k=kept: k.append(a[2]))
+        logits = model(image[None])[0]
+        hook.remove()
+        score = logits[number][logits.argmax(0) == number].sum()
+        (gradient,) = torch.autograd.grad(score, kept[0])
+        maps.append(sum(g.mean() * a for g, a in zip(gradient[0], kept[0][0], strict=True)))
+    return torch.stack(maps).detach()
+
+
+@pytest.mark.parametrize("stage", ["bottom", "up.1"])
+def test_seg_grad_cam_is_that_of_the_paper_and_leaves_nothing_behind(stage, ingredients):
+    model, images = copy.deepcopy(ingredients.model), ingredients.batch.images[:3]
+    model.train()
+    state = torch.get_rng_state()
+    cam = seg_grad_cam(model, images, stage, [0, 0, 0])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert cam.logits.shape == (3, 2, 32, 32)
+    assert (cam.raw != 0).any()
+    expected = by_hand(model.eval(), images, stage, 0)
+    torch.testing.assert_close(cam.raw, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_seg_grad_cam_of_a_region(ingredients):
+    images = ingredients.batch.images[:1]
+    nowhere = torch.zeros(1, 32, 32, dtype=torch.bool)
+    assert bool(seg_grad_cam(ingredients.model, images, "bottom", [1], nowhere).empty)
+    with pytest.raises(UsageError, match=r"region of shape \[1, 4, 4\]: expected \[1, 32, 32\]"):
+        seg_grad_cam(ingredients.model, images, "bottom", [1], nowhere[:, :4, :4])
+
+
+def test_a_batch_is_limited_by_its_pixels(run, monkeypatch):
+    monkeypatch.setattr("cnn_viz.ingredients.PIXELS", 3 * 32 * 32 + 5)
+    assert len(Ingredients(run, device="cpu").batch.images) == 3
+    monkeypatch.setattr("cnn_viz.ingredients.PIXELS", 1)
+    assert len(Ingredients(run, device="cpu").batch.images) == 1
+
+
+def test_the_report_shows_every_view_and_loads_nothing(run, tmp_path):
+    text = write_report(shutil.copytree(run.path, tmp_path / "run"), device="cpu").read_text()
+    assert "default-src 'none'; img-src data:" in text
+    assert not re.findall(r'(?:src|xlink:href)="(?!#|data:image/png;base64,)', text)
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings[: len(VIEWS) + 2] == [*VIEWS, "classes", "test"]
+    assert "could not be drawn" not in text
+    recorded = run.test_metrics()
+    assert f"<strong>{100 * recorded['test/miou']:.2f} %</strong> mIoU" in text
+    assert f"<td>{recorded['test/hd95']:.4g}</td>" in text
