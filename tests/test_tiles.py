@@ -1,0 +1,176 @@
+"""Overlap-tile, losses of pixels and their weights, masks of files: against other ways there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from cnn_core import create_model, train
+from cnn_core.data.augment import IGNORED, Augmentation
+from cnn_core.data.dataset import Split
+from cnn_core.data.pipeline import Preprocessing, batches
+from cnn_core.tasks.pixel_weights import balanced, border_weights
+from cnn_core.tasks.segmentation import loss_function
+from cnn_core.tasks.tiles import flip_mean, margin_of, mirrored, overlap_tile
+from cnn_core.training import Recipe, segment
+
+
+def valid(width=4):
+    torch.manual_seed(0)
+    return create_model("unet", num_classes=2, in_channels=1, width=width).eval()
+
+
+@pytest.mark.parametrize("box", [(-3, -2, 12, 11), (0, 0, 5, 4), (-20, 7, 50, 3), (2, -9, 1, 30)])
+def test_windows_are_mirrored_as_numpy_does(box):
+    top, left, height, width = box
+    image = torch.arange(20.0).view(5, 4)
+    wide = np.pad(image.numpy(), 64, mode="reflect")
+    expected = wide[64 + top : 64 + top + height, 64 + left : 64 + left + width]
+    assert np.array_equal(mirrored(image, *box).numpy(), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(404, 404), (300, 420), (100, 217)])
+def test_tiles_say_what_one_pass_over_all_says(size):
+    model, images = valid(), torch.rand(1, 1, *size)
+    margin = margin_of(model, 252, 1, torch.device("cpu"))
+    assert margin == 92
+    height, width = (188 + math.ceil((side - 4) / 16) * 16 for side in size)
+    whole = model(mirrored(images, -92, -92, height, width))[..., : size[0], : size[1]]
+    tiles = overlap_tile(model, images, 252, margin)
+    assert tiles.shape == (1, 2, *size)
+    assert (tiles - whole).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_padded_networks_see_more_than_they_are_asked_for():
+    def blurred(x):
+        return F.conv2d(x, torch.ones(2, 1, 9, 9), padding=4)
+
+    images = torch.rand(2, 1, 160, 192)
+    tiles = overlap_tile(blurred, images, 64, 0)
+    assert (tiles - blurred(images)).abs().max() < 1e-4  # 8 pixels on each side are enough for 4
+
+
+@torch.inference_mode()
+def test_flips_are_undone():
+    images = torch.rand(1, 2, 8, 6)
+    assert torch.allclose(flip_mean(lambda x: x, images).exp(), images.softmax(1), atol=1e-6)
+
+
+def test_tiles_of_a_training_lie_within_pictures_and_go_with_their_masks():
+    images = torch.arange(64 * 80).remainder(251).to(torch.uint8).view(1, 1, 64, 80)
+    masks = images[:, 0] % 2
+    shape = {"size": (32, 32), "picture": (64, 80), "fit": "tile", "mean": (0.0,), "std": (1.0,)}
+    for epoch in range(20):
+        draws = Augmentation().draws(0, epoch)
+        split = Split(images, masks, masks.float())
+        (batch,) = batches(split, Preprocessing(**shape), 1, draws=draws)
+        tile = (batch.images[0, 0] * 255).round().to(torch.uint8)
+        rows = images[0, 0].unfold(0, 32, 1).unfold(1, 32, 1)
+        assert (rows == tile).all(-1).all(-1).any()
+        assert torch.equal(batch.targets[0], tile % 2)
+        assert torch.equal(batch.weights[0], (tile % 2).float())
+
+
+def recipe(**settings):
+    return Recipe(model="unet_same", data="digit_scenes", **settings)
+
+
+def pixels(seed, classes=3):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, classes, 5, 6, generator=generator, dtype=torch.float64).float()
+    targets = torch.randint(0, classes, (2, 5, 6), generator=generator).to(torch.uint8)
+    targets[torch.rand(2, 5, 6, generator=generator) < 0.2] = IGNORED
+    return logits, targets
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_losses_are_those_of_loops(seed):
+    logits, targets = pixels(seed)
+    p = logits.double().softmax(1)
+    found = {"focal": [], "bce": [], "cross_entropy": []}
+    sums = {k: [0.0, 0.0, 0.0] for k in range(3)}  # TP, FP, FN
+    for n, y, x in itertools.product(range(2), range(5), range(6)):
+        t = int(targets[n, y, x])
+        if t == IGNORED:
+            continue
+        right = float(p[n, t, y, x])
+        found["cross_entropy"].append(-math.log(right))
+        found["focal"].append(-((1 - right) ** 2) * math.log(right))
+        odds = [float(logits[n, k, y, x]) * (1 if k == t else -1) for k in range(3)]
+        found["bce"].append(sum(math.log1p(math.exp(-o)) for o in odds))
+        for k in range(3):
+            q = float(p[n, k, y, x])
+            sums[k][0] += q * (k == t)
+            sums[k][1] += q * (k != t)
+            sums[k][2] += (1 - q) * (k == t)
+    expected = {name: sum(values) / len(values) for name, values in found.items()}
+    costs = {"dice": (0.5, 0.5), "tversky": (0.3, 0.7)}
+    for name, (a, b) in costs.items():
+        expected[name] = sum(1 - tp / (tp + a * fp + b * fn) for tp, fp, fn in sums.values()) / 3
+    expected["dice_ce"] = expected["dice"] + expected["cross_entropy"]
+    for name, value in expected.items():
+        loss = loss_function(recipe(loss=name))(logits, targets)
+        assert float(loss) == pytest.approx(value, rel=1e-5), name
+        nothing = torch.full_like(targets, IGNORED)
+        assert float(loss_function(recipe(loss=name))(logits, nothing)) == 0
+
+
+def test_border_weights_are_those_of_all_pairs_of_pixels():
+    mask = torch.zeros(14, 17, dtype=torch.uint8)
+    mask[1:6, 1:5], mask[2:7, 8:12], mask[9:13, 3:14] = 1, 1, 1
+    objects = [mask.clone() * 0 for _ in range(3)]
+    objects[0][1:6, 1:5], objects[1][2:7, 8:12], objects[2][9:13, 3:14] = 1, 1, 1
+    found = border_weights(mask, 5.0)
+    for y, x in itertools.product(range(14), range(17)):
+        near = sorted(
+            min(math.hypot(y - r, x - c) for r, c in o.nonzero().tolist()) for o in objects
+        )
+        expected = math.exp(-((near[0] + near[1]) ** 2) / 50) if mask[y, x] == 0 else 0.0
+        assert float(found[y, x]) == pytest.approx(expected, abs=1e-6)
+    assert not border_weights((mask > 5).to(torch.uint8), 5.0).any()
+
+
+def test_balanced_classes_weigh_the_same():
+    masks = torch.tensor([[[0, 0, 0, 1], [0, 0, 2, IGNORED]]], dtype=torch.uint8)
+    weights = balanced(masks, 4)
+    assert [float(weights[masks == k].sum()) for k in (0, 1, 2)] == pytest.approx([7 / 3] * 3)
+    assert not weights[masks == IGNORED].any()
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tiled") / "run"
+    settings = {"options": {"width": 4, "depth": 2}, "epochs": 1, "lr": 0.002, "validation": 0.1}
+    return train(
+        "unet_same", "digit_scenes", out=out, image_size=0, tile=32, border_weight=10.0, **settings
+    )
+
+
+@pytest.mark.xdist_group("tiles")
+def test_masks_of_files_have_their_own_sizes(tiled, tmp_path, cnnzoo):
+    sizes = {"a": (50, 70), "b": (33, 20)}
+    for name, size in sizes.items():
+        pixels = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    done = cnnzoo("predict", tiled.path, tmp_path, "--out", tmp_path / "masks", "--json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)["predictions"]
+    assert [len(row["files"]) for row in rows] == [3, 3]
+    for found in segment(tiled.path, [tmp_path / "a.png", tmp_path / "b.png"]):
+        name = found.path.stem
+        mask = Image.open(tmp_path / "masks" / f"{name}.mask.png")
+        assert mask.mode == "P"
+        assert np.array_equal(np.array(mask), found.mask.numpy())
+        assert found.mask.shape == sizes[name]
+        saved = np.load(tmp_path / "masks" / f"{name}.probabilities.npy")
+        assert np.allclose(saved, found.probabilities.numpy(), atol=1e-3)
+        assert found.probabilities.sum(0).allclose(torch.ones(sizes[name]), atol=1e-5)
