@@ -332,14 +332,15 @@ def test_rounding_moves_areas_by_no_more_than_the_order_within_a_step(count):
             auc = sklearn_metrics.roc_auc_score(labels, odds)
             assert low - 1e-12 <= ap <= high + 1e-12, seed
             moved = curves.average_precision(*histograms) - ap
-            assert low - ap - 1e-12 <= moved < 0.02, seed  # of 1,000 masks, 0.010 at most
+            assert low - ap - 1e-12 <= moved, seed
+            assert abs(moved) < 0.02, seed  # of 909 masks, not clamped, 0.010 at most
             moved = curves.area_under_roc(*histograms) - auc
             assert abs(moved) <= min(ties / 2 + 1e-12, 0.002), seed  # … 0.0010
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rounding_moves_areas_of_a_picture_by_little(seed):
-    """Of 28 such pictures, AP by 0.0009 at most, AUC by 0.000014."""
+    """Of 27 such pictures, AP by 0.0009 at most, AUC by 0.000014."""
     logits, targets = masks(seed, classes=2, shape=(1, 256, 256))
     found = taken(curves.Curves(2), logits, targets)
     rows = [(labels, odds) for _, _, odds, labels in ranked(logits.double(), targets)]
