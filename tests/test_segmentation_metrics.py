@@ -225,9 +225,10 @@ def test_rounded_scores_at_the_ends():
     infinite, nan = math.inf, math.nan
     rows = [[0, 0], [0, 15.999], [0, 16], [0, 40], [0, 1e4], [0, infinite], [0, nan], [-16, 0]]
     bins = curves.rounded(torch.tensor(rows, dtype=torch.float32))
-    assert bins[:, 1].tolist() == [2048, 4095, 4095, 4095, 4095, 0, 0, 4095]  # inf - inf is NaN
+    assert bins[:, 1].tolist() == [2048, 4095, 4095, 4095, 4095, 4095, 0, 4095]
     assert bins[:6, 0].tolist() == [2048, 0, 0, 0, 0, 0]
     assert curves.rounded(torch.tensor([0.0, -infinite])).tolist() == [4095, 0]
+    assert curves.rounded(torch.tensor([0, 0, infinite])).tolist() == [0, 0, 0]  # its softmax: NaN
     assert curves.rounded(torch.tensor([[0, 1 / 128], [0, 2 / 128]]))[:, 1].diff().item() == 1
 
 

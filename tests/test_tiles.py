@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -47,6 +49,48 @@ def test_tiles_say_what_one_pass_over_all_says(size):
     tiles = overlap_tile(model, images, 252, margin)
     assert tiles.shape == (1, 2, *size)
     assert (tiles - whole).abs().max() < 1e-5
+
+
+PEAK = """
+import resource, sys
+import torch
+from cnn_core import create_model
+from cnn_core.tasks.tiles import mirrored, overlap_tile
+
+how, width, saved = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = create_model("unet", num_classes=2, in_channels=1, width=width).eval()
+images = torch.rand(1, 1, 1024, 1024)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+with torch.inference_mode():
+    model(torch.rand(1, 1, 188, 188))  # the libraries' own
+    before = peak()
+    if how == "tiles":
+        logits = overlap_tile(model, images, 572, 92)
+    else:
+        logits = model(mirrored(images, -92, -92, 1212, 1212))[..., :1024, :1024].clone()
+    print(peak() - before)
+torch.save(logits, saved)
+"""
+
+
+@pytest.mark.parametrize("width", [16, pytest.param(64, marks=pytest.mark.slow)])
+def test_tiles_of_a_large_picture_are_equal_to_one_pass_and_need_a_third_of_the_memory(
+    width, tmp_path
+):
+    peaks, logits = {}, {}
+    for how in ("whole", "tiles"):
+        saved = tmp_path / f"{how}.pt"
+        command = [sys.executable, "-c", PEAK, how, str(width), str(saved)]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[how], logits[how] = int(found.stdout), torch.load(saved, weights_only=True)
+    assert logits["tiles"].shape == (1, 2, 1024, 1024)
+    assert (logits["tiles"] - logits["whole"]).abs().max() < 1e-5
+    assert peaks["tiles"] < peaks["whole"] / 3, peaks
 
 
 @torch.inference_mode()

@@ -12,7 +12,8 @@ from torch import Tensor
 from cnn_core.data.augment import IGNORED
 from cnn_core.tasks.boundaries import Boundaries
 from cnn_core.tasks.curves import Calibration, Curves
-from cnn_core.tasks.regions import confusion, image_scores
+from cnn_core.tasks.regions import image_scores
+from cnn_core.tasks.segmentation import confusion
 from cnn_core.training import Segmented
 
 __all__ = ["Measured", "Segmentations", "spread"]

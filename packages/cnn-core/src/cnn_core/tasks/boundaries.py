@@ -37,9 +37,15 @@ def _bands(masks: Tensor) -> Tensor:
     That is Chebyshev distance, rounded to whole pixels, at least 1.
     """
     width = max(round(BAND * math.hypot(*masks.shape[-2:])), 1)
-    outside = F.pad((~masks[:, None]).float(), (width,) * 4, value=1.0)  # C may be 0, as N may
-    near = F.max_pool2d(outside, (2 * width + 1, 1), stride=1)
-    return masks & (F.max_pool2d(near, (1, 2 * width + 1), stride=1)[:, 0] > 0)
+    inside, window = F.pad(masks, (width,) * 4), 2 * width + 1
+    for axis in (-2, -1):
+        seen = 1  # pixels that are known to be inside from each place on
+        while seen < window:
+            step = min(seen, window - seen)
+            left = inside.shape[axis] - step
+            inside = inside.narrow(axis, 0, left) & inside.narrow(axis, step, left)
+            seen += step
+    return masks & ~inside
 
 
 def boundary_iou(predicted: Tensor, target: Tensor) -> Tensor:

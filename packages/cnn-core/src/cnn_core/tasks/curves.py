@@ -34,7 +34,11 @@ def _pixels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = two_sided(logits)
     targets = centred(targets, logits)
     counted = targets != IGNORED
-    logits, targets = logits.movedim(1, -1)[counted], targets[counted]
+    logits = logits.movedim(1, -1)
+    if counted.all():  # which is many times faster
+        logits, targets = logits.reshape(-1, logits.shape[-1]), targets.flatten()
+    else:
+        logits, targets = logits[counted], targets[counted]
     if logits.device.type == "mps":  # which has no float64
         logits, targets = logits.cpu(), targets.cpu()
     return logits.double(), targets
@@ -46,8 +50,12 @@ def rounded(logits: Tensor) -> Tensor:
     log(p / (1 - p)) with p the softmax, in float64; bins from 0 to BINS - 1, the outermost with
     all that is beyond -LIMIT or LIMIT. NaN is in the lowest.
     """
-    log_p = logits.double().log_softmax(-1)
-    odds = log_p - (-log_p.expm1()).log()
+    logits = logits.double()
+    if logits.shape[-1] == 2:  # what is below comes to this
+        odds = logits - logits.flip(-1)
+    else:
+        log_p = logits.log_softmax(-1)
+        odds = log_p - (-log_p.expm1()).log()
     steps = (odds.nan_to_num(nan=-LIMIT) + LIMIT) * (BINS / (2 * LIMIT))
     return steps.clamp(0, BINS - 1).long()
 
@@ -138,8 +146,9 @@ class Calibration:
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
         logits, targets = _pixels(logits, targets)
-        confidence = logits.softmax(1).amax(1).nan_to_num(nan=0.0)
-        hits = (logits.argmax(1) == targets).double()
+        highest, said = logits.max(1)
+        confidence = 1 / (logits - highest[:, None]).exp().sum(1)  # of the softmax the highest
+        confidence, hits = confidence.nan_to_num(nan=0.0), (said == targets).double()
         borders = torch.arange(1, GROUPS, dtype=torch.float64, device=logits.device) / GROUPS
         group = torch.bucketize(confidence, borders)
         columns = [

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.tasks.segmentation import Confusion, centred, two_sided
+from cnn_core.tasks.segmentation import Confusion, centred, classes_of, confusion, two_sided
 
-__all__ = ["Means", "Overlap", "PerImage", "Regions", "confusion", "image_scores"]
-
-
-def confusion(predicted: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Return pixels of each class taken for each: classes x classes, targets down."""
-    counted = targets != IGNORED
-    pairs = targets[counted].long() * num_classes + predicted[counted]
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, -1)
+__all__ = ["Means", "Overlap", "PerImage", "Regions", "image_scores"]
 
 
 class Overlap(NamedTuple):
@@ -102,8 +95,8 @@ class Means:
         """Take a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
         logits = two_sided(logits)
         targets = centred(targets, logits)
-        for predicted, target in zip(logits.argmax(1), targets, strict=True):
-            for scores in self.scores(predicted, target):
+        for mask, target in zip(classes_of(logits), targets, strict=True):
+            for scores in self.scores(mask, target):
                 row = [*(scores[name] for name in self.names), 1.0]
                 self.sums = self.sums.cpu() + torch.tensor(row, dtype=torch.float64)
 

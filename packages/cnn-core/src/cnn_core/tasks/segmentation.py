@@ -17,7 +17,15 @@ from cnn_core.errors import UsageError
 from cnn_core.tasks.classification import Loss, Outputs
 from cnn_core.training.recipe import Recipe
 
-__all__ = ["MeanIoU", "PixelAccuracy", "centred", "loss_function", "two_sided"]
+__all__ = [
+    "MeanIoU",
+    "PixelAccuracy",
+    "centred",
+    "classes_of",
+    "confusion",
+    "loss_function",
+    "two_sided",
+]
 
 
 def centred(targets: Tensor, logits: Tensor) -> Tensor:
@@ -60,6 +68,19 @@ def loss_function(recipe: Recipe) -> Loss:
 def two_sided(logits: Tensor) -> Tensor:
     """Return logits of two classes, [0, x], where there is one channel x; others as they are."""
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def classes_of(logits: Tensor) -> Tensor:
+    """Return the class of the highest logit, N h w, the first of several; N classes h w."""
+    return logits.max(1).indices  # argmax(1) is the same, and ten times slower over channels
+
+
+def confusion(predicted: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+    """Return pixels of each class taken for each: classes x classes, targets down."""
+    pairs = targets.long() * num_classes + predicted
+    pairs = pairs.masked_fill_(targets == IGNORED, num_classes**2)
+    found = torch.bincount(pairs.flatten(), minlength=num_classes**2 + 1)
+    return found[:-1].view(num_classes, -1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, recipe: Recipe) -> Tensor:
@@ -154,10 +175,8 @@ class Confusion:
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes x h x w, targets N x H x W."""
         logits, targets = two_sided(logits), centred(targets, logits)
-        counted = targets != IGNORED
-        pairs = targets[counted].long() * self.num_classes + logits.argmax(1)[counted]
-        found = torch.bincount(pairs, minlength=self.num_classes**2)
-        self.sums = self.sums.to(found.device) + found.view(self.num_classes, -1)
+        found = confusion(classes_of(logits), targets, self.num_classes)
+        self.sums = self.sums.to(found.device) + found
 
 
 class PixelAccuracy(Confusion):

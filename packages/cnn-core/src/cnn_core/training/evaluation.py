@@ -16,7 +16,7 @@ from cnn_core.data.pipeline import Preprocessing, batches
 from cnn_core.errors import RunError, UsageError
 from cnn_core.tasks import loss_of
 from cnn_core.tasks.running import Running
-from cnn_core.tasks.segmentation import centred, two_sided
+from cnn_core.tasks.segmentation import centred, classes_of, two_sided
 from cnn_core.tasks.tiles import overlap_tile
 from cnn_core.training.device import FORMATS, autocast, choose_device
 from cnn_core.training.distributed import ALONE, World
@@ -137,7 +137,7 @@ class Segmented:
     @property
     def predicted(self) -> Tensor:
         """The class with the highest logit, H x W."""
-        return self.logits.argmax(0)
+        return classes_of(self.logits[None])[0]
 
 
 @torch.inference_mode()

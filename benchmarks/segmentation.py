@@ -1,0 +1,84 @@
+"""What all metrics of segmentation cost, beside the forward passes of the network they measure.
+
+    python benchmarks/segmentation.py RUN… [--data-dir DIR] [--rounds N] [--threads N]
+
+Each run's kept weights look at its test split: once with all metrics, as `cnnzoo evaluate` does,
+and once without any, in turn. The ratio is the median over rounds; a line of a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cnn_core.data import batches
+from cnn_core.training import Run
+from cnn_core.training.device import FORMATS
+from cnn_core.training.evaluation import load_data, measure, seen_by, together
+from cnn_core.training.weights import read_weights
+
+
+def main() -> None:
+    """Measure each run and print its line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    print("| network | images | forward, ms an image | with all metrics, ms | ratio |")
+    print("|---|---|--:|--:|--:|")
+    for path in chosen.runs:
+        print(row(Run.open(path), chosen.data_dir, chosen.rounds), flush=True)
+
+
+def row(run: Run, data_dir: Path | None, rounds: int) -> str:
+    """Measure one run; return its line of the table."""
+    weights, data = read_weights(run.path), load_data(run, data_dir)
+    split, preprocessing, recipe = data.split("test"), weights.preprocessing, run.recipe
+    model = weights.build().eval().to(memory_format=FORMATS[recipe.memory_format])
+    outputs, device = seen_by(model, preprocessing), torch.device("cpu")
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for batch in batches(split, preprocessing, together(preprocessing), device=device):
+            outputs(batch.images.contiguous(memory_format=FORMATS[recipe.memory_format]))
+
+    def whole() -> None:
+        measure(
+            model,
+            split,
+            preprocessing,
+            recipe,
+            data.spec.task,
+            weights.num_classes,
+            device,
+            thorough=True,
+        )
+
+    pairs = [(timed(forward), timed(whole)) for _ in range(rounds + 1)][1:]
+    ratio = statistics.median(b / a for a, b in pairs)
+    alone, both = (statistics.median(column) / len(split) * 1e3 for column in zip(*pairs, strict=True))
+    height, width = preprocessing.picture if preprocessing.tiled else preprocessing.size
+    options = "".join(f", {key} {value}" for key, value in recipe.options.items())
+    return (
+        f"| `{recipe.model}`{options} | {len(split)} of {height}x{width} "
+        f"| {alone:.0f} | {both:.0f} | {ratio:.2f} |"
+    )
+
+
+def timed(call: Callable[[], None]) -> float:
+    """Return how many seconds a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
