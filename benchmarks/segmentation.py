@@ -64,7 +64,7 @@ def row(run: Run, data_dir: Path | None, rounds: int) -> str:
 
     pairs = [(timed(forward), timed(whole)) for _ in range(rounds + 1)][1:]
     ratio = statistics.median(b / a for a, b in pairs)
-    alone, both = (statistics.median(column) / len(split) * 1e3 for column in zip(*pairs, strict=True))
+    alone, both = (1e3 / len(split) * statistics.median(pair[k] for pair in pairs) for k in (0, 1))
     height, width = preprocessing.picture if preprocessing.tiled else preprocessing.size
     options = "".join(f", {key} {value}" for key, value in recipe.options.items())
     return (
