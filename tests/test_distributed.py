@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -130,6 +131,64 @@ def test_one_process_writes_and_the_run_says_how_many_there_were(both):
     assert run.environment()["processes"] == 2
     assert not list(run.path.rglob("*.tmp"))
     assert Checkpoints(run.state).newest().surroundings["processes"] == 2
+
+
+# Measures 31 scenes, some pixels of which count in nothing, with every metric that there is.
+SCENES = textwrap.dedent("""
+    import dataclasses, json, sys, torch
+    torch.set_num_threads(1)
+    from cnn_core import create_model, load_dataset
+    from cnn_core.data import Preprocessing, Split
+    from cnn_core.training import Recipe
+    from cnn_core.training.distributed import joined
+    from cnn_core.training.evaluation import measure
+
+    world, _ = joined("cpu")
+    torch.manual_seed(0)
+    model = create_model("unet_same", num_classes=2, in_channels=1, width=4, depth=2).double()
+    model.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+    split = load_dataset("digit_scenes").split("test")
+    targets = split.targets[:31].clone()
+    targets[:, :5] = 255
+    targets[7] = 255
+    size = (64, 64)
+    preprocessing = Preprocessing(size=size, picture=size, fit="resize", mean=(0.5,), std=(0.2,))
+    found = measure(
+        model, Split(split.images[:31], targets), preprocessing,
+        Recipe(model="unet_same", data="isbi_em"), "segmentation", 2, torch.device("cpu"),
+        world=world, thorough=True,
+    )
+    if world.first:
+        print(json.dumps(found))
+""")
+
+
+def test_every_metric_of_segmentation_is_that_of_the_whole_split():
+    alone, together = ranks_of(1), ranks_of(2)
+    assert {"miou", "image_dice", "hd95", "ap", "auc", "ece", "warping_error"} <= alone.keys()
+    assert together.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-6)  # in float32
+    assert together == pytest.approx(alone, rel=1e-12, abs=1e-12)
+
+
+def ranks_of(size):
+    """What processes that meet without torchrun find."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCENES],
+            env={**os.environ, **world, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    outputs = [process.communicate(timeout=140)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * size
+    assert not any(outputs[1:])
+    return json.loads(outputs[0])
 
 
 KILLER = textwrap.dedent("""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cnn_core.data.augment import IGNORED
 from cnn_core.tasks import metrics_of
+from cnn_core.tasks.segmentation import centred
 
 if TYPE_CHECKING:
     from cnn_core.training.distributed import World
@@ -19,7 +21,7 @@ ENOUGH = 2**16  # numbers that are waited for: metrics of many small batches are
 
 
 class Running:
-    """The mean loss and the metrics of all images so far.
+    """The metrics of all images so far, and the mean loss of images, or of pixels that count.
 
     Metrics are of whole numbers, added up: when they are taken changes nothing, so those of
     small batches wait until there are enough to be worth a call.
@@ -33,8 +35,9 @@ class Running:
 
     def add(self, loss: float, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: its mean loss, logits N x classes or N x classes x h x w, its targets."""
-        self._loss += loss * len(targets)
-        self._count += len(targets)
+        count = _counted(logits, targets)
+        self._loss += loss * count
+        self._count += count
         self._waiting.append((logits.detach(), targets))
         self._numbers += logits.numel()
         if self._numbers >= ENOUGH:
@@ -79,3 +82,10 @@ class Running:
             sums = {name: tensor.to(device) for name, tensor in self.sums().items()}
             world.sum(sums.values())
             self.load(sums)
+
+
+def _counted(logits: Tensor, targets: Tensor) -> int:
+    """Return how many images, or pixels, the mean loss of a batch is of."""
+    if targets.ndim == 1:
+        return len(targets)
+    return int((centred(targets, logits) != IGNORED).sum())
