@@ -28,30 +28,41 @@ def main() -> None:
     chosen = parser.parse_args()
     spec = registry.recipes().get(chosen.recipe)
     metric = f"test/{SCORES[registry.models().get(spec.model).task]}"
-    scores, seconds, surroundings = [], [], {}
+    found, seconds, surroundings = [], [], {}
     for seed in chosen.seeds:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             run = train(
                 recipe=chosen.recipe, seed=seed, out=Path(folder) / "run", data_dir=chosen.data_dir
             )
-            scores.append(run.test_metrics()[metric])
+            found.append(run.test_metrics())
             surroundings = run.environment()
         seconds.append(time.perf_counter() - began)
-        print(f"# seed {seed}: {scores[-1]:.4f} in {seconds[-1]:.0f} s", flush=True)
+        print(f"# seed {seed}: {found[-1][metric]:.4f} in {seconds[-1]:.0f} s", flush=True)
     threads = surroundings["threads"]
+    mean, std = spread([numbers[metric] for numbers in found])
     claim = {
         "metric": metric,
-        "mean": round(statistics.mean(scores), 5),
-        "std": round(statistics.stdev(scores), 5) if len(scores) > 1 else 0.0,
-        "n": len(scores),
+        "mean": mean,
+        "std": std,
+        "n": len(found),
         "seeds": chosen.seeds,
         "seconds": round(statistics.mean(seconds)),
         "hardware": f"{threads} thread{'s' * (threads > 1)} of {surroundings['device_name']}",
         "torch": surroundings["torch"],
         "command": f"python benchmarks/claims.py {spec.name}",
+        "others": {
+            name: spread([numbers[name] for numbers in found])
+            for name in sorted(set.intersection(*map(set, found)) - {metric, "test/loss"})
+        },
     }
     print(tomli_w.dumps({"claim": claim}))
+
+
+def spread(values: list[float]) -> list[float]:
+    """Return mean and standard deviation of what the seeds reached, to five digits."""
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return [round(statistics.mean(values), 5), round(std, 5)]
 
 
 if __name__ == "__main__":
