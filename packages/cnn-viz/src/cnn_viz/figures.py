@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from cnn_core import registry
@@ -31,12 +32,16 @@ DPI = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One view of one run: the figure's files, or the error that stopped it."""
+    """One view of one run: the figure's files, or the error that stopped it.
+
+    `page` is SVG whose text is text: smaller, and found by a reader's search.
+    """
 
     name: str
     entry: Entry[ViewSpec]
     png: bytes = b""
     svg: bytes = b""
+    page: bytes = b""
     error: str = ""
 
 
@@ -119,9 +124,11 @@ def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Dr
         figure = _render(name, entry, arguments)
         try:
             png, svg = _encoded(figure, "png", dpi=DPI), _encoded(figure, "svg")
+            with matplotlib.rc_context({"svg.fonttype": "none"}):
+                page = _encoded(figure, "svg")
         except (Exception, SystemExit) as error:
             raise _fault(name, entry, error) from error
-    return Drawing(name=name, entry=entry, png=png, svg=svg)
+    return Drawing(name=name, entry=entry, png=png, svg=svg, page=page)
 
 
 def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Figure:

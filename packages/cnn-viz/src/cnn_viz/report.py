@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import os
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from cnn_core.tasks.regions import Overlap
 from cnn_core.training import Predictions, Run
 from cnn_core.training.score import kept_epoch
 from cnn_viz import __version__, style
+from cnn_viz.charts import LEFT, RIGHT, charts
+from cnn_viz.explorer import BY_HAND, explored
 from cnn_viz.figures import Drawing, draw_all, fitting, write
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.inline import inlined
@@ -54,14 +59,23 @@ def write_report(
         drawings.append(draw_all(name, entry, ingredients))
         if not drawings[-1].error:
             write(drawings[-1], opened.figures)
-    page = _template(registry.get_spec(opened.recipe.model).task).render(
+    task = registry.get_spec(opened.recipe.model).task
+    explorable = explored(ingredients) if task == "classification" else {}
+    script = resources.files("cnn_viz").joinpath("templates", "report.js").read_text("utf-8")
+    page = _template(task).render(
         content,
         recorded=opened.test_metrics(),
         surroundings=_surroundings(content["environment"]),
         hardware=_hardware(content["environment"]),
-        figures=[_figure(drawing) for drawing in drawings],
+        charts=charts(opened.history(), content["training"]["kept_epoch"]),
+        left=LEFT,
+        right=RIGHT,
+        **explorable,
+        figures=[_figure(d) for d in drawings if d.name not in BY_HAND],
         sections=_sections(opened),
         numbers=_plain(content),
+        script=Markup(script),
+        script_hash=_hash(script),
     )
     path = opened.path / "report.html"
     write_text(path, page)
@@ -182,6 +196,12 @@ def _commands(run: Run) -> list[str]:
     ]
 
 
+def _hash(script: str) -> str:
+    """Return what the page's policy allows to run: this script and no other."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
 def _figure(drawing: Drawing) -> dict[str, Any]:
     """Return what the page shows of one view."""
     plugin, spec = drawing.entry.plugin, drawing.entry.spec
@@ -192,7 +212,7 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
         "error": drawing.error,
         "markup": ""
         if drawing.error
-        else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.svg, drawing.png),
+        else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png),
     }
 
 

@@ -1,0 +1,77 @@
+"""Learning curves as lines of SVG in the page, whose epochs it tells under the pointer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+from cnn_core.tasks import SCORES
+
+__all__ = ["LEFT", "RIGHT", "charts"]
+
+# The box of the lines, in the chart's own units: 400 wide and 220 high.
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 390.0, 12.0, 190.0
+
+TITLES = {"top1": "Top-1 accuracy", "miou": "mIoU"}
+
+
+def charts(history: Sequence[Mapping[str, float]], kept: int | None) -> list[dict[str, Any]]:
+    """Return loss, score and learning rate of epochs as charts; none of a run without epochs."""
+    if not history:
+        return []
+    found = [_chart("Loss", {"train": "train/loss", "val": "val/loss"}, history, kept)]
+    for metric in SCORES.values():
+        if f"train/{metric}" in history[0]:
+            keys = {"train": f"train/{metric}", "val": f"val/{metric}"}
+            found.append(_chart(f"{TITLES[metric]}, per cent", keys, history, kept, 100))
+    found.append(_chart("Learning rate", {"lr": "lr"}, history, kept))
+    return found
+
+
+def _chart(
+    title: str,
+    keys: dict[str, str],
+    history: Sequence[Mapping[str, float]],
+    kept: int | None,
+    scale: float = 1,
+) -> dict[str, Any]:
+    """Return one chart: its lines as points, its ticks as places with labels."""
+    lines = {
+        name: [
+            (place, scale * line[key])
+            for place, line in enumerate(history)
+            if math.isfinite(line.get(key, math.nan))
+        ]
+        for name, key in keys.items()
+    }
+    values = [y for points in lines.values() for _, y in points] or [0.0, 1.0]
+    ticks = MaxNLocator(4).tick_values(min(values), max(values))
+    low, high = min(ticks[0], *values), max(ticks[-1], *values)
+    last = len(history) - 1
+
+    def x(place: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * (place / last if last else 0.5), 1)
+
+    def y(value: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * (value - low) / ((high - low) or 1.0), 1)
+
+    marked = MaxNLocator(6, integer=True).tick_values(1, max(last + 1, 2))
+    return {
+        "title": title,
+        "keys": keys,
+        "lines": [
+            {
+                "name": name,
+                "points": " ".join(f"{x(place)},{y(value)}" for place, value in points),
+                "dots": [(x(place), y(value)) for place, value in points] if last < 1 else [],
+            }
+            for name, points in lines.items()
+            if points
+        ],
+        "y": [(y(tick), f"{tick:.6g}") for tick in ticks if low <= tick <= high],
+        "x": [(x(tick - 1), f"{tick:.0f}") for tick in marked if 1 <= tick <= last + 1],
+        "kept": x(kept - 1) if kept is not None and 1 <= kept <= last + 1 else None,
+    }

@@ -1,0 +1,174 @@
+"""What the page needs to be explored: thumbnails on one sheet, and numbers of each image.
+
+Arrays are little-endian and base64; images are WebP. All in one dictionary for JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from cnn_core import registry
+from cnn_core.training import Predictions
+from cnn_viz.cam import grad_cam
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.measures import confusion_counts
+from cnn_viz.pictures import varied
+
+__all__ = ["BY_HAND", "explored"]
+
+MOST = 10_000  # images on the page: of more, so many, chosen evenly
+SIDE = 32  # pixels of a thumbnail, at most
+CAM_SIDE = 112  # and of a picture under a map
+QUALITY = 75  # of WebP
+WIDEST = 60  # classes of a confusion matrix that is a table
+EXPLAINED = 12  # images under maps, of which at most the half are mistakes
+BY_HAND = ("curves", "confusion", "gradcam")  # views that the page has, to be explored, instead
+
+
+def explored(ingredients: Ingredients) -> dict[str, Any]:
+    """Return what the templates and the script need to explore a run that classifies."""
+    predictions = ingredients.predictions
+    counts = confusion_counts(predictions)
+    order = list(range(len(counts)))
+    cams = _cams(ingredients)
+    data = {**_images(predictions), "cams": cams}
+    return {
+        "matrix": _cells(counts, order) if len(order) <= WIDEST else [],
+        "order": order,
+        "cams": cams,
+        "embedding": None,
+        "explorer": data,
+    }
+
+
+def _images(predictions: Predictions) -> dict[str, Any]:
+    """Return each image's thumbnail, classes and confidence: of up to `MOST` of the split."""
+    chosen = _shown(len(predictions.targets))
+    pictures, columns, tile = _sheet(predictions.images[chosen], SIDE)
+    confidence = predictions.probabilities[chosen].amax(1)
+    return {
+        "classes": list(predictions.classes),
+        "indices": chosen.tolist(),
+        "sheet": pictures,
+        "columns": columns,
+        "tile": tile,
+        "targets": _as_bytes(predictions.targets[chosen], "<u2"),
+        "predicted": _as_bytes(predictions.predicted[chosen], "<u2"),
+        "confidence": _as_bytes((confidence * 255).floor(), "u1"),
+    }
+
+
+def _shown(count: int) -> Tensor:
+    """Return the places of the images that are on the page: all, or `MOST` in even steps."""
+    return torch.linspace(0, count - 1, min(count, MOST)).round().long()
+
+
+def _sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int, list[int]]:
+    """Return images, uint8, N C h w, on one WebP sheet, how many in a row, and a tile's (h, w).
+
+    Their longer side is at most `side` pixels. A square sheet, unless `columns` are given.
+    """
+    count, channels, height, width = images.shape
+    scale = min(side / max(height, width), 1.0)
+    size = [max(round(height * scale), 1), max(round(width * scale), 1)]
+    if size != [height, width]:
+        images = torch.cat(
+            [
+                F.interpolate(part.float(), size, mode="bilinear", antialias=True)
+                for part in images.split(256)
+            ]
+        )
+    if channels not in (1, 3):
+        images = images.float().mean(1, keepdim=True)
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    whole = images.new_zeros(rows * columns, *images.shape[1:], dtype=torch.uint8)
+    whole[:count] = images.round().clamp(0, 255).to(torch.uint8)
+    tiled = whole.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)  # rows h columns w C
+    pixels = tiled.reshape(rows * size[0], columns * size[1], -1).numpy()
+    return _webp(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), columns, size
+
+
+def _webp(pixels: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", quality=QUALITY, method=4)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _as_bytes(values: Any, kind: str) -> str:
+    """Return numbers as base64 of little-endian `kind`: "<u2", "u1"."""
+    return base64.b64encode(np.asarray(values).astype(kind).tobytes()).decode()
+
+
+def _cells(counts: NDArray[Any], order: Sequence[int]) -> list[list[dict[str, Any]]]:
+    """Return the rows of a confusion matrix, classes in this order, for the page's table."""
+    sums = counts.sum(1)
+    return [
+        [
+            {
+                "true": t,
+                "predicted": p,
+                "images": int(counts[t, p]),
+                "share": counts[t, p] / sums[t] if sums[t] else 0.0,
+            }
+            for p in order
+        ]
+        for t in order
+    ]
+
+
+def _cams(ingredients: Ingredients) -> dict[str, Any]:
+    """Return maps of the most confident mistakes and of images that are right, by every class."""
+    predictions, preprocessing = ingredients.predictions, ingredients.weights.preprocessing
+    spec = registry.get_spec(ingredients.run.recipe.model)
+    chosen = _explained(predictions)
+    images = preprocessing(predictions.images[chosen].to(ingredients.device))
+    pictures = (preprocessing.pictures(images).cpu() * 255).round().to(torch.uint8)
+    sheet, _, size = _sheet(pictures, CAM_SIDE, columns=len(chosen))
+    scale = math.ceil(CAM_SIDE / max(size))
+    wanted = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
+    maps: dict[str, Any] = {}
+    shapes: dict[str, list[int]] = {}
+    for kind, classes in wanted.items():
+        cam = grad_cam(ingredients.model, images, spec.cam_stage, classes.to(ingredients.device))
+        shapes[spec.cam_stage] = list(cam.raw.shape[1:])
+        maps.setdefault("Grad-CAM", {}).setdefault(spec.cam_stage, {})[kind] = _shares(cam.raw)
+    confidence = predictions.probabilities[chosen].amax(1).tolist()
+    columns = (chosen, *(values.tolist() for values in wanted.values()), confidence)
+    names = ("index", "predicted", "target", "confidence")
+    return {
+        "sheet": sheet,
+        "size": size,
+        "drawn": [scale * side for side in size],
+        "items": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
+        "maps": maps,
+        "shapes": shapes,
+    }
+
+
+def _explained(predictions: Predictions) -> list[int]:
+    """Return the images under maps: the most confident mistakes, then right ones."""
+    hit = predictions.predicted == predictions.targets
+    wrong, right = (~hit).nonzero().flatten(), hit.nonzero().flatten()
+    confidence = predictions.probabilities.amax(1)[wrong]
+    worst = wrong[confidence.argsort(descending=True, stable=True)][: EXPLAINED // 2].tolist()
+    others = varied(predictions.targets[right].tolist(), EXPLAINED - len(worst))
+    return worst + right[others].tolist()
+
+
+def _shares(raw: Tensor) -> str:
+    """Return maps, N h w, as shares of each one's own maximum, in bytes; without any, 0."""
+    maps = raw.relu()
+    highest = maps.amax((1, 2), keepdim=True)
+    return _as_bytes((torch.where(highest > 0, maps / highest, 0.0) * 255).round().cpu(), "u1")

@@ -1,0 +1,323 @@
+// What a reader can do with the page: hover, sort, click a cell, walk through the embedding, lay
+// class activation maps over images. No library, and nothing is loaded: data lie in the page as
+// JSON, arrays in it as base64, images on one WebP sheet. Text is only ever set as textContent.
+"use strict";
+(() => {
+  const one = (selector, root = document) => root.querySelector(selector);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const json = id => JSON.parse(one(id)?.textContent ?? "null");
+  const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+  const words = text => new Uint16Array(bytes(text).buffer); // little-endian, as all browsers are
+  const between = (low, x, high) => Math.min(Math.max(x, low), high);
+  const percent = p => `${(100 * p).toFixed(p > 0.9995 || p < 0.0995 ? 1 : 0)} %`;
+  const make = (tag, text = "", style = "") => {
+    const made = document.createElement(tag);
+    made.textContent = text;
+    made.className = style;
+    return made;
+  };
+
+  // Curves: the epoch under the pointer, in words and as a line.
+  const epochs = json("#numbers").epochs;
+  for (const chart of all("svg.chart")) {
+    const keys = JSON.parse(chart.dataset.keys);
+    const [left, right] = chart.dataset.x.split(" ").map(Number);
+    const at = one(".at", chart), said = chart.parentElement.querySelector("output");
+    const rest = said.textContent;
+    chart.addEventListener("pointermove", event => {
+      const box = chart.getBoundingClientRect(), wide = chart.viewBox.baseVal.width;
+      const share = ((event.clientX - box.left) / box.width * wide - left) / (right - left);
+      const place = between(0, Math.round(share * (epochs.length - 1)), epochs.length - 1);
+      const x = left + (right - left) * (epochs.length > 1 ? place / (epochs.length - 1) : 0.5);
+      at.setAttribute("d", `M${x} 8V190`);
+      const line = epochs[place];
+      const values = Object.entries(keys).filter(([, key]) => line[key] !== undefined);
+      const shown = (key, value) => key.includes("/top") || key.includes("iou")
+        ? `${(100 * value).toFixed(2)} %` : Number(value.toPrecision(4));
+      said.textContent = `epoch ${line.epoch}: ` +
+        values.map(([name, key]) => `${name} ${shown(key, line[key])}`).join(", ");
+    });
+    chart.addEventListener("pointerleave", () => {
+      at.setAttribute("d", "");
+      said.textContent = rest;
+    });
+  }
+
+  // Tables: a click on a head sorts by its column, another the other way round.
+  for (const button of all("table.sortable thead button")) {
+    button.addEventListener("click", () => {
+      const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
+      const column = head.cellIndex, down = head.getAttribute("aria-sort") !== "descending";
+      const value = row => {
+        const text = row.cells[column].textContent.trim(), number = parseFloat(text.replace(/[,>]/g, ""));
+        return column && !Number.isNaN(number) ? number : column ? -Infinity : text;
+      };
+      const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
+      body.append(...[...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b))));
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    });
+  }
+
+  const data = json("#explorer");
+  if (!data) return;
+  const { classes, columns, tile: [tall, wide] } = data, long = Math.max(tall, wide);
+  const targets = words(data.targets), predicted = words(data.predicted);
+  const confidence = bytes(data.confidence);
+  const loaded = text => {
+    const image = new Image();
+    image.src = URL.createObjectURL(new Blob([bytes(text)], { type: "image/webp" }));
+    return image.decode().then(() => image);
+  };
+  const sheet = loaded(data.sheet);
+
+  // Thumbnails: parts of the sheet, drawn on a canvas.
+  const draw = (image, context, index, x, y, size) => context.drawImage(
+    image, (index % columns) * wide, Math.floor(index / columns) * tall, wide, tall,
+    x, y, size * wide / long, size * tall / long);
+  const thumbnail = index => {
+    const canvas = make("canvas");
+    [canvas.width, canvas.height] = [wide, tall];
+    sheet.then(image => draw(image, canvas.getContext("2d"), index, 0, 0, long));
+    return canvas;
+  };
+  const described = index => {
+    const name = classes[predicted[index]], sure = percent(confidence[index] / 255);
+    return targets[index] === predicted[index] ? `${name} ${sure}` : `${name} ${sure}, is ${classes[targets[index]]}`;
+  };
+  const MOST = 120; // thumbnails of a grid
+  const grid = (where, title, indices) => {
+    const panel = one(where), list = make("div", "", "grid");
+    panel.replaceChildren(make("p", `${title}: ${indices.length} ${indices.length === 1 ? "image" : "images"}` +
+      (indices.length > MOST ? `, ${MOST} of them shown` : ""), "note"), list);
+    for (const index of indices.slice(0, MOST)) {
+      const cell = make("figure", "", targets[index] === predicted[index] ? "" : "wrong");
+      cell.append(thumbnail(index), make("figcaption", described(index)));
+      cell.title = `image ${data.indices[index] + 1}: ${described(index)}`;
+      list.append(cell);
+    }
+  };
+  const where = test => Array.from(targets.keys()).filter(test);
+
+  // The confusion matrix: a cell shows its images; counts, or shares of the row.
+  for (const button of all("#confusion td button")) {
+    const [t, p] = button.dataset.cell.split(" ").map(Number);
+    button.addEventListener("click", () => {
+      for (const other of all("#confusion .chosen")) other.classList.remove("chosen");
+      button.classList.add("chosen");
+      grid("#cell", t === p ? `${classes[t]}, right` : `${classes[t]} taken for ${classes[p]}`,
+        where(i => targets[i] === t && predicted[i] === p));
+    });
+  }
+  one("#shares")?.addEventListener("change", event => {
+    for (const button of all("#confusion td button")) {
+      button.textContent = event.target.checked ? button.dataset.share : button.dataset.count;
+    }
+  });
+
+  // Class activation maps over images: method, stage, class and opacity as the reader likes.
+  const INFERNO = ["000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4"]
+    .map(hex => [0, 2, 4].map(k => parseInt(hex.slice(k, k + 2), 16)));
+  const inferno = value => {
+    const place = value / 255 * (INFERNO.length - 1), k = Math.min(Math.floor(place), INFERNO.length - 2);
+    return [0, 1, 2].map(c => INFERNO[k][c] + (place - k) * (INFERNO[k + 1][c] - INFERNO[k][c]));
+  };
+  const gallery = data.cams && one("#cams");
+  if (gallery) {
+    const { size: [height, width], maps, shapes } = data.cams;
+    const pictures = loaded(data.cams.sheet), control = name => one(`[name=${name}]`, gallery);
+    const show = async () => {
+      const image = await pictures, opacity = control("opacity").value / 100;
+      const [method, stage, whose] = ["method", "stage", "class"].map(name => control(name).value);
+      const [h, w] = shapes[stage], values = bytes(maps[method][stage][whose]);
+      all("canvas", gallery).forEach((canvas, k) => {
+        const map = values.subarray(k * h * w, (k + 1) * h * w), context = canvas.getContext("2d");
+        const heat = make("canvas"), pixels = new ImageData(w, h);
+        map.forEach((value, i) => pixels.data.set([...inferno(value), 255], 4 * i));
+        [heat.width, heat.height] = [w, h];
+        heat.getContext("2d").putImageData(pixels, 0, 0);
+        context.globalCompositeOperation = "source-over";
+        context.globalAlpha = 1;
+        context.fillRect(0, 0, canvas.width, canvas.height); // black
+        context.globalAlpha = 1 - 0.45 * opacity;
+        context.imageSmoothingEnabled = false;
+        context.drawImage(image, k * width, 0, width, height, 0, 0, canvas.width, canvas.height);
+        context.globalAlpha = opacity;
+        context.globalCompositeOperation = "screen";
+        context.imageSmoothingEnabled = true;
+        context.drawImage(heat, 0, 0, canvas.width, canvas.height);
+        const frame = canvas.closest("figure");
+        one(".empty", frame).hidden = map.some(value => value > 0);
+        one(".said", frame).textContent = canvas.dataset[whose];
+      });
+    };
+    gallery.addEventListener("input", show);
+    show();
+  }
+
+  // The embedding: pan by dragging, zoom by wheel or keys, lasso, neighbours of a point.
+  const explorer = data.embedding && one("#embedding");
+  if (!explorer) return;
+  const [canvas, above] = all("canvas.map", explorer), tip = one(".tip", explorer);
+  const context = canvas.getContext("2d"), marks = above.getContext("2d");
+  const placed = words(data.embedding.placed), neighbours = words(data.embedding.neighbours);
+  const near = neighbours.length / placed.length;
+  const points = Object.fromEntries(Object.entries(data.embedding.methods).map(([name, m]) => [name, words(m.xy)]));
+  const hue = k => classes.length <= 8 ? ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#882255"][k]
+    : `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3]}%)`;
+  const right = i => Number(targets[i] !== predicted[i]);
+  const COLOURS = { // of what: the groups, and which one an image is in
+    class: [classes.map((name, k) => [name, hue(k)]), i => targets[i]],
+    prediction: [classes.map((name, k) => [name, hue(k)]), i => predicted[i]],
+    correctness: [[["right", "#0072b2"], ["wrong", "#d55e00"]], right],
+    confidence: [["below 50 %", "50 to 80 %", "80 to 95 %", "95 to 99 %", "above 99 %"]
+      .map((name, k) => [name, ["#f0a500", "#d1495b", "#8d5a97", "#4571b0", "#2a9d8f"][k]]),
+    i => [0.5, 0.8, 0.95, 0.99].filter(p => confidence[i] / 255 >= p).length],
+  };
+  let view = { k: 1, x: 0, y: 0 }, groups, groupOf, hidden = new Set(), method, lasso = null, sprites = null, size, drag = null;
+  const X = j => (points[method][2 * j] / 65535 * 0.94 + 0.03) * size * view.k + view.x;
+  const Y = j => (points[method][2 * j + 1] / 65535 * 0.94 + 0.03) * size * view.k + view.y;
+  const seen = j => !hidden.has(groupOf(placed[j]));
+  const paint = () => {
+    const scale = window.devicePixelRatio || 1;
+    size = explorer.querySelector(".stage").clientWidth;
+    for (const [layer, ink] of [[canvas, context], [above, marks]]) {
+      if (layer.width !== Math.round(size * scale)) layer.width = layer.height = Math.round(size * scale);
+      ink.setTransform(scale, 0, 0, scale, 0, 0);
+      ink.clearRect(0, 0, size, size);
+    }
+    const byGroup = groups.map(() => []);
+    let visible = 0;
+    for (let j = 0; j < placed.length; j++) {
+      const x = X(j), y = Y(j);
+      if (x < -20 || y < -20 || x > size + 20 || y > size + 20 || !seen(j)) continue;
+      byGroup[groupOf(placed[j])].push(j);
+      visible++;
+    }
+    const pictures = sprites && view.k > 1.5 && visible <= 400;
+    const dot = between(2, 60 / Math.sqrt(placed.length) * Math.sqrt(view.k) + 1.5, 7);
+    byGroup.forEach((members, g) => {
+      context.fillStyle = groups[g][1];
+      for (const j of members) {
+        if (!pictures) context.fillRect(X(j) - dot / 2, Y(j) - dot / 2, dot, dot);
+        else {
+          context.fillRect(X(j) - 14, Y(j) - 14, 28, 28);
+          draw(sprites, context, placed[j], X(j) - 12, Y(j) - 12, 24);
+        }
+      }
+    });
+  };
+  const legend = () => {
+    const list = one(".legend", explorer);
+    list.replaceChildren(...groups.map(([name, colour], g) => {
+      const button = make("button", name), swatch = make("i");
+      swatch.style.background = colour;
+      button.prepend(swatch);
+      button.setAttribute("aria-pressed", String(!hidden.has(g)));
+      button.addEventListener("click", () => {
+        if (!hidden.delete(g)) hidden.add(g);
+        button.setAttribute("aria-pressed", String(!hidden.has(g)));
+        paint();
+      });
+      return button;
+    }));
+  };
+  const choose = () => {
+    method = one("[name=embedding]", explorer).value;
+    [groups, groupOf] = COLOURS[one("[name=colour]", explorer).value];
+    hidden = new Set();
+    one(".measured", explorer).textContent = data.embedding.methods[method].note;
+    legend();
+    paint();
+  };
+  const nearest = (x, y) => {
+    let best = -1, least = 15 ** 2;
+    for (let j = 0; j < placed.length; j++) {
+      const d = (X(j) - x) ** 2 + (Y(j) - y) ** 2;
+      if (d < least && seen(j)) [best, least] = [j, d];
+    }
+    return best;
+  };
+  const around = j => [...neighbours.subarray(j * near, (j + 1) * near)];
+  const hover = j => {
+    marks.clearRect(0, 0, size, size);
+    tip.hidden = j < 0;
+    if (j < 0) return;
+    marks.strokeStyle = getComputedStyle(explorer).color;
+    for (const n of around(j)) {
+      marks.beginPath();
+      marks.moveTo(X(j), Y(j));
+      marks.lineTo(X(n), Y(n));
+      marks.stroke();
+    }
+    marks.strokeRect(X(j) - 6, Y(j) - 6, 12, 12);
+    tip.replaceChildren(thumbnail(placed[j]), make("span", `image ${data.indices[placed[j]] + 1}: ${described(placed[j])}`));
+    tip.style.transform = `translate(${between(0, X(j) + 12, size - 180)}px, ${between(0, Y(j) + 12, size - 70)}px)`;
+  };
+  const zoom = (factor, x = size / 2, y = size / 2) => {
+    const k = between(1, view.k * factor, 60);
+    view = k === 1 ? { k, x: 0, y: 0 } : { k, x: x - (x - view.x) * k / view.k, y: y - (y - view.y) * k / view.k };
+    paint();
+  };
+  const inside = (x, y) => lasso.reduce((odd, [x1, y1], k) => {
+    const [x2, y2] = lasso[(k + 1) % lasso.length];
+    return (y1 > y) !== (y2 > y) && x < (x2 - x1) * (y - y1) / (y2 - y1) + x1 ? !odd : odd;
+  }, false);
+  const position = event => {
+    const box = above.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  };
+  above.addEventListener("pointerdown", event => {
+    above.setPointerCapture(event.pointerId);
+    const [x, y] = position(event);
+    drag = { x, y, moved: false };
+    lasso = one("[name=lasso]", explorer).checked ? [[x, y]] : null;
+  });
+  above.addEventListener("pointermove", event => {
+    const [x, y] = position(event);
+    if (!drag) return hover(nearest(x, y));
+    drag.moved ||= Math.hypot(x - drag.x, y - drag.y) > 4;
+    if (lasso) {
+      lasso.push([x, y]);
+      marks.clearRect(0, 0, size, size);
+      marks.strokeStyle = getComputedStyle(explorer).color;
+      marks.stroke(new Path2D(`M${lasso.map(point => point.join(" ")).join("L")}Z`));
+    } else if (drag.moved) {
+      view = { k: view.k, x: view.x + x - drag.x, y: view.y + y - drag.y };
+      [drag.x, drag.y] = [x, y];
+      paint();
+    }
+  });
+  above.addEventListener("pointerup", event => {
+    const [x, y] = position(event);
+    if (lasso && drag?.moved) {
+      const chosen = [...placed.keys()].filter(j => seen(j) && inside(X(j), Y(j)));
+      grid("#picked", "Inside the lasso", chosen.map(j => placed[j]));
+    } else if (drag && !drag.moved) {
+      const j = nearest(x, y);
+      if (j >= 0) grid("#picked", `Image ${data.indices[placed[j]] + 1} and its nearest in the features`, [j, ...around(j)].map(n => placed[n]));
+    }
+    drag = lasso = null;
+  });
+  above.addEventListener("pointerleave", () => hover(-1));
+  above.addEventListener("wheel", event => {
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY / 300), ...position(event));
+  }, { passive: false });
+  above.addEventListener("keydown", event => {
+    const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
+    if (event.key === "+" || event.key === "=") zoom(1.5);
+    else if (event.key === "-") zoom(1 / 1.5);
+    else if (step) [view.x, view.y] = [view.x + step[0], view.y + step[1]];
+    else return;
+    event.preventDefault();
+    paint();
+  });
+  for (const [name, factor] of [["closer", 1.5], ["farther", 1 / 1.5], ["whole", 0]]) {
+    one(`[name=${name}]`, explorer).addEventListener("click", () => zoom(factor));
+  }
+  one(".controls", explorer).addEventListener("change", choose);
+  window.addEventListener("resize", paint);
+  sheet.then(image => { sprites = image; paint(); });
+  choose();
+})();
