@@ -190,9 +190,10 @@ def test_a_batch_is_limited_by_its_pixels(run, monkeypatch):
 def test_the_report_shows_every_view_and_loads_nothing(run, tmp_path):
     text = write_report(shutil.copytree(run.path, tmp_path / "run"), device="cpu").read_text()
     assert "default-src 'none'; img-src data:" in text
-    assert not re.findall(r'(?:src|xlink:href)="(?!#|data:image/png;base64,)', text)
+    assert not re.findall(r'(?:src|xlink:href)="(?!#|data:image/webp;base64,)', text)
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings[: len(VIEWS) + 2] == [*VIEWS, "classes", "test"]
+    titles = [name.replace("_", " ") for name in VIEWS]
+    assert headings[: len(VIEWS) + 2] == [*titles, "classes", "test"]
     assert "could not be drawn" not in text
     recorded = run.test_metrics()
     assert f"<strong>{100 * recorded['test/miou']:.2f} %</strong> mIoU" in text

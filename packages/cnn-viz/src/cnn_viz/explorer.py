@@ -25,7 +25,7 @@ from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import confusion_counts
 from cnn_viz.pictures import varied
 
-__all__ = ["BY_HAND", "explored"]
+__all__ = ["BY_HAND", "NOTHING", "explored"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
 SIDE = 32  # pixels of a thumbnail, at most
@@ -34,6 +34,7 @@ QUALITY = 75  # of WebP
 WIDEST = 60  # classes of a confusion matrix that is a table
 EXPLAINED = 12  # images under maps, of which at most the half are mistakes
 BY_HAND = ("curves", "confusion", "gradcam")  # views that the page has, to be explored, instead
+NOTHING: dict[str, Any] = dict.fromkeys(("matrix", "order", "cams", "embedding", "explorer"))
 
 
 def explored(ingredients: Ingredients) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from cnn_core.training import Predictions, Run
 from cnn_core.training.score import kept_epoch
 from cnn_viz import __version__, style
 from cnn_viz.charts import LEFT, RIGHT, charts
-from cnn_viz.explorer import BY_HAND, explored
+from cnn_viz.explorer import BY_HAND, NOTHING, explored
 from cnn_viz.figures import Drawing, draw_all, fitting, write
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.inline import inlined
@@ -60,7 +60,6 @@ def write_report(
         if not drawings[-1].error:
             write(drawings[-1], opened.figures)
     task = registry.get_spec(opened.recipe.model).task
-    explorable = explored(ingredients) if task == "classification" else {}
     script = resources.files("cnn_viz").joinpath("templates", "report.js").read_text("utf-8")
     page = _template(task).render(
         content,
@@ -70,7 +69,7 @@ def write_report(
         charts=charts(opened.history(), content["training"]["kept_epoch"]),
         left=LEFT,
         right=RIGHT,
-        **explorable,
+        **(explored(ingredients) if task == "classification" else NOTHING),
         figures=[_figure(d) for d in drawings if d.name not in BY_HAND],
         sections=_sections(opened),
         numbers=_plain(content),
