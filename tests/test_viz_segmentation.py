@@ -17,10 +17,13 @@ import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, Segmented
 from cnn_viz import seg_grad_cam, write_report
+from cnn_viz.explorer import BY_HAND
 from cnn_viz.figures import draw_one, fitting
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import bootstrap, pixel_scores
+from cnn_viz.occlusion import occlusion
 from cnn_viz.segmentations import Segmentations, spread
+from cnn_viz.uncertainty import mc_dropout
 from cnn_viz.views import masks
 from cnn_viz.views.image_scores import image_scores
 from cnn_viz.views.pixel_curves import pixel_calibration, pixel_curves
@@ -29,13 +32,17 @@ VIEWS = [
     "curves",
     "masks",
     "probability",
+    "uncertainty",
     "image_scores",
     "pixel_curves",
     "pixel_calibration",
     "seg_gradcam",
+    "occlusion",
+    "embedding",
     "features",
     "filters",
 ]
+SHOWN = [view for view in VIEWS if view not in BY_HAND["segmentation"]]  # as figures
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +199,76 @@ def test_the_report_shows_every_view_and_loads_nothing(run, tmp_path):
     assert "default-src 'none'; img-src data:" in text
     assert not re.findall(r'(?:src|xlink:href)="(?!#|data:image/webp;base64,)', text)
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    titles = [name.replace("_", " ") for name in VIEWS]
-    assert headings[: len(VIEWS) + 2] == [*titles, "classes", "test"]
+    titles = [name.replace("_", " ") for name in SHOWN]
+    assert headings[: len(SHOWN) + 3] == ["curves", *titles, "classes", "test"]
     assert "could not be drawn" not in text
     recorded = run.test_metrics()
     assert f"<strong>{100 * recorded['test/miou']:.2f} %</strong> mIoU" in text
     assert f"<td>{recorded['test/hd95']:.4g}</td>" in text
+
+
+def dropping() -> nn.Module:
+    """A network whose dropout matters, with normalisation that must stay as it is."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.5))
+    return nn.Sequential(*layers, nn.Conv2d(8, 3, 1)).eval()
+
+
+def test_uncertainty_is_that_of_a_loop_over_passes():
+    model, images = dropping(), torch.rand(2, 1, 6, 7)
+    found = mc_dropout(model, images, passes=5, seed=3)
+    torch.manual_seed(3)
+    model[3].train()
+    with torch.no_grad():
+        p = torch.stack([model(images).softmax(1) for _ in range(5)]).double().numpy()
+    mean, of_each = p.mean(0), -(p * np.log2(p)).sum(2)
+    entropy = -(mean * np.log2(mean)).sum(1)
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-6)
+    np.testing.assert_allclose(found.entropy, entropy, atol=1e-5)
+    np.testing.assert_allclose(found.mutual, entropy - of_each.mean(0), atol=1e-5)
+    assert 0.001 < float(found.mutual.max()) < float(found.entropy.max()) <= np.log2(3)
+
+
+def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():
+    model, images = dropping(), torch.rand(2, 1, 6, 7)
+    wrong = torch.rand(2, 5, 6, 7)
+    model[1].train()  # as somebody left it
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    first, second = (mc_dropout(model, images) for _ in range(2))
+    assert torch.equal(first.entropy, second.entropy)
+    with pytest.raises(RuntimeError):
+        mc_dropout(model, wrong)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model] == [False, True, False, False, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model[3].p = 0.0
+    with pytest.raises(UsageError, match="Sequential has no dropout"):
+        mc_dropout(model, images)
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(1, 1), (3, 2), (4, 4), (5, 1), (7, 3)])
+def test_occlusion_is_the_mean_fall_over_the_patches_that_cover_a_pixel(patch, stride):
+    torch.manual_seed(0)
+    weights, image = torch.randn(2, 7, 10), torch.rand(2, 7, 10)
+    found = occlusion(lambda x: (x * weights).sum((1, 2, 3)), image, patch, stride, fill=0.3)
+    losses = ((image - 0.3) * weights).sum(0)
+    falls: dict[tuple[int, int], list[float]] = {}
+    for y in sorted({*range(0, 7 - patch, stride), 7 - patch}):
+        for x in sorted({*range(0, 10 - patch, stride), 10 - patch}):
+            fall = float(losses[y : y + patch, x : x + patch].sum())
+            for row in range(y, y + patch):
+                for column in range(x, x + patch):
+                    falls.setdefault((row, column), []).append(fall)
+    assert len(falls) == 70  # also at the borders
+    expected = [[np.mean(falls[row, column]) for column in range(10)] for row in range(7)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_occlusion_finds_the_pixels_that_a_network_looks_at():
+    image = torch.rand(1, 16, 16) + 1
+    found = occlusion(lambda x: x[:, 0, 10:14, 2:6].mean((1, 2)), image, 4, 2)
+    assert found[10:14, 2:6].mean() > 4 * found.mean()
+    assert found[:6].abs().max() < 1e-6
+    for patch, stride in ((17, 1), (0, 1), (4, 5), (4, 0)):
+        with pytest.raises(UsageError, match=f"patch = {patch}, stride = {stride}"):
+            occlusion(lambda x: x.sum((1, 2, 3)), image, patch, stride)

@@ -10,7 +10,7 @@ import click
 from cnn_core import registry
 from cnn_core.cli.params import RegistryName
 
-__all__ = ["overlay", "report", "viz"]
+__all__ = ["embed", "overlay", "report", "viz"]
 
 
 def _views() -> Iterable[str]:
@@ -51,6 +51,33 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
         if not drawing.error:
             for path in write(drawing, folder):
                 click.echo(path)
+
+
+@click.command("embed")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    type=click.Choice(["PCA", "t-SNE", "UMAP"], case_sensitive=False),
+    default="UMAP",
+    show_default=True,
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
+    """Place the test images of RUN in two dimensions, by what the network makes of them.
+
+    What is found stays in RUN/embeddings, and is drawn by `cnnzoo viz embedding` and the report.
+    UMAP needs umap-learn: pip install 'cnn-viz[umap]'.
+
+    \b
+    Example:
+      cnnzoo embed runs/lenet5-digits-20260101-120000 --method umap
+    """
+    from cnn_viz.ingredients import Ingredients
+    from cnn_viz.views.embedding import words
+
+    embedded = Ingredients(run, data_dir=data_dir, device=device).embedded
+    click.echo(f"{method}: {words(embedded.places(method).quality)}")
 
 
 @click.command("overlay")

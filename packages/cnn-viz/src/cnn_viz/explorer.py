@@ -21,9 +21,11 @@ from torch.nn import functional as F
 from cnn_core import registry
 from cnn_core.training import Predictions
 from cnn_viz.cam import grad_cam
+from cnn_viz.embeddings import FEWEST, Embedded, even, neighbours_of
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import confusion_counts
 from cnn_viz.pictures import varied
+from cnn_viz.views.embedding import words
 
 __all__ = ["BY_HAND", "NOTHING", "explored"]
 
@@ -32,8 +34,12 @@ SIDE = 32  # pixels of a thumbnail, at most
 CAM_SIDE = 112  # and of a picture under a map
 QUALITY = 75  # of WebP
 WIDEST = 60  # classes of a confusion matrix that is a table
+AROUND = 7  # neighbours of an image
 EXPLAINED = 12  # images under maps, of which at most the half are mistakes
-BY_HAND = ("curves", "confusion", "gradcam")  # views that the page has, to be explored, instead
+BY_HAND = {  # views that the page has itself, to be explored
+    "classification": ("curves", "confusion", "gradcam", "embedding"),
+    "segmentation": ("curves",),
+}
 NOTHING: dict[str, Any] = dict.fromkeys(("matrix", "order", "cams", "embedding", "explorer"))
 
 
@@ -42,20 +48,20 @@ def explored(ingredients: Ingredients) -> dict[str, Any]:
     predictions = ingredients.predictions
     counts = confusion_counts(predictions)
     order = list(range(len(counts)))
-    cams = _cams(ingredients)
-    data = {**_images(predictions), "cams": cams}
+    cams, embedding = _cams(ingredients), _embedding(ingredients.embedded)
+    data = {**_images(predictions), "cams": cams, "embedding": embedding}
     return {
         "matrix": _cells(counts, order) if len(order) <= WIDEST else [],
         "order": order,
         "cams": cams,
-        "embedding": None,
+        "embedding": embedding,
         "explorer": data,
     }
 
 
 def _images(predictions: Predictions) -> dict[str, Any]:
     """Return each image's thumbnail, classes and confidence: of up to `MOST` of the split."""
-    chosen = _shown(len(predictions.targets))
+    chosen = even(len(predictions.targets), MOST)
     pictures, columns, tile = _sheet(predictions.images[chosen], SIDE)
     confidence = predictions.probabilities[chosen].amax(1)
     return {
@@ -68,11 +74,6 @@ def _images(predictions: Predictions) -> dict[str, Any]:
         "predicted": _as_bytes(predictions.predicted[chosen], "<u2"),
         "confidence": _as_bytes((confidence * 255).floor(), "u1"),
     }
-
-
-def _shown(count: int) -> Tensor:
-    """Return the places of the images that are on the page: all, or `MOST` in even steps."""
-    return torch.linspace(0, count - 1, min(count, MOST)).round().long()
 
 
 def _sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int, list[int]]:
@@ -155,6 +156,33 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
         "items": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
         "maps": maps,
         "shapes": shapes,
+    }
+
+
+def _embedding(embedded: Embedded) -> dict[str, Any] | None:
+    """Return where each method places images, and each one's nearest in the features.
+
+    Places are 16-bit shares of the wider side. None of a split that is too small.
+    """
+    if len(embedded.features) < FEWEST:
+        return None
+    methods = {}
+    for method in embedded.drawn():
+        found = embedded.places(method)
+        low, high = found.xy.min(0), found.xy.max(0)
+        middle, span = (low + high) / 2, max(float((high - low).max()), 1e-9)
+        shares = ((found.xy - middle) / span + 0.5).clip(0, 1)
+        methods[method] = {
+            "placed": _as_bytes(found.indices, "<u2"),
+            "xy": _as_bytes((shares * 65535).round(), "<u2"),
+            "note": f"{len(found.xy):,} images: {words(found.quality)}",
+        }
+    around = neighbours_of(np.asarray(embedded.features), AROUND)
+    return {
+        "about": embedded.about,
+        "methods": methods,
+        "neighbours": _as_bytes(around, "<u2"),
+        "around": AROUND,
     }
 
 

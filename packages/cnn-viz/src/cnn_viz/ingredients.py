@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from functools import cached_property, partial
@@ -14,8 +15,9 @@ from cnn_core import registry
 from cnn_core.data import Batch, batches
 from cnn_core.training import Predictions, Run, predictions, segmented
 from cnn_core.training.device import choose_device
-from cnn_core.training.evaluation import load_data
+from cnn_core.training.evaluation import load_data, together
 from cnn_core.training.weights import Weights, read_weights
+from cnn_viz.embeddings import METHODS, Embedded, even, features_of
 from cnn_viz.segmentations import Segmentations
 
 __all__ = ["Ingredients"]
@@ -66,12 +68,18 @@ class Ingredients:
         if registry.get_spec(self.run.recipe.model).task == "segmentation":
             height, width = preprocessing.target
             count = max(min(BATCH, PIXELS // (height * width)), 1)
-        found = next(batches(split, preprocessing, count, device=self.device))
+        return self._seen(next(batches(split, preprocessing, count, device=self.device)))
+
+    def _seen(self, batch: Batch) -> Batch:
+        """Return what a network is given of a batch at once: where there are tiles, that at the
+        centre.
+        """
+        preprocessing = self.weights.preprocessing
         if not preprocessing.tiled:
-            return found
-        centre = torch.full((len(found.indices), 2), 0.5)
-        images, targets = (preprocessing.cut(x, centre) for x in (found.images, found.targets))
-        return Batch(images, targets, found.indices)
+            return batch
+        centre = torch.full((len(batch.indices), 2), 0.5)
+        images, targets = (preprocessing.cut(x, centre) for x in (batch.images, batch.targets))
+        return Batch(images, targets, batch.indices)
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -84,6 +92,40 @@ class Ingredients:
         make = partial(segmented, self.run, data_dir=self.data_dir, device=str(self.device))
         length = len(load_data(self.run, self.data_dir).split("test"))
         return Segmentations(self.weights.classes, make, length)
+
+    @cached_property
+    def embedded(self) -> Embedded:
+        """Features of the test split, of up to 10,000 images in even steps.
+
+        What goes into the last stage of a network that classifies; what comes out of the CAM's
+        stage, the bottleneck, of one that segments.
+        """
+        spec, data = registry.get_spec(self.run.recipe.model), load_data(self.run, self.data_dir)
+        split, inside = data.split("test"), spec.task == "segmentation"
+        indices = even(len(split), METHODS["PCA"][1])
+        stage = spec.cam_stage if inside else spec.stages[-1]
+        size = together(self.weights.preprocessing)
+        part = split if len(indices) == len(split) else split.subset(indices)
+        found = batches(part, self.weights.preprocessing, size, device=self.device)
+        features = features_of(self.model, stage, map(self._seen, found), inside=inside)
+        if inside:
+            scores = {int(line["index"]): line["miou"] for line in self.segmented.scores}
+            labels = torch.tensor([scores.get(n, torch.nan) for n in indices.tolist()])
+        else:
+            labels = self.predictions.targets[indices]
+        file = self.run.path / "weights.safetensors"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        where = "come out of" if inside else "go into"
+        return Embedded(
+            features=features,
+            indices=indices,
+            labels=labels,
+            about=f"The {features.shape[1]} numbers that {where} {stage}, of "
+            f"{len(indices):,} images of the test split.",
+            folder=self.run.path / "embeddings",
+            key=f"{digest} {data.fingerprint()} {stage} {inside}",
+            coloured="mIoU" if inside else "class",
+        )
 
     def select(self, needs: Iterable[str]) -> dict[str, Any]:
         """Return what a `ViewSpec` needs, by name."""

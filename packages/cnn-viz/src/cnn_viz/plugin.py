@@ -47,6 +47,13 @@ VIEWS = (  # in the order in which the report shows them
         tasks=SEGMENTATION,
     ),
     ViewSpec(
+        name="uncertainty",
+        render="cnn_viz.views.uncertainty:uncertainty",
+        summary="how uncertain the network is of each pixel, by dropout, and where it is wrong",
+        needs=("run", "model", "batch"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
         name="image_scores",
         render="cnn_viz.views.image_scores:image_scores",
         summary="mIoU, Dice and boundary F1, image by image",
@@ -73,6 +80,20 @@ VIEWS = (  # in the order in which the report shows them
         summary="Seg-Grad-CAM: the parts of an image that speak for a class's pixels",
         needs=("run", "model", "batch"),
         tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="occlusion",
+        render="cnn_viz.views.occlusion:occlusion",
+        summary="how far a class's probability falls where a patch of the image is covered",
+        needs=("run", "model", "batch"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="embedding",
+        render="cnn_viz.views.embedding:embedding",
+        summary="the images in two dimensions, by what the network makes of them",
+        needs=("run", "embedded"),
+        tasks=("classification", "segmentation"),
     ),
     ViewSpec(
         name="features",
@@ -103,6 +124,11 @@ def cnnzoo_commands() -> list[CommandSpec]:
             name="viz",
             target="cnn_viz.commands:viz",
             summary="Draw one figure of a run, or all",
+        ),
+        CommandSpec(
+            name="embed",
+            target="cnn_viz.commands:embed",
+            summary="Place a run's test images in two dimensions, by PCA, t-SNE or UMAP",
         ),
         CommandSpec(
             name="overlay",

@@ -70,7 +70,7 @@ def write_report(
         left=LEFT,
         right=RIGHT,
         **(explored(ingredients) if task == "classification" else NOTHING),
-        figures=[_figure(d) for d in drawings if d.name not in BY_HAND],
+        figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task]],
         sections=_sections(opened),
         numbers=_plain(content),
         script=Markup(script),

@@ -160,9 +160,8 @@
   if (!explorer) return;
   const [canvas, above] = all("canvas.map", explorer), tip = one(".tip", explorer);
   const context = canvas.getContext("2d"), marks = above.getContext("2d");
-  const placed = words(data.embedding.placed), neighbours = words(data.embedding.neighbours);
-  const near = neighbours.length / placed.length;
-  const points = Object.fromEntries(Object.entries(data.embedding.methods).map(([name, m]) => [name, words(m.xy)]));
+  const neighbours = words(data.embedding.neighbours), near = data.embedding.around;
+  let placed, points, at; // the images that a method places, where, and which place is whose
   const hue = k => classes.length <= 8 ? ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#882255"][k]
     : `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3]}%)`;
   const right = i => Number(targets[i] !== predicted[i]);
@@ -174,9 +173,9 @@
       .map((name, k) => [name, ["#f0a500", "#d1495b", "#8d5a97", "#4571b0", "#2a9d8f"][k]]),
     i => [0.5, 0.8, 0.95, 0.99].filter(p => confidence[i] / 255 >= p).length],
   };
-  let view = { k: 1, x: 0, y: 0 }, groups, groupOf, hidden = new Set(), method, lasso = null, sprites = null, size, drag = null;
-  const X = j => (points[method][2 * j] / 65535 * 0.94 + 0.03) * size * view.k + view.x;
-  const Y = j => (points[method][2 * j + 1] / 65535 * 0.94 + 0.03) * size * view.k + view.y;
+  let view = { k: 1, x: 0, y: 0 }, groups, groupOf, hidden = new Set(), lasso, sprites, size, drag;
+  const X = j => (points[2 * j] / 65535 * 0.94 + 0.03) * size * view.k + view.x;
+  const Y = j => (points[2 * j + 1] / 65535 * 0.94 + 0.03) * size * view.k + view.y;
   const seen = j => !hidden.has(groupOf(placed[j]));
   const paint = () => {
     const scale = window.devicePixelRatio || 1;
@@ -223,10 +222,12 @@
     }));
   };
   const choose = () => {
-    method = one("[name=embedding]", explorer).value;
+    const method = data.embedding.methods[one("[name=embedding]", explorer).value];
+    [placed, points] = [words(method.placed), words(method.xy)];
+    at = new Map([...placed].map((index, j) => [index, j]));
     [groups, groupOf] = COLOURS[one("[name=colour]", explorer).value];
     hidden = new Set();
-    one(".measured", explorer).textContent = data.embedding.methods[method].note;
+    one(".measured", explorer).textContent = method.note;
     legend();
     paint();
   };
@@ -238,13 +239,13 @@
     }
     return best;
   };
-  const around = j => [...neighbours.subarray(j * near, (j + 1) * near)];
+  const around = index => [...neighbours.subarray(index * near, (index + 1) * near)];
   const hover = j => {
     marks.clearRect(0, 0, size, size);
     tip.hidden = j < 0;
     if (j < 0) return;
     marks.strokeStyle = getComputedStyle(explorer).color;
-    for (const n of around(j)) {
+    for (const n of around(placed[j]).map(index => at.get(index)).filter(n => n !== undefined)) {
       marks.beginPath();
       marks.moveTo(X(j), Y(j));
       marks.lineTo(X(n), Y(n));
@@ -271,7 +272,7 @@
     above.setPointerCapture(event.pointerId);
     const [x, y] = position(event);
     drag = { x, y, moved: false };
-    lasso = one("[name=lasso]", explorer).checked ? [[x, y]] : null;
+    lasso = one("[name=lasso]", explorer).checked ? [[x, y]] : undefined;
   });
   above.addEventListener("pointermove", event => {
     const [x, y] = position(event);
@@ -295,14 +296,15 @@
       grid("#picked", "Inside the lasso", chosen.map(j => placed[j]));
     } else if (drag && !drag.moved) {
       const j = nearest(x, y);
-      if (j >= 0) grid("#picked", `Image ${data.indices[placed[j]] + 1} and its nearest in the features`, [j, ...around(j)].map(n => placed[n]));
+      if (j >= 0) grid("#picked", `Image ${data.indices[placed[j]] + 1} and its nearest in the features`, [placed[j], ...around(placed[j])]);
     }
-    drag = lasso = null;
+    drag = lasso = undefined;
   });
   above.addEventListener("pointerleave", () => hover(-1));
   above.addEventListener("wheel", event => {
     event.preventDefault();
-    zoom(Math.exp(-event.deltaY / 300), ...position(event));
+    hover(-1);
+    zoom(Math.exp(-event.deltaY / 600), ...position(event));
   }, { passive: false });
   above.addEventListener("keydown", event => {
     const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];

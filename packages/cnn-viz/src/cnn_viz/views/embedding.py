@@ -1,0 +1,98 @@
+"""The view `embedding`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
+from cnn_viz import style
+from cnn_viz.embeddings import Embedded, Placed
+
+__all__ = ["embedding"]
+
+COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")  # the last of P. Tol (2021)
+SCALE = "viridis"
+_CLASSES = {
+    "class": " Silhouette: how far classes lie apart, from -1 to 1.\nk-NN: how many images the 10 "
+    "nearest here name rightly.",
+    "mIoU": "",
+}
+
+
+def embedding(run: Run, embedded: Embedded) -> Figure:
+    """Draw where each method places the images of the test split, and how far to trust that."""
+    methods = embedded.drawn()
+    figure = style.figure(
+        10.5,
+        10.5 / max(len(methods), 2) + 0.9,
+        f"Embedding: {run.recipe.model} on {run.recipe.data}",
+        f"{embedded.about} Axes have no meaning of their own.\nTrustworthiness: whether the 10 "
+        f"nearest here are near in the features, from 0 to 1.{_CLASSES[embedded.coloured]}",
+    )
+    axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
+    for ax in axes[len(methods) :]:
+        ax.set_axis_off()
+    labels = np.asarray(embedded.labels)
+    for ax, method in zip(axes, methods, strict=False):
+        found = embedded.places(method)
+        _points(ax, found, labels[found.indices], embedded.coloured)
+        ax.set_title(f"{method}, {len(found.xy):,} images\n{words(found.quality)}", fontsize=8.5)
+    if embedded.coloured == "class":
+        _legend(figure, read_weights(run.path).classes)
+    else:
+        scale = ScalarMappable(Normalize(*_limits(labels)), SCALE)
+        bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, format=style.per_cent)
+        bar.set_label(f"the image's {embedded.coloured}")
+        bar.outline.set_visible(False)
+    return figure
+
+
+def words(quality: dict[str, float]) -> str:
+    """Return how well a picture does, in words."""
+    said = [f"trustworthiness {quality['trustworthiness']:.2f}"]
+    if "knn" in quality:
+        said += [
+            f"silhouette {quality['silhouette']:.2f}",
+            f"k-NN {style.percent(quality['knn'])}",
+        ]
+    return ", ".join(said)
+
+
+def _points(ax: Axes, found: Placed, labels: Any, coloured: str) -> None:
+    size = float(np.clip(3000 / len(found.xy), 3, 28))
+    look: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85, "rasterized": True}
+    if coloured == "class":
+        look["c"] = [COLOURS[label % len(COLOURS)] for label in labels]
+    else:
+        look |= {"c": labels, "cmap": SCALE, "norm": Normalize(*_limits(labels))}
+    ax.scatter(*found.xy.T, **look)
+    ax.set(xticks=[], yticks=[])
+    ax.set_box_aspect(1)
+    ax.spines[:].set_visible(True)
+
+
+def _limits(values: Any) -> tuple[float, float]:
+    """Return the least and the largest number there is."""
+    there = values[np.isfinite(values)]
+    return (float(there.min()), float(there.max())) if len(there) else (0.0, 1.0)
+
+
+def _legend(figure: Figure, classes: tuple[str, ...]) -> None:
+    """Name the classes, if there is a colour for each."""
+    if len(classes) > len(COLOURS):
+        return
+    handles = [
+        Line2D(
+            [], [], color=colour, marker="o", linestyle="", markersize=5, label=style.short(name)
+        )
+        for name, colour in zip(classes, COLOURS, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside right center", handletextpad=0.2)

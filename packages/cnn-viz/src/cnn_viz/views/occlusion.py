@@ -1,0 +1,102 @@
+"""The view `occlusion`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from cnn_core.data import Batch
+from cnn_core.tasks.segmentation import classes_of, two_sided
+from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
+from cnn_viz import style
+from cnn_viz.modes import evaluating
+from cnn_viz.occlusion import occlusion as falls_of
+from cnn_viz.pictures import Pixels, as_image, inches
+from cnn_viz.views.masks import GAP, WORDS, show
+
+__all__ = ["occlusion"]
+
+IMAGES = 4
+PIXELS = 2**23  # that the network may be given for one figure
+FINEST, COARSEST = 8, 3  # patches along an image's side
+
+
+def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
+    """Draw how far the probability of a class falls, in its own pixels, where a patch is grey."""
+    weights = read_weights(run.path)
+    sides, count = _plan(batch.images)
+    images = batch.images[:count]
+    patch = max(min(images.shape[-2:]) // sides, 2)
+    maps, regions, names = [], [], []
+    with torch.no_grad(), evaluating(model):
+        for image in images:
+            k, region = _largest(two_sided(model(image[None]).float()))
+
+            def score(covered: Tensor, k: int = k, region: Tensor = region) -> Tensor:
+                p = two_sided(model(covered).float()).softmax(1)[:, k]
+                return (p * region).sum((1, 2)) / region.sum().clamp(min=1)
+
+            maps.append(falls_of(score, image, patch, max(patch // 2, 1)))
+            regions.append(region.cpu())
+            names.append(style.short(weights.classes[k]))
+    top = max(1e-6, *(float(fall.abs().max()) for fall in maps))
+    pictures = weights.preprocessing.pictures(images).cpu()
+    unit = inches(4.9, 3, images.shape, gap=GAP)
+    rows = -(-count // 2)
+    figure = style.figure(
+        10.5,
+        1.3 + rows * (unit + WORDS + 0.42),
+        f"Occlusion: {run.recipe.model} on {run.recipe.data}",
+        f"Where a patch of {patch} x {patch} pixels has the mean colour, how far does the mean "
+        "probability of a class fall, in the pixels taken for it (Zeiler and Fergus 2014)?\n"
+        f"Patches begin every {max(patch // 2, 1)} pixels; a pixel's value is the mean over all "
+        "patches that cover it. Below 0: the class gains.",
+    )
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    norm = Normalize(-top, top)
+    for n, ax in zip(range(count), axes.flat, strict=False):
+        drawn = colormaps[style.DIVERGING](norm(np.asarray(maps[n])))[..., :3]
+        whole = _framed(regions[n], images.shape[2], images.shape[3])
+        show(ax, [as_image(pictures[n]), whole, drawn], ("picture", "pixels", "fall"), unit)
+        ax.set_title(f"image {int(batch.indices[n]) + 1}: {names[n]}", fontsize=9)
+    scale = ScalarMappable(norm, style.DIVERGING)
+    bar = figure.colorbar(
+        scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows), format=style.per_cent
+    )
+    bar.set_label("fall of the probability, in points")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _plan(images: Tensor) -> tuple[int, int]:
+    """Return how many patches fit along a side, and of how many images: what the budget allows."""
+    for count in range(min(IMAGES, len(images)), 0, -1):
+        for sides in range(FINEST, COARSEST - 1, -1):
+            if count * (2 * sides) ** 2 * images[0, 0].numel() <= PIXELS:
+                return sides, count
+    return COARSEST, 1
+
+
+def _largest(logits: Tensor) -> tuple[int, Tensor]:
+    """Return the largest class but the ground that is predicted, and its pixels, h w."""
+    mask = classes_of(logits)[0]
+    counts = mask.flatten().bincount(minlength=logits.shape[1])
+    k = int(counts[1:].argmax()) + 1 if counts[1:].any() else 0
+    return k, mask == k
+
+
+def _framed(region: Tensor, height: int, width: int) -> Pixels:
+    """Return a region as a picture of a size, at its centre: bright where it is."""
+    top, left = ((a - b) // 2 for a, b in zip((height, width), region.shape, strict=True))
+    whole = np.full((height, width), 0.15)
+    inside = (slice(top, top + region.shape[0]), slice(left, left + region.shape[1]))
+    whole[inside] = 0.15 + 0.7 * region.numpy()
+    return whole

@@ -1,0 +1,156 @@
+"""Embeddings: what is placed, how well, and that it is kept; never where, which varies."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import cnn_core
+from cnn_core.data import Batch
+from cnn_core.errors import UnknownNameError, UsageError
+from cnn_core.training import Run
+from cnn_viz import embeddings
+from cnn_viz.embeddings import METHODS, Embedded, even, features_of, neighbours_of, placed, quality
+from cnn_viz.ingredients import Ingredients
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images[:400], dtype=torch.float32), torch.tensor(labels[:400])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("embedding") / "run"
+    return cnn_core.train("lenet5", "digits", out=out, progress=False, epochs=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "trusted", "named"), [("PCA", 0.80, 0.5), ("t-SNE", 0.97, 0.9)]
+)
+def test_methods_keep_neighbours(digits, method, trusted, named):
+    found = placed(*digits, method)
+    assert found.xy.shape == (400, 2)
+    assert found.quality["trustworthiness"] > trusted
+    assert found.quality["knn"] > named
+    shuffled = placed(digits[0], digits[1][torch.randperm(400)], method)
+    assert shuffled.quality["knn"] < 0.3
+
+
+@pytest.mark.slow
+def test_umap_keeps_neighbours(digits):
+    found = placed(*digits, "UMAP")
+    assert found.quality["trustworthiness"] > 0.95
+    assert found.quality["knn"] > 0.9
+
+
+def test_without_umap_the_error_says_what_to_install(digits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UsageError) as caught:
+        placed(*digits, "UMAP")
+    assert "cnn-viz[umap]" in caught.value.hint
+
+
+def test_the_quality_is_that_of_loops(digits):
+    x, xy = np.asarray(digits[0][:60]), np.asarray(digits[0][:60, 20:22])
+    labels = np.asarray(digits[1][:60])
+    far = ((xy[:, None] - xy[None]) ** 2).sum(2).astype(float)
+    np.fill_diagonal(far, np.inf)
+    near = np.sort(far, 1)[:, :10]
+    ours = neighbours_of(xy, 10)
+    np.testing.assert_allclose(np.take_along_axis(far, ours, 1), near)
+    hits = [np.bincount(labels[row]).argmax() == k for row, k in zip(ours, labels, strict=True)]
+    found = quality(x, xy, labels)
+    assert found["knn"] == pytest.approx(np.mean(hits))
+    assert -1 < found["silhouette"] < 1
+    assert set(quality(x, xy)) == {"trustworthiness"}
+    assert set(quality(x, xy, np.zeros(60))) == {"trustworthiness"}
+    assert quality(x, x[:, :2] * 0 + x[:, 20:22])["trustworthiness"] <= 1
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(UsageError, match="7 images: expected at least 8"):
+        placed(torch.rand(7, 3), torch.zeros(7), "PCA")
+
+
+def test_places_are_even_and_whole():
+    assert even(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert even(9, 5).tolist() == [0, 2, 4, 6, 8]
+    assert len(even(100_000, 1_000).unique()) == 1_000
+
+
+def test_features_are_what_goes_into_a_stage_or_comes_out_of_it():
+    torch.manual_seed(0)
+    conv, pool = nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1)
+    model = nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(3, 2)).eval()
+    images = torch.rand(5, 1, 8, 8)
+    parts = [Batch(x, torch.zeros(len(x)), torch.arange(len(x))) for x in images.split(2)]
+    expected = conv(images).mean((2, 3)).detach()
+    for stage, inside in (("3", False), ("0", True), ("1", False)):
+        assert torch.allclose(features_of(model, stage, parts, inside=inside), expected, atol=1e-6)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(UnknownNameError, match="unknown stage 'fc'"):
+        features_of(model, "fc", parts)
+
+
+def test_hooks_go_also_after_an_error():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(9, 9))
+    with pytest.raises(RuntimeError):
+        features_of(model, "0", [Batch(torch.rand(1, 1, 8, 8), torch.zeros(1), torch.zeros(1))])
+    assert not model[0]._forward_pre_hooks
+
+
+def test_places_are_kept_by_weights_and_broken_files_made_again(digits, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(x):
+        calls.append(len(x))
+        return x[:, 20:22]
+
+    monkeypatch.setitem(METHODS, "PCA", (counted, 300))
+
+    def fresh(key="a"):
+        return Embedded(
+            features=digits[0],
+            indices=torch.arange(400),
+            labels=digits[1],
+            about="",
+            folder=tmp_path,
+            key=key,
+        )
+
+    first = fresh().places("PCA")
+    assert first.indices.tolist() == even(400, 300).tolist()
+    again = fresh().places("PCA")
+    assert calls == [300]
+    assert np.array_equal(first.xy, again.xy)
+    assert first.quality == again.quality
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for broken in (b"", whole[:100], whole[:-40], b"PK" + whole[2:50]):
+        file.write_bytes(broken)
+        assert np.array_equal(fresh().places("PCA").xy, first.xy)
+    assert calls == [300] * 5
+    fresh("other weights").places("PCA")
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(UnknownNameError, match="unknown method 'pca', did you mean 'PCA'"):
+        fresh().places("pca")
+
+
+def test_a_run_is_embedded_by_what_goes_into_its_last_stage(run, cnnzoo, monkeypatch):
+    embedded = Ingredients(run, device="cpu").embedded
+    assert embedded.features.shape == (359, 84)  # F6
+    assert embedded.labels.unique().tolist() == list(range(10))
+    assert embedded.drawn() == ["PCA", "t-SNE"]
+    done = cnnzoo("embed", run.path, "--method", "pca", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert done.out.startswith("PCA: trustworthiness 0.")
+    monkeypatch.setitem(METHODS, "UMAP", (embeddings._pca, 50))
+    embedded.places("UMAP")
+    assert Ingredients(run, device="cpu").embedded.drawn() == ["PCA", "t-SNE", "UMAP"]
