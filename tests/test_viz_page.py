@@ -1,0 +1,383 @@
+"""The report in a browser: what a reader does, what it weighs, how fast it is, and no script of
+anyone else's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from playwright.sync_api import Browser, Page, sync_playwright
+
+import cnn_core
+from cnn_core.training import Predictions, Run
+from cnn_viz import explorer, ingredients, write_report
+from cnn_viz.embeddings import Embedded
+from cnn_viz.ingredients import Ingredients
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+    pytest.mark.xdist_group("timing"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("page") / "run"
+    return cnn_core.train(
+        "lenet5_modern", "digits", out=out, progress=False, epochs=2, device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def path(run: Run) -> Path:
+    return write_report(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox"]
+        )
+        yield found
+        found.close()
+
+
+class Visit:
+    """A page that is open, and all that it complained of or asked for."""
+
+    def __init__(self, browser: Browser, path: Path, width: int = 1440, scheme: Any = "light"):
+        self.page: Page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme=scheme
+        )
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("request", self._asked)
+        self.page.goto(path.as_uri())
+
+    def _asked(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.complaints.append(request.url)
+
+    def text(self, selector: str) -> str:
+        return self.page.text_content(selector) or ""
+
+
+@pytest.fixture
+def visit(browser: Browser, path: Path) -> Any:
+    opened = Visit(browser, path)
+    yield opened
+    assert opened.complaints == []
+    opened.page.close()
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_and_is_quiet(browser, path, width, scheme):
+    opened = Visit(browser, path, width, scheme)
+    opened.page.wait_for_timeout(200)
+    assert opened.complaints == []
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == width
+    paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) < 200) == (scheme == "dark")
+    drawn = "[...document.querySelectorAll('#cams canvas')].every(c => c.toDataURL().length > 900)"
+    assert opened.page.evaluate(drawn)
+    opened.page.close()
+
+
+def test_curves_tell_the_epoch_under_the_pointer(visit, run):
+    chart = visit.page.locator("svg.chart").nth(1)
+    box = chart.bounding_box()
+    assert box is not None
+    chart.hover(position={"x": 0.96 * box["width"], "y": 60})
+    last = run.history()[-1]
+    said = visit.page.locator(".curve output").nth(1).text_content()
+    assert said == f"epoch 2: train {100 * last['train/top1']:.2f} %, val " + (
+        f"{100 * last['val/top1']:.2f} %"
+    )
+    visit.page.mouse.move(2, 2)
+    assert visit.page.locator(".curve output").nth(1).text_content() == "trainingvalidation"
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_images(visit):
+    cell = visit.page.locator("#confusion td:not(.right) button").first
+    count = int(cell.text_content() or "")
+    cell.click()
+    assert visit.page.locator("#cell canvas").count() == count
+    assert f"{count} image" in visit.text("#cell .note")
+    true, said = (cell.get_attribute("data-cell") or "").split()
+    assert f"{true} taken for {said}" in visit.text("#cell .note")
+    assert all(
+        text.startswith(f"{said} ") and text.endswith(f"is {true}")
+        for text in visit.page.locator("#cell figcaption").all_text_contents()
+    )
+    visit.page.check("#shares")
+    row = visit.page.locator("#confusion tbody tr").first
+    shares = [int(text) for text in row.locator("button").all_text_contents()]
+    assert sum(shares) == pytest.approx(100, abs=3)
+
+
+def test_tables_sort_by_a_column_and_back(visit):
+    head = visit.page.locator("#classes thead button").nth(3)
+
+    def column() -> list[float]:
+        cells = visit.page.locator("#classes tbody tr td:nth-child(4)").all_text_contents()
+        return [float(cell.strip(" %>\u2013") or 0) for cell in cells]
+
+    head.click()
+    assert column() == sorted(column(), reverse=True)
+    assert visit.page.locator("#classes th").nth(3).get_attribute("aria-sort") == "descending"
+    head.click()
+    assert column() == sorted(column())
+    visit.page.locator("#classes thead button").first.click()
+    visit.page.locator("#classes thead button").first.click()
+    names = visit.page.locator("#classes tbody th").all_text_contents()
+    assert names == sorted(names)
+
+
+def test_maps_follow_class_stage_method_and_opacity(visit):
+    shot = "document.querySelector('#cams canvas').toDataURL()"
+    pictures = {visit.page.evaluate(shot)}
+    for name in ("method", "stage", "class"):
+        options = visit.page.locator(f"[name={name}] option").all()
+        visit.page.locator(f"[name={name}]").select_option(index=len(options) - 1)
+        visit.page.wait_for_timeout(60)
+        pictures.add(visit.page.evaluate(shot))
+    assert "for " in visit.text("#cams .said")
+    for opacity in ("50", "0"):
+        visit.page.fill("[name=opacity]", opacity)
+        visit.page.wait_for_timeout(60)
+        pictures.add(visit.page.evaluate(shot))
+    assert len(pictures) >= 4
+
+
+def point(visit: Visit) -> tuple[float, float]:
+    """Move the pointer over the embedding until it is on a point; return where."""
+    visit.page.locator("#embedding .stage").scroll_into_view_if_needed()
+    box = visit.page.locator("canvas.map").nth(1).bounding_box()
+    assert box is not None
+    for y in np.linspace(0.2, 0.8, 13):
+        for x in np.linspace(0.1, 0.9, 25):
+            where = (box["x"] + x * box["width"], box["y"] + y * box["height"])
+            visit.page.mouse.move(*where)
+            if visit.page.is_visible(".tip"):
+                return where
+    raise AssertionError("no point")
+
+
+def test_the_embedding_shows_points_neighbours_and_lassos(visit):
+    visit.page.select_option("[name=embedding]", "t-SNE")
+    assert "trustworthiness 0." in visit.text(".measured")
+    x, y = point(visit)
+    said = visit.text(".tip span")
+    assert said.startswith("image ")
+    visit.page.mouse.click(x, y)
+    assert visit.text("#picked .note").endswith("and its nearest in the features: 8 images")
+    visit.page.check("[name=lasso]")
+    box = visit.page.locator("canvas.map").nth(1).bounding_box()
+    corners = [(2, 2), (box["width"] - 2, 2), (box["width"] - 2, box["height"] - 2)]
+    corners.append((2, box["height"] - 2))
+    visit.page.mouse.move(box["x"] + 2, box["y"] + 2)
+    visit.page.mouse.down()
+    for right, down in corners:
+        visit.page.mouse.move(box["x"] + right, box["y"] + down)
+    visit.page.mouse.up()
+    assert visit.text("#picked .note") == "Inside the lasso: 359 images, 120 of them shown"
+
+
+def test_the_embedding_zooms_filters_and_changes_colours(visit):
+    layer = "document.querySelectorAll('canvas.map')[0].toDataURL()"
+    seen = [visit.page.evaluate(layer)]
+    visit.page.click("[name=closer]")
+    visit.page.click("[name=closer]")
+    seen.append(visit.page.evaluate(layer))
+    visit.page.click("[name=whole]")
+    assert visit.page.evaluate(layer) == seen[0]
+    for colour, groups in (("prediction", 10), ("correctness", 2), ("confidence", 5)):
+        visit.page.select_option("[name=colour]", colour)
+        assert visit.page.locator(".legend button").count() == groups
+        seen.append(visit.page.evaluate(layer))
+    visit.page.locator(".legend button").last.click()
+    seen.append(visit.page.evaluate(layer))
+    assert visit.page.locator(".legend button").last.get_attribute("aria-pressed") == "false"
+    visit.page.locator("canvas.map").nth(1).focus()
+    visit.page.keyboard.press("+")
+    visit.page.keyboard.press("ArrowLeft")
+    seen.append(visit.page.evaluate(layer))
+    assert len(set(seen)) >= 6
+
+
+def natural(count: int, side: int = 32) -> torch.Tensor:
+    """Pictures with the spectrum of photographs, 1 / f, uint8, N 3 side side."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
+    frequency[0, 0] = 1 / side
+    noise = np.fft.fft2(rng.standard_normal((count, 3, side, side))) / frequency
+    waves = np.fft.ifft2(noise).real
+    waves += 1.5 * waves.mean(1, keepdims=True)  # channels go together
+    waves = (waves - waves.mean((1, 2, 3), keepdims=True)) / waves.std((1, 2, 3), keepdims=True)
+    return torch.from_numpy((127 + 55 * waves).clip(0, 255).astype(np.uint8))
+
+
+def large(
+    count: int,
+    run: Run,
+    monkeypatch: Any,
+    tmp_path: Path,
+    classes: Any = (),
+    name: str = "run",
+) -> Path:
+    """A report of so many images, made up, with an embedding of all of them."""
+    names = tuple(classes) or tuple(f"class {k}" for k in range(10))
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(count) % len(names)
+    logits = torch.randn(count, len(names), generator=generator)
+    logits += 3 * torch.nn.functional.one_hot(targets, len(names))
+    said = Predictions(natural(count), logits, targets, names)
+    cams = explorer._cams(Ingredients(run, device="cpu"))
+    features = torch.randn(count, 16, generator=generator) + targets[:, None].float()
+    embedded = Embedded(
+        features=features,
+        indices=torch.arange(count),
+        labels=targets,
+        about="Made up.",
+        folder=tmp_path / "embeddings",
+        key=str(count),
+    )
+    monkeypatch.setattr(ingredients, "predictions", lambda *args, **options: said)
+    monkeypatch.setattr(explorer, "_cams", lambda _: cams)
+    monkeypatch.setattr(Ingredients, "embedded", embedded)
+    copy = shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("state"))
+    return write_report(copy, device="cpu")
+
+
+@pytest.mark.parametrize(("count", "most"), [(2_000, 1_000_000), (10_000, 4_000_000)])
+def test_large_reports_are_small_and_quick(count, most, browser, run, monkeypatch, tmp_path):
+    path = large(count, run, monkeypatch, tmp_path)
+    assert path.stat().st_size <= most
+    opened = Visit(browser, path)
+    timing = opened.page.evaluate(
+        "(() => { const t = performance.getEntriesByType('navigation')[0];"
+        " return t.loadEventEnd - t.startTime; })()"
+    )
+    assert timing < 1_000  # milliseconds
+    opened.page.locator("#embedding .stage").scroll_into_view_if_needed()
+    opened.page.wait_for_timeout(300)
+    hover = opened.page.evaluate("""(() => {
+        const canvas = document.querySelectorAll("canvas.map")[1];
+        const box = canvas.getBoundingClientRect(), times = [];
+        for (let k = 0; k < 200; k++) {
+            const x = box.left + box.width * (0.1 + 0.8 * (k * 0.618 % 1));
+            const y = box.top + box.height * (0.1 + 0.8 * (k * 0.382 % 1));
+            const began = performance.now();
+            canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y }));
+            times.push(performance.now() - began);
+        }
+        return times.sort((a, b) => a - b)[100];
+    })()""")
+    assert hover < 5  # milliseconds
+    assert opened.complaints == []
+    opened.page.close()
+
+
+FIRE = "window.fired = 1"
+PAYLOADS = [
+    made.replace("FIRE", FIRE)
+    for made in (
+        "<script>FIRE</script>",
+        "</script><script>FIRE</script>",
+        '"><script>FIRE</script>',
+        "'><script>FIRE</script>",
+        "<img src=x onerror='FIRE'>",
+        '"><img src=x onerror="FIRE">',
+        "' onmouseover='FIRE",
+        '" onfocus="FIRE" autofocus="',
+        "<svg onload='FIRE'>",
+        "<svg><script>FIRE</script></svg>",
+        "--><svg onload=FIRE>",
+        "]]><script>FIRE</script>",
+        "<!--<script>FIRE//-->",
+        "<iframe src='javascript:FIRE'>",
+        "<iframe srcdoc='<script>parent.FIRE</script>'>",
+        "<a href='javascript:FIRE'>x</a>",
+        "javascript:FIRE",
+        "<math><mtext><script>FIRE</script>",
+        "<details open ontoggle='FIRE'>",
+        "<body onload='FIRE'>",
+        "<input autofocus onfocus='FIRE'>",
+        "<video><source onerror='FIRE'>",
+        "<audio src=x onerror='FIRE'>",
+        "<object data='javascript:FIRE'>",
+        "<embed src='javascript:FIRE'>",
+        "<style>*{background:url(javascript:FIRE)}</style>",
+        "<link rel=stylesheet href='javascript:FIRE'>",
+        "<meta http-equiv=refresh content='0;javascript:FIRE'>",
+        "<base href='javascript:FIRE//'>",
+        "<form action='javascript:FIRE'><button>",
+        "{{ 7 * 7 }}<script>FIRE</script>",
+        "{% raw %}<script>FIRE</script>",
+        "${FIRE}",
+        "`;FIRE;`",
+        "\\u003cscript\\u003eFIRE",
+        "&lt;script&gt;FIRE&lt;/script&gt;",
+        "&#60;script&#62;FIRE",
+        "%3Cscript%3EFIRE",
+        "\u2028;FIRE//",
+        "\u2029;FIRE//",
+        "\ufeff<script>FIRE</script>",
+        "\u202e<script>FIRE</script>",
+        "<\x00script>FIRE</script>",
+        "<scr<script>ipt>FIRE</script>",
+        "<ScRiPt>FIRE</sCrIpT>",
+        "<script\x20type='text/javascript'>FIRE</script>",
+        "<script/src='data:,FIRE'></script>",
+        "<svg/onload=FIRE>",
+        "<svg><animate onbegin='FIRE' attributeName=x>",
+        "<svg><set onbegin='FIRE' attributeName=x>",
+        "<svg><use href='data:image/svg+xml,<svg onload=FIRE>'>",
+        "<svg><foreignObject><script>FIRE</script>",
+        "<xmp><script>FIRE</script></xmp>",
+        "<noscript><p title='</noscript><img src=x onerror=FIRE>'>",
+        "<textarea><script>FIRE</script>",
+        "<title><script>FIRE</script>",
+        "<table background='javascript:FIRE'>",
+        "<div style='width:expression(FIRE)'>",
+        "<div onpointerenter='FIRE' style='position:fixed;inset:0'>",
+        "<marquee onstart='FIRE'>",
+        "<select autofocus onfocus='FIRE'>",
+        "<keygen autofocus onfocus='FIRE'>",
+        "';FIRE;//",
+        '";FIRE;//',
+    )
+]
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_names_that_are_scripts_stay_names(half, browser, run, monkeypatch, tmp_path):
+    assert len(set(PAYLOADS)) == 64
+    names = PAYLOADS[32 * half : 32 * half + 32]
+    as_folder = ['"><img src=x onerror="FIRE">', "<svg onload='FIRE'>"][half]
+    path = large(320, run, monkeypatch, tmp_path, names, as_folder.replace("FIRE", FIRE))
+    opened = Visit(browser, path)
+    page = opened.page
+    assert page.locator("#classes tbody th").count() == 32
+    for button in page.locator("#confusion td:not(.right) button").all()[:12]:
+        button.click()
+    for colour in ("class", "prediction"):
+        page.select_option("[name=colour]", colour)
+        page.locator(".legend button").first.click()
+    point(opened)
+    page.locator("#classes thead button").first.click()
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.fired") is None
+    assert as_folder.replace("FIRE", FIRE) == page.text_content(".kicker")
+    assert opened.complaints == []
+    page.close()
