@@ -224,9 +224,13 @@ def _looked(
         target = target_of(logits)
         # Images do not influence each other in eval mode: one sum gives every gradient.
         score = target.scores(logits).sum()
-    if not score.requires_grad:
-        raise UsageError(f"the logits do not depend on {', '.join(stages)}")
     maps = [kept[stage] for stage in stages]
-    gradients = torch.autograd.grad(score, maps, materialize_grads=True)
-    a, g = ([x.detach().float() for x in tensors] for tensors in (maps, gradients))
-    return a, g, logits.detach(), target
+    gradients: Sequence[Tensor | None] = [None] * len(maps)
+    if score.requires_grad:
+        gradients = torch.autograd.grad(score, maps, allow_unused=True)
+    g = []
+    for stage, gradient in zip(stages, gradients, strict=True):
+        if gradient is None:
+            raise UsageError(f"the logits do not depend on stage '{stage}'")
+        g.append(gradient.float())
+    return [a.detach().float() for a in maps], g, logits.detach(), target
