@@ -24,7 +24,16 @@ from cnn_viz.commands import viz
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import wilson
 
-VIEWS = ["curves", "confusion", "predictions", "gradcam", "features", "filters"]
+VIEWS = [
+    "curves",
+    "confusion",
+    "predictions",
+    "gradcam",
+    "cam_methods",
+    "faithfulness",
+    "features",
+    "filters",
+]
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 HOSTILE = (
     "<script>alert(1)</script>",

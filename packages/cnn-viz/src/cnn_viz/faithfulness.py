@@ -71,7 +71,7 @@ def insertion(
 ) -> Tensor:
     """Return the class's probability while a blurred image gets sharp, as `deletion` does.
 
-    The Gaussian's deviation is a twentieth of the image's shorter side. A good map's is large.
+    The Gaussian's deviation is an eighth of the image's shorter side. A good map's is large.
     """
     return _revealed(model, _blurred(images), images, heat, classes, steps)
 
@@ -204,8 +204,8 @@ def _probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Return images under a Gaussian whose deviation is a twentieth of their shorter side."""
-    sigma = min(images.shape[-2:]) / 20
+    """Return images under a Gaussian whose deviation is an eighth of their shorter side."""
+    sigma = min(images.shape[-2:]) / 8
     reach = min(max(round(3 * sigma), 1), min(images.shape[-2:]) - 1)
     places = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     bell = torch.exp(-places.square() / (2 * sigma * sigma))
