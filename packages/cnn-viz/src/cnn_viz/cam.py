@@ -39,38 +39,44 @@ from cnn_viz.modes import untouched
 from cnn_viz.stages import at
 from cnn_viz.target import Classes, Target
 
-__all__ = ["METHODS", "Cam", "cams", "grad_cam", "seg_grad_cam"]
+__all__ = ["Cam", "METHODS", "cams", "grad_cam", "seg_grad_cam"]
 
 # Each equation takes A and g, float32, N C h w, and returns maps, N h w.
 
 
 def gradcam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k mean(g_k) A_k."""
     return (g.mean((2, 3), keepdim=True) * a).sum(1)
 
 
 def gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
-    below = 2 + a.sum((2, 3), keepdim=True) * g  # alpha with g^2 cancelled: no small number helps
+    """Return sum_k sum(alpha_k ReLU(g_k)) A_k, alpha with g^2 cancelled: no small number helps."""
+    below = 2 + a.sum((2, 3), keepdim=True) * g
     alpha = torch.where((g != 0) & (below != 0), 1 / below, 0)
     return ((alpha * g.relu()).sum((2, 3), keepdim=True) * a).sum(1)
 
 
 def hirescam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k g_k A_k."""
     return (g * a).sum(1)
 
 
 def xgradcam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k sum(g_k A_k) / sum(A_k) A_k; 0 where a map's sum is."""
     above, below = (g * a).sum((2, 3), keepdim=True), a.sum((2, 3), keepdim=True)
     return (torch.where(below != 0, above / below, 0) * a).sum(1)
 
 
 def layercam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k ReLU(g_k) A_k."""
     return (g.relu() * a).sum(1)
 
 
 def eigencam(a: Tensor, g: Tensor) -> Tensor:
+    """Return A projected on its first right singular vector v, which is as good as -v."""
     v: Tensor = torch.linalg.svd(a.flatten(2).mT, full_matrices=False).Vh[:, 0]  # N C
     projected = (v[:, :, None, None] * a).sum(1)
-    return projected * projected.sum((1, 2), keepdim=True).sign()  # v is as good as -v
+    return projected * projected.sum((1, 2), keepdim=True).sign()
 
 
 EQUATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
