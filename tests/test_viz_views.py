@@ -31,17 +31,29 @@ from cnn_core.specs import ViewSpec
 from cnn_core.training import Predictions, Run
 from cnn_core.training.score import kept_epoch
 from cnn_viz import draw, plugin, style
+from cnn_viz.cam import cams
+from cnn_viz.faithfulness import deletion, edge_map, insertion
 from cnn_viz.figures import draw_all, draw_one, fitting, write
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import wilson
 from cnn_viz.pictures import varied
+from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
 from cnn_viz.views.features import features, walk
 from cnn_viz.views.filters import filters
-from cnn_viz.views.gradcam import gradcam
+from cnn_viz.views.gradcam import gradcam, overlay
 from cnn_viz.views.predictions import predictions
 
-VIEWS = ["curves", "confusion", "predictions", "gradcam", "features", "filters"]
+VIEWS = [
+    "curves",
+    "confusion",
+    "predictions",
+    "gradcam",
+    "cam_methods",
+    "faithfulness",
+    "features",
+    "filters",
+]
 HOSTILE = (
     "<script>alert(1)</script>",
     "$\\foo$",
@@ -301,6 +313,60 @@ def test_gradcam_marks_empty_maps(ingredients):
     assert sum("empty map" in text for text in trained) < 12
 
 
+# cam_methods and faithfulness
+
+
+def test_cam_methods_shows_every_method_and_the_networks_own_answers(ingredients):
+    figure = draw("cam_methods", ingredients.run, device="cpu")
+    assert len(figure.axes[0].images) == 6 * 7
+    assert texts(figure)[:7] == ["picture", *NAMES.values()]
+    shown = varied(ingredients.batch.targets.tolist(), 6)
+    answers = ingredients.predictions.probabilities[shown]
+    labels = [text for text in texts(figure) if "%" in text]
+    for label, answer in zip(labels, answers, strict=True):
+        name = ingredients.predictions.classes[int(answer.argmax())]
+        expected = f"{name}  {style.percent(float(answer.amax()))}"
+        assert label.partition("  (")[0] == expected
+    images = ingredients.batch.images[shown]
+    for column, method in enumerate(NAMES, 1):
+        cam = cams(ingredients.model, images, "c3", method=method)["c3"]
+        picture = ingredients.weights.preprocessing.pictures(images)[1, 0].numpy()
+        expected = overlay(np.repeat(picture[..., None], 3, 2), cam.heat()[1].numpy())
+        drawn = figure.axes[0].images[7 + column].get_array()
+        np.testing.assert_allclose(drawn, expected, atol=1e-6)
+
+
+def test_cam_methods_marks_empty_maps(ingredients):
+    model = cnn_core.create_model("lenet5_modern").eval()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    with style.applied():
+        figure = cam_methods(ingredients.run, model, ingredients.batch)
+    assert sum("empty map" in text for text in texts(figure)) == 36
+
+
+def test_faithfulness_shows_the_measures_beside_their_baselines(ingredients):
+    figure = draw("faithfulness", ingredients.run, device="cpu")
+    deleted, inserted, road, cascade = figure.axes
+    names = [label.get_text() for label in deleted.get_yticklabels()]
+    assert names == ["Grad-CAM", "HiRes-CAM", "Layer-CAM", "random numbers", "edges (Sobel)"]
+    images = ingredients.batch.images[varied(ingredients.batch.targets.tolist(), 16)]
+    cam = cams(ingredients.model, images, "c3", method="layer-cam")["c3"]
+    for ax, measure in {deleted: deletion, inserted: insertion}.items():
+        points = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+        curves = measure(ingredients.model, images, cam.heat(), cam.classes, steps=8)
+        assert points[2] == pytest.approx(float(curves.mean()), abs=1e-6)
+        curves = measure(ingredients.model, images, edge_map(images), cam.classes, steps=8)
+        assert points[4] == pytest.approx(float(curves.mean()), abs=1e-6)
+    assert len(road.lines) == 2 * 5  # a mean and an interval for each
+    lines = {line.get_label(): line.get_ydata() for line in cascade.lines}
+    assert lines["edges (Sobel)"] == pytest.approx([1.0] * 6)
+    assert all(values[0] == 1 for label, values in lines.items() if label in names)
+    assert lines["Grad-CAM"][-1] < 0.9
+    labels = [label.get_text() for label in cascade.get_xticklabels()]
+    assert labels == ["trained", "output", "f6", "c5", "c3", "c1"]
+
+
 # filters
 
 
@@ -372,11 +438,13 @@ def test_names_from_elsewhere_harm_no_figure(ingredients, monkeypatch):
     renamed = replace(ingredients.weights, classes=HOSTILE)
     monkeypatch.setattr("cnn_viz.views.gradcam.read_weights", lambda path: renamed)
     monkeypatch.setattr("cnn_viz.views.features.read_weights", lambda path: renamed)
+    monkeypatch.setattr("cnn_viz.views.cam_methods.read_weights", lambda path: renamed)
     run, model, batch = ingredients.run, ingredients.model, ingredients.batch
     makers: list[Callable[[], matplotlib.figure.Figure]] = [
         lambda: confusion(run, hostile),
         lambda: predictions(run, hostile),
         lambda: gradcam(run, model, batch),
+        lambda: cam_methods(run, model, batch),
         lambda: features(run, model, batch),
     ]
     with style.applied():

@@ -1,41 +1,100 @@
-"""Grad-CAM: which parts of an image speak for a class.
+"""Class activation maps: which parts of an image speak for a class.
 
-R. R. Selvaraju, M. Cogswell, A. Das, R. Vedantam, D. Parikh, D. Batra, "Grad-CAM: visual
-explanations from deep networks via gradient-based localization", ICCV 2017, arXiv:1610.02391.
+A_k are the feature maps of one stage, y is the class's logit, before the softmax, and g_k is
+dy / dA_k, as large as A_k. Each method is a map over the positions of the stage:
 
-    alpha_k = mean over positions of d score / d A_k       Eq. 1
-    map     = ReLU(sum over k of alpha_k A_k)              Eq. 2
+    CAM         sum_k w_k A_k, w the class's weights after global average pooling
+                B. Zhou et al., CVPR 2016, arXiv:1512.04150, Eq. 2
+    Grad-CAM    sum_k mean(g_k) A_k
+                R. R. Selvaraju et al., ICCV 2017, arXiv:1610.02391, Eq. 1 and 2
+    Grad-CAM++  sum_k sum(alpha_k ReLU(g_k)) A_k, alpha_k = g^2 / (2 g^2 + sum(A_k) g^3)
+                A. Chattopadhay et al., WACV 2018, arXiv:1710.11063, Eq. 19
+    HiRes-CAM   sum_k g_k A_k
+                R. L. Draelos and L. Carin, 2020, arXiv:2011.08891
+    XGrad-CAM   sum_k sum(g_k A_k) / sum(A_k) A_k
+                R. Fu et al., BMVC 2020, arXiv:2008.02312, Eq. 8
+    Layer-CAM   sum_k ReLU(g_k) A_k
+                P.-T. Jiang et al., IEEE TIP 2021, doi:10.1109/TIP.2021.3089943, Eq. 6
+    Eigen-CAM   A projected on its first right singular vector; the class plays no part
+                M. B. Muhammad and M. Yeasin, IJCNN 2020, arXiv:2008.00299
+    Score-CAM and Ablation-CAM: cam_perturb.py
 
-A_k are the feature maps of one stage, score is the class's logit, before the softmax.
-
-K. Vinogradova, A. Dibrov, G. Myers, "Towards interpretable semantic segmentation via
-gradient-weighted class activation mapping", AAAI 2020, arXiv:2002.11434 (Seg-Grad-CAM): score is
-the sum of the class's logits over a set of pixels.
+The positive part is what counts (`Cam.heat`). Seg-Grad-CAM (K. Vinogradova, A. Dibrov, G. Myers,
+AAAI 2020, arXiv:2002.11434): y is the sum of the class's logits over a set of pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.tasks.segmentation import two_sided
-from cnn_viz.modes import evaluating, same_random_state
+from cnn_viz.cam_perturb import PERTURBING, class_weights
+from cnn_viz.cam_scale import SCALES
+from cnn_viz.modes import untouched
+from cnn_viz.stages import at
+from cnn_viz.target import Classes, Target
 
-__all__ = ["Cam", "grad_cam", "seg_grad_cam"]
+__all__ = ["Cam", "METHODS", "cams", "grad_cam", "seg_grad_cam"]
+
+# Each equation takes A and g, float32, N C h w, and returns maps, N h w.
+
+
+def gradcam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k mean(g_k) A_k."""
+    return (g.mean((2, 3), keepdim=True) * a).sum(1)
+
+
+def gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k sum(alpha_k ReLU(g_k)) A_k, alpha with g^2 cancelled: no small number helps."""
+    below = 2 + a.sum((2, 3), keepdim=True) * g
+    alpha = torch.where((g != 0) & (below != 0), 1 / below, 0)
+    return ((alpha * g.relu()).sum((2, 3), keepdim=True) * a).sum(1)
+
+
+def hirescam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k g_k A_k."""
+    return (g * a).sum(1)
+
+
+def xgradcam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k sum(g_k A_k) / sum(A_k) A_k; 0 where a map's sum is."""
+    above, below = (g * a).sum((2, 3), keepdim=True), a.sum((2, 3), keepdim=True)
+    return (torch.where(below != 0, above / below, 0) * a).sum(1)
+
+
+def layercam(a: Tensor, g: Tensor) -> Tensor:
+    """Return sum_k ReLU(g_k) A_k."""
+    return (g.relu() * a).sum(1)
+
+
+def eigencam(a: Tensor, g: Tensor) -> Tensor:
+    """Return A projected on its first right singular vector v, which is as good as -v."""
+    v: Tensor = torch.linalg.svd(a.flatten(2).mT, full_matrices=False).Vh[:, 0]  # N C
+    projected = (v[:, :, None, None] * a).sum(1)
+    return projected * projected.sum((1, 2), keepdim=True).sign()
+
+
+EQUATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad-cam": gradcam,
+    "grad-cam++": gradcam_plus_plus,
+    "hires-cam": hirescam,
+    "xgrad-cam": xgradcam,
+    "layer-cam": layercam,
+    "eigen-cam": eigencam,
+}
+METHODS = ("cam", *EQUATIONS, *PERTURBING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cam:
     """What speaks for one class of each image.
 
-    `raw` is the sum of Eq. 2 before its ReLU: signed, float32, N h w, as small as the stage's
+    `raw` is a method's sum before its ReLU: signed, float32, N h w, as small as the stage's
     maps. `classes` (N) are the classes explained, `logits` (N x classes, or N x classes x h x w)
     what the network said, `size` the images' (H, W).
     """
@@ -50,40 +109,52 @@ class Cam:
         """Whether nothing speaks for the class, no position being above 0: bool, N."""
         return ~(self.raw > 0).flatten(1).any(1)
 
-    def heat(self) -> Tensor:
-        """Eq. 2 at the images' size, each divided by its maximum: N H W in [0, 1].
+    def heat(self, like: str = "cnnzoo") -> Tensor:
+        """The positive part at the images' size, each divided by its maximum: N H W in [0, 1].
 
-        An empty map is 0 everywhere.
+        An empty map is 0 everywhere. `like` "pytorch-grad-cam" or "torch-cam" scales as those
+        libraries do; torch-cam leaves maps as small as they are.
+
+        Raises:
+            UnknownNameError: there is no such way; suggests names.
         """
-        maps = F.interpolate(
-            self.raw.relu()[:, None], self.size, mode="bilinear", align_corners=False
-        )[:, 0]
-        highest = maps.amax((1, 2), keepdim=True)
-        return torch.where(highest > 0, maps / highest, 0.0)
+        if like not in SCALES:
+            raise UnknownNameError("scale", like, SCALES)
+        return SCALES[like](self.raw, self.size)
 
 
-def grad_cam(
-    model: nn.Module, images: Tensor, stage: str, classes: Tensor | Sequence[int] | None = None
-) -> Cam:
-    """Explain `classes` (default: the predicted ones) of images, N C H W, at a named stage.
+def grad_cam(model: nn.Module, images: Tensor, stage: str, classes: Classes = None) -> Cam:
+    """Explain `classes` of images at one stage by Grad-CAM; otherwise as `cams`."""
+    return cams(model, images, [stage], classes)[stage]
 
-    Nothing is left behind: parameters, their `.grad`, training flags, hooks and the random
-    state are as before, also after an exception. Works on frozen weights, and under `no_grad`
-    and `inference_mode`.
+
+def cams(
+    model: nn.Module,
+    images: Tensor,
+    stages: str | Sequence[str],
+    classes: Classes = None,
+    method: str = "grad-cam",
+    *,
+    call: int | None = None,
+    batch: int = 64,
+) -> dict[str, Cam]:
+    """Explain `classes` (default: the predicted ones) of images, N C H W, at named stages.
+
+    One forward pass and one backward to the stages serve all of them; Score-CAM and Ablation-CAM
+    take one more for each map of each image, `batch` at a time (`cost` says how many). A module
+    that runs more than once needs the number of the `call`, from 0 on.
+
+    Nothing is left behind: parameters, their `.grad`, training flags, hooks and the random state
+    are as before, also after an exception. Works on frozen weights, under `no_grad`,
+    `inference_mode` and `autocast`; maps are float32 whatever the model's type.
 
     Raises:
-        UsageError: the stage has no maps or runs more than once, or the classes do not fit.
+        UnknownNameError: there is no such method or stage; suggests names.
+        UsageError: a stage has no maps or runs more than once, or the classes do not fit.
     """
-    chosen = torch.empty(0)
-
-    def score(logits: Tensor) -> Tensor:
-        nonlocal chosen
-        chosen = _chosen(classes, logits)
-        return logits.gather(1, chosen[:, None])
-
-    raw, logits = _explained(model, images, stage, score)
-    height, width = images.shape[-2:]
-    return Cam(raw=raw, logits=logits, classes=chosen, size=(height, width))
+    return _explained(
+        model, images, stages, method, call, batch, lambda y: Target.of_images(y, classes)
+    )
 
 
 def seg_grad_cam(
@@ -92,88 +163,80 @@ def seg_grad_cam(
     stage: str,
     classes: Tensor | Sequence[int],
     region: Tensor | None = None,
+    *,
+    method: str = "grad-cam",
 ) -> Cam:
     """Explain one class of each image of a network that segments, N C H W, at a named stage.
 
     The score is the sum of the class's logits over a `region`, bool, N h w, as large as the
     logits: by default over the pixels that the network takes for the class. Otherwise as
-    `grad_cam`.
+    `cams`.
 
     Raises:
-        UsageError: as `grad_cam`, and if the logits or the region have another shape.
+        UsageError: as `cams`, and if the logits or the region have another shape.
     """
-    chosen = torch.empty(0)
-
-    def score(logits: Tensor) -> Tensor:
-        nonlocal chosen
-        if logits.ndim != 4:
-            raise UsageError(f"logits of shape {list(logits.shape)}: expected N classes h w")
-        logits = two_sided(logits)
-        chosen = _chosen(classes, logits)
-        pixels = logits.argmax(1) == chosen[:, None, None] if region is None else region
-        if pixels.shape != logits[:, 0].shape:
-            raise UsageError(
-                f"region of shape {list(pixels.shape)}: expected {list(logits[:, 0].shape)}"
-            )
-        numbers = torch.arange(len(chosen), device=chosen.device)
-        return logits[numbers, chosen] * pixels.to(logits.device)
-
-    raw, logits = _explained(model, images, stage, score)
-    height, width = images.shape[-2:]
-    return Cam(raw=raw, logits=two_sided(logits), classes=chosen, size=(height, width))
+    return _explained(
+        model, images, [stage], method, None, 64, lambda y: Target.of_pixels(y, classes, region)
+    )[stage]
 
 
 def _explained(
-    model: nn.Module, images: Tensor, stage: str, score: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the sum of Eq. 2 for the sum of what `score` makes of logits, and the logits."""
-    kept: list[Tensor] = []
+    model: nn.Module,
+    images: Tensor,
+    stages: str | Sequence[str],
+    method: str,
+    call: int | None,
+    batch: int,
+    target_of: Callable[[Tensor], Target],
+) -> dict[str, Cam]:
+    """Return a map for each stage, of the target that `target_of` makes of the logits."""
+    stages = [stages] if isinstance(stages, str) else list(stages)
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    images = images.detach()
+    with untouched(model, images):
+        maps, gradients, logits, target = _looked(model, images, stages, call, target_of)
+        found = {}
+        for stage, a, g in zip(stages, maps, gradients, strict=True):
+            if method in EQUATIONS:
+                raw = EQUATIONS[method](a, g)
+            elif method == "cam":
+                raw = (class_weights(model, stage, target.classes, g) * a).sum(1)
+            else:
+                raw = PERTURBING[method](model, images, stage, a, target, call, batch)
+            size = (images.shape[-2], images.shape[-1])
+            said = logits if target.region is None else two_sided(logits)
+            found[stage] = Cam(raw=raw, logits=said, classes=target.classes, size=size)
+    return found
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor:
-        _require_maps(stage, output, kept)
-        kept.append(output.detach().requires_grad_())  # the graph begins here
-        return kept[0].clone()  # what follows may work in place: on a copy
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_stage(model, stage).register_forward_hook(keep))
-        stack.enter_context(evaluating(model))
-        stack.enter_context(same_random_state(images))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        logits = model(images.detach().clone())
-        if not kept:
-            raise UsageError(f"stage '{stage}' took no part in the forward pass")
+def _looked(
+    model: nn.Module,
+    images: Tensor,
+    stages: Sequence[str],
+    call: int | None,
+    target_of: Callable[[Tensor], Target],
+) -> tuple[list[Tensor], list[Tensor], Tensor, Target]:
+    """Return A and g of each stage, float32, the logits, and the target."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(stage: str, maps: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # the graph begins at the first of the stages
+        kept[stage] = maps if maps.requires_grad else maps.detach().requires_grad_()
+        return kept[stage].clone()  # what follows may work in place: on a copy
+
+    with torch.no_grad(), at(model, stages, keep, call):
+        logits = model(images.clone())
+        target = target_of(logits)
         # Images do not influence each other in eval mode: one sum gives every gradient.
-        (gradient,) = torch.autograd.grad(score(logits).sum(), kept)
-
-    maps = kept[0].detach().float()
-    alpha = gradient.float().mean((2, 3), keepdim=True)  # Eq. 1
-    return (alpha * maps).sum(1), logits.detach()  #       Eq. 2, before its ReLU
-
-
-def _stage(model: nn.Module, stage: str) -> nn.Module:
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if not stage or stage not in modules:
-        raise UnknownNameError("stage", stage, [name for name in modules if name])
-    return modules[stage]
-
-
-def _require_maps(stage: str, output: Any, before: list[Tensor]) -> None:
-    if before:
-        raise UsageError(f"stage '{stage}' runs more than once: name a module that runs once")
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(f"stage '{stage}' gives {found}: Grad-CAM needs maps, N C H W")
-
-
-def _chosen(classes: Tensor | Sequence[int] | None, logits: Tensor) -> Tensor:
-    """Return the classes to explain, one for each image."""
-    if classes is None:
-        return logits.detach().argmax(1)
-    chosen = torch.as_tensor(classes, device=logits.device).clone()
-    count, known = logits.shape[:2]
-    if chosen.shape != (count,) or not bool(((chosen >= 0) & (chosen < known)).all()):
-        raise UsageError(
-            f"classes = {chosen.tolist()}: expected {count} numbers from 0 to {known - 1}"
-        )
-    return chosen
+        score = target.scores(logits).sum()
+    maps = [kept[stage] for stage in stages]
+    gradients: Sequence[Tensor | None] = [None] * len(maps)
+    if score.requires_grad:
+        gradients = torch.autograd.grad(score, maps, allow_unused=True)
+    g = []
+    for stage, gradient in zip(stages, gradients, strict=True):
+        if gradient is None:
+            raise UsageError(f"the logits do not depend on stage '{stage}'")
+        g.append(gradient.float())
+    return [a.detach().float() for a in maps], g, logits.detach(), target

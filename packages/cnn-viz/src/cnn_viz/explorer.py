@@ -15,29 +15,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_core import registry
+from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
-from cnn_viz.cam import grad_cam
+from cnn_viz.cam import cams
 from cnn_viz.embeddings import FEWEST, Embedded, even, neighbours_of
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import confusion_counts
 from cnn_viz.pictures import varied
 from cnn_viz.views.embedding import words
+from cnn_viz.views.features import walk
 
 __all__ = ["BY_HAND", "NOTHING", "explored"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
 SIDE = 32  # pixels of a thumbnail, at most
 CAM_SIDE = 112  # and of a picture under a map
-QUALITY = 75  # of WebP
+QUALITY = 60  # of WebP
 WIDEST = 60  # classes of a confusion matrix that is a table
 AROUND = 7  # neighbours of an image
+LARGEST = 32  # positions along a map's side
+SHOWN = {  # the methods that cost no more than a forward and a backward pass
+    "grad-cam": "Grad-CAM",
+    "grad-cam++": "Grad-CAM++",
+    "hires-cam": "HiRes-CAM",
+    "xgrad-cam": "XGrad-CAM",
+    "layer-cam": "Layer-CAM",
+    "eigen-cam": "Eigen-CAM",
+}
 EXPLAINED = 12  # images under maps, of which at most the half are mistakes
 BY_HAND = {  # views that the page has itself, to be explored
-    "classification": ("curves", "confusion", "gradcam", "embedding"),
+    "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
 }
 NOTHING: dict[str, Any] = dict.fromkeys(("matrix", "order", "cams", "embedding", "explorer"))
@@ -48,12 +59,12 @@ def explored(ingredients: Ingredients) -> dict[str, Any]:
     predictions = ingredients.predictions
     counts = confusion_counts(predictions)
     order = list(range(len(counts)))
-    cams, embedding = _cams(ingredients), _embedding(ingredients.embedded)
-    data = {**_images(predictions), "cams": cams, "embedding": embedding}
+    maps, embedding = _cams(ingredients), _embedding(ingredients.embedded)
+    data = {**_images(predictions), "cams": maps, "embedding": embedding}
     return {
         "matrix": _cells(counts, order) if len(order) <= WIDEST else [],
         "order": order,
-        "cams": cams,
+        "cams": maps,
         "embedding": embedding,
         "explorer": data,
     }
@@ -142,10 +153,13 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
     wanted = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
     maps: dict[str, Any] = {}
     shapes: dict[str, list[int]] = {}
-    for kind, classes in wanted.items():
-        cam = grad_cam(ingredients.model, images, spec.cam_stage, classes.to(ingredients.device))
-        shapes[spec.cam_stage] = list(cam.raw.shape[1:])
-        maps.setdefault("Grad-CAM", {}).setdefault(spec.cam_stage, {})[kind] = _shares(cam.raw)
+    stages = _stages(ingredients.model, spec, images[:1])
+    for method, name in SHOWN.items():
+        for kind, classes in wanted.items():
+            found = cams(ingredients.model, images, stages, classes, method)
+            for stage, cam in found.items():
+                shapes[stage] = list(cam.raw.shape[1:])
+                maps.setdefault(name, {}).setdefault(stage, {})[kind] = _shares(cam.raw)
     confidence = predictions.probabilities[chosen].amax(1).tolist()
     columns = (chosen, *(values.tolist() for values in wanted.values()), confidence)
     names = ("index", "predicted", "target", "confidence")
@@ -157,6 +171,21 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
         "maps": maps,
         "shapes": shapes,
     }
+
+
+def _stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
+    """Return the CAM's stage, and up to two before it whose maps are no larger than 32 x 32."""
+    outputs, _ = walk(model, images, spec.stages)
+    before = spec.stages[: spec.stages.index(spec.cam_stage)] if spec.cam_stage in outputs else ()
+    fits = [
+        stage
+        for stage in before
+        if stage in outputs
+        and outputs[stage].ndim == 3
+        and 1 < outputs[stage].shape[1] <= LARGEST
+        and 1 < outputs[stage].shape[2] <= LARGEST
+    ]
+    return [spec.cam_stage, *fits[:-3:-1]]
 
 
 def _embedding(embedded: Embedded) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "same_random_state"]
+__all__ = ["evaluating", "same_random_state", "untouched"]
 
 
 @contextlib.contextmanager
@@ -27,3 +27,22 @@ def evaluating(model: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[No
 def same_random_state(images: Tensor) -> contextlib.AbstractContextManager[None]:
     """Give the random state back as it was, also if the network draws in eval mode."""
     return torch.random.fork_rng([images.device] if images.is_cuda else [])
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Run a model in eval mode, without a graph unless one is asked for, and leave no trace.
+
+    Works inside `inference_mode` and `autocast`; of autocast's copies of weights none stays in
+    its cache, where a copy made without a graph would keep a later training from learning.
+    """
+    device = images.device.type
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(same_random_state(images))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if torch.is_autocast_enabled(device):
+            precision = torch.get_autocast_dtype(device)
+            stack.enter_context(torch.autocast(device, precision, cache_enabled=False))
+        yield

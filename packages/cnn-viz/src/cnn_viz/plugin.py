@@ -33,6 +33,18 @@ VIEWS = (  # in the order in which the report shows them
         needs=("run", "model", "batch"),
     ),
     ViewSpec(
+        name="cam_methods",
+        render="cnn_viz.views.cam_methods:cam_methods",
+        summary="six class activation maps side by side: where they agree, and where not",
+        needs=("run", "model", "batch"),
+    ),
+    ViewSpec(
+        name="faithfulness",
+        render="cnn_viz.views.faithfulness:faithfulness",
+        summary="whether the maps are true to the network: deletion, insertion, ROAD, weights",
+        needs=("run", "model", "batch"),
+    ),
+    ViewSpec(
         name="masks",
         render="cnn_viz.views.masks:masks",
         summary="what was found, missed and taken for it, in the best and the worst images",

@@ -1,0 +1,120 @@
+"""The view `cam_methods`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from cnn_core import registry
+from cnn_core.data import Batch
+from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
+from cnn_viz import style
+from cnn_viz.cam import EQUATIONS, Cam, cams
+from cnn_viz.pictures import as_image, inches, tiles, varied
+from cnn_viz.views.gradcam import overlay
+
+__all__ = ["NAMES", "cam_methods"]
+
+NAMES = {
+    "grad-cam": "Grad-CAM",
+    "grad-cam++": "Grad-CAM++",
+    "hires-cam": "HiRes-CAM",
+    "xgrad-cam": "XGrad-CAM",
+    "layer-cam": "Layer-CAM",
+    "eigen-cam": "Eigen-CAM",
+}
+SHOWN = 6  # images
+GAP = 0.05  # in heights of an image
+WORDS = 0.22  # inches over each row
+
+
+def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
+    """Draw images beside what six methods say that speaks for the predicted class."""
+    weights = read_weights(run.path)
+    stage = registry.get_spec(run.recipe.model).cam_stage
+    shown = varied(batch.targets.tolist(), SHOWN)
+    images = batch.images[shown]
+    found = {method: cams(model, images, stage, method=method)[stage] for method in EQUATIONS}
+    pictures = weights.preprocessing.pictures(images)
+    unit = inches(9.3, 1 + len(found), pictures.shape, gap=GAP)
+    height, width = next(iter(found.values())).raw.shape[1:]
+    figure = style.figure(
+        10.5,
+        1.25 + len(shown) * (unit * (1 + GAP) + WORDS),
+        f"Six ways to a class activation map, at stage {stage}: "
+        f"{run.recipe.model} on {run.recipe.data}",
+        f"{len(shown)} images of the test split, and what speaks for the class that the network "
+        f"predicts; a map has {height} x {width} values, enlarged bilinearly.\nBrightness is the "
+        "share of each map's own maximum. Eigen-CAM does not look at the class.",
+    )
+    ax = figure.subplots()
+    targets = batch.targets[shown].tolist()
+    _rows(ax, pictures, found, weights.classes, targets, above=WORDS / unit)
+    bar = figure.colorbar(
+        ScalarMappable(cmap=style.HEAT),
+        ax=ax,
+        shrink=0.4,
+        pad=0.01,
+        format=style.per_cent,
+        aspect=25,
+    )
+    bar.set_label("evidence for the class")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _rows(
+    ax: Axes,
+    pictures: Tensor,
+    found: dict[str, Cam],
+    classes: tuple[str, ...],
+    targets: list[int],
+    *,
+    above: float,
+) -> None:
+    """Show a row for each picture, under the class and its probability, a column a method."""
+    heats = {method: cam.heat().cpu().numpy() for method, cam in found.items()}
+    images: list[Any] = []
+    for number, picture in enumerate(pictures):
+        plain = as_image(picture)
+        plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+        images += [plain, *(overlay(plain, heat[number]) for heat in heats.values())]
+    columns = 1 + len(found)
+    places = tiles(ax, images, columns, gap=GAP, above=above)
+    titles = ["picture", *(NAMES[method] for method in found)]
+    for (x, y), title in zip(places, titles, strict=False):
+        ax.text(x, y - above, title, ha="center", va="bottom", fontsize=9, weight="bold")
+    said = next(iter(found.values()))
+    probabilities = said.logits.softmax(1).gather(1, said.classes[:, None]).squeeze(1)
+    left = pictures.shape[-1] / pictures.shape[-2] / 2
+    for number, target in enumerate(targets):
+        name, share = int(said.classes[number]), float(probabilities[number])
+        label = f"{style.short(classes[name], 30)}  {style.percent(share)}"
+        if name != target:
+            label += f"  (is {style.short(classes[target], 30)})"
+        colour = style.INK if name == target else style.ORANGE
+        x, y = places[number * columns]
+        ax.text(x - left, y - 0.05, label, va="bottom", fontsize=8, color=colour)
+        for column, cam in enumerate(found.values(), 1):
+            if cam.empty[number]:
+                x, y = places[number * columns + column]
+                _empty(ax, x, y + 0.5)
+
+
+def _empty(ax: Axes, x: float, y: float) -> None:
+    ax.text(
+        x,
+        y,
+        "empty map",
+        ha="center",
+        va="center",
+        fontsize=6.5,
+        color="#ffffff",
+        bbox={"facecolor": "#000000", "alpha": 0.6, "edgecolor": "none", "pad": 1.5},
+    )
