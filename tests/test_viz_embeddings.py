@@ -75,8 +75,15 @@ def test_the_quality_is_that_of_loops(digits):
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(UsageError, match="7 images: expected at least 8"):
-        placed(torch.rand(7, 3), torch.zeros(7), "PCA")
+    with pytest.raises(UsageError, match="3 images: expected at least 4"):
+        placed(torch.rand(3, 3), torch.zeros(3), "PCA")
+
+
+@pytest.mark.parametrize("method", ["PCA", "t-SNE"])
+def test_four_images_are_enough(method):
+    found = placed(torch.rand(4, 5), torch.arange(4), method)
+    assert found.xy.shape == (4, 2)
+    assert set(found.quality) == {"trustworthiness"}
 
 
 def test_places_are_even_and_whole():

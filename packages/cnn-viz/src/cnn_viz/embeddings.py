@@ -42,7 +42,7 @@ __all__ = [
 Matrix = NDArray[np.float32]
 SEED = 0
 NEAREST = 10  # neighbours of the quality's accuracy and trustworthiness
-FEWEST = 8  # images: of fewer there is no picture
+FEWEST = 4  # images: of fewer there is no picture
 JUDGED = 2_000  # images that the quality is of, at most: it grows with their square
 
 
@@ -153,7 +153,7 @@ def placed(features: Tensor, labels: Tensor, method: str, classes: bool = True) 
     """Place features, N x D, by a method; `labels`, N, are for the quality, if they are classes.
 
     Raises:
-        UsageError: there are fewer than eight images, or UMAP is not installed.
+        UsageError: there are fewer than four images, or UMAP is not installed.
     """
     if len(features) < FEWEST:
         raise UsageError(f"{len(features)} images: expected at least {FEWEST} for an embedding")

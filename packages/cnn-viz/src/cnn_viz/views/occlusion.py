@@ -69,11 +69,15 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
         ax.set_title(f"image {int(batch.indices[n]) + 1}: {names[n]}", fontsize=9)
     scale = ScalarMappable(norm, style.DIVERGING)
     bar = figure.colorbar(
-        scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows), format=style.per_cent
+        scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows), format=_points
     )
     bar.set_label("fall of the probability, in points")
     bar.outline.set_visible(False)
     return figure
+
+
+def _points(share: float, position: int | None = None) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _plan(images: Tensor) -> tuple[int, int]:
