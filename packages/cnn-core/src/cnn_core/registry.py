@@ -133,6 +133,10 @@ class Catalogue(Generic[S]):
         """Return all names, sorted naturally."""
         return [name for name, _ in self]
 
+    def claims(self, name: str) -> list[Entry[S]]:
+        """Return those that have this name, or this alias."""
+        return self._claims.get(name, [])
+
     def get(self, name: str) -> S:
         """Return the spec called `name`, an alias of it, or "distribution/name".
 
