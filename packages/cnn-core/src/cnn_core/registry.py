@@ -6,18 +6,20 @@ stays reachable as "distribution/name". Nothing here imports torch.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
 from typing import Any, Generic, TypeVar
 
-from cnn_core.discovery import Plugin, complain, describe
+from cnn_core.discovery import Plugin, StrictError, complain, describe, some
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
+from cnn_core.guard import guarded, watch
 from cnn_core.plugins import plugins
 from cnn_core.specs import (
     Check,
@@ -25,6 +27,7 @@ from cnn_core.specs import (
     DatasetSpec,
     MetricSpec,
     ModelSpec,
+    Paper,
     RecipeSpec,
     Spec,
     ViewSpec,
@@ -76,6 +79,24 @@ def _fields(spec: Spec) -> dict[str, Any]:
     return values if paper is None else {**values, "paper": dataclasses.asdict(paper)}
 
 
+def _contents(spec: Spec) -> dict[str, Any]:
+    """Return a copy of what a spec says."""
+    said = dict(vars(spec))
+    for name, value in said.items():
+        if isinstance(value, Mapping):
+            said[name] = copy.deepcopy(dict(value))
+        elif isinstance(value, Paper):
+            said[name] = dict(vars(value))
+    return said
+
+
+def _restore(spec: Spec, said: dict[str, Any]) -> None:
+    """Make a spec say again what it said."""
+    for name, value in said.items():
+        whole = Paper(**value) if name == "paper" else copy.deepcopy(value)
+        object.__setattr__(spec, name, whole)
+
+
 class Catalogue(Generic[S]):
     """The specs of one kind by name."""
 
@@ -93,6 +114,17 @@ class Catalogue(Generic[S]):
             for name in _names(entry.spec):
                 self._claims.setdefault(name, []).append(entry)
         self._report_conflicts()
+        self._contents = [_contents(entry.spec) for entry in self.entries]
+        watch(self)
+
+    def put_back(self) -> list[str]:
+        """Undo what was changed in specs since they were listed; return what that was."""
+        changed = []
+        for entry, before in zip(self.entries, self._contents, strict=True):
+            if _contents(entry.spec) != before:
+                changed.append(f"{self.kind} '{entry.qualified}'")
+                _restore(entry.spec, before)
+        return changed
 
     @property
     def conflicts(self) -> list[str]:
@@ -312,7 +344,15 @@ def resolve(entry: Entry[Any], field: str = "target") -> Any:
     target = getattr(entry.spec, field)
     module_name, _, name = target.partition(":")
     try:
-        return getattr(import_module(module_name), name)
+        with guarded() as changed:
+            found = getattr(import_module(module_name), name)
+        if changed:
+            entry.plugin.add_fault(
+                f"import of {module_name}", f"changes {some(changed)}, put back"
+            )
+        return found
+    except StrictError:
+        raise
     except (Exception, SystemExit) as error:
         plugin = entry.plugin
         raise PluginError(
