@@ -745,7 +745,11 @@ NEWER = "from cnn_core import create_model_in_3d"
 
 # What each does, what it is blamed for, and by which commands.
 RUDE = {
-    "patch": (PATCH, r"import: changes torch\.relu, torch\.nn\.functional\.relu, torch\.nn\.Conv2d", ".*"),
+    "patch": (
+        PATCH,
+        r"import: changes torch\.relu, torch\.nn\.functional\.relu, torch\.nn\.Conv2d",
+        ".*",
+    ),
     "lazy": ("", r"import of cnn_arch_lazy_net: changes torch\.nn\.Linear\.forward", "own"),
     "pin": ("", r"requirements: needs cnn-core>=99", ".*"),
     "newer": (NEWER, "import: ImportError: cannot import name 'create_model_in_3d'", ".*"),

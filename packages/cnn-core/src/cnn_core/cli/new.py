@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cnn_core.cli.output import say_path
 from cnn_core.cli.params import Choice
 from cnn_core.text import printable
 
@@ -39,4 +40,4 @@ def command(name: str, kind: str | None, out: Path | None) -> None:
 
     path = write_plugin(name, kind or "", out)
     click.echo("\n".join(map(printable, next_steps(path, name, kind or ""))), err=True)
-    click.echo(path)
+    say_path(path)

@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -161,9 +162,15 @@ _RESTORE = "restore it from a copy, or train again: cnnzoo train MODEL --data DA
 
 
 def _unused(recipe: Recipe) -> Path:
-    """Return runs/<model>-<dataset>-<time>, with a number if that is taken."""
-    model = recipe.model.rpartition("/")[2]
-    stem = f"{model}-{recipe.data.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Return runs/<model>-<dataset>-<time>, with a number if that is taken.
+
+    A data set's path is in it by its end, in letters, digits and dashes.
+    """
+    words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
+    stem = "-".join(
+        re.sub(r"[^\w-]+", "-", word, flags=re.ASCII).strip("-")[-60:] for word in words
+    )
+    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1
