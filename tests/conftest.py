@@ -128,7 +128,7 @@ def cnnzoo_models():
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def install() -> Callable[[Path, Path], Path]:
     return wheel_into
 

@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -46,7 +47,9 @@ __all__ = [
     "list_models",
     "metrics",
     "models",
+    "origin",
     "recipes",
+    "require_origin",
     "resolve",
     "views",
     "weights",
@@ -333,6 +336,29 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
 def get_spec(name: str) -> ModelSpec:
     """Return the spec of one model; raises `UnknownNameError` or `PluginError`."""
     return models().get(name)
+
+
+def origin(catalogue: Catalogue[Any], name: str) -> dict[str, str]:
+    """Return the distribution, and its version, that `name` is from: what a run records."""
+    plugin = catalogue.entry(name).plugin
+    return {"distribution": plugin.distribution, "version": plugin.version}
+
+
+def require_origin(catalogue: Catalogue[Any], name: str, recorded: Any, where: object) -> None:
+    """Raise PluginError where nothing has this name any more; says what to install.
+
+    `recorded` is what `origin` returned when `where` was written.
+    """
+    if catalogue.claims(name.rpartition("/")[2]) or not isinstance(recorded, Mapping):
+        return
+    distribution, version = recorded.get("distribution"), recorded.get("version")
+    if distribution in (None, *(plugin.distribution for plugin in plugins().all)):
+        return  # its own error says more
+    raise PluginError(
+        f"{where}: {catalogue.kind} '{name}' is from {distribution} {version}, "
+        "which is not installed",
+        shlex.join(["pip", "install", f"{distribution}=={version}"]),
+    )
 
 
 def resolve(entry: Entry[Any], field: str = "target") -> Any:
