@@ -24,9 +24,16 @@ are those of a picture of 224 pixels; the paper's 111, 55, 27 and 13 are those o
     avgpool10 1000 @ 1x1       13x13
                                                                        1,248,424
 
-1.1 is the authors' own later version (github.com/forresti/SqueezeNet): conv1 has 64 maps of 3x3,
-111x111, and the pooling comes after conv1, fire3 and fire5: 55x55, 27x27, 13x13. It takes 2.3
-times less computation, and has 1,235,496 parameters.
+    in 1.1 pools come earlier: after conv1, fire3 and fire5
+    conv1       64 @ 111x111   3x3 / 2                                     1,792
+    fire2      128 @ 55x55                         16     64     64       11,408
+    fire3      as above
+    fire4, 5   256 @ 27x27     as above
+    fire6, 7   384 @ 13x13     as above
+    fire8, 9   512 @ 13x13     as above
+                                                                       1,235,496
+
+1.1 is the authors' own later version (github.com/forresti/SqueezeNet): 2.3 times less computation.
 
 Departures from the paper:
   Weights are drawn as He et al. (2015) say, with 0.01 as the deviation of conv10's.
