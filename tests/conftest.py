@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,24 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 FASHION = ROOT.parent / "shared" / "data" / "fashion-mnist"
+
+
+def beside(site: Path) -> str:
+    """Return a PYTHONPATH with a folder of more distributions in front."""
+    return os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", ""))))
+
+
+def wheel_into(project: Path, site: Path) -> Path:
+    """Build a project's wheel and unpack it into a folder like site-packages, as pip does."""
+    build = "import sys; from flit_core import buildapi; buildapi.build_wheel(sys.argv[1])"
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-c", build, folder], cwd=project, check=True, capture_output=True
+        )
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as packed:
+            packed.extractall(site)
+    return site
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,7 @@ def run_cnnzoo(
     environment.update(variables)
     environment["COLUMNS"] = "200"
     if site is not None:
-        environment["PYTHONPATH"] = str(site)
+        environment["PYTHONPATH"] = beside(site)
     done = subprocess.run(
         [sys.executable, "-m", "cnn_core", *map(str, args)],
         env=environment,
@@ -106,6 +126,16 @@ def model(name="tiny", **changes):
 def cnnzoo_models():
     return [model()]
 """
+
+
+@pytest.fixture(scope="session")
+def install() -> Callable[[Path, Path], Path]:
+    return wheel_into
+
+
+@pytest.fixture(scope="session")
+def pythonpath() -> Callable[[Path], str]:
+    return beside
 
 
 @pytest.fixture

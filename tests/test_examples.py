@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,20 @@ import pytest
 from cnn_core.training import Run
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
 TRACKER = ROOT / "examples" / "cnn-track-csv"
 TRAIN = ("train", "lenet5_modern", "--data", "digits", "--epochs", "2", "--out")
 
 
-def python(folder: Path, *command: object, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(
+    folder: Path, *command: object, site: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    before = [str(site)] if site is not None else []
+    path = os.pathsep.join(filter(None, [*before, os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=folder,
-        env={**os.environ, **variables},
+        env={**os.environ, **variables, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -29,15 +36,12 @@ def python(folder: Path, *command: object, **variables: str) -> subprocess.Compl
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """A folder like site-packages, with the tracker's wheel in it."""
-    folder = tmp_path_factory.mktemp("tracker")
-    build = "import sys; from flit_core import buildapi; buildapi.build_wheel(sys.argv[1])"
-    built = python(TRACKER, "-c", build, folder)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = folder.glob("*.whl")
-    assert python(folder, "-m", "zipfile", "-e", wheel, folder / "site").returncode == 0
-    return folder / "site"
+def installed(tmp_path_factory, install) -> Path:
+    """A folder like site-packages, with every example's wheel in it."""
+    site = tmp_path_factory.mktemp("examples") / "site"
+    for example in EXAMPLES:
+        install(example, site)
+    return site
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,8 @@ def tracked(installed, tmp_path_factory) -> tuple[Run, subprocess.CompletedProce
     folder = tmp_path_factory.mktemp("tracked")
     path = folder / "all.csv"
     path.write_text('run,note\nbefore,"mine, and\nmy own"\n', encoding="utf-8")
-    variables = {"PYTHONPATH": str(installed), "CNN_TRACK_CSV": str(path)}
-    done = python(folder, "-m", "cnn_core", *TRAIN, "run", **variables)
+    command = ("-m", "cnn_core", *TRAIN, "run")
+    done = python(folder, *command, site=installed, CNN_TRACK_CSV=str(path))
     assert done.returncode == 0, done.stderr
     return Run.open(folder / "run"), done, path
 
@@ -85,14 +89,14 @@ def test_the_file_is_where_one_stands_if_nothing_is_said(installed, tmp_path):
         "run = N(path=Path('r'), recipe=N(model='m', data='d'))\n"
         "end(run=run, epoch=1, metrics={'epoch': 1})"
     )
-    done = python(tmp_path, "-c", code, PYTHONPATH=str(installed), CNN_TRACK_CSV="")
+    done = python(tmp_path, "-c", code, site=installed, CNN_TRACK_CSV="")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "experiments.csv").read_text() == (
         f"run,model,data,epoch\n{tmp_path / 'r'},m,d,1\n"
     )
 
 
-def test_runs_side_by_side_lose_no_row(installed, tmp_path):
+def test_runs_side_by_side_lose_no_row(installed, pythonpath, tmp_path):
     """Four processes, each of which adds columns that the others do not know."""
     code = (
         "import sys; from types import SimpleNamespace as N; from pathlib import Path\n"
@@ -102,7 +106,8 @@ def test_runs_side_by_side_lose_no_row(installed, tmp_path):
         "    end(run=run, epoch=epoch, metrics={f'{me}/{epoch // 6}': epoch})"
     )
     path = tmp_path / "all.csv"
-    environment = {**os.environ, "PYTHONPATH": str(installed), "CNN_TRACK_CSV": str(path)}
+    variables = {"PYTHONPATH": pythonpath(installed), "CNN_TRACK_CSV": str(path)}
+    environment = {**os.environ, **variables}
     started = [
         subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, env=environment)
         for name in "abcd"
@@ -126,8 +131,7 @@ def test_a_row_after_half_a_row_is_whole(installed, tmp_path):
         "from cnn_track_csv.plugin import cnnzoo_epoch_end as end\n"
         "end(run=N(path=Path('r'), recipe=N(model='m', data='d')), epoch=1, metrics={})"
     )
-    variables = {"PYTHONPATH": str(installed), "CNN_TRACK_CSV": str(path)}
-    assert python(tmp_path, "-c", code, **variables).returncode == 0
+    assert python(tmp_path, "-c", code, site=installed, CNN_TRACK_CSV=str(path)).returncode == 0
     assert rows_of(path)[-1] == {
         "run": str(tmp_path / "r"),
         "model": "m",
@@ -138,32 +142,68 @@ def test_a_row_after_half_a_row_is_whole(installed, tmp_path):
 
 def test_a_file_that_cannot_be_written_costs_one_line(installed, tmp_path):
     (tmp_path / "all.csv").mkdir()
-    variables = {"PYTHONPATH": str(installed), "CNN_TRACK_CSV": str(tmp_path / "all.csv")}
-    done = python(tmp_path, "-m", "cnn_core", *TRAIN, "run", **variables)
+    command = ("-m", "cnn_core", *TRAIN, "run")
+    done = python(tmp_path, *command, site=installed, CNN_TRACK_CSV=str(tmp_path / "all.csv"))
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
     assert "plugin 'track-csv' (cnn-track-csv 0.1.0): hook cnnzoo_epoch_end, now silenced" in line
     assert Run.open(tmp_path / "run").finished
 
 
-def test_its_own_tests_pass(installed, tmp_path):
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", TRACKER / "tests")
-    done = python(tmp_path, *command, PYTHONPATH=str(installed))
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_their_own_tests_pass(installed, tmp_path, example):
+    command = ("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", example / "tests")
+    done = python(tmp_path, *command, site=installed)
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 2
 
 
-def test_it_is_light_to_import(installed, tmp_path):
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_they_are_light_to_import_and_sound(installed, tmp_path, example):
     code = (
-        "import sys; from cnn_core.plugins import HEAVY; import cnn_track_csv.plugin\n"
-        "print([name for name in HEAVY if name in sys.modules])"
+        "import sys; from cnn_core import registry; from cnn_core.plugins import HEAVY, plugins\n"
+        "registry.catalogues()\n"
+        f"(found,) = [p for p in plugins().all if p.distribution == {example.name!r}]\n"
+        "print(found.status, [name for name in HEAVY if name in sys.modules])"
     )
-    assert python(tmp_path, "-c", code, PYTHONPATH=str(installed)).stdout == "[]\n"
+    assert python(tmp_path, "-c", code, site=installed).stdout == "ok []\n"
 
 
-def test_its_licence_and_pin_are_ours():
-    assert (TRACKER / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    readme = (TRACKER / "README.md").read_text(encoding="utf-8")
-    for target in ("../../README.md", "pyproject.toml", "src/cnn_track_csv/plugin.py"):
-        assert f"]({target})" in readme
-        assert (TRACKER / target).exists()
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_licence_pin_and_links(example):
+    assert (example / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    version = tomllib.loads((ROOT / "packages/cnn-core/pyproject.toml").read_text())["project"]
+    project = tomllib.loads((example / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == [f"cnn-core~={version['version']}"]
+    readme = (example / "README.md").read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", readme) if not t.startswith("http")]
+    assert "../../README.md" in targets
+    assert all((example / target).exists() for target in targets)
+
+
+def test_kmnist_is_fetched_by_the_cores_own_means(installed, tmp_path):
+    """Without a network: it asks for what torchvision asks for, with the same checksums."""
+    code = (
+        "from torchvision.datasets import KMNIST; from cnn_data_kmnist.kmnist import REMOTE\n"
+        "print(dict(KMNIST.resources) == dict(REMOTE.md5), [*REMOTE.mirrors] == KMNIST.mirrors)\n"
+        "from cnn_core import registry\n"
+        "print(registry.datasets().get('kmnist').classes == tuple(KMNIST.classes))"
+    )
+    assert python(tmp_path, "-c", code, site=installed).stdout == "True True\nTrue\n"
+
+
+def test_kmnist_is_not_downloaded_unasked(installed, tmp_path):
+    command = (
+        "-m",
+        "cnn_core",
+        "train",
+        "lenet5_modern",
+        "--data",
+        "kmnist",
+        "--data-dir",
+        "here",
+    )
+    done = python(tmp_path, *command, site=installed)
+    assert done.returncode == 1
+    assert "--download fetches it" in done.stderr
+    assert not list(tmp_path.iterdir())

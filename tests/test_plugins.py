@@ -705,3 +705,212 @@ def python(site, *arguments):
         check=True,
     )
     return done.stdout.split()
+
+
+# Plugins that reach for what is others'
+
+
+PATCH = """
+import torch
+torch.nn.Conv2d.forward = lambda self, x: x
+torch.nn.functional.relu = torch.relu = lambda x: 0 * x
+"""
+MUTATION = """
+@hookimpl
+def cnnzoo_commands():
+    from cnn_core import get_spec
+    object.__setattr__(get_spec("lenet5"), "params", 1)
+    get_spec("lenet5").expected_failures["check_macs_are_as_claimed"] = "mine"
+    object.__setattr__(get_spec("lenet5_modern").paper, "year", 3000)
+    return []
+"""
+LATE = """
+@hookimpl
+def cnnzoo_step_end(run):
+    steps.append(0)
+    if len(steps) == 100:
+        raise RuntimeError("at step 100")
+steps = []
+"""
+VIEW = """
+from cnn_core import ViewSpec
+@hookimpl
+def cnnzoo_views():
+    render = "cnn_viz_view_plugin:draw"
+    return [ViewSpec(name="broken", render=render, summary="s", needs=("run",))]
+def draw(run):
+    raise RuntimeError("no paint")
+"""
+NEWER = "from cnn_core import create_model_in_3d"
+
+# What each does, what it is blamed for, and by which commands.
+RUDE = {
+    "patch": (
+        PATCH,
+        r"import: changes torch\.relu, torch\.nn\.functional\.relu, torch\.nn\.Conv2d",
+        ".*",
+    ),
+    "lazy": ("", r"import of cnn_arch_lazy_net: changes torch\.nn\.Linear\.forward", "own"),
+    "pin": ("", r"requirements: needs cnn-core>=99", ".*"),
+    "newer": (NEWER, "import: ImportError: cannot import name 'create_model_in_3d'", ".*"),
+    "mutation": (
+        MUTATION,
+        r"hook cnnzoo_commands: changes model 'cnn-arch-lenet/lenet5', "
+        r"model 'cnn-arch-lenet/lenet5_modern', put back",
+        "--help|plugins|no-such-command|viz|report",
+    ),
+    "late": (LATE, "hook cnnzoo_step_end, now silenced for this run: .*: at step 100", "train"),
+    "view": (VIEW, "view 'broken' of plugin 'view'.*: no paint", "viz all|report"),
+}
+COMMANDS = (
+    "--help",
+    "--version",
+    "list-models",
+    "list-datasets --json",
+    "list-recipes",
+    "list-views",
+    "plugins",
+    "show lenet5",
+    "show-data digits",
+    "verify-data digits",
+    "new cnn-arch-mine --out {tmp}/new",
+    "train lenet5_modern --data digits --epochs 3 --out {tmp}/run",
+    "evaluate {run}",
+    "compare {run} {run}/../copy",
+    "predict {run} {run}/../seven.png",
+    "check cnn-arch-lenet",
+    "viz all {run} --out {tmp}/figures",
+    "report {run}",
+)
+
+
+def admit_rude(site, good_source):
+    for name, (source, _, _) in RUDE.items():
+        distribution = f"cnn-viz-{name}" if name == "view" else f"cnn-arch-{name}"
+        target = f'"cnn_arch_{name}_net:tiny"' if name == "lazy" else '"tiny_net:tiny"'
+        own = good_source.replace('"tiny", **', f'"{name}", **').replace('"tiny_net:tiny"', target)
+        needs = ("cnn-core>=99",) if name == "pin" else ("cnn-core",)
+        site.add(own + source, distribution=distribution, name=name, requires=needs)
+    net = "import torch\ntorch.nn.Linear.forward = torch.nn.Linear.extra_repr\ndef tiny(): 1 / 0\n"
+    (site.path / "cnn_arch_lazy_net.py").write_text(net)
+    install_good(site, good_source)
+    (site.path / "tiny_net.py").write_text(SOUND_NET)
+
+
+SOUND_NET = """
+from torch import nn
+def tiny(num_classes=10, in_channels=1):
+    net = nn.Sequential()
+    net.add_module("flat", nn.Flatten())
+    net.add_module("head", nn.Linear(64 * in_channels, num_classes))
+    return net
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that was trained beside sound plugins only, twice, and a picture."""
+    from PIL import Image
+
+    from cnn_core import load_dataset, train
+
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("run", "copy"):
+        train("lenet5_modern", "digits", epochs=3, out=folder / name, progress=False)
+    image = load_dataset("digits").split("test").images[0, 0].numpy()
+    Image.fromarray(image).save(folder / "seven.png")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_rude_plugins_are_named_once_and_change_nothing(
+    cnnzoo, site, good_source, tmp_path, trained, command
+):
+    words = command.format(tmp=tmp_path, run=trained).split()
+    disabled = {"CNNZOO_PLUGINS_DISABLE": OTHERS.replace("viz", "none")}
+    admit_rude(site, good_source)
+    outcome = cnnzoo(*words, site=site.path, **disabled)
+    blame = {name: cause for name, (_, cause, where) in RUDE.items() if re.match(where, command)}
+    if command.split()[0] in ("--version", "compare"):  # these load no plugin
+        blame = {}
+    assert outcome.code == 0, outcome.err
+    for name, cause in blame.items():
+        about = [line for line in outcome.err.splitlines() if f"plugin '{name}'" in line]
+        assert len(about) == 1, (name, about)
+        assert re.search(cause, about[0]), about
+    for line in outcome.err.splitlines():
+        if line.startswith("warning: plugin"):
+            assert re.match(r"warning: plugin '(\w+)'", line).group(1) in blame, line
+    assert "Traceback" not in outcome.err
+
+
+def test_what_rude_plugins_change_is_as_it_was(site, good_source, pythonpath):
+    admit_rude(site, good_source)
+    code = (
+        "import logging; logging.disable()\n"
+        "from cnn_core import create_model, get_spec, registry\n"
+        "registry.catalogues()\n"
+        "import torch\n"
+        "spec = get_spec('lenet5')\n"
+        "print(spec.params, dict(spec.expected_failures), spec.paper.year)\n"
+        "print(torch.relu(torch.ones(1)).item())\n"
+        "model = create_model('lenet5_modern')\n"
+        "print(tuple(model(torch.zeros(1, 1, 32, 32)).shape))\n"
+        "try: create_model('lazy')\n"
+        "except Exception: pass\n"
+        "print(tuple(create_model('sound')(torch.zeros(1, 1, 8, 8)).shape))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CNNZOO")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "PYTHONPATH": pythonpath(site.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["60000 {} 1998", "1.0", "(1, 10)", "(1, 10)"]
+
+
+def test_torchs_own_changes_are_left_alone():
+    """It wraps some of its functions itself when it compiles."""
+    code = (
+        "import torch\n"
+        "from cnn_core.guard import guarded\n"
+        "with guarded() as changed:\n"
+        "    import torchvision, torch._dynamo, torch.export\n"
+        "    before = torch.manual_seed\n"
+        "print(changed, torch.manual_seed is before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] True\n"
+
+
+def test_a_hook_on_its_way_out_is_said_and_still_called(
+    monkeypatch, caplog, site, good_source, tmp_path
+):
+    """With a hook made up for this test: no real one is on its way out."""
+    from types import ModuleType
+
+    from cnn_core import hookspecs
+    from cnn_core.discovery import Plugin
+    from cnn_core.plugins import Plugins
+
+    def cnnzoo_pictures(run):
+        """Return pictures."""
+
+    warning = DeprecationWarning("cnnzoo_pictures goes in 0.3: use cnnzoo_views")
+    marked = hookspecs.hookspec(warn_on_impl=warning)(cnnzoo_pictures)
+    monkeypatch.setattr(hookspecs, "cnnzoo_pictures", marked, raising=False)
+    module = ModuleType("old_plugin")
+    exec(
+        "from cnn_core import hookimpl\n@hookimpl\ndef cnnzoo_pictures(run): return [run]",
+        vars(module),
+    )
+    monkeypatch.setitem(sys.modules, "old_plugin", module)
+    found = Plugins([Plugin("old", "cnn-viz-old", "1.2.3", "old_plugin")])
+    assert [r.message for r in caplog.records] == [
+        "plugin 'old' (cnn-viz-old 1.2.3): hooks: cnnzoo_pictures goes in 0.3: use cnnzoo_views "
+        "(cnnzoo doctor -v says more)"
+    ]
+    assert [result for _, result in found.call("cnnzoo_pictures", run=3)] == [[3]]

@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "Runs side by side: what differs in their recipes, and what they reached",
     "predict": "Classify images with a run's weights",
     "check": "Hold the models of an installed package to the conformance checks",
+    "new": "Write a plugin that works as it is: a network, a data set, a view, a command",
     "plugins": "The installed plugins, and where they are from",
     "doctor": "Find what is wrong with plugins and surroundings",
 }

@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "discover",
     "pin_violation",
+    "some",
 ]
 
 GROUP = "cnnzoo"
@@ -120,6 +121,11 @@ def _describe_exception(error: BaseException) -> str:
     except Exception:  # a broken __str__ is the plugin's, too
         return name
     return f"{name}: {text}" if text else name
+
+
+def some(names: list[str]) -> str:
+    """Return the first three names, and how many there are more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def discover() -> list[Plugin]:

@@ -57,18 +57,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary folder to write files into; on leaving, it is synced and gets its name.
 
-    If the block raises, or the machine stops, what was at `path` is as it was.
+    If the block raises, or the machine stops, what was at `path` is as it was. Where it may not
+    `replace` anything, what has come to be at `path` meanwhile is an OSError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         os.mkdir(temporary)
         yield temporary
         _sync_folder(temporary)
-        remove_folder(path)
-        os.rename(temporary, path)
+        if replace:
+            remove_folder(path)
+        os.rename(temporary, path)  # which fails where there is a folder with anything in it
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -15,6 +15,7 @@ import io
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,16 @@ from typing import Any
 import pluggy
 
 from cnn_core import hookspecs
-from cnn_core.discovery import Plugin, StrictError, complain, discover, pin_violation
+from cnn_core.discovery import (
+    Plugin,
+    StrictError,
+    complain,
+    discover,
+    pin_violation,
+    some,
+)
 from cnn_core.errors import PluginError, UsageError
+from cnn_core.guard import guarded
 from cnn_core.text import did_you_mean, printable
 
 __all__ = ["HEAVY", "Observers", "Plugins", "plugins"]
@@ -102,9 +111,9 @@ class Plugins:
             plugin.seconds = time.perf_counter() - started
 
     def _import(self, plugin: Plugin) -> None:
-        """Import the plugin's light module, with its standard output kept out of ours."""
+        """Import the plugin's light module, kept apart from all others."""
         before = set(sys.modules)
-        with _stdout_kept_out(plugin, "import"):
+        with _kept_apart(plugin, "import"):
             plugin.module = importlib.import_module(plugin.target)
         heavy = [name for name in HEAVY if name in sys.modules and name not in before]
         if heavy:
@@ -118,8 +127,10 @@ class Plugins:
             plugin.add_fault(where, cause, fatal=True)
             return
         try:
-            self.manager.register(plugin.module, name=plugin.origin)
-            self.manager.check_pending()
+            with warnings.catch_warnings(record=True) as leaving:
+                warnings.simplefilter("always")
+                self.manager.register(plugin.module, name=plugin.origin)
+                self.manager.check_pending()
         except pluggy.PluginValidationError as error:
             self._unregister(plugin)
             plugin.add_fault(where, _explain_hook(error, plugin), fatal=True)
@@ -130,6 +141,8 @@ class Plugins:
             plugin.add_fault(where, cause, fatal=True)
         elif not self.manager.get_hookcallers(plugin.module):
             plugin.add_fault(where, f"{plugin.target} implements no hook")
+        for warning in leaving:  # hooks that are on their way out
+            plugin.add_fault(where, str(warning.message))
 
     def _unregister(self, plugin: Plugin) -> None:
         """Take a plugin out again, also when pluggy left it half registered."""
@@ -160,7 +173,7 @@ class Plugins:
         """
         for plugin, caller in self.callers(hook):
             try:
-                with _stdout_kept_out(plugin, f"hook {hook}"):
+                with _kept_apart(plugin, f"hook {hook}"):
                     result = _materialised(caller(**arguments))
             except StrictError:
                 raise
@@ -171,13 +184,18 @@ class Plugins:
 
 
 @contextlib.contextmanager
-def _stdout_kept_out(plugin: Plugin, where: str) -> Iterator[None]:
-    """Keep what a plugin prints out of our results, and say that it does."""
+def _kept_apart(plugin: Plugin, where: str) -> Iterator[None]:
+    """Keep what a plugin prints out of our results, and what it changes from others; say so."""
     output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        yield
-    if output.getvalue():
-        plugin.add_fault(where, f"prints {output.getvalue()[:40]!r}")
+    changed: list[str] = []
+    try:
+        with contextlib.redirect_stdout(output), guarded() as changed:
+            yield
+    finally:
+        if output.getvalue():
+            plugin.add_fault(where, f"prints {output.getvalue()[:40]!r}")
+        if changed:
+            plugin.add_fault(where, f"changes {some(changed)}, put back")
 
 
 def _materialised(results: list[Any]) -> Any:

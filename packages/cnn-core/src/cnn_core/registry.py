@@ -6,18 +6,21 @@ stays reachable as "distribution/name". Nothing here imports torch.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 import functools
 import json
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
 from typing import Any, Generic, TypeVar
 
-from cnn_core.discovery import Plugin, complain, describe
+from cnn_core.discovery import Plugin, StrictError, complain, describe, some
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
+from cnn_core.guard import guarded, watch
 from cnn_core.plugins import plugins
 from cnn_core.specs import (
     Check,
@@ -25,6 +28,7 @@ from cnn_core.specs import (
     DatasetSpec,
     MetricSpec,
     ModelSpec,
+    Paper,
     RecipeSpec,
     Spec,
     ViewSpec,
@@ -43,7 +47,9 @@ __all__ = [
     "list_models",
     "metrics",
     "models",
+    "origin",
     "recipes",
+    "require_origin",
     "resolve",
     "views",
     "weights",
@@ -76,6 +82,24 @@ def _fields(spec: Spec) -> dict[str, Any]:
     return values if paper is None else {**values, "paper": dataclasses.asdict(paper)}
 
 
+def _contents(spec: Spec) -> dict[str, Any]:
+    """Return a copy of what a spec says."""
+    said = dict(vars(spec))
+    for name, value in said.items():
+        if isinstance(value, Mapping):
+            said[name] = copy.deepcopy(dict(value))
+        elif isinstance(value, Paper):
+            said[name] = dict(vars(value))
+    return said
+
+
+def _restore(spec: Spec, said: dict[str, Any]) -> None:
+    """Make a spec say again what it said."""
+    for name, value in said.items():
+        whole = Paper(**value) if name == "paper" else copy.deepcopy(value)
+        object.__setattr__(spec, name, whole)
+
+
 class Catalogue(Generic[S]):
     """The specs of one kind by name."""
 
@@ -93,6 +117,17 @@ class Catalogue(Generic[S]):
             for name in _names(entry.spec):
                 self._claims.setdefault(name, []).append(entry)
         self._report_conflicts()
+        self._contents = [_contents(entry.spec) for entry in self.entries]
+        watch(self)
+
+    def put_back(self) -> list[str]:
+        """Undo what was changed in specs since they were listed; return what that was."""
+        changed = []
+        for entry, before in zip(self.entries, self._contents, strict=True):
+            if _contents(entry.spec) != before:
+                changed.append(f"{self.kind} '{entry.qualified}'")
+                _restore(entry.spec, before)
+        return changed
 
     @property
     def conflicts(self) -> list[str]:
@@ -132,6 +167,10 @@ class Catalogue(Generic[S]):
     def names(self) -> list[str]:
         """Return all names, sorted naturally."""
         return [name for name, _ in self]
+
+    def claims(self, name: str) -> list[Entry[S]]:
+        """Return those that have this name, or this alias."""
+        return self._claims.get(name, [])
 
     def get(self, name: str) -> S:
         """Return the spec called `name`, an alias of it, or "distribution/name".
@@ -299,6 +338,29 @@ def get_spec(name: str) -> ModelSpec:
     return models().get(name)
 
 
+def origin(catalogue: Catalogue[Any], name: str) -> dict[str, str]:
+    """Return the distribution, and its version, that `name` is from: what a run records."""
+    plugin = catalogue.entry(name).plugin
+    return {"distribution": plugin.distribution, "version": plugin.version}
+
+
+def require_origin(catalogue: Catalogue[Any], name: str, recorded: Any, where: object) -> None:
+    """Raise PluginError where nothing has this name any more; says what to install.
+
+    `recorded` is what `origin` returned when `where` was written.
+    """
+    if catalogue.claims(name.rpartition("/")[2]) or not isinstance(recorded, Mapping):
+        return
+    distribution, version = recorded.get("distribution"), recorded.get("version")
+    if distribution in (None, *(plugin.distribution for plugin in plugins().all)):
+        return  # its own error says more
+    raise PluginError(
+        f"{where}: {catalogue.kind} '{name}' is from {distribution} {version}, "
+        "which is not installed",
+        shlex.join(["pip", "install", f"{distribution}=={version}"]),
+    )
+
+
 def resolve(entry: Entry[Any], field: str = "target") -> Any:
     """Import what a spec's `field` names ("package.module:name") and return it.
 
@@ -308,7 +370,15 @@ def resolve(entry: Entry[Any], field: str = "target") -> Any:
     target = getattr(entry.spec, field)
     module_name, _, name = target.partition(":")
     try:
-        return getattr(import_module(module_name), name)
+        with guarded() as changed:
+            found = getattr(import_module(module_name), name)
+        if changed:
+            entry.plugin.add_fault(
+                f"import of {module_name}", f"changes {some(changed)}, put back"
+            )
+        return found
+    except StrictError:
+        raise
     except (Exception, SystemExit) as error:
         plugin = entry.plugin
         raise PluginError(

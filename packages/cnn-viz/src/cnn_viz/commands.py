@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from cnn_core import registry
+from cnn_core.cli.output import say_path
 from cnn_core.cli.params import RegistryName
+from cnn_core.text import printable
 
 __all__ = ["embed", "overlay", "report", "viz"]
 
@@ -50,7 +52,7 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
     for drawing in drawings:
         if not drawing.error:
             for path in write(drawing, folder):
-                click.echo(path)
+                say_path(path)
 
 
 @click.command("embed")
@@ -100,7 +102,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
     from cnn_viz.views.overlay import write_overlay
 
     write_overlay(open_runs(runs), out)
-    click.echo(out)
+    say_path(out)
 
 
 @click.command("report")
@@ -122,6 +124,6 @@ def report(run: Path, data_dir: Path | None, device: str) -> None:
         run,
         data_dir=data_dir,
         device=device,
-        progress=lambda line: click.echo(line, err=True),
+        progress=lambda line: click.echo(printable(line), err=True),
     )
-    click.echo(path)
+    say_path(path)

@@ -21,6 +21,7 @@ from cnn_core import registry
 from cnn_core.files import write_text
 from cnn_core.plugins import plugins
 from cnn_core.tasks.regions import Overlap
+from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
 from cnn_core.training.score import kept_epoch
 from cnn_viz import __version__, style
@@ -77,7 +78,7 @@ def write_report(
         script_hash=_hash(script),
     )
     path = opened.path / "report.html"
-    write_text(path, page)
+    write_text(path, "\n".join(map(printable, page.split("\n"))))
     return path
 
 

@@ -175,7 +175,8 @@ def _fail(error: Exception) -> int:
 
 def _misuse(error: click.ClickException) -> int:
     """Print click's complaint about the command line in two lines."""
-    click.echo(f"error: {error.format_message()}", err=True)
+    message = "\n".join(map(printable, error.format_message().split("\n")))
+    click.echo(f"error: {message}", err=True)
     context = getattr(error, "ctx", None)
     click.echo(f"see: {context.command_path if context else 'cnnzoo'} --help", err=True)
     return error.exit_code
@@ -183,7 +184,7 @@ def _misuse(error: click.ClickException) -> int:
 
 def _stopped(how: str, stop: BaseException, signum: int) -> int:
     """Say how to go on, if there is something to go on with."""
-    click.echo("\n".join([how, *_notes(stop)]), err=True)
+    click.echo("\n".join(map(printable, [how, *_notes(stop)])), err=True)
     return 128 + signum
 
 

@@ -37,7 +37,8 @@ def command(distribution: str, slow: bool, as_json: bool) -> None:
             columns = ("model", "check", "outcome", "reason")
             table(columns, [(r.model, r.check, r.outcome, r.reason) for r in odd])
         models = len({result.model for result in results})
-        click.echo(f"{len(results) - len(odd)} of {len(results)} checks of {models} models hold")
+        of = f"{models} model{'s' * (models > 1)}"
+        click.echo(f"{len(results) - len(odd)} of {len(results)} checks of {of} hold")
     failed = sum(result.outcome == "failed" for result in results)
     if failed:
         raise PluginError(f"{distribution}: {failed} checks fail")

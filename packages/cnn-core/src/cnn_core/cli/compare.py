@@ -91,7 +91,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     for number, place in enumerate(places):
         if place in places[:number]:
             raise UsageError(f"{paths[number]}: is given twice")
-    runs = [Run.open(path) for path in paths]
+    runs = [Run.open(path, to_read=True) for path in paths]
     names = _names([Path(os.path.abspath(path)).parts for path in paths])
     return dict(zip(names, runs, strict=True))
 

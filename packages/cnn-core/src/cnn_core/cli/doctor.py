@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.surroundings import surroundings
 from cnn_core.discovery import Plugin, discover
 from cnn_core.errors import PluginError
 from cnn_core.probe import REPORT
@@ -41,7 +42,8 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
     """Find what is wrong with plugins and surroundings; exit 6 if a plugin is at fault.
 
     Each plugin is probed in a process of its own: one that hangs, or ends the process, is
-    found out and harms nobody.
+    found out and harms nobody. Versions, editable installs, extras, the device and the folder
+    of data sets are looked at, too: what could be better is said, and is no failure.
 
     \b
     Examples:
@@ -51,11 +53,14 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
     findings = [probe(plugin, timeout) for plugin in discover()]
     sound = [f.plugin for f in findings if f.status == "ok"]
     clashes = _clashes([p for p in discover() if p.origin in sound], timeout)
+    advice = surroundings(discover(), timeout)
     if as_json:
         rows = [asdict(finding) for finding in findings]
-        emit_json("plugins", rows, clashes=clashes, environment=_environment())
+        emit_json("plugins", rows, clashes=clashes, advice=advice, environment=_environment())
     else:
         _print(findings, clashes, verbose)
+        for line in advice:
+            click.echo(printable(line))
     bad = [f.plugin for f in findings if f.status not in ("ok", "blocked")]
     if bad or clashes:
         count = len(bad) + len(clashes)

@@ -12,7 +12,7 @@ import click
 
 from cnn_core.text import printable
 
-__all__ = ["emit_json", "heading", "json_option", "listing", "table"]
+__all__ = ["emit_json", "heading", "json_option", "listing", "say_path", "table"]
 
 SCHEMA = 1
 
@@ -41,6 +41,12 @@ def _plain(value: Any) -> Any:
 def heading(text: str) -> None:
     """Print a line that stands above a table."""
     click.secho(printable(text), bold=True)
+
+
+def say_path(path: object, *, err: bool = False) -> None:
+    """Print a path: as it is for a program, with what is unsafe escaped on a terminal."""
+    seen = (sys.stderr if err else sys.stdout).isatty()
+    click.echo(printable(str(path)) if seen or err else path, err=err)
 
 
 def listing(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, json_option, table
-from cnn_core.discovery import Plugin
+from cnn_core.cli.surroundings import editable_folder
+from cnn_core.discovery import Plugin, some
 from cnn_core.plugins import Plugins, plugins
 
 __all__ = ["command"]
 
 
 @click.command("plugins")
-@click.option("-v", "--verbose", is_flag=True, help="Also hooks, files and load times.")
+@click.option("-v", "--verbose", is_flag=True, help="Also models, hooks, files and load times.")
 @json_option
 def command(verbose: bool, as_json: bool) -> None:
     """List the installed plugins: where each is from, and whether it works.
@@ -34,7 +34,7 @@ def command(verbose: bool, as_json: bool) -> None:
         return
     columns = ["name", "distribution", "version", "status", "reason"]
     if verbose:
-        columns += ["hooks", "editable", "file", "ms"]
+        columns += ["models", "hooks", "editable", "file", "ms"]
     shown = [[_cell(row[column]) for column in columns] for row in rows]
     table(columns, shown, right=("ms",))
 
@@ -47,24 +47,15 @@ def _facts(loaded: Plugins, plugin: Plugin) -> dict[str, Any]:
         "status": plugin.status,
         "reason": plugin.blocked or "; ".join(f"{f.where}: {f.cause}" for f in plugin.faults),
         "target": plugin.target,
+        "models": [name for name, entry in registry.models() if entry.plugin is plugin],
         "hooks": loaded.hooks(plugin),
-        "editable": _editable(plugin),
+        "editable": editable_folder(plugin.entry.dist if plugin.entry else None) is not None,
         "file": getattr(plugin.module, "__file__", None),
         "ms": round(1000 * plugin.seconds, 1),
     }
 
 
-def _editable(plugin: Plugin) -> bool:
-    """Whether pip installed the distribution with -e (PEP 610)."""
-    dist = plugin.entry.dist if plugin.entry is not None else None
-    text = dist.read_text("direct_url.json") if dist is not None else None
-    try:
-        return bool(text and json.loads(text)["dir_info"]["editable"])
-    except (ValueError, TypeError, LookupError):  # not from a folder, or not JSON
-        return False
-
-
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return ", ".join(hook.removeprefix("cnnzoo_") for hook in value)
+        return some([name.removeprefix("cnnzoo_") for name in value])
     return "" if value is None else value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.output import emit_json, json_option, say_path, table
 
 __all__ = ["command"]
 
@@ -87,6 +87,7 @@ def _masks(
         named = zip(found.classes, parts.tolist(), strict=True)
         written.append({"image": str(found.path), "files": paths, "parts": dict(named)})
         if not as_json:
-            click.echo("\n".join(paths))
+            for path in paths:
+                say_path(path)
     if as_json:
         emit_json("predictions", written, run=str(run))

@@ -44,8 +44,11 @@ def command(model: str, as_json: bool) -> None:
         emit_json("model", content)
         return
     heading(f"{model}: {spec.variant}")
-    click.echo(str(spec.paper))
-    click.echo(f"{spec.summary}; from {entry.plugin.distribution} {entry.plugin.version}\n")
+    click.echo(printable(str(spec.paper)))
+    click.echo(
+        printable(f"{spec.summary}; from {entry.plugin.distribution} {entry.plugin.version}")
+    )
+    click.echo()
     if published:
         heading("In the paper")
         for line in published.splitlines():
@@ -77,6 +80,6 @@ def _footnotes(spec: ModelSpec) -> None:
     click.echo(f"\ninput {size}, at least {spec.min_size} px; Grad-CAM at {spec.cam_stage}")
     click.echo("departures from the paper:" + ("" if spec.departures else " none"))
     for departure in spec.departures:
-        click.echo(f"  {departure}")
+        click.echo(f"  {printable(departure)}")
     here = [name for name, entry in registry.recipes() if entry.spec.model == spec.name]
     click.echo(f"recipes: {', '.join(here) or 'none'}")

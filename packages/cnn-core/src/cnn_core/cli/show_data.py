@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnn_core import registry
-from cnn_core.cli.output import emit_json, heading, json_option
+from cnn_core.cli.output import emit_json, heading, json_option, say_path
 from cnn_core.cli.params import DATASET
 from cnn_core.errors import DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
@@ -52,7 +52,7 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
         click.echo("\n".join(map(printable, missing.split("\n"))), err=True)
     if out is not None:
         _draw(dataset, missing, split, out)
-        click.echo(out, err=as_json)
+        say_path(out, err=as_json)
 
 
 def _found(spec: DatasetSpec) -> dict[str, object]:

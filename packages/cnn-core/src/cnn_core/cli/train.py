@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cnn_core.cli.output import say_path
 from cnn_core.cli.params import DATASET, MODEL, RECIPE, Choice
 from cnn_core.errors import UsageError
 
@@ -127,4 +128,4 @@ def report(run: Any) -> None:
     from cnn_core.training.progress import format_metrics
 
     click.echo(f"test: {format_metrics(run.test_metrics())}", err=True)
-    click.echo(run.path)
+    say_path(run.path)

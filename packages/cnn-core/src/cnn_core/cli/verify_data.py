@@ -43,4 +43,4 @@ def command(data: str, data_dir: Path | None, as_json: bool) -> None:
     if faults:
         raise DatasetCorruptError(f"{data}: {len(faults)} faults")
     if not as_json:
-        click.echo(f"{data}: sound")
+        click.echo(printable(f"{data}: sound"))

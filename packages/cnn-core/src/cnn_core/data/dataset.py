@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from cnn_core import registry
+from cnn_core.data.cache import cache_dir
 from cnn_core.errors import DatasetCorruptError, PluginError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Dataset", "Files", "Part", "Split", "cache_dir", "load_dataset"]
+__all__ = ["Dataset", "Files", "Part", "Split", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,6 @@ def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
         raise UsageError(
             f"data set '{spec.name}' takes no path, found ':{printable(path)}'", "--data-dir DIR"
         )
-
-
-def cache_dir() -> Path:
-    """Return where downloads go: $CNNZOO_CACHE, else cnnzoo in $XDG_CACHE_HOME or ~/.cache."""
-    if chosen := os.environ.get("CNNZOO_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cnnzoo"
 
 
 def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -247,6 +248,8 @@ def _converted(key: str, value: Any, kind: Any) -> Any:
     if "Mapping" in name and isinstance(value, Mapping):
         return dict(value)
     if type(value) is kind and (kind is not float or math.isfinite(value)):
+        if kind is str and not value.isascii() and re.search("[\ud800-\udfff]", value):
+            raise UsageError(f"{key} = {value!r}: expected text that UTF-8 can hold")
         return value
     expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     wanted = expected.get(getattr(kind, "__name__", ""), "text" if kind is str else "a list")

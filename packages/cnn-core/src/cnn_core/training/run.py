@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,11 +90,12 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Run:
-        """Open a run directory.
+    def open(cls, path: str | os.PathLike[str], *, to_read: bool = False) -> Run:
+        """Open a run directory; only `to_read` what is in it, its plugins may be missing.
 
         Raises:
             UsageError: there is no such directory.
+            PluginError: its model or its data set is from a plugin that is not installed.
             RunError: a file that every run has is missing or broken; names it.
         """
         folder = Path(path)
@@ -109,7 +111,23 @@ class Run:
             spec = read_recipe(folder / "recipe.toml")
         except UsageError as error:
             raise RunError(error.message, error.hint) from error
-        return cls(folder, Recipe.from_settings(spec.settings))
+        run = cls(folder, Recipe.from_settings(spec.settings))
+        if not to_read:
+            run.require_plugins()
+        return run
+
+    def require_plugins(self) -> None:
+        """Raise PluginError unless its model and its data set are there; says what to install."""
+        from cnn_core import registry
+
+        origins = self.environment().get("origins")
+        made_with = origins if isinstance(origins, dict) else {}
+        data = self.recipe.data.partition(":")[0]
+        for name, catalogue, recorded in (
+            (self.recipe.model, registry.models(), made_with.get("model")),
+            (data, registry.datasets(), made_with.get("data")),
+        ):
+            registry.require_origin(catalogue, name, recorded, self.path)
 
     def environment(self) -> dict[str, Any]:
         """Return what environment.json records."""
@@ -161,9 +179,15 @@ _RESTORE = "restore it from a copy, or train again: cnnzoo train MODEL --data DA
 
 
 def _unused(recipe: Recipe) -> Path:
-    """Return runs/<model>-<dataset>-<time>, with a number if that is taken."""
-    model = recipe.model.rpartition("/")[2]
-    stem = f"{model}-{recipe.data.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Return runs/<model>-<dataset>-<time>, with a number if that is taken.
+
+    A data set's path is in it by its end, in letters, digits and dashes.
+    """
+    words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
+    stem = "-".join(
+        re.sub(r"[^\w-]+", "-", word, flags=re.ASCII).strip("-")[-60:] for word in words
+    )
+    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1

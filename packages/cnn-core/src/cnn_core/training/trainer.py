@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cnn_core import registry
 from cnn_core.data.dataset import Dataset, load_dataset
 from cnn_core.errors import CorruptError, NumericalError, RunError, UsageError, ZooError
 from cnn_core.files import sweep
@@ -110,7 +111,8 @@ class Session:
         run = None
         if self.world.first:
             facts = (data_dir, recipe.data, fingerprint, self._allocator())
-            run = Run.create(ready.recipe, environment(self.device, *facts, self.world.size), out)
+            recorded = environment(self.device, *facts, self.world.size)
+            run = Run.create(ready.recipe, {**recorded, "origins": _origins(recipe)}, out)
         run = self.world.share(run)
         assert run is not None
         return self._train(run, ready, State())
@@ -239,6 +241,14 @@ class Session:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.wait()
+
+
+def _origins(recipe: Recipe) -> dict[str, Any]:
+    """Return which distributions the model and the data set are from."""
+    return {
+        "model": registry.origin(registry.models(), recipe.model),
+        "data": registry.origin(registry.datasets(), recipe.data.partition(":")[0]),
+    }
 
 
 def _nothing(state: State) -> None:

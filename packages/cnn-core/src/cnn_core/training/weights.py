@@ -90,7 +90,8 @@ def write_weights(path: Path, weights: Weights) -> None:
     origin = registry.models().entry(weights.model).plugin
     versions = {"torch": torch.__version__, origin.distribution: origin.version}
     versions["cnn-core"] = plugins().all[0].version
-    content = {"schema": SCHEMA, **fields, "versions": versions}
+    known = registry.origin(registry.models(), weights.model)
+    content = {"schema": SCHEMA, **fields, "versions": versions, "origin": known}
     text, tensors = json.dumps(content, sort_keys=True), on_cpu(weights.tensors)
     write_bytes(path, *packed(tensors, {KEY: _digest(text, tensors) + text}))
 
@@ -109,6 +110,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
         UsageError: there are none.
+        PluginError: the model is from a plugin that is not installed.
         CorruptError: the file is broken, changed by so much as a bit, or not of ours; names it.
     """
     file = Path(path)
@@ -121,13 +123,15 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         file = file / "weights.safetensors"
     tensors, fields = _read(file)
     try:
+        model, origin = fields["model"], fields.get("origin")
+        registry.require_origin(registry.models(), model, origin, file)
         preprocessing: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocessing"].items()
         }
         return Weights(
             tensors=tensors,
-            model=fields["model"],
+            model=model,
             num_classes=fields["num_classes"],
             in_channels=fields["in_channels"],
             options=fields["options"],

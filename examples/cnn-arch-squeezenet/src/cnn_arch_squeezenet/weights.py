@@ -1,0 +1,20 @@
+"""What torchvision calls the parameters of these networks."""
+
+from __future__ import annotations
+
+from cnn_core.keymap import KeyMap
+
+__all__ = ["key_maps"]
+
+PLACES = {  # of fire2 to fire9 in torchvision's features
+    "squeezenet1_0": (3, 4, 5, 7, 8, 9, 10, 12),
+    "squeezenet1_1": (3, 4, 6, 7, 9, 10, 11, 12),
+}
+
+
+def key_maps(model: str) -> dict[str, KeyMap]:
+    """Return the naming that weights of `model` are published under."""
+    fires = ((f"fire{n}", f"features.{place}") for n, place in enumerate(PLACES[model], start=2))
+    return {
+        "torchvision": KeyMap(("conv1", "features.0"), *fires, ("conv10", "classifier.1")),
+    }

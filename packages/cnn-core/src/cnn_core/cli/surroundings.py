@@ -1,0 +1,145 @@
+"""What `cnnzoo doctor` looks at beside plugins: versions, editable installs, extras, device, data.
+
+Each finding is a line that ends with what to do. Nothing is imported here but metadata; the
+device is asked of torch in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from cnn_core.discovery import Plugin
+
+__all__ = ["editable_folder", "surroundings"]
+
+EXTRAS = {"cnn-core": ("tensorboard",), "cnn-viz": ("umap",)}
+DEVICE = (
+    "import torch\n"
+    "built = torch.version.cuda or torch.version.hip\n"
+    "print(bool(built) and not torch.cuda.is_available())"
+)
+
+
+def surroundings(plugins: list[Plugin], timeout: float) -> list[str]:
+    """Return a line for each thing that could be better, with what helps."""
+    names = {"cnn-core", *(p.distribution for p in plugins if p.distribution != "unknown")}
+    dists = [dist for name in sorted(names) if (dist := _distribution(name)) is not None]
+    lines = [line for dist in dists for line in (*_requirements(dist), *_stale(dist))]
+    return [*lines, *_device(timeout), *_data()]
+
+
+def _distribution(name: str) -> metadata.Distribution | None:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements(dist: metadata.Distribution) -> list[str]:
+    """Look at what a distribution needs: missing, of another version, or an extra not there."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    name, lines = dist.name, []
+    for text in dist.requires or []:
+        try:
+            needed = Requirement(text)
+        except InvalidRequirement:
+            lines.append(f"{name}: requirement '{text}' cannot be read: ask its author")
+            continue
+        extra = next((e for e in EXTRAS.get(name, ()) if f'"{e}"' in str(needed.marker)), "")
+        if needed.marker and not needed.marker.evaluate({"extra": extra}):
+            continue
+        found = _distribution(needed.name)
+        if found is None:
+            wanted = f"{name}[{extra}]" if extra else text.partition(";")[0].strip()
+            what = f"extra '{extra}' is not installed" if extra else f"'{text}' is missing"
+            lines.append(f"{name}: {what}: pip install '{wanted}'")
+        elif not needed.specifier.contains(found.version, prereleases=True):
+            wanted = f"{needed.name}{needed.specifier}"
+            lines.append(f"{name}: needs {wanted}, found {found.version}: pip install '{wanted}'")
+    return lines
+
+
+def editable_folder(dist: metadata.Distribution | None) -> Path | None:
+    """Return the folder that pip installed a distribution from with -e (PEP 610), or None."""
+    text = dist.read_text("direct_url.json") if dist is not None else None
+    try:
+        origin = json.loads(text or "")
+        if not origin["dir_info"]["editable"]:
+            return None
+        return Path(unquote(urlsplit(origin["url"]).path))
+    except (ValueError, TypeError, LookupError):  # not from a folder, or not JSON
+        return None
+
+
+def _stale(dist: metadata.Distribution) -> list[str]:
+    """Compare what pip noted of an editable install with what its pyproject.toml says now."""
+    folder = editable_folder(dist)
+    if folder is None:
+        return []
+    again = f"pip install -e {folder}"
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    except FileNotFoundError:
+        return [f"{dist.name}: {folder} is gone: pip uninstall {dist.name}"]
+    except (OSError, ValueError, LookupError):
+        return [f"{dist.name}: {folder}/pyproject.toml cannot be read: mend it, then {again}"]
+    now = {
+        "version": project.get("version", dist.version),
+        "entry points": project.get("entry-points", {}).get("cnnzoo", {}),
+        "requirements": {_normal(text) for text in project.get("dependencies", [])},
+    }
+    noted = {
+        "version": dist.version,
+        "entry points": {e.name: e.value for e in dist.entry_points.select(group="cnnzoo")},
+        "requirements": {_normal(t) for t in dist.requires or [] if "extra ==" not in t},
+    }
+    changed = [key for key in now if now[key] != noted[key]]
+    if not changed:
+        return []
+    return [f"{dist.name}: {', '.join(changed)} changed since it was installed: {again}"]
+
+
+def _normal(requirement: str) -> str:
+    return re.sub(r"[\s()]", "", requirement).replace("'", '"').lower()
+
+
+def _device(timeout: float) -> list[str]:
+    """Ask torch for a device that it was built for and does not see."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", DEVICE],
+            capture_output=True,
+            text=True,
+            timeout=max(timeout, 30.0),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return ["torch does not load within half a minute: pip install --force-reinstall torch"]
+    if done.returncode != 0:
+        cause = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return [f"torch does not load: {cause}: pip install --force-reinstall torch"]
+    if done.stdout.strip() == "True" and Path("/proc/driver/nvidia").exists():
+        return [
+            "torch sees no GPU, though there is a driver: compare nvidia-smi and torch.version"
+        ]
+    return []
+
+
+def _data() -> list[str]:
+    """Look at the folder that data sets are downloaded to."""
+    from cnn_core.data.cache import cache_dir
+
+    folder = cache_dir()
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        return [f"data sets cannot be kept in {folder}: set CNNZOO_CACHE to a folder of yours"]
+    return []

@@ -1,0 +1,199 @@
+"""Where everything is from: plugins, surroundings, and what runs record of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from cnn_core.training import Run
+
+NET = """
+from torch import nn
+def tiny(num_classes=10, in_channels=1):
+    net = nn.Sequential()
+    net.add_module("flat", nn.Flatten())
+    net.add_module("head", nn.Linear(64 * in_channels, num_classes))
+    return net
+"""
+DATA = """
+from cnn_core import DatasetSpec
+@hookimpl
+def cnnzoo_datasets():
+    return [
+        DatasetSpec(
+            name="mydigits", target="tiny_data:load", summary="s", classes=tuple("0123456789"),
+            image=(1, 8, 8), splits={"train": 1438, "test": 359}, mean=(), std=(), licence="l",
+            citation="c", homepage="h",
+        )
+    ]
+"""
+LOAD = """
+import dataclasses
+from cnn_core import load_dataset
+def load(spec, root, download):
+    return dataclasses.replace(load_dataset("digits"), spec=spec)
+"""
+
+
+@pytest.fixture
+def mine(site, good_source):
+    """A plugin with the model "tiny" and the data set "mydigits"."""
+    site.add(good_source + DATA, distribution="cnn-arch-mine", name="mine")
+    (site.path / "tiny_net.py").write_text(NET)
+    (site.path / "tiny_data.py").write_text(LOAD)
+    return site
+
+
+def test_plugins_say_all_that_is_known_of_each(cnnzoo, mine):
+    done = cnnzoo("plugins", "--json", site=mine.path)
+    rows = {row["name"]: row for row in json.loads(done.out)["plugins"]}
+    row = rows["mine"]
+    assert row.pop("ms") > 0
+    assert row.pop("file") == str(mine.path / "cnn_arch_mine_plugin.py")
+    assert row == {
+        "name": "mine",
+        "distribution": "cnn-arch-mine",
+        "version": "1.2.3",
+        "status": "ok",
+        "reason": "",
+        "target": "cnn_arch_mine_plugin",
+        "models": ["tiny"],
+        "hooks": ["cnnzoo_datasets", "cnnzoo_models"],
+        "editable": False,
+    }
+    assert rows["lenet"]["models"] == ["lenet5", "lenet5_modern"]
+    table = cnnzoo("plugins", "-v", site=mine.path).out
+    assert "models" in table.splitlines()[0]
+    (line,) = [line for line in table.splitlines() if line.startswith("mine ")]
+    assert line.split()[:5] == ["mine", "cnn-arch-mine", "1.2.3", "ok", "tiny"]
+
+
+@pytest.fixture
+def run(cnnzoo, mine, tmp_path):
+    out = tmp_path / "run"
+    done = cnnzoo(
+        *("train", "tiny", "--data", "mydigits", "--epochs", "1", "--out", out), site=mine.path
+    )
+    assert done.code == 0, done.err
+    return Run.open(out, to_read=True)
+
+
+def test_a_run_without_its_plugin_says_what_to_install(cnnzoo, mine, run, tmp_path):
+    recorded = run.environment()
+    origin = {"distribution": "cnn-arch-mine", "version": "1.2.3"}
+    assert recorded["origins"] == {"model": origin, "data": origin}
+    assert {"name": "mine", **origin} in recorded["plugins"]
+    (tmp_path / "seven.png").write_bytes(b"")
+    for command in (
+        ("evaluate", run.path),
+        ("train", "--resume", run.path),
+        ("viz", "curves", run.path),
+        ("report", run.path),
+        ("predict", run.path, tmp_path / "seven.png"),
+    ):
+        done = cnnzoo(*command)
+        assert (done.code, done.out) == (6, ""), done.err
+        message, hint = done.err.splitlines()
+        assert message.startswith(f"error: {run.path}")
+        assert "model 'tiny' is from cnn-arch-mine 1.2.3, which is not installed" in message
+        assert hint == "pip install cnn-arch-mine==1.2.3"
+    assert cnnzoo("evaluate", run.path, site=mine.path).code == 0
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    assert cnnzoo("compare", run.path, copy).code == 0  # reads files only
+
+
+def test_a_run_whose_data_set_is_missing_says_what_to_install(cnnzoo, mine, run):
+    text = (run.path / "recipe.toml").read_text()
+    assert 'model = "tiny"' in text
+    (run.path / "recipe.toml").write_text(text.replace('"tiny"', '"lenet5"'))
+    done = cnnzoo("evaluate", run.path)
+    assert done.code == 6
+    assert "data set 'mydigits' is from cnn-arch-mine 1.2.3" in done.err
+
+
+def test_a_plugin_that_is_there_and_broken_is_blamed_itself(cnnzoo, mine, run):
+    plugin = mine.path / "cnn_arch_mine_plugin.py"
+    plugin.write_text("raise ImportError('libfoo')")
+    done = cnnzoo("evaluate", run.path, site=mine.path)
+    assert "not installed" not in done.err
+    assert "libfoo" in done.err
+
+
+# doctor
+
+
+def installed(site, folder, pyproject, **info):
+    """Make a distribution of the site one that pip installed from `folder` with -e."""
+    folder.mkdir()
+    if pyproject:
+        (folder / "pyproject.toml").write_text(pyproject)
+    info = {"url": folder.as_uri(), "dir_info": {"editable": True}}
+    path = site.path / "cnn_arch_bad-1.2.3.dist-info" / "direct_url.json"
+    path.write_text(json.dumps(info))
+
+
+SOUND = """
+[project]
+name = "cnn-arch-bad"
+version = "1.2.3"
+dependencies = ["cnn-core"]
+[project.entry-points.cnnzoo]
+bad = "cnn_arch_bad_plugin"
+"""
+STALE = {
+    "as installed": (SOUND, ""),
+    "version": (SOUND.replace("1.2.3", "1.3.0"), "version changed since it was installed"),
+    "entry points": (SOUND + 'more = "x"\n', "entry points changed since it was installed"),
+    "requirements": (SOUND.replace('core"', 'core~=0.1"'), "requirements changed since"),
+    "no file": ("", "is gone: pip uninstall cnn-arch-bad"),
+    "no TOML": ("[", "pyproject.toml cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", STALE)
+def test_doctor_finds_stale_editable_installs(cnnzoo, site, good_source, tmp_path, kind):
+    pyproject, advice = STALE[kind]
+    site.add(good_source)
+    installed(site, tmp_path / "my bad", pyproject)
+    done = cnnzoo("doctor", "--json", site=site.path, CNNZOO_PLUGINS="bad")
+    assert done.code == 0, done.err
+    about = [line for line in json.loads(done.out)["advice"] if line.startswith("cnn-arch-bad")]
+    assert len(about) == bool(advice)
+    assert not about or advice in about[0]
+
+
+def test_doctor_finds_requirements_that_do_not_hold(cnnzoo, site, good_source, tmp_path):
+    needs = ("cnn-core", "click>=99", "cnn-no-such", "what ever", 'x; python_version < "3"')
+    site.add(good_source, requires=needs)
+    done = cnnzoo("doctor", "--json", site=site.path, CNNZOO_PLUGINS="bad")
+    assert done.code == 0
+    about = [line for line in json.loads(done.out)["advice"] if line.startswith("cnn-arch-bad")]
+    assert [line.partition(": ")[2].partition(":")[0] for line in about] == [
+        about[0].partition(": ")[2].partition(":")[0],
+        "'cnn-no-such' is missing",
+        "requirement 'what ever' cannot be read",
+    ]
+    assert "needs click>=99, found" in about[0]
+    assert about[0].endswith("pip install 'click>=99'")
+
+
+def test_doctor_finds_a_folder_of_data_sets_that_cannot_be_written(cnnzoo, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = cnnzoo("doctor", CNNZOO_CACHE=str(tmp_path / "file" / "data"), CNNZOO_PLUGINS="")
+    assert "set CNNZOO_CACHE to a folder of yours" in done.out
+
+
+@pytest.mark.parametrize(
+    ("torch", "advice"),
+    [
+        ("raise OSError('libcudart.so.9: no such file')", "torch does not load: OSError: libcud"),
+        ("import sys; sys.exit(3)", "torch does not load: no reason given"),
+    ],
+)
+def test_doctor_finds_a_torch_that_does_not_load(cnnzoo, site, torch, advice):
+    (site.path / "torch.py").write_text(torch)
+    done = cnnzoo("doctor", site=site.path, CNNZOO_PLUGINS="")
+    assert advice in done.out
+    assert "Traceback" not in done.out + done.err

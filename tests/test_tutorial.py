@@ -1,0 +1,56 @@
+"""The tutorial: its files are written and its commands run, in the order of the page."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cnn_core.training import Run
+
+PAGE = Path(__file__).parent.parent / "docs" / "plugin-tutorial.md"
+BLOCK = re.compile(r"(?:^`([\w./-]+)`\n\n)?^```(\w+)\n(.*?)^```", re.M | re.S)
+
+
+def test_the_tutorial_is_true(cnnzoo, install, tmp_path):
+    site, written, ran = tmp_path / "site", [], []
+    for name, language, body in BLOCK.findall(PAGE.read_text("utf-8")):
+        if name:
+            assert (tmp_path / name).is_file(), f"{name} replaces nothing that cnnzoo new wrote"
+            (tmp_path / name).write_text(body)
+            install(tmp_path / "cnn-arch-nin", site)
+            written.append(name)
+            continue
+        assert language == "bash"
+        for line in body.splitlines():
+            words = shlex.split(line)
+            if words[0] == "pip":
+                assert words == ["pip", "install", "-e", "cnn-arch-nin"]
+                install(tmp_path / words[-1], site)
+                continue
+            assert words[0] == "cnnzoo"
+            known = site if site.is_dir() else None
+            done = cnnzoo(*words[1:], site=known, cwd=tmp_path)
+            assert done.code == 0, f"{line}: {done.err}{done.out}"
+            assert "warning" not in done.err
+            ran.append(words[1])
+    assert [Path(name).name for name in written] == ["nin.py", "plugin.py", "nin-digits.toml"]
+    assert ran == [
+        *("new", "list-models", "check", "show", "train", "evaluate", "viz", "report"),
+        *("check", "plugins", "doctor"),
+    ]
+    assert (tmp_path / "runs/nin/report.html").is_file()
+    reached = Run.open(tmp_path / "runs/nin", to_read=True).test_metrics()["test/top1"]
+    claim = tomllib.loads((tmp_path / written[-1]).read_text())["claim"]
+    assert 0.8 < reached <= 1
+    done = cnnzoo("train", "nin", "--data", "digits", "--out", "full", site=site, cwd=tmp_path)
+    reached = Run.open(tmp_path / "full", to_read=True).test_metrics()["test/top1"]
+    assert reached == pytest.approx(claim["mean"], abs=0.02)
+
+
+def test_its_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGE.read_text("utf-8")):
+        assert target.startswith("http") or (PAGE.parent / target).exists(), target
