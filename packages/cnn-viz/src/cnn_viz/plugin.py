@@ -117,6 +117,11 @@ def cnnzoo_commands() -> list[CommandSpec]:
             summary="Draw one figure of a run, or all",
         ),
         CommandSpec(
+            name="cam",
+            target="cnn_viz.commands:cam",
+            summary="Draw what in image files speaks for a class",
+        ),
+        CommandSpec(
             name="overlay",
             target="cnn_viz.commands:overlay",
             summary="Learning curves of several runs on one figure",
