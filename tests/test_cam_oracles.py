@@ -366,6 +366,73 @@ def test_score_cam_and_ablation_cam_are_those_of_loops():
 # The page
 
 
+def test_what_the_page_says_of_grad_cam_plus_plus_elsewhere():
+    """torch-cam's weights are g^2 ReLU(g), pytorch-grad-cam's small number outweighs g^2."""
+    fixture = Fixture(CLEAN[1], "grad-cam++")
+    score = of_classes(fixture.classes)
+    a, g, _ = watched(fixture.model, fixture.stage, fixture.images, score)
+    squares = ((g**2 * g.relu()).sum((2, 3), keepdim=True) * a).sum(1).relu()
+    assert apart(torch_cam(fixture, "grad-cam++", normalized=False), squares) <= 1e-5
+    base, distances = fixture.model.scale, []
+    for factor in (30.0, 1e-3):  # gradients that are large and small beside 1e-3
+        fixture.model.scale = base * factor
+        ours = fixture.of("grad-cam++").heat(like="pytorch-grad-cam")
+        distances.append(apart(pytorch_cam(fixture, "grad-cam++"), ours))
+    assert distances[0] < 0.01
+    assert distances[1] > 0.1
+
+
+def test_what_the_page_says_of_frozen_weights_and_no_grad_elsewhere():
+    fixture = Fixture(CLEAN[1])
+    expected = fixture.of("grad-cam").raw
+    with torch.no_grad():
+        assert torch.equal(fixture.of("grad-cam").raw, expected)
+        for other in (torch_cam, pytorch_cam):
+            with pytest.raises(RuntimeError):
+                other(fixture)
+    fixture.model.requires_grad_(False)
+    assert torch.equal(fixture.of("grad-cam").raw, expected)
+    for other in (torch_cam, pytorch_cam):
+        with pytest.raises(RuntimeError):
+            other(fixture)
+
+
+def test_what_the_page_says_of_bfloat16_and_of_what_stays_behind_elsewhere():
+    fixture = Fixture(CLEAN[1])
+    weights = list(fixture.model.parameters())
+    fixture.of("grad-cam")
+    assert all(weight.grad is None for weight in weights)
+    fixture.model.train()
+    pytorch_cam(fixture)
+    assert not all(weight.grad is None for weight in weights)
+    assert not fixture.model.training
+    fixture.model.bfloat16()
+    fixture.images = fixture.images.bfloat16()
+    assert fixture.of("grad-cam").raw.dtype == torch.float32
+    with pytest.raises(TypeError, match="BFloat16"):
+        pytorch_cam(fixture)
+
+
+def test_what_the_page_says_of_a_module_that_runs_twice_elsewhere():
+    torch.manual_seed(0)
+    relu = nn.ReLU()
+    layers = (nn.Conv2d(1, 4, 3), relu, nn.Conv2d(4, 6, 3), relu)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    images = torch.randn(2, 1, 16, 16)
+    first, last = (cams(model, images, "1", [3, 3], call=call)["1"] for call in (0, 1))
+    theirs = LayerGradCam(model, relu).attribute(images, 3)[:, 0].detach()
+    torch.testing.assert_close(theirs, last.raw)
+    with torchcam.methods.GradCAM(model, "1") as extractor:
+        (found,) = extractor([3, 3], model(images), normalized=False)
+    torch.testing.assert_close(found, last.raw.relu())
+    with pytorch_grad_cam.GradCAM(model, [relu]) as extractor:
+        targets = [ClassifierOutputTarget(3)] * 2
+        found = torch.as_tensor(extractor(images, targets))
+    expected = first.heat(like="pytorch-grad-cam")
+    assert first.raw.max() > 0
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def coarse(difference: float, bound: str) -> str:
     """A difference as the page has it: the same on every machine."""
     return f"≤ {bound}" if difference <= float(bound) else f"**{difference:.1f}**"

@@ -113,11 +113,22 @@ def spoiled():
         (kit.check_images_do_not_influence_each_other, "differs by"),
         (kit.check_gradient_reaches_every_parameter, "unused.weight"),
         (kit.check_grad_cam_at_its_stage, "has no maps"),
+        (kit.check_grad_cam_has_enough_places, r"fc has maps of ; \['c1'\] has 4x4 or more"),
     ],
 )
 def test_a_check_finds_what_it_is_for(spoiled, check, message):
     with pytest.raises((AssertionError, RuntimeError), match=message):
         check(spoiled)
+
+
+def test_a_stage_of_few_places_is_refused_where_another_has_more():
+    entry = registry.models().entry("vgg11_cifar")
+    late = dataclasses.replace(entry, spec=dataclasses.replace(entry.spec, cam_stage="conv5"))
+    with pytest.raises(AssertionError, match=r"conv5 has maps of 2x2; \['conv4'\] has 4x4"):
+        kit.check_grad_cam_has_enough_places(Case(late))
+    kit.check_grad_cam_has_enough_places(Case(entry))
+    few = dataclasses.replace(entry.spec, stages=("pool4", "conv5"), cam_stage="conv5")
+    kit.check_grad_cam_has_enough_places(Case(dataclasses.replace(entry, spec=few)))
 
 
 def test_a_family_without_a_measured_recipe_is_found(monkeypatch):

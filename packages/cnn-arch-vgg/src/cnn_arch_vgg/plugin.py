@@ -76,7 +76,7 @@ def _cifar(name: str, column: str, params: int, macs: int) -> ModelSpec:
         params=params,
         macs=macs,
         stages=(*CONVOLUTIONS, "fc"),
-        cam_stage="conv5",
+        cam_stage="conv4",  # 4x4; conv5 has 2x2
         key_maps="cnn_arch_vgg.weights:key_maps",
         departures=(
             "not a published network: one linear layer for fc6 to fc8, and no dropout",

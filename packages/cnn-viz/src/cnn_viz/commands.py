@@ -1,4 +1,4 @@
-"""cnnzoo viz, cnnzoo overlay and cnnzoo report."""
+"""cnnzoo viz, cnnzoo cam, cnnzoo overlay and cnnzoo report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnn_core.cli.output import say_path
 from cnn_core.cli.params import RegistryName
 from cnn_core.text import printable
 
-__all__ = ["embed", "overlay", "report", "viz"]
+__all__ = ["cam", "embed", "overlay", "report", "viz"]
 
 
 def _views() -> Iterable[str]:
@@ -62,6 +62,7 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
     type=click.Choice(["PCA", "t-SNE", "UMAP"], case_sensitive=False),
     default="UMAP",
     show_default=True,
+    help="How.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
@@ -80,6 +81,52 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
 
     embedded = Ingredients(run, data_dir=data_dir, device=device).embedded
     click.echo(f"{method}: {words(embedded.places(method).quality)}")
+
+
+@click.command("cam")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--method", default="grad-cam", show_default=True, help="grad-cam, score-cam, …")
+@click.option("--stage", default="", metavar="STAGE", help="Not the architecture's own.")
+@click.option("--class", "of", default="", metavar="NAME", help="Not the predicted class.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Not RUN/cam but here."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+def cam(
+    run: Path,
+    images: tuple[Path, ...],
+    method: str,
+    stage: str,
+    of: str,
+    out: Path | None,
+    device: str,
+) -> None:
+    """Draw what in image files speaks for a class, as PNG; prints the files' paths.
+
+    Methods: cam, grad-cam, grad-cam++, hires-cam, xgrad-cam, layer-cam, eigen-cam; and score-cam
+    and ablation-cam, which run the network once for every map of the stage. How often it will
+    run is said first.
+
+    \b
+    Examples:
+      cnnzoo cam runs/lenet5-digits-20260101-120000 seven.png
+      cnnzoo cam runs/lenet5-digits-20260101-120000 *.png --method score-cam --class 7
+    """
+    from cnn_viz.cam_files import explain_files
+
+    found = explain_files(
+        run,
+        images,
+        out if out is not None else run / "cam",
+        method=method,
+        stage=stage,
+        of=of,
+        device=device,
+        progress=lambda line: click.echo(line, err=True),
+    )
+    for path in found:
+        say_path(path)
 
 
 @click.command("overlay")

@@ -25,7 +25,7 @@ from cnn_viz import style
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.plugin import VIEWS
 
-__all__ = ["Drawing", "draw", "draw_all", "draw_one", "fitting", "write"]
+__all__ = ["Drawing", "draw", "draw_all", "draw_one", "encoded", "fitting", "write"]
 
 DPI = 150
 
@@ -123,9 +123,9 @@ def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Dr
     with style.applied():
         figure = _render(name, entry, arguments)
         try:
-            png, svg = _encoded(figure, "png", dpi=DPI), _encoded(figure, "svg")
+            png, svg = encoded(figure, "png", dpi=DPI), encoded(figure, "svg")
             with matplotlib.rc_context({"svg.fonttype": "none"}):
-                page = _encoded(figure, "svg")
+                page = encoded(figure, "svg")
         except (Exception, SystemExit) as error:
             raise _fault(name, entry, error) from error
     return Drawing(name=name, entry=entry, png=png, svg=svg, page=page)
@@ -147,7 +147,7 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
     return figure
 
 
-def _encoded(figure: Figure, format: str, **options: Any) -> bytes:
+def encoded(figure: Figure, format: str, **options: Any) -> bytes:
     """Return a figure as a file's contents: the same for the same figure, without a date."""
     file = io.BytesIO()
     metadata = {"Date": None} if format == "svg" else None

@@ -143,6 +143,11 @@ def cnnzoo_commands() -> list[CommandSpec]:
             summary="Place a run's test images in two dimensions, by PCA, t-SNE or UMAP",
         ),
         CommandSpec(
+            name="cam",
+            target="cnn_viz.commands:cam",
+            summary="Draw what in image files speaks for a class",
+        ),
+        CommandSpec(
             name="overlay",
             target="cnn_viz.commands:overlay",
             summary="Learning curves of several runs on one figure",

@@ -351,6 +351,15 @@ def check_grad_cam_at_its_stage(case: Case) -> None:
     require(torch.isfinite(heat).all(), "the map is not finite")
 
 
+def check_grad_cam_has_enough_places(case: Case) -> None:
+    """At the paper's size its stage has maps of 4x4 at least, if any stage has: less is a blot."""
+    maps = {s.name: s.output[1:] for s in case.traced.stages if len(s.output) == 3}
+    large = [name for name, size in maps.items() if min(size) >= 4]
+    size = "x".join(map(str, maps.get(case.spec.cam_stage, ())))
+    fits = case.spec.cam_stage in large or not large
+    require(fits, f"stage {case.spec.cam_stage} has maps of {size}; {large[-1:]} has 4x4 or more")
+
+
 def check_key_maps_lead_there_and_back(case: Case) -> None:
     """Each key has one name in the other library, and comes back from it."""
     if not case.spec.key_maps:
