@@ -191,7 +191,7 @@ def _stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
 def _embedding(embedded: Embedded) -> dict[str, Any] | None:
     """Return where each method places images, and each one's nearest in the features.
 
-    Places are 16-bit shares of the wider side. None of a split that is too small.
+    Places are 16-bit shares of a square. None of a split that is too small.
     """
     if len(embedded.features) < FEWEST:
         return None
@@ -200,7 +200,7 @@ def _embedding(embedded: Embedded) -> dict[str, Any] | None:
         found = embedded.places(method)
         low, high = found.xy.min(0), found.xy.max(0)
         middle, span = (low + high) / 2, max(float((high - low).max()), 1e-9)
-        shares = ((found.xy - middle) / span + 0.5).clip(0, 1)
+        shares = (0.94 * (found.xy - middle) / span + 0.5).clip(0, 1)  # with a margin
         methods[method] = {
             "placed": _as_bytes(found.indices, "<u2"),
             "xy": _as_bytes((shares * 65535).round(), "<u2"),

@@ -1,41 +1,34 @@
-// What a reader can do with the page: hover, sort, click a cell, walk through the embedding, lay
-// class activation maps over images. No library, and nothing is loaded: data lie in the page as
-// JSON, arrays in it as base64, images on one WebP sheet. Text is only ever set as textContent.
+// What a reader can do with the page. No library, and nothing is loaded: data lie in it as JSON,
+// arrays as base64, images on WebP sheets. Text is only ever set as textContent.
 "use strict";
 (() => {
   const one = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const json = id => JSON.parse(one(id)?.textContent ?? "null");
   const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
-  const words = text => new Uint16Array(bytes(text).buffer); // little-endian, as all browsers are
+  const words = text => new Uint16Array(bytes(text).buffer);
   const between = (low, x, high) => Math.min(Math.max(x, low), high);
-  const percent = p => `${(100 * p).toFixed(p > 0.9995 || p < 0.0995 ? 1 : 0)} %`;
-  const make = (tag, text = "", style = "") => {
-    const made = document.createElement(tag);
-    made.textContent = text;
-    made.className = style;
-    return made;
-  };
+  const percent = p => `${(100 * p).toFixed()} %`;
+  const make = (tag, textContent = "", className = "") =>
+    Object.assign(document.createElement(tag), { textContent, className });
 
   // Curves: the epoch under the pointer, in words and as a line.
   const epochs = json("#numbers").epochs;
   for (const chart of all("svg.chart")) {
     const keys = JSON.parse(chart.dataset.keys);
     const [left, right] = chart.dataset.x.split(" ").map(Number);
-    const at = one(".at", chart), said = chart.parentElement.querySelector("output");
+    const at = one(".at", chart), said = one("output", chart.parentElement);
     const rest = said.textContent;
     chart.addEventListener("pointermove", event => {
-      const box = chart.getBoundingClientRect(), wide = chart.viewBox.baseVal.width;
-      const share = ((event.clientX - box.left) / box.width * wide - left) / (right - left);
-      const place = between(0, Math.round(share * (epochs.length - 1)), epochs.length - 1);
-      const x = left + (right - left) * (epochs.length > 1 ? place / (epochs.length - 1) : 0.5);
+      const box = chart.getBoundingClientRect();
+      const share = ((event.clientX - box.left) / box.width * 400 - left) / (right - left);
+      const last = epochs.length - 1, place = between(0, Math.round(share * last), last);
+      const x = left + (right - left) * (last ? place / last : 0.5);
       at.setAttribute("d", `M${x} 8V190`);
       const line = epochs[place];
-      const values = Object.entries(keys).filter(([, key]) => line[key] !== undefined);
-      const shown = (key, value) => key.includes("/top") || key.includes("iou")
-        ? `${(100 * value).toFixed(2)} %` : Number(value.toPrecision(4));
-      said.textContent = `epoch ${line.epoch}: ` +
-        values.map(([name, key]) => `${name} ${shown(key, line[key])}`).join(", ");
+      const shown = (key, value) => /\/(top|miou)/.test(key) ? `${(100 * value).toFixed(2)} %` : +value.toPrecision(4);
+      said.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => line[key] !== undefined)
+        .map(([name, key]) => `${name} ${shown(key, line[key])}`).join(", ");
     });
     chart.addEventListener("pointerleave", () => {
       at.setAttribute("d", "");
@@ -50,7 +43,7 @@
       const column = head.cellIndex, down = head.getAttribute("aria-sort") !== "descending";
       const value = row => {
         const text = row.cells[column].textContent.trim(), number = parseFloat(text.replace(/[,>]/g, ""));
-        return column && !Number.isNaN(number) ? number : column ? -Infinity : text;
+        return column ? (Number.isNaN(number) ? -Infinity : number) : text;
       };
       const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
       body.append(...[...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b))));
@@ -97,16 +90,15 @@
       list.append(cell);
     }
   };
-  const where = test => Array.from(targets.keys()).filter(test);
 
   // The confusion matrix: a cell shows its images; counts, or shares of the row.
   for (const button of all("#confusion td button")) {
     const [t, p] = button.dataset.cell.split(" ").map(Number);
     button.addEventListener("click", () => {
-      for (const other of all("#confusion .chosen")) other.classList.remove("chosen");
+      one("#confusion .chosen")?.classList.remove("chosen");
       button.classList.add("chosen");
       grid("#cell", t === p ? `${classes[t]}, right` : `${classes[t]} taken for ${classes[p]}`,
-        where(i => targets[i] === t && predicted[i] === p));
+        [...targets.keys()].filter(i => targets[i] === t && predicted[i] === p));
     });
   }
   one("#shares")?.addEventListener("change", event => {
@@ -116,38 +108,37 @@
   });
 
   // Class activation maps over images: method, stage, class and opacity as the reader likes.
-  const INFERNO = ["000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4"]
-    .map(hex => [0, 2, 4].map(k => parseInt(hex.slice(k, k + 2), 16)));
+  const INFERNO = [[0, 0, 4], [51, 10, 95], [120, 28, 109], [187, 55, 84], [237, 105, 37], [252, 165, 10], [252, 255, 164]];
   const inferno = value => {
-    const place = value / 255 * (INFERNO.length - 1), k = Math.min(Math.floor(place), INFERNO.length - 2);
-    return [0, 1, 2].map(c => INFERNO[k][c] + (place - k) * (INFERNO[k + 1][c] - INFERNO[k][c]));
+    const place = value / 255 * 6, k = Math.min(Math.floor(place), 5);
+    return INFERNO[k].map((low, c) => low + (place - k) * (INFERNO[k + 1][c] - low));
   };
   const gallery = data.cams && one("#cams");
   if (gallery) {
     const { size: [height, width], maps, shapes } = data.cams;
-    const pictures = loaded(data.cams.sheet), control = name => one(`[name=${name}]`, gallery);
+    const pictures = loaded(data.cams.sheet), control = name => one(`[name=${name}]`).value;
     const show = async () => {
-      const image = await pictures, opacity = control("opacity").value / 100;
-      const [method, stage, whose] = ["method", "stage", "class"].map(name => control(name).value);
+      const image = await pictures, opacity = control("opacity") / 100;
+      const [method, stage, whose] = ["method", "stage", "class"].map(control);
       const [h, w] = shapes[stage], values = bytes(maps[method][stage][whose]);
       all("canvas", gallery).forEach((canvas, k) => {
         const map = values.subarray(k * h * w, (k + 1) * h * w), context = canvas.getContext("2d");
-        const heat = make("canvas"), pixels = new ImageData(w, h);
+        const heat = make("canvas"), pixels = new ImageData(w, h), whole = [0, 0, canvas.width, canvas.height];
         map.forEach((value, i) => pixels.data.set([...inferno(value), 255], 4 * i));
         [heat.width, heat.height] = [w, h];
         heat.getContext("2d").putImageData(pixels, 0, 0);
         context.globalCompositeOperation = "source-over";
         context.globalAlpha = 1;
-        context.fillRect(0, 0, canvas.width, canvas.height); // black
+        context.fillRect(...whole); // black
         context.globalAlpha = 1 - 0.45 * opacity;
         context.imageSmoothingEnabled = false;
-        context.drawImage(image, k * width, 0, width, height, 0, 0, canvas.width, canvas.height);
+        context.drawImage(image, k * width, 0, width, height, ...whole);
         context.globalAlpha = opacity;
         context.globalCompositeOperation = "screen";
         context.imageSmoothingEnabled = true;
-        context.drawImage(heat, 0, 0, canvas.width, canvas.height);
+        context.drawImage(heat, ...whole);
         const frame = canvas.closest("figure");
-        one(".empty", frame).hidden = map.some(value => value > 0);
+        one(".empty", frame).hidden = map.some(Boolean);
         one(".said", frame).textContent = canvas.dataset[whose];
       });
     };
@@ -158,33 +149,32 @@
   // The embedding: pan by dragging, zoom by wheel or keys, lasso, neighbours of a point.
   const explorer = data.embedding && one("#embedding");
   if (!explorer) return;
-  const [canvas, above] = all("canvas.map", explorer), tip = one(".tip", explorer);
+  const [canvas, above] = all("canvas.map", explorer), tip = one(".tip");
   const context = canvas.getContext("2d"), marks = above.getContext("2d");
   const neighbours = words(data.embedding.neighbours), near = data.embedding.around;
   let placed, points, at; // the images that a method places, where, and which place is whose
-  const hue = k => classes.length <= 8 ? ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#882255"][k]
-    : `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3]}%)`;
-  const right = i => Number(targets[i] !== predicted[i]);
+  const OKABE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#882255"];
+  const hue = k => classes.length <= 8 ? OKABE[k] : `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3]}%)`;
+  const named = classes.map((name, k) => [name, hue(k)]), LIMITS = [0.5, 0.8, 0.95, 0.99];
   const COLOURS = { // of what: the groups, and which one an image is in
-    class: [classes.map((name, k) => [name, hue(k)]), i => targets[i]],
-    prediction: [classes.map((name, k) => [name, hue(k)]), i => predicted[i]],
-    correctness: [[["right", "#0072b2"], ["wrong", "#d55e00"]], right],
-    confidence: [["below 50 %", "50 to 80 %", "80 to 95 %", "95 to 99 %", "above 99 %"]
-      .map((name, k) => [name, ["#f0a500", "#d1495b", "#8d5a97", "#4571b0", "#2a9d8f"][k]]),
-    i => [0.5, 0.8, 0.95, 0.99].filter(p => confidence[i] / 255 >= p).length],
+    class: [named, i => targets[i]],
+    prediction: [named, i => predicted[i]],
+    correctness: [[["right", OKABE[0]], ["wrong", OKABE[1]]], i => Number(targets[i] !== predicted[i])],
+    confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, OKABE[[4, 1, 3, 0, 2][k]]]),
+      i => LIMITS.filter(p => confidence[i] / 255 >= p).length],
   };
   let view = { k: 1, x: 0, y: 0 }, groups, groupOf, hidden = new Set(), lasso, sprites, size, drag;
-  const X = j => (points[2 * j] / 65535 * 0.94 + 0.03) * size * view.k + view.x;
-  const Y = j => (points[2 * j + 1] / 65535 * 0.94 + 0.03) * size * view.k + view.y;
+  const X = j => points[2 * j] / 65535 * size * view.k + view.x;
+  const Y = j => points[2 * j + 1] / 65535 * size * view.k + view.y;
   const seen = j => !hidden.has(groupOf(placed[j]));
   const paint = () => {
-    const scale = window.devicePixelRatio || 1;
-    size = explorer.querySelector(".stage").clientWidth;
-    for (const [layer, ink] of [[canvas, context], [above, marks]]) {
-      if (layer.width !== Math.round(size * scale)) layer.width = layer.height = Math.round(size * scale);
-      ink.setTransform(scale, 0, 0, scale, 0, 0);
-      ink.clearRect(0, 0, size, size);
+    const scale = devicePixelRatio;
+    size = one(".stage").clientWidth;
+    for (const ink of [context, marks]) {
+      ink.canvas.width = ink.canvas.height = Math.round(size * scale); // which clears it
+      ink.scale(scale, scale);
     }
+    marks.strokeStyle = getComputedStyle(explorer).color;
     const byGroup = groups.map(() => []);
     let visible = 0;
     for (let j = 0; j < placed.length; j++) {
@@ -198,36 +188,34 @@
     byGroup.forEach((members, g) => {
       context.fillStyle = groups[g][1];
       for (const j of members) {
-        if (!pictures) context.fillRect(X(j) - dot / 2, Y(j) - dot / 2, dot, dot);
-        else {
-          context.fillRect(X(j) - 14, Y(j) - 14, 28, 28);
-          draw(sprites, context, placed[j], X(j) - 12, Y(j) - 12, 24);
-        }
+        const side = pictures ? 28 : dot;
+        context.fillRect(X(j) - side / 2, Y(j) - side / 2, side, side);
+        if (pictures) draw(sprites, context, placed[j], X(j) - 12, Y(j) - 12, 24);
       }
     });
   };
   const legend = () => {
-    const list = one(".legend", explorer);
+    const list = one(".legend");
     list.replaceChildren(...groups.map(([name, colour], g) => {
       const button = make("button", name), swatch = make("i");
       swatch.style.background = colour;
       button.prepend(swatch);
-      button.setAttribute("aria-pressed", String(!hidden.has(g)));
+      button.ariaPressed = "true";
       button.addEventListener("click", () => {
         if (!hidden.delete(g)) hidden.add(g);
-        button.setAttribute("aria-pressed", String(!hidden.has(g)));
+        button.ariaPressed = String(!hidden.has(g));
         paint();
       });
       return button;
     }));
   };
   const choose = () => {
-    const method = data.embedding.methods[one("[name=embedding]", explorer).value];
+    const method = data.embedding.methods[one("[name=embedding]").value];
     [placed, points] = [words(method.placed), words(method.xy)];
     at = new Map([...placed].map((index, j) => [index, j]));
-    [groups, groupOf] = COLOURS[one("[name=colour]", explorer).value];
+    [groups, groupOf] = COLOURS[one("[name=colour]").value];
     hidden = new Set();
-    one(".measured", explorer).textContent = method.note;
+    one(".measured").textContent = method.note;
     legend();
     paint();
   };
@@ -244,7 +232,6 @@
     marks.clearRect(0, 0, size, size);
     tip.hidden = j < 0;
     if (j < 0) return;
-    marks.strokeStyle = getComputedStyle(explorer).color;
     for (const n of around(placed[j]).map(index => at.get(index)).filter(n => n !== undefined)) {
       marks.beginPath();
       marks.moveTo(X(j), Y(j));
@@ -257,31 +244,26 @@
   };
   const zoom = (factor, x = size / 2, y = size / 2) => {
     const k = between(1, view.k * factor, 60);
-    view = k === 1 ? { k, x: 0, y: 0 } : { k, x: x - (x - view.x) * k / view.k, y: y - (y - view.y) * k / view.k };
+    view = k === 1 && factor !== 1 ? { k, x: 0, y: 0 } : { k, x: x - (x - view.x) * k / view.k, y: y - (y - view.y) * k / view.k };
     paint();
   };
   const inside = (x, y) => lasso.reduce((odd, [x1, y1], k) => {
     const [x2, y2] = lasso[(k + 1) % lasso.length];
     return (y1 > y) !== (y2 > y) && x < (x2 - x1) * (y - y1) / (y2 - y1) + x1 ? !odd : odd;
   }, false);
-  const position = event => {
-    const box = above.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
-  };
   above.addEventListener("pointerdown", event => {
+    const { offsetX: x, offsetY: y } = event;
     above.setPointerCapture(event.pointerId);
-    const [x, y] = position(event);
     drag = { x, y, moved: false };
-    lasso = one("[name=lasso]", explorer).checked ? [[x, y]] : undefined;
+    lasso = one("[name=lasso]").checked ? [[x, y]] : undefined;
   });
   above.addEventListener("pointermove", event => {
-    const [x, y] = position(event);
+    const { offsetX: x, offsetY: y } = event;
     if (!drag) return hover(nearest(x, y));
     drag.moved ||= Math.hypot(x - drag.x, y - drag.y) > 4;
     if (lasso) {
       lasso.push([x, y]);
       marks.clearRect(0, 0, size, size);
-      marks.strokeStyle = getComputedStyle(explorer).color;
       marks.stroke(new Path2D(`M${lasso.map(point => point.join(" ")).join("L")}Z`));
     } else if (drag.moved) {
       view = { k: view.k, x: view.x + x - drag.x, y: view.y + y - drag.y };
@@ -290,7 +272,7 @@
     }
   });
   above.addEventListener("pointerup", event => {
-    const [x, y] = position(event);
+    const { offsetX: x, offsetY: y } = event;
     if (lasso && drag?.moved) {
       const chosen = [...placed.keys()].filter(j => seen(j) && inside(X(j), Y(j)));
       grid("#picked", "Inside the lasso", chosen.map(j => placed[j]));
@@ -304,22 +286,21 @@
   above.addEventListener("wheel", event => {
     event.preventDefault();
     hover(-1);
-    zoom(Math.exp(-event.deltaY / 600), ...position(event));
+    zoom(Math.exp(-event.deltaY / 600), event.offsetX, event.offsetY);
   }, { passive: false });
   above.addEventListener("keydown", event => {
     const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
-    if (event.key === "+" || event.key === "=") zoom(1.5);
-    else if (event.key === "-") zoom(1 / 1.5);
-    else if (step) [view.x, view.y] = [view.x + step[0], view.y + step[1]];
-    else return;
+    const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5 }[event.key];
+    if (!step && !factor) return;
+    if (step) view = { k: view.k, x: view.x + step[0], y: view.y + step[1] };
     event.preventDefault();
-    paint();
+    zoom(factor ?? 1);
   });
   for (const [name, factor] of [["closer", 1.5], ["farther", 1 / 1.5], ["whole", 0]]) {
-    one(`[name=${name}]`, explorer).addEventListener("click", () => zoom(factor));
+    one(`[name=${name}]`).addEventListener("click", () => zoom(factor));
   }
   one(".controls", explorer).addEventListener("change", choose);
-  window.addEventListener("resize", paint);
+  addEventListener("resize", paint);
   sheet.then(image => { sprites = image; paint(); });
   choose();
 })();
