@@ -33,8 +33,7 @@ def same_random_state(images: Tensor) -> contextlib.AbstractContextManager[None]
 def untouched(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Run a model in eval mode, without a graph unless one is asked for, and leave no trace.
 
-    Works inside `inference_mode` and `autocast`; of autocast's copies of weights none stays in
-    its cache, where a copy made without a graph would keep a later training from learning.
+    Works inside `inference_mode` and `autocast`, whose cache of weights nothing is added to.
     """
     device = images.device.type
     with contextlib.ExitStack() as stack:
