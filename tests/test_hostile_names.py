@@ -35,7 +35,7 @@ HOSTILE = (
         "a/b",
         "//x",
     ),
-    *("a/../../x", "..\\x", "C:\\x", "C:x", "\\\\host\\share\\x", "file:///x", "x:stream"),
+    *("a/../../x", "..\\x", "C:\\x", "C:x", "\\\\host\\share\\x", "file:" + "///x", "x:stream"),
     # Nothing, blanks, control and format characters
     *(
         "",

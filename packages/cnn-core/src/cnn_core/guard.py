@@ -82,6 +82,7 @@ class _TorchFinder(MetaPathFinder):
         self.spaces: list[Space] = []
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Return where torch is, once; None for any other module."""
         if fullname != "torch":
             return None
         sys.meta_path.remove(self)
