@@ -41,7 +41,15 @@ from cnn_viz.views.filters import filters
 from cnn_viz.views.gradcam import gradcam
 from cnn_viz.views.predictions import predictions
 
-VIEWS = ["curves", "confusion", "predictions", "gradcam", "features", "filters"]
+VIEWS = [
+    "curves",
+    "confusion",
+    "predictions",
+    "calibration",
+    "gradcam",
+    "features",
+    "filters",
+]
 HOSTILE = (
     "<script>alert(1)</script>",
     "$\\foo$",

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TASKS = ("classification", "segmentation")
-INGREDIENTS = ("run", "model", "batch", "predictions", "segmented")
+INGREDIENTS = ("run", "model", "batch", "predictions", "validation", "segmented")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -268,7 +268,8 @@ class ViewSpec(Spec):
     `render` names a function that returns a matplotlib `Figure`. It is called with one
     keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
     trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, the first images of
-    the test split), "predictions" (`cnn_core.training.Predictions`, the whole split) and
+    the test split), "predictions" (`cnn_core.training.Predictions`, the whole split),
+    "validation" (the same of the images that training held out, None without any) and
     "segmented" (`cnn_core.training.Segmented`, one of each image, made anew at each iteration).
     """
 

@@ -27,6 +27,12 @@ VIEWS = (  # in the order in which the report shows them
         needs=("run", "predictions"),
     ),
     ViewSpec(
+        name="calibration",
+        render="cnn_viz.views.calibration:calibration",
+        summary="whether images are right as often as their probability says",
+        needs=("run", "predictions", "validation"),
+    ),
+    ViewSpec(
         name="gradcam",
         render="cnn_viz.views.gradcam:gradcam",
         summary="Grad-CAM: the parts of an image that speak for the predicted class",

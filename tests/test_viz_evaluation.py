@@ -1,0 +1,153 @@
+"""The figures that say how good a classifier is: their numbers are sklearn's, or counted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import log_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+import cnn_core
+from cnn_core.training import Predictions, Run
+from cnn_viz import style
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.measures import TEMPERATURES, fitted_temperature, reliability
+from cnn_viz.views.calibration import calibration
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Ingredients:
+    out = tmp_path_factory.mktemp("evaluation") / "run"
+    run = cnn_core.train(
+        "lenet5_modern", "digits", out=out, progress=False, epochs=2, batch_size=32, device="cpu"
+    )
+    return Ingredients(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(ingredients: Ingredients) -> Run:
+    return ingredients.run
+
+
+def noisy(count: int, classes: int, sharpness: float = 2.0) -> Predictions:
+    """Predictions that are right more often than by chance, with logits of a known sharpness."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(count) % classes
+    logits = torch.randn(count, classes, generator=generator)
+    logits += 1.5 * F.one_hot(targets, classes)
+    images = torch.randint(0, 256, (count, 1, 6, 6), generator=generator, dtype=torch.uint8)
+    names = tuple(f"class {n}" for n in range(classes))
+    return Predictions(images, sharpness * logits, targets, names)
+
+
+def drawn(text: Figure) -> str:
+    """Everything that is written on a figure."""
+    inside = [t.get_text() for ax in text.axes for t in ax.texts]
+    titles = [ax.get_title(loc="left") for ax in text.axes]
+    return "\n".join([text.get_suptitle(), text.get_supxlabel(), *titles, *inside])
+
+
+# calibration
+
+
+def counted(logits: Tensor, targets: Tensor) -> tuple[list[int], list[int], list[float]]:
+    """Of each bin with images: its number, how many, and the gap (Guo et al. 2017, Eq. 2-5)."""
+    groups: dict[int, list[tuple[float, bool]]] = {}
+    for row, target in zip(logits.double().softmax(1), targets, strict=True):
+        confidence = float(row.max())
+        place = math.ceil(confidence * 15) - 1
+        groups.setdefault(place, []).append((confidence, bool(row.argmax() == target)))
+    pairs = [np.array(groups[place], dtype=float) for place in sorted(groups)]
+    gaps = [abs(pair[:, 1].mean() - pair[:, 0].mean()) for pair in pairs]
+    return sorted(groups), [len(pair) for pair in pairs], gaps
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_reliability_is_what_counting_gives(classes):
+    said = noisy(500, classes)
+    found = reliability(said.logits, said.targets)
+    bins, counts, gaps = counted(said.logits, said.targets)
+    assert len(bins) > 3
+    assert found.bins.tolist() == bins
+    np.testing.assert_allclose(found.share, np.array(counts) / 500)
+    assert found.ece == pytest.approx(np.dot(counts, gaps) / 500)
+    assert found.mce == pytest.approx(max(gaps))
+    shares = said.logits.double().softmax(1).numpy()
+    assert found.nll == pytest.approx(log_loss(said.targets, shares))
+    truth = np.eye(classes)[said.targets]
+    assert found.brier == pytest.approx(
+        np.mean([((p - t) ** 2).sum() for p, t in zip(shares, truth, strict=True)])
+    )
+
+
+def test_a_temperature_that_was_put_in_is_found():
+    """Targets drawn from the softmax itself: sharpened threefold, a temperature of 3 mends it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 5, generator=generator)
+    targets = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
+    assert fitted_temperature(logits, targets) == pytest.approx(1, abs=0.03)
+    assert fitted_temperature(3 * logits, targets) == pytest.approx(3, abs=0.1)
+    before, after = reliability(3 * logits, targets), reliability(logits, targets)
+    assert after.ece < 0.02 < before.ece
+    grid = np.geomspace(1, 9, 100)
+    best = min(float(F.cross_entropy(3 * logits / float(heat), targets)) for heat in grid)
+    heat = fitted_temperature(3 * logits, targets)
+    assert float(F.cross_entropy(3 * logits / heat, targets)) <= best + 1e-7
+
+
+def test_calibration_fits_on_the_images_that_training_held_out(ingredients):
+    said, held_out = ingredients.predictions, ingredients.validation
+    run = ingredients.run
+    train = cnn_core.load_dataset("digits")
+    _, part = train.divide(run.recipe.validation, run.recipe.seed)
+    assert torch.equal(held_out.targets, part.targets[part.rows])  # as the trainer divides
+    assert torch.equal(held_out.images, part.images[part.rows])
+    best = max(line["val/top1"] for line in run.history())
+    share = (held_out.predicted == held_out.targets).double().mean()
+    assert float(share) == pytest.approx(best)  # those that chose the weights
+    with style.applied():
+        figure = calibration(run, said, held_out)
+    heat = fitted_temperature(held_out.logits, held_out.targets)
+    found = drawn(figure)
+    assert f"a temperature of {heat:.3f}" in found
+    assert f"{len(part):,} images of the validation split" in found
+    for logits in (said.logits, said.logits / heat):
+        numbers = reliability(logits, said.targets)
+        assert f"ECE {style.percent(numbers.ece, 2)}, " in found
+        assert f"NLL {numbers.nll:.4f}" in found
+
+
+def test_calibration_without_validation_says_so(run):
+    with style.applied():
+        figure = calibration(run, noisy(100, 3), None)
+    assert drawn(figure).count("no temperature could be fitted") == 1
+    assert "recipe: validation = 0" in drawn(figure)
+    assert not figure.axes[1].patches
+
+
+def test_a_run_without_validation_has_none(run, tmp_path):
+    recipe = replace(run.recipe, validation=0.0, epochs=1)
+    out = tmp_path / "run"
+    whole = cnn_core.train(
+        recipe.model, recipe.data, out=out, progress=False, epochs=1, validation=0.0, device="cpu"
+    )
+    assert Ingredients(whole, device="cpu").validation is None
+
+
+def test_a_temperature_at_the_border_says_so(run):
+    said = noisy(60, 3)
+    sure = replace(
+        said, logits=F.one_hot(said.targets, 3).float()
+    )  # all right: the colder the better
+    assert fitted_temperature(sure.logits, sure.targets) == pytest.approx(
+        TEMPERATURES[0], rel=0.01
+    )
+    with style.applied():
+        figure = calibration(run, said, sure)
+    assert "at the border of what was tried, 0.05 to 20" in figure.get_supxlabel()
