@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from sklearn.metrics import log_loss
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,8 +17,9 @@ import cnn_core
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
 from cnn_viz.ingredients import Ingredients
-from cnn_viz.measures import TEMPERATURES, fitted_temperature, reliability
+from cnn_viz.measures import TEMPERATURES, fitted_temperature, one_vs_rest, reliability
 from cnn_viz.views.calibration import calibration
+from cnn_viz.views.class_scores import class_scores
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,53 @@ def test_a_temperature_at_the_border_says_so(run):
     with style.applied():
         figure = calibration(run, said, sure)
     assert "at the border of what was tried, 0.05 to 20" in figure.get_supxlabel()
+
+
+# class scores
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_each_class_against_the_rest_is_what_sklearn_and_counting_give(classes):
+    said = noisy(300, classes)
+    shares = said.logits.double().softmax(1).numpy()
+    truth = np.eye(classes)[said.targets]
+    found = one_vs_rest(said)
+    expected = average_precision_score(truth, shares, average=None)
+    np.testing.assert_allclose([row.ap for row in found], expected)
+    expected = roc_auc_score(truth, shares, average=None)
+    np.testing.assert_allclose([row.auc for row in found], expected)
+    for number, row in enumerate(found):
+        place = np.ceil(shares[:, number] * 15)
+        gap = 0.0
+        for one in np.unique(place):
+            inside = place == one
+            gap += abs((shares[inside, number] - truth[inside, number]).sum()) / 300
+        assert row.ece == pytest.approx(gap)
+
+
+def test_the_worst_class_comes_first_and_a_class_without_images_last(run):
+    said = noisy(200, 5)
+    some = said.targets != 2
+    said = replace(
+        said, images=said.images[some], logits=said.logits[some], targets=said.targets[some]
+    )
+    said.logits[:, 2] = -9.0  # nor is it ever said
+    with style.applied():
+        figure = class_scores(run, said)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    f1 = f1_score(said.targets, said.predicted, average=None, labels=[0, 1, 3, 4])
+    order = np.array([0, 1, 3, 4])[np.argsort(f1, kind="stable")]
+    assert names == [f"class {k}  (40)" for k in order] + ["class 2  (0)"]
+    widths = [bar.get_width() for bar in figure.axes[2].patches]
+    np.testing.assert_allclose(widths, [*np.sort(f1), 0])
+    assert figure.axes[2].texts[-1].get_text() == "\N{EN DASH}"
+    assert f"mean {style.percent(f1.mean(), 2)}" in figure.axes[2].get_title(loc="left")
+    assert "All 5 classes" in figure.get_supxlabel()
+
+
+def test_of_many_classes_the_worst_thirty_are_shown(run):
+    with style.applied():
+        figure = class_scores(run, noisy(500, 100))
+    assert "The 30 of 100 classes with the lowest F1" in figure.get_supxlabel()
+    for ax in figure.axes:
+        assert len(ax.patches) == 30

@@ -45,6 +45,7 @@ VIEWS = [
     "curves",
     "confusion",
     "predictions",
+    "class_scores",
     "calibration",
     "gradcam",
     "features",

@@ -19,12 +19,14 @@ __all__ = [
     "BINS",
     "TEMPERATURES",
     "ClassScore",
+    "OneVsRest",
     "PixelScore",
     "Reliability",
     "bootstrap",
     "class_scores",
     "confusion_counts",
     "fitted_temperature",
+    "one_vs_rest",
     "pixel_scores",
     "reliability",
     "wilson",
@@ -192,3 +194,35 @@ def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
 
     bounds = [math.log(border) for border in TEMPERATURES]
     return math.exp(minimize_scalar(nll, bounds=bounds, method="bounded").x)
+
+
+@dataclass(frozen=True)
+class OneVsRest:
+    """How the probability of one class tells its images from others; NaN where undefined.
+
+    `ap` is average precision, `auc` the area under the ROC curve; `ece` is the class-wise
+    calibration error of M. Kull et al. (2019), arXiv:1910.12656, section 2. All in [0, 1].
+    """
+
+    ap: float
+    auc: float
+    ece: float
+
+
+def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
+    """Return how each class is told from all others, in the data set's order."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    shares = predictions.logits.double().softmax(1)
+    rows = []
+    for number, share in enumerate(shares.unbind(1)):
+        truth = predictions.targets == number
+        _, means, frequencies, counts = _binned(share, truth)
+        ece = float((counts * np.abs(means - frequencies)).sum() / len(truth))
+        ap = auc = math.nan
+        if truth.any():
+            ap = float(average_precision_score(truth.numpy(), share.numpy()))
+        if truth.any() and not truth.all():
+            auc = float(roc_auc_score(truth.numpy(), share.numpy()))
+        rows.append(OneVsRest(ap, auc, ece))
+    return rows
