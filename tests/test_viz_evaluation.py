@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,9 +23,16 @@ import cnn_core
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
 from cnn_viz.ingredients import Ingredients
-from cnn_viz.measures import TEMPERATURES, fitted_temperature, one_vs_rest, reliability
+from cnn_viz.measures import (
+    TEMPERATURES,
+    confused_pairs,
+    fitted_temperature,
+    one_vs_rest,
+    reliability,
+)
 from cnn_viz.views.calibration import calibration
 from cnn_viz.views.class_scores import class_scores
+from cnn_viz.views.confused import confused
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +215,43 @@ def test_of_many_classes_the_worst_thirty_are_shown(run):
     assert "The 30 of 100 classes with the lowest F1" in figure.get_supxlabel()
     for ax in figure.axes:
         assert len(ax.patches) == 30
+
+
+# confused
+
+
+def test_confused_pairs_are_the_largest_cells_beside_the_diagonal():
+    counts = np.array([[90, 2, 0], [5, 80, 2], [0, 7, 99]])
+    assert confused_pairs(counts, 3) == [(2, 1), (1, 0), (0, 1)]
+    assert confused_pairs(counts, 10) == [(2, 1), (1, 0), (0, 1), (1, 2)]
+    assert confused_pairs(np.diag([4, 5]), 10) == []
+
+
+def test_confused_shows_the_images_of_each_pair(run):
+    said = noisy(300, 4)
+    with style.applied():
+        figure = confused(run, said)
+    counts = confusion_matrix(said.targets, said.predicted)
+    np.fill_diagonal(counts, 0)
+    true, predicted = np.unravel_index(counts.argmax(), counts.shape)
+    first = figure.axes[0]
+    assert first.get_title(loc="left").startswith(
+        f"class {true} \N{RIGHTWARDS ARROW} class {predicted}:  {counts.max()} of 75 ("
+    )
+    cell = (said.targets == int(true)) & (said.predicted == int(predicted))
+    confidence = said.probabilities.amax(1).where(cell, -1.0)
+    best = confidence.argsort(descending=True)[:6]
+    assert len(first.images) == len(first.texts) == 6
+    for image, text, place in zip(first.images, first.texts, best.tolist(), strict=True):
+        np.testing.assert_allclose(image.get_array(), said.images[place, 0] / 255, rtol=1e-6)
+        assert text.get_text() == style.percent(float(confidence[place]))
+    shown = np.sort(counts, axis=None)[::-1][:10].sum()
+    assert f"{shown:,} of {counts.sum():,} mistakes in 300 images" in figure.get_supxlabel()
+
+
+def test_nothing_confused_is_said(run):
+    said = noisy(60, 3)
+    with style.applied():
+        figure = confused(run, replace(said, logits=F.one_hot(said.targets, 3).float()))
+    assert figure.get_supxlabel() == "None of 60 images was taken for another class."
+    assert not any(ax.images for ax in figure.axes)

@@ -45,6 +45,7 @@ VIEWS = [
     "curves",
     "confusion",
     "predictions",
+    "confused",
     "class_scores",
     "calibration",
     "gradcam",

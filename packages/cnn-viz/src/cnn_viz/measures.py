@@ -24,6 +24,7 @@ __all__ = [
     "Reliability",
     "bootstrap",
     "class_scores",
+    "confused_pairs",
     "confusion_counts",
     "fitted_temperature",
     "one_vs_rest",
@@ -58,6 +59,17 @@ def confusion_counts(predictions: Predictions) -> Any:
         predictions.predicted.numpy(),
         labels=range(len(predictions.classes)),
     )
+
+
+def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
+    """Return up to `most` pairs (true, predicted) of different classes, the most frequent first.
+
+    Of pairs as frequent as each other, the first in the data set's order; none that is empty.
+    """
+    mistakes = counts - np.diag(np.diag(counts))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(place), len(counts)) for place in order]
+    return [pair for pair in pairs if mistakes[pair]]
 
 
 def class_scores(predictions: Predictions) -> list[ClassScore]:

@@ -27,6 +27,12 @@ VIEWS = (  # in the order in which the report shows them
         needs=("run", "predictions"),
     ),
     ViewSpec(
+        name="confused",
+        render="cnn_viz.views.confused:confused",
+        summary="the pairs of classes that are confused most, with images",
+        needs=("run", "predictions"),
+    ),
+    ViewSpec(
         name="class_scores",
         render="cnn_viz.views.class_scores:class_scores",
         summary="precision, recall, F1, AP and calibration error of each class, the worst first",
