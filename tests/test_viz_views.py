@@ -48,9 +48,13 @@ VIEWS = [
     "curves",
     "confusion",
     "predictions",
+    "confused",
+    "class_scores",
+    "calibration",
     "gradcam",
     "cam_methods",
     "faithfulness",
+    "embedding",
     "features",
     "filters",
 ]

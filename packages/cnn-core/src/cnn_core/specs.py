@@ -27,7 +27,15 @@ __all__ = [
 ]
 
 TASKS = ("classification", "segmentation")
-INGREDIENTS = ("run", "model", "batch", "predictions", "segmented", "embedded")
+INGREDIENTS = (
+    "run",
+    "model",
+    "batch",
+    "predictions",
+    "validation",
+    "segmented",
+    "embedded",
+)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -269,8 +277,9 @@ class ViewSpec(Spec):
     keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
     trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, the first images of
     the test split), "predictions" (`cnn_core.training.Predictions`, the whole split),
-    "segmented" (`cnn_core.training.Segmented`, one of each image, made anew at each iteration)
-    and "embedded" (`cnn_viz.embeddings.Embedded`, features of images and their places in 2-D).
+    "validation" (the same of the images that training held out, None without any), "segmented"
+    (`cnn_core.training.Segmented`, one of each image, made anew at each iteration) and
+    "embedded" (`cnn_viz.embeddings.Embedded`, features of images and their places in 2-D).
     """
 
     kind: ClassVar[str] = "view"

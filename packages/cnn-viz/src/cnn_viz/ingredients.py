@@ -15,7 +15,7 @@ from cnn_core import registry
 from cnn_core.data import Batch, batches
 from cnn_core.training import Predictions, Run, predictions, segmented
 from cnn_core.training.device import choose_device
-from cnn_core.training.evaluation import load_data, together
+from cnn_core.training.evaluation import held_out, load_data, together
 from cnn_core.training.weights import Weights, read_weights
 from cnn_viz.embeddings import METHODS, Embedded, even, features_of
 from cnn_viz.segmentations import Segmentations
@@ -85,6 +85,11 @@ class Ingredients:
     def predictions(self) -> Predictions:
         """What the network says of the whole test split."""
         return predictions(self.run, data_dir=self.data_dir, device=str(self.device))
+
+    @cached_property
+    def validation(self) -> Predictions | None:
+        """What it says of the images that training held out; None where it held out none."""
+        return held_out(self.run, data_dir=self.data_dir, device=str(self.device))
 
     @cached_property
     def segmented(self) -> Segmentations:

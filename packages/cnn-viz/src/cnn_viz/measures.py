@@ -8,22 +8,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from cnn_core.tasks.regions import Overlap
 from cnn_core.training import Predictions
 
 __all__ = [
+    "BINS",
+    "TEMPERATURES",
     "ClassScore",
+    "OneVsRest",
     "PixelScore",
+    "Reliability",
     "bootstrap",
     "class_scores",
+    "confused_pairs",
     "confusion_counts",
+    "fitted_temperature",
+    "one_vs_rest",
     "pixel_scores",
+    "reliability",
     "wilson",
 ]
 
 RESAMPLES = 2000
+BINS = 15  # of confidences, as in Guo et al. 2017, Table 1
+TEMPERATURES = (0.05, 20.0)  # the coldest and the hottest that are tried
 ENOUGH = 5  # images: an interval from fewer says nothing
 
 
@@ -47,6 +59,17 @@ def confusion_counts(predictions: Predictions) -> Any:
         predictions.predicted.numpy(),
         labels=range(len(predictions.classes)),
     )
+
+
+def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
+    """Return up to `most` pairs (true, predicted) of different classes, the most frequent first.
+
+    Of pairs as frequent as each other, the first in the data set's order; none that is empty.
+    """
+    mistakes = counts - np.diag(np.diag(counts))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(place), len(counts)) for place in order]
+    return [pair for pair in pairs if mistakes[pair]]
 
 
 def class_scores(predictions: Predictions) -> list[ClassScore]:
@@ -114,3 +137,104 @@ def bootstrap(values: Sequence[float]) -> list[float] | None:
     drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(np.asarray(values)[drawn].mean(1), [2.5, 97.5])
     return [float(low), float(high)]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How confidences fit what is right: C. Guo et al. (2017), arXiv:1706.04599, Eq. 2 to 5.
+
+    Of each bin with images: its number, the mean confidence, the fraction right and the share of
+    all images. `ece` and `mce` in [0, 1], `brier` in [0, 2], `nll` in nats.
+    """
+
+    bins: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    share: NDArray[np.float64]
+    brier: float
+    nll: float
+
+    @property
+    def ece(self) -> float:
+        """The mean gap between confidence and accuracy, by images."""
+        return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
+
+    @property
+    def mce(self) -> float:
+        """The largest gap of a bin."""
+        return float(np.abs(self.accuracy - self.confidence).max())
+
+
+def reliability(logits: Tensor, targets: Tensor) -> Reliability:
+    """Return the bins ((m - 1) / 15, m / 15] of confidence, from logits N x classes."""
+    logits = logits.double()
+    shares = logits.softmax(1)
+    confidence, predicted = shares.max(1)
+    bins, means, hits, counts = _binned(confidence, predicted == targets)
+    truth = F.one_hot(targets, logits.shape[1])
+    return Reliability(
+        bins=bins,
+        confidence=means,
+        accuracy=hits,
+        share=counts / len(targets),
+        brier=float((shares - truth).square().sum(1).mean()),
+        nll=float(F.cross_entropy(logits, targets)),
+    )
+
+
+def _binned(score: Tensor, event: Tensor) -> tuple[NDArray[Any], ...]:
+    """Return number, mean score, frequency of the event and count of each bin that has some."""
+    scores, events = np.asarray(score.double()), np.asarray(event.double())
+    place = np.digitize(scores, np.arange(1, BINS) / BINS, right=True)
+    counts = np.bincount(place, minlength=BINS)
+    bins = counts.nonzero()[0]
+    sums = [np.bincount(place, values, minlength=BINS)[bins] for values in (scores, events)]
+    return bins, sums[0] / counts[bins], sums[1] / counts[bins], counts[bins]
+
+
+def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
+    """Return the temperature that, dividing logits N x classes, gives the lowest mean NLL.
+
+    C. Guo et al. (2017), section 4.2: one number in [0.05, 20], for all classes.
+    """
+    from scipy.optimize import minimize_scalar
+
+    wide = logits.double()
+
+    def nll(heat: float) -> float:
+        return float(F.cross_entropy(wide / math.exp(heat), targets))
+
+    bounds = [math.log(border) for border in TEMPERATURES]
+    return math.exp(minimize_scalar(nll, bounds=bounds, method="bounded").x)
+
+
+@dataclass(frozen=True)
+class OneVsRest:
+    """How the probability of one class tells its images from others; NaN where undefined.
+
+    `ap` is average precision, `auc` the area under the ROC curve; `ece` is the class-wise
+    calibration error of M. Kull et al. (2019), arXiv:1910.12656, section 2. All in [0, 1].
+    """
+
+    ap: float
+    auc: float
+    ece: float
+
+
+def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
+    """Return how each class is told from all others, in the data set's order."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    shares = predictions.logits.double().softmax(1)
+    rows = []
+    for number, share in enumerate(shares.unbind(1)):
+        truth = predictions.targets == number
+        _, means, frequencies, counts = _binned(share, truth)
+        ece = float((counts * np.abs(means - frequencies)).sum() / len(truth))
+        ap = auc = math.nan
+        if truth.any():
+            ap = float(average_precision_score(truth.numpy(), share.numpy()))
+        if truth.any() and not truth.all():
+            auc = float(roc_auc_score(truth.numpy(), share.numpy()))
+        rows.append(OneVsRest(ap, auc, ece))
+    return rows

@@ -27,6 +27,24 @@ VIEWS = (  # in the order in which the report shows them
         needs=("run", "predictions"),
     ),
     ViewSpec(
+        name="confused",
+        render="cnn_viz.views.confused:confused",
+        summary="the pairs of classes that are confused most, with images",
+        needs=("run", "predictions"),
+    ),
+    ViewSpec(
+        name="class_scores",
+        render="cnn_viz.views.class_scores:class_scores",
+        summary="precision, recall, F1, AP and calibration error of each class, the worst first",
+        needs=("run", "predictions"),
+    ),
+    ViewSpec(
+        name="calibration",
+        render="cnn_viz.views.calibration:calibration",
+        summary="whether images are right as often as their probability says",
+        needs=("run", "predictions", "validation"),
+    ),
+    ViewSpec(
         name="gradcam",
         render="cnn_viz.views.gradcam:gradcam",
         summary="Grad-CAM: the parts of an image that speak for the predicted class",

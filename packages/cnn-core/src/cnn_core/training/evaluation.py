@@ -22,12 +22,13 @@ from cnn_core.training.device import FORMATS, autocast, choose_device
 from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.training.weights import Weights, read_weights
 
 __all__ = [
     "Predictions",
     "Segmented",
     "evaluate",
+    "held_out",
     "load_data",
     "measure",
     "predictions",
@@ -207,7 +208,27 @@ def predictions(
         raise UsageError(
             f"{run.path}: does {data.spec.task}, not classification", f"cnnzoo viz all {run.path}"
         )
-    part = data.split(split)
+    return _said(data.split(split), weights, device)
+
+
+@torch.inference_mode()
+def held_out(
+    run: Run,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Predictions | None:
+    """Return what a run's kept weights say of the images that chose them; None where none did.
+
+    They are the data set's split "val", else the part of "train" that training held out.
+    """
+    weights, data = read_weights(run.path), load_data(run, data_dir)
+    _, part = data.hold_out(run.recipe.validation, run.recipe.seed)
+    return _said(part, weights, device) if len(part) else None
+
+
+def _said(part: Split | Files, weights: Weights, device: str) -> Predictions:
+    """Return what weights say of every image of a split."""
     if isinstance(part, Files):
         from cnn_core.data.streaming import in_memory
 

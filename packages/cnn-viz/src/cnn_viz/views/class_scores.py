@@ -1,0 +1,94 @@
+"""The view `class_scores`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnn_core.training import Predictions, Run
+from cnn_viz import measures, style
+
+__all__ = ["class_scores"]
+
+SHOWN = 30  # classes, the worst
+COLUMNS = {
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "ap": "average precision",
+    "ece": "class-wise ECE",
+}
+
+
+def class_scores(run: Run, predictions: Predictions) -> Figure:
+    """Draw precision, recall, F1, AP and calibration error of each class, the worst F1 first."""
+    found = measures.class_scores(predictions)
+    ranking = measures.one_vs_rest(predictions)
+    rows = [
+        {"precision": s.precision, "recall": s.recall, "f1": s.f1, "ap": r.ap, "ece": r.ece}
+        for s, r in zip(found, ranking, strict=True)
+    ]
+    worst = sorted(range(len(rows)), key=lambda k: _last_if_nan(rows[k]["f1"]))[:SHOWN]
+    some = (
+        f"The {SHOWN} of {len(rows)} classes with the lowest F1"
+        if len(rows) > SHOWN
+        else (f"All {len(rows)} classes")
+    )
+    figure = style.figure(
+        10.5,
+        1.55 + 0.24 * len(worst),
+        f"Scores of the classes on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"{some}, the worst first; in brackets their images, of {len(predictions.targets):,}. "
+        "Dotted: the mean of all classes. Average precision ranks all images by the class's\n"
+        "probability; class-wise ECE is the mean gap between that probability, in "
+        f"{measures.BINS} bins, and how often it is the class (Kull et al. 2019, "
+        "arXiv:1910.12656).",
+    )
+    axes = figure.subplots(1, len(COLUMNS), sharey=True)
+    for ax, (key, title) in zip(axes, COLUMNS.items(), strict=True):
+        _column(ax, title, [row[key] for row in rows], worst)
+    names = [f"{style.short(found[k].name, 20)}  ({found[k].support:,})" for k in worst]
+    axes[0].set_yticks(range(len(worst)), names, color=style.INK)
+    axes[0].set_ylim(len(worst) - 0.4, -0.6)
+    return figure
+
+
+def _last_if_nan(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _column(ax: Axes, title: str, values: list[float], shown: list[int]) -> None:
+    """Draw one score of the classes shown, and the mean of all; an error in orange."""
+    error = title.endswith("ECE")
+    here = np.array([values[k] for k in shown])
+    end = max(1.35 * float(np.nanmax(here, initial=0.001)), 0.01) if error else 1.3
+    ax.barh(
+        np.arange(len(shown)),
+        np.nan_to_num(here),
+        height=0.66,
+        color=style.ORANGE if error else style.BLUE,
+    )
+    for place, value in enumerate(here.tolist()):
+        text = "\N{EN DASH}" if math.isnan(value) else f"{100 * value:.{2 if error else 1}f}"
+        ax.text(_or_0(value) + 0.02 * end, place, text, va="center", fontsize=7.5)
+    there = [value for value in values if not math.isnan(value)]
+    mean = sum(there) / len(there) if there else math.nan
+    if there:
+        ax.axvline(mean, color=style.INK, linewidth=1, linestyle=(0, (1, 2)))
+    shown_mean = style.percent(mean, 2) if there else "undefined"
+    ax.set_title(f"{title}\nmean {shown_mean}")
+    ax.set(xlim=(0, end), xlabel="%")
+    if error:
+        ax.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}")
+        ax.locator_params(axis="x", nbins=3)
+    else:
+        ax.set_xticks([0, 0.5, 1], labels=["0", "50", "100"])
+    ax.grid(axis="x")
+    ax.spines["bottom"].set_visible(False)
+
+
+def _or_0(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

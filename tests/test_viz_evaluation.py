@@ -1,0 +1,257 @@
+"""The figures that say how good a classifier is: their numbers are sklearn's, or counted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+)
+from torch import Tensor
+from torch.nn import functional as F
+
+import cnn_core
+from cnn_core.training import Predictions, Run
+from cnn_viz import style
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.measures import (
+    TEMPERATURES,
+    confused_pairs,
+    fitted_temperature,
+    one_vs_rest,
+    reliability,
+)
+from cnn_viz.views.calibration import calibration
+from cnn_viz.views.class_scores import class_scores
+from cnn_viz.views.confused import confused
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Ingredients:
+    out = tmp_path_factory.mktemp("evaluation") / "run"
+    run = cnn_core.train(
+        "lenet5_modern", "digits", out=out, progress=False, epochs=2, batch_size=32, device="cpu"
+    )
+    return Ingredients(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(ingredients: Ingredients) -> Run:
+    return ingredients.run
+
+
+def noisy(count: int, classes: int, sharpness: float = 2.0) -> Predictions:
+    """Predictions that are right more often than by chance, with logits of a known sharpness."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(count) % classes
+    logits = torch.randn(count, classes, generator=generator)
+    logits += 1.5 * F.one_hot(targets, classes)
+    images = torch.randint(0, 256, (count, 1, 6, 6), generator=generator, dtype=torch.uint8)
+    names = tuple(f"class {n}" for n in range(classes))
+    return Predictions(images, sharpness * logits, targets, names)
+
+
+def drawn(text: Figure) -> str:
+    """Everything that is written on a figure."""
+    inside = [t.get_text() for ax in text.axes for t in ax.texts]
+    titles = [ax.get_title(loc="left") for ax in text.axes]
+    return "\n".join([text.get_suptitle(), text.get_supxlabel(), *titles, *inside])
+
+
+# calibration
+
+
+def counted(logits: Tensor, targets: Tensor) -> tuple[list[int], list[int], list[float]]:
+    """Of each bin with images: its number, how many, and the gap (Guo et al. 2017, Eq. 2-5)."""
+    groups: dict[int, list[tuple[float, bool]]] = {}
+    for row, target in zip(logits.double().softmax(1), targets, strict=True):
+        confidence = float(row.max())
+        place = math.ceil(confidence * 15) - 1
+        groups.setdefault(place, []).append((confidence, bool(row.argmax() == target)))
+    pairs = [np.array(groups[place], dtype=float) for place in sorted(groups)]
+    gaps = [abs(pair[:, 1].mean() - pair[:, 0].mean()) for pair in pairs]
+    return sorted(groups), [len(pair) for pair in pairs], gaps
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_reliability_is_what_counting_gives(classes):
+    said = noisy(500, classes)
+    found = reliability(said.logits, said.targets)
+    bins, counts, gaps = counted(said.logits, said.targets)
+    assert len(bins) > 3
+    assert found.bins.tolist() == bins
+    np.testing.assert_allclose(found.share, np.array(counts) / 500)
+    assert found.ece == pytest.approx(np.dot(counts, gaps) / 500)
+    assert found.mce == pytest.approx(max(gaps))
+    shares = said.logits.double().softmax(1).numpy()
+    assert found.nll == pytest.approx(log_loss(said.targets, shares))
+    truth = np.eye(classes)[said.targets]
+    assert found.brier == pytest.approx(
+        np.mean([((p - t) ** 2).sum() for p, t in zip(shares, truth, strict=True)])
+    )
+
+
+def test_a_temperature_that_was_put_in_is_found():
+    """Targets drawn from the softmax itself: sharpened threefold, a temperature of 3 mends it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 5, generator=generator)
+    targets = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
+    assert fitted_temperature(logits, targets) == pytest.approx(1, abs=0.03)
+    assert fitted_temperature(3 * logits, targets) == pytest.approx(3, abs=0.1)
+    before, after = reliability(3 * logits, targets), reliability(logits, targets)
+    assert after.ece < 0.02 < before.ece
+    grid = np.geomspace(1, 9, 100)
+    best = min(float(F.cross_entropy(3 * logits / float(heat), targets)) for heat in grid)
+    heat = fitted_temperature(3 * logits, targets)
+    assert float(F.cross_entropy(3 * logits / heat, targets)) <= best + 1e-7
+
+
+def test_calibration_fits_on_the_images_that_training_held_out(ingredients):
+    said, held_out = ingredients.predictions, ingredients.validation
+    run = ingredients.run
+    train = cnn_core.load_dataset("digits")
+    _, part = train.divide(run.recipe.validation, run.recipe.seed)
+    assert torch.equal(held_out.targets, part.targets[part.rows])  # as the trainer divides
+    assert torch.equal(held_out.images, part.images[part.rows])
+    best = max(line["val/top1"] for line in run.history())
+    share = (held_out.predicted == held_out.targets).double().mean()
+    assert float(share) == pytest.approx(best)  # those that chose the weights
+    with style.applied():
+        figure = calibration(run, said, held_out)
+    heat = fitted_temperature(held_out.logits, held_out.targets)
+    found = drawn(figure)
+    assert f"a temperature of {heat:.3f}" in found
+    assert f"{len(part):,} images of the validation split" in found
+    for logits in (said.logits, said.logits / heat):
+        numbers = reliability(logits, said.targets)
+        assert f"ECE {style.percent(numbers.ece, 2)}, " in found
+        assert f"NLL {numbers.nll:.4f}" in found
+
+
+def test_calibration_without_validation_says_so(run):
+    with style.applied():
+        figure = calibration(run, noisy(100, 3), None)
+    assert drawn(figure).count("no temperature could be fitted") == 1
+    assert "recipe: validation = 0" in drawn(figure)
+    assert not figure.axes[1].patches
+
+
+def test_a_run_without_validation_has_none(run, tmp_path):
+    recipe = replace(run.recipe, validation=0.0, epochs=1)
+    out = tmp_path / "run"
+    whole = cnn_core.train(
+        recipe.model, recipe.data, out=out, progress=False, epochs=1, validation=0.0, device="cpu"
+    )
+    assert Ingredients(whole, device="cpu").validation is None
+
+
+def test_a_temperature_at_the_border_says_so(run):
+    said = noisy(60, 3)
+    sure = replace(
+        said, logits=F.one_hot(said.targets, 3).float()
+    )  # all right: the colder the better
+    assert fitted_temperature(sure.logits, sure.targets) == pytest.approx(
+        TEMPERATURES[0], rel=0.01
+    )
+    with style.applied():
+        figure = calibration(run, said, sure)
+    assert "at the border of what was tried, 0.05 to 20" in figure.get_supxlabel()
+
+
+# class scores
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_each_class_against_the_rest_is_what_sklearn_and_counting_give(classes):
+    said = noisy(300, classes)
+    shares = said.logits.double().softmax(1).numpy()
+    truth = np.eye(classes)[said.targets]
+    found = one_vs_rest(said)
+    expected = average_precision_score(truth, shares, average=None)
+    np.testing.assert_allclose([row.ap for row in found], expected)
+    expected = roc_auc_score(truth, shares, average=None)
+    np.testing.assert_allclose([row.auc for row in found], expected)
+    for number, row in enumerate(found):
+        place = np.ceil(shares[:, number] * 15)
+        gap = 0.0
+        for one in np.unique(place):
+            inside = place == one
+            gap += abs((shares[inside, number] - truth[inside, number]).sum()) / 300
+        assert row.ece == pytest.approx(gap)
+
+
+def test_the_worst_class_comes_first_and_a_class_without_images_last(run):
+    said = noisy(200, 5)
+    some = said.targets != 2
+    said = replace(
+        said, images=said.images[some], logits=said.logits[some], targets=said.targets[some]
+    )
+    said.logits[:, 2] = -9.0  # nor is it ever said
+    with style.applied():
+        figure = class_scores(run, said)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    f1 = f1_score(said.targets, said.predicted, average=None, labels=[0, 1, 3, 4])
+    order = np.array([0, 1, 3, 4])[np.argsort(f1, kind="stable")]
+    assert names == [f"class {k}  (40)" for k in order] + ["class 2  (0)"]
+    widths = [bar.get_width() for bar in figure.axes[2].patches]
+    np.testing.assert_allclose(widths, [*np.sort(f1), 0])
+    assert figure.axes[2].texts[-1].get_text() == "\N{EN DASH}"
+    assert f"mean {style.percent(f1.mean(), 2)}" in figure.axes[2].get_title(loc="left")
+    assert "All 5 classes" in figure.get_supxlabel()
+
+
+def test_of_many_classes_the_worst_thirty_are_shown(run):
+    with style.applied():
+        figure = class_scores(run, noisy(500, 100))
+    assert "The 30 of 100 classes with the lowest F1" in figure.get_supxlabel()
+    for ax in figure.axes:
+        assert len(ax.patches) == 30
+
+
+# confused
+
+
+def test_confused_pairs_are_the_largest_cells_beside_the_diagonal():
+    counts = np.array([[90, 2, 0], [5, 80, 2], [0, 7, 99]])
+    assert confused_pairs(counts, 3) == [(2, 1), (1, 0), (0, 1)]
+    assert confused_pairs(counts, 10) == [(2, 1), (1, 0), (0, 1), (1, 2)]
+    assert confused_pairs(np.diag([4, 5]), 10) == []
+
+
+def test_confused_shows_the_images_of_each_pair(run):
+    said = noisy(300, 4)
+    with style.applied():
+        figure = confused(run, said)
+    counts = confusion_matrix(said.targets, said.predicted)
+    np.fill_diagonal(counts, 0)
+    true, predicted = np.unravel_index(counts.argmax(), counts.shape)
+    first = figure.axes[0]
+    assert first.get_title(loc="left").startswith(
+        f"class {true} \N{RIGHTWARDS ARROW} class {predicted}:  {counts.max()} of 75 ("
+    )
+    cell = (said.targets == int(true)) & (said.predicted == int(predicted))
+    confidence = said.probabilities.amax(1).where(cell, -1.0)
+    best = confidence.argsort(descending=True)[:6]
+    assert len(first.images) == len(first.texts) == 6
+    for image, text, place in zip(first.images, first.texts, best.tolist(), strict=True):
+        np.testing.assert_allclose(image.get_array(), said.images[place, 0] / 255, rtol=1e-6)
+        assert text.get_text() == style.percent(float(confidence[place]))
+    shown = np.sort(counts, axis=None)[::-1][:10].sum()
+    assert f"{shown:,} of {counts.sum():,} mistakes in 300 images" in figure.get_supxlabel()
+
+
+def test_nothing_confused_is_said(run):
+    said = noisy(60, 3)
+    with style.applied():
+        figure = confused(run, replace(said, logits=F.one_hot(said.targets, 3).float()))
+    assert figure.get_supxlabel() == "None of 60 images was taken for another class."
+    assert not any(ax.images for ax in figure.axes)
