@@ -12,7 +12,7 @@ from cnn_core.cli.output import say_path
 from cnn_core.cli.params import RegistryName
 from cnn_core.text import printable
 
-__all__ = ["cam", "embed", "overlay", "report", "viz"]
+__all__ = ["cam", "embed", "explore", "overlay", "report", "viz"]
 
 
 def _views() -> Iterable[str]:
@@ -174,3 +174,46 @@ def report(run: Path, data_dir: Path | None, device: str) -> None:
         progress=lambda line: click.echo(printable(line), err=True),
     )
     say_path(path)
+
+
+@click.command("explore")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any."
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
+    """Serve a page that says where the network of RUN looks in images dropped on it.
+
+    For this machine only: http://127.0.0.1:PORT, until Ctrl-C. The report is there too. Needs
+    starlette and uvicorn: pip install 'cnn-viz[serve]'.
+
+    \b
+    Example:
+      cnnzoo explore runs/lenet5-digits-20260101-120000
+    """
+    import socket
+
+    from cnn_core.errors import UsageError
+
+    try:
+        import uvicorn
+
+        from cnn_viz.serve import application
+    except ImportError as error:
+        raise UsageError(f"cnnzoo explore: {error}", "pip install 'cnn-viz[serve]'") from error
+    from cnn_viz.ingredients import Ingredients
+
+    ingredients = Ingredients(run, data_dir=data_dir, device=device)
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UsageError(f"port {port}: {error.strerror}", "--port 0 takes any") from error
+        port = listening.getsockname()[1]
+        served = application(ingredients, port)
+        click.echo(f"http://127.0.0.1:{port}")
+        config = uvicorn.Config(served, log_level="warning", lifespan="off")
+        uvicorn.Server(config).run(sockets=[listening])

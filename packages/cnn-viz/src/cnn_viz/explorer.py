@@ -29,7 +29,7 @@ from cnn_viz.pictures import varied
 from cnn_viz.views.embedding import words
 from cnn_viz.views.features import walk
 
-__all__ = ["BY_HAND", "NOTHING", "explored"]
+__all__ = ["BY_HAND", "NOTHING", "SHOWN", "explored", "stages_of"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
 SIDE = 32  # pixels of a thumbnail, at most
@@ -153,7 +153,7 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
     wanted = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
     maps: dict[str, Any] = {}
     shapes: dict[str, list[int]] = {}
-    stages = _stages(ingredients.model, spec, images[:1])
+    stages = stages_of(ingredients.model, spec, images[:1])
     for method, name in SHOWN.items():
         for kind, classes in wanted.items():
             found = cams(ingredients.model, images, stages, classes, method)
@@ -173,7 +173,7 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
     }
 
 
-def _stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
+def stages_of(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
     """Return the CAM's stage, and up to two before it whose maps are no larger than 32 x 32."""
     outputs, _ = walk(model, images, spec.stages)
     before = spec.stages[: spec.stages.index(spec.cam_stage)] if spec.cam_stage in outputs else ()

@@ -166,6 +166,11 @@ def cnnzoo_commands() -> list[CommandSpec]:
             summary="Draw what in image files speaks for a class",
         ),
         CommandSpec(
+            name="explore",
+            target="cnn_viz.commands:explore",
+            summary="Serve a page for images of your own: where does the network look?",
+        ),
+        CommandSpec(
             name="overlay",
             target="cnn_viz.commands:overlay",
             summary="Learning curves of several runs on one figure",

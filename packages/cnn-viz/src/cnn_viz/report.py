@@ -32,11 +32,11 @@ from cnn_viz.ingredients import Ingredients
 from cnn_viz.inline import inlined
 from cnn_viz.measures import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
 
-__all__ = ["write_report"]
+__all__ = ["script_hash", "script_of", "template_of", "write_report"]
 
 
 def write_report(
-    run: Run | str | os.PathLike[str],
+    run: Run | Ingredients | str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -50,7 +50,9 @@ def write_report(
     Raises:
         ZooError: the run lacks weights, or its data set cannot be loaded.
     """
-    ingredients = Ingredients(run, data_dir=data_dir, device=device)
+    ingredients = (
+        run if isinstance(run, Ingredients) else Ingredients(run, data_dir=data_dir, device=device)
+    )
     opened = ingredients.run
     progress(f"evaluating {opened.recipe.model} on the test split of {opened.recipe.data}")
     content = _content(ingredients)
@@ -61,8 +63,8 @@ def write_report(
         if not drawings[-1].error:
             write(drawings[-1], opened.figures)
     task = registry.get_spec(opened.recipe.model).task
-    script = resources.files("cnn_viz").joinpath("templates", "report.js").read_text("utf-8")
-    page = _template(task).render(
+    script = script_of("report.js")
+    page = template_of(f"{task}.html").render(
         content,
         recorded=opened.test_metrics(),
         surroundings=_surroundings(content["environment"]),
@@ -74,8 +76,8 @@ def write_report(
         figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task]],
         sections=_sections(opened),
         numbers=_plain(content),
-        script=Markup(script),
-        script_hash=_hash(script),
+        script=script,
+        script_hash=script_hash(script),
     )
     path = opened.path / "report.html"
     write_text(path, "\n".join(map(printable, page.split("\n"))))
@@ -196,7 +198,13 @@ def _commands(run: Run) -> list[str]:
     ]
 
 
-def _hash(script: str) -> str:
+def script_of(name: str) -> Markup:
+    """Return a script of ours, for a page."""
+    path = resources.files("cnn_viz").joinpath("templates", name)
+    return Markup(path.read_text("utf-8"))
+
+
+def script_hash(script: str) -> str:
     """Return what the page's policy allows to run: this script and no other."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
@@ -229,7 +237,7 @@ def _sections(run: Run) -> list[Markup]:
     return sections
 
 
-def _template(task: str) -> jinja2.Template:
+def template_of(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz"),
         autoescape=True,
@@ -238,7 +246,7 @@ def _template(task: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "duration": _duration, "number": _number}
-    return environment.get_template(f"{task}.html")
+    return environment.get_template(name)
 
 
 def _percent(fraction: float, digits: int = 1) -> str:

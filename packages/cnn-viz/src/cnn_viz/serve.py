@@ -1,0 +1,171 @@
+"""`cnnzoo explore`: a page on this machine, with maps of the images that are dropped on it.
+
+Only 127.0.0.1 is listened to. A request has to name it as its host, so that no other name that
+leads here is served, and to come from the page itself; nothing allows another origin anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from cnn_core import registry
+from cnn_core.data.images import read_image
+from cnn_core.errors import UsageError, ZooError
+from cnn_core.text import printable
+from cnn_core.training.prediction import task_of
+from cnn_viz.cam import cams
+from cnn_viz.explorer import SHOWN, stages_of
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.pictures import as_image
+from cnn_viz.report import script_hash, script_of, template_of, write_report
+from cnn_viz.views.gradcam import overlay
+
+__all__ = ["LARGEST", "application"]
+
+LARGEST = 20_000_000  # bytes of an image
+NAMED = 5  # classes that are said
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+def application(ingredients: Ingredients, port: int) -> Starlette:
+    """Return what answers for a run, to requests whose host is 127.0.0.1 or localhost at a port.
+
+    Raises:
+        UsageError: the run does not classify.
+    """
+    weights, run = ingredients.weights, ingredients.run
+    if (task := task_of(weights)) != "classification":
+        raise UsageError(f"{run.path}: '{weights.model}' does {task}", "cnnzoo predict, or report")
+    model = ingredients.model
+    spec = registry.get_spec(weights.model)
+    height, width = weights.preprocessing.target
+    blank = torch.zeros(1, weights.in_channels, height, width, device=ingredients.device)
+    stages = stages_of(model, spec, blank)
+    script = script_of("live.js")
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; connect-src 'self'; "
+        f"script-src '{script_hash(script)}'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    page = template_of("live.html").render(
+        run=run.path.absolute().name,
+        model=weights.model,
+        data=run.recipe.data,
+        methods=SHOWN,
+        stages=stages,
+        classes=weights.classes,
+        script=script,
+    )
+    own = {f"127.0.0.1:{port}", f"localhost:{port}"}
+    busy = Lock()
+
+    def guarded(answer: Answer) -> Answer:
+        async def checked(request: Request) -> Response:
+            host, origin = request.headers.get("host"), request.headers.get("origin")
+            if host not in own or origin not in (None, f"http://{host}"):
+                return JSONResponse({"error": "this page is for its own machine only"}, 403)
+            response = await answer(request)
+            response.headers["X-Content-Type-Options"] = "nosniff"
+            response.headers["Cache-Control"] = "no-store"
+            return response
+
+        return checked
+
+    async def home(request: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    async def report(request: Request) -> Response:
+        path = run.path / "report.html"
+        if not path.is_file():
+            await run_in_threadpool(_locked, busy, lambda: write_report(ingredients))
+        return FileResponse(path, media_type="text/html")
+
+    async def explain(request: Request) -> Response:
+        if request.headers.get("x-cnnzoo") != "1":  # what a form of another site cannot send
+            return JSONResponse({"error": "expected a request of the page"}, 403)
+        method, stage = (request.query_params.get(name, "") for name in ("method", "stage"))
+        number = request.query_params.get("class", "")
+        if method not in SHOWN or stage not in stages:
+            return JSONResponse({"error": "no such method or stage"}, 400)
+        if number and not (number.isdecimal() and int(number[:6]) < len(weights.classes)):
+            return JSONResponse({"error": "no such class"}, 400)
+        content = await _received(request)
+        explained = [int(number)] if number else None
+
+        def found() -> dict[str, Any]:
+            picture = _decoded(content, weights.in_channels)
+            inputs = weights.preprocessing(picture[None].to(ingredients.device))
+            cam = cams(model, inputs, [stage], explained, method)[stage]
+            plain = as_image(weights.preprocessing.pictures(inputs)[0])
+            plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+            best = cam.logits.softmax(1)[0].topk(min(NAMED, len(weights.classes)))
+            names = [printable(weights.classes[k]) for k in best.indices.tolist()]
+            return {
+                "classes": list(zip(names, best.values.tolist(), strict=True)),
+                "explained": printable(weights.classes[int(cam.classes[0])]),
+                "empty": bool(cam.empty[0]),
+                "picture": _png(plain),
+                "overlay": _png(overlay(plain, cam.heat()[0].cpu().numpy())),
+            }
+
+        try:
+            return JSONResponse(await run_in_threadpool(_locked, busy, found))
+        except ZooError as error:
+            return JSONResponse({"error": printable(error.message)}, 400)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    routes = [
+        Route("/", guarded(home)),
+        Route("/report", guarded(report)),
+        Route("/explain", guarded(explain), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: refused})
+
+
+def _locked(lock: Lock, call: Callable[[], Any]) -> Any:
+    with lock:
+        return call()
+
+
+async def _received(request: Request) -> bytes:
+    """Return the body; one of more than `LARGEST` bytes is not read to its end."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > LARGEST:
+            raise HTTPException(413, f"an image of more than {LARGEST:,} bytes")
+    return bytes(content)
+
+
+def _decoded(content: bytes, channels: int) -> torch.Tensor:
+    """Return an image, uint8, C H W; raises CorruptError if it is none, or not let in."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
+        return read_image(path, channels)
+
+
+def _png(pixels: Any) -> str:
+    file = io.BytesIO()
+    Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,176 @@
+"""cnnzoo explore: what it says of an image, and whom it answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+from starlette.testclient import TestClient
+
+import cnn_core
+from cnn_core import load_dataset
+from cnn_core.errors import UsageError
+from cnn_core.training import Run, predict
+from cnn_viz import serve
+from cnn_viz.ingredients import Ingredients
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ASKED = {"X-Cnnzoo": "1"}
+QUERY = "explain?method=grad-cam&stage=c3&class="
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("serve") / "run"
+    return cnn_core.train("lenet5", "digits", out=out, progress=False, epochs=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pixels = load_dataset("digits").split("test").images[0, 0].numpy()
+    path = tmp_path_factory.mktemp("digit") / "seven <b>.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(run: Run) -> TestClient:
+    application = serve.application(Ingredients(run, device="cpu"), 8765)
+    return TestClient(application, base_url="http://127.0.0.1:8765")
+
+
+def test_the_page_says_what_it_may_do(client):
+    answer = client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    assert "script-src 'sha256-" in policy
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert "c3" in answer.text
+
+
+def test_an_image_is_explained_as_predict_says(client, run, digit):
+    answer = client.post(f"/{QUERY}", content=digit.read_bytes(), headers=ASKED)
+    assert answer.status_code == 200
+    found = answer.json()
+    (expected,) = predict(run.path, [digit], top_k=5, device="cpu")
+    assert [name for name, _ in found["classes"]] == list(expected.classes)
+    assert [p for _, p in found["classes"]] == pytest.approx(expected.probabilities, abs=1e-6)
+    assert found["explained"] == expected.classes[0]
+    sizes = {
+        Image.open(io.BytesIO(base64.b64decode(found[name]))).size
+        for name in ("picture", "overlay")
+    }
+    assert sizes == {(32, 32)}
+    other = client.post(f"/{QUERY}3", content=digit.read_bytes(), headers=ASKED).json()
+    assert other["explained"] == "3"
+    assert other["overlay"] != found["overlay"] or found["explained"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({**ASKED, "Host": "example.org:8765"}, 403),
+        ({**ASKED, "Host": "127.0.0.1:1"}, 403),
+        ({**ASKED, "Host": "[::1]:8765"}, 403),
+        ({**ASKED, "Origin": "http://example.org"}, 403),
+        ({**ASKED, "Origin": "null"}, 403),
+        ({}, 403),
+        ({**ASKED, "Origin": "http://127.0.0.1:8765"}, 200),
+    ],
+)
+def test_only_the_page_itself_is_answered(client, digit, headers, code):
+    answer = client.post(f"/{QUERY}", content=digit.read_bytes(), headers=headers)
+    assert answer.status_code == code
+    if "Host" in headers:
+        assert client.get("/", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("query", "content", "code", "said"),
+    [
+        (QUERY, b"not an image", 400, "image"),
+        (QUERY, b"", 400, "image"),
+        (QUERY, b"\x89PNG\r\n\x1a\n" + b"x" * 100, 400, "image"),
+        (QUERY.replace("grad-cam", "score-cam"), b"", 400, "no such method"),
+        (QUERY.replace("c3", "../c3"), b"", 400, "no such method or stage"),
+        (f"{QUERY}10", b"", 400, "no such class"),
+        (f"{QUERY}-1", b"", 400, "no such class"),
+        (f"{QUERY}{'9' * 400}", b"", 400, "no such class"),
+        (QUERY, b"x" * (serve.LARGEST + 1), 413, "more than 20,000,000 bytes"),
+    ],
+)
+def test_what_is_no_image_or_no_question_is_refused_in_words(client, query, content, code, said):
+    answer = client.post(f"/{query}", content=content, headers=ASKED)
+    assert answer.status_code == code
+    assert said in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert "Traceback" not in answer.text
+
+
+def test_other_ways_in_are_closed(client):
+    assert client.get(f"/{QUERY}").status_code == 405
+    assert client.get("/weights.safetensors").status_code == 404
+    assert client.get("/../run/recipe.toml").status_code == 404
+
+
+def test_a_run_that_segments_is_refused(tmp_path):
+    options = {"epochs": 1, "image_size": 16, "options": {"width": 2, "depth": 1}}
+    run = cnn_core.train(
+        "unet_same", "digit_scenes", out=tmp_path / "run", progress=False, device="cpu", **options
+    )
+    with pytest.raises(UsageError, match="does segmentation"):
+        serve.application(Ingredients(run, device="cpu"), 1)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+def test_images_that_are_chosen_in_a_browser_are_explained(run, digit, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nothing")
+    command = [sys.executable, "-m", "cnn_core", "explore", str(run.path), "--port", "0"]
+    served = subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert served.stdout is not None
+        address = served.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=CHROMIUM, args=["--headless", "--no-sandbox"]
+            )
+            page: Any = browser.new_page()
+            complaints: list[str] = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.goto(address)
+            page.set_input_files("[type=file]", [digit, broken])
+            page.wait_for_selector("#said figure:nth-child(2)")
+            words = page.locator("#said figcaption").all_text_contents()
+            assert words[0].startswith("seven <b>.png: ")
+            assert "%" in words[0]
+            assert words[1].startswith("broken.png: ")
+            assert page.locator("#said .heat").count() == 1
+            first = page.locator("#said .heat").get_attribute("src")
+            page.select_option("[name=method]", "eigen-cam")
+            page.wait_for_function(
+                "old => { const heat = document.querySelector('#said .heat');"
+                " return heat && heat.src !== old; }",
+                arg=first,
+            )
+            page.fill("[name=opacity]", "30")
+            shown = "getComputedStyle(document.querySelector('#said .heat')).opacity"
+            assert np.isclose(float(page.evaluate(shown)), 0.3)
+            assert complaints == []
+            browser.close()
+    finally:
+        served.send_signal(signal.SIGINT)
+        served.communicate(timeout=20)
+    assert served.returncode in (0, -signal.SIGINT, 130)
