@@ -17,6 +17,7 @@ from cnn_core.training import Predictions
 
 __all__ = [
     "BINS",
+    "STEPS",
     "TEMPERATURES",
     "ClassScore",
     "OneVsRest",
@@ -27,12 +28,16 @@ __all__ = [
     "confused_pairs",
     "confusion_counts",
     "fitted_temperature",
+    "mean_curves",
     "one_vs_rest",
     "pixel_scores",
+    "ranking_curves",
     "reliability",
+    "risk_coverage",
     "wilson",
 ]
 
+STEPS = 201  # of a mean curve
 RESAMPLES = 2000
 BINS = 15  # of confidences, as in Guo et al. 2017, Table 1
 TEMPERATURES = (0.05, 20.0)  # the coldest and the hottest that are tried
@@ -238,3 +243,43 @@ def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
             auc = float(roc_auc_score(truth.numpy(), share.numpy()))
         rows.append(OneVsRest(ap, auc, ece))
     return rows
+
+
+Curve = tuple[NDArray[Any], NDArray[Any]]  # x, ascending, and y
+
+
+def ranking_curves(predictions: Predictions, number: int) -> tuple[Curve, Curve]:
+    """Return a class's precision by recall, and true by false positive rate, against all others.
+
+    Both x run from 0 to 1. The class needs images, and so do the others.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    truth = (predictions.targets == number).numpy()
+    share = predictions.logits.double().softmax(1)[:, number].numpy()
+    precision, recall, _ = precision_recall_curve(truth, share, drop_intermediate=True)
+    false, true, _ = roc_curve(truth, share)
+    return (recall[::-1], precision[::-1]), (false, true)
+
+
+def mean_curves(predictions: Predictions, numbers: Sequence[int]) -> tuple[Curve, Curve]:
+    """Return the means of the classes' `ranking_curves`, at even steps of recall and rate.
+
+    The precision at a recall is that of the highest threshold that reaches it.
+    """
+    grid = np.linspace(0, 1, STEPS)
+    pairs = [ranking_curves(predictions, number) for number in numbers]
+    precisions = [y[np.searchsorted(x, grid - 1e-12)] for (x, y), _ in pairs]
+    rates = [np.interp(grid, x, y) for _, (x, y) in pairs]
+    return (grid, np.mean(precisions, 0)), (grid, np.mean(rates, 0))
+
+
+def risk_coverage(confidence: Tensor, hit: Tensor) -> NDArray[np.float64]:
+    """Return the fraction of mistakes among the 1, 2, … N most confident images.
+
+    Its mean is the area under the curve, AURC (Y. Geifman et al. 2019, arXiv:1805.08206,
+    section 2). Images as confident as each other count as their mean.
+    """
+    _, group, counts = np.unique(-np.asarray(confidence), return_inverse=True, return_counts=True)
+    mistakes = np.bincount(group, ~np.asarray(hit)) / counts
+    return np.cumsum(np.repeat(mistakes, counts)) / np.arange(1, len(group) + 1)
