@@ -28,6 +28,7 @@ from cnn_viz import style
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import (
     TEMPERATURES,
+    clustered,
     confused_pairs,
     fitted_temperature,
     mean_curves,
@@ -39,7 +40,9 @@ from cnn_viz.measures import (
 from cnn_viz.views.calibration import calibration
 from cnn_viz.views.class_scores import class_scores
 from cnn_viz.views.confused import confused
+from cnn_viz.views.confusion import confusion
 from cnn_viz.views.coverage import coverage
+from cnn_viz.views.predictions import predictions
 from cnn_viz.views.rankings import rankings
 
 
@@ -364,3 +367,59 @@ def test_coverage_shows_both_orders_and_their_areas(run):
     assert (ideal.get_ydata() >= found.get_ydata() - 1e-9).all()
     ninety = style.percent(float(1 - risk[179]))
     assert f"{ninety}\nof 90 %" in drawn(figure)
+
+
+# confusion
+
+
+def test_clustering_brings_classes_together_that_are_confused():
+    """Fifteen classes in five groups of three, dealt out like cards."""
+    rng = np.random.default_rng(0)
+    group = rng.permutation(np.repeat(np.arange(5), 3))
+    counts = rng.integers(1, 4, (15, 15)) + 30 * (group[:, None] == group)
+    counts += 90 * np.eye(15, dtype=counts.dtype)
+    order = clustered(counts)
+    assert sorted(order) == list(range(15))
+    together = group[order].reshape(5, 3)
+    assert (together == together[:, :1]).all()
+
+
+def test_the_order_of_three_classes_puts_the_confused_ones_side_by_side():
+    counts = np.array([[50, 0, 20], [0, 70, 0], [20, 0, 50]])
+    assert abs(np.diff([clustered(counts).index(k) for k in (0, 2)])[0]) == 1
+    assert clustered(np.array([[3, 1], [1, 3]])) == [0, 1]
+    absent = np.zeros((4, 4), dtype=int)  # no class has images
+    assert sorted(clustered(absent)) == [0, 1, 2, 3]
+
+
+def test_a_matrix_of_many_classes_is_ordered_and_says_so(run):
+    said = noisy(400, 13)
+    with style.applied():
+        figure, few = confusion(run, said), confusion(run, noisy(400, 12))
+    counts = confusion_matrix(said.targets, said.predicted)
+    order = clustered(counts)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [f"class {k}" for k in order]
+    shares = counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), shares[np.ix_(order, order)])
+    assert "average linkage" in figure.get_supxlabel()
+    assert "average linkage" not in few.get_supxlabel()
+    assert [t.get_text() for t in few.axes[0].get_yticklabels()] == [
+        f"class {k}" for k in range(12)
+    ]
+
+
+# predictions
+
+
+def test_the_least_sure_of_those_that_are_right_are_shown(run):
+    said = noisy(200, 4)
+    with style.applied():
+        figure = predictions(run, said)
+    confidence = said.probabilities.amax(1)
+    right = (said.predicted == said.targets).nonzero().squeeze(1)
+    least = right[confidence[right].argsort()[:8]]
+    texts = [text.get_text() for text in figure.axes[1].texts]
+    assert texts == [
+        f"class {int(said.targets[k])}\n{style.percent(float(confidence[k]))}" for k in least
+    ]

@@ -25,6 +25,7 @@ __all__ = [
     "Reliability",
     "bootstrap",
     "class_scores",
+    "clustered",
     "confused_pairs",
     "confusion_counts",
     "fitted_temperature",
@@ -64,6 +65,24 @@ def confusion_counts(predictions: Predictions) -> Any:
         predictions.predicted.numpy(),
         labels=range(len(predictions.classes)),
     )
+
+
+def clustered(counts: NDArray[np.int64]) -> list[int]:
+    """Return the classes in an order that brings those together that are taken for each other.
+
+    Average linkage on 1 - the share of either class's images taken for the other, their mean, with
+    the leaves in the order of the smallest sum of distances between neighbours.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(counts) < 3:
+        return list(range(len(counts)))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    distance = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance), "average", optimal_ordering=True)
+    return [int(number) for number in leaves_list(tree)]
 
 
 def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ VIEWS = (  # in the order in which the report shows them
     ViewSpec(
         name="predictions",
         render="cnn_viz.views.predictions:predictions",
-        summary="images that were classified right, and the most confident mistakes",
+        summary="images that were right, right but least sure, and the most confident mistakes",
         needs=("run", "predictions"),
     ),
     ViewSpec(

@@ -30,7 +30,7 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
     named, others = worst[:NAMED], worst[NAMED:DRAWN]
     figure = style.figure(
         10.5,
-        6.5,
+        6.8,
         f"Ranking of images on the test split: {run.recipe.model} on {run.recipe.data}",
         f"{len(predictions.targets):,} images, each class against all others, at every threshold "
         f"of its probability. {_which(len(named), len(others), len(there))}\n"
@@ -55,7 +55,7 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
     right.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
     for ax in (left, right):
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
-        _square(ax)
+        _unit(ax)
     return figure
 
 
@@ -79,7 +79,7 @@ def _which(named: int, others: int, there: int) -> str:
     return f"In colour: the {named} classes of the lowest AP; {thin}."
 
 
-def _square(ax: Axes) -> None:
+def _unit(ax: Axes) -> None:
     ticks = np.linspace(0, 1, 6).tolist()
-    ax.set(xlim=UNIT, ylim=UNIT, aspect="equal", xticks=ticks, yticks=ticks)
+    ax.set(xlim=UNIT, ylim=UNIT, xticks=ticks, yticks=ticks)
     ax.grid()
