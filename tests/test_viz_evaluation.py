@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import (
+    auc,
     average_precision_score,
     confusion_matrix,
     f1_score,
@@ -20,19 +22,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cnn_core
+from cnn_core.errors import UsageError
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import (
     TEMPERATURES,
+    clustered,
     confused_pairs,
     fitted_temperature,
+    mean_curves,
     one_vs_rest,
+    ranking_curves,
     reliability,
+    risk_coverage,
 )
 from cnn_viz.views.calibration import calibration
 from cnn_viz.views.class_scores import class_scores
 from cnn_viz.views.confused import confused
+from cnn_viz.views.confusion import confusion
+from cnn_viz.views.coverage import coverage
+from cnn_viz.views.predictions import predictions
+from cnn_viz.views.rankings import rankings
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +266,160 @@ def test_nothing_confused_is_said(run):
         figure = confused(run, replace(said, logits=F.one_hot(said.targets, 3).float()))
     assert figure.get_supxlabel() == "None of 60 images was taken for another class."
     assert not any(ax.images for ax in figure.axes)
+
+
+# rankings
+
+
+def test_curves_have_sklearns_areas(run):
+    said = noisy(300, 4)
+    for number, score in enumerate(one_vs_rest(said)):
+        (recall, precision), (false, true) = ranking_curves(said, number)
+        assert auc(false, true) == pytest.approx(score.auc)
+        assert (np.diff(recall) >= 0).all()
+        # Each point is what counting above one threshold gives.
+        order = said.logits.double().softmax(1)[:, number].argsort(descending=True)
+        hits = (said.targets[order] == number).double().cumsum(0).numpy()
+        points = {
+            (round(h / hits[-1], 9), round(h / n, 9)) for n, h in enumerate(hits, start=1)
+        } | {(0, 1)}
+        drawn_points = zip(recall, precision, strict=True)
+        assert {(round(r, 9), round(p, 9)) for r, p in drawn_points} <= points
+
+
+def test_the_mean_of_equal_curves_is_the_curve_and_of_others_lies_between():
+    said = noisy(300, 4)
+    (grid, one), (_, rate) = mean_curves(said, [2])
+    (_, twice), (_, rate_twice) = mean_curves(said, [2, 2])
+    np.testing.assert_allclose(one, twice)
+    np.testing.assert_allclose(rate, rate_twice)
+    (_, other), _ = mean_curves(said, [3])
+    (_, both), _ = mean_curves(said, [2, 3])
+    np.testing.assert_allclose(both, (one + other) / 2)
+    # Precision at a recall is that of the fewest images that reach it.
+    order = said.logits.double().softmax(1)[:, 2].argsort(descending=True)
+    hits = (said.targets[order] == 2).double().cumsum(0).numpy()
+    for recall, precision in list(zip(grid, one, strict=True))[1::20]:
+        n = int((hits / hits[-1] >= recall - 1e-9).argmax()) + 1
+        assert precision == pytest.approx(hits[n - 1] / n)
+
+
+def test_rankings_name_the_worst_of_many_and_their_mean(run):
+    said = noisy(600, 50)
+    with style.applied():
+        figure = rankings(run, said)
+    scores = one_vs_rest(said)
+    worst = np.argsort([score.ap for score in scores], kind="stable")[:6]
+    left, right = figure.axes
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    expected = [f"class {k}, AP {scores[k].ap:.3f}" for k in worst]
+    assert labels == [*expected, f"mean of all, AP {np.mean([s.ap for s in scores]):.3f}"]
+    assert len(right.lines) == 40 + 2
+    assert "the 6 classes of the lowest AP; grey: the next 34" in figure.get_supxlabel()
+    with style.applied():
+        figure = rankings(run, noisy(60, 3))
+    assert "All 3 classes" in figure.get_supxlabel()
+
+
+def test_a_split_of_one_class_has_no_ranking(run):
+    said = noisy(60, 3)
+    with pytest.raises(UsageError, match="images of one class only"):
+        rankings(run, replace(said, targets=torch.zeros_like(said.targets)))
+
+
+# coverage
+
+
+def test_risk_is_the_fraction_of_mistakes_among_the_surest():
+    generator = torch.Generator().manual_seed(0)
+    confidence, hit = (
+        torch.rand(40, generator=generator),
+        torch.rand(40, generator=generator) < 0.7,
+    )
+    risk = risk_coverage(confidence, hit)
+    order = confidence.argsort(descending=True)
+    for count in range(1, 41):
+        assert risk[count - 1] == pytest.approx(1 - float(hit[order[:count]].double().mean()))
+
+
+def test_images_as_sure_as_each_other_count_as_their_mean_over_all_orders():
+    confidence = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.2])
+    hit = torch.tensor([True, True, False, False, True])
+    orders = [[0, *middle, 4] for middle in permutations([1, 2, 3])]
+    wrong = ~hit.numpy()
+    expected = np.mean([wrong[order].cumsum() / np.arange(1, 6) for order in orders], axis=0)
+    np.testing.assert_allclose(risk_coverage(confidence, hit), expected)
+
+
+def test_coverage_shows_both_orders_and_their_areas(run):
+    said = noisy(200, 4)
+    with style.applied():
+        figure = coverage(run, said)
+    hit = said.predicted == said.targets
+    (ax,) = figure.axes
+    ideal, found = ax.lines[:2]
+    mistakes = int((~hit).sum())
+    area = np.maximum(np.arange(1, 201) - (200 - mistakes), 0) / np.arange(1, 201)
+    np.testing.assert_allclose(ideal.get_ydata(), 100 * (1 - area))
+    assert ideal.get_label() == f"ideal order, AURC {area.mean():.4f}"
+    risk = risk_coverage(said.logits.double().softmax(1).amax(1), hit)
+    assert found.get_label() == f"by confidence, AURC {risk.mean():.4f}"
+    assert (ideal.get_ydata() >= found.get_ydata() - 1e-9).all()
+    ninety = style.percent(float(1 - risk[179]))
+    assert f"{ninety}\nof 90 %" in drawn(figure)
+
+
+# confusion
+
+
+def test_clustering_brings_classes_together_that_are_confused():
+    """Fifteen classes in five groups of three, dealt out like cards."""
+    rng = np.random.default_rng(0)
+    group = rng.permutation(np.repeat(np.arange(5), 3))
+    counts = rng.integers(1, 4, (15, 15)) + 30 * (group[:, None] == group)
+    counts += 90 * np.eye(15, dtype=counts.dtype)
+    order = clustered(counts)
+    assert sorted(order) == list(range(15))
+    together = group[order].reshape(5, 3)
+    assert (together == together[:, :1]).all()
+
+
+def test_the_order_of_three_classes_puts_the_confused_ones_side_by_side():
+    counts = np.array([[50, 0, 20], [0, 70, 0], [20, 0, 50]])
+    assert abs(np.diff([clustered(counts).index(k) for k in (0, 2)])[0]) == 1
+    assert clustered(np.array([[3, 1], [1, 3]])) == [0, 1]
+    absent = np.zeros((4, 4), dtype=int)  # no class has images
+    assert sorted(clustered(absent)) == [0, 1, 2, 3]
+
+
+def test_a_matrix_of_many_classes_is_ordered_and_says_so(run):
+    said = noisy(400, 13)
+    with style.applied():
+        figure, few = confusion(run, said), confusion(run, noisy(400, 12))
+    counts = confusion_matrix(said.targets, said.predicted)
+    order = clustered(counts)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [f"class {k}" for k in order]
+    shares = counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), shares[np.ix_(order, order)])
+    assert "average linkage" in figure.get_supxlabel()
+    assert "average linkage" not in few.get_supxlabel()
+    assert [t.get_text() for t in few.axes[0].get_yticklabels()] == [
+        f"class {k}" for k in range(12)
+    ]
+
+
+# predictions
+
+
+def test_the_least_sure_of_those_that_are_right_are_shown(run):
+    said = noisy(200, 4)
+    with style.applied():
+        figure = predictions(run, said)
+    confidence = said.probabilities.amax(1)
+    right = (said.predicted == said.targets).nonzero().squeeze(1)
+    least = right[confidence[right].argsort()[:8]]
+    texts = [text.get_text() for text in figure.axes[1].texts]
+    assert texts == [
+        f"class {int(said.targets[k])}\n{style.percent(float(confidence[k]))}" for k in least
+    ]

@@ -50,7 +50,9 @@ VIEWS = [
     "predictions",
     "confused",
     "class_scores",
+    "rankings",
     "calibration",
+    "coverage",
     "gradcam",
     "cam_methods",
     "faithfulness",
@@ -254,7 +256,8 @@ def test_the_most_confident_mistakes_come_first(run):
     said = made_up(10, 100, 60)
     with style.applied():
         figure = predictions(run, said)
-    right, wrong = figure.axes
+    right, unsure, wrong = figure.axes
+    assert unsure.get_title(loc="left").startswith("Right, but least sure: 8 of 60")
     assert right.get_title(loc="left") == "Right: 16 of 60, from every class in turn"
     assert wrong.get_title(loc="left").startswith("Wrong: 16 of 40, the most confident")
     labels = [text.get_text() for text in wrong.texts]
@@ -275,7 +278,7 @@ def test_right_predictions_show_every_class(run):
     assert shown == {f"class {n}" for n in range(10)}
 
 
-@pytest.mark.parametrize(("right", "empty", "full"), [(20, 1, 0), (0, 0, 1)])
+@pytest.mark.parametrize(("right", "empty", "full"), [(20, 2, 0), (0, 0, 2)])
 def test_nothing_wrong_or_nothing_right_is_said(run, right, empty, full):
     with style.applied():
         figure = predictions(run, made_up(10, 20, right))

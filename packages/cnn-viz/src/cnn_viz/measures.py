@@ -17,6 +17,7 @@ from cnn_core.training import Predictions
 
 __all__ = [
     "BINS",
+    "STEPS",
     "TEMPERATURES",
     "ClassScore",
     "OneVsRest",
@@ -24,15 +25,20 @@ __all__ = [
     "Reliability",
     "bootstrap",
     "class_scores",
+    "clustered",
     "confused_pairs",
     "confusion_counts",
     "fitted_temperature",
+    "mean_curves",
     "one_vs_rest",
     "pixel_scores",
+    "ranking_curves",
     "reliability",
+    "risk_coverage",
     "wilson",
 ]
 
+STEPS = 201  # of a mean curve
 RESAMPLES = 2000
 BINS = 15  # of confidences, as in Guo et al. 2017, Table 1
 TEMPERATURES = (0.05, 20.0)  # the coldest and the hottest that are tried
@@ -59,6 +65,24 @@ def confusion_counts(predictions: Predictions) -> Any:
         predictions.predicted.numpy(),
         labels=range(len(predictions.classes)),
     )
+
+
+def clustered(counts: NDArray[np.int64]) -> list[int]:
+    """Return the classes in an order that brings those together that are taken for each other.
+
+    Average linkage on 1 - the share of either class's images taken for the other, their mean, with
+    the leaves in the order of the smallest sum of distances between neighbours.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(counts) < 3:
+        return list(range(len(counts)))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    distance = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance), "average", optimal_ordering=True)
+    return [int(number) for number in leaves_list(tree)]
 
 
 def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
@@ -238,3 +262,43 @@ def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
             auc = float(roc_auc_score(truth.numpy(), share.numpy()))
         rows.append(OneVsRest(ap, auc, ece))
     return rows
+
+
+Curve = tuple[NDArray[Any], NDArray[Any]]  # x, ascending, and y
+
+
+def ranking_curves(predictions: Predictions, number: int) -> tuple[Curve, Curve]:
+    """Return a class's precision by recall, and true by false positive rate, against all others.
+
+    Both x run from 0 to 1. The class needs images, and so do the others.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    truth = (predictions.targets == number).numpy()
+    share = predictions.logits.double().softmax(1)[:, number].numpy()
+    precision, recall, _ = precision_recall_curve(truth, share, drop_intermediate=True)
+    false, true, _ = roc_curve(truth, share)
+    return (recall[::-1], precision[::-1]), (false, true)
+
+
+def mean_curves(predictions: Predictions, numbers: Sequence[int]) -> tuple[Curve, Curve]:
+    """Return the means of the classes' `ranking_curves`, at even steps of recall and rate.
+
+    The precision at a recall is that of the highest threshold that reaches it.
+    """
+    grid = np.linspace(0, 1, STEPS)
+    pairs = [ranking_curves(predictions, number) for number in numbers]
+    precisions = [y[np.searchsorted(x, grid - 1e-12)] for (x, y), _ in pairs]
+    rates = [np.interp(grid, x, y) for _, (x, y) in pairs]
+    return (grid, np.mean(precisions, 0)), (grid, np.mean(rates, 0))
+
+
+def risk_coverage(confidence: Tensor, hit: Tensor) -> NDArray[np.float64]:
+    """Return the fraction of mistakes among the 1, 2, … N most confident images.
+
+    Its mean is the area under the curve, AURC (Y. Geifman et al. 2019, arXiv:1805.08206,
+    section 2). Images as confident as each other count as their mean.
+    """
+    _, group, counts = np.unique(-np.asarray(confidence), return_inverse=True, return_counts=True)
+    mistakes = np.bincount(group, ~np.asarray(hit)) / counts
+    return np.cumsum(np.repeat(mistakes, counts)) / np.arange(1, len(group) + 1)

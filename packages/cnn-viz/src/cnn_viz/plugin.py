@@ -23,7 +23,7 @@ VIEWS = (  # in the order in which the report shows them
     ViewSpec(
         name="predictions",
         render="cnn_viz.views.predictions:predictions",
-        summary="images that were classified right, and the most confident mistakes",
+        summary="images that were right, right but least sure, and the most confident mistakes",
         needs=("run", "predictions"),
     ),
     ViewSpec(
@@ -39,10 +39,22 @@ VIEWS = (  # in the order in which the report shows them
         needs=("run", "predictions"),
     ),
     ViewSpec(
+        name="rankings",
+        render="cnn_viz.views.rankings:rankings",
+        summary="precision, recall and ROC of each class against all others",
+        needs=("run", "predictions"),
+    ),
+    ViewSpec(
         name="calibration",
         render="cnn_viz.views.calibration:calibration",
         summary="whether images are right as often as their probability says",
         needs=("run", "predictions", "validation"),
+    ),
+    ViewSpec(
+        name="coverage",
+        render="cnn_viz.views.coverage:coverage",
+        summary="the accuracy on the images that the network is surest of",
+        needs=("run", "predictions"),
     ),
     ViewSpec(
         name="gradcam",

@@ -64,7 +64,7 @@ def _column(ax: Axes, title: str, values: list[float], shown: list[int]) -> None
     """Draw one score of the classes shown, and the mean of all; an error in orange."""
     error = title.endswith("ECE")
     here = np.array([values[k] for k in shown])
-    end = max(1.35 * float(np.nanmax(here, initial=0.001)), 0.01) if error else 1.3
+    most = max(0.001, *(value for value in values if not math.isnan(value))) if error else 1.0
     ax.barh(
         np.arange(len(shown)),
         np.nan_to_num(here),
@@ -73,22 +73,18 @@ def _column(ax: Axes, title: str, values: list[float], shown: list[int]) -> None
     )
     for place, value in enumerate(here.tolist()):
         text = "\N{EN DASH}" if math.isnan(value) else f"{100 * value:.{2 if error else 1}f}"
-        ax.text(_or_0(value) + 0.02 * end, place, text, va="center", fontsize=7.5)
+        ax.text(1.34 * most, place, text, ha="right", va="center", fontsize=8)
     there = [value for value in values if not math.isnan(value)]
     mean = sum(there) / len(there) if there else math.nan
     if there:
         ax.axvline(mean, color=style.INK, linewidth=1, linestyle=(0, (1, 2)))
     shown_mean = style.percent(mean, 2) if there else "undefined"
     ax.set_title(f"{title}\nmean {shown_mean}")
-    ax.set(xlim=(0, end), xlabel="%")
+    ax.set(xlim=(0, 1.46 * most), xlabel="%")
     if error:
         ax.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}")
-        ax.locator_params(axis="x", nbins=3)
+        ax.locator_params(axis="x", nbins=4)
     else:
         ax.set_xticks([0, 0.5, 1], labels=["0", "50", "100"])
     ax.grid(axis="x")
     ax.spines["bottom"].set_visible(False)
-
-
-def _or_0(value: float) -> float:
-    return 0.0 if math.isnan(value) else value

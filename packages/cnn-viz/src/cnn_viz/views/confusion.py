@@ -11,28 +11,39 @@ from matplotlib.figure import Figure
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.measures import confusion_counts
+from cnn_viz.measures import clustered, confusion_counts
 
 __all__ = ["confusion"]
 
 FIGURE_SPACE = "\N{FIGURE SPACE}"  # as wide as a digit
 LONGEST = 18  # characters of a class's name
+ORDERED = 12  # of more classes than this those are brought together that are confused
 WRITTEN = 60  # with more classes than this the matrix has colours only
+GROUPED = (
+    "\nClasses that are taken for each other stand together: average linkage on 1 - the share "
+    "of images confused."
+)
 
 
 def confusion(run: Run, predictions: Predictions) -> Figure:
     """Draw how often each class was taken for each; colour is the share of the true class."""
     counts = confusion_counts(predictions)
-    classes, total, right = len(counts), counts.sum(), counts.trace()
+    classes, names = len(counts), predictions.classes
+    grouped = classes > ORDERED
+    if grouped:
+        order = clustered(counts)
+        counts, names = counts[np.ix_(order, order)], tuple(names[k] for k in order)
+    total, right = counts.sum(), counts.trace()
     written = classes <= WRITTEN
     side = min(max(5.2, 0.25 * classes), 14.0)
-    names = 0.06 * min(max(map(len, predictions.classes)), LONGEST) if written else 0.0
+    margin = 0.06 * min(max(map(len, names)), LONGEST) if written else 0.0
     figure = style.figure(
-        side + names + (2.4 if written else 1.3),
-        side + names + 1.0,
+        side + margin + (2.4 if written else 1.3),
+        side + margin + (1.2 if grouped else 1.0),
         f"Confusion on the test split: {run.recipe.model} on {run.recipe.data}",
         f"{total:,} images, {right:,} of them right ({style.percent(right / total)}). "
-        + ("Numbers are images; no number: none." if written else f"{classes} classes."),
+        + ("Numbers are images; no number: none." if written else f"{classes} classes.")
+        + (GROUPED if grouped else ""),
     )
     ax = figure.subplots()
     with np.errstate(invalid="ignore"):  # a class that the split lacks
@@ -41,7 +52,7 @@ def confusion(run: Run, predictions: Predictions) -> Figure:
     bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.per_cent, aspect=30)
     bar.set_label("share of the true class's images")
     bar.outline.set_visible(False)
-    _name_axes(ax, predictions.classes)
+    _name_axes(ax, names)
     if written:
         _write_recall(ax, counts)
         _write_counts(ax, counts, shares, min(9.0, 72 * 0.38 * side / classes))

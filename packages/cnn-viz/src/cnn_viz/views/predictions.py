@@ -13,22 +13,30 @@ from cnn_viz.pictures import as_image, inches, tiles, varied
 __all__ = ["predictions"]
 
 COLUMNS = 8
-SHOWN = 16  # of each kind
+SHOWN = 16  # right, and as many wrong
+UNSURE = 8
+VARIED = "from every class in turn"
 GAP = 0.16  # in heights of an image
 WORDS = 0.42  # inches over each image
 
 
 def predictions(run: Run, predictions: Predictions) -> Figure:
-    """Draw images that were classified right, and mistakes, the most confident first."""
+    """Draw images that were right, right but least sure, and the most confident mistakes."""
     confidence = predictions.probabilities.amax(1)
     hit = predictions.predicted == predictions.targets
     right = hit.nonzero().squeeze(1)
     wrong = (~hit).nonzero().squeeze(1)
-    right_shown = right[varied(predictions.targets[right].tolist(), SHOWN)]
-    wrong_shown = wrong[confidence[wrong].argsort(descending=True, stable=True)[:SHOWN]]
+    by_confidence = confidence.argsort(descending=True, stable=True)
+    ranked_right, ranked_wrong = (by_confidence[is_so[by_confidence]] for is_so in (hit, ~hit))
+    kinds = (
+        ("Right", right[varied(predictions.targets[right].tolist(), SHOWN)], right, VARIED),
+        ("Right, but least sure", ranked_right.flip(0)[:UNSURE], right, "the least sure first"),
+        ("Wrong", ranked_wrong[:SHOWN], wrong, "the most confident mistakes first"),
+    )
     unit = inches(10.2, COLUMNS, predictions.images.shape, gap=GAP)
-    rows = [-(-len(shown) // COLUMNS) for shown in (right_shown, wrong_shown)]
-    heights = [0.4 + row * (unit * (1 + GAP) + WORDS) for row in rows]
+    heights = [
+        0.4 + -(-len(shown) // COLUMNS) * (unit * (1 + GAP) + WORDS) for _, shown, *_ in kinds
+    ]
     figure = style.figure(
         10.5,
         0.9 + sum(heights),
@@ -36,10 +44,9 @@ def predictions(run: Run, predictions: Predictions) -> Figure:
         f"{len(hit):,} images. Per cent are the probability that the network gives to the class "
         "it predicts.",
     )
-    top, bottom = figure.subplots(2, 1, height_ratios=heights)
-    top.set_title(_heading("Right", right_shown, right, "from every class in turn"))
-    bottom.set_title(_heading("Wrong", wrong_shown, wrong, "the most confident mistakes first"))
-    for ax, shown in ((top, right_shown), (bottom, wrong_shown)):
+    axes = figure.subplots(len(kinds), 1, height_ratios=heights)
+    for ax, (what, shown, whole, order) in zip(axes, kinds, strict=True):
+        ax.set_title(_heading(what, shown, whole, order))
         _grid(ax, predictions, shown, confidence, WORDS / unit)
     return figure
 

@@ -1,0 +1,73 @@
+"""The view `coverage`."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cnn_core.training import Predictions, Run
+from cnn_viz import style
+from cnn_viz.measures import risk_coverage
+
+__all__ = ["coverage"]
+
+SHARES = (0.8, 0.9, 0.95)  # of the images, at which the accuracy is written
+
+
+def coverage(run: Run, predictions: Predictions) -> Figure:
+    """Draw the accuracy on the images that the network is surest of, by how many these are."""
+    confidence = predictions.logits.double().softmax(1).amax(1)
+    hit = predictions.predicted == predictions.targets
+    risk, ideal = risk_coverage(confidence, hit), risk_coverage(hit.double(), hit)
+    count = len(hit)
+    shares = np.arange(1, count + 1) / count
+    figure = style.figure(
+        10.5,
+        5.0,
+        f"Accuracy by coverage on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"{count:,} images, of which the network answers for those with the highest probability "
+        "of the predicted class, and leaves the rest. AURC is the area under 1 - accuracy:\n"
+        "the smaller the better (Geifman et al. 2019, arXiv:1805.08206). Ideal order: every image "
+        f"that is right comes before every mistake. {_ties(confidence.unique().numel(), count)}",
+    )
+    ax = figure.subplots()
+    for values, label, look in (
+        (ideal, "ideal order", {"color": style.MUTED, "linestyle": (0, (1, 1.5))}),
+        (risk, "by confidence", {"color": style.BLUE}),
+    ):
+        text = f"{label}, AURC {values.mean():.4f}"
+        ax.plot(100 * shares, 100 * (1 - values), label=text, **look)
+    whole = 1 - risk[-1]
+    ax.axhline(100 * whole, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 2)))
+    ax.fill_between(
+        100 * shares, 100 * (1 - risk), 100 * (1 - ideal), color=style.BLUE, alpha=0.12
+    )
+    low = min(float((1 - risk).min()), whole)
+    for share in SHARES:
+        place = max(round(share * count), 1) - 1
+        accuracy = float(1 - risk[place])
+        ax.plot(100 * shares[place], 100 * accuracy, "o", color=style.BLUE, markersize=5)
+        ax.annotate(
+            f"{style.percent(accuracy)}\nof {100 * share:.0f} %",
+            (100 * shares[place], 100 * accuracy),
+            (0, -8),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
+    text = f"all images, {style.percent(whole)}"
+    ax.text(1, 100 * whole, text, va="bottom", color=style.ORANGE, fontsize=8.5)
+    room = max(100 * (1 - low) * 0.35, 0.5)
+    ax.set(xlabel="coverage: % of the images, the surest first", ylabel="accuracy, %")
+    ax.set(xlim=(0, 101), ylim=(max(100 * low - room, 0), 100 + room / 10))
+    ax.grid()
+    ax.legend(loc="lower left")
+    return figure
+
+
+def _ties(different: int, count: int) -> str:
+    """Say how images as sure as each other are ordered, where there are any."""
+    if different == count:
+        return ""
+    return "Images that are equally sure count as their mean."

@@ -1,0 +1,85 @@
+"""The view `rankings`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnn_core.errors import UsageError
+from cnn_core.training import Predictions, Run
+from cnn_viz import style
+from cnn_viz.measures import STEPS, OneVsRest, mean_curves, one_vs_rest, ranking_curves
+
+__all__ = ["rankings"]
+
+NAMED = 6  # classes, the worst
+DRAWN = 40  # classes, the worst: more curves are a stain
+UNIT = (-0.02, 1.02)
+
+
+def rankings(run: Run, predictions: Predictions) -> Figure:
+    """Draw precision against recall, and the ROC curve, of each class against all others."""
+    scores = one_vs_rest(predictions)
+    there = [k for k, score in enumerate(scores) if not np.isnan(score.auc)]
+    if not there:
+        raise UsageError(f"{run.path}: the test split has images of one class only")
+    worst = sorted(there, key=lambda k: scores[k].ap)
+    named, others = worst[:NAMED], worst[NAMED:DRAWN]
+    figure = style.figure(
+        10.5,
+        6.8,
+        f"Ranking of images on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"{len(predictions.targets):,} images, each class against all others, at every threshold "
+        f"of its probability. {_which(len(named), len(others), len(there))}\n"
+        f"The mean is of {len(there)} classes that have images, at {STEPS} even steps of "
+        "recall and rate. Dotted: a ranking by chance.",
+    )
+    left, right = figure.subplots(1, 2)
+    for number in reversed(others):
+        curves = ranking_curves(predictions, number)
+        for ax, curve in zip((left, right), curves, strict=True):
+            ax.plot(*curve, color=style.MUTED, alpha=0.35, linewidth=0.8)
+    for number, colour in zip(named, style.RUNS, strict=False):
+        name, score = style.short(predictions.classes[number], 18), scores[number]
+        first, second = ranking_curves(predictions, number)
+        left.plot(*first, color=colour, linewidth=1.4, label=f"{name}, AP {score.ap:.3f}")
+        right.plot(*second, color=colour, linewidth=1.4, label=f"{name}, AUC {score.auc:.4f}")
+    _means(left, right, predictions, {k: scores[k] for k in there})
+    chance: dict[str, Any] = {"color": style.MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}
+    right.plot([0, 1], [0, 1], **chance)
+    left.axhline(1 / len(there), **chance)
+    left.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+    right.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+    for ax in (left, right):
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+        _unit(ax)
+    return figure
+
+
+def _means(
+    left: Axes, right: Axes, predictions: Predictions, scores: dict[int, OneVsRest]
+) -> None:
+    """Draw the mean curves, and say the macro means of the areas."""
+    ap = np.mean([score.ap for score in scores.values()])
+    auc = np.mean([score.auc for score in scores.values()])
+    first, second = mean_curves(predictions, list(scores))
+    look: dict[str, Any] = {"color": style.INK, "linewidth": 2.4, "linestyle": (0, (4, 1.5))}
+    left.plot(*first, label=f"mean of all, AP {ap:.3f}", **look)
+    right.plot(*second, label=f"mean of all, AUC {auc:.4f}", **look)
+
+
+def _which(named: int, others: int, there: int) -> str:
+    """Say which classes are drawn."""
+    if named == there:
+        return f"All {there} classes, the lowest AP first."
+    thin = f"grey: {'the other' if named + others == there else 'the next'} {others}"
+    return f"In colour: the {named} classes of the lowest AP; {thin}."
+
+
+def _unit(ax: Axes) -> None:
+    ticks = np.linspace(0, 1, 6).tolist()
+    ax.set(xlim=UNIT, ylim=UNIT, xticks=ticks, yticks=ticks)
+    ax.grid()
