@@ -2,6 +2,7 @@
 # make test    lint and all tests
 # make lint    ruff, mypy, import-linter
 # make bench   start-up, networks and pipeline beside their peers
+# make docs    the pages, from docs/, the READMEs and the code: build/docs/index.html
 # make wheels  build every member, and prove that each works alone
 # All of it happens in .venv, inside this folder.
 
@@ -14,7 +15,7 @@ export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint format bench wheels clean
+.PHONY: demo test test-slow lint format bench docs wheels clean
 
 demo: .venv/.ready
 	$(BIN)/cnnzoo demo
@@ -57,6 +58,9 @@ bench: .venv/.ready-dev
 	$(BIN)/python benchmarks/architectures.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/trainer.py
+
+docs: .venv/.ready-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env docs build/docs
 
 wheels: .venv/.ready-dev
 	rm -rf dist

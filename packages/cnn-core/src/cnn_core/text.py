@@ -26,7 +26,11 @@ def printable(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ', did you mean …?' with the nearest known names, or an empty string."""
+    """Return ', did you mean …?' with the nearest known names, or an empty string.
+
+    >>> did_you_mean("lenet", ["lenet5", "unet", "vgg11"])
+    ", did you mean 'lenet5' or 'unet'?"
+    """
     import difflib
 
     by_lower = {candidate.lower(): candidate for candidate in known}

@@ -1,0 +1,207 @@
+"""Pages made of what the repository says elsewhere: READMEs, `--help`, specs, hooks.
+
+A line `<!-- docs: MAKER ARGUMENT -->` of a page is replaced by the Markdown that the maker
+returns, before Sphinx reads it. Links lead to the page that has a file's text, where there is
+one, and to a copy of the file otherwise.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.testing import CliRunner
+
+from cnn_core import hookspecs, registry, specs
+from cnn_core.cli import app
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+__all__ = ["command_names", "expand", "hook_names", "pages", "setup", "signature"]
+
+DOCS = Path(__file__).resolve().parent.parent
+ROOT = DOCS.parent
+
+_MARK = re.compile(r"^<!-- docs: (\w+) ?(.*?) -->$", re.M)
+_LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)#\s]+)")
+
+
+def expand(text: str, page: str) -> str:
+    """Return a page's Markdown with what its marks stand for; `page` is its path in docs/."""
+
+    def made(mark: re.Match[str]) -> str:
+        return MAKERS[mark[1]](mark[2], page)
+
+    return _MARK.sub(made, relink(text, DOCS / page, page))
+
+
+def relink(text: str, source: Path, page: str) -> str:
+    """Let the links of `source` hold on `page`; raise FileNotFoundError for one that is broken."""
+
+    def moved(link: re.Match[str]) -> str:
+        target = Path(os.path.normpath(source.parent / link[1]))
+        if not target.exists():
+            raise FileNotFoundError(f"{source.relative_to(ROOT)} links to {link[1]}")
+        name = target.relative_to(ROOT).as_posix()
+        here = (DOCS / page).parent
+        return Path(os.path.relpath(DOCS / homes().get(name, target), here)).as_posix()
+
+    return _LINK.sub(moved, text)
+
+
+def pages() -> list[str]:
+    """Return the paths of all pages, relative to docs/, sorted."""
+    return sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@cache
+def homes() -> dict[str, str]:
+    """Return the page of each file, and of each folder with a README, that has one."""
+    found = {"README.md": "index.md"}
+    for page in pages():
+        for _, argument in _MARK.findall((DOCS / page).read_text(encoding="utf-8")):
+            file = argument.split(" ")[0]
+            if file.endswith(".md"):
+                found.setdefault(file, page)
+                found.setdefault(posixpath.dirname(file), page)
+        if (ROOT / page.removesuffix(".md")).is_dir():
+            found.setdefault(page.removesuffix(".md"), page)
+    return found
+
+
+# Makers: (argument, page) -> Markdown
+
+
+def readme(file: str, page: str) -> str:
+    """Return a file without its title."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return relink(text.partition("\n")[2].strip(), ROOT / file, page)
+
+
+def beginning(file: str, page: str) -> str:
+    """Return what stands between a file's title and its first section."""
+    return re.split(r"^## ", readme(file, page), maxsplit=1, flags=re.M)[0].strip()
+
+
+def section(argument: str, page: str) -> str:
+    """Return one section of a file, without its heading: `README.md Use`."""
+    file, _, title = argument.partition(" ")
+    for part in re.split(r"^## ", readme(file, page), flags=re.M)[1:]:
+        heading, _, text = part.partition("\n")
+        if heading == title:
+            return text.strip()
+    raise ValueError(f"{page}: {file} has no section {title!r}")
+
+
+def networks(plugin: str, page: str) -> str:
+    """Return what `cnnzoo show` prints of the first network of each file of a plugin."""
+    first: dict[str, str] = {}
+    for name, entry in registry.models():
+        if entry.plugin.name == plugin:
+            first.setdefault(entry.spec.target.partition(":")[0], name)
+    return "\n\n".join(f"### {name}\n\n{_block(_shown(name))}" for name in first.values())
+
+
+def _shown(model: str) -> str:
+    return CliRunner().invoke(app, ["show", model], catch_exceptions=False).stdout
+
+
+def commands(_: str, page: str) -> str:
+    """Return the help of `cnnzoo` and of each of its commands."""
+    group = click.Context(app, info_name="cnnzoo", terminal_width=88, **app.context_settings)
+    parts = [_block(app.get_help(group))]
+    for name in app.list_commands(group):
+        command = app.get_command(group, name)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=group, terminal_width=88)
+        parts.append(f"## cnnzoo {name}\n\n{_block(command.get_help(context))}")
+    return "\n\n".join(parts)
+
+
+def command_names() -> list[str]:
+    """Return the commands, as `cnnzoo --help` lists them."""
+    return app.list_commands(click.Context(app))
+
+
+def hook(name: str, page: str) -> str:
+    """Return a hook's signature and docstring, and the fields of the spec that it returns."""
+    function = getattr(hookspecs, name)
+    parts = [_block(signature(name), "python"), _words(function)]
+    if returned := re.search(r"Iterable\[(\w+)\]", signature(name)):
+        spec = getattr(specs, returned[1])
+        parts += [_fields(spec), _words(spec)]
+    return "\n\n".join(parts)
+
+
+def _words(documented: object) -> str:
+    """Return a docstring as Markdown: `<` outside of code is a character, not HTML."""
+    parts = (inspect.getdoc(documented) or "").split("`")
+    parts[::2] = [part.replace("<", r"\<") for part in parts[::2]]
+    return "`".join(parts)
+
+
+def signature(name: str) -> str:
+    """Return the line that declares a hook, as it stands in the source."""
+    return next(line for line, found in _declared() if found == name)
+
+
+def hook_names() -> list[str]:
+    """Return the hooks in the order of their file."""
+    return [name for _, name in _declared()]
+
+
+@cache
+def _declared() -> list[tuple[str, str]]:
+    tree = ast.parse(inspect.getsource(hookspecs))
+    return [
+        (f"def {f.name}({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}", f.name)
+        for f in tree.body
+        if isinstance(f, ast.FunctionDef) and f.returns and f.name.startswith("cnnzoo_")
+    ]
+
+
+def _fields(spec: type) -> str:
+    """Return a spec's fields as they are written in its class, those of all specs first."""
+    lines = [line for cls in (specs.Spec, spec) for line in _annotated(cls)]
+    return _block(f"class {spec.__name__}:\n" + "\n".join(f"    {f}" for f in lines), "python")
+
+
+def _annotated(cls: type) -> Iterator[str]:
+    (node,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(node, ast.ClassDef)
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line):
+            yield ast.unparse(line)
+
+
+def _block(text: str, language: str = "text") -> str:
+    return f"```{language}\n{text.strip()}\n```"
+
+
+MAKERS: dict[str, Callable[[str, str], str]] = {
+    "beginning": beginning,
+    "commands": commands,
+    "hook": hook,
+    "networks": networks,
+    "readme": readme,
+    "section": section,
+}
+
+
+def setup(sphinx: Sphinx) -> dict[str, bool]:
+    """Have every page expanded as it is read."""
+
+    def read(sphinx: Sphinx, docname: str, source: list[str]) -> None:
+        source[0] = expand(source[0], f"{docname}.md")
+
+    sphinx.connect("source-read", read)
+    return {"parallel_read_safe": True}

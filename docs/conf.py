@@ -1,0 +1,18 @@
+"""How `make docs` builds the pages: from docs/, the READMEs and the code, without the network."""
+
+import sys
+from pathlib import Path
+
+import cnn_core
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "cnnzoo"
+release = version = cnn_core.__version__
+extensions = ["myst_parser", "cnnzoo_docs"]
+nitpicky = True
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = f"cnnzoo {release}"
+html_show_copyright = False
+html_show_sourcelink = False
