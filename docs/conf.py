@@ -14,5 +14,7 @@ nitpicky = True
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"cnnzoo {release}"
+html_use_index = False
+html_copy_source = False
 html_show_copyright = False
 html_show_sourcelink = False
