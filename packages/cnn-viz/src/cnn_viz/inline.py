@@ -14,7 +14,6 @@ from cnn_viz import style
 __all__ = ["inlined"]
 
 LARGEST_SVG = 400_000  # bytes; a larger one is shown as an image, if that is smaller
-FONTS = "'DejaVu Sans', Verdana, sans-serif"  # Verdana is as wide
 DETAILED = 4_000  # bytes of a PNG: larger ones may lose what nobody sees
 QUALITY = 80
 
@@ -41,11 +40,23 @@ def _slim(svg: str) -> str:
     for image, text in zip(rest[::2], rest[1::2], strict=True):
         png = base64.b64decode(image.partition(",")[2].strip('"'))
         parts += [f'"data:image/webp;base64,{_webp(png)}"', _rounded(text)]
-    return "".join(parts).replace("font-family: 'DejaVu Sans'", f"font-family: {FONTS}")
+    return "".join(parts).replace("font-family: 'DejaVu Sans'; ", "")  # the page says which
 
 
 def _rounded(svg: str) -> str:
-    return re.sub(r"(?<=\d\.\d)\d+(?=[^\d\w%])", "", svg)
+    """Leave out what draws nothing, and digits of places; what is written stays as it is."""
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r'<g id="[^"]*"/>', "", svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    return re.sub(r'(?<=<)[^<>]* (?:d|x|y)="[^<>]*(?=>)', _short, svg)
+
+
+def _short(tag: re.Match[str]) -> str:
+    return re.sub(r' (?:d|x|y)="[^"]*"', lambda found: _cut(found[0]), tag[0])
+
+
+def _cut(places: str) -> str:
+    return re.sub(r"\s*\n", " ", re.sub(r"(\.\d)\d+", r"\1", places))
 
 
 def _webp(png: bytes) -> str:
@@ -70,9 +81,10 @@ def _bare(svg: str) -> str:
 def _own_ids(svg: str, name: str) -> str:
     """Put the view's name before every id: a page has many figures, and one name space.
 
-    Images lose theirs: nothing refers to them, and equal images have equal ones.
+    Those that nothing refers to go.
     """
-    svg = re.sub(r'(<image [^>]*?) id="image[0-9a-f]+"', r"\1", svg)
+    meant = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in meant else "", svg)
     prefix = re.sub(r"[^a-z0-9_-]", "-", name)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
 
