@@ -34,6 +34,7 @@ VIEWS = [
     "pixel_calibration",
     "seg_gradcam",
     "features",
+    "weights",
     "filters",
 ]
 

@@ -52,6 +52,7 @@ VIEWS = [
     "coverage",
     "gradcam",
     "features",
+    "weights",
     "filters",
 ]
 HOSTILE = (
