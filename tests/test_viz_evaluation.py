@@ -367,7 +367,7 @@ def test_coverage_shows_both_orders_and_their_areas(run):
     assert found.get_label() == f"by confidence, AURC {risk.mean():.4f}"
     assert (ideal.get_ydata() >= found.get_ydata() - 1e-9).all()
     ninety = style.percent(float(1 - risk[179]))
-    assert f"{ninety}\nof 90 %" in drawn(figure)
+    assert f"{ninety} of the\nsurest 90 %" in drawn(figure)
 
 
 # confusion
