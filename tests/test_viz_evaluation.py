@@ -275,7 +275,9 @@ def test_nothing_confused_is_said(run):
 def test_curves_have_sklearns_areas(run):
     said = noisy(300, 4)
     for number, score in enumerate(one_vs_rest(said)):
-        (recall, precision), (false, true) = ranking_curves(said, number)
+        (recall, precision), (false, true) = ranking_curves(
+            said.logits.double().softmax(1), said.targets, number
+        )
         assert auc(false, true) == pytest.approx(score.auc)
         assert (np.diff(recall) >= 0).all()
         # Each point is what counting above one threshold gives.
@@ -290,12 +292,14 @@ def test_curves_have_sklearns_areas(run):
 
 def test_the_mean_of_equal_curves_is_the_curve_and_of_others_lies_between():
     said = noisy(300, 4)
-    (grid, one), (_, rate) = mean_curves(said, [2])
-    (_, twice), (_, rate_twice) = mean_curves(said, [2, 2])
+    (grid, one), (_, rate) = mean_curves(said.logits.double().softmax(1), said.targets, [2])
+    (_, twice), (_, rate_twice) = mean_curves(
+        said.logits.double().softmax(1), said.targets, [2, 2]
+    )
     np.testing.assert_allclose(one, twice)
     np.testing.assert_allclose(rate, rate_twice)
-    (_, other), _ = mean_curves(said, [3])
-    (_, both), _ = mean_curves(said, [2, 3])
+    (_, other), _ = mean_curves(said.logits.double().softmax(1), said.targets, [3])
+    (_, both), _ = mean_curves(said.logits.double().softmax(1), said.targets, [2, 3])
     np.testing.assert_allclose(both, (one + other) / 2)
     # Precision at a recall is that of the fewest images that reach it.
     order = said.logits.double().softmax(1)[:, 2].argsort(descending=True)
