@@ -40,6 +40,7 @@ VIEWS = [
     "occlusion",
     "embedding",
     "features",
+    "weights",
     "filters",
 ]
 SHOWN = [view for view in VIEWS if view not in BY_HAND["segmentation"]]  # as figures

@@ -58,6 +58,7 @@ VIEWS = [
     "faithfulness",
     "embedding",
     "features",
+    "weights",
     "filters",
 ]
 HOSTILE = (

@@ -145,6 +145,13 @@ VIEWS = (  # in the order in which the report shows them
         tasks=("classification", "segmentation"),
     ),
     ViewSpec(
+        name="weights",
+        render="cnn_viz.views.weights:weights",
+        summary="how weights and activations of each stage are spread, and dead units",
+        needs=("run", "model", "batch"),
+        tasks=("classification", "segmentation"),
+    ),
+    ViewSpec(
         name="filters",
         render="cnn_viz.views.filters:filters",
         summary="the kernels of the first convolution",
