@@ -24,8 +24,9 @@ from cnn_core.training import Predictions
 from cnn_viz.cam import cams
 from cnn_viz.embeddings import FEWEST, Embedded, even, neighbours_of
 from cnn_viz.ingredients import Ingredients
-from cnn_viz.measures import confusion_counts
+from cnn_viz.measures import clustered, confusion_counts
 from cnn_viz.pictures import varied
+from cnn_viz.views.confusion import ORDERED
 from cnn_viz.views.embedding import words
 from cnn_viz.views.features import walk
 
@@ -58,7 +59,7 @@ def explored(ingredients: Ingredients) -> dict[str, Any]:
     """Return what the templates and the script need to explore a run that classifies."""
     predictions = ingredients.predictions
     counts = confusion_counts(predictions)
-    order = list(range(len(counts)))
+    order = clustered(counts) if len(counts) > ORDERED else list(range(len(counts)))
     maps, embedding = _cams(ingredients), _embedding(ingredients.embedded)
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
     return {
