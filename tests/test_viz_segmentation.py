@@ -39,6 +39,7 @@ VIEWS = [
     "seg_gradcam",
     "occlusion",
     "embedding",
+    "architecture",
     "features",
     "weights",
     "filters",

@@ -57,6 +57,7 @@ VIEWS = [
     "cam_methods",
     "faithfulness",
     "embedding",
+    "architecture",
     "features",
     "weights",
     "filters",

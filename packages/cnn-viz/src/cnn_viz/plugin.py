@@ -138,6 +138,13 @@ VIEWS = (  # in the order in which the report shows them
         tasks=("classification", "segmentation"),
     ),
     ViewSpec(
+        name="architecture",
+        render="cnn_viz.views.architecture:architecture",
+        summary="the network, stage by stage: sizes, parameters, and what skips what",
+        needs=("run",),
+        tasks=("classification", "segmentation"),
+    ),
+    ViewSpec(
         name="features",
         render="cnn_viz.views.features:features",
         summary="one image on its way through the network, stage by stage",
