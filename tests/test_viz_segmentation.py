@@ -41,6 +41,7 @@ VIEWS = [
     "embedding",
     "architecture",
     "features",
+    "receptive_field",
     "weights",
     "filters",
 ]

@@ -152,6 +152,13 @@ VIEWS = (  # in the order in which the report shows them
         tasks=("classification", "segmentation"),
     ),
     ViewSpec(
+        name="receptive_field",
+        render="cnn_viz.views.receptive_field:receptive_field",
+        summary="how much of the image a position of each stage sees, and how strongly",
+        needs=("run", "model", "batch"),
+        tasks=("classification", "segmentation"),
+    ),
+    ViewSpec(
         name="weights",
         render="cnn_viz.views.weights:weights",
         summary="how weights and activations of each stage are spread, and dead units",
@@ -161,7 +168,7 @@ VIEWS = (  # in the order in which the report shows them
     ViewSpec(
         name="filters",
         render="cnn_viz.views.filters:filters",
-        summary="the kernels of the first convolution",
+        summary="the kernels of the first convolution, before training and after",
         needs=("run", "model"),
         tasks=("classification", "segmentation"),
     ),
