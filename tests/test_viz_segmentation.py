@@ -39,7 +39,9 @@ VIEWS = [
     "seg_gradcam",
     "occlusion",
     "embedding",
+    "architecture",
     "features",
+    "receptive_field",
     "weights",
     "filters",
 ]

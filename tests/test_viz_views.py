@@ -40,7 +40,7 @@ from cnn_viz.pictures import varied
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
 from cnn_viz.views.features import features, walk
-from cnn_viz.views.filters import filters
+from cnn_viz.views.filters import before_training, filters
 from cnn_viz.views.gradcam import gradcam, overlay
 from cnn_viz.views.predictions import predictions
 
@@ -57,7 +57,9 @@ VIEWS = [
     "cam_methods",
     "faithfulness",
     "embedding",
+    "architecture",
     "features",
+    "receptive_field",
     "weights",
     "filters",
 ]
@@ -379,13 +381,15 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(ingredients):
 
 
 def test_filters_are_the_first_convolutions_on_one_scale(ingredients):
-    ax, bar = draw("filters", ingredients.run, device="cpu").axes
+    before, after, bar = draw("filters", ingredients.run, device="cpu").axes
+    first = before_training(ingredients.run).c1.weight.detach()
     weight = ingredients.model.c1.weight.detach()
-    limit = float(weight.abs().max())
-    assert len(ax.images) == 6
-    for image, kernel in zip(ax.images, weight, strict=True):
-        np.testing.assert_array_equal(image.get_array(), kernel[0])
-        assert image.get_clim() == pytest.approx((-limit, limit))
+    limit = max(float(first.abs().max()), float(weight.abs().max()))
+    for ax, part in ((before, first), (after, weight)):
+        assert len(ax.images) == 6
+        for image, kernel in zip(ax.images, part, strict=True):
+            np.testing.assert_array_equal(image.get_array(), kernel[0])
+            assert image.get_clim() == pytest.approx((-limit, limit))
     assert bar.get_ylabel() == "weight"
 
 
