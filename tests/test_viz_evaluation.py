@@ -18,13 +18,13 @@ from sklearn.metrics import (
     log_loss,
     roc_auc_score,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Predictions, Run
-from cnn_viz import style
+from cnn_viz import draw, style
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import (
     TEMPERATURES,
@@ -44,6 +44,7 @@ from cnn_viz.views.confusion import confusion
 from cnn_viz.views.coverage import coverage
 from cnn_viz.views.predictions import predictions
 from cnn_viz.views.rankings import rankings
+from cnn_viz.views.weights import spreads
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +275,9 @@ def test_nothing_confused_is_said(run):
 def test_curves_have_sklearns_areas(run):
     said = noisy(300, 4)
     for number, score in enumerate(one_vs_rest(said)):
-        (recall, precision), (false, true) = ranking_curves(said, number)
+        (recall, precision), (false, true) = ranking_curves(
+            said.logits.double().softmax(1), said.targets, number
+        )
         assert auc(false, true) == pytest.approx(score.auc)
         assert (np.diff(recall) >= 0).all()
         # Each point is what counting above one threshold gives.
@@ -289,12 +292,14 @@ def test_curves_have_sklearns_areas(run):
 
 def test_the_mean_of_equal_curves_is_the_curve_and_of_others_lies_between():
     said = noisy(300, 4)
-    (grid, one), (_, rate) = mean_curves(said, [2])
-    (_, twice), (_, rate_twice) = mean_curves(said, [2, 2])
+    (grid, one), (_, rate) = mean_curves(said.logits.double().softmax(1), said.targets, [2])
+    (_, twice), (_, rate_twice) = mean_curves(
+        said.logits.double().softmax(1), said.targets, [2, 2]
+    )
     np.testing.assert_allclose(one, twice)
     np.testing.assert_allclose(rate, rate_twice)
-    (_, other), _ = mean_curves(said, [3])
-    (_, both), _ = mean_curves(said, [2, 3])
+    (_, other), _ = mean_curves(said.logits.double().softmax(1), said.targets, [3])
+    (_, both), _ = mean_curves(said.logits.double().softmax(1), said.targets, [2, 3])
     np.testing.assert_allclose(both, (one + other) / 2)
     # Precision at a recall is that of the fewest images that reach it.
     order = said.logits.double().softmax(1)[:, 2].argsort(descending=True)
@@ -366,7 +371,7 @@ def test_coverage_shows_both_orders_and_their_areas(run):
     assert found.get_label() == f"by confidence, AURC {risk.mean():.4f}"
     assert (ideal.get_ydata() >= found.get_ydata() - 1e-9).all()
     ninety = style.percent(float(1 - risk[179]))
-    assert f"{ninety}\nof 90 %" in drawn(figure)
+    assert f"{ninety} of the\nsurest 90 %" in drawn(figure)
 
 
 # confusion
@@ -423,3 +428,57 @@ def test_the_least_sure_of_those_that_are_right_are_shown(run):
     assert texts == [
         f"class {int(said.targets[k])}\n{style.percent(float(confidence[k]))}" for k in least
     ]
+
+
+# weights
+
+
+def test_spreads_count_weights_outputs_and_dead_units():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
+    with torch.no_grad():
+        model[0].bias[:2] = -1e3  # never above 0
+    images = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = spreads(model, images, ["0", "1", "absent"])
+    assert list(found) == ["0", "1"]
+    inside, before = found["0"]
+    assert inside is not None
+    kernels = model[0].weight.detach()
+    assert inside.counts.sum() == kernels.numel()
+    assert inside.mean == pytest.approx(float(kernels.mean()), abs=1e-6)
+    assert inside.deviation == pytest.approx(float(kernels.std(correction=0)), rel=1e-4)
+    assert (before.dead, before.units) == (0, 4)
+    none, after = found["1"]
+    assert none is None
+    assert (after.dead, after.units) == (2, 4)
+    with torch.no_grad():
+        output = model[:2](images)
+    assert after.zeros == pytest.approx(float((output == 0).double().mean()))
+    assert after.counts.sum() == output.numel()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_weights_has_a_row_for_each_stage(ingredients):
+    figure = draw("weights", ingredients.run, device="cpu")
+    stages = list(cnn_core.get_spec("lenet5_modern").stages)
+    assert [ax.get_ylabel() for ax in figure.axes[::2]] == stages
+    found = spreads(ingredients.model, ingredients.batch.images, stages)
+    dead, units = (sum(getattr(o, key) for _, o in found.values()) for key in ("dead", "units"))
+    assert figure.get_supxlabel().endswith(f"{dead:,} of {units:,}.")
+
+
+# names
+
+
+def test_names_from_elsewhere_harm_no_figure(run):
+    hostile = ("<script>alert(1)</script>", "$\\foo$", "a\nb\x1b[31m", "\u202eevil", "")
+    said = replace(noisy(200, 5), classes=hostile)
+    with style.applied():
+        for figure in (class_scores(run, said), confused(run, said), rankings(run, said)):
+            figure.draw_without_rendering()
+            ticks = "".join(t.get_text() for t in figure.axes[0].get_yticklabels())
+            legend = figure.axes[0].get_legend()
+            named = "".join(t.get_text() for t in legend.get_texts()) if legend else ""
+            shown = drawn(figure) + ticks + named
+            assert "<script" in shown
+            assert "\x1b" not in shown
+            assert "\u202e" not in shown

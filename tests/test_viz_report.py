@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import json
 import re
 import shutil
@@ -13,8 +14,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from sklearn.metrics import f1_score, precision_score
 
 import cnn_core
@@ -25,6 +28,7 @@ from cnn_viz import ingredients, plugin, write_report
 from cnn_viz.commands import viz
 from cnn_viz.explorer import BY_HAND
 from cnn_viz.ingredients import Ingredients
+from cnn_viz.inline import inlined
 from cnn_viz.measures import wilson
 
 VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks]
@@ -171,6 +175,22 @@ def test_every_view_is_shown_and_its_files_are_there(text, run):
     )
 
 
+def test_inlined_figures_say_what_the_figure_says():
+    figure = Figure(figsize=(3, 2))
+    words = "0.98765 < 12.3456 & 1.2345"
+    ax = figure.subplots()
+    ax.set_title(words)
+    ax.plot([0.123456, 0.654321], [0.1, 0.98765], alpha=0.35)
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, format="svg")
+    markup = inlined("made", "a figure", file.getvalue(), b"")
+    assert html.escape(words, quote=False) in markup
+    assert "stroke-opacity: 0.35" in markup
+    assert len(markup) < 0.75 * len(file.getvalue())
+    assert not re.findall(r' d="[^"]*\.\d\d', markup)
+
+
 def test_inlined_figures_follow_the_readers_theme(text):
     inside = "".join(re.findall(r"<figure.*?</figure>", text, re.S))
     for colour in ("#1f2329", "#5f6773", "#d9dde3", "#fefefe"):
@@ -271,6 +291,26 @@ def test_hostile_names_stay_text(run, tmp_path, monkeypatch):
     content = numbers(text)
     assert [row["name"] for row in content["classes"]] == list(HOSTILE)
     assert content["environment"] == environment
+
+
+def test_markdown_and_json_have_the_same_numbers(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    names = ("a|b", "`c`", "<i>", "*d*", "[e](f)", "5", "6", "7", "8", "9")
+    write_weights(copy / "weights.safetensors", replace(read_weights(copy), classes=names))
+    path = write_report(copy, device="cpu", form="json")
+    assert path == copy / "report.json"
+    assert not (copy / "figures").exists()
+    content = json.loads(path.read_text("utf-8"))
+    assert content["test"]["test/top1"] == run.test_metrics()["test/top1"]
+    assert [row["name"] for row in content["classes"]] == list(names)
+    text = write_report(copy, device="cpu", form="md").read_text("utf-8")
+    assert f"**{100 * content['test']['top1']:.2f} %**" in text
+    for shown in (r"a\|b", r"\`c\`", r"\<i\>", r"\*d\*", r"\[e\]\(f\)"):
+        assert f"| {shown} |" in text
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
+        assert (copy / picture).is_file()
+    assert text.count("![") == len(VIEWS)
+    assert run.recipe.to_toml().strip() in text
 
 
 def test_a_run_that_lacks_files_is_refused_and_no_page_is_written(run, tmp_path):

@@ -30,6 +30,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             connections=340_908,
             stages=("c1", "s2", "c3", "s4", "c5", "f6", "output"),
             cam_stage="c3",
+            reported={"mnist": "0.95 % test error; 0.8 % with distorted images added"},
             departures=(
                 "the output is minus the distance: the largest names the class",
                 "the codes of the output are drawn after Fig. 3, which is a picture",

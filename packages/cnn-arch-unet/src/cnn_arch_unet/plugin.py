@@ -49,6 +49,10 @@ def cnnzoo_models() -> list[ModelSpec]:
             params=31_030_658,
             macs=150_428_424_448,
             departures=READINGS,
+            reported={
+                "isbi_em": "on the challenge's own test slices: warping error 0.000353, Rand "
+                "error 0.0382, pixel error 0.0611"
+            },
             tags=("paper",),
         ),
         model(

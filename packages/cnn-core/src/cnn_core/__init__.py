@@ -5,7 +5,8 @@ Everything public is a lazy attribute of this module: importing it does not impo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cnn_core.lazy import lazy_names
 
@@ -53,7 +54,7 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = lazy_names(
+__getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "cnn_core.create": ("create_model",),

@@ -31,7 +31,7 @@ __all__ = [
 GROUP = "cnnzoo"
 LONGEST = 300  # characters of a cause that are shown
 
-log = logging.getLogger("cnn_core.plugins")
+log: logging.Logger = logging.getLogger("cnn_core.plugins")
 
 
 class StrictError(PluginError):

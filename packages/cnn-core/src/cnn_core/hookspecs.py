@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from cnn_core.training import Recipe, Run
 
-hookspec = pluggy.HookspecMarker("cnnzoo")
-hookimpl = pluggy.HookimplMarker("cnnzoo")
+hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker("cnnzoo")
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker("cnnzoo")
 
 
 # Providers

@@ -62,10 +62,10 @@ class Plugins:
     """The loaded plugins, core's own among them, and the calls to their hooks."""
 
     def __init__(self, found: Iterable[Plugin]) -> None:
-        self.manager = pluggy.PluginManager("cnnzoo")
+        self.manager: pluggy.PluginManager = pluggy.PluginManager("cnnzoo")
         self.manager.add_hookspecs(hookspecs)
-        self.all = [core_plugin(), *found]
-        self.conflicts = self._twins()
+        self.all: list[Plugin] = [core_plugin(), *found]
+        self.conflicts: list[str] = self._twins()
         for line in self.conflicts:
             complain(line)
         for plugin in self.all:

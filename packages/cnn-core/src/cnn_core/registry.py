@@ -104,7 +104,7 @@ class Catalogue(Generic[S]):
     """The specs of one kind by name."""
 
     def __init__(self, hook: str, kind: type[S]) -> None:
-        self.kind = kind.kind
+        self.kind: str = kind.kind
         self.entries: list[Entry[S]] = []
         for plugin, specs in plugins().call(hook):
             if fault := _wrong(specs, kind):

@@ -125,7 +125,8 @@ class ModelSpec(Spec):
     counter sees them, batch 1; connections as LeCun et al. (1998) count them (0: no claim).
     `stages` are module names in the order of the paper; `cam_stage` is Grad-CAM's default.
     `key_maps` names a function `(model name) -> {naming: KeyMap}` for other libraries' weights;
-    `expected_failures` gives the reason for each conformance check that cannot hold.
+    `expected_failures` gives the reason for each conformance check that cannot hold; `reported`
+    what the paper reports, in words, by data set.
     """
 
     kind: ClassVar[str] = "model"
@@ -145,6 +146,7 @@ class ModelSpec(Spec):
     connections: int = 0
     key_maps: str = ""
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    reported: Mapping[str, str] = field(default_factory=dict)
     task: str = "classification"
     departures: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -164,6 +166,10 @@ class ModelSpec(Spec):
         self.require("cam_stage", self.cam_stage in self.stages, "one of its stages")
         if self.key_maps:
             self.require_target("key_maps")
+        words = isinstance(self.reported, Mapping) and all(
+            isinstance(word, str) for pair in self.reported.items() for word in pair
+        )
+        self.require("reported", words, "words by data set")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """See what a CNN learned: figures of a run, and the report that puts them on one page."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cnn_core.lazy import lazy_names
 
@@ -14,7 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Cam", "cams", "cost", "draw", "grad_cam", "seg_grad_cam", "write_report"]
 
-__getattr__ = lazy_names(
+__getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "cnn_viz.cam": ("Cam", "cams", "grad_cam", "seg_grad_cam"),

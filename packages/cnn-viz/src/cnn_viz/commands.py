@@ -50,7 +50,7 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
     else:
         drawings = (draw_all(*pair, ingredients) for pair in fitting(ingredients.run))
     for drawing in drawings:
-        if not drawing.error:
+        if drawing.png:
             for path in write(drawing, folder):
                 say_path(path)
 
@@ -154,16 +154,26 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "md", "json"]),
+    default="html",
+    show_default=True,
+    help="A page, Markdown, or numbers.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-def report(run: Path, data_dir: Path | None, device: str) -> None:
+def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
     """Draw all views of RUN and write RUN/report.html: one page, to open or to send.
 
-    The page holds everything and loads nothing. Prints its path; progress goes to stderr.
+    The page holds everything and loads nothing. As Markdown it names the figures' files; as JSON
+    it has the numbers and no figures. Prints its path; progress goes to stderr.
 
     \b
-    Example:
+    Examples:
       cnnzoo report runs/lenet5-digits-20260101-120000
+      cnnzoo report runs/lenet5-digits-20260101-120000 --format json
     """
     from cnn_viz.report import write_report
 
@@ -171,6 +181,7 @@ def report(run: Path, data_dir: Path | None, device: str) -> None:
         run,
         data_dir=data_dir,
         device=device,
+        form=form,
         progress=lambda line: click.echo(printable(line), err=True),
     )
     say_path(path)

@@ -40,9 +40,9 @@ class Ingredients:
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
-        self.run = run if isinstance(run, Run) else Run.open(run)
+        self.run: Run = run if isinstance(run, Run) else Run.open(run)
         self.data_dir = data_dir
-        self.device = choose_device(device)
+        self.device: torch.device = choose_device(device)
 
     @cached_property
     def weights(self) -> Weights:

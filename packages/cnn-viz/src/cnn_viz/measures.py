@@ -267,27 +267,27 @@ def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
 Curve = tuple[NDArray[Any], NDArray[Any]]  # x, ascending, and y
 
 
-def ranking_curves(predictions: Predictions, number: int) -> tuple[Curve, Curve]:
+def ranking_curves(shares: Tensor, targets: Tensor, number: int) -> tuple[Curve, Curve]:
     """Return a class's precision by recall, and true by false positive rate, against all others.
 
-    Both x run from 0 to 1. The class needs images, and so do the others.
+    `shares` are probabilities, N x classes. Both x run from 0 to 1.
+    The class needs images, and so do the others.
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    truth = (predictions.targets == number).numpy()
-    share = predictions.logits.double().softmax(1)[:, number].numpy()
+    truth, share = (targets == number).numpy(), shares[:, number].numpy()
     precision, recall, _ = precision_recall_curve(truth, share, drop_intermediate=True)
     false, true, _ = roc_curve(truth, share)
     return (recall[::-1], precision[::-1]), (false, true)
 
 
-def mean_curves(predictions: Predictions, numbers: Sequence[int]) -> tuple[Curve, Curve]:
+def mean_curves(shares: Tensor, targets: Tensor, numbers: Sequence[int]) -> tuple[Curve, Curve]:
     """Return the means of the classes' `ranking_curves`, at even steps of recall and rate.
 
     The precision at a recall is that of the highest threshold that reaches it.
     """
     grid = np.linspace(0, 1, STEPS)
-    pairs = [ranking_curves(predictions, number) for number in numbers]
+    pairs = [ranking_curves(shares, targets, number) for number in numbers]
     precisions = [y[np.searchsorted(x, grid - 1e-12)] for (x, y), _ in pairs]
     rates = [np.interp(grid, x, y) for _, (x, y) in pairs]
     return (grid, np.mean(precisions, 0)), (grid, np.mean(rates, 0))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,18 +35,22 @@ from cnn_viz.measures import bootstrap, class_scores, confusion_counts, pixel_sc
 
 __all__ = ["script_hash", "script_of", "template_of", "write_report"]
 
+WORDS = ("recorded", "surroundings", "hardware")  # what is said twice
+
 
 def write_report(
     run: Run | Ingredients | str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    form: str = "html",
     progress: Callable[[str], object] = lambda line: None,
 ) -> Path:
-    """Draw every view of a run into its figures/, write its report.html, return that path.
+    """Draw every view of a run into its figures/, write its report, return the report's path.
 
-    The network is evaluated once. A view or a section of a plugin that raises costs itself
-    only: the page says so in its place.
+    `form` is "html", a page that holds all; "md", Markdown that names the figures' files; or
+    "json", the numbers alone, without figures. The network is evaluated once. A view or a
+    section of a plugin that raises costs itself only: the report says so in its place.
 
     Raises:
         ZooError: the run lacks weights, or its data set cannot be loaded.
@@ -56,32 +61,46 @@ def write_report(
     opened = ingredients.run
     progress(f"evaluating {opened.recipe.model} on the test split of {opened.recipe.data}")
     content = _content(ingredients)
+    path = opened.path / f"report.{form}"
+    if form == "json":
+        write_text(path, json.dumps(_plain(content), indent=1) + "\n")
+        return path
     drawings = []
     for name, entry in fitting(opened):
         progress(f"drawing {name}")
         drawings.append(draw_all(name, entry, ingredients))
-        if not drawings[-1].error:
+        if drawings[-1].png:
             write(drawings[-1], opened.figures)
-    task = registry.get_spec(opened.recipe.model).task
-    script = script_of("report.js")
-    page = template_of(f"{task}.html").render(
-        content,
-        recorded=opened.test_metrics(),
-        surroundings=_surroundings(content["environment"]),
-        hardware=_hardware(content["environment"]),
-        charts=charts(opened.history(), content["training"]["kept_epoch"]),
+    shown = {
+        **content,
+        "recorded": opened.test_metrics(),
+        "surroundings": _surroundings(content["environment"]),
+        "hardware": _hardware(content["environment"]),
+    }
+    if form == "md":
+        text = template_of("report.md").render(shown, drawings=drawings)
+    else:
+        text = _page(ingredients, shown, drawings)
+    write_text(path, "\n".join(map(printable, text.split("\n"))))
+    return path
+
+
+def _page(ingredients: Ingredients, shown: dict[str, Any], drawings: list[Drawing]) -> str:
+    """Return the report as one page of HTML."""
+    run, script = ingredients.run, script_of("report.js")
+    task = registry.get_spec(run.recipe.model).task
+    return template_of(f"{task}.html").render(
+        shown,
+        charts=charts(run.history(), shown["training"]["kept_epoch"]),
         left=LEFT,
         right=RIGHT,
         **(explored(ingredients) if task == "classification" else NOTHING),
         figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task]],
-        sections=_sections(opened),
-        numbers=_plain(content),
+        sections=_sections(run),
+        numbers=_plain({key: shown[key] for key in shown if key not in WORDS}),
         script=script,
         script_hash=script_hash(script),
     )
-    path = opened.path / "report.html"
-    write_text(path, "\n".join(map(printable, page.split("\n"))))
-    return path
 
 
 def _content(ingredients: Ingredients) -> dict[str, Any]:
@@ -101,6 +120,7 @@ def _content(ingredients: Ingredients) -> dict[str, Any]:
             "summary": spec.summary,
             "paper": asdict(spec.paper),
             "departures": spec.departures,
+            "reported": spec.reported.get(recipe.data, ""),
             "params": sum(p.numel() for p in ingredients.model.parameters() if p.requires_grad),
         },
         "data": recipe.data,
@@ -218,8 +238,9 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
         "summary": spec.summary,
         "origin": "" if plugin.name == "viz" else f"{plugin.distribution} {plugin.version}",
         "error": drawing.error,
+        "unfit": drawing.unfit,
         "markup": ""
-        if drawing.error
+        if not drawing.png
         else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png),
     }
 
@@ -240,13 +261,23 @@ def _sections(run: Run) -> list[Markup]:
 def template_of(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz"),
-        autoescape=True,
+        autoescape=not name.endswith(".md"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "duration": _duration, "number": _number}
+    environment.filters |= {
+        "percent": _percent,
+        "duration": _duration,
+        "number": _number,
+        "cell": _cell,
+    }
     return environment.get_template(name)
+
+
+def _cell(text: Any) -> str:
+    """Return text for Markdown: no markup, no HTML, and no end of a table's cell."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>&~])", r"\\\1", printable(str(text)))
 
 
 def _percent(fraction: float, digits: int = 1) -> str:

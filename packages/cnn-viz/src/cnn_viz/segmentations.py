@@ -45,7 +45,7 @@ class Segmentations:
     def __init__(
         self, classes: Sequence[str], make: Callable[[], Iterable[Segmented]], length: int
     ) -> None:
-        self.classes = tuple(classes)
+        self.classes: tuple[str, ...] = tuple(classes)
         self.make = make
         self.length = length
         self._kept: list[Segmented] | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -16,7 +16,13 @@ __all__ = ["emit_json", "heading", "json_option", "listing", "say_path", "table"
 
 SCHEMA = 1
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+FC = TypeVar("FC", bound="Callable[..., Any] | click.Command")
+
+
+def json_option(f: FC) -> FC:
+    """Give a command `--json`, which it hears as `as_json`."""
+    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    return option(f)
 
 
 def emit_json(noun: str, content: Any, **more: Any) -> None:

@@ -13,7 +13,7 @@ from cnn_core.text import did_you_mean
 __all__ = ["Choice", "DATASET", "MODEL", "RECIPE", "RegistryName", "VIEW"]
 
 
-class RegistryName(click.ParamType):
+class RegistryName(click.types.StringParamType):
     """The name of something that plugins offer; checked where it is looked up."""
 
     def __init__(self, kind: str, names: Callable[[], Iterable[str]]) -> None:

@@ -81,5 +81,7 @@ def _footnotes(spec: ModelSpec) -> None:
     click.echo("departures from the paper:" + ("" if spec.departures else " none"))
     for departure in spec.departures:
         click.echo(f"  {printable(departure)}")
+    for data, words in spec.reported.items():
+        click.echo(printable(f"the paper reports on {data}: {words}"))
     here = [name for name, entry in registry.recipes() if entry.spec.model == spec.name]
     click.echo(f"recipes: {', '.join(here) or 'none'}")

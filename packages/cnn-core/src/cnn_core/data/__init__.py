@@ -1,6 +1,7 @@
 """Data sets: adapters behind one contract, whole in memory, batches prepared on the fly."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cnn_core.lazy import lazy_names
 
@@ -24,7 +25,7 @@ __all__ = [
     "read_idx",
 ]
 
-__getattr__ = lazy_names(
+__getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "cnn_core.data.pipeline": ("Batch", "Preprocessing", "batches"),

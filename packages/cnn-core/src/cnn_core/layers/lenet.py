@@ -31,8 +31,8 @@ class Subsampling(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.coefficient = nn.Parameter(torch.empty(channels))
-        self.bias = nn.Parameter(torch.empty(channels))
+        self.coefficient: nn.Parameter = nn.Parameter(torch.empty(channels))
+        self.bias: nn.Parameter = nn.Parameter(torch.empty(channels))
 
     def fan_in(self) -> dict[str, Tensor]:
         """4 for each map."""
@@ -59,9 +59,9 @@ class SparseConv2d(nn.Module):
         super().__init__()
         self.table = table
         pairs = [(j, i) for j, inputs in enumerate(table) for i in inputs]
-        self.shape = (len(table), in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(len(pairs), kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.empty(len(table)))
+        self.shape: tuple[int, int, int, int] = (len(table), in_channels, kernel_size, kernel_size)
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(len(pairs), kernel_size, kernel_size))
+        self.bias: nn.Parameter = nn.Parameter(torch.empty(len(table)))
         self.register_buffer("pairs", torch.tensor(pairs).T.contiguous(), persistent=False)
 
     pairs: Tensor

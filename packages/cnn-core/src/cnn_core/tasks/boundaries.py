@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class Boundaries(Means):
     pixels are of no class.
     """
 
-    names = ("boundary_f1", "boundary_iou", "hausdorff", "hd95", "assd")
+    names: ClassVar[tuple[str, ...]] = ("boundary_f1", "boundary_iou", "hausdorff", "hd95", "assd")
 
     def scores(self, predicted: Tensor, target: Tensor) -> Iterable[Mapping[str, float]]:
         """Return the numbers of each class that is there."""

@@ -52,7 +52,7 @@ class TopK:
 
     def __init__(self, k: int) -> None:
         self.k = k
-        self.sums = torch.zeros(2, dtype=torch.int64)  # hits, images
+        self.sums: Tensor = torch.zeros(2, dtype=torch.int64)  # hits, images
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch; the sums stay on the device, so that nothing waits for it."""

@@ -110,7 +110,7 @@ class Curves:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.sums = torch.zeros(num_classes, BINS, 2, dtype=torch.int64)
+        self.sums: Tensor = torch.zeros(num_classes, BINS, 2, dtype=torch.int64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
@@ -141,7 +141,7 @@ class Calibration:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.sums = torch.zeros(GROUPS, 3, dtype=torch.float64)
+        self.sums: Tensor = torch.zeros(GROUPS, 3, dtype=torch.float64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +109,7 @@ class ChallengeErrors(Means):
         UsageError: there are not two classes.
     """
 
-    names = ("pixel_error", "rand_error", "warping_error")
+    names: ClassVar[tuple[str, ...]] = ("pixel_error", "rand_error", "warping_error")
 
     def __init__(self, num_classes: int) -> None:
         if num_classes != 2:

@@ -89,7 +89,7 @@ class Means:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64)
+        self.sums: Tensor = torch.zeros(len(self.names) + 1, dtype=torch.float64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
@@ -118,7 +118,7 @@ class PerImage(Means):
     An image without a pixel that counts is left out.
     """
 
-    names = ("image_miou", "image_dice")
+    names: ClassVar[tuple[str, ...]] = ("image_miou", "image_dice")
 
     def scores(self, predicted: Tensor, target: Tensor) -> Iterable[Mapping[str, float]]:
         """Return the image's mIoU and Dice."""

@@ -170,7 +170,7 @@ class Confusion:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.sums = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.sums: Tensor = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits N x classes x h x w, targets N x H x W."""

@@ -9,7 +9,8 @@
 `cnnzoo check cnn-arch-mine` runs the same from the command line.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cnn_core.lazy import lazy_names
 
@@ -27,7 +28,7 @@ __all__ = [
     "run_checks",
 ]
 
-__getattr__ = lazy_names(
+__getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "cnn_core.testing.case": ("Case", "cases_of"),

@@ -1,6 +1,7 @@
 """Training: the loop, recipes, runs, and what is done with trained weights."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cnn_core.lazy import lazy_names
 
@@ -30,7 +31,7 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = lazy_names(
+__getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "cnn_core.training.evaluation": (

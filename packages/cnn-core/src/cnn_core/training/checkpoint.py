@@ -37,7 +37,7 @@ FIELDS = ("scaler", "epoch", "step", "seconds", "best", "best_epoch", "metrics",
 MANIFEST = "MANIFEST.json"
 FILES = {"model.safetensors", "training.safetensors", "state.json"}
 
-log = logging.getLogger("cnn_core")
+log: logging.Logger = logging.getLogger("cnn_core")
 
 
 @dataclass(frozen=True, kw_only=True)

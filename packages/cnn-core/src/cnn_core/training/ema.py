@@ -19,7 +19,7 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model: nn.Module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         pairs = list(
             zip(model.state_dict().values(), self.model.state_dict().values(), strict=True)

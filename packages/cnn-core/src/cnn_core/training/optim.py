@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,12 @@ class Optimizer:
     counted = False  # whether each parameter's steps are counted
 
     def __init__(self, groups: Iterable[Group]) -> None:
-        self.groups = [group for group in groups if group.parameters]
-        self.parameters = {n: p for group in self.groups for n, p in group.parameters.items()}
-        self.param_groups = [{"params": [*self.parameters.values()]}]  # what GradScaler looks at
+        self.groups: list[Group] = [group for group in groups if group.parameters]
+        self.parameters: dict[str, nn.Parameter] = {}
+        for group in self.groups:
+            self.parameters |= group.parameters
+        # what GradScaler looks at
+        self.param_groups: list[dict[str, Any]] = [{"params": [*self.parameters.values()]}]
         self.state: dict[str, Tensor] = {}
         self._lists: dict[
             tuple[str, ...], tuple[list[Tensor], list[list[Tensor]], list[Tensor]]
@@ -121,8 +125,8 @@ class SGD(Optimizer):
     def __init__(self, groups: Iterable[Group], momentum: float, nesterov: bool = True) -> None:
         super().__init__(groups)
         self.momentum = momentum
-        self.nesterov = nesterov and momentum > 0
-        self.kept = ("momentum",) if momentum > 0 else ()
+        self.nesterov: bool = nesterov and momentum > 0
+        self.kept: tuple[str, ...] = ("momentum",) if momentum > 0 else ()
 
     def _update(
         self,
@@ -150,7 +154,7 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
-    kept = ("mean", "square")
+    kept: tuple[str, ...] = ("mean", "square")
     counted = True
 
     def __init__(self, groups: Iterable[Group], betas: tuple[float, float], eps: float) -> None:
@@ -188,7 +192,7 @@ class AdamW(Optimizer):
 class RMSprop(Optimizer):
     """RMSprop (Hinton 2012, lecture 6e) with momentum, as Inception and MobileNet used it."""
 
-    kept = ("square", "momentum")
+    kept: tuple[str, ...] = ("square", "momentum")
     counted = True
 
     def __init__(self, groups: Iterable[Group], momentum: float, alpha: float, eps: float) -> None:

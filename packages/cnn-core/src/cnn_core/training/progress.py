@@ -55,7 +55,7 @@ class Plain(Silent):
     """One line per epoch on stderr."""
 
     def start(self, run: Run, steps: int, done: int) -> None:
-        self.epochs = run.recipe.epochs
+        self.epochs: int = run.recipe.epochs
         epochs, more = divmod(done, steps)
         after = f", after epoch {epochs}" if done else ""
         after = f", after step {more} of epoch {epochs + 1}" if more else after
@@ -76,6 +76,14 @@ class Plain(Silent):
 
 class Live(Plain):
     """A live line on a terminal: epoch, step, metrics, images/s, time left; with `Plain`'s."""
+
+    taken: int
+    first: int
+    images: int
+    began: float
+    shown: float
+    bar: RichProgress
+    task: TaskID
 
     def start(self, run: Run, steps: int, done: int) -> None:
         super().start(run, steps, done)

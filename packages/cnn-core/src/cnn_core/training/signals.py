@@ -21,8 +21,8 @@ ECHO = 3.0  # seconds: Ctrl-C reaches torchrun's processes at once, and again th
 class Stop:
     """Whether somebody asked training to stop: 0, or the number of the signal."""
 
-    signum = 0
-    since = 0.0
+    signum: int = 0
+    since: float = 0.0
 
     @staticmethod
     def error(signum: int) -> BaseException:

@@ -12,6 +12,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,12 @@ from cnn_core.errors import UsageError
 from cnn_core.training.recipe import Recipe
 from cnn_core.training.run import Run
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 __all__ = ["TensorBoard"]
 
-log = logging.getLogger("cnn_core")
+log: logging.Logger = logging.getLogger("cnn_core")
 
 
 class TensorBoard:
@@ -37,6 +41,8 @@ class TensorBoard:
     Raises:
         UsageError: tensorboard is not installed.
     """
+
+    writer: SummaryWriter
 
     def __init__(self) -> None:
         try:

@@ -12,7 +12,7 @@ from torch import nn
 from cnn_core.training.checkpoint import State
 from cnn_core.training.ema import Average
 from cnn_core.training.numerics import gradient_norm
-from cnn_core.training.optim import make_optimizer
+from cnn_core.training.optim import Optimizer, make_optimizer
 from cnn_core.training.recipe import Recipe
 
 __all__ = ["Trainee", "frozen"]
@@ -26,10 +26,12 @@ class Trainee:
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
         self.model = model
         self.recipe = recipe
-        self.optimizer = make_optimizer(model, recipe)
-        self.scaler = torch.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.average = Average(model, recipe.ema) if recipe.ema else None
-        self.parameters = list(self.optimizer.parameters.values())
+        self.optimizer: Optimizer = make_optimizer(model, recipe)
+        self.scaler: torch.GradScaler = torch.GradScaler(
+            device.type, enabled=recipe.precision == "fp16"
+        )
+        self.average: Average | None = Average(model, recipe.ema) if recipe.ema else None
+        self.parameters: list[nn.Parameter] = list(self.optimizer.parameters.values())
 
     def load(self, state: State) -> None:
         """Put a state's tensors where they belong; a new training's has none."""

@@ -32,7 +32,7 @@ from cnn_core.training.weights import Weights, read_weights, write_weights
 
 __all__ = ["Session", "train"]
 
-log = logging.getLogger("cnn_core")
+log: logging.Logger = logging.getLogger("cnn_core")
 
 
 def train(

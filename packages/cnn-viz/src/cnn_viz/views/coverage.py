@@ -11,7 +11,8 @@ from cnn_viz.measures import risk_coverage
 
 __all__ = ["coverage"]
 
-SHARES = (0.8, 0.9, 0.95)  # of the images, at which the accuracy is written
+SHARES = (0.7, 0.8, 0.9)  # of the images, at which the accuracy is written
+POINTS = 1000  # of a curve, at most
 
 
 def coverage(run: Run, predictions: Predictions) -> Figure:
@@ -20,7 +21,8 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
     hit = predictions.predicted == predictions.targets
     risk, ideal = risk_coverage(confidence, hit), risk_coverage(hit.double(), hit)
     count = len(hit)
-    shares = np.arange(1, count + 1) / count
+    places = np.unique(np.linspace(0, count - 1, POINTS).round().astype(int))
+    shares = (places + 1) / count
     figure = style.figure(
         10.5,
         5.0,
@@ -36,20 +38,20 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
         (risk, "by confidence", {"color": style.BLUE}),
     ):
         text = f"{label}, AURC {values.mean():.4f}"
-        ax.plot(100 * shares, 100 * (1 - values), label=text, **look)
+        ax.plot(100 * shares, 100 * (1 - values[places]), label=text, **look)
     whole = 1 - risk[-1]
     ax.axhline(100 * whole, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 2)))
-    ax.fill_between(
-        100 * shares, 100 * (1 - risk), 100 * (1 - ideal), color=style.BLUE, alpha=0.12
-    )
+    between = (100 * (1 - values[places]) for values in (risk, ideal))
+    ax.fill_between(100 * shares, *between, color=style.BLUE, alpha=0.12)
     low = min(float((1 - risk).min()), whole)
     for share in SHARES:
         place = max(round(share * count), 1) - 1
         accuracy = float(1 - risk[place])
-        ax.plot(100 * shares[place], 100 * accuracy, "o", color=style.BLUE, markersize=5)
+        point = (100 * (place + 1) / count, 100 * accuracy)
+        ax.plot(*point, "o", color=style.BLUE, markersize=5)
         ax.annotate(
-            f"{style.percent(accuracy)}\nof {100 * share:.0f} %",
-            (100 * shares[place], 100 * accuracy),
+            f"{style.percent(accuracy)} of the\nsurest {100 * share:.0f} %",
+            point,
             (0, -8),
             textcoords="offset points",
             ha="right",

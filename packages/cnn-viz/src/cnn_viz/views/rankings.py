@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from cnn_core.errors import UsageError
 from cnn_core.training import Predictions, Run
@@ -22,7 +23,7 @@ UNIT = (-0.02, 1.02)
 
 def rankings(run: Run, predictions: Predictions) -> Figure:
     """Draw precision against recall, and the ROC curve, of each class against all others."""
-    scores = one_vs_rest(predictions)
+    scores, shares = one_vs_rest(predictions), predictions.logits.double().softmax(1)
     there = [k for k, score in enumerate(scores) if not np.isnan(score.auc)]
     if not there:
         raise UsageError(f"{run.path}: the test split has images of one class only")
@@ -39,15 +40,15 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
     )
     left, right = figure.subplots(1, 2)
     for number in reversed(others):
-        curves = ranking_curves(predictions, number)
+        curves = ranking_curves(shares, predictions.targets, number)
         for ax, curve in zip((left, right), curves, strict=True):
             ax.plot(*curve, color=style.MUTED, alpha=0.35, linewidth=0.8)
     for number, colour in zip(named, style.RUNS, strict=False):
         name, score = style.short(predictions.classes[number], 18), scores[number]
-        first, second = ranking_curves(predictions, number)
+        first, second = ranking_curves(shares, predictions.targets, number)
         left.plot(*first, color=colour, linewidth=1.4, label=f"{name}, AP {score.ap:.3f}")
         right.plot(*second, color=colour, linewidth=1.4, label=f"{name}, AUC {score.auc:.4f}")
-    _means(left, right, predictions, {k: scores[k] for k in there})
+    _means(left, right, shares, predictions.targets, {k: scores[k] for k in there})
     chance: dict[str, Any] = {"color": style.MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}
     right.plot([0, 1], [0, 1], **chance)
     left.axhline(1 / len(there), **chance)
@@ -60,12 +61,12 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
 
 
 def _means(
-    left: Axes, right: Axes, predictions: Predictions, scores: dict[int, OneVsRest]
+    left: Axes, right: Axes, shares: Tensor, targets: Tensor, scores: dict[int, OneVsRest]
 ) -> None:
     """Draw the mean curves, and say the macro means of the areas."""
     ap = np.mean([score.ap for score in scores.values()])
     auc = np.mean([score.auc for score in scores.values()])
-    first, second = mean_curves(predictions, list(scores))
+    first, second = mean_curves(shares, targets, list(scores))
     look: dict[str, Any] = {"color": style.INK, "linewidth": 2.4, "linestyle": (0, (4, 1.5))}
     left.plot(*first, label=f"mean of all, AP {ap:.3f}", **look)
     right.plot(*second, label=f"mean of all, AUC {auc:.4f}", **look)
