@@ -201,7 +201,9 @@ def test_a_wheel_alone_lists_and_builds_its_models(name, wheels, tmp_path):
     python, members = alone(name, wheels, tmp_path)
     expected = sorted(model for member in members for model in MODELS[member])
     command = python.parent / "cnnzoo"
-    plugins = json.loads(run(command, "plugins", "--json").stdout)["plugins"]
+    shown = run(command, "plugins", "--json")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    plugins = json.loads(shown.stdout)["plugins"]
     assert {plugin["status"] for plugin in plugins} == {"ok"}
     assert {plugin["distribution"] for plugin in plugins} == members - {"cnnzoo"}
     listed = run(command, "list-models", "--json")
