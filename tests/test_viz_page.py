@@ -185,7 +185,7 @@ def test_the_embedding_shows_points_neighbours_and_lassos(visit):
     said = visit.text(".tip span")
     assert said.startswith("image ")
     visit.page.mouse.click(x, y)
-    assert visit.text("#picked .note").endswith("and its nearest in the features: 8 images")
+    assert visit.text("#picked .note").endswith("and its nearest in the features: 6 images")
     visit.page.check("[name=lasso]")
     box = visit.page.locator("canvas.map").nth(1).bounding_box()
     corners = [(2, 2), (box["width"] - 2, 2), (box["width"] - 2, box["height"] - 2)]

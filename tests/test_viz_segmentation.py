@@ -18,7 +18,7 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run, Segmented
 from cnn_viz import seg_grad_cam, write_report
 from cnn_viz.explorer import BY_HAND
-from cnn_viz.figures import draw_one, fitting
+from cnn_viz.figures import draw_all, draw_one, fitting
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import bootstrap, pixel_scores
 from cnn_viz.occlusion import occlusion
@@ -39,7 +39,9 @@ VIEWS = [
     "seg_gradcam",
     "occlusion",
     "embedding",
+    "architecture",
     "features",
+    "receptive_field",
     "weights",
     "filters",
 ]
@@ -228,6 +230,21 @@ def test_uncertainty_is_that_of_a_loop_over_passes():
     np.testing.assert_allclose(found.entropy, entropy, atol=1e-5)
     np.testing.assert_allclose(found.mutual, entropy - of_each.mean(0), atol=1e-5)
     assert 0.001 < float(found.mutual.max()) < float(found.entropy.max()) <= np.log2(3)
+
+
+def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(ingredients, caplog):
+    (pair,) = (pair for pair in fitting(ingredients.run) if pair[0] == "uncertainty")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ingredients.model.modules():
+            if isinstance(module, nn.Dropout):
+                patch.setattr(module, "p", 0.0)
+        drawing = draw_all(*pair, ingredients)
+    assert "has no dropout" in drawing.unfit
+    assert not drawing.error
+    assert not drawing.png
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("uncertainty is not drawn: UNetSame has no dropout")
+    assert "plugin" not in line
 
 
 def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():

@@ -40,7 +40,7 @@ from cnn_viz.pictures import varied
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
 from cnn_viz.views.features import features, walk
-from cnn_viz.views.filters import filters
+from cnn_viz.views.filters import before_training, filters
 from cnn_viz.views.gradcam import gradcam, overlay
 from cnn_viz.views.predictions import predictions
 
@@ -57,7 +57,9 @@ VIEWS = [
     "cam_methods",
     "faithfulness",
     "embedding",
+    "architecture",
     "features",
+    "receptive_field",
     "weights",
     "filters",
 ]
@@ -379,13 +381,15 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(ingredients):
 
 
 def test_filters_are_the_first_convolutions_on_one_scale(ingredients):
-    ax, bar = draw("filters", ingredients.run, device="cpu").axes
+    before, after, bar = draw("filters", ingredients.run, device="cpu").axes
+    first = before_training(ingredients.run).c1.weight.detach()
     weight = ingredients.model.c1.weight.detach()
-    limit = float(weight.abs().max())
-    assert len(ax.images) == 6
-    for image, kernel in zip(ax.images, weight, strict=True):
-        np.testing.assert_array_equal(image.get_array(), kernel[0])
-        assert image.get_clim() == pytest.approx((-limit, limit))
+    limit = max(float(first.abs().max()), float(weight.abs().max()))
+    for ax, part in ((before, first), (after, weight)):
+        assert len(ax.images) == 6
+        for image, kernel in zip(ax.images, part, strict=True):
+            np.testing.assert_array_equal(image.get_array(), kernel[0])
+            assert image.get_clim() == pytest.approx((-limit, limit))
     assert bar.get_ylabel() == "weight"
 
 
@@ -416,9 +420,9 @@ def test_features_walk_through_every_stage_with_its_shape(ingredients):
     spec = cnn_core.get_spec("lenet5_modern")
     found = texts(figure)
     for stage in spec.stages:
-        assert f"{stage}\n" in found
+        assert f"{stage}\n\n" in found
     for shape in ("1 x 32 x 32", "6 x 28 x 28", "16 x 5 x 5", "120 x 1 x 1", "84", "10"):
-        assert f"\n{shape}" in found
+        assert any(text.startswith(f"\n{shape}\n") for text in found)
     rows = [ax for ax in figure.axes if ax.images]
     assert [len(ax.images) for ax in rows[:6]] == [1, 6, 6, 10, 10, 1]  # c5 is a strip
     image = ingredients.batch.images[:1]

@@ -50,6 +50,8 @@ def _chart(
     values = [y for points in lines.values() for _, y in points] or [0.0, 1.0]
     ticks = MaxNLocator(4).tick_values(min(values), max(values))
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
+    if scale == 100:
+        high = min(high, 100.0)
     last = len(history) - 1
 
     def x(place: float) -> float:

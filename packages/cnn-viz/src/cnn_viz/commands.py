@@ -50,7 +50,7 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
     else:
         drawings = (draw_all(*pair, ingredients) for pair in fitting(ingredients.run))
     for drawing in drawings:
-        if not drawing.error:
+        if drawing.png:
             for path in write(drawing, folder):
                 say_path(path)
 

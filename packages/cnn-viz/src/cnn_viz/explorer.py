@@ -33,12 +33,12 @@ from cnn_viz.views.features import walk
 __all__ = ["BY_HAND", "NOTHING", "SHOWN", "explored", "stages_of"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
-SIDE = 32  # pixels of a thumbnail, at most
+SIDE, SMALLER, FEW = 32, 28, 1_000  # pixels of a thumbnail, at most: of few images, of more
 CAM_SIDE = 112  # and of a picture under a map
-QUALITY = 60  # of WebP
+QUALITY = 50  # of WebP
 WIDEST = 60  # classes of a confusion matrix that is a table
-AROUND = 7  # neighbours of an image
-LARGEST = 32  # positions along a map's side
+AROUND = 5  # neighbours of an image
+LARGEST = 16  # positions along a map's side
 SHOWN = {  # the methods that cost no more than a forward and a backward pass
     "grad-cam": "Grad-CAM",
     "grad-cam++": "Grad-CAM++",
@@ -73,12 +73,13 @@ def explored(ingredients: Ingredients) -> dict[str, Any]:
 
 def _images(predictions: Predictions) -> dict[str, Any]:
     """Return each image's thumbnail, classes and confidence: of up to `MOST` of the split."""
-    chosen = even(len(predictions.targets), MOST)
-    pictures, columns, tile = _sheet(predictions.images[chosen], SIDE)
+    count = len(predictions.targets)
+    chosen = even(count, MOST)
+    pictures, columns, tile = _sheet(predictions.images[chosen], SIDE if count <= FEW else SMALLER)
     confidence = predictions.probabilities[chosen].amax(1)
     return {
         "classes": list(predictions.classes),
-        "indices": chosen.tolist(),
+        "indices": chosen.tolist() if count > MOST else [],  # none: as they come
         "sheet": pictures,
         "columns": columns,
         "tile": tile,
@@ -175,7 +176,7 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
 
 
 def stages_of(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
-    """Return the CAM's stage, and up to two before it whose maps are no larger than 32 x 32."""
+    """Return the CAM's stage, and up to two before it whose maps are no larger than 16 x 16."""
     outputs, _ = walk(model, images, spec.stages)
     before = spec.stages[: spec.stages.index(spec.cam_stage)] if spec.cam_stage in outputs else ()
     fits = [

@@ -34,7 +34,8 @@ DPI = 150
 class Drawing:
     """One view of one run: the figure's files, or the error that stopped it.
 
-    `page` is SVG whose text is text: smaller, and found by a reader's search.
+    `page` is SVG whose text is text: smaller, and found by a reader's search. `unfit` says why
+    there is no figure of this run, where that is nobody's fault.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Drawing:
     svg: bytes = b""
     page: bytes = b""
     error: str = ""
+    unfit: str = ""
 
 
 def draw(
@@ -74,11 +76,16 @@ def draw_one(view: str, ingredients: Ingredients) -> Drawing:
 def draw_all(name: str, entry: Entry[ViewSpec], ingredients: Ingredients) -> Drawing:
     """Draw one view among several: one that raises is reported, and holds its error.
 
+    One that does not fit the run, which is a UsageError, is left out with a line that says why.
+
     What keeps the ingredients from being made (no weights, no data) is raised.
     """
     arguments = ingredients.select(entry.spec.needs)
     try:
         return _drawing(name, entry, arguments)
+    except UsageError as error:
+        log.warning("%s is not drawn: %s", name, error.message)
+        return Drawing(name=name, entry=entry, unfit=error.message)
     except ZooError as error:
         if os.environ.get("CNNZOO_STRICT") == "1":
             raise
@@ -124,7 +131,7 @@ def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Dr
         figure = _render(name, entry, arguments)
         try:
             png, svg = encoded(figure, "png", dpi=DPI), encoded(figure, "svg")
-            with matplotlib.rc_context({"svg.fonttype": "none"}):
+            with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
                 page = encoded(figure, "svg")
         except (Exception, SystemExit) as error:
             raise _fault(name, entry, error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
 
 from markupsafe import Markup, escape
 from PIL import Image
@@ -14,8 +15,8 @@ from cnn_viz import style
 __all__ = ["inlined"]
 
 LARGEST_SVG = 400_000  # bytes; a larger one is shown as an image, if that is smaller
-DETAILED = 4_000  # bytes of a PNG: larger ones may lose what nobody sees
-QUALITY = 80
+LITTLE = 1.3  # times what is lossy
+QUALITY = 75
 
 THEME = {
     style.INK: "var(--ink)",
@@ -30,7 +31,8 @@ def inlined(name: str, title: str, svg: bytes, png: bytes) -> Markup:
     text = _slim(svg.decode())
     if len(text) > LARGEST_SVG and len(picture := _webp(png)) < len(text):
         return Markup('<img alt="{}" src="data:image/webp;base64,{}">').format(title, picture)
-    return Markup(_responsive(_own_ids(_bare(text), name), title))
+    prefix = re.sub(r"[^a-z0-9_-]", "-", name)
+    return Markup(_responsive(_styled(_own_ids(_bare(text), prefix), prefix), title))
 
 
 def _slim(svg: str) -> str:
@@ -60,11 +62,14 @@ def _cut(places: str) -> str:
 
 
 def _webp(png: bytes) -> str:
-    """Return a PNG as base64 of WebP, exact if it is small."""
-    file = io.BytesIO()
-    picture = Image.open(io.BytesIO(png))
-    picture.save(file, "WEBP", quality=QUALITY, lossless=len(png) < DETAILED, method=4)
-    return base64.b64encode(file.getvalue()).decode()
+    """Return a PNG as base64 of WebP, exact where that costs little."""
+    picture, found = Image.open(io.BytesIO(png)), []
+    for exact in (True, False):
+        file = io.BytesIO()
+        picture.save(file, "WEBP", quality=QUALITY, lossless=exact, method=4)
+        found.append(file.getvalue())
+    exactly, nearly = found
+    return base64.b64encode(exactly if len(exactly) < LITTLE * len(nearly) else nearly).decode()
 
 
 def _bare(svg: str) -> str:
@@ -78,15 +83,33 @@ def _bare(svg: str) -> str:
     return svg
 
 
-def _own_ids(svg: str, name: str) -> str:
-    """Put the view's name before every id: a page has many figures, and one name space.
+def _own_ids(svg: str, prefix: str) -> str:
+    """Put a prefix before every id: a page has many figures, and one name space.
 
     Those that nothing refers to go.
     """
     meant = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in meant else "", svg)
-    prefix = re.sub(r"[^a-z0-9_-]", "-", name)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+
+
+def _styled(svg: str, prefix: str) -> str:
+    """Name the looks that many elements of a figure have, and say each once."""
+    tags = re.findall(r"<[^<>]*>", svg)
+    looks = Counter(look for tag in tags for look in re.findall(r' style="([^"]*)"', tag))
+    often = [look for look, count in looks.items() if count > 2 and "url(" not in look]
+    names = {look: f"{prefix}-{n}" for n, look in enumerate(often)}
+
+    def named(tag: re.Match[str]) -> str:
+        return re.sub(
+            r' style="([^"]*)"',
+            lambda look: f' class="{names[look[1]]}"' if look[1] in names else look[0],
+            tag[0],
+        )
+
+    rules = "".join(f".{name}{{{look}}}" for look, name in names.items())
+    head, _, rest = re.sub(r"<[^<>]*>", named, svg).partition(">")
+    return f"{head}><style>{rules}</style>{rest}"
 
 
 def _responsive(svg: str, title: str) -> str:

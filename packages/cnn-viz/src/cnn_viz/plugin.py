@@ -138,9 +138,23 @@ VIEWS = (  # in the order in which the report shows them
         tasks=("classification", "segmentation"),
     ),
     ViewSpec(
+        name="architecture",
+        render="cnn_viz.views.architecture:architecture",
+        summary="the network, stage by stage: sizes, parameters, and what skips what",
+        needs=("run",),
+        tasks=("classification", "segmentation"),
+    ),
+    ViewSpec(
         name="features",
         render="cnn_viz.views.features:features",
         summary="one image on its way through the network, stage by stage",
+        needs=("run", "model", "batch"),
+        tasks=("classification", "segmentation"),
+    ),
+    ViewSpec(
+        name="receptive_field",
+        render="cnn_viz.views.receptive_field:receptive_field",
+        summary="how much of the image a position of each stage sees, and how strongly",
         needs=("run", "model", "batch"),
         tasks=("classification", "segmentation"),
     ),
@@ -154,7 +168,7 @@ VIEWS = (  # in the order in which the report shows them
     ViewSpec(
         name="filters",
         render="cnn_viz.views.filters:filters",
-        summary="the kernels of the first convolution",
+        summary="the kernels of the first convolution, before training and after",
         needs=("run", "model"),
         tasks=("classification", "segmentation"),
     ),

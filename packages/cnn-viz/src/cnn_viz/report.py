@@ -69,7 +69,7 @@ def write_report(
     for name, entry in fitting(opened):
         progress(f"drawing {name}")
         drawings.append(draw_all(name, entry, ingredients))
-        if not drawings[-1].error:
+        if drawings[-1].png:
             write(drawings[-1], opened.figures)
     shown = {
         **content,
@@ -238,8 +238,9 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
         "summary": spec.summary,
         "origin": "" if plugin.name == "viz" else f"{plugin.distribution} {plugin.version}",
         "error": drawing.error,
+        "unfit": drawing.unfit,
         "markup": ""
-        if drawing.error
+        if not drawing.png
         else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png),
     }
 

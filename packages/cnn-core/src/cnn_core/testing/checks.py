@@ -116,7 +116,7 @@ def check_a_recipe_is_measured(case: Case) -> None:
     family = {
         entry.spec.name
         for _, entry in registry.models()
-        if (entry.plugin, entry.spec.family) == (case.entry.plugin, case.spec.family)
+        if (entry.plugin.origin, entry.spec.family) == (case.entry.plugin.origin, case.spec.family)
     }
     recipes = [entry.spec for _, entry in registry.recipes() if entry.spec.model in family]
     require(recipes, f"there is no recipe for any network of the family {case.spec.family}")

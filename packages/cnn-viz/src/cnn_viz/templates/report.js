@@ -1,5 +1,5 @@
 // What a reader can do with the page. No library, and nothing is loaded: data lie in it as JSON,
-// arrays as base64, images on WebP sheets. Text is only ever set as textContent.
+// arrays as base64, images on WebP sheets. Text is only set as textContent.
 "use strict";
 (() => {
   const one = (selector, root = document) => root.querySelector(selector);
@@ -56,7 +56,7 @@
   if (!data) return;
   const { classes, columns, tile: [tall, wide] } = data, long = Math.max(tall, wide);
   const targets = words(data.targets), predicted = words(data.predicted);
-  const confidence = bytes(data.confidence);
+  const confidence = bytes(data.confidence), number = index => (data.indices[index] ?? index) + 1;
   const loaded = text => {
     const image = new Image();
     image.src = URL.createObjectURL(new Blob([bytes(text)], { type: "image/webp" }));
@@ -86,7 +86,7 @@
     for (const index of indices.slice(0, MOST)) {
       const cell = make("figure", "", targets[index] === predicted[index] ? "" : "wrong");
       cell.append(thumbnail(index), make("figcaption", described(index)));
-      cell.title = `image ${data.indices[index] + 1}: ${described(index)}`;
+      cell.title = `image ${number(index)}: ${described(index)}`;
       list.append(cell);
     }
   };
@@ -129,7 +129,7 @@
         heat.getContext("2d").putImageData(pixels, 0, 0);
         context.globalCompositeOperation = "source-over";
         context.globalAlpha = 1;
-        context.fillRect(...whole); // black
+        context.fillRect(...whole);
         context.globalAlpha = 1 - 0.45 * opacity;
         context.imageSmoothingEnabled = false;
         context.drawImage(image, k * width, 0, width, height, ...whole);
@@ -239,7 +239,7 @@
       marks.stroke();
     }
     marks.strokeRect(X(j) - 6, Y(j) - 6, 12, 12);
-    tip.replaceChildren(thumbnail(placed[j]), make("span", `image ${data.indices[placed[j]] + 1}: ${described(placed[j])}`));
+    tip.replaceChildren(thumbnail(placed[j]), make("span", `image ${number(placed[j])}: ${described(placed[j])}`));
     tip.style.transform = `translate(${between(0, X(j) + 12, size - 180)}px, ${between(0, Y(j) + 12, size - 70)}px)`;
   };
   const zoom = (factor, x = size / 2, y = size / 2) => {
@@ -278,7 +278,7 @@
       grid("#picked", "Inside the lasso", chosen.map(j => placed[j]));
     } else if (drag && !drag.moved) {
       const j = nearest(x, y);
-      if (j >= 0) grid("#picked", `Image ${data.indices[placed[j]] + 1} and its nearest in the features`, [placed[j], ...around(placed[j])]);
+      if (j >= 0) grid("#picked", `Image ${number(placed[j])} and its nearest in the features`, [placed[j], ...around(placed[j])]);
     }
     drag = lasso = undefined;
   });

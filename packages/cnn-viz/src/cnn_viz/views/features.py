@@ -38,7 +38,7 @@ def features(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"One image through {run.recipe.model}, stage by stage",
         f"The first {CHANNELS} channels of each stage; where a stage has no height and width, all "
         "of its values as a strip.\nEvery stage has a colour scale of its own, from minus to plus "
-        "the number at its right.",
+        "the number below its size.",
     )
     first, *rest = figure.subplots(len(heights), 1, height_ratios=heights)
     note = ""
@@ -68,7 +68,7 @@ def _input(ax: Axes, picture: Pixels, shape: torch.Size, note: str) -> None:
         orientation="horizontal",
     )
     bar.set_ticks([0, 0.5, 1], labels=["\N{MINUS SIGN}1", "0", "+1"])
-    bar.set_label("times the number at the right")
+    bar.set_label("times the number at the left")
     bar.outline.set_visible(False)
 
 
@@ -139,9 +139,9 @@ def _spatial(output: Tensor) -> bool:
 
 
 def _label(ax: Axes, name: str, shape: torch.Size, note: str) -> None:
-    """Write the stage and its shape at the left, a note at the right."""
+    """Write the stage, its shape and a note at the left."""
     size = " x ".join(map(str, shape))
     beside: dict[str, Any] = {"transform": ax.transAxes, "va": "center"}
-    ax.text(-0.02, 0.5, f"{name}\n", ha="right", fontweight="bold", **beside)
-    ax.text(-0.02, 0.5, f"\n{size}", ha="right", fontsize=8, color=style.MUTED, **beside)
-    ax.text(1.01, 0.5, note, ha="left", fontsize=8, color=style.MUTED, **beside)
+    ax.text(-0.02, 0.5, f"{name}\n\n", ha="right", fontweight="bold", **beside)
+    below = f"\n{size}\n{note}"
+    ax.text(-0.02, 0.5, below, ha="right", fontsize=8, color=style.MUTED, **beside)

@@ -1,0 +1,214 @@
+"""The view `architecture`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from cnn_core import registry
+from cnn_core.create import create_model
+from cnn_core.errors import UsageError
+from cnn_core.layers.tracing import Stage, trace
+from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
+from cnn_viz import style
+from cnn_viz.wiring import INPUT, Wiring, wiring
+
+__all__ = ["architecture"]
+
+PER_ROW = 11  # boxes, so that a name fits below each
+HIGHEST, WIDEST = 2.2, 0.86  # a column is one wide
+LEAST = 0.07  # of a box's width, so that one channel is seen
+LEVEL = 0.42  # the room of a skip connection
+
+
+def architecture(run: Run) -> Figure:
+    """Draw the network stage by stage: how large its maps are, how many, and what skips what."""
+    spec, weights = registry.get_spec(run.recipe.model), read_weights(run.path)
+    build = partial(
+        create_model,
+        weights.model,
+        num_classes=weights.num_classes,
+        in_channels=weights.in_channels,
+        **weights.options,
+    )
+    image = (weights.in_channels, *weights.preprocessing.size)
+    wires = wiring(build, spec.stages, image)
+    if not wires.stages:
+        raise UsageError(f"{run.recipe.model} names no stages that take part: nothing to draw")
+    traced = trace(build, wires.stages, image)
+    first = Stage(
+        name=INPUT, output=image, params=0, macs=0, receptive_field=1, stride=1, connections=0
+    )
+    boxes = [first, *traced.stages]
+    skips = _skips([stage.name for stage in boxes], wires)
+    rows = _rows(boxes, whole=bool(skips))
+    figure = style.figure(
+        max(10.5, 0.95 * len(rows[0])),
+        1.2 + len(rows) * 2.5 + LEVEL * _depth(skips),
+        f"{run.recipe.model}, stage by stage",
+        _caption(traced.params, traced.macs, bool(skips), wires),
+    )
+    for ax, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        _row(ax, row, boxes, wires, len(rows[0]))
+        _arcs(ax, skips, [_size(stage, boxes)[1] / 2 for stage in boxes])
+    return figure
+
+
+def _caption(params: int, macs: int, skips: bool, wires: Wiring) -> str:
+    """Return what the boxes, the numbers and the marks mean, and the totals."""
+    marks = []
+    if skips:
+        marks.append("Arcs: maps that skip stages.")
+    if any(_marks(name, wires) for name in wires.stages):
+        marks.append("Loops: how often a stage adds or concatenates maps within itself.")
+    return "\n".join(
+        [
+            f"{params:,} parameters; {macs:,} multiply-accumulates for one image. Below each "
+            "stage: channels x height x width of its output, and its parameters.",
+            "A box is as high as the logarithm of the maps' height, as wide as the square root "
+            "of their number; grey: nothing is learned there.",
+            " ".join(marks),
+        ]
+    ).rstrip()
+
+
+def _skips(names: Sequence[str], wires: Wiring) -> list[tuple[int, int]]:
+    """Return the connections that pass over a stage, as places of boxes, the shortest first."""
+    pairs = [(names.index(start), names.index(end)) for start, end in wires.edges]
+    return sorted(
+        (p for p in pairs if p[1] - p[0] > 1), key=lambda pair: (pair[1] - pair[0], pair)
+    )
+
+
+def _depth(skips: Sequence[tuple[int, int]]) -> int:
+    """Return how many skip connections lie above each other at most, so that room is left."""
+    return max((sum(a <= x < b for a, b in skips) for x, _ in skips), default=0)
+
+
+def _rows(boxes: Sequence[Stage], *, whole: bool) -> list[Sequence[Stage]]:
+    """Return the boxes in even rows; in one where skip connections would be cut."""
+    count = 1 if whole else -(-len(boxes) // PER_ROW)
+    length = -(-len(boxes) // count)
+    return [boxes[n : n + length] for n in range(0, len(boxes), length)]
+
+
+def _row(ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], wires: Wiring, room: int) -> None:
+    """Draw a row's boxes with their labels, and the arrows between them."""
+    sizes = [_size(stage, boxes) for stage in boxes]
+    begin = boxes.index(row[0])
+    for place, stage in enumerate(row):
+        width, height = sizes[begin + place]
+        _box(ax, place, stage, width, height)
+        _loop(ax, place, height, _marks(stage.name, wires))
+        if begin + place and (boxes[begin + place - 1].name, stage.name) in wires.edges:
+            behind = place - 1 + sizes[begin + place - 1][0] / 2 if place else -0.6
+            _arrow(ax, behind + 0.02, place - width / 2 - 0.02)
+    if begin + len(row) < len(boxes):
+        place = len(row) - 1
+        _arrow(ax, place + sizes[begin + place][0] / 2 + 0.02, place + 0.6)
+    ax.set(xlim=(-0.6, room - 0.4), ylim=(-HIGHEST / 2 - 0.95, HIGHEST / 2 + 0.4))
+    ax.set_axis_off()
+
+
+def _size(stage: Stage, boxes: Sequence[Stage]) -> tuple[float, float]:
+    """Return a box's width and height."""
+    channels = max(box.output[0] for box in boxes)
+    side = max(_side(box) for box in boxes)
+    width = max(WIDEST * math.sqrt(stage.output[0] / channels), LEAST)
+    return width, HIGHEST * (1 + math.log2(_side(stage))) / (1 + math.log2(side))
+
+
+def _side(stage: Stage) -> int:
+    return stage.output[1] if len(stage.output) == 3 else 1
+
+
+def _box(ax: Axes, place: int, stage: Stage, width: float, height: float) -> None:
+    """Draw a stage, and its name, the shape of its output and its parameters below."""
+    colour = style.BLUE if stage.params else style.GRID
+    ax.add_patch(
+        FancyBboxPatch(
+            (place - width / 2, -height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.02",
+            facecolor=colour,
+            edgecolor=style.MUTED,
+            linewidth=0.6,
+        )
+    )
+    lines = [
+        (style.short(stage.name, 13), style.INK, 8.5, "bold"),
+        (" x ".join(map(str, stage.output)), style.INK, 7.5, "normal"),
+        (f"{stage.params:,}" if stage.params else "", style.MUTED, 7.5, "normal"),
+    ]
+    for line, (text, ink, size, weight) in enumerate(lines):
+        y = -HIGHEST / 2 - 0.1 - 0.27 * line
+        ax.text(place, y, text, ha="center", va="top", color=ink, fontsize=size, weight=weight)
+
+
+def _marks(name: str, wires: Wiring) -> str:
+    """Return how often a stage adds or concatenates maps of its own; those of arcs are not."""
+    inputs = sum(end == name for _, end in wires.edges)
+    joins = max(wires.joins.get(name, 0) - (inputs > 1), 0)
+    counts = {"add": wires.additions.get(name, 0), "concat": joins}
+    return ", ".join(f"{n} {mark}" for mark, n in counts.items() if n)
+
+
+def _loop(ax: Axes, place: int, height: float, marks: str) -> None:
+    """Draw a loop over a stage that adds or concatenates, with what and how often."""
+    if not marks:
+        return
+    angles = np.linspace(0, np.pi, 40)
+    x, y = place + 0.16 * np.cos(angles), height / 2 + 0.2 * np.sin(angles)
+    ax.plot(x, y, color=style.ORANGE, linewidth=1.4, zorder=0.5)
+    top = height / 2 + 0.24
+    ax.text(place, top, marks, ha="center", va="bottom", fontsize=7.5, color=style.ORANGE)
+
+
+def _arrow(ax: Axes, start: float, end: float) -> None:
+    ax.annotate(
+        "",
+        (end, 0),
+        (start, 0),
+        arrowprops={"arrowstyle": "->", "color": style.MUTED, "shrinkA": 0, "shrinkB": 0},
+    )
+
+
+def _arcs(ax: Axes, skips: Sequence[tuple[int, int]], tops: Sequence[float]) -> None:
+    """Draw skip connections as steps above the boxes, the longer the higher."""
+    if not skips:
+        return
+    low, high = ax.get_ylim()
+    levels = _levels(skips)
+    for (start, end), level in zip(skips, levels, strict=True):
+        y = HIGHEST / 2 + 0.2 + LEVEL * level
+        look: dict[str, Any] = {"color": style.ORANGE, "linewidth": 1.4}
+        ax.plot([start, start, end], [tops[start], y, y], solid_capstyle="projecting", **look)
+        ax.annotate(
+            "",
+            (end, tops[end]),
+            (end, y),
+            arrowprops={"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0, **look},
+        )
+    ax.set_ylim(low, max(high, HIGHEST / 2 + 0.45 + LEVEL * max(levels)))
+
+
+def _levels(skips: Sequence[tuple[int, int]]) -> list[int]:
+    """Return how high each connection runs: above all that it overlaps, of those before it."""
+    levels: list[int] = []
+    for n, (start, end) in enumerate(skips):
+        below = [
+            level
+            for (a, b), level in zip(skips[:n], levels, strict=True)
+            if a <= end and start <= b
+        ]
+        levels.append(max(below, default=-1) + 1)
+    return levels

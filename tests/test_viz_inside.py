@@ -1,0 +1,272 @@
+"""The figures of what is inside a network: what they draw is what the network does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import cnn_core
+from cnn_core import create_model
+from cnn_core.layers.tracing import trace
+from cnn_core.training import Run
+from cnn_viz import draw
+from cnn_viz.ingredients import Ingredients
+from cnn_viz.receptive import evenly, receptive_fields
+from cnn_viz.views.filters import before_training
+from cnn_viz.wiring import wiring
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Ingredients:
+    out = tmp_path_factory.mktemp("inside") / "run"
+    run = cnn_core.train(
+        "lenet5_modern", "digits", out=out, progress=False, epochs=2, batch_size=32, device="cpu"
+    )
+    return Ingredients(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(ingredients: Ingredients) -> Run:
+    return ingredients.run
+
+
+@pytest.fixture(scope="module")
+def segmenting(tmp_path_factory: pytest.TempPathFactory) -> Ingredients:
+    out = tmp_path_factory.mktemp("segmenting") / "run"
+    options = {"epochs": 1, "image_size": 32, "options": {"width": 4, "depth": 2}}
+    run = cnn_core.train(
+        "unet_same", "digit_scenes", out=out, progress=False, device="cpu", **options
+    )
+    return Ingredients(run, device="cpu")
+
+
+def written(figure: Figure) -> list[str]:
+    """Everything that is written in the axes of a figure."""
+    return [text.get_text() for ax in figure.axes for text in ax.texts if text.get_text()]
+
+
+# architecture
+
+
+class Crossing(nn.Module):
+    """Two stages that an operation outside of them skips to, and one that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True)
+        self.last, self.unused = nn.Conv2d(4, 2, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.second(x * 2)
+        return self.last(y + x)
+
+
+def test_wiring_follows_maps_past_stages_and_through_what_is_between():
+    found = wiring(Crossing, ["first", "second", "last", "unused", "absent"], (1, 8, 8))
+    assert found.stages == ("first", "second", "last")
+    assert found.edges == {
+        ("input", "first"),
+        ("first", "second"),
+        ("second", "last"),
+        ("first", "last"),
+    }
+    assert not found.additions  # the addition is in no stage
+
+
+@pytest.mark.parametrize(
+    ("model", "additions", "joins"),
+    [
+        ("resnet20_cifar", {"conv2_x": 3, "conv3_x": 3, "conv4_x": 3}, {}),
+        ("resnet50", {"conv2_x": 3, "conv3_x": 4, "conv4_x": 6, "conv5_x": 3}, {}),
+        ("vgg11", {}, {}),
+        ("lenet5", {}, {}),
+    ],
+)
+def test_a_chain_has_the_residual_blocks_of_its_table_and_nothing_else(model, additions, joins):
+    spec = cnn_core.get_spec(model)
+    found = wiring(lambda: create_model(model), spec.stages, spec.input)
+    assert found.edges == set(zip(("input", *spec.stages), spec.stages, strict=False))
+    assert (found.additions, found.joins) == (additions, joins)
+
+
+def test_every_inception_module_concatenates_once():
+    spec = cnn_core.get_spec("googlenet")
+    found = wiring(lambda: create_model("googlenet"), spec.stages, spec.input)
+    assert found.joins == {name: 1 for name in spec.stages if name.startswith("inception")}
+    assert not found.additions
+
+
+def test_architecture_names_stages_sizes_and_parameters(run, ingredients):
+    figure = draw("architecture", run, device="cpu")
+    found, model = written(figure), ingredients.model
+    stages = cnn_core.get_spec("lenet5_modern").stages
+    sizes = ["6 x 28 x 28", "6 x 14 x 14", "16 x 10 x 10", "16 x 5 x 5", "120 x 1 x 1", "84", "10"]
+    expected = ["input", "1 x 32 x 32"]
+    for stage, size in zip(stages, sizes, strict=True):
+        count = sum(p.numel() for p in model.get_submodule(stage).parameters())
+        expected += [stage, size, *([f"{count:,}"] if count else [])]
+    assert found == expected
+    assert len(figure.axes[0].patches) == 8
+    heights = [patch.get_height() for patch in figure.axes[0].patches]
+    assert heights == sorted(heights, reverse=True)
+    total = sum(p.numel() for p in model.parameters())
+    assert figure.get_supxlabel().startswith(f"{total:,} parameters")
+    assert "Arcs" not in figure.get_supxlabel()
+
+
+def test_architecture_draws_a_u_nets_skip_connections(segmenting):
+    figure = draw("architecture", segmenting.run, device="cpu")
+    (ax,) = figure.axes
+    names = ["input", "down.1", "down.2", "bottom", "up.2", "up.1", "output"]
+    arcs = {
+        (names[int(line.get_xdata()[0])], names[int(line.get_xdata()[-1])]) for line in ax.lines
+    }
+    assert arcs == {("down.1", "up.1"), ("down.2", "up.2")}
+    assert "Arcs: maps that skip stages." in figure.get_supxlabel()
+    assert "Loops" not in figure.get_supxlabel()
+
+
+# filters before training
+
+
+def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
+    """With a learning rate of 0 and no weight decay the kept weights are the initial ones."""
+    still = cnn_core.train(
+        "lenet5_modern",
+        "digits",
+        out=tmp_path / "run",
+        progress=False,
+        device="cpu",
+        epochs=1,
+        lr=0.0,
+        weight_decay=0.0,
+        seed=7,
+    )
+    before = before_training(still).state_dict()
+    kept = Ingredients(still, device="cpu").model.state_dict()
+    assert before.keys() == kept.keys()
+    assert all(torch.equal(before[name], kept[name]) for name in kept)
+    other = before_training(run)  # of another seed
+    assert not torch.equal(other.c1.weight, before["c1.weight"])
+
+
+def test_building_it_again_leaves_the_random_state_as_it_was(run):
+    state = torch.get_rng_state()
+    before_training(run)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_filters_before_training_are_left_out_where_they_are_not_known(run, ingredients, tmp_path):
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+    facts = json.loads((copy.path / "environment.json").read_text())
+    (copy.path / "environment.json").write_text(json.dumps({**facts, "torch": "1.0.0"}))
+    figure = draw("filters", copy, device="cpu")
+    assert f"trained with PyTorch 1.0.0, this is {torch.__version__}" in figure.get_supxlabel()
+    assert len(figure.axes) == 2  # the trained ones and their scale
+    begun = cnn_core.train(
+        "lenet5_modern",
+        "digits",
+        out=tmp_path / "second",
+        progress=False,
+        device="cpu",
+        epochs=1,
+        weights=str(run.path),
+    )
+    caption = draw("filters", begun, device="cpu").get_supxlabel()
+    assert "left out:\ntraining began with given weights." in caption
+
+
+# receptive fields
+
+
+def test_a_convolution_sees_its_window_in_proportion_to_its_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 5, stride=2, padding=1), nn.ReLU())
+    images = torch.randn(4, 2, 17, 17, generator=torch.Generator().manual_seed(0))
+    found = receptive_fields(model, images, {"0": (5, 2)})["0"]
+    assert (found.position, found.start, found.size) == ((4, 4), (7, 7), 5)
+    expected = torch.zeros(17, 17)
+    expected[7:12, 7:12] = model[0].weight.detach().mean(0).abs().sum(0)
+    torch.testing.assert_close(found.effective, expected)
+    above = int((expected > (1 - 0.9545) * expected.max()).sum())
+    assert found.side == pytest.approx(above**0.5)
+
+
+def test_an_even_size_under_a_padded_stride_is_placed_by_what_is_seen():
+    """3 x 3, padding 1, stride 2 on 8 pixels: cell 2 sees pixels 3 to 5."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, stride=2, padding=1))
+    nn.init.ones_(model[0].weight)
+    found = receptive_fields(model, torch.zeros(1, 1, 8, 8), {"0": (3, 2)})["0"]
+    assert (found.position, found.start) == ((2, 2), (3, 3))
+
+
+@pytest.mark.parametrize("name", ["ingredients", "segmenting"])
+def test_the_effective_field_lies_within_the_theoretical_one(name, request):
+    made = request.getfixturevalue(name)
+    spec, images = cnn_core.get_spec(made.run.recipe.model), made.batch.images[:8]
+    weights = made.weights
+    build = partial(
+        create_model,
+        weights.model,
+        num_classes=weights.num_classes,
+        in_channels=weights.in_channels,
+        **weights.options,
+    )
+    stages = wiring(build, spec.stages, tuple(images.shape[1:])).stages
+    traced = trace(build, stages, tuple(images.shape[1:])).stages
+    sizes = {s.name: (s.receptive_field, s.stride) for s in traced if len(s.output) == 3}
+    found = receptive_fields(made.model, images, sizes)
+    assert len(found) > 4
+    for field in found.values():
+        inside = torch.zeros_like(field.effective)
+        (top, left), size = field.start, field.size
+        inside[max(top, 0) : top + size, max(left, 0) : left + size] = 1
+        assert not (field.effective * (1 - inside)).any()
+
+
+def test_lenets_fields_are_where_its_layers_put_them(ingredients):
+    sizes = {"c1": (5, 1), "s2": (6, 2), "c3": (14, 2), "c5": (32, 4)}
+    found = receptive_fields(ingredients.model, ingredients.batch.images, sizes)
+    assert [found[name].start for name in sizes] == [(14, 14), (14, 14), (10, 10), (0, 0)]
+    figure = draw("receptive_field", ingredients.run, device="cpu")
+    titles = "\n".join(ax.get_title(loc="left") for ax in figure.axes)
+    for part in (
+        "c1\n6 x 28 x 28, at (14, 14)\nsees 5 x 5 px",
+        "sees 14 x 14 px",
+        "up to the whole image",
+    ):
+        assert part in titles
+    assert f"effective: {found['c3'].side:.1f} px" in titles
+
+
+def test_looking_leaves_no_trace(ingredients):
+    model, images = ingredients.model, ingredients.batch.images
+    state, before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    try:
+        receptive_fields(model, images, {"c1": (5, 1)})
+        assert all(module.training for module in model.modules())
+    finally:
+        model.eval()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize(("count", "places"), [(3, [0, 1, 2]), (6, [0, 1, 2, 3, 4, 5])])
+def test_few_stages_are_all_shown(count, places):
+    assert evenly([str(n) for n in range(count)], 6) == [str(n) for n in places]
+
+
+def test_many_stages_are_shown_evenly():
+    found = evenly([str(n) for n in range(18)], 6)
+    assert (len(found), found[0], found[-1]) == (6, "0", "17")
