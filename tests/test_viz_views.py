@@ -59,6 +59,7 @@ VIEWS = [
     "embedding",
     "architecture",
     "features",
+    "arithmetic",
     "receptive_field",
     "weights",
     "filters",
