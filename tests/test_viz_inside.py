@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,7 +20,9 @@ from cnn_core.training import Run
 from cnn_viz import draw
 from cnn_viz.arithmetic import highest
 from cnn_viz.ingredients import Ingredients
+from cnn_viz.maximisation import maximised
 from cnn_viz.receptive import evenly, receptive_fields
+from cnn_viz.views.activation_maximisation import steps_for
 from cnn_viz.views.filters import before_training
 from cnn_viz.wiring import wiring
 
@@ -362,3 +365,46 @@ def test_arithmetic_writes_every_number(ingredients):
     (sentence,) = [text.get_text() for part in figure.subfigs for text in part.texts]
     assert f"= {found.output:.4f}" in sentence
     assert f"ReLU: {found.output:.4f}" in sentence
+
+
+# activation maximisation
+
+
+def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(ingredients):
+    model, known = ingredients.model, ingredients.weights.preprocessing
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    find = partial(
+        maximised, model, range(10), (1, 32, 32), torch.tensor(known.mean), torch.tensor(known.std)
+    )
+    pictures, first, last = find(steps=64)
+    assert (pictures.min() >= 0) & (pictures.max() <= 1)
+    assert last.argmax(1).tolist() == list(range(10))
+    assert (last.diagonal() > first.diagonal() + 2).all()
+    with torch.no_grad():
+        torch.testing.assert_close(model(known.normalise(pictures)), last)
+    assert torch.equal(find(steps=64)[0], pictures)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_budget_decides_on_the_steps(ingredients):
+    weights = ingredients.weights
+    assert steps_for(weights, 10) == 128
+    geometry = replace(weights.preprocessing, size=(224, 224))
+    slower = replace(
+        weights, model="alexnet_owt", in_channels=3, preprocessing=geometry, options={}
+    )
+    macs = trace(lambda: create_model("alexnet_owt", num_classes=10), (), (3, 224, 224)).macs
+    assert steps_for(slower, 10) == 400 * 10**9 // (30 * macs)
+    assert 16 <= steps_for(slower, 10) < 128
+    with pytest.raises(UsageError, match=r"vgg16: 16 steps for 10 classes cost 7,.* 400 at most"):
+        steps_for(replace(slower, model="vgg16"), 10)
+
+
+def test_every_class_has_its_picture_and_numbers(ingredients):
+    figure = draw("activation_maximisation", ingredients.run, device="cpu")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [title.split("\n")[0] for title in titles] == list(ingredients.weights.classes)
+    assert all(len(ax.images) == 1 for ax in figure.axes)

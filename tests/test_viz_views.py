@@ -61,6 +61,7 @@ VIEWS = [
     "features",
     "arithmetic",
     "receptive_field",
+    "activation_maximisation",
     "weights",
     "filters",
 ]

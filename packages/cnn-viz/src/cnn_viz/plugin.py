@@ -166,6 +166,12 @@ VIEWS = (  # in the order in which the report shows them
         tasks=("classification", "segmentation"),
     ),
     ViewSpec(
+        name="activation_maximisation",
+        render="cnn_viz.views.activation_maximisation:activation_maximisation",
+        summary="an image for each class that its logit is high for, found from noise",
+        needs=("run", "model", "batch"),
+    ),
+    ViewSpec(
         name="weights",
         render="cnn_viz.views.weights:weights",
         summary="how weights and activations of each stage are spread, and dead units",
