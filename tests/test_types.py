@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(ROOT.glob("packages/*/src"))
+# This environment's python first: --pythonpath alone does not find what packages import.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 @pytest.mark.parametrize("package", ["cnn_core", "cnn_viz"])
@@ -20,7 +22,7 @@ def test_every_public_name_has_a_type(package):
     done = subprocess.run(
         [sys.executable, "-m", "basedpyright", "--verifytypes", package, *options],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES)), "PATH": PATH},
         capture_output=True,
         text=True,
         check=False,

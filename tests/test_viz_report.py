@@ -31,7 +31,7 @@ from cnn_viz.ingredients import Ingredients
 from cnn_viz.inline import inlined
 from cnn_viz.measures import wilson
 
-VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks]
+VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks and not spec.costly]
 SHOWN = [name for name in VIEWS if name not in BY_HAND["classification"]]  # as figures
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 HOSTILE = (

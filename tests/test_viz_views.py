@@ -65,6 +65,7 @@ VIEWS = [
     "weights",
     "filters",
 ]
+COSTLY = ("activation_maximisation",)
 HOSTILE = (
     "<script>alert(1)</script>",
     "$\\foo$",
@@ -143,7 +144,7 @@ def test_drawing_leaves_matplotlib_as_it_was(run):
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
-    assert [name for name, _ in fitting(run)] == VIEWS
+    assert [name for name, _ in fitting(run)] == [n for n in VIEWS if n not in COSTLY]
 
 
 # curves

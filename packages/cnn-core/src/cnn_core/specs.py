@@ -285,7 +285,8 @@ class ViewSpec(Spec):
     the test split), "predictions" (`cnn_core.training.Predictions`, the whole split),
     "validation" (the same of the images that training held out, None without any), "segmented"
     (`cnn_core.training.Segmented`, one of each image, made anew at each iteration) and
-    "embedded" (`cnn_viz.embeddings.Embedded`, features of images and their places in 2-D).
+    "embedded" (`cnn_viz.embeddings.Embedded`, features of images and their places in 2-D). One
+    that is `costly` is drawn when it is asked for by name, and not in reports.
     """
 
     kind: ClassVar[str] = "view"
@@ -294,6 +295,7 @@ class ViewSpec(Spec):
     summary: str
     needs: tuple[str, ...]
     tasks: tuple[str, ...] = ("classification",)
+    costly: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

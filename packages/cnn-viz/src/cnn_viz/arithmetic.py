@@ -39,6 +39,7 @@ class Arithmetic:
 
     @property
     def products(self) -> Tensor:
+        """The window times the kernel, place by place."""
         return self.window * self.kernel
 
     @property
@@ -106,27 +107,27 @@ def _explained(name: str, conv: nn.Conv2d, following: _Following) -> Arithmetic:
     )
 
 
-aten = torch.ops.aten
+_ATEN = torch.ops.aten
 NAMES: dict[Any, Callable[[Any], str]] = {  # of operations that act on each number by itself
-    **dict.fromkeys((aten.relu, aten.relu_), lambda args: "ReLU"),
-    **dict.fromkeys((aten.tanh, aten.tanh_), lambda args: "tanh"),
-    **dict.fromkeys((aten.sigmoid, aten.sigmoid_), lambda args: "sigmoid"),
-    **dict.fromkeys((aten.silu, aten.silu_), lambda args: "SiLU"),
-    **dict.fromkeys((aten.gelu, aten.gelu_), lambda args: "GELU"),
+    **dict.fromkeys((_ATEN.relu, _ATEN.relu_), lambda args: "ReLU"),
+    **dict.fromkeys((_ATEN.tanh, _ATEN.tanh_), lambda args: "tanh"),
+    **dict.fromkeys((_ATEN.sigmoid, _ATEN.sigmoid_), lambda args: "sigmoid"),
+    **dict.fromkeys((_ATEN.silu, _ATEN.silu_), lambda args: "SiLU"),
+    **dict.fromkeys((_ATEN.gelu, _ATEN.gelu_), lambda args: "GELU"),
     **dict.fromkeys(
-        (aten.hardtanh, aten.hardtanh_), lambda args: f"limited to {args[1]:g}…{args[2]:g}"
+        (_ATEN.hardtanh, _ATEN.hardtanh_), lambda args: f"limited to {args[1]:g}…{args[2]:g}"
     ),
     **dict.fromkeys(
         (
-            aten.native_batch_norm,
-            aten._native_batch_norm_legit_no_training,
-            aten.cudnn_batch_norm,
-            aten.miopen_batch_norm,
+            _ATEN.native_batch_norm,
+            _ATEN._native_batch_norm_legit_no_training,
+            _ATEN.cudnn_batch_norm,
+            _ATEN.miopen_batch_norm,
         ),
         lambda args: "batch norm",
     ),
     **dict.fromkeys(
-        (aten.mul, aten.mul_),
+        (_ATEN.mul, _ATEN.mul_),
         lambda args: next((f"times {a:.4g}" for a in args if isinstance(a, float | int)), ""),
     ),
 }
@@ -156,11 +157,11 @@ class _Following(TorchDispatchMode):
         followed = self._tensor is not None and any(arg is self._tensor for arg in args)
         result = func(*args, **(kwargs or {}))
         op = func.overloadpacket
-        if op is aten.convolution and self._x is not None and not self.kept:
+        if op is _ATEN.convolution and self._x is not None and not self.kept:
             given = [part.detach() for part in args[1:3] if part is not None]
             self.kept = [self._x, result.clone(), *given]
             self._tensor, self._place = result, int(result[0].argmax())
-        elif followed and op not in (aten.clone, aten.detach):
+        elif followed and op not in (_ATEN.clone, _ATEN.detach):
             self._follow(op, args, result[0] if isinstance(result, tuple | list) else result)
         return result
 

@@ -28,7 +28,7 @@ def _views() -> Iterable[str]:
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Not RUN/figures but here."
 )
 def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | None) -> None:
-    """Draw VIEW of RUN, or all views, as PNG and SVG; prints the files' paths.
+    """Draw VIEW of RUN, or all views but costly ones, as PNG and SVG; prints the files' paths.
 
     The views: cnnzoo list-views.
 

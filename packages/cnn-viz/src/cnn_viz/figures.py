@@ -95,11 +95,16 @@ def draw_all(name: str, entry: Entry[ViewSpec], ingredients: Ingredients) -> Dra
 
 
 def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
-    """Return the views for the run's task: ours in reading order, then others by name."""
+    """Return the views for the run's task: ours in reading order, then others by name.
+
+    Those that are costly are left out.
+    """
     task = registry.get_spec(run.recipe.model).task
     ours = [spec.name for spec in VIEWS]
-    found = [pair for pair in registry.views() if task in pair[1].spec.tasks]
-    return sorted(found, key=lambda pair: ours.index(pair[0]) if pair[0] in ours else len(ours))
+    found = [
+        pair for pair in registry.views() if task in pair[1].spec.tasks and not pair[1].spec.costly
+    ]
+    return sorted(wanted, key=lambda pair: ours.index(pair[0]) if pair[0] in ours else len(ours))
 
 
 def write(drawing: Drawing, folder: Path) -> list[Path]:

@@ -170,6 +170,7 @@ VIEWS = (  # in the order in which the report shows them
         render="cnn_viz.views.activation_maximisation:activation_maximisation",
         summary="an image for each class that its logit is high for, found from noise",
         needs=("run", "model", "batch"),
+        costly=True,
     ),
     ViewSpec(
         name="weights",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -40,6 +40,10 @@ __all__ = ["LARGEST", "application"]
 
 LARGEST = 20_000_000  # bytes of an image
 NAMED = 5  # classes that are said
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; connect-src 'self'; "
+    "script-src '{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -53,98 +57,115 @@ def application(ingredients: Ingredients, port: int) -> Starlette:
     weights, run = ingredients.weights, ingredients.run
     if (task := task_of(weights)) != "classification":
         raise UsageError(f"{run.path}: '{weights.model}' does {task}", "cnnzoo predict, or report")
-    model = ingredients.model
-    spec = registry.get_spec(weights.model)
-    height, width = weights.preprocessing.target
-    blank = torch.zeros(1, weights.in_channels, height, width, device=ingredients.device)
-    stages = stages_of(model, spec, blank)
-    script = script_of("live.js")
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; connect-src 'self'; "
-        f"script-src '{script_hash(script)}'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-    page = template_of("live.html").render(
-        run=run.path.absolute().name,
-        model=weights.model,
-        data=run.recipe.data,
-        methods=SHOWN,
-        stages=stages,
-        classes=weights.classes,
-        script=script,
-    )
-    own = {f"127.0.0.1:{port}", f"localhost:{port}"}
-    busy = Lock()
+    desk = _Desk(ingredients)
+    own = (f"127.0.0.1:{port}", f"localhost:{port}")
+    routes = [
+        Route("/", _guarded(desk.home, own)),
+        Route("/report", _guarded(desk.report, own)),
+        Route("/explain", _guarded(desk.explain, own), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
 
-    def guarded(answer: Answer) -> Answer:
-        async def checked(request: Request) -> Response:
-            host, origin = request.headers.get("host"), request.headers.get("origin")
-            if host not in own or origin not in (None, f"http://{host}"):
-                return JSONResponse({"error": "this page is for its own machine only"}, 403)
-            response = await answer(request)
-            response.headers["X-Content-Type-Options"] = "nosniff"
-            response.headers["Cache-Control"] = "no-store"
-            return response
 
-        return checked
+class _Desk:
+    """Where a run's questions are answered, one after the other."""
 
-    async def home(request: Request) -> Response:
+    def __init__(self, ingredients: Ingredients) -> None:
+        weights = ingredients.weights
+        height, width = weights.preprocessing.target
+        blank = torch.zeros(1, weights.in_channels, height, width, device=ingredients.device)
+        self.ingredients, self.weights = ingredients, weights
+        self.stages = stages_of(ingredients.model, registry.get_spec(weights.model), blank)
+        self.busy = Lock()
+
+    async def home(self, request: Request) -> Response:
+        """Return the page."""
+        script, run = script_of("live.js"), self.ingredients.run
+        page = template_of("live.html").render(
+            run=run.path.absolute().name,
+            model=self.weights.model,
+            data=run.recipe.data,
+            methods=SHOWN,
+            stages=self.stages,
+            classes=self.weights.classes,
+            script=script,
+        )
+        policy = POLICY.format(script_hash(script))
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    async def report(request: Request) -> Response:
-        path = run.path / "report.html"
+    async def report(self, request: Request) -> Response:
+        """Return the run's report, written first where there is none."""
+        path = self.ingredients.run.path / "report.html"
         if not path.is_file():
-            await run_in_threadpool(_locked, busy, lambda: write_report(ingredients))
+            await run_in_threadpool(self._alone, lambda: write_report(self.ingredients))
         return FileResponse(path, media_type="text/html")
 
-    async def explain(request: Request) -> Response:
+    async def explain(self, request: Request) -> Response:
+        """Say what an image is, and lay a map over it."""
         if request.headers.get("x-cnnzoo") != "1":  # what a form of another site cannot send
-            return JSONResponse({"error": "expected a request of the page"}, 403)
+            return _error("expected a request of the page", 403)
         method, stage = (request.query_params.get(name, "") for name in ("method", "stage"))
         number = request.query_params.get("class", "")
-        if method not in SHOWN or stage not in stages:
-            return JSONResponse({"error": "no such method or stage"}, 400)
-        if number and not (number.isdecimal() and int(number[:6]) < len(weights.classes)):
-            return JSONResponse({"error": "no such class"}, 400)
+        if method not in SHOWN or stage not in self.stages:
+            return _error("no such method or stage", 400)
+        if number and not (number.isdecimal() and int(number[:6]) < len(self.weights.classes)):
+            return _error("no such class", 400)
         content = await _received(request)
         explained = [int(number)] if number else None
-
-        def found() -> dict[str, Any]:
-            picture = _decoded(content, weights.in_channels)
-            inputs = weights.preprocessing(picture[None].to(ingredients.device))
-            cam = cams(model, inputs, [stage], explained, method)[stage]
-            plain = as_image(weights.preprocessing.pictures(inputs)[0])
-            plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
-            best = cam.logits.softmax(1)[0].topk(min(NAMED, len(weights.classes)))
-            names = [printable(weights.classes[k]) for k in best.indices.tolist()]
-            return {
-                "classes": list(zip(names, best.values.tolist(), strict=True)),
-                "explained": printable(weights.classes[int(cam.classes[0])]),
-                "empty": bool(cam.empty[0]),
-                "picture": _png(plain),
-                "overlay": _png(overlay(plain, cam.heat()[0].cpu().numpy())),
-            }
-
         try:
-            return JSONResponse(await run_in_threadpool(_locked, busy, found))
+            found = await run_in_threadpool(
+                self._alone, lambda: self._found(content, method, stage, explained)
+            )
         except ZooError as error:
-            return JSONResponse({"error": printable(error.message)}, 400)
+            return _error(error.message, 400)
+        return JSONResponse(found)
 
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return JSONResponse({"error": error.detail}, error.status_code)
+    def _found(
+        self, content: bytes, method: str, stage: str, explained: list[int] | None
+    ) -> dict[str, Any]:
+        weights, classes = self.weights, self.weights.classes
+        picture = _decoded(content, weights.in_channels)
+        inputs = weights.preprocessing(picture[None].to(self.ingredients.device))
+        cam = cams(self.ingredients.model, inputs, [stage], explained, method)[stage]
+        plain = as_image(weights.preprocessing.pictures(inputs)[0])
+        plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+        best = cam.logits.softmax(1)[0].topk(min(NAMED, len(classes)))
+        names = [printable(classes[k]) for k in best.indices.tolist()]
+        return {
+            "classes": list(zip(names, best.values.tolist(), strict=True)),
+            "explained": printable(classes[int(cam.classes[0])]),
+            "empty": bool(cam.empty[0]),
+            "picture": _png(plain),
+            "overlay": _png(overlay(plain, cam.heat()[0].cpu().numpy())),
+        }
 
-    routes = [
-        Route("/", guarded(home)),
-        Route("/report", guarded(report)),
-        Route("/explain", guarded(explain), methods=["POST"]),
-    ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    def _alone(self, call: Callable[[], Any]) -> Any:
+        with self.busy:
+            return call()
 
 
-def _locked(lock: Lock, call: Callable[[], Any]) -> Any:
-    with lock:
-        return call()
+def _guarded(answer: Answer, own: Collection[str]) -> Answer:
+    """Answer only who names this machine, and comes from nowhere else."""
+
+    async def checked(request: Request) -> Response:
+        host, origin = request.headers.get("host"), request.headers.get("origin")
+        if host not in own or origin not in (None, f"http://{host}"):
+            return _error("this page is for its own machine only", 403)
+        response = await answer(request)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    return checked
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.detail, error.status_code)
+
+
+def _error(words: str, status: int) -> Response:
+    return JSONResponse({"error": printable(words)}, status)
 
 
 async def _received(request: Request) -> bytes:
