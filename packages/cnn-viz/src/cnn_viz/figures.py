@@ -101,9 +101,7 @@ def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
     """
     task = registry.get_spec(run.recipe.model).task
     ours = [spec.name for spec in VIEWS]
-    found = [
-        pair for pair in registry.views() if task in pair[1].spec.tasks and not pair[1].spec.costly
-    ]
+    wanted = [p for p in registry.views() if task in p[1].spec.tasks and not p[1].spec.costly]
     return sorted(wanted, key=lambda pair: ours.index(pair[0]) if pair[0] in ours else len(ours))
 
 
