@@ -12,8 +12,9 @@ import inspect
 import os
 import posixpath
 import re
+import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from click.testing import CliRunner
 
 from cnn_core import hookspecs, registry, specs
 from cnn_core.cli import app
+from cnn_core.create import create_model
+from cnn_viz.views.architecture import stage_by_stage
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -103,12 +106,28 @@ def section(argument: str, page: str) -> str:
 
 
 def networks(plugin: str, page: str) -> str:
-    """Return what `cnnzoo show` prints of the first network of each file of a plugin."""
+    """Return a figure, and what `cnnzoo show` prints, of the first network of each file."""
     first: dict[str, str] = {}
     for name, entry in registry.models():
         if entry.plugin.name == plugin:
             first.setdefault(entry.spec.target.partition(":")[0], name)
-    return "\n\n".join(f"### {name}\n\n{_block(_shown(name))}" for name in first.values())
+    return "\n\n".join(
+        f"### {name}\n\n![{name}, stage by stage]({_figure(name, page)})\n\n{_block(_shown(name))}"
+        for name in first.values()
+    )
+
+
+def _figure(model: str, page: str) -> str:
+    """Draw a network, into a folder that lasts as long as the build; return its path."""
+    spec, path = registry.get_spec(model), Path(_folder().name) / f"{model}.svg"
+    build = partial(create_model, model)
+    stage_by_stage(model, build, spec.stages, spec.input).savefig(path)
+    return Path(os.path.relpath(path, (DOCS / page).parent)).as_posix()
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
 
 
 def _shown(model: str) -> str:
