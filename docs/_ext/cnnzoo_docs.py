@@ -24,12 +24,14 @@ from click.testing import CliRunner
 from cnn_core import hookspecs, registry, specs
 from cnn_core.cli import app
 from cnn_core.create import create_model
+from cnn_viz import style
+from cnn_viz.figures import encoded
 from cnn_viz.views.architecture import stage_by_stage
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-__all__ = ["command_names", "expand", "hook_names", "pages", "setup", "signature"]
+__all__ = ["expand", "setup"]
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
@@ -121,7 +123,8 @@ def _figure(model: str, page: str) -> str:
     """Draw a network, into a folder that lasts as long as the build; return its path."""
     spec, path = registry.get_spec(model), Path(_folder().name) / f"{model}.svg"
     build = partial(create_model, model)
-    stage_by_stage(model, build, spec.stages, spec.input).savefig(path)
+    with style.applied():
+        path.write_bytes(encoded(stage_by_stage(model, build, spec.stages, spec.input), "svg"))
     return Path(os.path.relpath(path, (DOCS / page).parent)).as_posix()
 
 
@@ -146,11 +149,6 @@ def commands(_: str, page: str) -> str:
     return "\n\n".join(parts)
 
 
-def command_names() -> list[str]:
-    """Return the commands, as `cnnzoo --help` lists them."""
-    return app.list_commands(click.Context(app))
-
-
 def hook(name: str, page: str) -> str:
     """Return a hook's signature and docstring, and the fields of the spec that it returns."""
     function = getattr(hookspecs, name)
@@ -170,22 +168,17 @@ def _words(documented: object) -> str:
 
 def signature(name: str) -> str:
     """Return the line that declares a hook, as it stands in the source."""
-    return next(line for line, found in _declared() if found == name)
-
-
-def hook_names() -> list[str]:
-    """Return the hooks in the order of their file."""
-    return [name for _, name in _declared()]
+    return _declared()[name]
 
 
 @cache
-def _declared() -> list[tuple[str, str]]:
+def _declared() -> dict[str, str]:
     tree = ast.parse(inspect.getsource(hookspecs))
-    return [
-        (f"def {f.name}({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}", f.name)
+    return {
+        f.name: f"def {f.name}({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}"
         for f in tree.body
-        if isinstance(f, ast.FunctionDef) and f.returns and f.name.startswith("cnnzoo_")
-    ]
+        if isinstance(f, ast.FunctionDef) and f.returns
+    }
 
 
 def _fields(spec: type) -> str:
