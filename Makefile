@@ -3,12 +3,13 @@
 # make lint    ruff, mypy, import-linter
 # make bench   start-up, networks and pipeline beside their peers
 # make docs    the pages, from docs/, the READMEs and the code: build/docs/index.html
-# make wheels  build every member, and prove that each works alone
+# make wheels  build every member and example, and prove that each works alone
 # All of it happens in .venv, inside this folder.
 
 PYTHON ?= python3
 BIN := .venv/bin
 MEMBERS := $(wildcard packages/*/pyproject.toml)
+PROJECTS := $(dir $(MEMBERS) $(wildcard examples/*/pyproject.toml))
 TESTS ?= tests
 
 export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
@@ -64,5 +65,7 @@ docs: .venv/.ready-dev
 
 wheels: .venv/.ready-dev
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist $(dir $(MEMBERS))
-	WHEELS=$(CURDIR)/dist $(BIN)/pytest -q tests/test_wheels.py
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist $(PROJECTS)
+	for project in $(PROJECTS); do (cd $$project && $(abspath $(BIN))/python -c \
+	    'from flit_core import buildapi; buildapi.build_sdist("$(CURDIR)/dist")') || exit 1; done
+	DIST=$(CURDIR)/dist $(BIN)/pytest -q tests/test_wheels.py

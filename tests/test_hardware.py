@@ -54,7 +54,7 @@ def test_memory_stays_with_the_process_and_that_can_be_switched_off():
     assert said == "glibc, memory kept (CNNZOO_MALLOC=default: not)"
     given_back, said = faults(CNNZOO_MALLOC="default")
     assert said == "default (CNNZOO_MALLOC)"
-    assert given_back > 10_000
+    assert given_back > 2_000  # fewer where the kernel gives huge pages
     assert kept < given_back / 20
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 import cnn_core
 from cnn_core import create_model
+from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
 from cnn_viz import draw
+from cnn_viz.arithmetic import highest
 from cnn_viz.ingredients import Ingredients
+from cnn_viz.maximisation import maximised
 from cnn_viz.receptive import evenly, receptive_fields
+from cnn_viz.views.activation_maximisation import steps_for
 from cnn_viz.views.filters import before_training
 from cnn_viz.wiring import wiring
 
@@ -270,3 +275,136 @@ def test_few_stages_are_all_shown(count, places):
 def test_many_stages_are_shown_evenly():
     found = evenly([str(n) for n in range(18)], 6)
     assert (len(found), found[0], found[-1]) == (6, "0", "17")
+
+
+# arithmetic
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 5},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 3, "padding": "same", "bias": False},
+        {"kernel_size": 3, "padding": 2, "dilation": 2, "padding_mode": "reflect"},
+        {"kernel_size": (3, 5), "groups": 2, "padding": (0, 2)},
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sum_is_the_networks_own_output(options, seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(4, 6, **options), nn.ReLU(inplace=True))
+    image = torch.randn(1, 4, 11, 12)
+    found = highest(model, image)
+    with torch.no_grad():
+        output = model[0](image)[0]
+    assert found.output == pytest.approx(float(output.max()), abs=1e-5)
+    assert found.output == pytest.approx(float(output[found.channel][found.position]), abs=1e-5)
+    assert found.sum == pytest.approx(found.output, abs=1e-5)
+    assert [name for name, _ in found.steps] == ["ReLU"]
+    assert found.steps[0][1] == pytest.approx(max(found.output, 0))
+    assert not model[0]._forward_pre_hooks
+
+
+def test_a_window_without_padding_is_cut_from_the_image():
+    torch.manual_seed(0)
+    model, image = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2)), torch.randn(1, 1, 9, 9)
+    found = highest(model, image)
+    (row, column), (top, left) = found.position, found.corner
+    assert (top, left) == (2 * row, 2 * column)
+    assert torch.equal(found.window, image[0, :, top : top + 3, left : left + 3].double())
+    assert found.steps == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("lenet5", ["times 0.6667", "tanh", "times 1.716"]),
+        ("resnet20_cifar", ["batch norm", "ReLU"]),
+        ("alexnet", ["ReLU"]),
+    ],
+)
+def test_what_follows_the_convolution_is_named(model, names):
+    torch.manual_seed(0)
+    spec = cnn_core.get_spec(model)
+    made, image = create_model(model).eval(), torch.randn(1, *spec.input)
+    found = highest(made, image)
+    assert [name for name, _ in found.steps] == names
+    assert found.sum == pytest.approx(found.output, abs=1e-5)
+
+
+class Rectified(nn.Conv2d):
+    """A layer that is a convolution and more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu_()
+
+
+def test_a_highest_number_below_0_is_the_convolutions_and_not_the_layers():
+    model = nn.Sequential(Rectified(1, 2, 3))
+    nn.init.constant_(model[0].weight, -1.0)
+    nn.init.constant_(model[0].bias, -0.5)
+    found = highest(model, torch.ones(1, 1, 4, 4))
+    assert (found.sum, found.output) == (-9.5, -9.5)
+    assert found.steps == (("ReLU", 0.0),)
+
+
+def test_a_model_without_convolutions_has_no_arithmetic():
+    with pytest.raises(UsageError, match="Linear has no convolution"):
+        highest(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_arithmetic_writes_every_number(ingredients):
+    figure = draw("arithmetic", ingredients.run, device="cpu")
+    found = highest(ingredients.model, ingredients.batch.images[:1])
+    cells = [float(text.replace("\N{MINUS SIGN}", "-")) for text in written(figure)]
+    expected = torch.cat([found.window, found.kernel, found.products]).flatten()
+    torch.testing.assert_close(
+        torch.tensor(cells, dtype=torch.double), expected, atol=0.005001, rtol=0
+    )
+    (sentence,) = [text.get_text() for part in figure.subfigs for text in part.texts]
+    assert f"= {found.output:.4f}" in sentence
+    assert f"ReLU: {found.output:.4f}" in sentence
+
+
+# activation maximisation
+
+
+def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(ingredients):
+    model, known = ingredients.model, ingredients.weights.preprocessing
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    find = partial(
+        maximised, model, range(10), (1, 32, 32), torch.tensor(known.mean), torch.tensor(known.std)
+    )
+    pictures, first, last = find(steps=64)
+    assert (pictures.min() >= 0) & (pictures.max() <= 1)
+    assert last.argmax(1).tolist() == list(range(10))
+    assert (last.diagonal() > first.diagonal() + 2).all()
+    with torch.no_grad():
+        torch.testing.assert_close(model(known.normalise(pictures)), last)
+    assert torch.equal(find(steps=64)[0], pictures)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_budget_decides_on_the_steps(ingredients):
+    weights = ingredients.weights
+    assert steps_for(weights, 10) == 128
+    geometry = replace(weights.preprocessing, size=(224, 224))
+    slower = replace(
+        weights, model="alexnet_owt", in_channels=3, preprocessing=geometry, options={}
+    )
+    macs = trace(lambda: create_model("alexnet_owt", num_classes=10), (), (3, 224, 224)).macs
+    assert steps_for(slower, 10) == 400 * 10**9 // (30 * macs)
+    assert 16 <= steps_for(slower, 10) < 128
+    with pytest.raises(UsageError, match=r"vgg16: 16 steps for 10 classes cost 7,.* 400 at most"):
+        steps_for(replace(slower, model="vgg16"), 10)
+
+
+def test_every_class_has_its_picture_and_numbers(ingredients):
+    figure = draw("activation_maximisation", ingredients.run, device="cpu")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [title.split("\n")[0] for title in titles] == list(ingredients.weights.classes)
+    assert all(len(ax.images) == 1 for ax in figure.axes)

@@ -41,6 +41,7 @@ VIEWS = [
     "embedding",
     "architecture",
     "features",
+    "arithmetic",
     "receptive_field",
     "weights",
     "filters",

@@ -59,7 +59,9 @@ VIEWS = [
     "embedding",
     "architecture",
     "features",
+    "arithmetic",
     "receptive_field",
+    "activation_maximisation",
     "weights",
     "filters",
 ]

@@ -1,4 +1,4 @@
-"""Each wheel installed alone, with what it declares and nothing else."""
+"""What would be published: wheels and sdists, each held to git, each installed alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tomllib
 import zipfile
+from email import message_from_bytes
 from importlib import metadata
 from pathlib import Path
 
@@ -18,58 +21,118 @@ from packaging.requirements import Requirement
 from cnn_core import registry
 
 ROOT = Path(__file__).parent.parent
-MEMBERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
-MODELS = {
-    name: sorted(n for n, e in registry.models() if e.plugin.distribution == name)
-    for name in MEMBERS
+PROJECTS = {
+    path.parent.name: path.parent
+    for path in sorted(
+        (*ROOT.glob("packages/*/pyproject.toml"), *ROOT.glob("examples/*/pyproject.toml"))
+    )
 }
+MEMBERS = sorted(name for name, path in PROJECTS.items() if path.parent.name == "packages")
+MODELS = {
+    **{
+        name: sorted(n for n, e in registry.models() if e.plugin.distribution == name)
+        for name in MEMBERS
+    },
+    "cnn-arch-squeezenet": ["squeezenet1_0", "squeezenet1_1"],
+    "cnn-data-kmnist": [],
+    "cnn-track-csv": [],
+}
+BUILD = """
+import os, sys
+from flit_core import buildapi
+for project in sys.argv[2:]:
+    os.chdir(project)
+    buildapi.build_wheel(sys.argv[1])
+    buildapi.build_sdist(sys.argv[1])
+"""
+
+
+def build(folder, *projects):
+    """Make the wheel and the sdist of each project."""
+    command = [sys.executable, "-c", BUILD, str(folder), *map(str, projects)]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory):
-    """A wheel of every member: those of $WHEELS (`make wheels`), or built here."""
-    if given := os.environ.get("WHEELS"):
-        folder = Path(given)
-    else:
-        folder = tmp_path_factory.mktemp("wheels")
-        build = "import sys; from flit_core import buildapi; buildapi.build_wheel(sys.argv[1])"
-        for name in MEMBERS:
-            command = [sys.executable, "-c", build, str(folder)]
-            subprocess.run(command, cwd=ROOT / "packages" / name, check=True, capture_output=True)
-    return {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
+def built(tmp_path_factory):
+    """A folder with what is published: $DIST (`make wheels`), or built here."""
+    if given := os.environ.get("DIST"):
+        return Path(given)
+    folder = tmp_path_factory.mktemp("dist")
+    build(folder, *PROJECTS.values())
+    return folder
 
 
-def closure(names, wheels):
-    """Return the requirements of distributions, and theirs: (members, others)."""
-    members, others, todo = set(), set(), list(names)
+def by_project(files):
+    return {path.name.split("-")[0].replace("_", "-"): path for path in files}
+
+
+@pytest.fixture(scope="session")
+def wheels(built):
+    return by_project(built.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def sdists(built):
+    return by_project(built.glob("*.tar.gz"))
+
+
+def packed(path):
+    """Return what a wheel or an sdist holds, by name; an sdist's top folder is left out."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            return {name: wheel.read(name) for name in wheel.namelist()}
+    with tarfile.open(path) as sdist:
+        return {
+            member.name.partition("/")[2]: sdist.extractfile(member).read() for member in sdist
+        }
+
+
+def tracked(folder):
+    """Return the files of a folder that git knows, by their names in it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return {name: (folder / name).read_bytes() for name in listed.stdout.split("\0") if name}
+
+
+def differences(found, wanted):
+    """Return the names of files that only one side has, or that differ."""
+    return sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+
+
+def closure(name, wheels):
+    """Return what a distribution requires, itself and theirs included: (members, others)."""
+    members, others, done, todo = set(), set(), set(), [(name, "")]
     while todo:
-        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in members | others:
+        name, extra = todo.pop()
+        name = re.sub(r"[-_.]+", "-", name).lower()
+        if (name, extra) in done:
             continue
+        done.add((name, extra))
         (members if name in wheels else others).add(name)
         if name in wheels:
-            with zipfile.ZipFile(wheels[name]) as wheel:
-                (path,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
-                lines = wheel.read(path).decode().splitlines()
-            wanted = [
-                line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist")
-            ]
+            files = packed(wheels[name])
+            (path,) = (n for n in files if n.endswith(".dist-info/METADATA"))
+            said = message_from_bytes(files[path])
+            wanted = said.get_all("Requires-Dist") or []
         else:
             wanted = metadata.requires(name) or []
         for requirement in map(Requirement, wanted):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                todo.append(requirement.name)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                todo += [(requirement.name, each) for each in ("", *requirement.extras)]
     return members, others
 
 
 def alone(name, wheels, folder):
-    """Make an environment with one wheel and what it requires; return its python."""
-    members, others = closure([name], wheels)
+    """Make an environment of what a wheel requires and install it; return python, members.
+
+    Other people's distributions are links to those here. pip sees these and the wheels, and
+    no index: it refuses when anything that is declared is not there.
+    """
+    members, others = closure(name, wheels)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    for member in members:
-        with zipfile.ZipFile(wheels[member]) as wheel:
-            wheel.extractall(site)
     links = folder / "third-party"
     links.mkdir()
     here = Path(sysconfig.get_path("purelib"))
@@ -79,7 +142,12 @@ def alone(name, wheels, folder):
             if not (links / top).exists() and (here / top).exists():
                 (links / top).symlink_to(here / top)
     (site / "third-party.pth").write_text(f"{links}\n")
-    return folder / "venv" / "bin" / "python", members
+    python = folder / "venv" / "bin" / "python"
+    pip = ("-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "-q")
+    source = wheels[name].parent
+    done = run(sys.executable, *pip, "--no-index", "--no-compile", "--find-links", source, name)
+    assert (done.returncode, done.stderr) == (0, "")
+    return python, members
 
 
 def run(python, *arguments):
@@ -89,19 +157,63 @@ def run(python, *arguments):
     )
 
 
-def test_there_is_a_wheel_of_every_member(wheels):
-    assert sorted(wheels) == MEMBERS
+def test_every_member_and_example_has_a_wheel_and_an_sdist(wheels, sdists):
+    assert sorted(wheels) == sorted(sdists) == sorted(PROJECTS) == sorted(MODELS)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", PROJECTS)
+def test_a_wheel_holds_what_git_tracks_and_nothing_else(name, wheels):
+    said = tomllib.loads((PROJECTS[name] / "pyproject.toml").read_text())["project"]
+    info = f"{name.replace('-', '_')}-{said['version']}.dist-info"
+    files = packed(wheels[name])
+    own = {n: files.pop(n) for n in list(files) if n.startswith(f"{info}/")}
+    assert differences(files, tracked(PROJECTS[name] / "src")) == []
+    assert own[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    expected = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE"}
+    expected |= {"entry_points.txt"} if {"entry-points", "scripts"} & set(said) else set()
+    assert {n.removeprefix(f"{info}/") for n in own} == expected
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+def test_an_sdist_holds_what_git_tracks_and_builds_the_same_wheel(name, wheels, sdists, tmp_path):
+    files = packed(sdists[name])
+    assert files.pop("PKG-INFO")
+    wanted = {n: data for n, data in tracked(PROJECTS[name]).items() if not n.startswith("tests/")}
+    assert differences(files, wanted) == []
+    with tarfile.open(sdists[name]) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    (tmp_path / "again").mkdir()
+    build(tmp_path / "again", *tmp_path.glob("*-*/"))
+    (again,) = (tmp_path / "again").glob("*.whl")
+    assert again.name == wheels[name].name
+    assert differences(packed(again), packed(wheels[name])) == []
+
+
+def test_an_index_would_take_and_show_them(wheels, sdists):
+    files = sorted(map(str, (*wheels.values(), *sdists.values())))
+    done = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == len(files) == 2 * len(PROJECTS)
+
+
+@pytest.mark.parametrize("name", PROJECTS)
 def test_a_wheel_alone_lists_and_builds_its_models(name, wheels, tmp_path):
     python, members = alone(name, wheels, tmp_path)
     expected = sorted(model for member in members for model in MODELS[member])
-    listed = run(python, "-m", "cnn_core", "list-models", "--json")
+    command = python.parent / "cnnzoo"
+    shown = run(command, "plugins", "--json")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    plugins = json.loads(shown.stdout)["plugins"]
+    assert {plugin["status"] for plugin in plugins} == {"ok"}
+    assert {plugin["distribution"] for plugin in plugins} == members - {"cnnzoo"}
+    listed = run(command, "list-models", "--json")
     assert (listed.returncode, listed.stderr) == (0, "")
     assert sorted(model["name"] for model in json.loads(listed.stdout)["models"]) == expected
     if name == "cnnzoo":
+        assert members == set(MEMBERS)
         assert len(expected) > 40
+        found = run(python, "-c", "from importlib import metadata; metadata.version('umap-learn')")
+        assert found.returncode == 0  # cnn-viz[umap]
         return  # each of them builds alone
     code = (
         "import sys, torch, cnn_core\n"

@@ -28,9 +28,9 @@ from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 
 __all__ = [
+    "Embedded",
     "FEWEST",
     "METHODS",
-    "Embedded",
     "Placed",
     "even",
     "features_of",

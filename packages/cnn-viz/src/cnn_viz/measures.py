@@ -17,12 +17,12 @@ from cnn_core.training import Predictions
 
 __all__ = [
     "BINS",
-    "STEPS",
-    "TEMPERATURES",
     "ClassScore",
     "OneVsRest",
     "PixelScore",
     "Reliability",
+    "STEPS",
+    "TEMPERATURES",
     "bootstrap",
     "class_scores",
     "clustered",

@@ -152,11 +152,24 @@ VIEWS = (  # in the order in which the report shows them
         tasks=("classification", "segmentation"),
     ),
     ViewSpec(
+        name="arithmetic",
+        render="cnn_viz.views.arithmetic:arithmetic",
+        summary="one number of the first feature map: window, kernel, products, sum, activation",
+        needs=("run", "model", "batch"),
+        tasks=("classification", "segmentation"),
+    ),
+    ViewSpec(
         name="receptive_field",
         render="cnn_viz.views.receptive_field:receptive_field",
         summary="how much of the image a position of each stage sees, and how strongly",
         needs=("run", "model", "batch"),
         tasks=("classification", "segmentation"),
+    ),
+    ViewSpec(
+        name="activation_maximisation",
+        render="cnn_viz.views.activation_maximisation:activation_maximisation",
+        summary="an image for each class that its logit is high for, found from noise",
+        needs=("run", "model", "batch"),
     ),
     ViewSpec(
         name="weights",

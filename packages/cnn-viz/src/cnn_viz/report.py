@@ -259,6 +259,7 @@ def _sections(run: Run) -> list[Markup]:
 
 
 def template_of(name: str) -> jinja2.Template:
+    """Return a template of ours: HTML that escapes what it is given; Markdown does not."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz"),
         autoescape=not name.endswith(".md"),

@@ -1,0 +1,136 @@
+"""The view `arithmetic`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from cnn_core.data import Batch
+from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
+from cnn_viz import style
+from cnn_viz.arithmetic import Arithmetic, highest
+from cnn_viz.pictures import Pixels, as_image
+
+__all__ = ["arithmetic"]
+
+ROWS = 3  # channels that are shown
+LEGIBLE = 7  # cells on a side whose numbers can be read
+TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+
+
+def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
+    """Draw how one number of the first feature map comes about: window, kernel, products, sum."""
+    weights = read_weights(run.path)
+    image = batch.images[:1]
+    found = highest(model, image)
+    rows = min(len(found.kernel), ROWS)
+    figure = style.figure(
+        10.5,
+        1.9 + 2.5 * rows,
+        f"One number of {found.layer}: {run.recipe.model} on {run.recipe.data}",
+        _caption(found, rows),
+    )
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.5 * rows, 0.55])
+    panels, below = parts
+    panels.set_facecolor("none")
+    below.set_facecolor("none")
+    axes = panels.subplots(rows, 4, squeeze=False)
+    picture = as_image(weights.preprocessing.pictures(image)[0])
+    _image(axes[0][0], picture, found)
+    for ax in axes[1:, 0]:
+        ax.set_axis_off()
+    limits = [float(part.abs().max()) or 1.0 for part in _parts(found)]
+    for channel in range(rows):
+        of = f", channel {channel}" if len(found.kernel) > 1 else ""
+        titles = (f"the image's window{of}", f"{TIMES} the kernel", "= the products")
+        for ax, part, limit, title in zip(
+            axes[channel, 1:], _parts(found), limits, titles, strict=True
+        ):
+            _cells(ax, part[channel], limit, title)
+    below.text(0.01, 0.5, _sentence(found), fontsize=11, va="center", ha="left", color=style.INK)
+    return figure
+
+
+def _parts(found: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
+    return found.window, found.kernel, found.products
+
+
+def _caption(found: Arithmetic, rows: int) -> str:
+    """Return which number this is, and what is not shown."""
+    row, column = found.position
+    count = len(found.kernel)
+    lines = [
+        f"Map {found.channel} of {found.layer}, for image 1 of the test split, at its row {row} "
+        f"and column {column}: the highest number of all maps. The image is normalised,",
+        "as the network sees it; colours run from minus to plus the highest magnitude, each of "
+        "the three parts by itself. Numbers are rounded.",
+    ]
+    if count > rows:
+        lines[-1] += f" {rows} of {count} channels are shown, all are added."
+    if max(found.kernel.shape[1:]) > LEGIBLE:
+        lines[-1] += f" Windows wider than {LEGIBLE} are shown without numbers."
+    return "\n".join(lines)
+
+
+def _sentence(found: Arithmetic) -> str:
+    """Return the sum, the bias and the activations as one line."""
+    line = f"sum {_signed(float(found.products.sum()), 4)}"
+    if found.bias is not None:
+        line += f" + bias {_signed(found.bias, 4)} = {_signed(found.sum, 4)}"
+    for name, value in found.steps:
+        line += f"   \N{RIGHTWARDS ARROW} {name}: {_signed(value, 4)}"
+    return line
+
+
+def _signed(value: float, digits: int) -> str:
+    """Return a number with a real minus, and no minus where it is rounded to 0."""
+    shown = f"{abs(value):.{digits}f}"
+    return f"{MINUS}{shown}" if value < 0 and float(shown) else shown
+
+
+def _image(ax: Axes, picture: Pixels, found: Arithmetic) -> None:
+    """Show the image and where the window lies."""
+    height, width = picture.shape[:2]
+    ax.imshow(picture, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1)
+    top, left = found.corner
+    for colour, line in (("#ffffff", 3.2), (style.ORANGE, 1.8)):
+        ax.add_patch(
+            Rectangle(
+                (left, top),
+                found.span[1],
+                found.span[0],
+                fill=False,
+                edgecolor=colour,
+                linewidth=line,
+                clip_on=False,
+            )
+        )
+    ax.set_title(f"the image, {height} x {width}")
+    ax.set_axis_off()
+
+
+def _cells(ax: Axes, values: Tensor, limit: float, title: str) -> None:
+    """Show numbers as colours, and written in the cells where they can be read."""
+    array = np.asarray(values)
+    ax.imshow(array, cmap=style.DIVERGING, vmin=-limit, vmax=limit)
+    ax.set_title(title)
+    ax.set_axis_off()
+    side = max(array.shape)
+    if side > LEGIBLE:
+        return
+    for (row, column), value in np.ndenumerate(array):
+        ax.text(
+            column,
+            row,
+            _signed(float(value), 2),
+            ha="center",
+            va="center",
+            fontsize=min(9, 46 / side),
+            color="#ffffff" if abs(value) > 0.6 * limit else "#000000",
+        )
