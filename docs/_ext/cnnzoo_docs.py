@@ -12,8 +12,9 @@ import inspect
 import os
 import posixpath
 import re
+import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,15 @@ from click.testing import CliRunner
 
 from cnn_core import hookspecs, registry, specs
 from cnn_core.cli import app
+from cnn_core.create import create_model
+from cnn_viz import style
+from cnn_viz.figures import encoded
+from cnn_viz.views.architecture import stage_by_stage
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-__all__ = ["command_names", "expand", "hook_names", "pages", "setup", "signature"]
+__all__ = ["expand", "setup"]
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
@@ -103,12 +108,29 @@ def section(argument: str, page: str) -> str:
 
 
 def networks(plugin: str, page: str) -> str:
-    """Return what `cnnzoo show` prints of the first network of each file of a plugin."""
+    """Return a figure, and what `cnnzoo show` prints, of the first network of each file."""
     first: dict[str, str] = {}
     for name, entry in registry.models():
         if entry.plugin.name == plugin:
             first.setdefault(entry.spec.target.partition(":")[0], name)
-    return "\n\n".join(f"### {name}\n\n{_block(_shown(name))}" for name in first.values())
+    return "\n\n".join(
+        f"### {name}\n\n![{name}, stage by stage]({_figure(name, page)})\n\n{_block(_shown(name))}"
+        for name in first.values()
+    )
+
+
+def _figure(model: str, page: str) -> str:
+    """Draw a network, into a folder that lasts as long as the build; return its path."""
+    spec, path = registry.get_spec(model), Path(_folder().name) / f"{model}.svg"
+    build = partial(create_model, model)
+    with style.applied():
+        path.write_bytes(encoded(stage_by_stage(model, build, spec.stages, spec.input), "svg"))
+    return Path(os.path.relpath(path, (DOCS / page).parent)).as_posix()
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
 
 
 def _shown(model: str) -> str:
@@ -125,11 +147,6 @@ def commands(_: str, page: str) -> str:
         context = click.Context(command, info_name=name, parent=group, terminal_width=88)
         parts.append(f"## cnnzoo {name}\n\n{_block(command.get_help(context))}")
     return "\n\n".join(parts)
-
-
-def command_names() -> list[str]:
-    """Return the commands, as `cnnzoo --help` lists them."""
-    return app.list_commands(click.Context(app))
 
 
 def hook(name: str, page: str) -> str:
@@ -151,22 +168,17 @@ def _words(documented: object) -> str:
 
 def signature(name: str) -> str:
     """Return the line that declares a hook, as it stands in the source."""
-    return next(line for line, found in _declared() if found == name)
-
-
-def hook_names() -> list[str]:
-    """Return the hooks in the order of their file."""
-    return [name for _, name in _declared()]
+    return _declared()[name]
 
 
 @cache
-def _declared() -> list[tuple[str, str]]:
+def _declared() -> dict[str, str]:
     tree = ast.parse(inspect.getsource(hookspecs))
-    return [
-        (f"def {f.name}({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}", f.name)
+    return {
+        f.name: f"def {f.name}({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}"
         for f in tree.body
-        if isinstance(f, ast.FunctionDef) and f.returns and f.name.startswith("cnnzoo_")
-    ]
+        if isinstance(f, ast.FunctionDef) and f.returns
+    }
 
 
 def _fields(spec: type) -> str:

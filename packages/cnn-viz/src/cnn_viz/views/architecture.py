@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from torch import nn
 
 from cnn_core import registry
 from cnn_core.create import create_model
@@ -21,7 +22,7 @@ from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.wiring import INPUT, Wiring, wiring
 
-__all__ = ["architecture"]
+__all__ = ["architecture", "stage_by_stage"]
 
 PER_ROW = 11  # boxes, so that a name fits below each
 HIGHEST, WIDEST = 2.2, 0.86  # a column is one wide
@@ -40,9 +41,16 @@ def architecture(run: Run) -> Figure:
         **weights.options,
     )
     image = (weights.in_channels, *weights.preprocessing.size)
-    wires = wiring(build, spec.stages, image)
+    return stage_by_stage(run.recipe.model, build, spec.stages, image)
+
+
+def stage_by_stage(
+    name: str, build: Callable[[], nn.Module], stages: Sequence[str], image: tuple[int, int, int]
+) -> Figure:
+    """Draw the network that `build` returns, by its stages; `image` is C H W."""
+    wires = wiring(build, stages, image)
     if not wires.stages:
-        raise UsageError(f"{run.recipe.model} names no stages that take part: nothing to draw")
+        raise UsageError(f"{name} names no stages that take part: nothing to draw")
     traced = trace(build, wires.stages, image)
     first = Stage(
         name=INPUT, output=image, params=0, macs=0, receptive_field=1, stride=1, connections=0
@@ -53,7 +61,7 @@ def architecture(run: Run) -> Figure:
     figure = style.figure(
         max(10.5, 0.95 * len(rows[0])),
         1.2 + len(rows) * 2.5 + LEVEL * _depth(skips),
-        f"{run.recipe.model}, stage by stage",
+        f"{name}, stage by stage",
         _caption(traced.params, traced.macs, bool(skips), wires),
     )
     for ax, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
