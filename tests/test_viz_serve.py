@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 
 import cnn_core
 from cnn_core import load_dataset
+from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, predict
 from cnn_viz import serve
@@ -118,6 +120,33 @@ def test_what_is_no_image_or_no_question_is_refused_in_words(client, query, cont
     assert "Traceback" not in answer.text
 
 
+def test_a_number_of_a_map_is_explained(client, run, digit):
+    answer = client.post("/maps", content=digit.read_bytes(), headers=ASKED)
+    found = answer.json()
+    assert (found["layer"], found["size"], len(found["maps"])) == ("c1", [28, 28], 6)
+    ingredients = Ingredients(run, device="cpu")
+    image = ingredients.weights.preprocessing(read_image(digit, 1)[None])
+    with torch.no_grad():
+        maps = torch.nn.functional.conv2d(
+            image, ingredients.model.c1.weight, ingredients.model.c1.bias
+        )
+    for channel, row, column in ((0, 0, 0), (5, 27, 3), (2, 14, 27)):
+        place = f"channel={channel}&row={row}&column={column}"
+        answer = client.post(f"/number?{place}", content=digit.read_bytes(), headers=ASKED)
+        assert answer.json()["value"] == pytest.approx(
+            float(maps[0, channel, row, column]), abs=1e-5
+        )
+        assert base64.b64decode(answer.json()["figure"]).startswith(b"\x89PNG")
+    for place in (
+        "channel=6&row=0&column=0",
+        "channel=0&row=28&column=0",
+        "channel=-1&row=0&column=0",
+    ):
+        answer = client.post(f"/number?{place}", content=digit.read_bytes(), headers=ASKED)
+        assert answer.status_code == 400
+    assert client.post("/maps", content=digit.read_bytes()).status_code == 403
+
+
 def test_other_ways_in_are_closed(client):
     assert client.get(f"/{QUERY}").status_code == 405
     assert client.get("/weights.safetensors").status_code == 404
@@ -168,6 +197,9 @@ def test_images_that_are_chosen_in_a_browser_are_explained(run, digit, tmp_path)
             page.fill("[name=opacity]", "30")
             shown = "getComputedStyle(document.querySelector('#said .heat')).opacity"
             assert np.isclose(float(page.evaluate(shown)), 0.3)
+            page.locator("#grid img").nth(2).click(position={"x": 20, "y": 30})
+            page.wait_for_selector("#number img")
+            assert page.get_attribute("#number img", "alt").startswith("map 2, row ")
             assert complaints == []
             browser.close()
     finally:

@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cnn_core.errors import UsageError
 from cnn_viz.modes import untouched
 
-__all__ = ["Arithmetic", "highest"]
+__all__ = ["Arithmetic", "Place", "first_maps", "number"]
+
+Place = tuple[int, int, int]  # channel, row, column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +50,34 @@ class Arithmetic:
         return float(self.products.sum()) + (self.bias or 0.0)
 
 
-def highest(model: nn.Module, image: Tensor) -> Arithmetic:
-    """Return how the highest output of the first convolution comes about, for an image 1 C H W.
+def number(model: nn.Module, image: Tensor, place: Place | None = None) -> Arithmetic:
+    """Return how an output of the first convolution comes about, for an image 1 C H W.
 
-    Leaves the network as it was.
+    `place` is its channel, row and column; by default those of the highest output. Leaves the
+    network as it was.
+
+    Raises:
+        UsageError: there is no convolution, it takes no part, or has no such place.
+    """
+    name, conv, following = _followed(model, image, place)
+    return _explained(name, conv, following)
+
+
+def first_maps(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
+    """Return the first convolution's name, and what it makes of an image 1 C H W: maps, C h w.
 
     Raises:
         UsageError: there is no convolution, or it takes no part.
     """
+    name, _, following = _followed(model, image, None)
+    return name, following.kept[1][0]
+
+
+def _followed(
+    model: nn.Module, image: Tensor, place: Place | None
+) -> tuple[str, nn.Conv2d, _Following]:
     name, conv = _first(model)
-    following = _Following()
+    following = _Following(place)
     hook = conv.register_forward_pre_hook(following.arm)
     try:
         with untouched(model, image), following:
@@ -66,7 +86,7 @@ def highest(model: nn.Module, image: Tensor) -> Arithmetic:
         hook.remove()
     if not following.kept:
         raise UsageError(f"the first convolution, {name}, takes no part: nothing to explain")
-    return _explained(name, conv, following)
+    return name, conv, following
 
 
 def _first(model: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -77,9 +97,10 @@ def _first(model: nn.Module) -> tuple[str, nn.Conv2d]:
 
 
 def _explained(name: str, conv: nn.Conv2d, following: _Following) -> Arithmetic:
-    """Cut out what the highest of y = conv(x) is computed from."""
+    """Cut out what the output that was followed, of y = conv(x), is computed from."""
     x, y, weight, *bias = following.kept
-    channel, row, column = (int(n) for n in torch.unravel_index(y[0].argmax(), y[0].shape))
+    flat = torch.tensor(following.place)
+    channel, row, column = (int(n) for n in torch.unravel_index(flat, y[0].shape))
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     sides = conv._reversed_padding_repeated_twice  # left, right, top, bottom
     padded = F.pad(x, sides, mode=mode)[0].double().cpu()
@@ -134,18 +155,19 @@ NAMES: dict[Any, Callable[[Any], str]] = {  # of operations that act on each num
 
 
 class _Following(TorchDispatchMode):
-    """Keeps what a convolution computes with, and follows its highest number from there.
+    """Keeps what a convolution computes with, and follows one of its numbers from there.
 
     A layer may do more than convolve: what counts is the operation itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Place | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.wanted = wanted
         self.steps: list[tuple[str, float]] = []
         self.kept: list[Tensor] = []  # x, y, weights, and the bias if there is one
         self._x: Tensor | None = None
         self._tensor: Tensor | None = None
-        self._place = 0
+        self.place = 0
 
     def arm(self, module: nn.Module, inputs: Any) -> None:
         """The layer begins: its convolution is the next."""
@@ -160,14 +182,24 @@ class _Following(TorchDispatchMode):
         if op is _ATEN.convolution and self._x is not None and not self.kept:
             given = [part.detach() for part in args[1:3] if part is not None]
             self.kept = [self._x, result.clone(), *given]
-            self._tensor, self._place = result, int(result[0].argmax())
+            self._tensor, self.place = result, self._placed(result[0])
         elif followed and op not in (_ATEN.clone, _ATEN.detach):
             self._follow(op, args, result[0] if isinstance(result, tuple | list) else result)
         return result
+
+    def _placed(self, maps: Tensor) -> int:
+        """Return which of the maps' numbers, C h w, is meant."""
+        if self.wanted is None:
+            return int(maps.argmax())
+        channel, row, column = self.wanted
+        sizes = zip(self.wanted, maps.shape, strict=True)
+        if not all(0 <= index < size for index, size in sizes):
+            raise UsageError(f"place {self.wanted}: expected one of {list(maps.shape)}")
+        return int((channel * maps.shape[1] + row) * maps.shape[2] + column)
 
     def _follow(self, op: Any, args: tuple[Any, ...], output: Tensor) -> None:
         """Go on to the output of an operation on each number; any other ends it."""
         name = NAMES[op](args) if op in NAMES else ""
         self._tensor = output if name else None
         if name:
-            self.steps.append((name, float(output.reshape(-1)[self._place])))
+            self.steps.append((name, float(output.reshape(-1)[self.place])))

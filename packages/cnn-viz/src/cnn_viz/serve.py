@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -29,17 +30,22 @@ from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.text import printable
 from cnn_core.training.prediction import task_of
+from cnn_viz import style
+from cnn_viz.arithmetic import Place, first_maps, number
 from cnn_viz.cam import cams
 from cnn_viz.explorer import SHOWN, stages_of
+from cnn_viz.figures import encoded
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.pictures import as_image
 from cnn_viz.report import script_hash, script_of, template_of, write_report
+from cnn_viz.views.arithmetic import drawn
 from cnn_viz.views.gradcam import overlay
 
 __all__ = ["LARGEST", "application"]
 
 LARGEST = 20_000_000  # bytes of an image
 NAMED = 5  # classes that are said
+MAPS = 16  # of the first convolution, to be clicked
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; connect-src 'self'; "
     "script-src '{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -63,6 +69,8 @@ def application(ingredients: Ingredients, port: int) -> Starlette:
         Route("/", _guarded(desk.home, own)),
         Route("/report", _guarded(desk.report, own)),
         Route("/explain", _guarded(desk.explain, own), methods=["POST"]),
+        Route("/maps", _guarded(desk.maps, own), methods=["POST"]),
+        Route("/number", _guarded(desk.number, own), methods=["POST"]),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
 
@@ -102,30 +110,64 @@ class _Desk:
 
     async def explain(self, request: Request) -> Response:
         """Say what an image is, and lay a map over it."""
-        if request.headers.get("x-cnnzoo") != "1":  # what a form of another site cannot send
-            return _error("expected a request of the page", 403)
         method, stage = (request.query_params.get(name, "") for name in ("method", "stage"))
         number = request.query_params.get("class", "")
         if method not in SHOWN or stage not in self.stages:
             return _error("no such method or stage", 400)
         if number and not (number.isdecimal() and int(number[:6]) < len(self.weights.classes)):
             return _error("no such class", 400)
-        content = await _received(request)
         explained = [int(number)] if number else None
+        return await self._answer(request, lambda x: self._explained(x, method, stage, explained))
+
+    async def maps(self, request: Request) -> Response:
+        """Return the first convolution's maps of an image, `MAPS` at most, as pictures."""
+        return await self._answer(request, self._maps)
+
+    async def number(self, request: Request) -> Response:
+        """Return the arithmetic of one number of these maps, as a figure."""
+        words = [request.query_params.get(name, "") for name in ("channel", "row", "column")]
+        if not all(word.isdecimal() and len(word) < 6 for word in words):
+            return _error("expected a channel, a row and a column", 400)
+        channel, row, column = map(int, words)
+        return await self._answer(request, lambda x: self._number(x, (channel, row, column)))
+
+    async def _answer(
+        self, request: Request, find: Callable[[torch.Tensor], dict[str, Any]]
+    ) -> Response:
+        """Decode the image that was sent, as the network sees it, and say what is found in it."""
+        if request.headers.get("x-cnnzoo") != "1":  # what a form of another site cannot send
+            return _error("expected a request of the page", 403)
+        content, weights = await _received(request), self.weights
+
+        def found() -> dict[str, Any]:
+            picture = _decoded(content, weights.in_channels)
+            return find(weights.preprocessing(picture[None].to(self.ingredients.device)))
+
         try:
-            found = await run_in_threadpool(
-                self._alone, lambda: self._found(content, method, stage, explained)
-            )
+            return JSONResponse(await run_in_threadpool(self._alone, found))
         except ZooError as error:
             return _error(error.message, 400)
-        return JSONResponse(found)
 
-    def _found(
-        self, content: bytes, method: str, stage: str, explained: list[int] | None
+    def _maps(self, inputs: torch.Tensor) -> dict[str, Any]:
+        layer, maps = first_maps(self.ingredients.model, inputs)
+        limit = float(maps.abs().max()) or 1.0
+        colours = colormaps[style.DIVERGING](np.asarray(maps[:MAPS].cpu()) / limit / 2 + 0.5)
+        pictures = [_png(picture[..., :3]) for picture in colours]
+        return {"layer": layer, "size": list(maps.shape[1:]), "maps": pictures, "limit": limit}
+
+    def _number(self, inputs: torch.Tensor, place: Place) -> dict[str, Any]:
+        found = number(self.ingredients.model, inputs, place)
+        what = f"Map {place[0]} of {found.layer}, at its row {place[1]} and column {place[2]}."
+        picture = as_image(self.weights.preprocessing.pictures(inputs)[0])
+        with style.applied():
+            figure = drawn(found, picture, f"One number of {found.layer}", what)
+            content = encoded(figure, "png", dpi=110)
+        return {"value": found.output, "figure": base64.b64encode(content).decode()}
+
+    def _explained(
+        self, inputs: torch.Tensor, method: str, stage: str, explained: list[int] | None
     ) -> dict[str, Any]:
         weights, classes = self.weights, self.weights.classes
-        picture = _decoded(content, weights.in_channels)
-        inputs = weights.preprocessing(picture[None].to(self.ingredients.device))
         cam = cams(self.ingredients.model, inputs, [stage], explained, method)[stage]
         plain = as_image(weights.preprocessing.pictures(inputs)[0])
         plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)

@@ -14,10 +14,10 @@ from cnn_core.data import Batch
 from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
-from cnn_viz.arithmetic import Arithmetic, highest
+from cnn_viz.arithmetic import Arithmetic, number
 from cnn_viz.pictures import Pixels, as_image
 
-__all__ = ["arithmetic"]
+__all__ = ["arithmetic", "drawn"]
 
 ROWS = 3  # channels that are shown
 LEGIBLE = 7  # cells on a side whose numbers can be read
@@ -28,20 +28,26 @@ def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw how one number of the first feature map comes about: window, kernel, products, sum."""
     weights = read_weights(run.path)
     image = batch.images[:1]
-    found = highest(model, image)
-    rows = min(len(found.kernel), ROWS)
-    figure = style.figure(
-        10.5,
-        1.9 + 2.5 * rows,
-        f"One number of {found.layer}: {run.recipe.model} on {run.recipe.data}",
-        _caption(found, rows),
+    found = number(model, image)
+    row, column = found.position
+    what = (
+        f"Map {found.channel} of {found.layer}, for image 1 of the test split, at its row {row} "
+        f"and column {column}: the highest number of all maps."
     )
+    picture = as_image(weights.preprocessing.pictures(image)[0])
+    title = f"One number of {found.layer}: {run.recipe.model} on {run.recipe.data}"
+    return drawn(found, picture, title, what)
+
+
+def drawn(found: Arithmetic, picture: Pixels, title: str, what: str) -> Figure:
+    """Draw how a number comes about, beside the picture; `what` says which one it is."""
+    rows = min(len(found.kernel), ROWS)
+    figure = style.figure(10.5, 1.9 + 2.5 * rows, title, _caption(found, rows, what))
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.5 * rows, 0.55])
     panels, below = parts
     panels.set_facecolor("none")
     below.set_facecolor("none")
     axes = panels.subplots(rows, 4, squeeze=False)
-    picture = as_image(weights.preprocessing.pictures(image)[0])
     _image(axes[0][0], picture, found)
     for ax in axes[1:, 0]:
         ax.set_axis_off()
@@ -49,10 +55,10 @@ def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
     for channel in range(rows):
         of = f", channel {channel}" if len(found.kernel) > 1 else ""
         titles = (f"the image's window{of}", f"{TIMES} the kernel", "= the products")
-        for ax, part, limit, title in zip(
+        for ax, part, limit, head in zip(
             axes[channel, 1:], _parts(found), limits, titles, strict=True
         ):
-            _cells(ax, part[channel], limit, title)
+            _cells(ax, part[channel], limit, head)
     below.text(0.01, 0.5, _sentence(found), fontsize=11, va="center", ha="left", color=style.INK)
     return figure
 
@@ -61,13 +67,11 @@ def _parts(found: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
     return found.window, found.kernel, found.products
 
 
-def _caption(found: Arithmetic, rows: int) -> str:
+def _caption(found: Arithmetic, rows: int, what: str) -> str:
     """Return which number this is, and what is not shown."""
-    row, column = found.position
     count = len(found.kernel)
     lines = [
-        f"Map {found.channel} of {found.layer}, for image 1 of the test split, at its row {row} "
-        f"and column {column}: the highest number of all maps. The image is normalised,",
+        f"{what} The image is normalised,",
         "as the network sees it; colours run from minus to plus the highest magnitude, each of "
         "the three parts by itself. Numbers are rounded.",
     ]
