@@ -18,14 +18,15 @@ from cnn_core.training.device import choose_memory_format, choose_precision
 
 CPU = torch.device("cpu")
 
-# A step like that of a small network: blocks of some megabytes, made and dropped.
+# A step like that of a network: blocks made and dropped, larger than the 32 MiB up to which glibc
+# may by itself come to keep them.
 FAULTS = """
 import resource, sys, torch
 from cnn_core.training.allocator import keep_memory
 torch.set_num_threads(1)
 said = keep_memory()
 def step():
-    x = torch.zeros(4_000_000)
+    x = torch.zeros(10_000_000)
     for _ in range(4):
         x = x + 1
 for _ in range(3):
