@@ -293,6 +293,25 @@ def test_hostile_names_stay_text(run, tmp_path, monkeypatch):
     assert content["environment"] == environment
 
 
+def test_a_network_that_cannot_be_explained_costs_maps_only(run, tmp_path, monkeypatch, caplog):
+    def broken(*args, **options):
+        raise RuntimeError("a stage that gives no maps")
+
+    monkeypatch.setattr("cnn_viz.explorer.cams", broken)
+    monkeypatch.setattr("cnn_viz.views.gradcam.grad_cam", broken)
+    monkeypatch.setattr("cnn_viz.ingredients.features_of", broken)
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    text = write_report(copy, device="cpu").read_text("utf-8")
+    said = [record.getMessage() for record in caplog.records]
+    cause = "RuntimeError: a stage that gives no maps"
+    assert f"the page has no class activation maps: {cause}" in said
+    assert f"the page has no embedding: {cause}" in said
+    assert 'id="cams"' not in text
+    assert 'id="embedding"' not in text
+    assert 'id="confusion"' in text
+    assert "gradcam" in Page(text).texts["h2"]  # with its error
+
+
 def test_markdown_and_json_have_the_same_numbers(run, tmp_path):
     copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
     names = ("a|b", "`c`", "<i>", "*d*", "[e](f)", "5", "6", "7", "8", "9")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_core import registry
+from cnn_core.discovery import describe, log
+from cnn_core.errors import ZooError
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
 from cnn_viz.cam import cams
@@ -26,11 +28,12 @@ from cnn_viz.embeddings import FEWEST, Embedded, even, neighbours_of
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import clustered, confusion_counts
 from cnn_viz.pictures import varied
+from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.confusion import ORDERED
 from cnn_viz.views.embedding import words
 from cnn_viz.views.features import walk
 
-__all__ = ["BY_HAND", "NOTHING", "SHOWN", "explored", "stages_of"]
+__all__ = ["BY_HAND", "NOTHING", "explored", "stages_of"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
 SIDE, SMALLER, FEW = 32, 28, 1_000  # pixels of a thumbnail, at most: of few images, of more
@@ -39,14 +42,6 @@ QUALITY = 50  # of WebP
 WIDEST = 60  # classes of a confusion matrix that is a table
 AROUND = 5  # neighbours of an image
 LARGEST = 16  # positions along a map's side
-SHOWN = {  # the methods that cost no more than a forward and a backward pass
-    "grad-cam": "Grad-CAM",
-    "grad-cam++": "Grad-CAM++",
-    "hires-cam": "HiRes-CAM",
-    "xgrad-cam": "XGrad-CAM",
-    "layer-cam": "Layer-CAM",
-    "eigen-cam": "Eigen-CAM",
-}
 EXPLAINED = 12  # images under maps, of which at most the half are mistakes
 BY_HAND = {  # views that the page has itself, to be explored
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
@@ -60,7 +55,8 @@ def explored(ingredients: Ingredients) -> dict[str, Any]:
     predictions = ingredients.predictions
     counts = confusion_counts(predictions)
     order = clustered(counts) if len(counts) > ORDERED else list(range(len(counts)))
-    maps, embedding = _cams(ingredients), _embedding(ingredients.embedded)
+    maps = _spared("class activation maps", lambda: _cams(ingredients))
+    embedding = _spared("embedding", lambda: _embedding(ingredients.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
     return {
         "matrix": _cells(counts, order) if len(order) <= WIDEST else [],
@@ -69,6 +65,16 @@ def explored(ingredients: Ingredients) -> dict[str, Any]:
         "embedding": embedding,
         "explorer": data,
     }
+
+
+def _spared(what: str, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return a part of the page, or None where the network's own code keeps it from being made."""
+    try:
+        return make()
+    except Exception as error:
+        cause = error.message if isinstance(error, ZooError) else describe(error)
+        log.warning("the page has no %s: %s", what, cause)
+        return None
 
 
 def _images(predictions: Predictions) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
     maps: dict[str, Any] = {}
     shapes: dict[str, list[int]] = {}
     stages = stages_of(ingredients.model, spec, images[:1])
-    for method, name in SHOWN.items():
+    for method, name in NAMES.items():
         for kind, classes in wanted.items():
             found = cams(ingredients.model, images, stages, classes, method)
             for stage, cam in found.items():

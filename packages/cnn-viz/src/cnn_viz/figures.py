@@ -78,20 +78,31 @@ def draw_all(name: str, entry: Entry[ViewSpec], ingredients: Ingredients) -> Dra
 
     One that does not fit the run, which is a UsageError, is left out with a line that says why.
 
-    What keeps the ingredients from being made (no weights, no data) is raised.
+    What keeps the ingredients from being made (no weights, no data) is raised; that a network
+    cannot be embedded concerns that view only.
     """
-    arguments = ingredients.select(entry.spec.needs)
+    try:
+        arguments = ingredients.select(entry.spec.needs)
+    except Exception as error:  # of the network's own code
+        if isinstance(error, ZooError) and "embedded" not in entry.spec.needs:
+            raise
+        cause = error.message if isinstance(error, ZooError) else describe(error)
+        return _unfit(name, entry, cause)
     try:
         return _drawing(name, entry, arguments)
     except UsageError as error:
-        log.warning("%s is not drawn: %s", name, error.message)
-        return Drawing(name=name, entry=entry, unfit=error.message)
+        return _unfit(name, entry, error.message)
     except ZooError as error:
         if os.environ.get("CNNZOO_STRICT") == "1":
             raise
         message = error.message if isinstance(error, PluginError) else _blame(name, entry, error)
         log.warning("%s", message)
         return Drawing(name=name, entry=entry, error=message)
+
+
+def _unfit(name: str, entry: Entry[ViewSpec], why: str) -> Drawing:
+    log.warning("%s is not drawn: %s", name, why)
+    return Drawing(name=name, entry=entry, unfit=why)
 
 
 def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:

@@ -95,7 +95,7 @@ def _page(ingredients: Ingredients, shown: dict[str, Any], drawings: list[Drawin
         left=LEFT,
         right=RIGHT,
         **(explored(ingredients) if task == "classification" else NOTHING),
-        figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task]],
+        figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task] or not d.png],
         sections=_sections(run),
         numbers=_plain({key: shown[key] for key in shown if key not in WORDS}),
         script=script,

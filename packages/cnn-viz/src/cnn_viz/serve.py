@@ -33,12 +33,13 @@ from cnn_core.training.prediction import task_of
 from cnn_viz import style
 from cnn_viz.arithmetic import Place, first_maps, number
 from cnn_viz.cam import cams
-from cnn_viz.explorer import SHOWN, stages_of
+from cnn_viz.explorer import stages_of
 from cnn_viz.figures import encoded
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.pictures import as_image
 from cnn_viz.report import script_hash, script_of, template_of, write_report
 from cnn_viz.views.arithmetic import drawn
+from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import overlay
 
 __all__ = ["LARGEST", "application"]
@@ -93,7 +94,7 @@ class _Desk:
             run=run.path.absolute().name,
             model=self.weights.model,
             data=run.recipe.data,
-            methods=SHOWN,
+            methods=NAMES,
             stages=self.stages,
             classes=self.weights.classes,
             script=script,
@@ -112,7 +113,7 @@ class _Desk:
         """Say what an image is, and lay a map over it."""
         method, stage = (request.query_params.get(name, "") for name in ("method", "stage"))
         number = request.query_params.get("class", "")
-        if method not in SHOWN or stage not in self.stages:
+        if method not in NAMES or stage not in self.stages:
             return _error("no such method or stage", 400)
         if number and not (number.isdecimal() and int(number[:6]) < len(self.weights.classes)):
             return _error("no such class", 400)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import EQUATIONS, Cam, cams
 from cnn_viz.pictures import as_image, inches, tiles, varied
-from cnn_viz.views.gradcam import overlay
+from cnn_viz.views.gradcam import evidence_bar, overlay
 
 __all__ = ["NAMES", "cam_methods"]
 
@@ -56,16 +55,7 @@ def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
     ax = figure.subplots()
     targets = batch.targets[shown].tolist()
     _rows(ax, pictures, found, weights.classes, targets, above=WORDS / unit)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=style.HEAT),
-        ax=ax,
-        shrink=0.4,
-        pad=0.01,
-        format=style.per_cent,
-        aspect=25,
-    )
-    bar.set_label("evidence for the class")
-    bar.outline.set_visible(False)
+    evidence_bar(figure, ax, 0.4)
     return figure
 
 

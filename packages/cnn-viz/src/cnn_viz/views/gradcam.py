@@ -19,7 +19,7 @@ from cnn_viz import style
 from cnn_viz.cam import Cam, grad_cam
 from cnn_viz.pictures import as_image, inches, tiles, varied
 
-__all__ = ["gradcam"]
+__all__ = ["evidence_bar", "gradcam", "overlay"]
 
 PAIRS = 4  # a row
 SHOWN = 12
@@ -48,16 +48,7 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     ax = figure.subplots()
     targets = batch.targets[shown].tolist()
     _pairs(ax, pictures, cam, weights.classes, targets, above=WORDS / unit)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=style.HEAT),
-        ax=ax,
-        shrink=0.5,
-        pad=0.01,
-        format=style.per_cent,
-        aspect=25,
-    )
-    bar.set_label("evidence for the class")
-    bar.outline.set_visible(False)
+    evidence_bar(figure, ax, 0.5)
     return figure
 
 
@@ -97,6 +88,15 @@ def _pairs(
                 color="#ffffff",
                 bbox={"facecolor": "#000000", "alpha": 0.6, "edgecolor": "none", "pad": 1.5},
             )
+
+
+def evidence_bar(figure: Figure, axes: Any, shrink: float) -> None:
+    """Draw the scale of maps that are shares of their own maximum, at the right of axes."""
+    scale = ScalarMappable(cmap=style.HEAT)
+    look: dict[str, Any] = {"format": style.per_cent, "pad": 0.01, "aspect": 25, "shrink": shrink}
+    bar = figure.colorbar(scale, ax=axes, **look)
+    bar.set_label("evidence for the class")
+    bar.outline.set_visible(False)
 
 
 def overlay(picture: Any, heat: Any) -> Any:

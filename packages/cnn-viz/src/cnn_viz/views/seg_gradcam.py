@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import Cam, seg_grad_cam
 from cnn_viz.pictures import as_image, inches
-from cnn_viz.views.gradcam import overlay
+from cnn_viz.views.gradcam import evidence_bar, overlay
 from cnn_viz.views.masks import GAP, WORDS, show
 
 __all__ = ["seg_gradcam"]
@@ -52,12 +51,7 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
         _row(ax, pictures[place], said[n].cpu() == k, cams, stages, place, unit)
         name = style.short(weights.classes[k])
         ax.set_title(f"image {int(batch.indices[n]) + 1}: {name}", fontsize=9)
-    scale = ScalarMappable(cmap=style.HEAT)
-    bar = figure.colorbar(
-        scale, ax=axes, format=style.per_cent, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows)
-    )
-    bar.set_label("evidence for the class")
-    bar.outline.set_visible(False)
+    evidence_bar(figure, axes, min(1, 2.2 / rows))
     return figure
 
 
