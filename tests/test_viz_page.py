@@ -212,7 +212,19 @@ def test_the_embedding_zooms_filters_and_changes_colours(visit):
         seen.append(visit.page.evaluate(layer))
     visit.page.locator(".legend button").last.click()
     seen.append(visit.page.evaluate(layer))
+    assert seen[-1] != seen[-2]
     assert visit.page.locator(".legend button").last.get_attribute("aria-pressed") == "false"
+    for button in visit.page.locator(".legend button").all()[:-1]:
+        button.click()
+    empty = (
+        "(() => { const map = document.querySelectorAll('canvas.map')[0];"
+        " const blank = document.createElement('canvas');"
+        " [blank.width, blank.height] = [map.width, map.height]; return blank.toDataURL(); })()"
+    )
+    assert visit.page.evaluate(layer) == visit.page.evaluate(empty)
+    for button in visit.page.locator(".legend button").all():
+        button.click()
+    assert visit.page.evaluate(layer) == seen[-2]
     visit.page.locator("canvas.map").nth(1).focus()
     visit.page.keyboard.press("+")
     visit.page.keyboard.press("ArrowLeft")

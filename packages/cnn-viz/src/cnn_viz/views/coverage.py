@@ -30,7 +30,7 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
         f"{count:,} images, of which the network answers for those with the highest probability "
         "of the predicted class, and leaves the rest. AURC is the area under 1 - accuracy:\n"
         "the smaller the better (Geifman et al. 2019, arXiv:1805.08206). Ideal order: every image "
-        f"that is right comes before every mistake. {_ties(confidence.unique().numel(), count)}",
+        f"that is right comes before every mistake.\n{_ties(confidence.unique().numel(), count)}",
     )
     ax = figure.subplots()
     for values, label, look in (
