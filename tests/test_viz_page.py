@@ -210,6 +210,8 @@ def test_the_embedding_zooms_filters_and_changes_colours(visit):
         visit.page.select_option("[name=colour]", colour)
         assert visit.page.locator(".legend button").count() == groups
         seen.append(visit.page.evaluate(layer))
+    visit.page.select_option("[name=colour]", "class")  # of which each has images
+    seen.append(visit.page.evaluate(layer))
     visit.page.locator(".legend button").last.click()
     seen.append(visit.page.evaluate(layer))
     assert seen[-1] != seen[-2]
