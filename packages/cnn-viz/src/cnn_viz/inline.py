@@ -42,7 +42,7 @@ def _slim(svg: str) -> str:
     for image, text in zip(rest[::2], rest[1::2], strict=True):
         png = base64.b64decode(image.partition(",")[2].strip('"'))
         parts += [f'"data:image/webp;base64,{_webp(png)}"', _rounded(text)]
-    return "".join(parts).replace("font-family: 'DejaVu Sans'; ", "")  # the page says which
+    return re.sub(r"font-family: 'DejaVu Sans'[^;]*; ", "", "".join(parts))  # the page says which
 
 
 def _rounded(svg: str) -> str:

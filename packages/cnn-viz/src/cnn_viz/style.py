@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +20,7 @@ __all__ = [
     "GRID",
     "HEAT",
     "INK",
+    "MINUS",
     "MUTED",
     "ORANGE",
     "PAPER",
@@ -28,7 +31,9 @@ __all__ = [
     "figure",
     "per_cent",
     "percent",
+    "share",
     "short",
+    "signed",
 ]
 
 # The report replaces these four by colours of the reader's light or dark theme, so they are
@@ -49,6 +54,17 @@ RUNS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, "#882255"
 SEQUENTIAL = "Blues"
 DIVERGING = "RdBu_r"  # ColorBrewer: colour-blind safe, white at the centre
 HEAT = "inferno"  # perceptually uniform
+
+MINUS = "\N{MINUS SIGN}"
+MARK = "\N{LEFT-TO-RIGHT MARK}"
+
+# For scripts that DejaVu Sans lacks, the first of each line that is installed.
+FALLBACKS = (
+    ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "PingFang SC", "Microsoft YaHei"),
+    ("Noto Sans CJK KR", "Noto Sans KR", "Apple SD Gothic Neo", "Malgun Gothic"),
+    ("Noto Sans Devanagari", "Kohinoor Devanagari", "Nirmala UI"),
+    ("Noto Emoji", "Segoe UI Emoji", "Symbola"),
+)
 
 SETTINGS: dict[Any, Any] = {
     "figure.facecolor": PAPER,
@@ -92,8 +108,9 @@ SETTINGS: dict[Any, Any] = {
 @contextlib.contextmanager
 def applied() -> Iterator[None]:
     """Draw and save under these settings; matplotlib's own are as before afterwards."""
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; tables spell it out.
+    settings = {**SETTINGS, "font.family": [*SETTINGS["font.family"], *_installed()]}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # A class name in a script that no font has is drawn as boxes; tables spell it out.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
 
@@ -102,14 +119,31 @@ def figure(width: float, height: float, title: str, caption: str) -> Figure:
     """Return an empty figure, sizes in inches, with a title above and a caption below.
 
     Its ink and paper follow the report's light or dark theme: leave the colours of text and
-    axes to the settings.
+    axes to the settings. Lines that are longer than the figure is wide are broken.
     """
     made = Figure(figsize=(width, height), layout="constrained")
     made.set_gid(THEMED)
-    made.suptitle(title, x=0.01, ha="left")
-    made.supxlabel(caption, x=0.01, ha="left", color=MUTED)
+    longest = int(6 * width)  # bold characters of 12 points
+    words = [_middle_out(word, longest) for word in title.split(" ")]
+    made.suptitle(" ".join(words), x=0.01, ha="left", wrap=True)
+    made.supxlabel(caption, x=0.01, ha="left", color=MUTED, wrap=True)
     made.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
     return made
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    """Return the fonts of `FALLBACKS` that there are."""
+    from matplotlib.font_manager import get_font_names
+
+    there = set(get_font_names())
+    found = (next(filter(there.__contains__, names), "") for names in FALLBACKS)
+    return tuple(filter(None, found))
+
+
+def _middle_out(word: str, longest: int) -> str:
+    """Return a word, as the path of a folder, without its middle if it is longer than that."""
+    return word if len(word) <= longest else f"{word[:13]}…{word[14 - longest :]}"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -125,7 +159,24 @@ def per_cent(fraction: float, position: int | None = None) -> str:
     return f"{100 * fraction:.0f} %"
 
 
+def share(fraction: float, digits: int) -> str:
+    """Return 0.9731 as "0.973", and no rounding makes 1 of what is less."""
+    shown = f"{fraction:.{digits}f}"
+    return f">{1 - 10**-digits:.{digits}f}" if fraction < 1 and float(shown) == 1 else shown
+
+
+def signed(value: float, form: str) -> str:
+    """Return a number with a real minus, and none where it is rounded to 0."""
+    shown = f"{value:{form}}"
+    return shown.replace("-", MINUS) if float(shown) else shown.lstrip("-")
+
+
 def short(text: str, limit: int = 14) -> str:
-    """Return text from elsewhere, printable and at most `limit` characters long."""
+    """Return text from elsewhere, printable and at most `limit` characters long.
+
+    Between marks if it runs from right to left, so that what stands beside it stays there.
+    """
     shown = printable(text)
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    shown = shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    leftwards = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown)
+    return f"{MARK}{shown}{MARK}" if leftwards else shown

@@ -59,7 +59,7 @@ def activation_maximisation(run: Run, model: nn.Module, batch: Batch) -> Figure:
         first, last = (float(logits[number, number]) for logits in (before, after))
         ax.set_title(
             f"{style.short(weights.classes[number], 22)}\n"
-            f"{_signed(first)} \N{RIGHTWARDS ARROW} {_signed(last)}, "
+            f"{style.signed(first, '.1f')} \N{RIGHTWARDS ARROW} {style.signed(last, '.1f')}, "
             f"{style.percent(float(probabilities[number, number]))}",
             fontsize=9,
         )
@@ -90,8 +90,3 @@ def steps_for(weights: Weights, classes: int) -> int:
             f"activation_maximisation takes {BUDGET / 1e9:,.0f} at most"
         )
     return min(BUDGET // cost, MOST)
-
-
-def _signed(value: float) -> str:
-    """Return a number with a real minus, and none where it is rounded to 0."""
-    return f"{round(value, 1) + 0.0:.1f}".replace("-", "\N{MINUS SIGN}")

@@ -21,7 +21,7 @@ __all__ = ["arithmetic", "drawn"]
 
 ROWS = 3  # channels that are shown
 LEGIBLE = 7  # cells on a side whose numbers can be read
-TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
@@ -31,8 +31,9 @@ def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
     found = number(model, image)
     row, column = found.position
     what = (
-        f"Map {found.channel} of {found.layer}, for image 1 of the test split, at its row {row} "
-        f"and column {column}: the highest number of all maps."
+        f"Row {row} and column {column} of map {found.channel} of {found.layer}, all counted "
+        f"from 0, for image {int(batch.indices[0]) + 1} of the test split: the highest number of "
+        "all maps."
     )
     picture = as_image(weights.preprocessing.pictures(image)[0])
     title = f"One number of {found.layer}: {run.recipe.model} on {run.recipe.data}"
@@ -71,9 +72,9 @@ def _caption(found: Arithmetic, rows: int, what: str) -> str:
     """Return which number this is, and what is not shown."""
     count = len(found.kernel)
     lines = [
-        f"{what} The image is normalised,",
-        "as the network sees it; colours run from minus to plus the highest magnitude, each of "
-        "the three parts by itself. Numbers are rounded.",
+        what,
+        "The image is normalised, as the network sees it; colours run from minus to plus the "
+        "highest magnitude, each of the three parts by itself. Numbers are rounded.",
     ]
     if count > rows:
         lines[-1] += f" {rows} of {count} channels are shown, all are added."
@@ -84,18 +85,12 @@ def _caption(found: Arithmetic, rows: int, what: str) -> str:
 
 def _sentence(found: Arithmetic) -> str:
     """Return the sum, the bias and the activations as one line."""
-    line = f"sum {_signed(float(found.products.sum()), 4)}"
+    line = f"sum {style.signed(float(found.products.sum()), '.4f')}"
     if found.bias is not None:
-        line += f" + bias {_signed(found.bias, 4)} = {_signed(found.sum, 4)}"
+        line += f" + bias {style.signed(found.bias, '.4f')} = {style.signed(found.sum, '.4f')}"
     for name, value in found.steps:
-        line += f"   \N{RIGHTWARDS ARROW} {name}: {_signed(value, 4)}"
+        line += f"   \N{RIGHTWARDS ARROW} {name}: {style.signed(value, '.4f')}"
     return line
-
-
-def _signed(value: float, digits: int) -> str:
-    """Return a number with a real minus, and no minus where it is rounded to 0."""
-    shown = f"{abs(value):.{digits}f}"
-    return f"{MINUS}{shown}" if value < 0 and float(shown) else shown
 
 
 def _image(ax: Axes, picture: Pixels, found: Arithmetic) -> None:
@@ -128,13 +123,14 @@ def _cells(ax: Axes, values: Tensor, limit: float, title: str) -> None:
     side = max(array.shape)
     if side > LEGIBLE:
         return
+    digits = 2 if limit >= 0.1 else 3
     for (row, column), value in np.ndenumerate(array):
         ax.text(
             column,
             row,
-            _signed(float(value), 2),
+            style.signed(float(value), f".{digits}f"),
             ha="center",
             va="center",
-            fontsize=min(9, 46 / side),
+            fontsize=min(9, 46 / side) * (6 - digits) / 4,
             color="#ffffff" if abs(value) > 0.6 * limit else "#000000",
         )

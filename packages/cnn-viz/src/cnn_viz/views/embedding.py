@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ __all__ = ["embedding"]
 COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")  # the last of P. Tol (2021)
 SCALE = "viridis"
 _CLASSES = {
-    "class": " Silhouette: how far classes lie apart, from -1 to 1.\nk-NN: how many images the 10 "
-    "nearest here name rightly.",
+    "class": f" Silhouette: how far classes lie apart, from {style.MINUS}1 to 1.\nk-NN: how many "
+    "images the 10 nearest here name rightly.",
     "mIoU": "",
 }
 
@@ -30,12 +31,14 @@ _CLASSES = {
 def embedding(run: Run, embedded: Embedded) -> Figure:
     """Draw where each method places the images of the test split, and how far to trust that."""
     methods = embedded.drawn()
+    classes = read_weights(run.path).classes if embedded.coloured == "class" else ()
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,
         f"Embedding: {run.recipe.model} on {run.recipe.data}",
         f"{embedded.about} Axes have no meaning of their own.\nTrustworthiness: whether the 10 "
-        f"nearest here are near in the features, from 0 to 1.{_CLASSES[embedded.coloured]}",
+        f"nearest here are near in the features, from 0 to 1.{_CLASSES[embedded.coloured]}"
+        f"{_again(classes)}",
     )
     axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
     for ax in axes[len(methods) :]:
@@ -46,7 +49,7 @@ def embedding(run: Run, embedded: Embedded) -> Figure:
         _points(ax, found, labels[found.indices], embedded.coloured)
         ax.set_title(f"{method}, {len(found.xy):,} images\n{words(found.quality)}", fontsize=8.5)
     if embedded.coloured == "class":
-        _legend(figure, read_weights(run.path).classes)
+        _legend(figure, classes)
     else:
         scale = ScalarMappable(Normalize(*_limits(labels)), SCALE)
         bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, format=style.per_cent)
@@ -55,12 +58,19 @@ def embedding(run: Run, embedded: Embedded) -> Figure:
     return figure
 
 
+def _again(classes: Sequence[str]) -> str:
+    """Say that a colour is not one class, where there are more of these."""
+    if len(classes) <= len(COLOURS):
+        return ""
+    return f" {len(COLOURS)} colours for {len(classes):,} classes: each stands for several."
+
+
 def words(quality: dict[str, float]) -> str:
     """Return how well a picture does, in words."""
     said = [f"trustworthiness {quality['trustworthiness']:.2f}"]
     if "knn" in quality:
         said += [
-            f"silhouette {quality['silhouette']:.2f}",
+            f"silhouette {style.signed(quality['silhouette'], '.2f')}",
             f"k-NN {style.percent(quality['knn'])}",
         ]
     return ", ".join(said)
@@ -85,7 +95,7 @@ def _limits(values: Any) -> tuple[float, float]:
     return (float(there.min()), float(there.max())) if len(there) else (0.0, 1.0)
 
 
-def _legend(figure: Figure, classes: tuple[str, ...]) -> None:
+def _legend(figure: Figure, classes: Sequence[str]) -> None:
     """Name the classes, if there is a colour for each."""
     if len(classes) > len(COLOURS):
         return

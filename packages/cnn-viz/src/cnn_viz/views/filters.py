@@ -42,7 +42,8 @@ def filters(run: Run, model: nn.Module) -> Figure:
         f"{channels} {'channel' if channels == 1 else 'channels'}. {why}"
     )
     if coloured:
-        caption += f"\nMiddle grey is 0; red, green and blue run from -{limit:.2g} to {limit:.2g}."
+        ends = f"{style.MINUS}{limit:.2g} to {limit:.2g}"
+        caption += f"\nMiddle grey is 0; red, green and blue run from {ends}."
     figure = style.figure(
         max(side * columns * len(both) + (0.3 if coloured else 1.3), 6.5),
         side * rows + 1.5,

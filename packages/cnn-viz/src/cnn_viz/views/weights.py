@@ -120,14 +120,24 @@ def _histogram(ax: Axes, spread: Spread | None, colour: str) -> None:
     if spread is None:
         ax.set_xticks([])
         ax.spines["bottom"].set_visible(False)
-        ax.text(0.5, 0.5, "no weights", transform=ax.transAxes, ha="center", color=style.MUTED)
+        ax.text(
+            0.5,
+            0.5,
+            "no convolution or linear layer",
+            transform=ax.transAxes,
+            ha="center",
+            color=style.MUTED,
+        )
         return
     ax.stairs(spread.counts, spread.edges, fill=True, color=colour, alpha=0.85)
     ax.axvline(0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     ax.set_ylim(0, 1.05 * max(int(spread.counts.max()), 1))
     ax.locator_params(axis="x", nbins=5)
-    lines = [f"mean {spread.mean:.3g}", f"sd {spread.deviation:.3g}"]
+    lines = [f"mean {style.signed(spread.mean, '.3g')}", f"sd {spread.deviation:.3g}"]
     if spread.units:
-        lines += [f"zero {style.percent(spread.zeros)}", f"dead {spread.dead} of {spread.units}"]
+        lines += [
+            f"zero {style.percent(spread.zeros)}",
+            f"dead {spread.dead:,} of {spread.units:,}",
+        ]
     text = "\n".join(lines)
     ax.text(1.01, 0.5, text, transform=ax.transAxes, va="center", fontsize=7.5, color=style.INK)
