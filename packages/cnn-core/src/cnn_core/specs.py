@@ -281,8 +281,8 @@ class ViewSpec(Spec):
 
     `render` names a function that returns a matplotlib `Figure`. It is called with one
     keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
-    trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, the first images of
-    the test split), "predictions" (`cnn_core.training.Predictions`, the whole split),
+    trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, some images of the
+    test split, of every class), "predictions" (`cnn_core.training.Predictions`, the whole split),
     "validation" (the same of the images that training held out, None without any), "segmented"
     (`cnn_core.training.Segmented`, one of each image, made anew at each iteration) and
     "embedded" (`cnn_viz.embeddings.Embedded`, features of images and their places in 2-D). One

@@ -18,6 +18,7 @@ from cnn_core.training.device import choose_device
 from cnn_core.training.evaluation import held_out, load_data, together
 from cnn_core.training.weights import Weights, read_weights
 from cnn_viz.embeddings import METHODS, Embedded, even, features_of
+from cnn_viz.pictures import varied
 from cnn_viz.segmentations import Segmentations
 
 __all__ = ["Ingredients"]
@@ -56,19 +57,25 @@ class Ingredients:
 
     @cached_property
     def batch(self) -> Batch:
-        """The first 64 images of the test split; of pixels with classes at most 2^20.
+        """64 images of the test split, the first of each class in turn: it may be sorted by class.
 
-        Of images that are seen tile by tile, the tile at the centre.
+        Of pixels with classes the first images, 2^20 pixels at most; of images that are seen tile
+        by tile, the tile at the centre.
         """
         split, preprocessing = (
             load_data(self.run, self.data_dir).split("test"),
             self.weights.preprocessing,
         )
-        count = BATCH
         if registry.get_spec(self.run.recipe.model).task == "segmentation":
             height, width = preprocessing.target
-            count = max(min(BATCH, PIXELS // (height * width)), 1)
-        return self._seen(next(batches(split, preprocessing, count, device=self.device)))
+            chosen = list(range(min(max(PIXELS // (height * width), 1), BATCH, len(split))))
+        else:
+            chosen = varied(map(int, split.targets), BATCH)
+        indices = torch.tensor(chosen)
+        found = next(
+            batches(split.subset(indices), preprocessing, len(chosen), device=self.device)
+        )
+        return self._seen(Batch(found.images, found.targets, indices[found.indices.cpu()]))
 
     def _seen(self, batch: Batch) -> Batch:
         """Return what a network is given of a batch at once: where there are tiles, that at the
@@ -125,7 +132,7 @@ class Ingredients:
             features=features,
             indices=indices,
             labels=labels,
-            about=f"The {features.shape[1]} numbers that {where} {stage}, of "
+            about=f"The {features.shape[1]:,} numbers that {where} {stage}, of "
             f"{len(indices):,} images of the test split.",
             folder=self.run.path / "embeddings",
             key=f"{digest} {data.fingerprint()} {stage} {inside}",

@@ -41,11 +41,11 @@ def features(run: Run, model: nn.Module, batch: Batch) -> Figure:
         "the number below its size.",
     )
     first, *rest = figure.subplots(len(heights), 1, height_ratios=heights)
-    note = ""
+    note = f"image {int(batch.indices[0]) + 1} of the test split"
     if logits.ndim == 2:
         numbers = (int(batch.targets[0]), int(logits.argmax(1)))
         names = [style.short(weights.classes[number], 30) for number in numbers]
-        note = "\nis {}\npredicted {}".format(*names)
+        note += "\nis {}\npredicted {}".format(*names)
     picture = as_image(weights.preprocessing.pictures(image)[0])
     _input(first, picture, image.shape[1:], note)
     for ax, (name, output) in zip(rest, outputs.items(), strict=True):
@@ -60,7 +60,6 @@ def _input(ax: Axes, picture: Pixels, shape: torch.Size, note: str) -> None:
     height, width = picture.shape[:2]
     tiles(ax, [picture], CHANNELS)
     _label(ax, "input", shape, "")
-    note = f"image 1 of the test split{note}"
     ax.text(width / height + 0.2, 0.5, note, va="center", fontsize=8, color=style.MUTED)
     bar = ax.figure.colorbar(
         ScalarMappable(cmap=style.DIVERGING),
