@@ -270,22 +270,22 @@ Curve = tuple[NDArray[Any], NDArray[Any]]  # x, ascending, and y
 def ranking_curves(shares: Tensor, targets: Tensor, number: int) -> tuple[Curve, Curve]:
     """Return a class's precision by recall, and true by false positive rate, against all others.
 
-    `shares` are probabilities, N x classes. Both x run from 0 to 1.
-    The class needs images, and so do the others.
+    `shares` are probabilities, N x classes. Both x run from 0 to 1; the precision at a recall is
+    that of the highest threshold that reaches it, so that average precision is the area below the
+    steps. The class needs images, and so do the others.
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     truth, share = (targets == number).numpy(), shares[:, number].numpy()
     precision, recall, _ = precision_recall_curve(truth, share, drop_intermediate=True)
     false, true, _ = roc_curve(truth, share)
-    return (recall[::-1], precision[::-1]), (false, true)
+    recall, precision = recall[::-1], precision[::-1]
+    first = np.diff(recall, prepend=-1) > 0
+    return (recall[first], precision[first]), (false, true)
 
 
 def mean_curves(shares: Tensor, targets: Tensor, numbers: Sequence[int]) -> tuple[Curve, Curve]:
-    """Return the means of the classes' `ranking_curves`, at even steps of recall and rate.
-
-    The precision at a recall is that of the highest threshold that reaches it.
-    """
+    """Return the means of the classes' `ranking_curves`, at even steps of recall and rate."""
     grid = np.linspace(0, 1, STEPS)
     pairs = [ranking_curves(shares, targets, number) for number in numbers]
     precisions = [y[np.searchsorted(x, grid - 1e-12)] for (x, y), _ in pairs]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -26,6 +28,7 @@ from cnn_viz.views.masks import scored
 __all__ = ["pixel_calibration", "pixel_curves"]
 
 UNIT = (-0.02, 1.02)
+BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
 
 
 def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
@@ -38,7 +41,7 @@ def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
     left_out = _left_out(len(segmented.classes), len(shown))
     figure = style.figure(
         10.5,
-        4.9,
+        5.0 + 0.2 * -(-len(shown) // 2),
         f"Ranking of pixels: {run.recipe.model} on {run.recipe.data}",
         f"{_pixels(int(sums[0].sum()))} of the test split, each class against all others, at "
         f"every threshold of its probability.{left_out}\nDotted: a ranking by chance, with the "
@@ -49,18 +52,21 @@ def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
         positives, negatives = sums[number].unbind(1)
         name, colour = style.short(segmented.classes[number]), style.RUNS[place]
         precision, recall = precision_recall(positives, negatives)
+        last = torch.cat([recall.diff() < 0, torch.tensor([True])])  # of those of one recall
         area = average_precision(positives, negatives)
-        left.plot(recall, precision, color=colour, label=f"{name}, AP {area:.3f}")
+        label = f"{name}, AP {style.share(area, 3)}"  # the area below the steps
+        look: dict[str, Any] = {"color": colour, "label": label, "drawstyle": "steps-post"}
+        left.plot(recall[last], precision[last], **look)
         share = float(positives.sum() / sums[number].sum())
         left.axhline(share, color=colour, linewidth=1, linestyle=(0, (1, 2)))
         area = area_under_roc(positives, negatives)
-        right.plot(*roc(positives, negatives), color=colour, label=f"{name}, AUC {area:.4f}")
+        label = f"{name}, AUC {style.share(area, 4)}"
+        right.plot(*roc(positives, negatives), color=colour, label=label)
     right.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle=(0, (1, 2)))
     left.set(title="Precision and recall", xlabel="recall", ylabel="precision")
     right.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
-    left.legend(loc="lower left", bbox_to_anchor=(0.02, 0.2 if len(shown) == 1 else 0.02))
-    right.legend(loc="lower right")
     for ax in (left, right):
+        ax.legend(**BELOW)
         _square(ax)
     return figure
 

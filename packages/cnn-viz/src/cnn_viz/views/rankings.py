@@ -19,6 +19,7 @@ __all__ = ["rankings"]
 NAMED = 6  # classes, the worst
 DRAWN = 40  # classes, the worst: more curves are a stain
 UNIT = (-0.02, 1.02)
+STEPPED: dict[str, Any] = {"drawstyle": "steps-pre"}  # AP is the area below the steps
 
 
 def rankings(run: Run, predictions: Predictions) -> Figure:
@@ -41,13 +42,15 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
     left, right = figure.subplots(1, 2)
     for number in reversed(others):
         curves = ranking_curves(shares, predictions.targets, number)
-        for ax, curve in zip((left, right), curves, strict=True):
-            ax.plot(*curve, color=style.MUTED, alpha=0.35, linewidth=0.8)
+        look: dict[str, Any] = {"color": style.MUTED, "alpha": 0.35, "linewidth": 0.8}
+        left.plot(*curves[0], **STEPPED, **look)
+        right.plot(*curves[1], **look)
     for number, colour in zip(named, style.RUNS, strict=False):
         name, score = style.short(predictions.classes[number], 18), scores[number]
         first, second = ranking_curves(shares, predictions.targets, number)
-        left.plot(*first, color=colour, linewidth=1.4, label=f"{name}, AP {score.ap:.3f}")
-        right.plot(*second, color=colour, linewidth=1.4, label=f"{name}, AUC {score.auc:.4f}")
+        look = {"color": colour, "linewidth": 1.4}
+        left.plot(*first, **STEPPED, **look, label=f"{name}, AP {style.share(score.ap, 3)}")
+        right.plot(*second, **look, label=f"{name}, AUC {style.share(score.auc, 4)}")
     _means(left, right, shares, predictions.targets, {k: scores[k] for k in there})
     chance: dict[str, Any] = {"color": style.MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}
     right.plot([0, 1], [0, 1], **chance)
@@ -64,12 +67,12 @@ def _means(
     left: Axes, right: Axes, shares: Tensor, targets: Tensor, scores: dict[int, OneVsRest]
 ) -> None:
     """Draw the mean curves, and say the macro means of the areas."""
-    ap = np.mean([score.ap for score in scores.values()])
-    auc = np.mean([score.auc for score in scores.values()])
+    ap = float(np.mean([score.ap for score in scores.values()]))
+    auc = float(np.mean([score.auc for score in scores.values()]))
     first, second = mean_curves(shares, targets, list(scores))
     look: dict[str, Any] = {"color": style.INK, "linewidth": 2.4, "linestyle": (0, (4, 1.5))}
-    left.plot(*first, label=f"mean of all, AP {ap:.3f}", **look)
-    right.plot(*second, label=f"mean of all, AUC {auc:.4f}", **look)
+    left.plot(*first, **STEPPED, label=f"mean of all, AP {style.share(ap, 3)}", **look)
+    right.plot(*second, label=f"mean of all, AUC {style.share(auc, 4)}", **look)
 
 
 def _which(named: int, others: int, there: int) -> str:
