@@ -225,6 +225,9 @@ def test_of_many_classes_the_worst_thirty_are_shown(run):
     with style.applied():
         figure = class_scores(run, noisy(500, 100))
     assert "The 30 of 100 classes with the lowest F1" in figure.get_supxlabel()
+    f1, ap = ([bar.get_width() for bar in figure.axes[n].patches] for n in (2, 3))
+    assert f1.count(0) > 1
+    assert sorted(zip(f1, ap, strict=True)) == list(zip(f1, ap, strict=True))
     for ax in figure.axes:
         assert len(ax.patches) == 30
 
@@ -279,7 +282,8 @@ def test_curves_have_sklearns_areas(run):
             said.logits.double().softmax(1), said.targets, number
         )
         assert auc(false, true) == pytest.approx(score.auc)
-        assert (np.diff(recall) >= 0).all()
+        assert (np.diff(recall) > 0).all()
+        assert (np.diff(recall) * precision[1:]).sum() == pytest.approx(score.ap)  # the steps'
         # Each point is what counting above one threshold gives.
         order = said.logits.double().softmax(1)[:, number].argsort(descending=True)
         hits = (said.targets[order] == number).double().cumsum(0).numpy()
@@ -320,6 +324,7 @@ def test_rankings_name_the_worst_of_many_and_their_mean(run):
     expected = [f"class {k}, AP {scores[k].ap:.3f}" for k in worst]
     assert labels == [*expected, f"mean of all, AP {np.mean([s.ap for s in scores]):.3f}"]
     assert len(right.lines) == 40 + 2
+    assert {line.get_drawstyle() for line in left.lines[:-1]} == {"steps-pre"}
     assert "the 6 classes of the lowest AP; grey: the next 34" in figure.get_supxlabel()
     with style.applied():
         figure = rankings(run, noisy(60, 3))
@@ -372,6 +377,9 @@ def test_coverage_shows_both_orders_and_their_areas(run):
     assert (ideal.get_ydata() >= found.get_ydata() - 1e-9).all()
     ninety = style.percent(float(1 - risk[179]))
     assert f"{ninety} of the\nsurest 90 %" in drawn(figure)
+    whole = style.percent(float(hit.double().mean()))
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels[2] == f"all images, {whole}"
 
 
 # confusion

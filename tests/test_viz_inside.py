@@ -245,7 +245,7 @@ def test_lenets_fields_are_where_its_layers_put_them(ingredients):
     for part in (
         "c1\n6 x 28 x 28, at (14, 14)\nsees 5 x 5 px",
         "sees 14 x 14 px",
-        "up to the whole image",
+        "up to all of it",
     ):
         assert part in titles
     assert f"effective: {found['c3'].side:.1f} px" in titles

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, Segmented
-from cnn_viz import seg_grad_cam, write_report
+from cnn_viz import seg_grad_cam, style, write_report
 from cnn_viz.explorer import BY_HAND
 from cnn_viz.figures import draw_all, draw_one, fitting
 from cnn_viz.ingredients import Ingredients
@@ -97,6 +97,32 @@ def test_every_view_is_drawn_without_warnings_and_the_same_every_time(view, ingr
 def test_views_draw_any_number_of_images_of_three_classes(view, count, run):
     figure = view(run, made_up(count))
     figure.savefig(Path("/dev/null"), format="png")
+
+
+def test_masks_say_what_colours_mean_and_no_two_mean_the_same(run):
+    with style.applied():
+        figure = masks.masks(run, made_up(7, classes=7))
+        figure.draw_without_rendering()
+    legends = [ax.get_legend() for ax in figure.axes[:2]]
+    shown = [patch.get_facecolor() for legend in legends for patch in legend.get_patches()]
+    assert len(shown) == len(set(shown)) == 4 + 7
+    title = figure._suptitle.get_window_extent()
+    assert all(not legend.get_window_extent().overlaps(title) for legend in legends)
+    outcomes, classes = (legend.get_window_extent() for legend in legends)
+    assert not outcomes.overlaps(classes)
+    assert classes.x1 <= figure.bbox.width
+
+
+def test_average_precision_of_pixels_is_the_area_below_the_steps(run):
+    segmented = made_up(3)
+    with style.applied():
+        figure = pixel_curves(run, segmented)
+    for line in figure.axes[0].lines[::2]:
+        recall, precision = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        assert line.get_drawstyle() == "steps-post"
+        assert (np.diff(recall) < 0).all()
+        area = -(np.diff(recall) * precision[:-1]).sum()
+        assert line.get_label().endswith(f"AP {style.share(area, 3)}")
 
 
 def test_outcomes_of_two_classes_are_true_and_false_positives_and_false_negatives():

@@ -17,6 +17,9 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from PIL import Image
 from sklearn.metrics import confusion_matrix, recall_score
 from torch import nn
@@ -24,11 +27,14 @@ from torch import nn
 import cnn_core
 from cnn_core import registry
 from cnn_core.data import Batch
+from cnn_core.data.dataset import Dataset
 from cnn_core.discovery import Plugin
 from cnn_core.errors import PluginError, UnknownNameError, UsageError
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
 from cnn_core.training import Predictions, Run
+from cnn_core.training import predictions as predicted
+from cnn_core.training.evaluation import load_data
 from cnn_core.training.score import kept_epoch
 from cnn_viz import draw, plugin, style
 from cnn_viz.cam import cams
@@ -41,7 +47,7 @@ from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
 from cnn_viz.views.features import features, walk
 from cnn_viz.views.filters import before_training, filters
-from cnn_viz.views.gradcam import gradcam, overlay
+from cnn_viz.views.gradcam import gradcam, overlay, require_places
 from cnn_viz.views.predictions import predictions
 
 VIEWS = [
@@ -185,6 +191,18 @@ def test_curves_of_a_run_without_validation_or_test(run, tmp_path):
     assert len(draw("curves", opened).axes[0].lines) == 2  # training, and the epoch kept
 
 
+def test_a_top_k_that_is_always_right_is_no_curve(run, tmp_path):
+    """As the top-2 of two classes: it would press the other curves together."""
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    lines = run.history()
+    for line in lines:
+        line |= {"train/top5": 1.0, "val/top5": 1.0}
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = draw("curves", copy, device="cpu")
+    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["top-1"]
+
+
 def test_curves_before_the_first_epoch_say_how_to_go_on(run, tmp_path):
     copy = shutil.copytree(run.path, tmp_path / "run")
     (copy / "metrics.jsonl").write_text("")
@@ -235,6 +253,13 @@ def test_confusion_of_forty_classes_is_written_out_and_of_a_hundred_is_not(run):
         hundred = confusion(run, made_up(100, 800, 700))
     assert cells(forty, 40).sum() == 800
     assert cells(hundred, 100).sum() == 0
+    assert len(hundred.axes[0].get_yticklabels()) == 100
+    with style.applied():
+        hundred.draw_without_rendering()
+        many = confusion(run, made_up(200, 800, 700))
+    heights = [label.get_window_extent().height for label in hundred.axes[0].get_yticklabels()]
+    assert max(heights) < 1.2 * hundred.axes[0].get_window_extent().height / 100
+    assert len(many.axes[0].get_yticklabels()) == 0
     assert len(forty.axes[0].get_yticklabels()) == 40
     # Neighbouring numbers do not touch: a cell is wider than three digits are.
     with style.applied():
@@ -305,7 +330,7 @@ def test_gradcam_titles_are_the_networks_own_answers(ingredients):
     figure = draw("gradcam", ingredients.run, device="cpu")
     batch, classes = ingredients.batch, ingredients.predictions.classes
     shown = varied(batch.targets.tolist(), 12)
-    answers = ingredients.predictions.probabilities[shown]
+    answers = ingredients.predictions.probabilities[batch.indices[shown]]
     labels = [text for text in texts(figure) if "%" in text]
     for label, answer in zip(labels, answers, strict=True):
         expected = f"{classes[int(answer.argmax())]}  {style.percent(float(answer.amax()))}"
@@ -334,7 +359,7 @@ def test_cam_methods_shows_every_method_and_the_networks_own_answers(ingredients
     assert len(figure.axes[0].images) == 6 * 7
     assert texts(figure)[:7] == ["picture", *NAMES.values()]
     shown = varied(ingredients.batch.targets.tolist(), 6)
-    answers = ingredients.predictions.probabilities[shown]
+    answers = ingredients.predictions.probabilities[ingredients.batch.indices[shown]]
     labels = [text for text in texts(figure) if "%" in text]
     for label, answer in zip(labels, answers, strict=True):
         name = ingredients.predictions.classes[int(answer.argmax())]
@@ -607,13 +632,98 @@ def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
     assert style.percent(fraction) == shown
 
 
-def test_the_batch_is_the_first_images_of_the_test_split(ingredients):
-    batch, said = ingredients.batch, ingredients.predictions
+def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run, monkeypatch):
+    """As folders of pictures are: their first 64 images may all be of one class."""
+    data = load_data(run, None)
+    test = data.split("test")
+    order = test.targets.argsort(stable=True)
+    split = {"train": data.split("train"), "test": test.subset(order)}
+    monkeypatch.setattr("cnn_viz.ingredients.load_data", lambda *_: Dataset(data.spec, split))
+    ingredients = Ingredients(run, device="cpu")
+    batch, said = ingredients.batch, predicted(run, device="cpu")
     assert isinstance(batch, Batch)
-    assert batch.targets.tolist() == said.targets[:64].tolist()
+    assert batch.targets.tolist() == [*list(range(10)) * 6, 0, 1, 2, 3]
+    assert test.targets[order[batch.indices]].tolist() == batch.targets.tolist()
     with torch.no_grad():
         logits = ingredients.model(batch.images)
-    torch.testing.assert_close(logits, said.logits[:64], atol=1e-4, rtol=1e-4)
+    expected = said.logits[order[batch.indices]]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_lines_that_are_longer_than_a_figure_are_broken_and_folders_shortened():
+    title = "Confusion on the test split: lenet5_modern on imagefolder:" + "/folder" * 40
+    with style.applied():
+        figure = style.figure(5, 4, title, "What a caption says, and more of it, " * 9)
+        figure.subplots().set_title("axes")
+        figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in (figure._suptitle, figure._supxlabel)]
+    for box in boxes:
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+    below, above = boxes[1].y1, boxes[0].y0
+    axes = figure.axes[0].get_tightbbox()
+    assert below < axes.y0 < axes.y1 < above  # nothing lies over anything
+    assert figure.get_suptitle().endswith("/folder/folder")
+    assert "imagefolder:/…" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(("name", "shown"), [("cat", "cat"), ("عرب", "\u200eعرب\u200e")])
+def test_names_from_right_to_left_keep_what_stands_beside_them(name, shown):
+    """Without marks "عرب → cat: 3 of 9" is drawn as if a cat had been taken for عرب."""
+    assert style.short(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "shown"),
+    [(-1.26, ".1f", "\u22121.3"), (-0.04, ".1f", "0.0"), (0.0, ".3g", "0"), (2.5, ".2f", "2.50")],
+)
+def test_a_minus_is_a_minus_and_zero_has_none(value, form, shown):
+    assert style.signed(value, form) == shown
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"), [(0.9994, "0.999"), (0.9997, ">0.999"), (1.0, "1.000"), (0.0, "0.000")]
+)
+def test_a_share_is_never_rounded_up_to_all(fraction, shown):
+    assert style.share(fraction, 3) == shown
+
+
+def test_scripts_that_the_font_lacks_are_drawn_by_one_that_is_installed(tmp_path, monkeypatch):
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "cat"])
+    builder.setupCharacterMap({ord("猫"): "cat"})
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((500, 700))
+    pen.lineTo((900, 0))
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "cat": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "cat": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": style.FALLBACKS[0][0], "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "cjk.ttf")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
+    font_manager.fontManager.addfont(tmp_path / "cjk.ttf")
+    style._installed.cache_clear()
+    try:
+        with style.applied():
+            figures = [style.figure(3, 2, name, "caption") for name in ("猫", "犬")]
+            warnings.simplefilter("error")
+            figures[0].draw_without_rendering()
+            with pytest.raises(UserWarning, match=r"Glyph .* missing from font"):
+                figures[1].draw_without_rendering()
+    finally:
+        style._installed.cache_clear()
+
+
+def test_maps_of_one_value_are_not_drawn(ingredients):
+    """What has one value says nothing of where; the run is told why."""
+    net = nn.Sequential(nn.Conv2d(1, 10, 32), nn.Flatten())
+    cam = cams(net, ingredients.batch.images[:2], "0")["0"]
+    with pytest.raises(UsageError, match=r"stage 0 has maps of 1 x 1 for images of 32 x 32"):
+        require_places(cam, "0")
 
 
 def test_files_are_written_whole_or_not_at_all(ingredients, tmp_path, monkeypatch):

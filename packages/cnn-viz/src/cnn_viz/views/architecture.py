@@ -115,7 +115,7 @@ def _row(ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], wires: Wiring, 
     for place, stage in enumerate(row):
         width, height = sizes[begin + place]
         _box(ax, place, stage, width, height)
-        _loop(ax, place, height, _marks(stage.name, wires))
+        _loop(ax, place, width, height, _marks(stage.name, wires))
         if begin + place and (boxes[begin + place - 1].name, stage.name) in wires.edges:
             behind = place - 1 + sizes[begin + place - 1][0] / 2 if place else -0.6
             _arrow(ax, behind + 0.02, place - width / 2 - 0.02)
@@ -170,12 +170,12 @@ def _marks(name: str, wires: Wiring) -> str:
     return ", ".join(f"{n} {mark}" for mark, n in counts.items() if n)
 
 
-def _loop(ax: Axes, place: int, height: float, marks: str) -> None:
+def _loop(ax: Axes, place: int, width: float, height: float, marks: str) -> None:
     """Draw a loop over a stage that adds or concatenates, with what and how often."""
     if not marks:
         return
     angles = np.linspace(0, np.pi, 40)
-    x, y = place + 0.16 * np.cos(angles), height / 2 + 0.2 * np.sin(angles)
+    x, y = place + min(0.16, width / 2) * np.cos(angles), height / 2 + 0.2 * np.sin(angles)
     ax.plot(x, y, color=style.ORANGE, linewidth=1.4, zorder=0.5)
     top = height / 2 + 0.24
     ax.text(place, top, marks, ha="center", va="bottom", fontsize=7.5, color=style.ORANGE)

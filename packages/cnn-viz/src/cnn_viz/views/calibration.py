@@ -36,6 +36,8 @@ def calibration(run: Run, predictions: Predictions, validation: Predictions | No
     left, right = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True).T
     before = reliability(predictions.logits, predictions.targets)
     _panel(left, "As trained", before)
+    handles = left[0].get_legend_handles_labels()
+    left[1].legend(*handles, loc="upper left", bbox_to_anchor=(0, -0.42), ncols=2)
     if heat is None:
         _without(right)
         return figure
@@ -85,7 +87,6 @@ def _panel(pair: Sequence[Axes], title: str, found: Reliability) -> None:
     below.bar(edges, 100 * found.share, color=style.BLUE, **box)
     below.set(xlabel="confidence", ylabel="% of images", ylim=(0, 100), yticks=(0, 50, 100))
     below.grid(axis="y")
-    below.legend(*ax.get_legend_handles_labels(), loc="upper left")
 
 
 def _without(pair: Sequence[Axes]) -> None:

@@ -16,7 +16,7 @@ from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import EQUATIONS, Cam, cams
 from cnn_viz.pictures import as_image, inches, tiles, varied
-from cnn_viz.views.gradcam import evidence_bar, overlay
+from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
 
 __all__ = ["NAMES", "cam_methods"]
 
@@ -40,6 +40,7 @@ def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
     shown = varied(batch.targets.tolist(), SHOWN)
     images = batch.images[shown]
     found = {method: cams(model, images, stage, method=method)[stage] for method in EQUATIONS}
+    require_places(next(iter(found.values())), stage)
     pictures = weights.preprocessing.pictures(images)
     unit = inches(9.3, 1 + len(found), pictures.shape, gap=GAP)
     height, width = next(iter(found.values())).raw.shape[1:]

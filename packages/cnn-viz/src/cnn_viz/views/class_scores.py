@@ -31,7 +31,7 @@ def class_scores(run: Run, predictions: Predictions) -> Figure:
         {"precision": s.precision, "recall": s.recall, "f1": s.f1, "ap": r.ap, "ece": r.ece}
         for s, r in zip(found, ranking, strict=True)
     ]
-    worst = sorted(range(len(rows)), key=lambda k: _last_if_nan(rows[k]["f1"]))[:SHOWN]
+    worst = sorted(range(len(rows)), key=lambda k: _worth(rows[k]))[:SHOWN]
     some = (
         f"The {SHOWN} of {len(rows)} classes with the lowest F1"
         if len(rows) > SHOWN
@@ -56,8 +56,10 @@ def class_scores(run: Run, predictions: Predictions) -> Figure:
     return figure
 
 
-def _last_if_nan(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+def _worth(row: dict[str, float]) -> tuple[float, float]:
+    """Return F1, and average precision for those of the same F1; what is undefined is last."""
+    f1, ap = (math.inf if math.isnan(row[key]) else row[key] for key in ("f1", "ap"))
+    return f1, ap
 
 
 def _column(ax: Axes, title: str, values: list[float], shown: list[int]) -> None:

@@ -18,9 +18,11 @@ __all__ = ["confusion"]
 FIGURE_SPACE = "\N{FIGURE SPACE}"  # as wide as a digit
 LONGEST = 18  # characters of a class's name
 ORDERED = 12  # of more classes than this those are brought together that are confused
-WRITTEN = 60  # with more classes than this the matrix has colours only
+WRITTEN = 60  # with more classes than this the matrix has no numbers
+NAMED = 150  # and with more than this no names
 GROUPED = (
-    "\nClasses that are taken for each other stand together: average linkage on 1 - the share "
+    "\nClasses that are taken for each other stand together: average linkage on "
+    f"1 {style.MINUS} the share "
     "of images confused."
 )
 
@@ -36,13 +38,13 @@ def confusion(run: Run, predictions: Predictions) -> Figure:
     total, right = counts.sum(), counts.trace()
     written = classes <= WRITTEN
     side = min(max(5.2, 0.25 * classes), 14.0)
-    margin = 0.06 * min(max(map(len, names)), LONGEST) if written else 0.0
+    margin = 0.06 * min(max(map(len, names)), LONGEST) if classes <= NAMED else 0.0
     figure = style.figure(
         side + margin + (2.4 if written else 1.3),
         side + margin + (1.2 if grouped else 1.0),
         f"Confusion on the test split: {run.recipe.model} on {run.recipe.data}",
         f"{total:,} images, {right:,} of them right ({style.percent(right / total)}). "
-        + ("Numbers are images; no number: none." if written else f"{classes} classes.")
+        + ("Numbers are images; no number: none." if written else f"{classes:,} classes.")
         + (GROUPED if grouped else ""),
     )
     ax = figure.subplots()
@@ -52,20 +54,21 @@ def confusion(run: Run, predictions: Predictions) -> Figure:
     bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.per_cent, aspect=30)
     bar.set_label("share of the true class's images")
     bar.outline.set_visible(False)
-    _name_axes(ax, names)
+    _name_axes(ax, names, side / classes)
     if written:
         _write_recall(ax, counts)
         _write_counts(ax, counts, shares, min(9.0, 72 * 0.38 * side / classes))
     return figure
 
 
-def _name_axes(ax: Axes, names: tuple[str, ...]) -> None:
-    """Write classes left and below, and draw lines between the cells."""
-    places = range(len(names)) if len(names) <= WRITTEN else []
+def _name_axes(ax: Axes, names: tuple[str, ...], cell: float) -> None:
+    """Write classes left and below, and draw lines between the cells, `cell` inches wide."""
+    places = range(len(names)) if len(names) <= NAMED else []
     labels = [style.short(names[place], LONGEST) for place in places]
-    upright = max(map(len, labels), default=0) <= 3
-    ax.set_xticks(places, labels, rotation=0 if upright else 90, fontsize=_size(names))
-    ax.set_yticks(places, labels, fontsize=_size(names))
+    upright = 0.1 * max(map(len, labels), default=0) < cell
+    size = min(_size(names), 0.75 * 72 * cell)
+    ax.set_xticks(places, labels, rotation=0 if upright else 90, fontsize=size)
+    ax.set_yticks(places, labels, fontsize=size)
     ax.set(xlabel="predicted class", ylabel="true class")
     ax.spines[:].set_visible(False)
     if places:
@@ -104,9 +107,9 @@ def _recall(row: Any, place: int) -> str:
 
 
 def _write_counts(ax: Axes, counts: Any, shares: Any, size: float) -> None:
-    """Write the numbers that are not 0: mistakes in orange, on dark cells white."""
+    """Write the numbers that are not 0: mistakes bold, and orange where the cell is light."""
     for row, column in np.argwhere(counts):
-        mistake = style.ORANGE if row != column else "#000000"
+        light = row != column and shares[row, column] < 0.3
         ax.text(
             column,
             row,
@@ -115,5 +118,5 @@ def _write_counts(ax: Axes, counts: Any, shares: Any, size: float) -> None:
             va="center",
             fontsize=size,
             fontweight="bold" if row != column else "normal",
-            color="#ffffff" if shares[row, column] > 0.5 else mistake,
+            color="#ffffff" if shares[row, column] > 0.5 else style.ORANGE if light else "#000000",
         )

@@ -28,9 +28,10 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
         5.0,
         f"Accuracy by coverage on the test split: {run.recipe.model} on {run.recipe.data}",
         f"{count:,} images, of which the network answers for those with the highest probability "
-        "of the predicted class, and leaves the rest. AURC is the area under 1 - accuracy:\n"
-        "the smaller the better (Geifman et al. 2019, arXiv:1805.08206). Ideal order: every image "
-        f"that is right comes before every mistake.\n{_ties(confidence.unique().numel(), count)}",
+        f"of the predicted class, and leaves the rest. AURC is the mean of 1 {style.MINUS} "
+        "accuracy:\nthe smaller the better (Geifman et al. 2019, arXiv:1805.08206). Ideal order: "
+        "every image that is right comes before every mistake.\n"
+        f"{_ties(confidence.unique().numel(), count)}",
     )
     ax = figure.subplots()
     for values, label, look in (
@@ -40,7 +41,8 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
         text = f"{label}, AURC {values.mean():.4f}"
         ax.plot(100 * shares, 100 * (1 - values[places]), label=text, **look)
     whole = 1 - risk[-1]
-    ax.axhline(100 * whole, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 2)))
+    text = f"all images, {style.percent(whole)}"
+    ax.axhline(100 * whole, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 2)), label=text)
     between = (100 * (1 - values[places]) for values in (risk, ideal))
     ax.fill_between(100 * shares, *between, color=style.BLUE, alpha=0.12)
     low = min(float((1 - risk).min()), whole)
@@ -57,14 +59,13 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
             ha="right",
             va="top",
             fontsize=8,
+            bbox={"facecolor": style.PAPER, "edgecolor": "none", "pad": 1},
         )
-    text = f"all images, {style.percent(whole)}"
-    ax.text(1, 100 * whole, text, va="bottom", color=style.ORANGE, fontsize=8.5)
     room = max(100 * (1 - low) * 0.35, 0.5)
     ax.set(xlabel="coverage: % of the images, the surest first", ylabel="accuracy, %")
     ax.set(xlim=(0, 101), ylim=(max(100 * low - room, 0), 100 + room / 10))
     ax.grid()
-    ax.legend(loc="lower left")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
 

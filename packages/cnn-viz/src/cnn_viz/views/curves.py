@@ -55,6 +55,7 @@ def curves(run: Run) -> Figure:
     loss.set(title="Loss", ylabel=LOSSES.get(run.recipe.loss, run.recipe.loss))
     metrics = {key.partition("/")[2] for key in history[-1]}
     tops = sorted((name for name in metrics if name.startswith("top")), key=natural)
+    tops = [name for name in tops if not _certain(name, history)]
     tops = tops or [name for name in OF_PIXELS if name in metrics]
     _lines(accuracy, history, tops, scale=100)
     of_pixels = "miou" in tops
@@ -108,6 +109,12 @@ def _points(
 ) -> tuple[list[float], list[float]]:
     known = [line for line in history if key in line]
     return [line["epoch"] for line in known], [scale * line[key] for line in known]
+
+
+def _certain(metric: str, history: Sequence[dict[str, float]]) -> bool:
+    """Whether a metric is 100 % in every epoch, as the top-2 of two classes: no curve."""
+    values = [line.get(f"{split}/{metric}", 1.0) for line in history for split in COLOURS]
+    return metric != "top1" and all(value == 1 for value in values)
 
 
 def _top(metric: str) -> str:

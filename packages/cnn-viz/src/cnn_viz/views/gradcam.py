@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data import Batch
+from cnn_core.errors import UsageError
 from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import Cam, grad_cam
 from cnn_viz.pictures import as_image, inches, tiles, varied
 
-__all__ = ["evidence_bar", "gradcam", "overlay"]
+__all__ = ["evidence_bar", "gradcam", "overlay", "require_places"]
 
 PAIRS = 4  # a row
 SHOWN = 12
@@ -33,6 +34,7 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     stage = registry.get_spec(run.recipe.model).cam_stage
     shown = varied(batch.targets.tolist(), SHOWN)
     cam = grad_cam(model, batch.images[shown], stage)
+    require_places(cam, stage)
     pictures = weights.preprocessing.pictures(batch.images[shown])
     rows = -(-len(shown) // PAIRS)
     unit = inches(9.3, 2 * PAIRS, pictures.shape, gap=GAP, between=BETWEEN)
@@ -50,6 +52,16 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     _pairs(ax, pictures, cam, weights.classes, targets, above=WORDS / unit)
     evidence_bar(figure, ax, 0.5)
     return figure
+
+
+def require_places(cam: Cam, stage: str) -> None:
+    """Raise UsageError for maps of one value, which say nothing of where."""
+    if cam.raw[0].numel() == 1:
+        height, width = cam.size
+        raise UsageError(
+            f"stage {stage} has maps of 1 x 1 for images of {height} x {width}: no place in them "
+            "stands out; larger images (recipe: image_size) give larger maps"
+        )
 
 
 def _pairs(
@@ -71,9 +83,9 @@ def _pairs(
     probabilities = cam.logits.softmax(1).gather(1, cam.classes[:, None]).squeeze(1)
     for number, (left, right) in enumerate(zip(places[::2], places[1::2], strict=True)):
         said, true = int(cam.classes[number]), targets[number]
-        label = f"{style.short(classes[said])}  {style.percent(float(probabilities[number]))}"
+        label = f"{style.short(classes[said], 12)}  {style.percent(float(probabilities[number]))}"
         if said != true:
-            label += f"  (is {style.short(classes[true], 9)})"
+            label += f"  (is {style.short(classes[true], 12)})"
         x, y = (left[0] + right[0]) / 2, left[1]
         colour = style.INK if said == true else style.ORANGE
         ax.text(x, y - 0.05, label, ha="center", va="bottom", fontsize=8, color=colour)

@@ -49,7 +49,7 @@ def _distribution(ax: Axes, values: Sequence[float], name: str) -> None:
     else:
         ax.hist(shares, bins=np.linspace(low, 100, 26).tolist(), color=style.BLUE, rwidth=0.92)
         ax.set_ylabel("images")
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10]))
         ax.grid(axis="y")
     median = float(np.median(shares))
     ax.axvline(median, color=style.ORANGE, linewidth=1.4, linestyle=(0, (2, 1.5)))

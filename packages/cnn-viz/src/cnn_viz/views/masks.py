@@ -33,11 +33,14 @@ OUTCOMES = {  # as Okabe and Ito (2008) tell them apart
     CONFUSED: ("another class", "#cc79a7"),
 }
 GROUND = "#30343b"
-CLASSES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00")
+# None of the outcomes; the last three of P. Tol (2021).
+CLASSES = ("#e69f00", "#0072b2", "#f0e442", "#aa4499", "#44aa99", "#999933")
 GAP = 0.05  # in heights of an image
 WORDS = 0.2  # inches over each image
 GROUPS = ("Best", "Middling", "Worst")
 EACH = 2  # of a group
+NAMED = 10  # classes in the legend
+KEY = 0.32  # inches of the legends
 
 
 def masks(run: Run, segmented: Segmentations) -> Figure:
@@ -46,15 +49,17 @@ def masks(run: Run, segmented: Segmentations) -> Figure:
     chosen = _groups(ranked)
     found = segmented.pick(int(line["index"]) for group in chosen for line in group)
     unit = inches(4.95, 4, found[0].target.shape, gap=GAP)
+    row_height = unit + WORDS + 0.42
     figure = style.figure(
         10.5,
-        1.35 + len(chosen) * (unit + WORDS + 0.42),
+        1.35 + KEY + len(chosen) * row_height,
         f"Masks: {run.recipe.model} on {run.recipe.data}",
         f"Of {len(ranked):,} images of the test split those of the highest, middling and lowest "
         "mIoU, a mean over the classes that an image or its prediction has.\n"
         "Pixels that count in nothing are striped.",
     )
-    axes = figure.subplots(len(chosen), EACH, squeeze=False)
+    heights = [KEY, *[row_height] * len(chosen)]
+    keys, *axes = figure.subplots(len(heights), EACH, squeeze=False, height_ratios=heights)
     place, seen = 0, set()
     for row, name, group in zip(axes, _names(len(chosen)), chosen, strict=True):
         for ax in row[len(group) :]:
@@ -64,7 +69,7 @@ def masks(run: Run, segmented: Segmentations) -> Figure:
             _masks(ax, one, WORDS / unit)
             ax.set_title(f"{name}: {_words(line, segmented.classes)}", fontsize=9)
             seen |= {*one.predicted.unique().tolist(), *one.target.unique().tolist()}
-    _legends(figure, segmented.classes, sorted(seen - {IGNORED}))
+    _legends(keys, segmented.classes, sorted(seen - {IGNORED}))
     return figure
 
 
@@ -174,7 +179,7 @@ def _masks(ax: Axes, one: Segmented, above: float) -> None:
 
 
 def _colour(number: int) -> tuple[float, float, float]:
-    """Return a class's colour: 0 is dark; beyond seven others the colours come again, darker."""
+    """Return a class's colour: 0 is dark; beyond six others the colours come again, darker."""
     if number == 0:
         return to_rgb(GROUND)
     turn, place = divmod(number - 1, len(CLASSES))
@@ -205,11 +210,15 @@ def _judged(picture: Pixels, found: Pixels) -> Pixels:
     return _stripes(colours, found == UNCOUNTED)
 
 
-def _legends(figure: Figure, classes: Sequence[str], seen: Sequence[int]) -> None:
-    """Say what colours mean: of the classes seen, and of outcomes."""
+def _legends(axes: Sequence[Axes], classes: Sequence[str], seen: Sequence[int]) -> None:
+    """Say what colours mean: of outcomes, and of the classes seen."""
     shown = [*OUTCOMES.values()][: 3 if len(classes) == 2 else 4]
-    handles = [Patch(facecolor=colour, label=label) for label, colour in shown]
-    named = seen[:5]
-    handles += [Patch(facecolor=_colour(n), label=style.short(classes[n])) for n in named]
-    look: dict[str, Any] = {"handlelength": 1.0, "columnspacing": 1.3, "borderaxespad": 0.2}
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), **look)
+    outcomes = [Patch(facecolor=colour, label=label) for label, colour in shown]
+    named = [Patch(facecolor=_colour(n), label=style.short(classes[n], 10)) for n in seen[:NAMED]]
+    some = f", {len(named)} of {len(seen)}" if len(seen) > NAMED else ""
+    titles = ("Outcome", f"Target and prediction{some}")
+    look: dict[str, Any] = {"handlelength": 1.0, "columnspacing": 1.3, "borderaxespad": 0.0}
+    for ax, handles, title in zip(axes, (outcomes, named), titles, strict=True):
+        ax.set_axis_off()
+        ax.set_title(title, fontsize=9)
+        ax.legend(handles=handles, loc="upper left", ncols=NAMED // 2, borderpad=0, **look)

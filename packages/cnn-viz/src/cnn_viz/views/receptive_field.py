@@ -85,9 +85,7 @@ def _above(
     _frame(ax, field)
     y, x = field.position
     seen = (
-        f"{field.size} x {field.size} px"
-        if field.size < max(height, width)
-        else "up to the whole image"
+        f"{field.size} x {field.size} px" if field.size < max(height, width) else "up to all of it"
     )
     ax.set_title(
         f"{style.short(name)}\n{' x '.join(map(str, output))}, at ({y}, {x})\nsees {seen}",

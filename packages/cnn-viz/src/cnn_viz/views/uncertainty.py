@@ -45,7 +45,7 @@ def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
         1.45 + rows * (unit + WORDS + 0.42),
         f"Uncertainty by dropout: {run.recipe.model} on {run.recipe.data}",
         f"{PASSES} passes with dropout on (Gal and Ghahramani 2016): the entropy of their mean, "
-        "and their mutual\ninformation with the weights: what the passes disagree about, and more "
+        "and their mutual information with the weights: what the passes\ndisagree about, and more "
         f"data could settle. {_compared(found, wrong, targets)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
