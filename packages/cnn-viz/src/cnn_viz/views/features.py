@@ -130,7 +130,7 @@ def _stage(ax: Axes, name: str, output: Tensor) -> None:
         ax.imshow(values, extent=(0, wide, 0.45, 0.05), **scale)
         ax.set(xlim=(0, wide), ylim=(0.5, 0), aspect="equal", anchor="W")
         ax.set_axis_off()
-    _label(ax, name, output.shape, f"±{limit:.3g}")
+    _label(ax, name, output.shape, f"±{limit:.3g}" if shown.any() else "all 0")
 
 
 def _spatial(output: Tensor) -> bool:

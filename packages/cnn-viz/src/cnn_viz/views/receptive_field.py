@@ -100,7 +100,7 @@ def _below(ax: Axes, field: Receptive) -> None:
     highest = float(heat.max()) or 1.0
     ax.imshow(heat / highest, extent=(0, width, height, 0), cmap=style.HEAT, vmin=0, vmax=1)
     _frame(ax, field)
-    said = f"effective: {field.side:.1f} px" if heat.any() else "no gradient: the unit is dead"
+    said = f"effective: {field.side:.1f} px" if heat.any() else "no gradient: it is dead"
     ax.set_title(said, fontsize=8.5)
 
 
