@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,18 @@ from cnn_core.data import Batch
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Run
 from cnn_viz import embeddings
-from cnn_viz.embeddings import METHODS, Embedded, even, features_of, neighbours_of, placed, quality
+from cnn_viz.embeddings import (
+    METHODS,
+    Embedded,
+    even,
+    features_of,
+    nearest,
+    neighbours_of,
+    placed,
+    quality,
+)
 from cnn_viz.ingredients import Ingredients
+from cnn_viz.views.embedding import COLOURS, embedding
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +66,22 @@ def test_without_umap_the_error_says_what_to_install(digits, monkeypatch):
     with pytest.raises(UsageError) as caught:
         placed(*digits, "UMAP")
     assert "cnn-viz[umap]" in caught.value.hint
+
+
+@pytest.mark.parametrize(("count", "near"), [(400, 10), (21, 10), (20, 9), (6, 2), (4, 1)])
+def test_neighbours_are_fewer_than_half_of_the_images(count, near):
+    assert nearest(count) == near
+
+
+def test_the_view_says_when_a_colour_is_several_classes(run, monkeypatch):
+    ingredients = Ingredients(run, device="cpu")
+    few = embedding(run, ingredients.embedded).get_supxlabel()
+    assert "whether the 10 nearest here" in few
+    assert "colours for" not in few
+    many = replace(ingredients.weights, classes=tuple(map(str, range(30))))
+    monkeypatch.setattr("cnn_viz.views.embedding.read_weights", lambda path: many)
+    said = embedding(run, ingredients.embedded).get_supxlabel()
+    assert f"{len(COLOURS)} colours for 30 classes" in said
 
 
 def test_the_quality_is_that_of_loops(digits):

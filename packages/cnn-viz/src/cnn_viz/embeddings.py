@@ -34,6 +34,7 @@ __all__ = [
     "Placed",
     "even",
     "features_of",
+    "nearest",
     "neighbours_of",
     "placed",
     "quality",
@@ -169,12 +170,13 @@ def placed(features: Tensor, labels: Tensor, method: str, classes: bool = True) 
 def quality(x: Matrix, xy: Matrix, labels: NDArray[Any] | None = None) -> dict[str, float]:
     """Return "trustworthiness", and of labels "silhouette" and "knn", an accuracy, if they vary.
 
-    Trustworthiness, from 0 to 1, is about 10 neighbours; "knn" leaves each image out in turn.
+    Trustworthiness, from 0 to 1, is about `nearest` neighbours; "knn" leaves each image out in
+    turn.
     """
     from sklearn.manifold import trustworthiness
     from sklearn.metrics import silhouette_score
 
-    near = min(NEAREST, (len(x) - 1) // 2)
+    near = nearest(len(x))
     found = {"trustworthiness": float(trustworthiness(x, xy, n_neighbors=near))}
     if labels is not None and 1 < len(np.unique(labels)) < len(labels):
         found["silhouette"] = float(silhouette_score(xy, labels))
@@ -182,6 +184,11 @@ def quality(x: Matrix, xy: Matrix, labels: NDArray[Any] | None = None) -> dict[s
         votes = [np.bincount(row).argmax() for row in around]
         found["knn"] = float(np.mean(np.array(votes) == labels))
     return found
+
+
+def nearest(count: int) -> int:
+    """Return how many neighbours the quality of so many images is about: 10, below a half."""
+    return min(NEAREST, (count - 1) // 2)
 
 
 def neighbours_of(x: NDArray[Any], count: int) -> NDArray[np.int64]:

@@ -15,17 +15,12 @@ from matplotlib.lines import Line2D
 from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
-from cnn_viz.embeddings import Embedded, Placed
+from cnn_viz.embeddings import Embedded, Placed, nearest
 
 __all__ = ["embedding"]
 
 COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")  # the last of P. Tol (2021)
 SCALE = "viridis"
-_CLASSES = {
-    "class": f" Silhouette: how far classes lie apart, from {style.MINUS}1 to 1.\nk-NN: how many "
-    "images the 10 nearest here name rightly.",
-    "mIoU": "",
-}
 
 
 def embedding(run: Run, embedded: Embedded) -> Figure:
@@ -36,9 +31,8 @@ def embedding(run: Run, embedded: Embedded) -> Figure:
         10.5,
         10.5 / max(len(methods), 2) + 0.9,
         f"Embedding: {run.recipe.model} on {run.recipe.data}",
-        f"{embedded.about} Axes have no meaning of their own.\nTrustworthiness: whether the 10 "
-        f"nearest here are near in the features, from 0 to 1.{_CLASSES[embedded.coloured]}"
-        f"{_again(classes)}",
+        f"{embedded.about} Axes have no meaning of their own.\n"
+        + _caption(nearest(len(embedded.labels)), classes),
     )
     axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
     for ax in axes[len(methods) :]:
@@ -58,11 +52,16 @@ def embedding(run: Run, embedded: Embedded) -> Figure:
     return figure
 
 
-def _again(classes: Sequence[str]) -> str:
-    """Say that a colour is not one class, where there are more of these."""
-    if len(classes) <= len(COLOURS):
-        return ""
-    return f" {len(COLOURS)} colours for {len(classes):,} classes: each stands for several."
+def _caption(near: int, classes: Sequence[str]) -> str:
+    """Say what the numbers mean, and that a colour is not one class where there are more."""
+    text = f"the {near} nearest here" if near > 1 else "the nearest one here"
+    said = f"Trustworthiness: whether {text} are near in the features, from 0 to 1."
+    if classes:
+        said += f" Silhouette: how far classes lie apart, from {style.MINUS}1 to 1."
+        said += f"\nk-NN: how many images {text} name rightly."
+    if len(classes) > len(COLOURS):
+        said += f" {len(COLOURS)} colours for {len(classes):,} classes: each stands for several."
+    return said
 
 
 def words(quality: dict[str, float]) -> str:
