@@ -136,7 +136,7 @@
         const context = canvas.getContext("2d"), whole = [0, 0, canvas.width, canvas.height];
         context.reset();
         context.fillRect(...whole);
-        context.globalAlpha = 1 - 0.45 * opacity;
+        context.globalAlpha = 1 - 0.7 * opacity;
         context.imageSmoothingEnabled = false;
         context.drawImage(image, k * width, 0, width, height, ...whole);
         context.globalAlpha = opacity;
