@@ -40,7 +40,7 @@ LOOK = {  # colour and marker
     RANDOM: (style.MUTED, "x"),
     EDGES: (style.ORANGE, "x"),
 }
-PIXELS, FEW, MANY = 2**14, 4, 16  # of all images together; images
+PIXELS, FEW, MANY = 2**14, 5, 16  # of all images together; images
 STEPS = 8
 
 

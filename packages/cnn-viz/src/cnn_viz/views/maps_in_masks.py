@@ -22,7 +22,7 @@ from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots
 __all__ = ["maps_in_masks"]
 
 PAIRS, EACH = 32, 3  # of an image and a class; classes of an image
-PIXELS = 2**20  # of all pairs
+PIXELS = 2**21  # of all pairs
 
 
 def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
