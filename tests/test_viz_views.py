@@ -697,6 +697,13 @@ def test_a_minus_is_a_minus_and_zero_has_none(value, form, shown):
 
 
 @pytest.mark.parametrize(
+    ("fraction", "shown"), [(0.2, "20 %"), (0.205, "20.5 %"), (-0.05, "\u22125 %"), (1.0, "100 %")]
+)
+def test_ticks_that_lie_close_together_differ(fraction, shown):
+    assert style.per_cent(fraction) == shown
+
+
+@pytest.mark.parametrize(
     ("fraction", "shown"), [(0.9994, "0.999"), (0.9997, ">0.999"), (1.0, "1.000"), (0.0, "0.000")]
 )
 def test_a_share_is_never_rounded_up_to_all(fraction, shown):

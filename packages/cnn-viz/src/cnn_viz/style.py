@@ -156,8 +156,8 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def per_cent(fraction: float, position: int | None = None) -> str:
-    """Return 0.2 as "20 %": for the ticks of a colour bar."""
-    return f"{100 * fraction:.0f} %"
+    """Return 0.2 as "20 %" and 0.205 as "20.5 %": for ticks, which may lie close together."""
+    return f"{signed(100 * fraction, '.3g')} %"
 
 
 def share(fraction: float, digits: int) -> str:
