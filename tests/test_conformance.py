@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_an_expected_failure_that_passes_has_failed(monkeypatch):
     excuses = {"check_parameters_are_as_claimed": "none"}
     spec = dataclasses.replace(entry.spec, expected_failures=excuses)
     odd = dataclasses.replace(entry, spec=spec)
-    monkeypatch.setattr("cnn_core.testing.kit.cases_of", lambda _: [Case(odd)])
+    monkeypatch.setattr("cnn_core.testing.kit._offers_of", lambda *_: [Case(odd)])
     results = {result.check: result for result in run_checks("any")}
     found = results["check_parameters_are_as_claimed"]
     assert found.outcome == "failed"
@@ -161,6 +162,155 @@ def test_an_expected_failure_that_passes_has_failed(monkeypatch):
 def test_a_distribution_without_models_is_refused():
     with pytest.raises(UsageError, match="'cnn-viz' offers no model"):
         cases_of("cnn-viz")
+    with pytest.raises(UsageError, match="'cnn-none' offers no model, data set, view or command"):
+        list(run_checks("cnn-none"))
+
+
+# Sound and, where BAD is set, spoiled: a data set, views, commands, and an observer of training.
+OFFERS = """
+from cnn_core import CommandSpec, DatasetSpec, ViewSpec, hookimpl
+
+BAD = False
+
+@hookimpl
+def cnnzoo_datasets():
+    facts = dict(summary="s", classes=("a", "b"), image=(1, 8, 8), splits={"train": 6, "test": 4},
+        mean=(), std=(), licence="MIT", citation="c", homepage="", embedded=True)
+    return [DatasetSpec(name=name, target=f"parts:{name}", **facts) for name in ("drawn", "away")]
+
+@hookimpl
+def cnnzoo_views():
+    return [ViewSpec(name=name, render=f"parts:{name}", summary="s", needs=("run", "model"))
+            for name in ("steady", "moody")]
+
+@hookimpl
+def cnnzoo_commands():
+    return [CommandSpec(name="greet", target="parts:greet", summary="s")]
+
+@hookimpl
+def cnnzoo_step_end(run, epoch, step, loss):
+    if BAD:
+        import parts
+        parts.seen[9]
+
+@hookimpl
+def cnnzoo_fit_start(run, model, recipe):
+    import parts
+    parts.seen.append(model)
+"""
+PARTS = """
+import os
+import click
+import torch
+from matplotlib.figure import Figure
+from cnn_core.data import Dataset, Split
+from cnn_core.errors import DatasetMissingError
+
+BAD = False
+
+def drawn(spec, root, download):
+    salt = os.getpid() if BAD else 0
+    make = lambda n, seed: Split(
+        torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8,
+                      generator=torch.Generator().manual_seed(seed + salt)),
+        torch.arange(n) % 2)
+    return Dataset(spec, {"train": make(5 if BAD else 6, 1), "test": make(4, 2)})
+
+def away(spec, root, download):
+    raise DatasetMissingError("no files of 'away' here", "--data-dir DIR")
+
+def steady(run, model):
+    figure = Figure()
+    figure.suptitle(str(torch.rand(1)) if BAD else run.recipe.model)
+    return figure
+
+def moody(run, model):
+    if BAD:
+        model.train()
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+    return Figure()
+
+@click.command("greet")
+def greet():
+    HELP
+    click.echo("hello")
+"""
+
+
+PINNED = ("cnn-core~=0.1",)
+
+
+def offers(site, bad):
+    site.add(
+        OFFERS.replace("BAD = False", f"BAD = {bad}"),
+        distribution="cnn-many",
+        name="many",
+        requires=PINNED,
+    )
+    help_text = "pass" if bad else "'Say hello.'"
+    parts = PARTS.replace("BAD = False", f"BAD = {bad}").replace("HELP", help_text)
+    (site.path / "parts.py").write_text("seen = []\n" + parts)
+
+
+def test_what_is_no_network_is_checked_too(cnnzoo, site):
+    offers(site, bad=False)
+    done = cnnzoo("check", "cnn-many", site=site.path)
+    assert done.code == 0, done.out + done.err
+    (row,) = [line for line in done.out.splitlines() if "skipped" in line and "sound" in line]
+    assert "away" in row
+    assert done.out.endswith(
+        "11 of 13 checks of 1 command, 2 data sets, 1 observer, 1 plugin, 2 views hold\n"
+    )
+
+
+def test_what_does_not_hold_of_it_is_said(cnnzoo, site):
+    offers(site, bad=True)
+    done = cnnzoo("check", "cnn-many", "--json", site=site.path)
+    assert done.code == 6
+    found = {
+        (row["name"], row["check"]): row["reason"]
+        for row in json.loads(done.out)["checks"]
+        if row["outcome"] == "failed"
+    }
+    expected = {
+        ("drawn", "check_data_set_is_sound"): "split 'train': 5 samples, expected 6",
+        ("drawn", "check_a_spawned_process_reads_the_same"): "reads other samples",
+        ("steady", "check_view_draws_the_same_figure_twice"): "another one each time",
+        ("steady", "check_view_leaves_what_it_is_given_as_it_was"): "changes the random state",
+        ("moody", "check_view_leaves_what_it_is_given_as_it_was"): "changes weights, modes",
+        ("greet", "check_command_explains_itself"): "has no help text",
+        ("many", "check_training_is_the_same_without_it"): "plugin 'many'",
+    }
+    assert set(found) == set(expected)
+    for key, words in expected.items():
+        assert words in found[key], found[key]
+
+
+def test_weights_that_an_observer_changes_are_noticed(cnnzoo, site):
+    site.add(
+        """
+        import torch
+        from cnn_core import hookimpl
+
+        kept = []
+
+        @hookimpl
+        def cnnzoo_fit_start(run, model, recipe):
+            kept.append(model)
+
+        @hookimpl
+        def cnnzoo_step_end(run, epoch, step, loss):
+            with torch.no_grad():
+                next(kept[0].parameters()).mul_(1.001)
+        """,
+        distribution="cnn-meddler",
+        name="meddler",
+        requires=PINNED,
+    )
+    done = cnnzoo("check", "cnn-meddler", site=site.path)
+    assert done.code == 6
+    assert "the weights are others with it than without it" in " ".join(done.out.split())
 
 
 def test_the_command_prints_what_does_not_hold(cnnzoo, site, good_source):

@@ -81,6 +81,13 @@ def test_what_it_writes_passes_its_own_tests(cnnzoo, install, pythonpath, tmp_pa
     }
     plugin = name.removeprefix("cnn-arch-").removeprefix("cnn-")
     assert (rows[plugin]["status"], rows[plugin]["distribution"]) == ("ok", name)
+    if kind != "arch":  # whose own test is this
+        checked = cnnzoo("check", name, site=site)
+        assert checked.code == 0, checked.out
+        whole = (
+            r"(\d+) of \1 checks of 1 \w+( set)?, 1 plugin|(\d+) of \3 checks of 1 plugin, 1 view"
+        )
+        assert re.match(whole, checked.out)
 
 
 @pytest.mark.parametrize("kind", NAMES)

@@ -60,18 +60,20 @@ KINDS = {
     "data": Kind(
         "cnn-data-",
         "A data set",
-        ("show-data $word", "verify-data $word"),
+        ("show-data $word", "verify-data $word", "check $distribution"),
         registry.datasets,
     ),
     "view": Kind(
         "cnn-viz-",
         "A figure of a run",
-        ("viz $word RUN", "report RUN"),
+        ("viz $word RUN", "report RUN", "check $distribution"),
         registry.views,
         needs=("cnn-viz",),
         tests_need=("cnn-arch-lenet",),
     ),
-    "command": Kind("cnn-cmd-", "A command", ("$short",), registry.commands, dashes=True),
+    "command": Kind(
+        "cnn-cmd-", "A command", ("$short", "check $distribution"), registry.commands, dashes=True
+    ),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from pathlib import Path
 
 import click
 
@@ -15,29 +17,36 @@ __all__ = ["command"]
 @click.command("check")
 @click.argument("distribution")
 @click.option("--slow", is_flag=True, help="Also export, compile and overfit: minutes.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where its data set's files are."
+)
 @json_option
-def command(distribution: str, slow: bool, as_json: bool) -> None:
-    """Hold the models of an installed DISTRIBUTION to the conformance checks.
+def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
+    """Hold what an installed DISTRIBUTION offers to the conformance checks.
 
-    Prints what does not hold; exit 6 if something does not.
+    Its models, data sets, views, commands and observers of training. Prints what does not hold,
+    and what cannot be tried here; exit 6 if something does not hold.
 
     \b
     Examples:
       cnnzoo check cnn-arch-lenet
       cnnzoo check cnn-arch-lenet --slow --json
+      cnnzoo check cnn-data-kmnist --data-dir kmnist
     """
     from cnn_core.testing import run_checks
+    from cnn_core.training.progress import counting
 
-    results = list(run_checks(distribution, slow=slow))
+    with counting("checking", shown=True) as progress:
+        results = list(run_checks(distribution, slow=slow, data_dir=data_dir, progress=progress))
     odd = [result for result in results if result.outcome != "passed"]
     if as_json:
         emit_json("checks", [dataclasses.asdict(result) for result in results])
     else:
         if odd:
-            columns = ("model", "check", "outcome", "reason")
-            table(columns, [(r.model, r.check, r.outcome, r.reason) for r in odd])
-        models = len({result.model for result in results})
-        of = f"{models} model{'s' * (models > 1)}"
+            columns = ("kind", "name", "check", "outcome", "reason")
+            table(columns, [(r.kind, r.name, r.check, r.outcome, r.reason) for r in odd])
+        things = Counter(kind for kind, _ in {(result.kind, result.name) for result in results})
+        of = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in sorted(things.items()))
         click.echo(f"{len(results) - len(odd)} of {len(results)} checks of {of} hold")
     failed = sum(result.outcome == "failed" for result in results)
     if failed:

@@ -1,4 +1,4 @@
-"""The conformance kit: what every architecture of the zoo keeps, and third parties can run.
+"""The conformance kit: what every plugin of the zoo keeps, and third parties can run.
 
     from cnn_core.testing import parametrize_with_checks
 

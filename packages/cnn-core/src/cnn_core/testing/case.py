@@ -1,4 +1,4 @@
-"""One model under test, and what the checks ask of it."""
+"""What is under test, a model or something else, and what the checks ask of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import copy
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +18,37 @@ from cnn_core import registry
 from cnn_core.create import create_model
 from cnn_core.errors import UsageError
 from cnn_core.layers import Trace, trace
-from cnn_core.specs import ModelSpec
+from cnn_core.specs import ModelSpec, Spec
 from cnn_core.text import paper_table
 
-__all__ = ["Case", "cases_of"]
+__all__ = ["Case", "Offer", "cases_of", "offered"]
+
+S = TypeVar("S", bound=Spec)
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model of an installed plugin."""
+class Offer(Generic[S]):
+    """Something that an installed plugin offers."""
 
-    entry: registry.Entry[ModelSpec]
+    entry: registry.Entry[S]
 
     @property
-    def spec(self) -> ModelSpec:
-        """What the plugin says of the model."""
+    def spec(self) -> S:
+        """What the plugin says of it."""
         return self.entry.spec
+
+    def on_import(self, code: str) -> str:
+        """Return what `code` prints after the plugin is imported in a fresh process."""
+        script = f"import sys, os\nbefore = set(os.listdir())\nimport {self.entry.plugin.target}\n"
+        done = subprocess.run(
+            [sys.executable, "-c", script + code], capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class Case(Offer[ModelSpec]):
+    """A model of an installed plugin."""
 
     @property
     def segments(self) -> bool:
@@ -80,14 +96,6 @@ class Case:
         """Return the table in that docstring."""
         return paper_table(self.module_doc())
 
-    def on_import(self, code: str) -> str:
-        """Return what `code` prints after the plugin is imported in a fresh process."""
-        script = f"import sys, os\nbefore = set(os.listdir())\nimport {self.entry.plugin.target}\n"
-        done = subprocess.run(
-            [sys.executable, "-c", script + code], capture_output=True, text=True, check=True
-        )
-        return done.stdout + done.stderr
-
 
 def cases_of(distribution: str) -> list[Case]:
     """Return the models of an installed distribution, or of the plugin of that short name.
@@ -95,12 +103,15 @@ def cases_of(distribution: str) -> list[Case]:
     Raises:
         UsageError: it offers no model.
     """
-    found = [
-        Case(entry)
-        for _, entry in registry.models()
-        if distribution in (entry.plugin.distribution, entry.plugin.name)
-    ]
+    found = [Case(entry) for entry in offered(registry.models(), distribution)]
     if not found:
         known = sorted({entry.plugin.distribution for _, entry in registry.models()})
         raise UsageError(f"'{distribution}' offers no model", f"those that do: {', '.join(known)}")
     return found
+
+
+def offered(catalogue: registry.Catalogue[S], distribution: str) -> Iterator[registry.Entry[S]]:
+    """Yield what a distribution, or the plugin of that short name, offers of one kind."""
+    for _, entry in catalogue:
+        if distribution in (entry.plugin.distribution, entry.plugin.name):
+            yield entry

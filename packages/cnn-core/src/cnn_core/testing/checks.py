@@ -17,7 +17,7 @@ from cnn_core import registry
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.layers import Classifier, features
 from cnn_core.plugins import HEAVY
-from cnn_core.testing.case import Case
+from cnn_core.testing.case import Case, Offer
 
 __all__: list[str] = []
 
@@ -38,14 +38,14 @@ def close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-4) -
 # The plugin
 
 
-def check_plugin_module_is_light(case: Case) -> None:
+def check_plugin_module_is_light(case: Offer[Any]) -> None:
     """Importing the plugin imports nothing heavy: listing stays fast for everyone."""
     code = f"print([name for name in {HEAVY!r} if name in sys.modules])"
     found = case.on_import(code).strip()
     require(found == "[]", f"importing {case.entry.plugin.target} imports {found}")
 
 
-def check_import_prints_and_writes_nothing(case: Case) -> None:
+def check_import_prints_and_writes_nothing(case: Offer[Any]) -> None:
     """Importing the plugin is silent and leaves no file behind."""
     found = case.on_import("print(sorted(set(os.listdir()) - before))").strip()
     require(found in ("[]", "['__pycache__']"), f"on import: {found}")
@@ -58,7 +58,7 @@ def check_import_leaves_random_state(case: Case) -> None:
     require(torch.equal(before, torch.random.get_rng_state()), "draws when it is imported")
 
 
-def check_requirement_of_core_is_pinned(case: Case) -> None:
+def check_requirement_of_core_is_pinned(case: Offer[Any]) -> None:
     """The distribution says which cnn-core it needs."""
     entry = case.entry.plugin.entry
     requirements = (entry.dist.requires if entry is not None and entry.dist else None) or []

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import SkipTest
 
+from cnn_core import registry
 from cnn_core.discovery import describe
+from cnn_core.errors import UsageError
 from cnn_core.testing import checks
-from cnn_core.testing.case import Case, cases_of
+from cnn_core.testing.case import Case, Offer, offered
+from cnn_core.testing.others import OTHERS, others_of
 
 __all__ = ["CHECKS", "Check", "Result", "SLOW", "parametrize_with_checks", "run_checks"]
 
@@ -28,54 +33,103 @@ CHECKS: tuple[Check, ...] = tuple(
 
 @dataclass(frozen=True)
 class Result:
-    """How one check of one model ended: "passed", "failed", or "expected" to fail, and why."""
+    """How one check of one thing ended, and why.
 
-    model: str
+    `kind` is "model", "plugin", "data set", "view", "command" or "observer"; `outcome`
+    "passed", "failed", "expected" to fail, or "skipped": it cannot be tried here.
+    """
+
+    kind: str
+    name: str
     check: str
     outcome: str
     reason: str = ""
 
 
-def run_checks(distribution: str, *, slow: bool = False) -> Iterator[Result]:
-    """Check every model of an installed distribution; yield a result for each check.
+def run_checks(
+    distribution: str,
+    *,
+    slow: bool = False,
+    data_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Iterator[Result]:
+    """Check all that an installed distribution offers; yield a result for each check.
 
-    A check named in `ModelSpec.expected_failures` has to fail: one that passes has failed.
+    `data_dir` is where the files of its data sets are; `progress` is told how many checks are
+    done, of how many. A check named in
+    `ModelSpec.expected_failures` has to fail: one that passes has failed.
+
+    Raises:
+        UsageError: the distribution offers nothing that can be checked.
     """
-    cases = cases_of(distribution)
-    while cases:
-        case = cases.pop(0)  # which keeps a model: one at a time
-        for check in CHECKS + (SLOW if slow else ()):
-            yield _run(case, check)
+    offers = _offers_of(distribution, data_dir)
+    done, total = 0, sum(len(_checks_of(offer, slow)) for offer in offers)
+    while offers:
+        offer = offers.pop(0)  # which keeps a model: one at a time
+        for check in _checks_of(offer, slow):
+            yield _run(offer, check)
+            done += 1
+            if progress is not None:
+                progress(done, total)
 
 
-def _run(case: Case, check: Check) -> Result:
-    name = check.__name__
-    excuse = case.spec.expected_failures.get(name)
-    try:
-        check(case)
-    except Exception as error:
-        reason = describe(error)
-        outcome = "expected" if excuse else "failed"
-        return Result(case.spec.name, name, outcome, excuse or reason)
-    if excuse:
-        return Result(
-            case.spec.name, name, "failed", f"passes, but was expected to fail: {excuse}"
+def _offers_of(
+    distribution: str, data_dir: str | os.PathLike[str] | None = None
+) -> list[Offer[Any]]:
+    """Return what a distribution offers, networks first."""
+    networks = map(Case, offered(registry.models(), distribution))
+    found: list[Offer[Any]] = [*networks, *others_of(distribution, data_dir)]
+    if not found:
+        raise UsageError(
+            f"'{distribution}' offers no model, data set, view or command, and observes nothing",
+            "cnnzoo plugins",
         )
-    return Result(case.spec.name, name, "passed")
+    return found
+
+
+def _checks_of(offer: Offer[Any], slow: bool) -> tuple[Callable[[Any], None], ...]:
+    if isinstance(offer, Case):
+        return CHECKS + (SLOW if slow else ())
+    return OTHERS[offer.spec.kind]
+
+
+def _excuses(offer: Offer[Any]) -> Mapping[str, str]:
+    """Return the checks that are expected to fail, and why."""
+    return getattr(offer.spec, "expected_failures", {})
+
+
+def _run(offer: Offer[Any], check: Callable[[Any], None]) -> Result:
+    name = check.__name__
+    excuse = _excuses(offer).get(name)
+    outcome, reason = "passed", ""
+    try:
+        check(offer)
+    except SkipTest as skipped:
+        outcome, reason = "skipped", str(skipped)
+    except Exception as error:
+        outcome, reason = ("expected", excuse) if excuse else ("failed", describe(error))
+    else:
+        if excuse:
+            outcome, reason = "failed", f"passes, but was expected to fail: {excuse}"
+    return Result(offer.spec.kind, offer.spec.name, name, outcome, reason)
 
 
 def parametrize_with_checks(distribution: str, *, slow: bool = False) -> Any:
     """Return a pytest decorator: the test is called with each (check, case).
 
-    With `slow` it is called with the slow checks, otherwise with all others.
+    With `slow` it is called with the slow checks, which networks have, otherwise with all others.
+
+    Raises:
+        UsageError: the distribution offers nothing that can be checked.
     """
     import pytest
 
     parameters = []
-    for case in cases_of(distribution):
-        for check in SLOW if slow else CHECKS:
-            excuse = case.spec.expected_failures.get(check.__name__)
+    for offer in _offers_of(distribution):
+        slower = SLOW if isinstance(offer, Case) else ()
+        for check in slower if slow else _checks_of(offer, False):
+            excuse = _excuses(offer).get(check.__name__)
             marks = [pytest.mark.xfail(reason=excuse, strict=True)] if excuse else []
-            name = f"{case.spec.name}-{check.__name__}"
-            parameters.append(pytest.param(check, case, id=name, marks=marks))
+            name = f"{offer.spec.name}-{check.__name__}"
+            parameters.append(pytest.param(check, offer, id=name, marks=marks))
     return pytest.mark.parametrize(("check", "case"), parameters)
