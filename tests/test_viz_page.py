@@ -4,6 +4,7 @@ anyone else's.
 
 from __future__ import annotations
 
+import base64
 import shutil
 from pathlib import Path
 from typing import Any
@@ -148,20 +149,64 @@ def test_tables_sort_by_a_column_and_back(visit):
     assert names == sorted(names)
 
 
+def shots(visit: Visit, selector: str, **chosen: str) -> list[str]:
+    """The pictures on canvases, after choices in the lists of these names."""
+    for name, value in chosen.items():
+        visit.page.select_option(f"[name={name}]", value)
+    visit.page.wait_for_timeout(60)
+    script = "all => all.map(canvas => canvas.toDataURL())"
+    found: list[str] = visit.page.eval_on_selector_all(f"#cams {selector} canvas", script)
+    return found
+
+
 def test_maps_follow_class_stage_method_and_opacity(visit):
-    shot = "document.querySelector('#cams canvas').toDataURL()"
-    pictures = {visit.page.evaluate(shot)}
+    pictures = [*shots(visit, ".gallery")[:1]]
     for name in ("method", "stage", "class"):
-        options = visit.page.locator(f"[name={name}] option").all()
-        visit.page.locator(f"[name={name}]").select_option(index=len(options) - 1)
-        visit.page.wait_for_timeout(60)
-        pictures.add(visit.page.evaluate(shot))
-    assert "for " in visit.text("#cams .said")
+        option = visit.page.locator(f"[name={name}] option").last
+        value = option.get_attribute("value") or option.text_content() or ""
+        pictures += shots(visit, ".gallery", **{name: value})[:1]
     for opacity in ("50", "0"):
         visit.page.fill("[name=opacity]", opacity)
-        visit.page.wait_for_timeout(60)
-        pictures.add(visit.page.evaluate(shot))
-    assert len(pictures) >= 4
+        pictures += shots(visit, ".gallery")[:1]
+    assert len(set(pictures)) >= 4
+    plain = shots(visit, ".gallery", method="Grad-CAM")
+    assert shots(visit, ".gallery", method="Layer-CAM") == plain  # without opacity: no map
+
+
+@pytest.mark.parametrize("method", ["Grad-CAM", "Eigen-CAM"])
+def test_a_class_that_is_chosen_has_the_map_of_that_class(visit, run, method):
+    found = Ingredients(run, device="cpu").predictions
+    items = explorer._explained(found)
+    predicted, targets = found.predicted[items].tolist(), found.targets[items].tolist()
+    said = shots(visit, ".gallery", method=method, **{"class": "predicted"})
+    true = shots(visit, ".gallery", **{"class": "target"})
+    by_class = [shots(visit, ".gallery", **{"class": str(k)}) for k in range(10)]
+    assert [by_class[k][n] for n, k in enumerate(predicted)] == said
+    assert [by_class[k][n] for n, k in enumerate(targets)] == true
+    differ = [len({maps[n] for maps in by_class}) for n in range(len(items))]
+    assert set(differ) == {1} if method == "Eigen-CAM" else min(differ) > 3
+    pairs = shots(visit, ".mistakes")
+    wrong = [n for n in range(len(items)) if predicted[n] != targets[n]]
+    assert len(wrong) == 6
+    assert pairs == [maps[n] for n in wrong for maps in (said, true)]
+
+
+def test_maps_are_packed_in_sixteenths_of_their_maximum():
+    torch.manual_seed(0)
+    maps = torch.randn(3, 3, 5)
+    maps[1] = -1.0
+    packed = np.frombuffer(base64.b64decode(explorer._sixteenths(maps)), "u1").reshape(3, 8)
+    values = np.stack([packed & 15, packed >> 4], -1).reshape(3, 16)[:, :15]
+    assert not values[1].any()
+    for n in (0, 2):
+        share = maps[n].relu().flatten() / maps[n].max()
+        np.testing.assert_allclose(values[n] / 15, share, atol=0.5 / 15 + 1e-6)
+
+
+def test_of_many_classes_those_that_occur_have_maps():
+    assert explorer._offered(10, torch.tensor([3]), torch.tensor([4])) == list(range(10))
+    found = explorer._offered(11, torch.tensor([3, 9, 3]), torch.tensor([3, 10, 4]))
+    assert found == [3, 4, 9, 10]
 
 
 def point(visit: Visit) -> tuple[float, float]:

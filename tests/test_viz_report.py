@@ -18,7 +18,7 @@ import matplotlib
 import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
-from sklearn.metrics import f1_score, precision_score
+from sklearn.metrics import average_precision_score, f1_score, precision_score
 
 import cnn_core
 from cnn_core.errors import UsageError
@@ -226,12 +226,16 @@ def test_the_page_shows_these_numbers(text, run):
     said = Ingredients(run, device="cpu").predictions
     precision = precision_score(said.targets, said.predicted, average=None, zero_division=0)
     f1 = f1_score(said.targets, said.predicted, average=None)
+    shares = said.logits.double().softmax(1)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", text.partition('id="classes"')[2])
     for row, (p, f) in enumerate(zip(precision, f1, strict=True)):
-        shown = cells[4 * row : 4 * row + 4]
+        shown = cells[6 * row : 6 * row + 6]
+        ap = average_precision_score(said.targets == row, shares[:, row])
         assert shown[0] in (f"{100 * p:.1f} %", "\u2013")  # a class that nothing was taken for
         assert shown[2] == f"{100 * f:.1f} %" or f == 0
-        assert int(shown[3]) == int((said.targets == row).sum())
+        assert shown[3] == f"{100 * ap:.1f} %"
+        assert float(shown[4].removesuffix(" %")) == round(100 * content["classes"][row]["ece"], 2)
+        assert int(shown[5]) == int((said.targets == row).sum())
     assert f"{run.history()[0]['train/loss']:.4g}" in cells
     assert [e["class"] for e in page.all("tr") if "class" in e] == ["kept"]
     shown = re.findall(r'data-cell="(\d+) (\d+)"[^>]*>(\d+)</button>', text)
@@ -297,7 +301,7 @@ def test_a_network_that_cannot_be_explained_costs_maps_only(run, tmp_path, monke
     def broken(*args, **options):
         raise RuntimeError("a stage that gives no maps")
 
-    monkeypatch.setattr("cnn_viz.explorer.cams", broken)
+    monkeypatch.setattr("cnn_viz.explorer.cams_by_method", broken)
     monkeypatch.setattr("cnn_viz.views.gradcam.grad_cam", broken)
     monkeypatch.setattr("cnn_viz.ingredients.features_of", broken)
     copy = shutil.copytree(run.path, tmp_path / "run")

@@ -14,18 +14,22 @@ import torch
 from torch import Tensor, nn
 
 import cnn_core
+from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, Segmented
-from cnn_viz import seg_grad_cam, write_report
+from cnn_core.training.weights import read_weights
+from cnn_viz import Cam, seg_grad_cam, style, write_report
 from cnn_viz.explorer import BY_HAND
 from cnn_viz.figures import draw_all, draw_one, fitting
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import bootstrap, pixel_scores
-from cnn_viz.occlusion import occlusion
+from cnn_viz.saliency import falls
 from cnn_viz.segmentations import Segmentations, spread
 from cnn_viz.uncertainty import mc_dropout
 from cnn_viz.views import masks
 from cnn_viz.views.image_scores import image_scores
+from cnn_viz.views.maps_in_masks import _pairs, maps_in_masks
+from cnn_viz.views.occlusion import _largest
 from cnn_viz.views.pixel_curves import pixel_calibration, pixel_curves
 
 VIEWS = [
@@ -37,6 +41,7 @@ VIEWS = [
     "pixel_curves",
     "pixel_calibration",
     "seg_gradcam",
+    "maps_in_masks",
     "occlusion",
     "embedding",
     "architecture",
@@ -265,29 +270,87 @@ def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():
         mc_dropout(model, images)
 
 
-@pytest.mark.parametrize(("patch", "stride"), [(1, 1), (3, 2), (4, 4), (5, 1), (7, 3)])
-def test_occlusion_is_the_mean_fall_over_the_patches_that_cover_a_pixel(patch, stride):
+def test_maps_are_held_to_the_masks_of_classes_that_are_there_and_found():
+    targets = torch.zeros(4, 4, 4, dtype=torch.long)
+    targets[0, 0], targets[0, 1:3] = 1, 2
+    targets[1, :2] = 1
+    targets[2], targets[2, 0] = 1, 255  # a class that fills what counts
+    said = targets.clamp(max=2)
+    said[1] = 0  # is not found
+    said[3, 0] = 2  # is not there
+    rows, classes = _pairs(said, targets, 32)
+    assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 2), (0, 1)]
+    assert [part.tolist() for part in _pairs(said, targets, 1)] == [[0], [2]]
+    with pytest.raises(UsageError, match="no class but the ground is found"):
+        _pairs(0 * said, targets, 32)
+
+
+@pytest.mark.parametrize("valid", [False, True])
+def test_energy_lies_in_the_mask_of_a_network_that_knows_it(run, valid, monkeypatch):
+    """One image, whose right half is the class; a map of the right half, and its opposite."""
+    weights, batch = read_weights(run.path), Ingredients(run, device="cpu").batch
+    targets = torch.zeros_like(batch.targets[:2])
+    targets[:, :, targets.shape[2] // 2 :] = 1
+    edge = 4 if valid else 0
+    logits = torch.zeros(2, len(weights.classes), *targets.shape[1:])
+    logits[:, 1] = 2.0 * targets - 1
+    logits = logits[..., edge : logits.shape[2] - edge, edge : logits.shape[3] - edge]
+    network = nn.Sequential(nn.Identity())
+    network.forward = lambda x: logits
+    halves = iter((targets, 1 - targets) * 3)
+
+    def explained(*args: object, **options: object) -> Cam:
+        raw = next(halves).float()
+        size = (raw.shape[1], raw.shape[2])
+        return Cam(raw=raw, logits=logits, classes=torch.ones(2), size=size)
+
+    monkeypatch.setattr("cnn_viz.views.maps_in_masks.seg_grad_cam", explained)
+    two = Batch(batch.images[:2], targets, batch.indices[:2])
+    with style.applied():
+        figure = maps_in_masks(run, network, two)
+    means = [
+        [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+        for ax in figure.axes
+    ]
+    for energy, points, expected in ((*means[:2], [1, 0, 1]), (*means[2:], [0, 1, 0])):
+        assert energy[:3] == points[:3] == expected
+        assert energy[3] == pytest.approx(0.5, abs=0.05)
+    assert "50.0 % in the mean" in " ".join(text.get_text() for text in figure.texts)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 2), (4, 4), (5, 1), (7, 3)])
+def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel(window, stride):
     torch.manual_seed(0)
     weights, image = torch.randn(2, 7, 10), torch.rand(2, 7, 10)
-    found = occlusion(lambda x: (x * weights).sum((1, 2, 3)), image, patch, stride, fill=0.3)
+    found = falls(lambda x: (x * weights).sum((1, 2, 3)), image[None], window, stride, 0.3)[0]
     losses = ((image - 0.3) * weights).sum(0)
-    falls: dict[tuple[int, int], list[float]] = {}
-    for y in sorted({*range(0, 7 - patch, stride), 7 - patch}):
-        for x in sorted({*range(0, 10 - patch, stride), 10 - patch}):
-            fall = float(losses[y : y + patch, x : x + patch].sum())
-            for row in range(y, y + patch):
-                for column in range(x, x + patch):
-                    falls.setdefault((row, column), []).append(fall)
-    assert len(falls) == 70  # also at the borders
-    expected = [[np.mean(falls[row, column]) for column in range(10)] for row in range(7)]
+    by_pixel: dict[tuple[int, int], list[float]] = {}
+    for y in range(0, 7, stride):
+        for x in range(0, 10, stride):
+            if y - stride + window >= 7 or x - stride + window >= 10:
+                continue  # the window before this one reached the end
+            part = losses[y : y + window, x : x + window]  # those at the end stand over
+            for row in range(y, min(y + window, 7)):
+                for column in range(x, min(x + window, 10)):
+                    by_pixel.setdefault((row, column), []).append(float(part.sum()))
+    assert len(by_pixel) == 70  # also at the borders
+    expected = [[np.mean(by_pixel[row, column]) for column in range(10)] for row in range(7)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_occlusion_finds_the_pixels_that_a_network_looks_at():
-    image = torch.rand(1, 16, 16) + 1
-    found = occlusion(lambda x: x[:, 0, 10:14, 2:6].mean((1, 2)), image, 4, 2)
-    assert found[10:14, 2:6].mean() > 4 * found.mean()
-    assert found[:6].abs().max() < 1e-6
-    for patch, stride in ((17, 1), (0, 1), (4, 5), (4, 0)):
-        with pytest.raises(UsageError, match=f"patch = {patch}, stride = {stride}"):
-            occlusion(lambda x: x.sum((1, 2, 3)), image, patch, stride)
+    images = torch.rand(2, 1, 16, 16) + 1
+    found = falls(lambda x: x[:, 0, 10:14, 2:6].mean((1, 2)), images, 4, 2)
+    for fall in found:
+        assert fall[10:14, 2:6].mean() > 4 * fall.mean()
+        assert fall[:6].abs().max() < 1e-6
+
+
+def test_occlusion_explains_each_images_largest_class_but_the_ground():
+    logits = torch.zeros(3, 3, 4, 4)
+    logits[0, 2, :, 0], logits[0, 1, 0, 1], logits[1, 1, 1:3] = 1.0, 1.0, 1.0
+    classes, pixels = _largest(logits)
+    assert classes.tolist() == [2, 1, 0]
+    assert pixels.sum((1, 2)).tolist() == [4, 8, 16]
+    assert pixels[0, :, 0].all()
+    assert pixels[1, 1:3].all()

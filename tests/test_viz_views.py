@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from sklearn.metrics import confusion_matrix, recall_score
 from torch import nn
@@ -32,6 +33,7 @@ from cnn_core.training import Predictions, Run
 from cnn_core.training.score import kept_epoch
 from cnn_viz import draw, plugin, style
 from cnn_viz.cam import cams
+from cnn_viz.commands import viz
 from cnn_viz.faithfulness import deletion, edge_map, insertion
 from cnn_viz.figures import draw_all, draw_one, fitting, write
 from cnn_viz.ingredients import Ingredients
@@ -112,11 +114,11 @@ def texts(figure: matplotlib.figure.Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_becomes_a_png_and_an_svg_without_warnings(view, ingredients, tmp_path):
+def test_every_view_becomes_png_svg_and_pdf_without_warnings(view, ingredients, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        paths = write(draw_one(view, ingredients), tmp_path / "figures")
-    assert [path.name for path in paths] == [f"{view}.png", f"{view}.svg"]
+        paths = write(draw_one(view, ingredients, pdf=True), tmp_path / "figures")
+    assert [path.name for path in paths] == [f"{view}.{kind}" for kind in ("png", "svg", "pdf")]
     assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # nothing temporary stays
     with Image.open(paths[0]) as image:
         assert min(image.size) > 300
@@ -125,6 +127,19 @@ def test_every_view_becomes_a_png_and_an_svg_without_warnings(view, ingredients,
     root = ET.fromstring(paths[1].read_text("utf-8"))
     assert root.tag.endswith("svg")
     assert "<dc:date>" not in paths[1].read_text("utf-8")
+    printed = paths[2].read_bytes()
+    assert printed.startswith(b"%PDF-")
+    assert b"/CreationDate" not in printed
+    assert b"/TrueType" in printed or b"/Type0" in printed
+
+
+def test_viz_writes_a_pdf_when_asked(run, tmp_path):
+    for options, kinds in (((), ["png", "svg"]), (("--pdf",), ["pdf", "png", "svg"])):
+        out = tmp_path / str(len(options))
+        words = ["curves", str(run.path), "--out", str(out), "--device", "cpu", *options]
+        done = CliRunner().invoke(viz, words, catch_exceptions=False)
+        assert sorted(done.stdout.split()) == [str(out / f"curves.{kind}") for kind in kinds]
+        assert sorted(path.suffix[1:] for path in out.iterdir()) == kinds
 
 
 @pytest.mark.parametrize("view", VIEWS)

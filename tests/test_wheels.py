@@ -125,16 +125,22 @@ def closure(name, wheels):
 
 
 def alone(name, wheels, folder):
-    """Make an environment of what a wheel requires and install it; return python, members.
+    """Make an environment of what a wheel requires and install it; return python, members."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    return python, install(name, wheels, python)
+
+
+def install(name, wheels, python):
+    """Install a wheel and what it requires into an environment of ours; return the members.
 
     Other people's distributions are links to those here. pip sees these and the wheels, and
     no index: it refuses when anything that is declared is not there.
     """
     members, others = closure(name, wheels)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    links = folder / "third-party"
-    links.mkdir()
+    (site,) = (python.parent.parent / "lib").glob("python*/site-packages")
+    links = python.parent.parent / "third-party"
+    links.mkdir(exist_ok=True)
     here = Path(sysconfig.get_path("purelib"))
     for other in others:
         files = metadata.files(other) or []
@@ -142,12 +148,11 @@ def alone(name, wheels, folder):
             if not (links / top).exists() and (here / top).exists():
                 (links / top).symlink_to(here / top)
     (site / "third-party.pth").write_text(f"{links}\n")
-    python = folder / "venv" / "bin" / "python"
     pip = ("-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "-q")
     source = wheels[name].parent
     done = run(sys.executable, *pip, "--no-index", "--no-compile", "--find-links", source, name)
     assert (done.returncode, done.stderr) == (0, "")
-    return python, members
+    return members
 
 
 def run(python, *arguments):
@@ -235,3 +240,26 @@ def test_views_alone_need_no_architecture(wheels, tmp_path):
     assert members == {"cnn-viz", "cnn-core"}
     listed = run(python, "-m", "cnn_core", "list-views", "--json")
     assert "gradcam" in [view["name"] for view in json.loads(listed.stdout)["views"]]
+
+
+def test_a_third_partys_network_trains_alone_and_reports_once_cnn_viz_is_there(wheels, tmp_path):
+    python, members = alone("cnn-arch-squeezenet", wheels, tmp_path)
+    assert members == {"cnn-arch-squeezenet", "cnn-core"}
+    command, out = python.parent / "cnnzoo", tmp_path / "run"
+    trained = run(
+        command, "train", "squeezenet1_1", "--data", "digits", "--epochs", "1", "--out", out
+    )
+    assert (trained.returncode, trained.stdout) == (0, f"{out}\n")
+    evaluated = run(command, "evaluate", out, "--json")
+    assert evaluated.returncode == 0
+    refused = run(command, "report", out)
+    assert refused.returncode == 2
+    assert "pip install cnn-viz" in refused.stderr
+    assert not (out / "report.html").exists()
+    assert install("cnn-viz", wheels, python) == {"cnn-viz", "cnn-core"}
+    reported = run(command, "report", out)
+    assert (reported.returncode, reported.stdout) == (0, f"{out / 'report.html'}\n")
+    assert "could not be drawn" not in reported.stderr
+    page = (out / "report.html").read_text("utf-8")
+    assert "squeezenet1_1" in page
+    assert all(f'id="{section}"' in page for section in ("confusion", "cams", "embedding"))

@@ -39,7 +39,7 @@ from cnn_viz.modes import untouched
 from cnn_viz.stages import at
 from cnn_viz.target import Classes, Target
 
-__all__ = ["Cam", "METHODS", "cams", "grad_cam", "seg_grad_cam"]
+__all__ = ["Cam", "METHODS", "cams", "cams_by_method", "grad_cam", "seg_grad_cam"]
 
 # Each equation takes A and g, float32, N C h w, and returns maps, N h w.
 
@@ -152,8 +152,22 @@ def cams(
         UnknownNameError: there is no such method or stage; suggests names.
         UsageError: a stage has no maps or runs more than once, or the classes do not fit.
     """
+    return cams_by_method(model, images, stages, classes, [method], call=call, batch=batch)[method]
+
+
+def cams_by_method(
+    model: nn.Module,
+    images: Tensor,
+    stages: str | Sequence[str],
+    classes: Classes = None,
+    methods: Sequence[str] = tuple(EQUATIONS),
+    *,
+    call: int | None = None,
+    batch: int = 64,
+) -> dict[str, dict[str, Cam]]:
+    """Explain as `cams` does by several methods, which share its passes: method, then stage."""
     return _explained(
-        model, images, stages, method, call, batch, lambda y: Target.of_images(y, classes)
+        model, images, stages, methods, call, batch, lambda y: Target.of_images(y, classes)
     )
 
 
@@ -176,37 +190,39 @@ def seg_grad_cam(
         UsageError: as `cams`, and if the logits or the region have another shape.
     """
     return _explained(
-        model, images, [stage], method, None, 64, lambda y: Target.of_pixels(y, classes, region)
-    )[stage]
+        model, images, [stage], [method], None, 64, lambda y: Target.of_pixels(y, classes, region)
+    )[method][stage]
 
 
 def _explained(
     model: nn.Module,
     images: Tensor,
     stages: str | Sequence[str],
-    method: str,
+    methods: Sequence[str],
     call: int | None,
     batch: int,
     target_of: Callable[[Tensor], Target],
-) -> dict[str, Cam]:
-    """Return a map for each stage, of the target that `target_of` makes of the logits."""
+) -> dict[str, dict[str, Cam]]:
+    """Return a map for each method and stage, of the target `target_of` makes of the logits."""
     stages = [stages] if isinstance(stages, str) else list(stages)
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS)
+    for method in methods:
+        if method not in METHODS:
+            raise UnknownNameError("method", method, METHODS)
     images = images.detach()
+    size = (images.shape[-2], images.shape[-1])
+    found: dict[str, dict[str, Cam]] = {method: {} for method in methods}
     with untouched(model, images):
         maps, gradients, logits, target = _looked(model, images, stages, call, target_of)
-        found = {}
-        for stage, a, g in zip(stages, maps, gradients, strict=True):
-            if method in EQUATIONS:
-                raw = EQUATIONS[method](a, g)
-            elif method == "cam":
-                raw = (class_weights(model, stage, target.classes, g) * a).sum(1)
-            else:
-                raw = PERTURBING[method](model, images, stage, a, target, call, batch)
-            size = (images.shape[-2], images.shape[-1])
-            said = logits if target.region is None else two_sided(logits)
-            found[stage] = Cam(raw=raw, logits=said, classes=target.classes, size=size)
+        said = logits if target.region is None else two_sided(logits)
+        for method in methods:
+            for stage, a, g in zip(stages, maps, gradients, strict=True):
+                if method in EQUATIONS:
+                    raw = EQUATIONS[method](a, g)
+                elif method == "cam":
+                    raw = (class_weights(model, stage, target.classes, g) * a).sum(1)
+                else:
+                    raw = PERTURBING[method](model, images, stage, a, target, call, batch)
+                found[method][stage] = Cam(raw=raw, logits=said, classes=target.classes, size=size)
     return found
 
 

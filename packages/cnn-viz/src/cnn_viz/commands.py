@@ -27,7 +27,10 @@ def _views() -> Iterable[str]:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Not RUN/figures but here."
 )
-def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | None) -> None:
+@click.option("--pdf", is_flag=True, help="As PDF, too.")
+def viz(
+    view: str, run: Path, data_dir: Path | None, device: str, out: Path | None, pdf: bool
+) -> None:
     """Draw VIEW of RUN, or all views but costly ones, as PNG and SVG; prints the files' paths.
 
     The views: cnnzoo list-views.
@@ -35,7 +38,7 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
     \b
     Examples:
       cnnzoo viz gradcam runs/lenet5-digits-20260101-120000
-      cnnzoo viz all runs/lenet5-digits-20260101-120000 --out pictures
+      cnnzoo viz all runs/lenet5-digits-20260101-120000 --out pictures --pdf
     """
     if view != "all":
         registry.views().entry(view)  # an unknown name fails before torch is imported
@@ -46,9 +49,9 @@ def viz(view: str, run: Path, data_dir: Path | None, device: str, out: Path | No
     ingredients = Ingredients(run, data_dir=data_dir, device=device)
     folder = out if out is not None else ingredients.run.figures
     if view != "all":
-        drawings = iter([draw_one(view, ingredients)])
+        drawings = iter([draw_one(view, ingredients, pdf=pdf)])
     else:
-        drawings = (draw_all(*pair, ingredients) for pair in fitting(ingredients.run))
+        drawings = (draw_all(*pair, ingredients, pdf=pdf) for pair in fitting(ingredients.run))
     for drawing in drawings:
         if drawing.png:
             for path in write(drawing, folder):

@@ -23,7 +23,7 @@ from cnn_core.discovery import describe, log
 from cnn_core.errors import ZooError
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
-from cnn_viz.cam import cams
+from cnn_viz.cam import cams_by_method
 from cnn_viz.embeddings import FEWEST, Embedded, even, neighbours_of
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import clustered, confusion_counts
@@ -43,6 +43,7 @@ WIDEST = 60  # classes of a confusion matrix that is a table
 AROUND = 5  # neighbours of an image
 LARGEST = 16  # positions along a map's side
 EXPLAINED = 12  # images under maps, of which at most the half are mistakes
+OFFERED = 10  # classes with maps on every image; of more, those that these images are or seem
 BY_HAND = {  # views that the page has itself, to be explored
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
@@ -158,27 +159,39 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
     pictures = (preprocessing.pictures(images).cpu() * 255).round().to(torch.uint8)
     sheet, _, size = _sheet(pictures, CAM_SIDE, columns=len(chosen))
     scale = math.ceil(CAM_SIDE / max(size))
-    wanted = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
-    maps: dict[str, Any] = {}
-    shapes: dict[str, list[int]] = {}
+    columns = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
+    offered = _offered(len(predictions.classes), *columns.values())
     stages = stages_of(ingredients.model, spec, images[:1])
-    for method, name in NAMES.items():
-        for kind, classes in wanted.items():
-            found = cams(ingredients.model, images, stages, classes, method)
-            for stage, cam in found.items():
-                shapes[stage] = list(cam.raw.shape[1:])
-                maps.setdefault(name, {}).setdefault(stage, {})[kind] = _shares(cam.raw)
-    confidence = predictions.probabilities[chosen].amax(1).tolist()
-    columns = (chosen, *(values.tolist() for values in wanted.values()), confidence)
-    names = ("index", "predicted", "target", "confidence")
+    maps: dict[str, dict[str, list[Tensor]]] = {
+        name: {stage: [] for stage in stages} for name in NAMES.values()
+    }
+    for k in offered:
+        found = cams_by_method(ingredients.model, images, stages, [k] * len(chosen), tuple(NAMES))
+        for method, name in NAMES.items():
+            for stage in stages:
+                maps[name][stage].append(found[method][stage].raw.cpu())
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    sure = predictions.probabilities[chosen].amax(1).tolist()
     return {
         "sheet": sheet,
         "size": size,
         "drawn": [scale * side for side in size],
-        "items": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
-        "maps": maps,
-        "shapes": shapes,
+        "items": [
+            {"index": index, "confidence": share, **dict(zip(columns, row, strict=True))}
+            for index, share, row in zip(chosen, sure, rows, strict=True)
+        ],
+        "offered": offered,
+        "maps": {
+            name: {stage: _sixteenths(torch.cat(raw)) for stage, raw in by_stage.items()}
+            for name, by_stage in maps.items()
+        },
+        "shapes": {stage: list(maps[name][stage][0].shape[1:]) for stage in stages},
     }
+
+
+def _offered(count: int, *found: Tensor) -> list[int]:
+    """Return the classes whose maps the page has: all of few, otherwise those that occur."""
+    return list(range(count)) if count <= OFFERED else torch.cat(found).unique().tolist()
 
 
 def stages_of(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
@@ -233,8 +246,13 @@ def _explained(predictions: Predictions) -> list[int]:
     return worst + right[others].tolist()
 
 
-def _shares(raw: Tensor) -> str:
-    """Return maps, N h w, as shares of each one's own maximum, in bytes; without any, 0."""
-    maps = raw.relu()
-    highest = maps.amax((1, 2), keepdim=True)
-    return _as_bytes((torch.where(highest > 0, maps / highest, 0.0) * 255).round().cpu(), "u1")
+def _sixteenths(raw: Tensor) -> str:
+    """Return maps, N h w, in sixteenths of each one's own maximum: base64, two in a byte.
+
+    The first is the lower half; every map begins with a byte of its own. Without evidence: 0.
+    """
+    maps = raw.relu().flatten(1)
+    highest = maps.amax(1, keepdim=True)
+    shares = (torch.where(highest > 0, maps / highest, 0.0) * 15).round().to(torch.uint8)
+    pairs = F.pad(shares, (0, shares.shape[1] % 2)).unflatten(1, (-1, 2))
+    return _as_bytes(pairs[..., 0] | pairs[..., 1] << 4, "u1")

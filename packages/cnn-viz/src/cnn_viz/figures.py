@@ -34,14 +34,16 @@ DPI = 150
 class Drawing:
     """One view of one run: the figure's files, or the error that stopped it.
 
-    `page` is SVG whose text is text: smaller, and found by a reader's search. `unfit` says why
-    there is no figure of this run, where that is nobody's fault.
+    `pdf` is empty unless it was asked for. `page` is SVG whose text is text: smaller, and found
+    by a reader's search. `unfit` says why there is no figure of this run, where that is nobody's
+    fault.
     """
 
     name: str
     entry: Entry[ViewSpec]
     png: bytes = b""
     svg: bytes = b""
+    pdf: bytes = b""
     page: bytes = b""
     error: str = ""
     unfit: str = ""
@@ -67,13 +69,15 @@ def draw(
         return _render(name, entry, ingredients.select(entry.spec.needs))
 
 
-def draw_one(view: str, ingredients: Ingredients) -> Drawing:
+def draw_one(view: str, ingredients: Ingredients, *, pdf: bool = False) -> Drawing:
     """Draw one view; raises as `draw` does."""
     name, entry = _entry(view, ingredients.run)
-    return _drawing(name, entry, ingredients.select(entry.spec.needs))
+    return _drawing(name, entry, ingredients.select(entry.spec.needs), pdf)
 
 
-def draw_all(name: str, entry: Entry[ViewSpec], ingredients: Ingredients) -> Drawing:
+def draw_all(
+    name: str, entry: Entry[ViewSpec], ingredients: Ingredients, *, pdf: bool = False
+) -> Drawing:
     """Draw one view among several: one that raises is reported, and holds its error.
 
     One that does not fit the run, which is a UsageError, is left out with a line that says why.
@@ -89,7 +93,7 @@ def draw_all(name: str, entry: Entry[ViewSpec], ingredients: Ingredients) -> Dra
         cause = error.message if isinstance(error, ZooError) else describe(error)
         return _unfit(name, entry, cause)
     try:
-        return _drawing(name, entry, arguments)
+        return _drawing(name, entry, arguments, pdf)
     except UsageError as error:
         return _unfit(name, entry, error.message)
     except ZooError as error:
@@ -117,13 +121,14 @@ def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
 
 
 def write(drawing: Drawing, folder: Path) -> list[Path]:
-    """Write a drawing as PNG and SVG into a folder, atomically; return the paths."""
+    """Write a drawing's PNG, SVG and PDF into a folder, atomically; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = drawing.name.replace("/", "--")  # a contested name is "distribution/name"
-    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-    for path, content in zip(paths, (drawing.png, drawing.svg), strict=True):
+    files = {"png": drawing.png, "svg": drawing.svg, "pdf": drawing.pdf}
+    contents = {folder / f"{stem}.{kind}": content for kind, content in files.items() if content}
+    for path, content in contents.items():
         write_bytes(path, content)
-    return paths
+    return list(contents)
 
 
 def _entry(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
@@ -139,17 +144,18 @@ def _entry(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
     return registry.views().shown_name(entry), entry
 
 
-def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Drawing:
+def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: bool) -> Drawing:
     """Render a view and encode its figure: all that its code can make fail."""
     with style.applied():
         figure = _render(name, entry, arguments)
         try:
             png, svg = encoded(figure, "png", dpi=DPI), encoded(figure, "svg")
+            printed = encoded(figure, "pdf") if pdf else b""
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
                 page = encoded(figure, "svg")
         except (Exception, SystemExit) as error:
             raise _fault(name, entry, error) from error
-    return Drawing(name=name, entry=entry, png=png, svg=svg, page=page)
+    return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=printed, page=page)
 
 
 def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Figure:
@@ -171,8 +177,8 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
 def encoded(figure: Figure, format: str, **options: Any) -> bytes:
     """Return a figure as a file's contents: the same for the same figure, without a date."""
     file = io.BytesIO()
-    metadata = {"Date": None} if format == "svg" else None
-    figure.savefig(file, format=format, metadata=metadata, **options)
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    figure.savefig(file, format=format, metadata=dates.get(format), **options)
     return file.getvalue()
 
 

@@ -47,12 +47,17 @@ ENOUGH = 5  # images: an interval from fewer says nothing
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares: fractions, NaN where undefined; `support` in images."""
+    """How one class fares: fractions, NaN where undefined; `support` in images.
+
+    `ap` and `ece` as in `OneVsRest`.
+    """
 
     name: str
     precision: float
     recall: float
     f1: float
+    ap: float
+    ece: float
     support: int
 
 
@@ -97,7 +102,7 @@ def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]
 
 
 def class_scores(predictions: Predictions) -> list[ClassScore]:
-    """Return precision, recall, F1 and support of each class, in the data set's order."""
+    """Return the scores of each class, in the data set's order."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(
@@ -107,8 +112,10 @@ def class_scores(predictions: Predictions) -> list[ClassScore]:
         zero_division=math.nan,
     )
     return [
-        ClassScore(name, float(p), float(r), float(f1), int(support))
-        for name, p, r, f1, support in zip(predictions.classes, *columns, strict=True)
+        ClassScore(name, float(p), float(r), float(f1), ranked.ap, ranked.ece, int(support))
+        for name, ranked, p, r, f1, support in zip(
+            predictions.classes, one_vs_rest(predictions), *columns, strict=True
+        )
     ]
 
 

@@ -124,6 +124,13 @@ VIEWS = (  # in the order in which the report shows them
         tasks=SEGMENTATION,
     ),
     ViewSpec(
+        name="maps_in_masks",
+        render="cnn_viz.views.maps_in_masks:maps_in_masks",
+        summary="how much of each map lies where the class is: energy, and the pointing game",
+        needs=("run", "model", "batch"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
         name="occlusion",
         render="cnn_viz.views.occlusion:occlusion",
         summary="how far a class's probability falls where a patch of the image is covered",

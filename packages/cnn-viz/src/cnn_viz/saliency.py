@@ -20,7 +20,7 @@ from cnn_core.errors import UsageError
 from cnn_viz.modes import untouched
 from cnn_viz.target import Classes, Target
 
-__all__ = ["guided_backprop", "integrated_gradients", "occlusion", "smooth_grad"]
+__all__ = ["falls", "guided_backprop", "integrated_gradients", "occlusion", "smooth_grad"]
 
 # Every way to write it; nn.ReLU6 is a hardtanh.
 RELUS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -133,23 +133,35 @@ def occlusion(
     Raises:
         UsageError: the classes do not fit, or window or stride is not positive.
     """
-    _require_positive("window", window)
-    _require_positive("stride", stride)
     images = images.detach()
     with untouched(model, images):
         target = _target(model, images, classes)
-        before = target.scores(model(images.clone())).float()
-        total = torch.zeros(len(images), *images.shape[2:], device=images.device)
-        count = torch.zeros_like(total[0])
-        for rows, columns in product(
-            *(_windows(size, window, stride) for size in total.shape[1:])
-        ):
-            covered = images.clone()
-            covered[:, :, rows, columns] = fill
-            fall = before - target.scores(model(covered)).float()
-            total[:, rows, columns] += fall[:, None, None]
-            count[rows, columns] += 1
-        return torch.where(count > 0, total / count, 0)  # 0 where wide strides leave gaps
+        return falls(lambda x: target.scores(model(x)).float(), images, window, stride, fill)
+
+
+def falls(
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    window: int,
+    stride: int,
+    fill: float = 0.0,
+) -> Tensor:
+    """Return how much a score of images, N C H W to N, falls as `occlusion` says: N H W.
+
+    Raises:
+        UsageError: window or stride is not positive.
+    """
+    _require_positive("window", window)
+    _require_positive("stride", stride)
+    before = score(images.clone())
+    total = torch.zeros(len(images), *images.shape[2:], device=images.device)
+    count = torch.zeros_like(total[0])
+    for rows, columns in product(*(_windows(size, window, stride) for size in total.shape[1:])):
+        covered = images.clone()
+        covered[:, :, rows, columns] = fill
+        total[:, rows, columns] += (before - score(covered))[:, None, None]
+        count[rows, columns] += 1
+    return torch.where(count > 0, total / count, 0)  # 0 where wide strides leave gaps
 
 
 def _target(model: nn.Module, images: Tensor, classes: Classes) -> Target:

@@ -84,6 +84,7 @@ SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # a class may be called "$5"
     "image.interpolation": "none",  # pixels stay pixels, and few of them go into an SVG
     "image.composite_image": False,
+    "pdf.fonttype": 42,  # TrueType: its text can be searched, and edited
     "svg.fonttype": "path",
     "svg.hashsalt": "cnnzoo",  # the same figure gives the same bytes
 }

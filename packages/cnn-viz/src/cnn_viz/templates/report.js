@@ -9,6 +9,7 @@
   const words = text => new Uint16Array(bytes(text).buffer);
   const between = (low, x, high) => Math.min(Math.max(x, low), high);
   const percent = p => `${(100 * p).toFixed()} %`;
+  const on = (node, kind, act) => node?.addEventListener(kind, act);
   const make = (tag, textContent = "", className = "") =>
     Object.assign(document.createElement(tag), { textContent, className });
 
@@ -19,7 +20,7 @@
     const [left, right] = chart.dataset.x.split(" ").map(Number);
     const at = one(".at", chart), said = one("output", chart.parentElement);
     const rest = said.textContent;
-    chart.addEventListener("pointermove", event => {
+    on(chart, "pointermove", event => {
       const box = chart.getBoundingClientRect();
       const share = ((event.clientX - box.left) / box.width * 400 - left) / (right - left);
       const last = epochs.length - 1, place = between(0, Math.round(share * last), last);
@@ -30,7 +31,7 @@
       said.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => line[key] !== undefined)
         .map(([name, key]) => `${name} ${shown(key, line[key])}`).join(", ");
     });
-    chart.addEventListener("pointerleave", () => {
+    on(chart, "pointerleave", () => {
       at.setAttribute("d", "");
       said.textContent = rest;
     });
@@ -38,7 +39,7 @@
 
   // Tables: a click on a head sorts by its column, another the other way round.
   for (const button of all("table.sortable thead button")) {
-    button.addEventListener("click", () => {
+    on(button, "click", () => {
       const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
       const column = head.cellIndex, down = head.getAttribute("aria-sort") !== "descending";
       const value = row => {
@@ -94,14 +95,14 @@
   // The confusion matrix: a cell shows its images; counts, or shares of the row.
   for (const button of all("#confusion td button")) {
     const [t, p] = button.dataset.cell.split(" ").map(Number);
-    button.addEventListener("click", () => {
+    on(button, "click", () => {
       one("#confusion .chosen")?.classList.remove("chosen");
       button.classList.add("chosen");
       grid("#cell", t === p ? `${classes[t]}, right` : `${classes[t]} taken for ${classes[p]}`,
         [...targets.keys()].filter(i => targets[i] === t && predicted[i] === p));
     });
   }
-  one("#shares")?.addEventListener("change", event => {
+  on(one("#shares"), "change", event => {
     for (const button of all("#confusion td button")) {
       button.textContent = event.target.checked ? button.dataset.share : button.dataset.count;
     }
@@ -109,40 +110,43 @@
 
   // Class activation maps over images: method, stage, class and opacity as the reader likes.
   const INFERNO = [[0, 0, 4], [51, 10, 95], [120, 28, 109], [187, 55, 84], [237, 105, 37], [252, 165, 10], [252, 255, 164]];
-  const inferno = value => {
-    const place = value / 255 * 6, k = Math.min(Math.floor(place), 5);
+  const inferno = share => {
+    const place = share * 6, k = Math.min(Math.floor(place), 5);
     return INFERNO[k].map((low, c) => low + (place - k) * (INFERNO[k + 1][c] - low));
   };
   const gallery = data.cams && one("#cams");
   if (gallery) {
-    const { size: [height, width], maps, shapes } = data.cams;
+    const { size: [height, width], items, maps, shapes, offered } = data.cams;
     const pictures = loaded(data.cams.sheet), control = name => one(`[name=${name}]`).value;
     const show = async () => {
-      const image = await pictures, opacity = control("opacity") / 100;
-      const [method, stage, whose] = ["method", "stage", "class"].map(control);
-      const [h, w] = shapes[stage], values = bytes(maps[method][stage][whose]);
-      all("canvas", gallery).forEach((canvas, k) => {
-        const map = values.subarray(k * h * w, (k + 1) * h * w), context = canvas.getContext("2d");
-        const heat = make("canvas"), pixels = new ImageData(w, h), whole = [0, 0, canvas.width, canvas.height];
-        map.forEach((value, i) => pixels.data.set([...inferno(value), 255], 4 * i));
+      const image = await pictures, opacity = control("opacity") / 100, stage = control("stage");
+      const [h, w] = shapes[stage], values = bytes(maps[control("method")][stage]);
+      for (const canvas of all("canvas", gallery)) {
+        const k = +canvas.dataset.image, whose = canvas.dataset.of ?? control("class");
+        const row = offered.indexOf(+(items[k][whose] ?? whose)) * items.length + k;
+        const heat = make("canvas"), pixels = new ImageData(w, h);
+        let highest = 0;
+        for (let i = 0; i < h * w; i++) {
+          const value = values[row * Math.ceil(h * w / 2) + (i >> 1)] >> 4 * (i & 1) & 15; // two in a byte
+          highest = Math.max(highest, value);
+          pixels.data.set([...inferno(value / 15), 255], 4 * i);
+        }
         [heat.width, heat.height] = [w, h];
         heat.getContext("2d").putImageData(pixels, 0, 0);
-        context.globalCompositeOperation = "source-over";
-        context.globalAlpha = 1;
+        const context = canvas.getContext("2d"), whole = [0, 0, canvas.width, canvas.height];
+        context.reset();
         context.fillRect(...whole);
-        context.globalAlpha = 1 - 0.45 * opacity;
+        context.globalAlpha = 1 - 0.7 * opacity;
         context.imageSmoothingEnabled = false;
         context.drawImage(image, k * width, 0, width, height, ...whole);
         context.globalAlpha = opacity;
         context.globalCompositeOperation = "screen";
         context.imageSmoothingEnabled = true;
         context.drawImage(heat, ...whole);
-        const frame = canvas.closest("figure");
-        one(".empty", frame).hidden = map.some(Boolean);
-        one(".said", frame).textContent = canvas.dataset[whose];
-      });
+        one(".empty", canvas.parentElement).hidden = highest;
+      }
     };
-    gallery.addEventListener("input", show);
+    on(gallery, "input", show);
     show();
   }
 
@@ -201,7 +205,7 @@
       swatch.style.background = colour;
       button.prepend(swatch);
       button.ariaPressed = "true";
-      button.addEventListener("click", () => {
+      on(button, "click", () => {
         if (!hidden.delete(g)) hidden.add(g);
         button.ariaPressed = String(!hidden.has(g));
         paint();
@@ -251,13 +255,13 @@
     const [x2, y2] = lasso[(k + 1) % lasso.length];
     return (y1 > y) !== (y2 > y) && x < (x2 - x1) * (y - y1) / (y2 - y1) + x1 ? !odd : odd;
   }, false);
-  above.addEventListener("pointerdown", event => {
+  on(above, "pointerdown", event => {
     const { offsetX: x, offsetY: y } = event;
     above.setPointerCapture(event.pointerId);
     drag = { x, y, moved: false };
     lasso = one("[name=lasso]").checked ? [[x, y]] : undefined;
   });
-  above.addEventListener("pointermove", event => {
+  on(above, "pointermove", event => {
     const { offsetX: x, offsetY: y } = event;
     if (!drag) return hover(nearest(x, y));
     drag.moved ||= Math.hypot(x - drag.x, y - drag.y) > 4;
@@ -271,7 +275,7 @@
       paint();
     }
   });
-  above.addEventListener("pointerup", event => {
+  on(above, "pointerup", event => {
     const { offsetX: x, offsetY: y } = event;
     if (lasso && drag?.moved) {
       const chosen = [...placed.keys()].filter(j => seen(j) && inside(X(j), Y(j)));
@@ -282,13 +286,13 @@
     }
     drag = lasso = undefined;
   });
-  above.addEventListener("pointerleave", () => hover(-1));
+  on(above, "pointerleave", () => hover(-1));
   above.addEventListener("wheel", event => {
     event.preventDefault();
     hover(-1);
     zoom(Math.exp(-event.deltaY / 600), event.offsetX, event.offsetY);
   }, { passive: false });
-  above.addEventListener("keydown", event => {
+  on(above, "keydown", event => {
     const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
     const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5 }[event.key];
     if (!step && !factor) return;
@@ -297,10 +301,10 @@
     zoom(factor ?? 1);
   });
   for (const [name, factor] of [["closer", 1.5], ["farther", 1 / 1.5], ["whole", 0]]) {
-    one(`[name=${name}]`).addEventListener("click", () => zoom(factor));
+    on(one(`[name=${name}]`), "click", () => zoom(factor));
   }
-  one(".controls", explorer).addEventListener("change", choose);
-  addEventListener("resize", paint);
+  on(one(".controls", explorer), "change", choose);
+  on(window, "resize", paint);
   sheet.then(image => { sprites = image; paint(); });
   choose();
 })();

@@ -14,7 +14,7 @@ from cnn_core.data import Batch
 from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
-from cnn_viz.cam import EQUATIONS, Cam, cams
+from cnn_viz.cam import Cam, cams_by_method
 from cnn_viz.pictures import as_image, inches, tiles, varied
 from cnn_viz.views.gradcam import evidence_bar, overlay
 
@@ -39,7 +39,9 @@ def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
     stage = registry.get_spec(run.recipe.model).cam_stage
     shown = varied(batch.targets.tolist(), SHOWN)
     images = batch.images[shown]
-    found = {method: cams(model, images, stage, method=method)[stage] for method in EQUATIONS}
+    found = {
+        method: stages[stage] for method, stages in cams_by_method(model, images, stage).items()
+    }
     pictures = weights.preprocessing.pictures(images)
     unit = inches(9.3, 1 + len(found), pictures.shape, gap=GAP)
     height, width = next(iter(found.values())).raw.shape[1:]

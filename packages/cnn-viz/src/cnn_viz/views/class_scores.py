@@ -26,16 +26,11 @@ COLUMNS = {
 def class_scores(run: Run, predictions: Predictions) -> Figure:
     """Draw precision, recall, F1, AP and calibration error of each class, the worst F1 first."""
     found = measures.class_scores(predictions)
-    ranking = measures.one_vs_rest(predictions)
-    rows = [
-        {"precision": s.precision, "recall": s.recall, "f1": s.f1, "ap": r.ap, "ece": r.ece}
-        for s, r in zip(found, ranking, strict=True)
-    ]
-    worst = sorted(range(len(rows)), key=lambda k: _last_if_nan(rows[k]["f1"]))[:SHOWN]
+    worst = sorted(range(len(found)), key=lambda k: _last_if_nan(found[k].f1))[:SHOWN]
     some = (
-        f"The {SHOWN} of {len(rows)} classes with the lowest F1"
-        if len(rows) > SHOWN
-        else (f"All {len(rows)} classes")
+        f"The {SHOWN} of {len(found)} classes with the lowest F1"
+        if len(found) > SHOWN
+        else (f"All {len(found)} classes")
     )
     figure = style.figure(
         10.5,
@@ -49,7 +44,7 @@ def class_scores(run: Run, predictions: Predictions) -> Figure:
     )
     axes = figure.subplots(1, len(COLUMNS), sharey=True)
     for ax, (key, title) in zip(axes, COLUMNS.items(), strict=True):
-        _column(ax, title, [row[key] for row in rows], worst)
+        _column(ax, title, [getattr(score, key) for score in found], worst)
     names = [f"{style.short(found[k].name, 20)}  ({found[k].support:,})" for k in worst]
     axes[0].set_yticks(range(len(worst)), names, color=style.INK)
     axes[0].set_ylim(len(worst) - 0.4, -0.6)

@@ -29,7 +29,7 @@ from cnn_viz.measures import bootstrap
 from cnn_viz.pictures import varied
 from cnn_viz.views.cam_methods import NAMES
 
-__all__ = ["faithfulness"]
+__all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness"]
 
 METHODS = ("grad-cam", "hires-cam", "layer-cam")
 RANDOM, EDGES = "random numbers", "edges (Sobel)"
@@ -40,7 +40,7 @@ LOOK = {  # colour and marker
     RANDOM: (style.MUTED, "x"),
     EDGES: (style.ORANGE, "x"),
 }
-PIXELS, FEW, MANY = 2**14, 4, 16  # of all images together; images
+PIXELS, FEW, MANY = 2**14, 5, 16  # of all images together; images
 STEPS = 8
 
 
@@ -85,7 +85,8 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
         [[*"abc"], ["d", "d", "d"]], height_ratios=(1, 1.1)
     ).values()
     for ax, (title, measure) in zip(tops, measures.items(), strict=True):
-        _dots(ax, title, {name: measure(heat) for name, heat in heats.items()})
+        dots(ax, title, {name: measure(heat) for name, heat in heats.items()})
+        ax.set_xlabel("probability of the class")
     for ax in tops[1:]:
         ax.set_yticklabels([])
     del makers[RANDOM]
@@ -95,17 +96,18 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     return figure
 
 
-def _dots(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
-    """Show each map's mean with its interval, in rows from the top."""
+def dots(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
+    """Show the mean of each map's numbers, NaN left out, with its interval: rows from the top."""
     for row, (name, found) in enumerate(values.items()):
         colour, marker = LOOK[name]
-        numbers = found.cpu().numpy()
+        numbers = found[~found.isnan()].cpu().numpy()
+        if not len(numbers):
+            continue
         if interval := bootstrap(numbers.tolist()):
             ax.plot(interval, [row, row], color=colour, linewidth=2, alpha=0.45)
         ax.plot(numbers.mean(), row, marker, color=colour, markersize=7, markeredgewidth=2)
     ax.set_yticks(range(len(values)), [NAMES.get(name, name) for name in values])
     ax.set(title=title, ylim=(len(values) - 0.5, -0.5))
-    ax.set_xlabel("probability of the class")
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_formatter(FuncFormatter(style.per_cent))

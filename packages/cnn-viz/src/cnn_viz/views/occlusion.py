@@ -16,8 +16,8 @@ from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.modes import evaluating
-from cnn_viz.occlusion import occlusion as falls_of
 from cnn_viz.pictures import Pixels, as_image, inches
+from cnn_viz.saliency import falls
 from cnn_viz.views.masks import GAP, WORDS, show
 
 __all__ = ["occlusion"]
@@ -33,19 +33,16 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
     sides, count = _plan(batch.images)
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // sides, 2)
-    maps, regions, names = [], [], []
     with torch.no_grad(), evaluating(model):
-        for image in images:
-            k, region = _largest(two_sided(model(image[None]).float()))
+        classes, regions = _largest(two_sided(model(images).float()))
 
-            def score(covered: Tensor, k: int = k, region: Tensor = region) -> Tensor:
-                p = two_sided(model(covered).float()).softmax(1)[:, k]
-                return (p * region).sum((1, 2)) / region.sum().clamp(min=1)
+        def score(covered: Tensor) -> Tensor:
+            said = two_sided(model(covered).float()).softmax(1)
+            p = said[torch.arange(len(covered)), classes]
+            return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
 
-            maps.append(falls_of(score, image, patch, max(patch // 2, 1)))
-            regions.append(region.cpu())
-            names.append(style.short(weights.classes[k]))
-    top = max(1e-6, *(float(fall.abs().max()) for fall in maps))
+        maps = falls(score, images, patch, max(patch // 2, 1)).cpu()
+    top = max(1e-6, float(maps.abs().max()))
     pictures = weights.preprocessing.pictures(images).cpu()
     unit = inches(4.9, 3, images.shape, gap=GAP)
     rows = -(-count // 2)
@@ -63,10 +60,11 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
         ax.set_axis_off()
     norm = Normalize(-top, top)
     for n, ax in zip(range(count), axes.flat, strict=False):
-        drawn = colormaps[style.DIVERGING](norm(np.asarray(maps[n])))[..., :3]
-        whole = _framed(regions[n], images.shape[2], images.shape[3])
+        drawn = colormaps[style.DIVERGING](norm(maps[n].numpy()))[..., :3]
+        whole = _framed(regions[n].cpu(), images.shape[2], images.shape[3])
         show(ax, [as_image(pictures[n]), whole, drawn], ("picture", "pixels", "fall"), unit)
-        ax.set_title(f"image {int(batch.indices[n]) + 1}: {names[n]}", fontsize=9)
+        name = style.short(weights.classes[int(classes[n])])
+        ax.set_title(f"image {int(batch.indices[n]) + 1}: {name}", fontsize=9)
     scale = ScalarMappable(norm, style.DIVERGING)
     bar = figure.colorbar(
         scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows), format=_points
@@ -89,12 +87,13 @@ def _plan(images: Tensor) -> tuple[int, int]:
     return COARSEST, 1
 
 
-def _largest(logits: Tensor) -> tuple[int, Tensor]:
-    """Return the largest class but the ground that is predicted, and its pixels, h w."""
-    mask = classes_of(logits)[0]
-    counts = mask.flatten().bincount(minlength=logits.shape[1])
-    k = int(counts[1:].argmax()) + 1 if counts[1:].any() else 0
-    return k, mask == k
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's largest class but the ground, N, and the pixels of it, N h w."""
+    masks = classes_of(logits)
+    counts = torch.stack([mask.flatten().bincount(minlength=logits.shape[1]) for mask in masks])
+    counts = counts[:, 1:]
+    classes = torch.where(counts.amax(1) > 0, counts.argmax(1) + 1, 0)
+    return classes, masks == classes[:, None, None]
 
 
 def _framed(region: Tensor, height: int, width: int) -> Pixels:
