@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -30,18 +31,14 @@ def torchrun(*args, ranks=2, restarts=0, **variables):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     options = [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--rdzv-backend=c10d"]
     options += ["--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
-    for _ in range(2):  # processes that do not find each other, before any training, try again
-        done = subprocess.run(
-            [*TORCHRUN, *options, *map(str, args)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=140,
-            check=False,
-        )
-        if done.returncode == 0 or "on digits" in done.stderr:
-            break
-    return done
+    return subprocess.run(
+        [*TORCHRUN, *options, *map(str, args)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=140,
+        check=False,
+    )
 
 
 # Trains as `cnnzoo train` does, and notes each step's loss, mean over all processes, and the
@@ -84,53 +81,97 @@ CASES = {
 }
 
 
+SHORT = ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pieces", "norm"))]
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What one process and two processes say of the same trainings."""
-    folder = tmp_path_factory.mktemp("ranks")
-    script = folder / "steps.py"
-    script.write_text(STEPS)
-    found = []
-    for ranks in (1, 2):
-        cases = [(m, str(folder / f"{n}-{ranks}"), p, s) for n, (m, p, s) in CASES.items()]
-        report = folder / f"{ranks}.json"
-        done = torchrun(script, json.dumps(cases), report, ranks=ranks)
-        assert done.returncode == 0, done.stderr[-3000:]
-        content = json.loads(report.read_text())
-        found.append({name: content[str(folder / f"{name}-{ranks}")] for name in CASES})
-    return (*found, folder)
+    """What one process and two processes say of the same training, by its name; and the runs."""
+
+    @functools.cache
+    def trained(name):
+        folder, (model, precise, settings) = tmp_path_factory.mktemp(name), CASES[name]
+        script = folder / "steps.py"
+        script.write_text(STEPS)
+        found = []
+        for ranks in (1, 2):
+            out, report = str(folder / f"run-{ranks}"), folder / f"{ranks}.json"
+            case = json.dumps([(model, out, precise, settings)])
+            done = torchrun(script, case, report, ranks=ranks)
+            assert done.returncode == 0, done.stderr[-3000:]
+            found.append(json.loads(report.read_text())[out])
+        return (*found, folder)
+
+    return trained
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SHORT)
 def test_two_processes_take_the_steps_of_one(both, name):
-    alone, together, folder = both
-    one, two = alone[name]["steps"], together[name]["steps"]
+    alone, together, folder = both(name)
+    one, two = alone["steps"], together["steps"]
     assert len(one) == len(two) == 21
     tolerance = 1e-10 if name == "norm" else 1e-6
     for (loss, norm), (other, norm_of_other) in zip(one, two, strict=True):
         assert other == pytest.approx(loss, abs=tolerance)
         assert norm_of_other == pytest.approx(norm, rel=10 * tolerance)
-    weights = [read_weights(folder / f"{name}-{ranks}").tensors for ranks in (1, 2)]
+    weights = [read_weights(folder / f"run-{ranks}").tensors for ranks in (1, 2)]
     for key, value in weights[0].items():
         assert torch.allclose(weights[1][key], value, atol=10 * tolerance), key
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SHORT)
 def test_metrics_are_those_of_the_whole_split(both, name):
-    for one, two in zip(*(found[name]["metrics"] for found in both[:2]), strict=True):
+    for one, two in zip(*(found["metrics"] for found in both(name)[:2]), strict=True):
         for key in one:
             if key not in ("seconds", "images_per_second"):
                 assert two[key] == pytest.approx(one[key], abs=2e-5), key
 
 
-@pytest.mark.slow
 def test_one_process_writes_and_the_run_says_how_many_there_were(both):
-    run = Run.open(both[2] / "plain-2")
+    run = Run.open(both("plain")[2] / "run-2")
     assert run.environment()["processes"] == 2
     assert not list(run.path.rglob("*.tmp"))
     assert Checkpoints(run.state).newest().surroundings["processes"] == 2
+
+
+# Trains twice, and at its very end says which threads there are besides Python's.
+ENDING = textwrap.dedent("""
+    import atexit, sys
+    from pathlib import Path
+
+    def threads():
+        return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+
+    atexit.register(lambda: print("last", *threads()))
+    from cnn_core.training import train
+    from cnn_core.training.distributed import World
+
+    wrap = World.wrapped
+
+    def in_a_cycle(*args):
+        model = wrap(*args)
+        model.cycle = [model]
+        return model
+
+    World.wrapped = in_a_cycle
+    for out in sys.argv[1:]:
+        train("lenet5_modern", "digits", epochs=1, batch_size=512, out=out, progress=False)
+    print("after", *threads())
+""")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for threads in /proc")
+def test_no_thread_of_a_process_outlives_its_group(tmp_path):
+    """One that lets go of a tensor while the interpreter ends aborts it, now and then."""
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING)
+    done = torchrun(script, tmp_path / "one", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    after, last = ([names for when, *names in lines if when == w] for w in ("after", "last"))
+    assert len(after) == len(last) == 2
+    assert all("pt_gloo_runloop" in names for names in after)
+    assert not any("gloo" in name for names in last for name in names)
 
 
 # Measures 31 scenes, some pixels of which count in nothing, with every metric that there is.

@@ -40,20 +40,22 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
 
 def test_every_command_of_use_runs_as_it_stands(tmp_path):
     commands = [shlex.split(line) for line in blocks(section("Use"), "bash")[0].splitlines()]
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         assert command[0] == "cnnzoo"
         run(["-m", "cnn_core", *command[1:]], tmp_path)
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
+    assert (tmp_path / "runs" / "first" / "lenet5_modern.pt2").is_file()
     assert len(list((tmp_path / "runs" / "first" / "figures").glob("*.png"))) >= 6
 
 
 def test_every_command_about_training_runs_as_it_stands(tmp_path):
     for line in blocks(section("Training"), "bash")[0].splitlines():
         words = shlex.split(line)
-        if words[0] == "cnnzoo":  # tests/test_distributed.py has torchrun
-            run(["-m", "cnn_core", *words[1:]], tmp_path)
+        commands = {"cnnzoo": "cnn_core", "torchrun": "torch.distributed.run"}
+        run(["-m", commands[words[0]], *words[1:]], tmp_path)
     assert (tmp_path / "curves.png").is_file()
+    assert (tmp_path / "runs" / "two" / "weights.safetensors").is_file()
 
 
 def test_every_command_about_data_runs_as_it_stands(tmp_path):

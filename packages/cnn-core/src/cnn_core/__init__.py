@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         ViewSpec,
         WeightsSpec,
     )
-    from cnn_core.training import evaluate, predict, train
+    from cnn_core.training import evaluate, export, predict, train
     from cnn_core.training.recipe import recipes_in
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "ZooError",
     "create_model",
     "evaluate",
+    "export",
     "get_spec",
     "hookimpl",
     "list_models",
@@ -73,7 +74,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "ViewSpec",
             "WeightsSpec",
         ),
-        "cnn_core.training": ("evaluate", "predict", "train"),
+        "cnn_core.training": ("evaluate", "export", "predict", "train"),
         "cnn_core.training.recipe": ("recipes_in",),
     },
 )

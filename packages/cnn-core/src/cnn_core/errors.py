@@ -88,7 +88,7 @@ class UntrustedWeightsError(CorruptError):
 
 
 class NumericalError(ZooError):
-    """The loss became infinite or not a number."""
+    """The loss became infinite or not a number, or one network computes two different things."""
 
     exit_code = 4
 

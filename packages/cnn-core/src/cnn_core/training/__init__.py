@@ -13,17 +13,20 @@ if TYPE_CHECKING:
         predictions,
         segmented,
     )
+    from cnn_core.training.exporting import Exported, export
     from cnn_core.training.prediction import predict, segment
     from cnn_core.training.recipe import Recipe
     from cnn_core.training.run import Run
     from cnn_core.training.trainer import train
 
 __all__ = [
+    "Exported",
     "Predictions",
     "Recipe",
     "Run",
     "Segmented",
     "evaluate",
+    "export",
     "predict",
     "predictions",
     "segment",
@@ -41,6 +44,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "predictions",
             "segmented",
         ),
+        "cnn_core.training.exporting": ("Exported", "export"),
         "cnn_core.training.prediction": ("predict", "segment"),
         "cnn_core.training.recipe": ("Recipe",),
         "cnn_core.training.run": ("Run",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -107,7 +108,7 @@ def joined(device: str) -> tuple[World, str]:
     if not torch.distributed.is_initialized():
         with _ended_by_sigterm():
             _join("nccl" if gpu else "gloo")
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_leave)
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return world, device if gpu else "cpu"
 
@@ -118,6 +119,8 @@ def _join(backend: str) -> None:
     torchrun keeps one store over all its restarts, in which a process would find the addresses of
     the attempt before (pytorch/pytorch#135712).
     """
+    import torch.distributed.nn  # before there is a group: its functions' defaults would hold it
+
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not shared or os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
         torch.distributed.init_process_group(backend)
@@ -130,6 +133,16 @@ def _join(backend: str) -> None:
     attempt = f"cnnzoo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     own = torch.distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+
+
+def _leave() -> None:
+    """Part from the other processes, and wait for the threads of gloo to end.
+
+    They end with the last reference to the group. One that is left, and lets go of a tensor while
+    the interpreter ends, aborts the process (pytorch/pytorch#190489).
+    """
+    gc.collect()  # a network in a cycle has one
+    torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

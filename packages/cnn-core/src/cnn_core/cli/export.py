@@ -1,0 +1,65 @@
+"""cnnzoo export."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from cnn_core.cli.output import emit_json, json_option, say_path
+from cnn_core.cli.params import Choice
+
+__all__ = ["command"]
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    type=Choice(("torch-export", "onnx")),
+    help="What to write: by default what --out ends in, or else torch-export.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Not RUN/MODEL.pt2 or .onnx."
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Take so many images, not any number.")
+@click.option("--pictures", is_flag=True, help="Take uint8 pictures, and normalise them.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@json_option
+def command(
+    run: Path,
+    format: str | None,
+    out: Path | None,
+    batch_size: int | None,
+    pictures: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the network of RUN into a file that runs without its Python.
+
+    torch-export is a .pt2 for torch.export.load; onnx needs pip install "cnn-core[onnx]". The
+    file takes normalised float32, N C H W, or with --pictures uint8 from 0 to 255 at the size
+    that training scaled pictures to; it returns logits. Classes, mean and std are in it. It is
+    run, and compared with the network, before it gets its name. Prints its path on stdout.
+
+    \b
+    Examples:
+      cnnzoo export runs/lenet5-digits-20260101-120000
+      cnnzoo export runs/lenet5-digits-20260101-120000 --format onnx --pictures --out digits.onnx
+    """
+    from cnn_core.training import export
+
+    done = export(run, out, format=format, batch_size=batch_size, pictures=pictures, force=force)
+    if as_json:
+        emit_json("export", dataclasses.asdict(done), run=str(run))
+        return
+    count = "any number of" if batch_size is None else batch_size
+    shape = "x".join(map(str, done.input))
+    click.echo(f"takes {count} images, {done.dtype} {shape}", err=True)
+    click.echo(
+        f"differs from the network by {done.difference:.1e} of the largest output, "
+        f"in batches of {', '.join(map(str, done.batches))}",
+        err=True,
+    )
+    say_path(done.path)
