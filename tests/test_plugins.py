@@ -757,7 +757,7 @@ RUDE = {
         MUTATION,
         r"hook cnnzoo_commands: changes model 'cnn-arch-lenet/lenet5', "
         r"model 'cnn-arch-lenet/lenet5_modern', put back",
-        "--help|plugins|no-such-command|viz|report",
+        "--help|plugins|no-such-command|check|viz|report",
     ),
     "late": (LATE, "hook cnnzoo_step_end, now silenced for this run: .*: at step 100", "train"),
     "view": (VIEW, "view 'broken' of plugin 'view'.*: no paint", "viz all|report"),
@@ -914,3 +914,117 @@ def test_a_hook_on_its_way_out_is_said_and_still_called(
         "(cnnzoo doctor -v says more)"
     ]
     assert [result for _, result in found.call("cnnzoo_pictures", run=3)] == [[3]]
+
+
+# Plugins that change torch while they work, not while they are imported
+
+
+WATCHERS = {
+    hook: f"""
+from cnn_core import hookimpl
+@hookimpl
+def cnnzoo_{hook}(run):
+    import torch
+    torch.nn.Conv2d.forward = lambda self, x: 0 * x
+"""
+    for hook in ("fit_start", "step_end", "epoch_end", "checkpoint", "fit_end")
+}
+
+
+def test_observers_that_change_torch_are_named_once_and_change_no_run(
+    cnnzoo, site, tmp_path, trained
+):
+    for hook, source in WATCHERS.items():
+        name = hook.replace("_", "-")
+        site.add(source, distribution=f"cnn-track-{name}", name=name)
+    run = tmp_path / "run"
+    command = ("train", "lenet5_modern", "--data", "digits", "--epochs", "3", "--out", run)
+    done = cnnzoo(*command, site=site.path)
+    assert done.code == 0, done.err
+    for hook in WATCHERS:
+        name = hook.replace("_", "-")
+        (line,) = [line for line in done.err.splitlines() if f"plugin '{name}'" in line]
+        assert f"hook cnnzoo_{hook}: changes torch.nn.Conv2d.forward, put back" in line
+    same = [(path / "weights.safetensors").read_bytes() for path in (run, trained)]
+    assert same[0] == same[1]
+
+
+class Late:
+    """Changes torch in the middle of an epoch."""
+
+    def cnnzoo_step_end(self, step):
+        import torch
+
+        if step == 3:
+            torch.nn.Softplus.forward = torch.nn.Softplus.extra_repr
+
+
+class Bystander:
+    """Hears the same."""
+
+    def cnnzoo_step_end(self, step):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("watching", "blamed"),
+    [
+        ([Late()], ["changes"]),
+        ([Late(), Bystander()], ["it or another that hears it changes"] * 2),
+    ],
+)
+def test_what_is_changed_at_a_later_step_is_put_back_after_the_last(caplog, watching, blamed):
+    import torch
+
+    from cnn_core.plugins import Observers
+
+    before = torch.nn.Softplus.forward
+    observers = Observers(None, watching)
+    for epoch in (1, 2):
+        for step in range(6):
+            observers.notify("step_end", run=None, epoch=epoch, step=step, loss=None)
+        observers.notify("epoch_end", run=None, epoch=epoch, metrics={})
+        assert torch.nn.Softplus.forward is before
+    assert [record.message.split("cnnzoo_step_end: ")[1] for record in caplog.records] == [
+        f"{who} torch.nn.Softplus.forward, put back (cnnzoo doctor -v says more)" for who in blamed
+    ]
+
+
+def test_a_constructor_that_changes_torch_is_named_and_undone(site, good_source, pythonpath):
+    site.add(good_source)
+    change = "    import torch\n    torch.nn.Conv2d.forward = torch.nn.Conv2d.extra_repr\n"
+    head = "def tiny(num_classes=10, in_channels=1):\n"
+    (site.path / "tiny_net.py").write_text(SOUND_NET.replace(head, head + change))
+    code = (
+        "import torch; from cnn_core import create_model\n"
+        "for _ in range(2): create_model('tiny')\n"
+        "print(tuple(create_model('lenet5_modern')(torch.zeros(1, 1, 32, 32)).shape))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": pythonpath(site.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "(1, 10)\n"), done.stderr
+    assert done.stderr.count("plugin 'bad'") == 1
+    assert "building of tiny: changes torch.nn.Conv2d.forward, put back" in done.stderr
+
+
+def test_a_view_that_changes_torch_is_named_and_undone(
+    cnnzoo, site, good_source, trained, tmp_path
+):
+    draw = (
+        "    import torch; from matplotlib.figure import Figure\n"
+        "    torch.relu = torch.nn.functional.relu = torch.sigmoid\n"
+        "    return Figure()\n"
+    )
+    source = "from cnn_core import hookimpl\n" + VIEW.replace(
+        '    raise RuntimeError("no paint")\n', draw
+    )
+    site.add(source, distribution="cnn-viz-view", name="view", module="cnn_viz_view_plugin")
+    done = cnnzoo("viz", "broken", trained, "--out", tmp_path / "figures", site=site.path)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if "plugin 'view'" in line]
+    assert "drawing of broken: changes torch.relu, torch.nn.functional.relu, put back" in line

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cnn_core import registry
-from cnn_core.discovery import describe
+from cnn_core.discovery import StrictError, describe
 from cnn_core.errors import PluginError, UsageError
+from cnn_core.plugins import unchanged
 from cnn_core.specs import ModelSpec
 from cnn_core.text import did_you_mean
 
@@ -53,14 +54,15 @@ def create_model(
         "in_channels": _positive("in_channels", in_channels, spec.input[0]),
     }
     try:
-        model = build(**sizes, **options)
-    except UsageError:
+        with unchanged(entry.plugin, f"building of {name}"):
+            model = build(**sizes, **options)
+    except (StrictError, UsageError):
         raise
     except Exception as error:
         what = f"model '{name}' ({entry.plugin.origin}) cannot be built"
         raise PluginError(f"{what}: {describe(error)}") from error
     if weights is not None:
-        heads = _heads(build, sizes, options) if new_head else ()
+        heads = _heads(entry, build, sizes, options) if new_head else ()
         _load(model, entry, Path(weights), naming, heads)
     return cast("nn.Module", model)
 
@@ -90,13 +92,19 @@ def _load(
     load_foreign(model, read_foreign(path), maps, path, naming, fresh)
 
 
-def _heads(build: Any, sizes: Mapping[str, int], options: Mapping[str, Any]) -> list[str]:
+def _heads(
+    entry: registry.Entry[ModelSpec],
+    build: Any,
+    sizes: Mapping[str, int],
+    options: Mapping[str, Any],
+) -> list[str]:
     """Return the names of the tensors whose shape depends on the number of classes."""
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         more = {**sizes, "num_classes": sizes["num_classes"] + 1}
-        ours, others = (build(**s, **options).state_dict() for s in (sizes, more))
+        with unchanged(entry.plugin, f"building of {entry.spec.name}"):
+            ours, others = (build(**s, **options).state_dict() for s in (sizes, more))
     return [name for name in ours if ours[name].shape != others[name].shape]
 
 

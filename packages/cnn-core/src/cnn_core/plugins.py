@@ -35,7 +35,7 @@ from cnn_core.errors import PluginError, UsageError
 from cnn_core.guard import guarded
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["HEAVY", "Observers", "Plugins", "plugins"]
+__all__ = ["HEAVY", "Observers", "Plugins", "plugins", "unchanged"]
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "sklearn", "umap")
 
@@ -187,13 +187,22 @@ class Plugins:
 def _kept_apart(plugin: Plugin, where: str) -> Iterator[None]:
     """Keep what a plugin prints out of our results, and what it changes from others; say so."""
     output = io.StringIO()
-    changed: list[str] = []
     try:
-        with contextlib.redirect_stdout(output), guarded() as changed:
+        with contextlib.redirect_stdout(output), unchanged(plugin, where):
             yield
     finally:
         if output.getvalue():
             plugin.add_fault(where, f"prints {output.getvalue()[:40]!r}")
+
+
+@contextlib.contextmanager
+def unchanged(plugin: Plugin, where: str) -> Iterator[None]:
+    """Put back what a plugin's code changes of what is everyone's, and say so."""
+    changed: list[str] = []
+    try:
+        with guarded() as changed:
+            yield
+    finally:
         if changed:
             plugin.add_fault(where, f"changes {some(changed)}, put back")
 
@@ -207,7 +216,11 @@ def _materialised(results: list[Any]) -> Any:
 
 
 class Observers:
-    """The plugins that watch one training; one that raises is reported and heard no more."""
+    """The plugins that watch one training; one that raises is reported and heard no more.
+
+    What they change of what is everyone's is put back after each call; of a stretch of steps
+    after the first, and after the last. One that was found out is looked at after every step.
+    """
 
     HOOKS = ("fit_start", "step_end", "epoch_end", "checkpoint", "fit_end")
 
@@ -219,6 +232,9 @@ class Observers:
         for observer in watching:
             for hook, caller in _hooks_of(observer).items():
                 self._callers[hook].append((_guest(observer), caller))
+        self._steps = contextlib.ExitStack()
+        self._stepping = False
+        self._changed: list[str] = []
 
     def hear(self, hook: str) -> bool:
         """Whether anyone listens: what nobody hears need not be made."""
@@ -226,14 +242,40 @@ class Observers:
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call "fit_start", "step_end", "epoch_end", "checkpoint" or "fit_end"."""
+        name, later = f"hook cnnzoo_{hook}", hook == "step_end" and self._stepping
+        if hook != "step_end":
+            self._end_steps()
+        elif not later:
+            self._begin_steps()
         for plugin, caller in list(self._callers[hook]):
+            trusted = later and all(fault.where != name for fault in plugin.faults)
+            guard = contextlib.nullcontext() if trusted else unchanged(plugin, name)
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with contextlib.redirect_stdout(sys.stderr), guard:
                     caller(**arguments)
+            except StrictError:
+                raise
             except (Exception, SystemExit) as error:
                 self._silence(plugin)
-                where = f"hook cnnzoo_{hook}, now silenced for this run"
+                where = f"{name}, now silenced for this run"
                 plugin.add_fault(where, error, again=True)
+
+    def _begin_steps(self) -> None:
+        """Note what is everyone's before a stretch of steps: at each it would cost too much."""
+        self._stepping = True
+        self._changed = self._steps.enter_context(guarded())
+
+    def _end_steps(self) -> None:
+        """Put back what was changed in a stretch of steps; blame those who heard them."""
+        self._steps.close()
+        self._stepping = False
+        changed, self._changed = self._changed, []
+        if not changed:
+            return
+        heard = self._callers["step_end"]
+        who = "it or another that hears it " if len(heard) > 1 else ""
+        for plugin, _ in heard:
+            plugin.add_fault("hook cnnzoo_step_end", f"{who}changes {some(changed)}, put back")
 
     def _silence(self, plugin: Plugin) -> None:
         for hook, callers in self._callers.items():

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from importlib import import_module, resources
 from typing import Any, Generic, TypeVar
 
-from cnn_core.discovery import Plugin, StrictError, complain, describe, some
+from cnn_core.discovery import Plugin, StrictError, complain, describe
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
-from cnn_core.guard import guarded, watch
-from cnn_core.plugins import plugins
+from cnn_core.guard import watch
+from cnn_core.plugins import plugins, unchanged
 from cnn_core.specs import (
     Check,
     CommandSpec,
@@ -370,13 +370,8 @@ def resolve(entry: Entry[Any], field: str = "target") -> Any:
     target = getattr(entry.spec, field)
     module_name, _, name = target.partition(":")
     try:
-        with guarded() as changed:
-            found = getattr(import_module(module_name), name)
-        if changed:
-            entry.plugin.add_fault(
-                f"import of {module_name}", f"changes {some(changed)}, put back"
-            )
-        return found
+        with unchanged(entry.plugin, f"import of {module_name}"):
+            return getattr(import_module(module_name), name)
     except StrictError:
         raise
     except (Exception, SystemExit) as error:

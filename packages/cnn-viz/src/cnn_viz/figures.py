@@ -17,6 +17,7 @@ from cnn_core import registry
 from cnn_core.discovery import describe, log
 from cnn_core.errors import PluginError, UsageError, ZooError
 from cnn_core.files import write_bytes
+from cnn_core.plugins import unchanged
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
 from cnn_core.text import printable
@@ -162,7 +163,8 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
     """Call a view, with what it prints kept off our standard output."""
     render = registry.resolve(entry, "render")
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        where = f"drawing of {name}"
+        with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, where):
             figure = render(**arguments)
     except ZooError:
         raise
