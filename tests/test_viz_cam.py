@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from cnn_core import create_model
 from cnn_core.errors import UnknownNameError, UsageError
-from cnn_viz import grad_cam
+from cnn_core.layers.tracing import trace
+from cnn_viz import Cam, grad_cam
 
 
 @pytest.fixture
@@ -268,3 +270,42 @@ def test_a_stage_that_runs_twice_or_never_is_refused():
 def test_classes_that_do_not_fit_are_refused(lenet, images, classes):
     with pytest.raises(UsageError, match="expected 6 numbers from 0 to 9"):
         grad_cam(lenet, images, "c3", classes)
+
+
+def test_a_map_with_a_stride_lies_at_the_centre():
+    raw = torch.zeros(1, 2, 3)
+    raw[0, 1, 2], raw[0, 0, 0] = 2.0, -1.0
+    cam = Cam(raw=raw, logits=torch.zeros(1, 2), classes=torch.zeros(1), size=(10, 12))
+    heat = cam.heat(stride=2)[0]
+    assert heat.shape == (10, 12)
+    assert heat.max() == 1
+    assert divmod(int(heat.argmax()), 12) == (6, 8)  # 4 x 6 of 10 x 12 pixels, from (3, 3) on
+    assert heat[3:7, 3:9].sum() == heat.sum()
+    torch.testing.assert_close(cam.heat(stride=5)[0].sum(0), cam.heat()[0].sum(0))
+
+
+@pytest.mark.parametrize("stage", ["down.1", "bottom", "up.1"])
+def test_positions_of_a_network_without_padding_lie_where_they_look(stage):
+    """The middle of the pixels that a position depends on is where its stride puts it."""
+    torch.manual_seed(0)
+    build = partial(create_model, "unet", in_channels=1, width=8, depth=2)
+    model = build().double().eval()
+    side = 92
+    image = torch.rand(1, 1, side, side, dtype=torch.float64).requires_grad_()
+    strides = {s.name: s.stride for s in trace(build, (stage,), (1, side, side)).stages}
+    kept = {}
+    model.get_submodule(stage).register_forward_hook(lambda m, x, y: kept.update(maps=y))
+    model(image)
+    maps, stride = kept["maps"], strides[stage]
+    size = maps.shape[-1]
+    assert size * stride < side
+    for place in (0, size // 2, size - 1):
+        (slope,) = torch.autograd.grad(maps[..., place, place].sum(), image, retain_graph=True)
+        seen = slope.abs().sum((0, 1, 3)).nonzero().flatten()
+        looks = (int(seen[0]) + int(seen[-1])) / 2
+        spot = torch.zeros(1, size, size)
+        spot[0, place, place] = 1
+        cam = Cam(raw=spot, logits=spot, classes=torch.zeros(1), size=(side, side))
+        drawn = cam.heat(stride=stride)[0].sum(1)
+        middle = float((drawn * torch.arange(side)).sum() / drawn.sum())
+        assert abs(middle - looks) <= 1 + stride / 2  # a transposed convolution sees no middle

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.tasks.segmentation import two_sided
 from cnn_viz.cam_perturb import PERTURBING, class_weights
-from cnn_viz.cam_scale import SCALES
+from cnn_viz.cam_scale import SCALES, shares
 from cnn_viz.modes import untouched
 from cnn_viz.stages import at
 from cnn_viz.target import Classes, Target
@@ -109,10 +109,13 @@ class Cam:
         """Whether nothing speaks for the class, no position being above 0: bool, N."""
         return ~(self.raw > 0).flatten(1).any(1)
 
-    def heat(self, like: str = "cnnzoo") -> Tensor:
+    def heat(self, like: str = "cnnzoo", *, stride: int = 0) -> Tensor:
         """The positive part at the images' size, each divided by its maximum: N H W in [0, 1].
 
-        An empty map is 0 everywhere. `like` "pytorch-grad-cam" or "torch-cam" scales as those
+        An empty map is 0 everywhere. A map is stretched over the image, as everyone does; with the
+        stage's `stride`, in pixels, each position stays where it looks, which is elsewhere in
+        networks without padding, as the original U-Net: what is seen in the middle is not
+        drawn at the border. `like` "pytorch-grad-cam" or "torch-cam" scales as those
         libraries do; torch-cam leaves maps as small as they are.
 
         Raises:
@@ -120,6 +123,8 @@ class Cam:
         """
         if like not in SCALES:
             raise UnknownNameError("scale", like, SCALES)
+        if stride:
+            return shares(self.raw, self.size, stride)
         return SCALES[like](self.raw, self.size)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["SCALES", "enlarged", "shares"]
+__all__ = ["SCALES", "enlarged", "placed", "shares"]
 
 Size = tuple[int, int]
 
@@ -18,9 +18,23 @@ def enlarged(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def shares(raw: Tensor, size: Size) -> Tensor:
-    """Return the positive part at a size, each map divided by its maximum; an empty one is 0."""
-    maps = enlarged(raw.relu(), size)
+def placed(maps: Tensor, size: Size, stride: int) -> Tensor:
+    """Return maps, N h w, at a size (H, W), each position `stride` pixels wide; N H W.
+
+    They lie at the centre, where layers without padding leave them; the border is then 0.
+    """
+    height, width = (min(n * stride, whole) for n, whole in zip(maps.shape[1:], size, strict=True))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    right, bottom = size[1] - width - left, size[0] - height - top
+    return F.pad(enlarged(maps, (height, width)), (left, right, top, bottom))
+
+
+def shares(raw: Tensor, size: Size, stride: int = 0) -> Tensor:
+    """Return the positive part at a size, each map divided by its maximum; an empty one is 0.
+
+    With a `stride` it is `placed`.
+    """
+    maps = placed(raw.relu(), size, stride) if stride else enlarged(raw.relu(), size)
     highest = maps.amax((1, 2), keepdim=True)
     return torch.where(highest > 0, maps / highest, 0.0)
 

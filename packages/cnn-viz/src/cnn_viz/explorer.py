@@ -32,6 +32,7 @@ from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.confusion import ORDERED
 from cnn_viz.views.embedding import words
 from cnn_viz.views.features import walk
+from cnn_viz.views.gradcam import require_places
 
 __all__ = ["BY_HAND", "NOTHING", "explored", "stages_of"]
 
@@ -167,6 +168,7 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
     }
     for k in offered:
         found = cams_by_method(ingredients.model, images, stages, [k] * len(chosen), tuple(NAMES))
+        require_places(found["grad-cam"][spec.cam_stage], spec.cam_stage)
         for method, name in NAMES.items():
             for stage in stages:
                 maps[name][stage].append(found[method][stage].raw.cpu())

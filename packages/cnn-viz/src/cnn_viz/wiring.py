@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["INPUT", "Wiring", "wiring"]
+from cnn_core import registry
+from cnn_core.create import create_model
+from cnn_core.layers.tracing import Trace, trace
+from cnn_core.training.weights import Weights
+
+__all__ = ["INPUT", "Wiring", "traced", "wiring"]
 
 INPUT = "input"
 NOTHING: frozenset[str] = frozenset()
@@ -32,6 +37,20 @@ class Wiring:
     edges: frozenset[tuple[str, str]]
     additions: Mapping[str, int]
     joins: Mapping[str, int]
+
+
+def traced(weights: Weights) -> Trace:
+    """Return what each stage does that takes part in the network of these weights, at its size."""
+    build = partial(
+        create_model,
+        weights.model,
+        num_classes=weights.num_classes,
+        in_channels=weights.in_channels,
+        **weights.options,
+    )
+    image = (weights.in_channels, *weights.preprocessing.size)
+    stages = registry.get_spec(weights.model).stages
+    return trace(build, wiring(build, stages, image).stages, image)
 
 
 @torch.no_grad()

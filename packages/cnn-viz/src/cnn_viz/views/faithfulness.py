@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -28,6 +27,7 @@ from cnn_viz.faithfulness import (
 from cnn_viz.measures import bootstrap
 from cnn_viz.pictures import varied
 from cnn_viz.views.cam_methods import NAMES
+from cnn_viz.views.gradcam import require_places
 
 __all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness"]
 
@@ -50,7 +50,9 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     stage = spec.cam_stage
     count = min(max(PIXELS // batch.images[0, 0].numel(), FEW), MANY)
     images = batch.images[varied(batch.targets.tolist(), count)]
-    classes = cams(model, images, stage)[stage].classes
+    first = cams(model, images, stage)[stage]
+    require_places(first, stage)
+    classes = first.classes
 
     def explain(model: nn.Module, method: str) -> Tensor:
         return cams(model, images, stage, classes, method)[stage].heat()
@@ -87,6 +89,7 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     for ax, (title, measure) in zip(tops, measures.items(), strict=True):
         dots(ax, title, {name: measure(heat) for name, heat in heats.items()})
         ax.set_xlabel("probability of the class")
+    tops[-1].set_xlabel("difference of two such probabilities")
     for ax in tops[1:]:
         ax.set_yticklabels([])
     del makers[RANDOM]
@@ -120,7 +123,7 @@ def _cascade(ax: Axes, left: dict[str, dict[str, Tensor]]) -> None:
     for place, (name, found) in enumerate(left.items()):
         wide = 4.5 - place  # where two are the same, both are seen
         colour, marker = LOOK[name]
-        means = [np.nanmean(values.numpy()) for values in found.values()]
+        means = [_mean(values) for values in found.values()]
         x = range(len(found) + 1)
         label = NAMES.get(name, name)
         line: dict[str, Any] = {"color": colour, "linewidth": wide, "markersize": 5 + wide}
@@ -128,7 +131,7 @@ def _cascade(ax: Axes, left: dict[str, dict[str, Tensor]]) -> None:
     ax.set_xticks(range(len(stages) + 1), ["trained", *stages])
     if len(stages) > 8:
         ax.tick_params(axis="x", rotation=35)
-    ax.axhline(0, color=style.GRID, linewidth=1)
+    ax.axhline(0, color=style.GRID, linewidth=1, zorder=0)
     ax.set(
         title="Weights shuffled, from the last stage to the first",
         xlabel="the first of the stages whose weights are shuffled",
@@ -137,3 +140,8 @@ def _cascade(ax: Axes, left: dict[str, dict[str, Tensor]]) -> None:
     )
     ax.grid(axis="y")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _mean(values: Tensor) -> float:
+    """Return the mean of what is not NaN, as the correlation of a constant map is."""
+    return float(values[~values.isnan()].mean())  # NaN of none, which leaves a gap

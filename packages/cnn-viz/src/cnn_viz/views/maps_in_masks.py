@@ -13,11 +13,14 @@ from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import centred, classes_of, two_sided
 from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import seg_grad_cam
 from cnn_viz.faithfulness import edge_map, energy_in_mask, pointing_game, random_map
+from cnn_viz.measures import ENOUGH
 from cnn_viz.modes import untouched
 from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots
+from cnn_viz.wiring import traced
 
 __all__ = ["maps_in_masks"]
 
@@ -33,6 +36,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """
     spec = registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
+    strides = {stage.name: stage.stride for stage in traced(read_weights(run.path)).stages}
     with untouched(model, batch.images):
         logits = two_sided(model(batch.images).float())
     targets = centred(batch.targets, logits)
@@ -42,19 +46,22 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     counted = targets[rows] != IGNORED
     inside = targets[rows] == classes[:, None, None]
     share = float((inside.sum((1, 2)) / counted.sum((1, 2))).mean())
+    intervals = " and 95 % bootstrap intervals" if len(rows) >= ENOUGH else ""
     figure = style.figure(
         10.5,
         5.8,
         f"Do maps lie where the class is? {run.recipe.model} on {run.recipe.data}",
         f"{len(rows)} pairs of a test image and a class that is in it and is found; what speaks "
-        "for the pixels that the network takes for the class; means and 95 % bootstrap "
-        f"intervals.\nDotted: the mask's share of the image, {style.percent(share)} in the mean, "
-        "which an even map has, too. Random numbers and edges know nothing of the network.",
+        f"for the pixels that the network takes for the class; means{intervals}.\n"
+        f"Dotted: the mask's share of the image, {style.percent(share)} in the mean, which an "
+        "even map has, too. Random numbers and edges know nothing of the network.",
     )
     axes = figure.subplots(2, 2, sharex="col")
     for (left, right), stage in zip(axes, stages, strict=True):
         maps = {
-            method: seg_grad_cam(model, images, stage, classes, method=method).heat()
+            method: seg_grad_cam(model, images, stage, classes, method=method).heat(
+                stride=strides[stage]
+            )
             for method in METHODS
         }
         maps |= {RANDOM: random_map(images), EDGES: edge_map(images)}

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from cnn_core import registry
-from cnn_core.create import create_model
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
-from cnn_core.layers.tracing import Trace, trace
 from cnn_core.training import Run
-from cnn_core.training.weights import Weights, read_weights
+from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.pictures import Pixels, as_image
 from cnn_viz.receptive import Receptive, evenly, receptive_fields
-from cnn_viz.wiring import wiring
+from cnn_viz.wiring import traced
 
 __all__ = ["receptive_field"]
 
@@ -31,8 +26,7 @@ PIXELS = 2**18  # of the images that the gradient is averaged over
 def receptive_field(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw how much of an image the middle position of each stage sees, and how strongly."""
     weights = read_weights(run.path)
-    traced = _traced(run, weights)
-    maps = {stage.name: stage for stage in traced.stages if len(stage.output) == 3}
+    maps = {stage.name: stage for stage in traced(weights).stages if len(stage.output) == 3}
     if not maps:
         raise UsageError(f"{run.recipe.model} names no stages with maps: nothing to draw")
     names = evenly(list(maps), SHOWN)
@@ -60,20 +54,6 @@ def receptive_field(run: Run, model: nn.Module, batch: Batch) -> Figure:
         _above(above, picture, field, name, maps[name].output)
         _below(below, field)
     return figure
-
-
-def _traced(run: Run, weights: Weights) -> Trace:
-    """Trace the run's network at the size of its input, the stages that take part."""
-    build = partial(
-        create_model,
-        weights.model,
-        num_classes=weights.num_classes,
-        in_channels=weights.in_channels,
-        **weights.options,
-    )
-    image = (weights.in_channels, *weights.preprocessing.size)
-    stages = registry.get_spec(run.recipe.model).stages
-    return trace(build, wiring(build, stages, image).stages, image)
 
 
 def _above(

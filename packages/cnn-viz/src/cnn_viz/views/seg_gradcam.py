@@ -18,6 +18,7 @@ from cnn_viz.cam import Cam, seg_grad_cam
 from cnn_viz.pictures import as_image, inches
 from cnn_viz.views.gradcam import evidence_bar, overlay
 from cnn_viz.views.masks import GAP, WORDS, show
+from cnn_viz.wiring import traced
 
 __all__ = ["seg_gradcam"]
 
@@ -34,6 +35,8 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     images = batch.images[[n for n, _ in pairs]]
     pictures = weights.preprocessing.pictures(images).cpu()
     cams = [seg_grad_cam(model, images, stage, [k for _, k in pairs]) for stage in stages]
+    strides = {stage.name: stage.stride for stage in traced(weights).stages}
+    heats = [cam.heat(stride=strides[name]) for name, cam in zip(stages, cams, strict=True)]
     unit = inches(4.7, 4, pictures.shape, gap=GAP)
     rows = -(-len(pairs) // 2)
     figure = style.figure(
@@ -42,13 +45,13 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {run.recipe.model} on {run.recipe.data}",
         "What speaks for a class in the pixels that the network takes for it (Vinogradova et al. "
         "2020): the sum of its logits there is explained.\nBrightness is the share of each "
-        "map's own maximum.",
+        "map's own maximum; each position lies where it looks.",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[len(pairs) :]:
         ax.set_axis_off()
     for place, (ax, (n, k)) in enumerate(zip(axes.flat, pairs, strict=False)):
-        _row(ax, pictures[place], said[n].cpu() == k, cams, stages, place, unit)
+        _row(ax, pictures[place], said[n].cpu() == k, cams, heats, stages, place, unit)
         name = style.short(weights.classes[k])
         ax.set_title(f"image {int(batch.indices[n]) + 1}: {name}", fontsize=9)
     evidence_bar(figure, axes, min(1, 2.2 / rows))
@@ -67,6 +70,7 @@ def _row(
     picture: Tensor,
     region: Tensor,
     cams: list[Cam],
+    heats: list[Tensor],
     stages: tuple[str, str],
     place: int,
     unit: float,
@@ -77,9 +81,9 @@ def _row(
     top, left = ((a - b) // 2 for a, b in zip(plain.shape[:2], region.shape, strict=True))
     whole = np.full(plain.shape[:2], 0.15)
     whole[top : top + region.shape[0], left : left + region.shape[1]] = 0.15 + 0.7 * region.numpy()
-    heats = [overlay(plain, cam.heat()[place].cpu().numpy()) for cam in cams]
+    overlays = [overlay(plain, heat[place].cpu().numpy()) for heat in heats]
     words = [
         stage + (": empty map" if bool(cam.empty[place]) else "")
         for stage, cam in zip(stages, cams, strict=True)
     ]
-    show(ax, [plain, whole, *heats], ("picture", "pixels", *words), unit)
+    show(ax, [plain, whole, *overlays], ("picture", "pixels", *words), unit)
