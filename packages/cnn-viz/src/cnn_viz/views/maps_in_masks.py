@@ -20,6 +20,7 @@ from cnn_viz.faithfulness import edge_map, energy_in_mask, pointing_game, random
 from cnn_viz.measures import ENOUGH
 from cnn_viz.modes import untouched
 from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots
+from cnn_viz.views.masks import part_shown
 from cnn_viz.wiring import traced
 
 __all__ = ["maps_in_masks"]
@@ -34,9 +35,9 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     Raises:
         UsageError: no class but the ground is found where one is.
     """
-    spec = registry.get_spec(run.recipe.model)
+    weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
-    strides = {stage.name: stage.stride for stage in traced(read_weights(run.path)).stages}
+    strides = {stage.name: stage.stride for stage in traced(weights).stages}
     with untouched(model, batch.images):
         logits = two_sided(model(batch.images).float())
     targets = centred(batch.targets, logits)
@@ -54,7 +55,8 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"{len(rows)} pairs of a test image and a class that is in it and is found; what speaks "
         f"for the pixels that the network takes for the class; means{intervals}.\n"
         f"Dotted: the mask's share of the image, {style.percent(share)} in the mean, which an "
-        "even map has, too. Random numbers and edges know nothing of the network.",
+        "even map has, too. Random numbers and edges know nothing of the network."
+        f"{part_shown(weights)}",
     )
     axes = figure.subplots(2, 2, sharex="col")
     for (left, right), stage in zip(axes, stages, strict=True):

@@ -19,11 +19,22 @@ from torch import Tensor
 from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, Segmented
+from cnn_core.training.weights import Weights
 from cnn_viz import style
 from cnn_viz.pictures import Pixels, as_image, inches, tiles
 from cnn_viz.segmentations import Segmentations, spread
 
-__all__ = ["MISSED", "OUTCOMES", "entropy", "masks", "outcomes", "probability", "scored", "show"]
+__all__ = [
+    "MISSED",
+    "OUTCOMES",
+    "entropy",
+    "masks",
+    "outcomes",
+    "part_shown",
+    "probability",
+    "scored",
+    "show",
+]
 
 NOTHING, RIGHT, ALARM, MISSED, CONFUSED, UNCOUNTED = range(6)
 OUTCOMES = {  # as Okabe and Ito (2008) tell them apart
@@ -136,6 +147,11 @@ def scored(run: Run, segmented: Segmentations) -> list[dict[str, float]]:
     if not segmented.scores:
         raise UsageError(f"{run.path}: no image of the test split has a pixel that counts")
     return segmented.scores
+
+
+def part_shown(weights: Weights) -> str:
+    """Say which part of an image a batch shows, if it is seen in tiles."""
+    return " Of each image the tile at its centre." if weights.preprocessing.tiled else ""
 
 
 def show(ax: Axes, images: Sequence[Pixels], words: Sequence[str], unit: float) -> None:

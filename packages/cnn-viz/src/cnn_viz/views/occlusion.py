@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor, nn
 
 from cnn_core.data import Batch
@@ -18,7 +19,7 @@ from cnn_viz import style
 from cnn_viz.modes import evaluating
 from cnn_viz.pictures import Pixels, as_image, inches
 from cnn_viz.saliency import falls
-from cnn_viz.views.masks import GAP, WORDS, show
+from cnn_viz.views.masks import GAP, WORDS, part_shown, show
 
 __all__ = ["occlusion"]
 
@@ -53,7 +54,7 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Where a patch of {patch} x {patch} pixels has the mean colour, how far does the mean "
         "probability of a class fall, in the pixels taken for it (Zeiler and Fergus 2014)?\n"
         f"Patches begin every {max(patch // 2, 1)} pixels; a pixel's value is the mean over all "
-        "patches that cover it. Below 0: the class gains.",
+        f"patches that cover it. Below 0: the class gains.{part_shown(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[count:]:
@@ -67,15 +68,16 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
         ax.set_title(f"image {int(batch.indices[n]) + 1}: {name}", fontsize=9)
     scale = ScalarMappable(norm, style.DIVERGING)
     bar = figure.colorbar(
-        scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows), format=_points
+        scale,
+        ax=axes,
+        pad=0.01,
+        aspect=30,
+        shrink=min(1, 2.2 / rows),
+        format=FuncFormatter(style.per_cent),
     )
-    bar.set_label("fall of the probability, in points")
+    bar.set_label("fall of the probability")
     bar.outline.set_visible(False)
     return figure
-
-
-def _points(share: float, position: int | None = None) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _plan(images: Tensor) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from cnn_viz import style
 from cnn_viz.cam import Cam, seg_grad_cam
 from cnn_viz.pictures import as_image, inches
 from cnn_viz.views.gradcam import evidence_bar, overlay
-from cnn_viz.views.masks import GAP, WORDS, show
+from cnn_viz.views.masks import GAP, WORDS, part_shown, show
 from cnn_viz.wiring import traced
 
 __all__ = ["seg_gradcam"]
@@ -45,7 +45,7 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {run.recipe.model} on {run.recipe.data}",
         "What speaks for a class in the pixels that the network takes for it (Vinogradova et al. "
         "2020): the sum of its logits there is explained.\nBrightness is the share of each "
-        "map's own maximum; each position lies where it looks.",
+        f"map's own maximum; each position lies where it looks.{part_shown(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[len(pairs) :]:

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cnn_core.data import Batch, Preprocessing
+from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
 from cnn_core.tasks.segmentation import centred
 from cnn_core.training import Run
@@ -18,7 +18,7 @@ from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.pictures import Pixels, as_image, inches
 from cnn_viz.uncertainty import Uncertainty, mc_dropout
-from cnn_viz.views.masks import GAP, WORDS, show
+from cnn_viz.views.masks import GAP, WORDS, part_shown, show
 
 __all__ = ["uncertainty"]
 
@@ -46,7 +46,7 @@ def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Uncertainty by dropout: {run.recipe.model} on {run.recipe.data}",
         f"{PASSES} passes with dropout on (Gal and Ghahramani 2016): the entropy of their mean, "
         "and their mutual information with the weights: what the passes\ndisagree about, and more "
-        f"data could settle. {_compared(found, wrong, targets)}{_tiles(weights.preprocessing)}",
+        f"data could settle. {_compared(found, wrong, targets)}{part_shown(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[count:]:
@@ -68,11 +68,6 @@ def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
         bar.set_label(label)
         bar.outline.set_visible(False)
     return figure
-
-
-def _tiles(preprocessing: Preprocessing) -> str:
-    """Say which part of an image is shown, if it is seen in tiles."""
-    return " Of each image the tile at its centre." if preprocessing.tiled else ""
 
 
 def _compared(found: Uncertainty, wrong: Tensor, targets: Tensor) -> str:
