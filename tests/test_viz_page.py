@@ -203,6 +203,11 @@ def test_maps_are_packed_in_sixteenths_of_their_maximum():
         np.testing.assert_allclose(values[n] / 15, share, atol=0.5 / 15 + 1e-6)
 
 
+def test_a_map_lies_on_its_canvas_where_it_looks():
+    assert explorer._box(torch.zeros(1, 10, 8), (32, 32), 2, 4.0) == [32, 24, 64, 80]
+    assert explorer._box(torch.zeros(1, 10, 8), (32, 30), 0, 4.0) == [0, 0, 120, 128]
+
+
 def test_of_many_classes_those_that_occur_have_maps():
     assert explorer._offered(10, torch.tensor([3]), torch.tensor([4])) == list(range(10))
     found = explorer._offered(11, torch.tensor([3, 9, 3]), torch.tensor([3, 10, 4]))

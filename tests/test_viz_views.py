@@ -384,7 +384,7 @@ def test_cam_methods_shows_every_method_and_the_networks_own_answers(ingredients
     for column, method in enumerate(NAMES, 1):
         cam = cams(ingredients.model, images, "c3", method=method)["c3"]
         picture = ingredients.weights.preprocessing.pictures(images)[1, 0].numpy()
-        expected = overlay(np.repeat(picture[..., None], 3, 2), cam.heat()[1].numpy())
+        expected = overlay(np.repeat(picture[..., None], 3, 2), cam.heat(stride=2)[1].numpy())
         drawn = figure.axes[0].images[7 + column].get_array()
         np.testing.assert_allclose(drawn, expected, atol=1e-6)
 
@@ -407,7 +407,7 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(ingredients):
     cam = cams(ingredients.model, images, "c3", method="layer-cam")["c3"]
     for ax, measure in {deleted: deletion, inserted: insertion}.items():
         points = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
-        curves = measure(ingredients.model, images, cam.heat(), cam.classes, steps=8)
+        curves = measure(ingredients.model, images, cam.heat(stride=2), cam.classes, steps=8)
         assert points[2] == pytest.approx(float(curves.mean()), abs=1e-6)
         curves = measure(ingredients.model, images, edge_map(images), cam.classes, steps=8)
         assert points[4] == pytest.approx(float(curves.mean()), abs=1e-6)

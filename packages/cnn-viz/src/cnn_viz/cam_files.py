@@ -24,6 +24,7 @@ from cnn_viz.figures import encoded
 from cnn_viz.pictures import as_image
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import overlay
+from cnn_viz.wiring import strides
 
 __all__ = ["explain_files"]
 
@@ -59,7 +60,7 @@ def explain_files(
         raise UnknownNameError("class", of, weights.classes)
     stage = stage or registry.get_spec(weights.model).cam_stage
     where = choose_device(device)
-    model = weights.build().to(where)
+    model, stride = weights.build().to(where), strides(weights).get(stage, 0)
     files = unlike(image_files(images))
     for number, path in enumerate(files):
         inputs = weights.preprocessing(read_image(path, weights.in_channels)[None].to(where))
@@ -75,12 +76,14 @@ def explain_files(
         title = f"{TITLES[method]} at stage {stage}"
         with style.applied():
             picture = weights.preprocessing.pictures(inputs)[0]
-            figure = _beside(title, path, weights, picture, cam)
+            figure = _beside(title, path, weights, picture, cam, stride)
             write_bytes(target, encoded(figure, "png", dpi=150))
         yield target
 
 
-def _beside(title: str, path: Path, weights: Weights, picture: Tensor, cam: Cam) -> Figure:
+def _beside(
+    title: str, path: Path, weights: Weights, picture: Tensor, cam: Cam, stride: int
+) -> Figure:
     """Draw a picture beside the overlay, with the class and its probability."""
     plain = as_image(picture)
     plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
@@ -96,7 +99,7 @@ def _beside(title: str, path: Path, weights: Weights, picture: Tensor, cam: Cam)
         f"{style.short(weights.classes[said], 30)}, "
         f"{share}.\nThe map has {height} x {width} values{empty}.",
     )
-    heat = cam.heat()[0].cpu().numpy()
+    heat = cam.heat(stride=stride)[0].cpu().numpy()
     for ax, image in zip(figure.subplots(1, 2), (plain, overlay(plain, heat)), strict=True):
         ax.imshow(image)
         ax.set_axis_off()

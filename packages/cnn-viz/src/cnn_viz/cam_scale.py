@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["SCALES", "enlarged", "placed", "shares"]
+__all__ = ["SCALES", "box", "enlarged", "shares"]
 
 Size = tuple[int, int]
 
@@ -18,23 +18,26 @@ def enlarged(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def placed(maps: Tensor, size: Size, stride: int) -> Tensor:
-    """Return maps, N h w, at a size (H, W), each position `stride` pixels wide; N H W.
+def box(shape: Size, size: Size, stride: int) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of what maps, h w, stand for in an image, (H, W).
 
-    They lie at the centre, where layers without padding leave them; the border is then 0.
+    Each position is `stride` pixels wide, and all lie at the centre, where layers without padding
+    leave them. Without a stride maps are stretched over the image.
     """
-    height, width = (min(n * stride, whole) for n, whole in zip(maps.shape[1:], size, strict=True))
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    right, bottom = size[1] - width - left, size[0] - height - top
-    return F.pad(enlarged(maps, (height, width)), (left, right, top, bottom))
+    if not stride:
+        return 0, 0, *size
+    height, width = (min(n * stride, whole) for n, whole in zip(shape, size, strict=True))
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
 
 
 def shares(raw: Tensor, size: Size, stride: int = 0) -> Tensor:
     """Return the positive part at a size, each map divided by its maximum; an empty one is 0.
 
-    With a `stride` it is `placed`.
+    It lies in its `box`; around it is 0.
     """
-    maps = placed(raw.relu(), size, stride) if stride else enlarged(raw.relu(), size)
+    top, left, height, width = box((raw.shape[1], raw.shape[2]), size, stride)
+    maps = enlarged(raw.relu(), (height, width))
+    maps = F.pad(maps, (left, size[1] - left - width, top, size[0] - top - height))
     highest = maps.amax((1, 2), keepdim=True)
     return torch.where(highest > 0, maps / highest, 0.0)
 

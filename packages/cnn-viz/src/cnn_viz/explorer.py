@@ -24,6 +24,7 @@ from cnn_core.errors import ZooError
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
 from cnn_viz.cam import cams_by_method
+from cnn_viz.cam_scale import box
 from cnn_viz.embeddings import FEWEST, Embedded, even, neighbours_of
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import clustered, confusion_counts
@@ -33,6 +34,7 @@ from cnn_viz.views.confusion import ORDERED
 from cnn_viz.views.embedding import words
 from cnn_viz.views.features import walk
 from cnn_viz.views.gradcam import require_places
+from cnn_viz.wiring import strides
 
 __all__ = ["BY_HAND", "NOTHING", "explored", "stages_of"]
 
@@ -163,6 +165,7 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
     columns = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
     offered = _offered(len(predictions.classes), *columns.values())
     stages = stages_of(ingredients.model, spec, images[:1])
+    pixels, (height, width) = strides(ingredients.weights), images.shape[-2:]
     maps: dict[str, dict[str, list[Tensor]]] = {
         name: {stage: [] for stage in stages} for name in NAMES.values()
     }
@@ -187,8 +190,18 @@ def _cams(ingredients: Ingredients) -> dict[str, Any]:
             name: {stage: _sixteenths(torch.cat(raw)) for stage, raw in by_stage.items()}
             for name, by_stage in maps.items()
         },
-        "shapes": {stage: list(maps[name][stage][0].shape[1:]) for stage in stages},
+        "shapes": {stage: list(raw[0].shape[1:]) for stage, raw in maps[name].items()},
+        "boxes": {
+            stage: _box(raw[0], (height, width), pixels.get(stage, 0), scale * size[1] / width)
+            for stage, raw in maps[name].items()
+        },
     }
+
+
+def _box(raw: Tensor, size: tuple[int, int], stride: int, scale: float) -> list[float]:
+    """Return left, top, width and height of where a map lies, on a canvas larger by `scale`."""
+    top, left, height, width = box((raw.shape[1], raw.shape[2]), size, stride)
+    return [scale * value for value in (left, top, width, height)]
 
 
 def _offered(count: int, *found: Tensor) -> list[int]:

@@ -41,6 +41,7 @@ from cnn_viz.report import script_hash, script_of, template_of, write_report
 from cnn_viz.views.arithmetic import drawn
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import overlay
+from cnn_viz.wiring import strides
 
 __all__ = ["LARGEST", "application"]
 
@@ -85,6 +86,7 @@ class _Desk:
         blank = torch.zeros(1, weights.in_channels, height, width, device=ingredients.device)
         self.ingredients, self.weights = ingredients, weights
         self.stages = stages_of(ingredients.model, registry.get_spec(weights.model), blank)
+        self.strides = strides(weights)
         self.busy = Lock()
 
     async def home(self, request: Request) -> Response:
@@ -170,6 +172,7 @@ class _Desk:
     ) -> dict[str, Any]:
         weights, classes = self.weights, self.weights.classes
         cam = cams(self.ingredients.model, inputs, [stage], explained, method)[stage]
+        heat = cam.heat(stride=self.strides.get(stage, 0))[0]
         plain = as_image(weights.preprocessing.pictures(inputs)[0])
         plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
         best = cam.logits.softmax(1)[0].topk(min(NAMED, len(classes)))
@@ -179,7 +182,7 @@ class _Desk:
             "explained": printable(classes[int(cam.classes[0])]),
             "empty": bool(cam.empty[0]),
             "picture": _png(plain),
-            "overlay": _png(overlay(plain, cam.heat()[0].cpu().numpy())),
+            "overlay": _png(overlay(plain, heat.cpu().numpy())),
         }
 
     def _alone(self, call: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ from cnn_core.create import create_model
 from cnn_core.layers.tracing import Trace, trace
 from cnn_core.training.weights import Weights
 
-__all__ = ["INPUT", "Wiring", "traced", "wiring"]
+__all__ = ["INPUT", "Wiring", "strides", "traced", "wiring"]
 
 INPUT = "input"
 NOTHING: frozenset[str] = frozenset()
@@ -51,6 +51,11 @@ def traced(weights: Weights) -> Trace:
     image = (weights.in_channels, *weights.preprocessing.size)
     stages = registry.get_spec(weights.model).stages
     return trace(build, wiring(build, stages, image).stages, image)
+
+
+def strides(weights: Weights) -> dict[str, int]:
+    """Return how many pixels apart the positions of each stage's maps look."""
+    return {stage.name: stage.stride for stage in traced(weights).stages}
 
 
 @torch.no_grad()

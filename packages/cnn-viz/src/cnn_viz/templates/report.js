@@ -1,5 +1,5 @@
-// What a reader can do with the page. No library, and nothing is loaded: data lie in it as JSON,
-// arrays as base64, images on WebP sheets. Text is only set as textContent.
+// What a reader can do with the page. No library; nothing is loaded: in it are JSON, arrays
+// as base64, images on WebP sheets. Text is only set as textContent.
 "use strict";
 (() => {
   const one = (selector, root = document) => root.querySelector(selector);
@@ -116,7 +116,7 @@
   };
   const gallery = data.cams && one("#cams");
   if (gallery) {
-    const { size: [height, width], items, maps, shapes, offered } = data.cams;
+    const { size: [height, width], items, maps, shapes, boxes, offered } = data.cams;
     const pictures = loaded(data.cams.sheet), control = name => one(`[name=${name}]`).value;
     const show = async () => {
       const image = await pictures, opacity = control("opacity") / 100, stage = control("stage");
@@ -142,7 +142,7 @@
         context.globalAlpha = opacity;
         context.globalCompositeOperation = "screen";
         context.imageSmoothingEnabled = true;
-        context.drawImage(heat, ...whole);
+        context.drawImage(heat, ...boxes[stage]);
         one(".empty", canvas.parentElement).hidden = highest;
       }
     };

@@ -17,6 +17,7 @@ from cnn_viz import style
 from cnn_viz.cam import Cam, cams_by_method
 from cnn_viz.pictures import as_image, inches, tiles, varied
 from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
+from cnn_viz.wiring import strides
 
 __all__ = ["NAMES", "cam_methods"]
 
@@ -52,12 +53,14 @@ def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Six ways to a class activation map, at stage {stage}: "
         f"{run.recipe.model} on {run.recipe.data}",
         f"{len(shown)} images of the test split, and what speaks for the class that the network "
-        f"predicts; a map has {height} x {width} values, enlarged bilinearly.\nBrightness is the "
-        "share of each map's own maximum. Eigen-CAM does not look at the class.",
+        f"predicts; a map has {height} x {width} values, each where it looks, enlarged bilinearly."
+        "\nBrightness is the share of each map's own maximum. Eigen-CAM does not look at the "
+        "class.",
     )
     ax = figure.subplots()
     targets = batch.targets[shown].tolist()
-    _rows(ax, pictures, found, weights.classes, targets, above=WORDS / unit)
+    stride = strides(weights).get(stage, 0)
+    _rows(ax, pictures, found, weights.classes, targets, stride=stride, above=WORDS / unit)
     evidence_bar(figure, ax, 0.4)
     return figure
 
@@ -69,10 +72,11 @@ def _rows(
     classes: tuple[str, ...],
     targets: list[int],
     *,
+    stride: int,
     above: float,
 ) -> None:
     """Show a row for each picture, under the class and its probability, a column a method."""
-    heats = {method: cam.heat().cpu().numpy() for method, cam in found.items()}
+    heats = {method: cam.heat(stride=stride).cpu().numpy() for method, cam in found.items()}
     images: list[Any] = []
     for number, picture in enumerate(pictures):
         plain = as_image(picture)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import cams
 from cnn_viz.faithfulness import (
@@ -28,6 +29,7 @@ from cnn_viz.measures import bootstrap
 from cnn_viz.pictures import varied
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import require_places
+from cnn_viz.wiring import strides
 
 __all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness"]
 
@@ -52,10 +54,10 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     images = batch.images[varied(batch.targets.tolist(), count)]
     first = cams(model, images, stage)[stage]
     require_places(first, stage)
-    classes = first.classes
+    classes, stride = first.classes, strides(read_weights(run.path)).get(stage, 0)
 
     def explain(model: nn.Module, method: str) -> Tensor:
-        return cams(model, images, stage, classes, method)[stage].heat()
+        return cams(model, images, stage, classes, method)[stage].heat(stride=stride)
 
     makers: dict[str, Callable[[nn.Module], Tensor]] = {
         method: partial(explain, method=method) for method in METHODS

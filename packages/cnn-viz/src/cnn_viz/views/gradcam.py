@@ -19,6 +19,7 @@ from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import Cam, grad_cam
 from cnn_viz.pictures import as_image, inches, tiles, varied
+from cnn_viz.wiring import strides
 
 __all__ = ["evidence_bar", "gradcam", "overlay", "require_places"]
 
@@ -44,12 +45,13 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
         0.95 + rows * (unit * (1 + GAP) + WORDS),
         f"Grad-CAM at stage {stage}: {run.recipe.model} on {run.recipe.data}",
         f"{len(shown)} images of the test split, as the network sees them, and the class it "
-        f"predicts.\nA map has {height} x {width} values at this stage, enlarged bilinearly; "
-        "brightness is the share of its own maximum.",
+        f"predicts.\nA map has {height} x {width} values at this stage, each where it looks, "
+        "enlarged bilinearly; brightness is the share of its own maximum.",
     )
     ax = figure.subplots()
     targets = batch.targets[shown].tolist()
-    _pairs(ax, pictures, cam, weights.classes, targets, above=WORDS / unit)
+    heat = cam.heat(stride=strides(weights).get(stage, 0)).cpu()
+    _pairs(ax, pictures, cam, heat, weights.classes, targets, above=WORDS / unit)
     evidence_bar(figure, ax, 0.5)
     return figure
 
@@ -68,13 +70,13 @@ def _pairs(
     ax: Axes,
     pictures: Tensor,
     cam: Cam,
+    heat: Tensor,
     classes: tuple[str, ...],
     targets: list[int],
     *,
     above: float,
 ) -> None:
     """Show each picture and beside it the overlay, under the class and its probability."""
-    heat = cam.heat().cpu()
     images: list[Any] = []
     for picture, values in zip(pictures, heat, strict=True):
         plain = _rgb(as_image(picture))

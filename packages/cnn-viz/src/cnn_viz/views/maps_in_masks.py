@@ -21,7 +21,7 @@ from cnn_viz.measures import ENOUGH
 from cnn_viz.modes import untouched
 from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots
 from cnn_viz.views.masks import part_shown
-from cnn_viz.wiring import traced
+from cnn_viz.wiring import strides
 
 __all__ = ["maps_in_masks"]
 
@@ -37,7 +37,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """
     weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
-    strides = {stage.name: stage.stride for stage in traced(weights).stages}
+    pixels = strides(weights)
     with untouched(model, batch.images):
         logits = two_sided(model(batch.images).float())
     targets = centred(batch.targets, logits)
@@ -62,7 +62,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     for (left, right), stage in zip(axes, stages, strict=True):
         maps = {
             method: seg_grad_cam(model, images, stage, classes, method=method).heat(
-                stride=strides[stage]
+                stride=pixels[stage]
             )
             for method in METHODS
         }

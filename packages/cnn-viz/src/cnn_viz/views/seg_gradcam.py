@@ -18,7 +18,7 @@ from cnn_viz.cam import Cam, seg_grad_cam
 from cnn_viz.pictures import as_image, inches
 from cnn_viz.views.gradcam import evidence_bar, overlay
 from cnn_viz.views.masks import GAP, WORDS, part_shown, show
-from cnn_viz.wiring import traced
+from cnn_viz.wiring import strides
 
 __all__ = ["seg_gradcam"]
 
@@ -35,8 +35,8 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     images = batch.images[[n for n, _ in pairs]]
     pictures = weights.preprocessing.pictures(images).cpu()
     cams = [seg_grad_cam(model, images, stage, [k for _, k in pairs]) for stage in stages]
-    strides = {stage.name: stage.stride for stage in traced(weights).stages}
-    heats = [cam.heat(stride=strides[name]) for name, cam in zip(stages, cams, strict=True)]
+    pixels = strides(weights)
+    heats = [cam.heat(stride=pixels[name]) for name, cam in zip(stages, cams, strict=True)]
     unit = inches(4.7, 4, pictures.shape, gap=GAP)
     rows = -(-len(pairs) // 2)
     figure = style.figure(
