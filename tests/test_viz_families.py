@@ -40,6 +40,10 @@ OPTIONS = {
     "unet": {"width": 2},
     "unet_same": {"width": 4, "depth": 2},
 }
+SLOWER = ("alexnet_small", "vgg11_cifar", "densenet40_cifar")
+EACH = [
+    pytest.param(model, marks=[pytest.mark.slow] * (model in SLOWER), id=model) for model in TABLE
+]
 SIZES = {"alexnet_small": 16, "resnet20_cifar": 16, "densenet40_cifar": 16, "unet": 204}
 
 
@@ -88,7 +92,7 @@ def test_the_table_has_every_family_there_is():
     assert {cnn_core.get_spec(name).family for name in TABLE} == families
 
 
-@pytest.mark.parametrize("model", TABLE)
+@pytest.mark.parametrize("model", EACH)
 def test_every_view_is_drawn_or_says_why_not(model, folders, tmp_path, monkeypatch):
     monkeypatch.setattr("cnn_viz.views.activation_maximisation.MOST", 2)  # steps
     monkeypatch.setattr("cnn_viz.views.faithfulness.randomisation", of_two_stages)
