@@ -282,6 +282,8 @@ def test_a_map_with_a_stride_lies_at_the_centre():
     assert divmod(int(heat.argmax()), 12) == (6, 8)  # 4 x 6 of 10 x 12 pixels, from (3, 3) on
     assert heat[3:7, 3:9].sum() == heat.sum()
     torch.testing.assert_close(cam.heat(stride=5)[0].sum(0), cam.heat()[0].sum(0))
+    with pytest.raises(UsageError, match="stride = 2: torch-cam stretches maps"):
+        cam.heat("torch-cam", stride=2)
 
 
 @pytest.mark.parametrize("stage", ["down.1", "bottom", "up.1"])

@@ -24,7 +24,7 @@ COMMANDS = {
     "compare": "Runs side by side: what differs in their recipes, and what they reached",
     "predict": "Classify images with a run's weights",
     "export": "Write a run's network into a file that runs without its Python: .pt2, ONNX",
-    "check": "Hold the models of an installed package to the conformance checks",
+    "check": "Hold what an installed package offers to the conformance checks",
     "new": "Write a plugin that works as it is: a network, a data set, a view, a command",
     "plugins": "The installed plugins, and where they are from",
     "doctor": "Find what is wrong with plugins and surroundings",

@@ -120,9 +120,12 @@ class Cam:
 
         Raises:
             UnknownNameError: there is no such way; suggests names.
+            UsageError: a stride is given, and a way that is another library's.
         """
         if like not in SCALES:
             raise UnknownNameError("scale", like, SCALES)
+        if stride and like != "cnnzoo":
+            raise UsageError(f"stride = {stride}: {like} stretches maps over the image")
         if stride:
             return shares(self.raw, self.size, stride)
         return SCALES[like](self.raw, self.size)

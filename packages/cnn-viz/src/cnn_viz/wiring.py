@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cnn_core import registry
-from cnn_core.create import create_model
 from cnn_core.layers.tracing import Trace, trace
 from cnn_core.training.weights import Weights
 
@@ -41,16 +40,9 @@ class Wiring:
 
 def traced(weights: Weights) -> Trace:
     """Return what each stage does that takes part in the network of these weights, at its size."""
-    build = partial(
-        create_model,
-        weights.model,
-        num_classes=weights.num_classes,
-        in_channels=weights.in_channels,
-        **weights.options,
-    )
     image = (weights.in_channels, *weights.preprocessing.size)
     stages = registry.get_spec(weights.model).stages
-    return trace(build, wiring(build, stages, image).stages, image)
+    return trace(weights.fresh, wiring(weights.fresh, stages, image).stages, image)
 
 
 def strides(weights: Weights) -> dict[str, int]:

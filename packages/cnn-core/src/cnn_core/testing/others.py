@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, ClassVar
 from unittest import SkipTest
 
@@ -196,7 +196,7 @@ def _ingredients(task: str) -> Any:
     run = train(
         _smallest(task),
         DATA[task],
-        out=Path(_scratch().name, task),
+        out=Path(mkdtemp(dir=_scratch().name), task),  # a new one, if it failed before
         epochs=1,
         progress=False,
         device="cpu",

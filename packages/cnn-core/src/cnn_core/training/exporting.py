@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,13 +127,12 @@ def _format(format: str | None, out: str | os.PathLike[str] | None) -> str:
 
 
 def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        name = error.name or "onnx"
-        raise UsageError(f"{name} is not installed", 'pip install "cnn-core[onnx]"') from error
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            what = f"{error.name or name} is not installed"
+            raise UsageError(what, 'pip install "cnn-core[onnx]"') from error
 
 
 def _target(

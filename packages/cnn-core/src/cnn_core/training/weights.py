@@ -48,14 +48,18 @@ class Weights:
     epoch: int
     path: Path | None = None
 
-    def build(self) -> nn.Module:
-        """Return the model with these weights, in eval mode."""
-        model = create_model(
+    def fresh(self) -> nn.Module:
+        """Return the model without these weights: newly initialised."""
+        return create_model(
             self.model,
             num_classes=self.num_classes,
             in_channels=self.in_channels,
             **self.options,
         )
+
+    def build(self) -> nn.Module:
+        """Return the model with these weights, in eval mode."""
+        model = self.fresh()
         self.load_into(model)
         return model.eval()
 

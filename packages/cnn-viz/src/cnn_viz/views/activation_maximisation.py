@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from matplotlib.figure import Figure
 from torch import nn
 
-from cnn_core.create import create_model
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
@@ -74,14 +71,7 @@ def steps_for(weights: Weights, classes: int) -> int:
     Raises:
         UsageError: it allows fewer.
     """
-    build = partial(
-        create_model,
-        weights.model,
-        num_classes=weights.num_classes,
-        in_channels=weights.in_channels,
-        **weights.options,
-    )
-    macs = trace(build, (), (weights.in_channels, *weights.preprocessing.size)).macs
+    macs = trace(weights.fresh, (), (weights.in_channels, *weights.preprocessing.size)).macs
     cost = 3 * classes * max(macs, 1)
     if LEAST * cost > BUDGET:
         raise UsageError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import Stage, trace
 from cnn_core.training import Run
@@ -33,15 +31,8 @@ LEVEL = 0.42  # the room of a skip connection
 def architecture(run: Run) -> Figure:
     """Draw the network stage by stage: how large its maps are, how many, and what skips what."""
     spec, weights = registry.get_spec(run.recipe.model), read_weights(run.path)
-    build = partial(
-        create_model,
-        weights.model,
-        num_classes=weights.num_classes,
-        in_channels=weights.in_channels,
-        **weights.options,
-    )
     image = (weights.in_channels, *weights.preprocessing.size)
-    return stage_by_stage(run.recipe.model, build, spec.stages, image)
+    return stage_by_stage(run.recipe.model, weights.fresh, spec.stages, image)
 
 
 def stage_by_stage(
