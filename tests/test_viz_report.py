@@ -25,6 +25,7 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run, evaluate
 from cnn_core.training.weights import read_weights, write_weights
 from cnn_viz import ingredients, plugin, write_report
+from cnn_viz.charts import charts
 from cnn_viz.commands import viz
 from cnn_viz.explorer import BY_HAND
 from cnn_viz.ingredients import Ingredients
@@ -445,3 +446,11 @@ def test_names_of_views_complete_in_the_shell(cnnzoo):
     done = cnnzoo(_CNNZOO_COMPLETE="bash_complete", COMP_WORDS="cnnzoo viz ", COMP_CWORD="2")
     found = {line.partition(",")[2] for line in done.out.splitlines()}
     assert {*VIEWS, "all"} <= found
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.001, 3e-5, 1.0])
+def test_a_constant_learning_rate_has_ticks_that_differ(rate):
+    chart = charts([{"lr": rate, "train/loss": loss} for loss in (2.0, 1.0)], 2)[-1]
+    labels = [label for _, label in chart["y"]]
+    assert len(set(labels)) == len(labels) > 2
+    assert f"{rate:g}" in labels

@@ -48,8 +48,11 @@ def _chart(
         for name, key in keys.items()
     }
     values = [y for points in lines.values() for _, y in points] or [0.0, 1.0]
-    ticks = MaxNLocator(4).tick_values(min(values), max(values))
-    low, high = min(ticks[0], *values), max(ticks[-1], *values)
+    lowest, highest = min(values), max(values)
+    if lowest == highest:  # a constant learning rate lies in the middle
+        lowest, highest = sorted((0.0, 2 * lowest or 1.0))
+    ticks = MaxNLocator(4).tick_values(lowest, highest)
+    low, high = min(ticks[0], lowest), max(ticks[-1], highest)
     if scale == 100:
         high = min(high, 100.0)
     last = len(history) - 1
