@@ -259,7 +259,7 @@ def test_confused_shows_the_images_of_each_pair(run):
     assert len(first.images) == len(first.texts) == 6
     for image, text, place in zip(first.images, first.texts, best.tolist(), strict=True):
         np.testing.assert_allclose(image.get_array(), said.images[place, 0] / 255, rtol=1e-6)
-        assert text.get_text() == style.percent(float(confidence[place]))
+        assert text.get_text() == style.confidence(float(confidence[place]))
     shown = np.sort(counts, axis=None)[::-1][:10].sum()
     assert f"{shown:,} of {counts.sum():,} mistakes in 300 images" in figure.get_supxlabel()
 
@@ -434,7 +434,7 @@ def test_the_least_sure_of_those_that_are_right_are_shown(run):
     least = right[confidence[right].argsort()[:8]]
     texts = [text.get_text() for text in figure.axes[1].texts]
     assert texts == [
-        f"class {int(said.targets[k])}\n{style.percent(float(confidence[k]))}" for k in least
+        f"class {int(said.targets[k])}\n{style.confidence(float(confidence[k]))}" for k in least
     ]
 
 

@@ -311,7 +311,7 @@ def test_the_most_confident_mistakes_come_first(run):
     worst = confidence[60:].argsort(descending=True)[:16] + 60
     for label, number in zip(labels, worst.tolist(), strict=True):
         predicted, target = int(said.predicted[number]), int(said.targets[number])
-        share = style.percent(float(confidence[number]))
+        share = style.confidence(float(confidence[number]))
         assert label == f"class {predicted}  {share}\nbut is class {target}"
     shown = wrong.images[0].get_array()
     np.testing.assert_allclose(shown, said.images[worst[0], 0] / 255, rtol=1e-6)
@@ -348,7 +348,7 @@ def test_gradcam_titles_are_the_networks_own_answers(ingredients):
     answers = ingredients.predictions.probabilities[batch.indices[shown]]
     labels = [text for text in texts(figure) if "%" in text]
     for label, answer in zip(labels, answers, strict=True):
-        expected = f"{classes[int(answer.argmax())]}  {style.percent(float(answer.amax()))}"
+        expected = f"{classes[int(answer.argmax())]}  {style.confidence(float(answer.amax()))}"
         assert label.partition("  (")[0] == expected
     assert "stage c3" in figure.get_suptitle()
     assert len(figure.axes[0].images) == 24
@@ -378,7 +378,7 @@ def test_cam_methods_shows_every_method_and_the_networks_own_answers(ingredients
     labels = [text for text in texts(figure) if "%" in text]
     for label, answer in zip(labels, answers, strict=True):
         name = ingredients.predictions.classes[int(answer.argmax())]
-        expected = f"{name}  {style.percent(float(answer.amax()))}"
+        expected = f"{name}  {style.confidence(float(answer.amax()))}"
         assert label.partition("  (")[0] == expected
     images = ingredients.batch.images[shown]
     for column, method in enumerate(NAMES, 1):
@@ -645,6 +645,7 @@ def test_the_wilson_interval_is_the_published_one(hits, n, low, high):
 )
 def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
     assert style.percent(fraction) == shown
+    assert style.confidence(fraction) == (">99.9 %" if fraction == 1 else shown)
 
 
 def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run, monkeypatch):

@@ -88,7 +88,7 @@ def _beside(
     plain = as_image(picture)
     plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
     said = int(cam.classes[0])
-    share = style.percent(float(cam.logits.softmax(1)[0, said]))
+    share = style.confidence(float(cam.logits.softmax(1)[0, said]))
     height, width = cam.raw.shape[1:]
     empty = "; the map is empty: nothing speaks for the class" if bool(cam.empty[0]) else ""
     figure = style.figure(

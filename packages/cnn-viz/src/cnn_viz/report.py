@@ -268,6 +268,7 @@ def template_of(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "confidence": style.confidence,
         "percent": _percent,
         "duration": _duration,
         "number": _number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ __all__ = [
     "SEQUENTIAL",
     "THEMED",
     "applied",
+    "confidence",
     "figure",
     "per_cent",
     "percent",
@@ -153,6 +155,11 @@ def percent(fraction: float, digits: int = 1) -> str:
     if fraction < 1 and float(shown) == 100:
         return f">{100 - 10**-digits:.{digits}f} %"
     return f"{shown} %"
+
+
+def confidence(probability: float, digits: int = 1) -> str:
+    """Return a softmax's probability, which is below 100 % even where float32 rounds it to 1."""
+    return percent(min(probability, math.nextafter(1, 0)), digits)
 
 
 def per_cent(fraction: float, position: int | None = None) -> str:

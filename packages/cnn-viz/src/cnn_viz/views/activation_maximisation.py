@@ -57,7 +57,7 @@ def activation_maximisation(run: Run, model: nn.Module, batch: Batch) -> Figure:
         ax.set_title(
             f"{style.short(weights.classes[number], 22)}\n"
             f"{style.signed(first, '.1f')} \N{RIGHTWARDS ARROW} {style.signed(last, '.1f')}, "
-            f"{style.percent(float(probabilities[number, number]))}",
+            f"{style.confidence(float(probabilities[number, number]))}",
             fontsize=9,
         )
     return figure

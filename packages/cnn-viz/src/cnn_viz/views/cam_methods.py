@@ -92,7 +92,7 @@ def _rows(
     left = pictures.shape[-1] / pictures.shape[-2] / 2
     for number, target in enumerate(targets):
         name, share = int(said.classes[number]), float(probabilities[number])
-        label = f"{style.short(classes[name], 30)}  {style.percent(share)}"
+        label = f"{style.short(classes[name], 30)}  {style.confidence(share)}"
         if name != target:
             label += f"  (is {style.short(classes[target], 30)})"
         colour = style.INK if name == target else style.ORANGE

@@ -72,4 +72,4 @@ def _examples(ax: Axes, predictions: Predictions, shown: Tensor, above: float) -
     places = tiles(ax, pictures, EXAMPLES, gap=GAP, above=above)
     shares = predictions.probabilities[shown].amax(1)
     for (x, y), share in zip(places, shares.tolist(), strict=True):
-        ax.text(x, y - 0.04, style.percent(share), ha="center", va="bottom", fontsize=8)
+        ax.text(x, y - 0.04, style.confidence(share), ha="center", va="bottom", fontsize=8)

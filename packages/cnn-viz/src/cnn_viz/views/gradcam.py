@@ -85,7 +85,8 @@ def _pairs(
     probabilities = cam.logits.softmax(1).gather(1, cam.classes[:, None]).squeeze(1)
     for number, (left, right) in enumerate(zip(places[::2], places[1::2], strict=True)):
         said, true = int(cam.classes[number]), targets[number]
-        label = f"{style.short(classes[said], 12)}  {style.percent(float(probabilities[number]))}"
+        sure = style.confidence(float(probabilities[number]))
+        label = f"{style.short(classes[said], 12)}  {sure}"
         if said != true:
             label += f"  (is {style.short(classes[true], 12)})"
         x, y = (left[0] + right[0]) / 2, left[1]

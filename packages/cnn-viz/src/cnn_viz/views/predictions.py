@@ -67,7 +67,7 @@ def _grid(
     for (x, y), number in zip(places, shown.tolist(), strict=True):
         said = int(predictions.predicted[number])
         true = int(predictions.targets[number])
-        share = style.percent(float(confidence[number]))
+        share = style.confidence(float(confidence[number]))
         label = f"{style.short(predictions.classes[said])}\n{share}"
         if said != true:
             label = f"{style.short(predictions.classes[said], 10)}  {share}\n"
