@@ -113,6 +113,29 @@ def test_four_images_are_enough(method):
     assert set(found.quality) == {"trustworthiness"}
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("features", "says"),
+    [
+        (torch.zeros(20, 4), "20 images with the same features"),
+        (torch.full((20, 4), 0.1) * (1 + 1e-7 * torch.rand(20, 4)), "the same features"),
+        (torch.full((20, 4), torch.nan), "not numbers"),
+    ],
+)
+def test_a_dead_networks_features_are_refused(method, features, says):
+    """Of such features t-SNE would end the process with a segmentation fault."""
+    with pytest.raises(UsageError, match=says):
+        placed(features, torch.arange(20) % 2, method)
+
+
+@pytest.mark.parametrize("method", ["PCA", "t-SNE"])
+def test_one_feature_of_any_size_is_enough(method):
+    for size in (1e-30, 1.0, 1e30):
+        found = placed(size * torch.rand(20, 1), torch.arange(20) % 2, method)
+        assert np.isfinite(found.xy).all()
+        assert found.xy[:, 0].std() > 0
+
+
 def test_places_are_even_and_whole():
     assert even(5, 10).tolist() == [0, 1, 2, 3, 4]
     assert even(9, 5).tolist() == [0, 2, 4, 6, 8]

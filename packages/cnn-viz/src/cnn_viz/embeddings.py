@@ -154,17 +154,32 @@ def placed(features: Tensor, labels: Tensor, method: str, classes: bool = True) 
     """Place features, N x D, by a method; `labels`, N, are for the quality, if they are classes.
 
     Raises:
-        UsageError: there are fewer than four images, or UMAP is not installed.
+        UsageError: there are fewer than four images, their features are all the same or no
+            numbers, or UMAP is not installed.
     """
     if len(features) < FEWEST:
         raise UsageError(f"{len(features)} images: expected at least {FEWEST} for an embedding")
     make, most = METHODS[method]
     indices = np.asarray(even(len(features), most))
-    x = np.asarray(features[indices], dtype=np.float32)
+    x = _centred(np.asarray(features[indices], dtype=np.float64))
     xy = np.asarray(make(x), dtype=np.float32)
     judged = np.asarray(even(len(x), JUDGED))
     truth = np.asarray(labels[indices])[judged] if classes else None
     return Placed(indices=indices, xy=xy, quality=quality(x[judged], xy[judged], truth))
+
+
+def _centred(features: NDArray[np.float64]) -> Matrix:
+    """Return features around 0, the largest 1, and two columns at least.
+
+    Of images that are all at one place, t-SNE would end the process.
+    """
+    if not np.isfinite(features).all():
+        raise UsageError("features that are not numbers: nothing to place the images by")
+    centred = features - features.mean(0)
+    if (np.abs(centred) <= 1e-6 * np.abs(features)).all():  # but for rounding
+        raise UsageError(f"{len(features)} images with the same features: nothing to tell apart")
+    centred /= np.abs(centred).max()
+    return np.pad(centred, ((0, 0), (0, max(2 - features.shape[1], 0)))).astype("f4")
 
 
 def quality(x: Matrix, xy: Matrix, labels: NDArray[Any] | None = None) -> dict[str, float]:
