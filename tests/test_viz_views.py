@@ -40,7 +40,7 @@ from cnn_core.training.score import kept_epoch
 from cnn_viz import draw, plugin, style
 from cnn_viz.cam import cams
 from cnn_viz.commands import viz
-from cnn_viz.faithfulness import deletion, edge_map, insertion
+from cnn_viz.faithfulness import deletion, edge_map, insertion, random_map, randomisation
 from cnn_viz.figures import draw_all, draw_one, fitting, write
 from cnn_viz.ingredients import Ingredients
 from cnn_viz.measures import wilson
@@ -411,11 +411,20 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(ingredients):
         assert points[2] == pytest.approx(float(curves.mean()), abs=1e-6)
         curves = measure(ingredients.model, images, edge_map(images), cam.classes, steps=8)
         assert points[4] == pytest.approx(float(curves.mean()), abs=1e-6)
+        noise = replace(cam, raw=random_map(cam.raw[:, None])).heat(stride=2)  # in the same box
+        curves = measure(ingredients.model, images, noise, cam.classes, steps=8)
+        assert points[3] == pytest.approx(float(curves.mean()), abs=1e-6)
     assert len(road.lines) == 2 * 5  # a mean and an interval for each
     lines = {line.get_label(): line.get_ydata() for line in cascade.lines}
     assert lines["edges (Sobel)"] == pytest.approx([1.0] * 6)
     assert all(values[0] == 1 for label, values in lines.items() if label in names)
-    assert lines["Grad-CAM"][-1] < 0.9
+    left = randomisation(
+        ingredients.model,
+        registry.get_spec("lenet5_modern").stages,
+        lambda model: cams(model, images, "c3", cam.classes, "layer-cam")["c3"].raw,
+    )
+    assert lines["Layer-CAM"][1:] == pytest.approx([float(v.nanmean()) for v in left.values()])
+    assert lines["Layer-CAM"][-1] < 0.5
     labels = [label.get_text() for label in cascade.get_xticklabels()]
     assert labels == ["trained", "output", "f6", "c5", "c3", "c1"]
 

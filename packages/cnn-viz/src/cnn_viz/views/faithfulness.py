@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from cnn_core.data import Batch
 from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
-from cnn_viz.cam import cams
+from cnn_viz.cam import Cam, cams
 from cnn_viz.faithfulness import (
     deletion,
     edge_map,
@@ -31,7 +32,7 @@ from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import require_places
 from cnn_viz.wiring import strides
 
-__all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness"]
+__all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness", "random_cam"]
 
 METHODS = ("grad-cam", "hires-cam", "layer-cam")
 RANDOM, EDGES = "random numbers", "edges (Sobel)"
@@ -56,14 +57,15 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     require_places(first, stage)
     classes, stride = first.classes, strides(read_weights(run.path)).get(stage, 0)
 
-    def explain(model: nn.Module, method: str) -> Tensor:
-        return cams(model, images, stage, classes, method)[stage].heat(stride=stride)
+    def explain(model: nn.Module, method: str) -> Cam:
+        return cams(model, images, stage, classes, method)[stage]
 
-    makers: dict[str, Callable[[nn.Module], Tensor]] = {
-        method: partial(explain, method=method) for method in METHODS
-    }
-    makers |= {RANDOM: lambda _: random_map(images), EDGES: lambda _: edge_map(images)}
-    heats = {name: make(model) for name, make in makers.items()}
+    def raw(model: nn.Module, method: str) -> Tensor:
+        return explain(model, method).raw
+
+    maps = {method: explain(model, method) for method in METHODS} | {RANDOM: random_cam(first)}
+    heats = {name: cam.heat(stride=stride) for name, cam in maps.items()}
+    heats[EDGES] = edge_map(images)
     measures: dict[str, Callable[[Tensor], Tensor]] = {
         "Deletion: lower is better": lambda h: deletion(
             model, images, h, classes, steps=STEPS
@@ -82,8 +84,9 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
         "and 95 % bootstrap intervals. Deletion: the mean probability of the class\nwhile pixels "
         "turn to 0, highest first. Insertion: the same while a blurred image gets sharp. ROAD: "
         "how much less probable it is without the highest\npixels than without the lowest. "
-        "Random numbers and edges know nothing of the network: a map worth looking at is better "
-        "than both, and changes with the weights.",
+        "Random numbers, as many as the map has and placed as it is, and edges know nothing of "
+        "the network: a map worth\nlooking at is better than both, and changes with the weights. "
+        "The correlation is of the stage's own values, negative ones too.",
     )
     *tops, bottom = figure.subplot_mosaic(
         [[*"abc"], ["d", "d", "d"]], height_ratios=(1, 1.1)
@@ -94,11 +97,19 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     tops[-1].set_xlabel("difference of two such probabilities")
     for ax in tops[1:]:
         ax.set_yticklabels([])
-    del makers[RANDOM]
+    makers: dict[str, Callable[[nn.Module], Tensor]] = {
+        method: partial(raw, method=method) for method in METHODS
+    }
+    makers[EDGES] = lambda _: heats[EDGES]
     _cascade(
         bottom, {name: randomisation(model, spec.stages, make) for name, make in makers.items()}
     )
     return figure
+
+
+def random_cam(cam: Cam) -> Cam:
+    """Return random numbers in a map's place: as many of them, and placed as it is."""
+    return dataclasses.replace(cam, raw=random_map(cam.raw[:, None]))
 
 
 def dots(ax: Axes, title: str, values: dict[str, Tensor]) -> None:

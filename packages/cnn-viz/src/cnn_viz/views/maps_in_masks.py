@@ -16,10 +16,10 @@ from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import seg_grad_cam
-from cnn_viz.faithfulness import edge_map, energy_in_mask, pointing_game, random_map
+from cnn_viz.faithfulness import edge_map, energy_in_mask, pointing_game
 from cnn_viz.measures import ENOUGH
 from cnn_viz.modes import untouched
-from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots
+from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots, random_cam
 from cnn_viz.views.masks import part_shown
 from cnn_viz.wiring import strides
 
@@ -61,13 +61,13 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     axes = figure.subplots(2, 2, sharex="col")
     for (left, right), stage in zip(axes, stages, strict=True):
         maps = {
-            method: seg_grad_cam(model, images, stage, classes, method=method).heat(
-                stride=pixels[stage]
-            )
+            method: seg_grad_cam(model, images, stage, classes, method=method)
             for method in METHODS
         }
-        maps |= {RANDOM: random_map(images), EDGES: edge_map(images)}
-        seen = {name: centred(heat, targets) * counted for name, heat in maps.items()}
+        maps[RANDOM] = random_cam(maps[METHODS[0]])
+        heats = {name: cam.heat(stride=pixels[stage]) for name, cam in maps.items()}
+        heats[EDGES] = edge_map(images)
+        seen = {name: centred(heat, targets) * counted for name, heat in heats.items()}
         dots(
             left,
             f"{stage}: energy in the mask",
