@@ -11,8 +11,12 @@ from PIL import Image
 
 import cnn_core
 from cnn_core.data import load_dataset
+from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Run
+from cnn_core.training.weights import read_weights
+from cnn_viz import commands, grad_cam
+from cnn_viz.cam_files import _beside, _some
 from cnn_viz.commands import cam
 
 TWO = "2 forward passes of an image"
@@ -79,21 +83,62 @@ def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "message"),
+    ("options", "kind", "message", "helps"),
     [
-        (["--method", "gradcam"], UnknownNameError, "unknown method 'gradcam', did you mean"),
-        (["--stage", "c33"], UnknownNameError, "unknown stage 'c33', did you mean 'c3'"),
-        (["--class", "77"], UnknownNameError, "unknown class '77', did you mean '7'"),
-        (["--method", "cam"], UsageError, "CAM needs global average pooling"),
+        (
+            ["--stage", "c33"],
+            UnknownNameError,
+            "unknown stage 'c33', did you mean 'c3'",
+            "stages: cnnzoo show lenet5_modern",
+        ),
+        (
+            ["--class", "77"],
+            UnknownNameError,
+            "unknown class '77', did you mean '7'",
+            "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+        ),
+        (["--method", "cam"], UsageError, "CAM needs global average pooling", "method grad-cam"),
+        (
+            ["--stage", "c5", "--method", "score-cam"],
+            UsageError,
+            "stage c5 has maps of 1 x 1 for images of 32 x 32",
+            "stages: cnnzoo show lenet5_modern",
+        ),
     ],
 )
 def test_names_that_are_not_known_are_errors_and_write_nothing(
-    run, pictures, tmp_path, options, kind, message
+    run, pictures, tmp_path, options, kind, message, helps
 ):
     done = invoke(run.path, pictures[0], "--out", tmp_path / "out", *options)
     assert isinstance(done.exception, kind)
     assert str(done.exception).startswith(message)
+    assert done.exception.hint.endswith(helps)
     assert not (tmp_path / "out").exists()
+    assert ("forward pass" in done.stderr) == (options == ["--method", "cam"])
+
+
+def test_a_method_is_one_of_those_there_are(run, pictures):
+    from cnn_viz.cam import METHODS
+
+    assert commands.METHODS == METHODS
+    done = invoke(run.path, pictures[0], "--method", "gradcam")
+    assert done.exit_code == 2
+    assert "'ablation-cam', did you mean 'grad-cam'" in " ".join(done.stderr.split())
+
+
+def test_of_many_classes_an_error_names_some():
+    names = tuple(f"c{number}" for number in range(1020))
+    assert _some(names).endswith(", c18, c19 and 1,000 more")
+
+
+def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
+    weights = read_weights(run.path)
+    inputs = weights.preprocessing(read_image(pictures[0], 1)[None])
+    found = grad_cam(weights.build(), inputs, "c3")
+    picture = weights.preprocessing.pictures(inputs)[0]
+    figure = _beside("", pictures[0], weights, picture, found, 2)
+    assert figure.axes[-1].get_ylabel() == "evidence for the class"
+    assert "brightness is the share of its own maximum." in figure.get_supxlabel()
 
 
 def test_help_has_an_example_and_every_method():

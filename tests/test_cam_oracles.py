@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import pytorch_grad_cam
 import torch
 import torchcam.methods
-from captum.attr import LayerGradCam, LayerGradientXActivation
+from captum.attr import DeepLift, LayerGradCam, LayerGradientXActivation
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -431,6 +432,28 @@ def test_what_the_page_says_of_a_module_that_runs_twice_elsewhere():
     expected = first.heat(like="pytorch-grad-cam")
     assert first.raw.max() > 0
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_snippet_with_a_method_of_captum_runs():
+    (code,) = re.findall(
+        r"```python\n(import torch\nfrom captum.*?)```", PAGE.read_text("utf-8"), re.S
+    )
+    scope: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(code, scope)
+    parts, found = scope["parts"], scope["found"]
+    assert found.raw.shape == parts.shape[:1] + parts.shape[2:] == (2, 10, 10)
+    assert found.heat(stride=2).amax((1, 2)).tolist() == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward|Input Tensor:UserWarning")
+@pytest.mark.parametrize(("name", "adds_up"), [("vgg11_cifar", True), ("alexnet_small", False)])
+def test_what_the_page_says_of_deep_lift(name, adds_up):
+    torch.manual_seed(0)
+    model, images = create_model(name).eval(), torch.rand(2, 3, 32, 32)
+    _, delta = DeepLift(model).attribute(images, target=[1, 2], return_convergence_delta=True)
+    whole = (model(images) - model(0 * images))[[0, 1], [1, 2]].detach()
+    assert ((delta / whole).abs() < 1e-4).tolist() == [adds_up] * 2
 
 
 def coarse(difference: float, bound: str) -> str:

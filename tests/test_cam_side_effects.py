@@ -256,12 +256,17 @@ def test_a_module_that_runs_several_times_is_explained_call_by_call(method):
         expected = cams(apart, IMAGES, name, [0, 1], method)[name]
         torch.testing.assert_close(found.raw, expected.raw, msg=f"{method} at call {call}")
         assert found.raw.abs().max() > 0
+        assert cost(net, IMAGES, "relu", method, call=call) == cost(apart, IMAGES, name, method)
 
 
 def test_a_call_that_is_not_named_or_not_there_is_refused():
     net = Twice()
     with pytest.raises(UsageError, match=r"'relu' runs more than once\n.*call=0 is the first"):
         cams(net, IMAGES, "relu")
+    with pytest.raises(UsageError, match="'relu' runs more than once"):
+        cost(net, IMAGES, "relu", "grad-cam")
+    with pytest.raises(UnknownNameError, match="unknown stage 'rely', did you mean 'relu'"):
+        cost(net, IMAGES, "rely", "grad-cam")
     with pytest.raises(UsageError, match=r"'relu' runs 3 times: call = 3, expected 0 to 2"):
         cams(net, IMAGES, "relu", call=3)
     with pytest.raises(UsageError, match=r"'conv1' runs once: call = -1, expected 0 to 0"):

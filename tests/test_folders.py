@@ -19,6 +19,9 @@ from cnn_core.errors import (
     UnknownNameError,
     UsageError,
 )
+from cnn_core.training import Run
+from cnn_core.training.evaluation import load_data
+from cnn_core.training.prediction import image_files, unlike
 
 
 def picture(path, size=(12, 10), mode="RGB", seed=0):
@@ -47,6 +50,18 @@ def flowers(tmp_path):
     (root / "aster" / "notes.txt").write_text("not an image")
     (root / ".cache").mkdir()
     return root
+
+
+def test_folders_without_images_and_names_that_are_one_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("not an image")
+    with pytest.raises(UsageError, match=r"a folder without images\nfiles \.jpg, .*\.tiff$"):
+        list(image_files([tmp_path]))
+    files = [picture(tmp_path / name) for name in ("a.bmp", "a.png")]
+    assert list(image_files([tmp_path])) == files
+    with pytest.raises(
+        UsageError, match=r"a\.png have one name: what is written .*\none at a time"
+    ):
+        unlike(files)
 
 
 # --- folders of classes --------------------------------------------------------------------
@@ -166,6 +181,12 @@ def test_a_run_notices_that_its_folder_has_changed(flowers, tmp_path, cnnzoo, mo
     assert cnnzoo(*arguments, "--out", str(out)).code == 0
     monkeypatch.chdir(tmp_path.parent)  # it is found from elsewhere as well
     assert cnnzoo("evaluate", str(out)).code == 0
+    moved = flowers.rename(tmp_path / "moved")
+    with pytest.raises(DatasetMissingError, match=r"flowers: no such folder\n.*--data-dir DIR"):
+        load_data(Run.open(out))
+    data = load_data(Run.open(out), moved)  # wherever it is now
+    assert data.split("test").images[0].is_relative_to(moved)
+    moved.rename(flowers)
     picture(flowers / "rose" / "new.png", seed=99)
     for command in (["evaluate", str(out)], ["train", "--resume", str(out)]):
         done = cnnzoo(*command)

@@ -382,6 +382,15 @@ def test_coverage_shows_both_orders_and_their_areas(run):
     assert labels[2] == f"all images, {whole}"
 
 
+@pytest.mark.parametrize(
+    ("count", "surest"), [(1, []), (3, [67]), (7, [71, 86]), (40, [70, 80, 90])]
+)
+def test_coverage_of_few_images_names_the_shares_there_are(run, count, surest):
+    with style.applied():
+        (ax,) = coverage(run, noisy(count, 4)).axes
+    assert [text.get_text().split("surest ")[1] for text in ax.texts] == [f"{n} %" for n in surest]
+
+
 # confusion
 
 

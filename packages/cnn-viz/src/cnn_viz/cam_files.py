@@ -6,28 +6,29 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
+from cnn_core.text import printable
 from cnn_core.training.device import choose_device
 from cnn_core.training.prediction import image_files, task_of, unlike
 from cnn_core.training.weights import Weights, read_weights
 from cnn_viz import style
-from cnn_viz.cam import Cam, cams
+from cnn_viz.cam import Cam, cams, grad_cam
 from cnn_viz.cam_perturb import PERTURBING, cost
 from cnn_viz.figures import encoded
-from cnn_viz.pictures import as_image
+from cnn_viz.pictures import as_rgb
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.gradcam import overlay
+from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
 from cnn_viz.wiring import strides
 
 __all__ = ["explain_files"]
 
+NAMED = 20  # classes, in an error
 TITLES = {"cam": "CAM", **NAMES, "score-cam": "Score-CAM", "ablation-cam": "Ablation-CAM"}
 
 
@@ -48,7 +49,8 @@ def explain_files(
     through `progress` how often the network will run.
 
     Raises:
-        UsageError: the run segments, or a file is not there; a name that is not known.
+        UsageError: the run segments, or a file is not there; a name that is not known; a stage
+            with maps of one value.
         CorruptError: a file is not an image that is let in.
     """
     weights = read_weights(run)
@@ -57,7 +59,7 @@ def explain_files(
             f"{run}: '{weights.model}' does {task_of(weights)}", f"cnnzoo viz seg_gradcam {run}"
         )
     if of and of not in weights.classes:
-        raise UnknownNameError("class", of, weights.classes)
+        raise UnknownNameError("class", of, weights.classes, _some(weights.classes))
     stage = stage or registry.get_spec(weights.model).cam_stage
     where = choose_device(device)
     model, stride = weights.build().to(where), strides(weights).get(stage, 0)
@@ -65,6 +67,7 @@ def explain_files(
     for number, path in enumerate(files):
         inputs = weights.preprocessing(read_image(path, weights.in_channels)[None].to(where))
         if not number:
+            _require_stage(model, inputs, stage, weights.model)
             passes = cost(model, inputs, stage, method) * len(files)
             back = "" if method in PERTURBING else ", and as many back to the stage"
             times = "1 forward pass" if passes == 1 else f"{passes:,} forward passes of an image"
@@ -81,12 +84,27 @@ def explain_files(
         yield target
 
 
+def _some(classes: tuple[str, ...]) -> str:
+    """Return the names of classes, of many the first."""
+    names = ", ".join(printable(name) for name in classes[:NAMED])
+    more = len(classes) - NAMED
+    return f"classes: {names}{f' and {more:,} more' if more > 0 else ''}"
+
+
+def _require_stage(model: nn.Module, images: Tensor, stage: str, name: str) -> None:
+    """Raise UsageError unless a stage is there and its maps have more than one value."""
+    hint = f"stages: cnnzoo show {name}"
+    known = [module for module, _ in model.named_modules() if module]
+    if stage not in known:
+        raise UnknownNameError("stage", stage, known, hint)
+    require_places(grad_cam(model, images, stage), stage, hint)
+
+
 def _beside(
     title: str, path: Path, weights: Weights, picture: Tensor, cam: Cam, stride: int
 ) -> Figure:
     """Draw a picture beside the overlay, with the class and its probability."""
-    plain = as_image(picture)
-    plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+    plain = as_rgb(picture)
     said = int(cam.classes[0])
     share = style.confidence(float(cam.logits.softmax(1)[0, said]))
     height, width = cam.raw.shape[1:]
@@ -97,10 +115,13 @@ def _beside(
         title,
         f"{style.short(path.name, 40)}, as the network sees it: "
         f"{style.short(weights.classes[said], 30)}, "
-        f"{share}.\nThe map has {height} x {width} values{empty}.",
+        f"{share}.\nThe map has {height} x {width} values; brightness is the share of its own "
+        f"maximum{empty}.",
     )
     heat = cam.heat(stride=stride)[0].cpu().numpy()
-    for ax, image in zip(figure.subplots(1, 2), (plain, overlay(plain, heat)), strict=True):
+    axes = figure.subplots(1, 2)
+    for ax, image in zip(axes, (plain, overlay(plain, heat)), strict=True):
         ax.imshow(image)
         ax.set_axis_off()
+    evidence_bar(figure, axes, 0.8)
     return figure

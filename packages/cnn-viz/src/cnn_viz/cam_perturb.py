@@ -45,7 +45,7 @@ def class_weights(model: nn.Module, stage: str, classes: Tensor, gradient: Tenso
             return weights
     raise UsageError(
         f"CAM needs global average pooling and a linear layer after stage '{stage}'",
-        "Grad-CAM needs neither: method='grad-cam'",
+        "Grad-CAM needs neither: method grad-cam",
     )
 
 
@@ -107,11 +107,13 @@ PERTURBING: dict[str, Callable[..., Any]] = {
 }
 
 
-def cost(model: nn.Module, images: Tensor, stage: str, method: str) -> int:
+def cost(
+    model: nn.Module, images: Tensor, stage: str, method: str, *, call: int | None = None
+) -> int:
     """Return how many forward passes of a single image a method needs for images, N C H W.
 
     Beside them, the methods with gradients need one backward pass, to the stage. The network
-    runs once, on one image, to see how many maps the stage has.
+    runs once, on one image, to see how many maps the stage has. `call` is that of `cams`.
 
     Raises:
         UnknownNameError, UsageError: as `cams`.
@@ -120,8 +122,6 @@ def cost(model: nn.Module, images: Tensor, stage: str, method: str) -> int:
 
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
-    if method not in PERTURBING:
-        return len(images)
     channels = 0
 
     def count(_: str, maps: Tensor) -> Tensor:
@@ -129,8 +129,10 @@ def cost(model: nn.Module, images: Tensor, stage: str, method: str) -> int:
         channels = maps.shape[1]
         return maps
 
-    with untouched(model, images), at(model, [stage], count):
+    with untouched(model, images), at(model, [stage], count, call):
         model(images[:1].clone())
+    if method not in PERTURBING:
+        return len(images)
     return len(images) * (channels + (2 if method == "ablation-cam" else 1))
 
 

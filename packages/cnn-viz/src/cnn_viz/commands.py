@@ -9,10 +9,23 @@ import click
 
 from cnn_core import registry
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import RegistryName
+from cnn_core.cli.params import Choice, RegistryName
 from cnn_core.text import printable
 
 __all__ = ["cam", "embed", "explore", "overlay", "report", "viz"]
+
+
+METHODS = (  # cnn_viz.cam.METHODS, without torch
+    "cam",
+    "grad-cam",
+    "grad-cam++",
+    "hires-cam",
+    "xgrad-cam",
+    "layer-cam",
+    "eigen-cam",
+    "score-cam",
+    "ablation-cam",
+)
 
 
 def _views() -> Iterable[str]:
@@ -89,7 +102,7 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
 @click.command("cam")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--method", default="grad-cam", show_default=True, help="grad-cam, score-cam, …")
+@click.option("--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="How.")
 @click.option("--stage", default="", metavar="STAGE", help="Not the architecture's own.")
 @click.option("--class", "of", default="", metavar="NAME", help="Not the predicted class.")
 @click.option(
@@ -107,9 +120,8 @@ def cam(
 ) -> None:
     """Draw what in image files speaks for a class, as PNG; prints the files' paths.
 
-    Methods: cam, grad-cam, grad-cam++, hires-cam, xgrad-cam, layer-cam, eigen-cam; and score-cam
-    and ablation-cam, which run the network once for every map of the stage. How often it will
-    run is said first.
+    score-cam and ablation-cam run the network once for every map of the stage. How often it
+    will run is said first.
 
     \b
     Examples:

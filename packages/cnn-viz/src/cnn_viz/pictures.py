@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Pixels", "as_image", "inches", "tiles", "varied"]
+__all__ = ["Pixels", "as_image", "as_rgb", "inches", "tiles", "varied"]
 
 Pixels = NDArray[Any]
 
@@ -22,6 +22,12 @@ def as_image(picture: Tensor) -> Pixels:
     if len(pixels) == 3:
         return np.asarray(pixels.permute(1, 2, 0))
     return np.asarray(pixels.mean(0))
+
+
+def as_rgb(picture: Tensor) -> Pixels:
+    """Return a picture, C H W in [0, 1], as RGB H W 3: grey is three alike."""
+    pixels = as_image(picture)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 def inches(

@@ -144,9 +144,12 @@ def _installed() -> tuple[str, ...]:
     return tuple(filter(None, found))
 
 
-def _middle_out(word: str, longest: int) -> str:
-    """Return a word, as the path of a folder, without its middle if it is longer than that."""
-    return word if len(word) <= longest else f"{word[:13]}…{word[14 - longest :]}"
+def _middle_out(text: str, limit: int) -> str:
+    """Return text at most `limit` long: classes and folders often differ only at their ends."""
+    if len(text) <= limit:
+        return text
+    head = min(13, limit // 2)
+    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -180,11 +183,10 @@ def signed(value: float, form: str) -> str:
 
 
 def short(text: str, limit: int = 14) -> str:
-    """Return text from elsewhere, printable and at most `limit` characters long.
+    """Return text from elsewhere, printable, and at most `limit` long: without its middle.
 
     Between marks if it runs from right to left, so that what stands beside it stays there.
     """
-    shown = printable(text)
-    shown = shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    shown = _middle_out(printable(text), limit)
     leftwards = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown)
     return f"{MARK}{shown}{MARK}" if leftwards else shown

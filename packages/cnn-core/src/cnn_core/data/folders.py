@@ -16,7 +16,7 @@ from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
 
-__all__ = ["load_images", "load_masks", "sorted_files"]
+__all__ = ["SUFFIXES", "load_images", "load_masks", "sorted_files"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -93,7 +93,10 @@ def _completed(
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the folders of the splits, or the folder itself as train."""
     if not root.is_dir():
-        raise DatasetMissingError(f"{root}: no such folder")
+        raise DatasetMissingError(
+            f"{root}: no such folder",
+            "the path after ':' says where it is; of a run, --data-dir DIR says where it is now",
+        )
     found: dict[str, Path] = {}
     for folder in _subfolders(root):
         if split := SPLITS.get(folder.name.lower()):

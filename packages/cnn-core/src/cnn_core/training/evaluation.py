@@ -247,6 +247,8 @@ def _said(part: Split | Files, weights: Weights, device: str) -> Predictions:
 def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a run's data set from `data_dir`, else from where the run found it.
 
+    A folder of one's own, as "imagefolder:PATH", is looked for in `data_dir` as well.
+
     Raises:
         RunError: it has other classes, counts or files than when the run began.
     """
@@ -254,6 +256,8 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
     name = recorded.get("data") or run.recipe.data
     if data_dir is None and (folder := recorded.get("data_dir")) is not None:
         data_dir = Path(folder)
+    elif data_dir is not None and ":" in name:
+        name = f"{name.partition(':')[0]}:{data_dir}"
     dataset = load_dataset(name, data_dir=data_dir)
     if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         raise RunError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core import registry
-from cnn_core.data.folders import sorted_files
+from cnn_core.data.folders import SUFFIXES, sorted_files
 from cnn_core.data.images import read_image
 from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import UsageError
@@ -157,21 +157,25 @@ def unlike(files: Iterable[Path]) -> list[Path]:
     for path in files:
         if (other := seen.setdefault(path.stem, path)) != path:
             raise UsageError(
-                f"{other} and {path} have one name: their masks would be one file",
-                "one folder at a time, each with its --out DIR",
+                f"{other} and {path} have one name: what is written of them would be one file",
+                "one at a time, each with its --out DIR",
             )
     return list(seen.values())
 
 
 def image_files(images: Images) -> Iterator[Path]:
-    """Yield files as they are given, and all files of folders by name.
+    """Yield files as they are given, and all image files of folders by name.
 
     Raises:
-        UsageError: one is neither.
+        UsageError: one is neither, or a folder without images.
     """
     for path in map(Path, images):
         if path.is_dir():
-            yield from sorted_files(path)
+            if not (found := sorted_files(path)):
+                raise UsageError(
+                    f"{path}: a folder without images", f"files {', '.join(SUFFIXES)}"
+                )
+            yield from found
         elif path.is_file():
             yield path
         else:

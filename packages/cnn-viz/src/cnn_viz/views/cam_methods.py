@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import Cam, cams_by_method
-from cnn_viz.pictures import as_image, inches, tiles, varied
+from cnn_viz.pictures import as_rgb, inches, tiles, varied
 from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
 from cnn_viz.wiring import strides
 
@@ -79,8 +78,7 @@ def _rows(
     heats = {method: cam.heat(stride=stride).cpu().numpy() for method, cam in found.items()}
     images: list[Any] = []
     for number, picture in enumerate(pictures):
-        plain = as_image(picture)
-        plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+        plain = as_rgb(picture)
         images += [plain, *(overlay(plain, heat[number]) for heat in heats.values())]
     columns = 1 + len(found)
     places = tiles(ax, images, columns, gap=GAP, above=above)

@@ -11,7 +11,7 @@ from cnn_viz.measures import risk_coverage
 
 __all__ = ["coverage"]
 
-SHARES = (0.7, 0.8, 0.9)  # of the images, at which the accuracy is written
+SHARES = (0.7, 0.8, 0.9)  # of the images, about: there the accuracy is written
 POINTS = 1000  # of a curve, at most
 
 
@@ -46,13 +46,12 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
     between = (100 * (1 - values[places]) for values in (risk, ideal))
     ax.fill_between(100 * shares, *between, color=style.BLUE, alpha=0.12)
     low = min(float((1 - risk).min()), whole)
-    for share in SHARES:
-        place = max(round(share * count), 1) - 1
-        accuracy = float(1 - risk[place])
-        point = (100 * (place + 1) / count, 100 * accuracy)
+    for surest in sorted({round(share * count) for share in SHARES} - {0, count}):
+        accuracy = float(1 - risk[surest - 1])
+        point = (100 * surest / count, 100 * accuracy)
         ax.plot(*point, "o", color=style.BLUE, markersize=5)
         ax.annotate(
-            f"{style.percent(accuracy)} of the\nsurest {100 * share:.0f} %",
+            f"{style.percent(accuracy)} of the\nsurest {point[0]:.0f} %",
             point,
             (0, -8),
             textcoords="offset points",

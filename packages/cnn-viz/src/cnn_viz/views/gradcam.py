@@ -18,7 +18,7 @@ from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import Cam, grad_cam
-from cnn_viz.pictures import as_image, inches, tiles, varied
+from cnn_viz.pictures import as_rgb, inches, tiles, varied
 from cnn_viz.wiring import strides
 
 __all__ = ["evidence_bar", "gradcam", "overlay", "require_places"]
@@ -56,13 +56,16 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     return figure
 
 
-def require_places(cam: Cam, stage: str) -> None:
-    """Raise UsageError for maps of one value, which say nothing of where."""
+def require_places(
+    cam: Cam, stage: str, hint: str = "larger images (recipe: image_size) give larger maps"
+) -> None:
+    """Raise UsageError, with a hint, for maps of one value, which say nothing of where."""
     if cam.raw[0].numel() == 1:
         height, width = cam.size
         raise UsageError(
             f"stage {stage} has maps of 1 x 1 for images of {height} x {width}: no place in them "
-            "stands out; larger images (recipe: image_size) give larger maps"
+            "stands out",
+            hint,
         )
 
 
@@ -79,7 +82,7 @@ def _pairs(
     """Show each picture and beside it the overlay, under the class and its probability."""
     images: list[Any] = []
     for picture, values in zip(pictures, heat, strict=True):
-        plain = _rgb(as_image(picture))
+        plain = as_rgb(picture)
         images += [plain, overlay(plain, np.asarray(values))]
     places = tiles(ax, images, 2 * PAIRS, gap=GAP, between=BETWEEN, above=above)
     probabilities = cam.logits.softmax(1).gather(1, cam.classes[:, None]).squeeze(1)
@@ -118,7 +121,3 @@ def overlay(picture: Any, heat: Any) -> Any:
     """Let a map (H W in [0, 1]) shine on a dimmed picture (H W 3): screen blending."""
     light = matplotlib.colormaps[style.HEAT](heat)[..., :3]
     return 1 - (1 - 0.55 * picture) * (1 - light)
-
-
-def _rgb(image: Any) -> Any:
-    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

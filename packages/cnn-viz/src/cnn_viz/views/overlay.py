@@ -268,7 +268,7 @@ def _table(
         at_kept = next((line for line in history if line["epoch"] == kept), {})
         done, wanted = len(history), run.recipe.epochs
         cells = (
-            _shortened(name),
+            style.short(name, LONGEST),
             style.short(apart[number], LONGEST),
             str(done) if done >= wanted else f"{done} of {wanted}",
             str(kept or NONE),
@@ -294,13 +294,6 @@ def _row(ax: Axes, y: float, cells: Sequence[str], colour: str) -> None:
     for x, text in zip((NAME, DIFFERS, EPOCHS, KEPT, VAL, TEST), cells, strict=True):
         side = "left" if x in (NAME, DIFFERS) else "right"
         ax.text(x, y, text, ha=side, va="center", color=colour, fontsize=8.5)
-
-
-def _shortened(name: str) -> str:
-    """Return a name of which both ends are kept: they are what tells runs apart."""
-    whole = style.short(name, 10_000)
-    half = (LONGEST - 1) // 2
-    return whole if len(whole) <= LONGEST else f"{whole[:half]}…{whole[-half:]}"
 
 
 def _per_cent(fraction: float | None) -> str:

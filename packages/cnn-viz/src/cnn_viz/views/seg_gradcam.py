@@ -15,7 +15,7 @@ from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
 from cnn_viz.cam import Cam, seg_grad_cam
-from cnn_viz.pictures import as_image, inches
+from cnn_viz.pictures import as_rgb, inches
 from cnn_viz.views.gradcam import evidence_bar, overlay
 from cnn_viz.views.masks import GAP, WORDS, part_shown, show
 from cnn_viz.wiring import strides
@@ -76,8 +76,7 @@ def _row(
     unit: float,
 ) -> None:
     """Show a picture, the pixels explained, and the overlay of each stage."""
-    plain = as_image(picture)
-    plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+    plain = as_rgb(picture)
     top, left = ((a - b) // 2 for a, b in zip(plain.shape[:2], region.shape, strict=True))
     whole = np.full(plain.shape[:2], 0.15)
     whole[top : top + region.shape[0], left : left + region.shape[1]] = 0.15 + 0.7 * region.numpy()
