@@ -108,6 +108,9 @@ def test_a_run_whose_data_set_is_missing_says_what_to_install(cnnzoo, mine, run)
     text = (run.path / "recipe.toml").read_text()
     assert 'model = "tiny"' in text
     (run.path / "recipe.toml").write_text(text.replace('"tiny"', '"lenet5"'))
+    recorded = run.environment()
+    recorded["origins"]["model"] = {"distribution": "cnn-arch-lenet", "version": "0.1.0"}
+    (run.path / "environment.json").write_text(json.dumps(recorded))
     done = cnnzoo("evaluate", run.path)
     assert done.code == 6
     assert "data set 'mydigits' is from cnn-arch-mine 1.2.3" in done.err
@@ -119,6 +122,18 @@ def test_a_plugin_that_is_there_and_broken_is_blamed_itself(cnnzoo, mine, run):
     done = cnnzoo("evaluate", run.path, site=mine.path)
     assert "not installed" not in done.err
     assert "libfoo" in done.err
+
+
+def test_a_run_is_of_whom_it_records_whatever_another_plugin_offers(cnnzoo, mine, run, tmp_path):
+    source = (mine.path / "cnn_arch_mine_plugin.py").read_text()
+    others = source.replace("tiny_net:", "no_net:").replace("tiny_data:", "no_data:")
+    mine.add(others, distribution="cnn-arch-twin", name="twin")
+    done = cnnzoo("evaluate", run.path, site=mine.path)
+    assert (done.code, "test/top1" in done.out) == (0, True), done.err
+    shutil.rmtree(next(mine.path.glob("cnn_arch_mine-*.dist-info")))
+    done = cnnzoo("evaluate", run.path, site=mine.path)  # the name is there, and another's
+    assert done.code == 6
+    assert "model 'tiny' is from cnn-arch-mine 1.2.3, which is not installed" in done.err
 
 
 # doctor

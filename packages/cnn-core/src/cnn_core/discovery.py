@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "discover",
     "pin_violation",
+    "requirements",
     "some",
 ]
 
@@ -170,7 +171,19 @@ def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
         name, version = dist.metadata["Name"], dist.metadata["Version"]
     except Exception:  # METADATA is gone, or is no text
         name = version = ""
-    return re.sub(r"[-_.]+", "-", name or "unknown").lower(), version or "unknown"
+    return _normal(name or "unknown"), version or "unknown"
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as PEP 503 writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(plugin: Plugin) -> set[str]:
+    """Return the normalised names of the distributions that a plugin's own requires."""
+    dist = plugin.entry.dist if plugin.entry is not None else None
+    named = (re.match(r"[\w.-]+", text) for text in (dist.requires if dist else None) or [])
+    return {_normal(match.group()) for match in named if match is not None}
 
 
 def blocked(plugin: Plugin) -> str:

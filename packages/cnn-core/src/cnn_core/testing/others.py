@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from cnn_core import registry
 from cnn_core.data import Split, load_dataset
 from cnn_core.data.verify import verify
-from cnn_core.errors import DatasetMissingError, UsageError
+from cnn_core.errors import DatasetMissingError, PluginError, UsageError
+from cnn_core.naming import default_recipe, settled
 from cnn_core.plugins import Observers, plugins
 from cnn_core.specs import Spec
 from cnn_core.testing.case import Offer, offered
@@ -39,7 +40,7 @@ from cnn_core.training import train
 
 __all__ = ["OTHERS", "Other", "others_of"]
 
-DATA = {"classification": "digits", "segmentation": "digit_scenes"}  # that come with cnn-core
+DATA = {"classification": "cnn-core/digits", "segmentation": "cnn-core/digit_scenes"}
 
 
 @dataclass(frozen=True)
@@ -214,15 +215,22 @@ def _smallest(task: str, *, but: str = "") -> str:
 
     One that has a recipe for the data is preferred: its settings train.
     """
-    known = {e.spec.model for _, e in registry.recipes() if e.spec.dataset == DATA[task]}
+    data = settled(registry.datasets(), DATA[task])
     fits = [
-        (entry.spec.name not in known, entry.spec.params, name)
+        (not _has_default(name, data), entry.spec.params, name)
         for name, entry in registry.models()
         if entry.spec.task == task and entry.plugin.name != but
     ]
     if not fits:
         raise SkipTest(f"no network is installed that does {task}: pip install cnn-arch-lenet")
     return min(fits)[-1]
+
+
+def _has_default(model: str, data: str) -> bool:
+    try:
+        return default_recipe(model, data) is not None
+    except PluginError:  # more than one
+        return False
 
 
 # Commands
@@ -253,7 +261,16 @@ def check_training_is_the_same_without_it(other: Other) -> None:
         found = []
         for label, options in (("with", ()), ("without", ("--no-plugin", name))):
             command = [sys.executable, "-m", "cnn_core", *options, "train", model]
-            command += ["--data", "digits", "--epochs", "1", "--device", "cpu", "--out", label]
+            command += [
+                "--data",
+                DATA["classification"],
+                "--epochs",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                label,
+            ]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             said = [line for line in done.stderr.splitlines() if f"plugin '{name}'" in line]
             require(not said, "\n".join(said))
