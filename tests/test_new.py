@@ -53,7 +53,7 @@ def test_from_nothing_to_a_trained_network_that_conforms_in_a_minute(cnnzoo, ins
         assert done.code == 0, done.err + done.out
         assert "warning" not in done.err
     assert children_seconds() - before < 60
-    assert re.match(r"(\d+) of \1 checks of 1 model hold", done.out)
+    assert re.match(r"(\d+) of \1 checks of 1 model, 1 plugin hold", done.out)
     last = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1]
     claim = tomllib.loads(
         (tmp_path / "cnn-arch-foo/src/cnn_arch_foo/recipes/foo-digits.toml").read_text()

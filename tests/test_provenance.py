@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from cnn_core.discovery import strays
 from cnn_core.training import Run
 
 NET = """
@@ -192,6 +193,33 @@ def test_doctor_finds_requirements_that_do_not_hold(cnnzoo, site, good_source, t
     ]
     assert "needs click>=99, found" in about[0]
     assert about[0].endswith("pip install 'click>=99'")
+
+
+@pytest.mark.parametrize(
+    ("group", "only"),
+    [
+        ("cnn-zoo", ", only in 'cnn-zoo'"),
+        ("cnnzoo.plugins", ", only in 'cnnzoo.plugins'"),
+        ("CNNZOO", ", only in 'CNNZOO'"),
+        ("console_scripts", ""),
+    ],
+)
+def test_a_plugin_in_another_group_is_named(cnnzoo, site, good_source, monkeypatch, group, only):
+    site.add(good_source, distribution="cnn-arch-astray", group=group)
+    site.add(
+        good_source,
+        distribution="cnn-arch-extra",
+        requires=("cnn-core; extra == 'zoo'",),
+        group="other",
+    )
+    monkeypatch.syspath_prepend(site.path)
+    (line,) = strays().values()
+    what = "cnn-arch-astray 1.2.3: requires cnn-core but has no entry point in the group 'cnnzoo'"
+    assert line.startswith(f"{what}{only}: a plugin's pyproject.toml has")
+    if group == "CNNZOO":
+        assert line in cnnzoo("doctor", site=site.path, CNNZOO_PLUGINS="").out
+        done = cnnzoo("check", "cnn-arch-astray", site=site.path)
+        assert (done.code, done.err.splitlines()[0]) == (6, f"error: {line}")
 
 
 def test_doctor_finds_a_folder_of_data_sets_that_cannot_be_written(cnnzoo, tmp_path):

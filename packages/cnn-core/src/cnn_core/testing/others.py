@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from cnn_core import registry
 from cnn_core.data import Split, load_dataset
 from cnn_core.data.verify import verify
+from cnn_core.discovery import Plugin
 from cnn_core.errors import DatasetMissingError, PluginError, UsageError
 from cnn_core.naming import default_recipe, settled
 from cnn_core.plugins import Observers, plugins
@@ -38,7 +39,7 @@ from cnn_core.testing.checks import (
 )
 from cnn_core.training import train
 
-__all__ = ["OTHERS", "Other", "others_of"]
+__all__ = ["OTHERS", "Other", "check_plugin_has_no_fault", "others_of", "plugins_of"]
 
 DATA = {"classification": "cnn-core/digits", "segmentation": "cnn-core/digit_scenes"}
 
@@ -77,14 +78,34 @@ def others_of(
         registry.commands(),
     )
     found = [entry for catalogue in catalogues for entry in offered(catalogue, distribution)]
-    for plugin in plugins().loaded:
+    for plugin in plugins_of(distribution):
         hooks = {f"cnnzoo_{hook}" for hook in Observers.HOOKS} & {*plugins().hooks(plugin)}
-        if hooks and distribution in (plugin.distribution, plugin.name):
+        if hooks and plugin in plugins().loaded:
             found.append(registry.Entry(Watching(name=plugin.name), plugin))
-    for plugin in {id(entry.plugin): entry.plugin for entry in found}.values():
-        yield Other(registry.Entry(Whole(name=plugin.name), plugin))
     for entry in found:
         yield Other(entry, data_dir)
+    offering = {id(entry.plugin) for entry in (*found, *offered(registry.models(), distribution))}
+    for plugin in plugins_of(distribution):  # last: what was found out by then is said, too
+        if id(plugin) in offering or plugin.status != "ok":
+            yield Other(registry.Entry(Whole(name=plugin.name), plugin))
+
+
+def plugins_of(distribution: str) -> list[Plugin]:
+    """Return the plugins of a distribution, or of that short name, also those that do not work."""
+    return [p for p in plugins().all if distribution in (p.distribution, p.name)]
+
+
+# Plugins
+
+
+def check_plugin_has_no_fault(other: Other) -> None:
+    """The plugin is loaded, its hooks work, and it changes nothing of what is everyone's."""
+    plugin = other.entry.plugin
+    if plugin.blocked:
+        raise SkipTest(f"is blocked: {plugin.blocked}")
+    faults = "; ".join(f"{fault.where}: {fault.cause}" for fault in plugin.faults)
+    require(plugin.status != "broken", f"is broken: {faults}")
+    require(not faults, faults)
 
 
 # Data sets
@@ -282,6 +303,7 @@ def check_training_is_the_same_without_it(other: Other) -> None:
 
 OTHERS: dict[str, tuple[Callable[[Other], None], ...]] = {
     "plugin": (
+        check_plugin_has_no_fault,
         check_plugin_module_is_light,
         check_import_prints_and_writes_nothing,
         check_requirement_of_core_is_pinned,
