@@ -89,6 +89,7 @@ class FakeSite:
         module: str | None = None,
         requires: tuple[str, ...] = ("cnn-core",),
         target: str | None = None,
+        group: str = "cnnzoo",
     ) -> None:
         """Install a distribution with one plugin module of this source."""
         module = module or distribution.replace("-", "_") + "_plugin"
@@ -98,7 +99,7 @@ class FakeSite:
         lines = ["Metadata-Version: 2.1", f"Name: {distribution}", "Version: 1.2.3"]
         lines += [f"Requires-Dist: {requirement}" for requirement in requires]
         (info / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        entry = f"[cnnzoo]\n{name} = {target or module}\n"
+        entry = f"[{group}]\n{name} = {target or module}\n"
         (info / "entry_points.txt").write_text(entry, encoding="utf-8")
 
 

@@ -260,7 +260,7 @@ def test_what_is_no_network_is_checked_too(cnnzoo, site):
     (row,) = [line for line in done.out.splitlines() if "skipped" in line and "sound" in line]
     assert "away" in row
     assert done.out.endswith(
-        "11 of 13 checks of 1 command, 2 data sets, 1 observer, 1 plugin, 2 views hold\n"
+        "12 of 14 checks of 1 command, 2 data sets, 1 observer, 1 plugin, 2 views hold\n"
     )
 
 
@@ -281,10 +281,36 @@ def test_what_does_not_hold_of_it_is_said(cnnzoo, site):
         ("moody", "check_view_leaves_what_it_is_given_as_it_was"): "changes weights, modes",
         ("greet", "check_command_explains_itself"): "has no help text",
         ("many", "check_training_is_the_same_without_it"): "plugin 'many'",
+        ("many", "check_plugin_has_no_fault"): "hook cnnzoo_step_end, now silenced",
     }
     assert set(found) == set(expected)
     for key, words in expected.items():
         assert words in found[key], found[key]
+
+
+@pytest.mark.parametrize(
+    ("more", "target", "reason"),
+    [
+        (
+            "@hookimpl\ndef cnnzoo_views(): raise ValueError('no views')",
+            None,
+            "hook cnnzoo_views: ValueError: no views",
+        ),
+        ("raise ImportError('libfoo')", None, "is broken: import: ImportError: libfoo"),
+        ("", "cnn_arch_bad_plugin:cnnzoo_models", "is broken: import: ModuleNotFoundError"),
+    ],
+)
+def test_a_fault_of_the_plugin_itself_has_failed(cnnzoo, site, good_source, more, target, reason):
+    offer = good_source.replace("return [model()]", "return []")
+    site.add(offer + more, requires=PINNED, target=target)
+    done = cnnzoo("check", "cnn-arch-bad", "--json", site=site.path)
+    assert done.code == 6, done.err
+    (found,) = [row for row in json.loads(done.out)["checks"] if row["outcome"] == "failed"]
+    assert (found["kind"], found["name"]) == ("plugin", "bad")
+    assert reason in found["reason"]
+    blocked = cnnzoo("--no-plugin", "bad", "check", "cnn-arch-bad", site=site.path)
+    assert blocked.code == 2
+    assert "'cnn-arch-bad' is blocked: disabled by" in blocked.err
 
 
 def test_weights_that_an_observer_changes_are_noticed(cnnzoo, site):

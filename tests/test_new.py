@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cnn_core import files, registry, scaffold
 from cnn_core.cli import main
+from cnn_core.discovery import Plugin
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.scaffold import KINDS, TAKEN, next_steps, write_plugin
 
@@ -53,7 +55,7 @@ def test_from_nothing_to_a_trained_network_that_conforms_in_a_minute(cnnzoo, ins
         assert done.code == 0, done.err + done.out
         assert "warning" not in done.err
     assert children_seconds() - before < 60
-    assert re.match(r"(\d+) of \1 checks of 1 model hold", done.out)
+    assert re.match(r"(\d+) of \1 checks of 1 model, 1 plugin hold", done.out)
     last = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1]
     claim = tomllib.loads(
         (tmp_path / "cnn-arch-foo/src/cnn_arch_foo/recipes/foo-digits.toml").read_text()
@@ -162,6 +164,7 @@ def test_names_that_the_files_use_are_not_given_away(tmp_path):
         ("click", "arch", "'click' is installed already"),
         ("json", "arch", "'json' is a module already"),
         ("mynet", "", "'mynet' begins like no kind of plugin: cnn-arch-…"),
+        ("cnn-track-mine", "", "to observe training, copy examples/cnn-track-csv"),
         ("cnn-arch-class", "", "'class' cannot be a name in Python"),
         ("cnn-arch-none", "", "'none' cannot be a name in Python"),
         ("cnn-arch-2x", "", "'2x' cannot be a name in Python"),
@@ -187,6 +190,26 @@ def test_a_known_model_that_is_not_installed_is_taken_too(here, monkeypatch):
     monkeypatch.setattr(registry, "directory", lambda: known)
     with pytest.raises(UsageError, match=r"'squeezenet' is cnn-arch-squeezenet's already, which"):
         write_plugin("cnn-arch-squeezenet", out=here / "x")
+
+
+@pytest.mark.parametrize(
+    ("status", "fault", "how"),
+    [
+        ("disabled", "", "blocked: disabled"),
+        ("", "no libfoo", "broken: no libfoo"),
+        ("", "", "installed in another version"),
+    ],
+)
+def test_a_known_model_whose_plugin_does_not_work_is_no_missing_one(
+    here, monkeypatch, status, fault, how
+):
+    there = Plugin("bar", "cnn-arch-bar", "1.2.3", "bar", blocked=status)
+    if fault:
+        there.add_fault("import", fault, fatal=True)
+    monkeypatch.setattr(registry, "directory", lambda: {"model": {"foo": "cnn-arch-bar"}})
+    monkeypatch.setattr(scaffold, "plugins", lambda: SimpleNamespace(all=[there]))
+    with pytest.raises(UsageError, match=f"'foo' is cnn-arch-bar's already, which is {how}"):
+        write_plugin("cnn-arch-foo", out=here / "x")
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "dangling link"])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from cnn_core.discovery import strays
 from cnn_core.training import Run
 
 NET = """
@@ -108,6 +109,9 @@ def test_a_run_whose_data_set_is_missing_says_what_to_install(cnnzoo, mine, run)
     text = (run.path / "recipe.toml").read_text()
     assert 'model = "tiny"' in text
     (run.path / "recipe.toml").write_text(text.replace('"tiny"', '"lenet5"'))
+    recorded = run.environment()
+    recorded["origins"]["model"] = {"distribution": "cnn-arch-lenet", "version": "0.1.0"}
+    (run.path / "environment.json").write_text(json.dumps(recorded))
     done = cnnzoo("evaluate", run.path)
     assert done.code == 6
     assert "data set 'mydigits' is from cnn-arch-mine 1.2.3" in done.err
@@ -119,6 +123,18 @@ def test_a_plugin_that_is_there_and_broken_is_blamed_itself(cnnzoo, mine, run):
     done = cnnzoo("evaluate", run.path, site=mine.path)
     assert "not installed" not in done.err
     assert "libfoo" in done.err
+
+
+def test_a_run_is_of_whom_it_records_whatever_another_plugin_offers(cnnzoo, mine, run, tmp_path):
+    source = (mine.path / "cnn_arch_mine_plugin.py").read_text()
+    others = source.replace("tiny_net:", "no_net:").replace("tiny_data:", "no_data:")
+    mine.add(others, distribution="cnn-arch-twin", name="twin")
+    done = cnnzoo("evaluate", run.path, site=mine.path)
+    assert (done.code, "test/top1" in done.out) == (0, True), done.err
+    shutil.rmtree(next(mine.path.glob("cnn_arch_mine-*.dist-info")))
+    done = cnnzoo("evaluate", run.path, site=mine.path)  # the name is there, and another's
+    assert done.code == 6
+    assert "model 'tiny' is from cnn-arch-mine 1.2.3, which is not installed" in done.err
 
 
 # doctor
@@ -177,6 +193,33 @@ def test_doctor_finds_requirements_that_do_not_hold(cnnzoo, site, good_source, t
     ]
     assert "needs click>=99, found" in about[0]
     assert about[0].endswith("pip install 'click>=99'")
+
+
+@pytest.mark.parametrize(
+    ("group", "only"),
+    [
+        ("cnn-zoo", ", only in 'cnn-zoo'"),
+        ("cnnzoo.plugins", ", only in 'cnnzoo.plugins'"),
+        ("CNNZOO", ", only in 'CNNZOO'"),
+        ("console_scripts", ""),
+    ],
+)
+def test_a_plugin_in_another_group_is_named(cnnzoo, site, good_source, monkeypatch, group, only):
+    site.add(good_source, distribution="cnn-arch-astray", group=group)
+    site.add(
+        good_source,
+        distribution="cnn-arch-extra",
+        requires=("cnn-core; extra == 'zoo'",),
+        group="other",
+    )
+    monkeypatch.syspath_prepend(site.path)
+    (line,) = strays().values()
+    what = "cnn-arch-astray 1.2.3: requires cnn-core but has no entry point in the group 'cnnzoo'"
+    assert line.startswith(f"{what}{only}: a plugin's pyproject.toml has")
+    if group == "CNNZOO":
+        assert line in cnnzoo("doctor", site=site.path, CNNZOO_PLUGINS="").out
+        done = cnnzoo("check", "cnn-arch-astray", site=site.path)
+        assert (done.code, done.err.splitlines()[0]) == (6, f"error: {line}")
 
 
 def test_doctor_finds_a_folder_of_data_sets_that_cannot_be_written(cnnzoo, tmp_path):

@@ -17,9 +17,13 @@ from cnn_core import plugins as loader
 from cnn_core.cli import main
 from cnn_core.discovery import Plugin
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
+from cnn_core.naming import contested_defaults, recorded_name
 from cnn_core.plugins import Observers
 from cnn_core.registry import natural
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
+from cnn_core.testing.case import Case
+from cnn_core.testing.checks import check_recipes_are_sound
+from cnn_core.training.ready import find_recipe
 
 CATALOGUES = ("models", "datasets", "recipes", "metrics", "views", "weights", "commands", "checks")
 
@@ -137,6 +141,90 @@ def test_a_contested_name_belongs_to_neither_and_each_is_reachable(
         assert create_model(f"{origin}/tiny").head[1].out_features == 10
         assert main(["show", f"{origin}/tiny"]) == 0
         assert f"from {origin} 1.2.3" in capsys.readouterr().out
+
+
+# Whose a contested name is, where someone has said it before
+
+
+RECIPES = """
+from cnn_core import RecipeSpec
+@hookimpl
+def cnnzoo_recipes():
+    fields = dict(summary="s", origin="ours", default=True)
+    return [RecipeSpec(name=n, model="tiny", dataset="digits", settings={"lr": lr}, **fields)
+            for n, lr in NAMES.items()]
+"""
+ONLY_RECIPES = "from cnn_core import hookimpl\n"
+OTHER_DIGITS = """
+from cnn_core import hookimpl
+from cnn_core.data.catalogue import DIGITS
+@hookimpl
+def cnnzoo_datasets(): return [DIGITS]
+"""
+
+
+def recipes(**names):
+    return f"NAMES = {names}\n{RECIPES}"
+
+
+@pytest.mark.parametrize("model", ["tiny", "cnn-arch-b/tiny", "b_net"])
+@pytest.mark.parametrize("data", ["digits", "cnn-core/digits"])
+def test_a_pair_has_its_recipe_by_whatever_names(zoo, plugin, model, data):
+    zoo(plugin("b", models("'tiny', aliases=('b_net',)") + recipes(good=0.5)))
+    found = find_recipe(model, data, None, {})
+    assert (found.model, found.data, found.lr) == ("tiny", "digits", 0.5)
+    assert find_recipe(model, "mnist", None, {}).lr != 0.5
+
+
+def test_a_contested_pair_has_the_recipe_of_whom_it_is_of(zoo, plugin):
+    a, b = plugin("a", recipes(a=0.25)), plugin("b", recipes(b=0.5))
+    c = plugin("c", source=OTHER_DIGITS)
+    for one in (a, b):  # which say what they need: cnn-core, whose digits are meant
+        one.entry = types.SimpleNamespace(dist=types.SimpleNamespace(requires=["cnn_core~=0.1"]))
+    zoo(a, b, c)
+    assert find_recipe("cnn-arch-a/tiny", "cnn-core/digits", None, {}).lr == 0.25
+    assert find_recipe("cnn-arch-b/tiny", "cnn-core/digits", None, {}).lr == 0.5
+    assert find_recipe("cnn-arch-b/tiny", "cnn-arch-c/digits", None, {}).lr not in (0.25, 0.5)
+    named = find_recipe(None, None, "a", {})
+    assert (named.model, named.data) == ("cnn-arch-a/tiny", "cnn-core/digits")
+    assert contested_defaults() == []
+
+
+def test_the_default_recipe_is_the_models_own_and_of_others_nobodys(zoo, plugin, capsys):
+    own = plugin("own", recipes(zzz=0.5))
+    a = plugin("a", recipes(aaa=1e-9), source=ONLY_RECIPES)
+    b = plugin("b", recipes(bbb=1e-8), source=ONLY_RECIPES)
+    zoo(own, a, b)
+    assert find_recipe("tiny", "digits", None, {}).lr == 0.5
+    assert contested_defaults() == []
+    zoo(plugin("own"), a)
+    assert find_recipe("tiny", "digits", None, {}).lr == 1e-9
+    zoo(plugin("own"), a, b)
+    with pytest.raises(PluginError, match="'cnn-arch-a/aaa' and 'cnn-arch-b/bbb'"):
+        find_recipe("tiny", "digits", None, {})
+    assert find_recipe("tiny", "digits", "cnn-arch-b/bbb", {}).lr == 1e-8
+    assert main(["list-recipes"]) == 0
+    assert "default recipe of tiny on digits is claimed twice" in capsys.readouterr().err
+
+
+def test_a_recipe_of_another_is_no_fault_of_the_models_own(zoo, plugin):
+    own = plugin("own", recipes(good=0.5))
+    zoo(own, plugin("a", recipes(bad="much"), source=ONLY_RECIPES))
+    check_recipes_are_sound(Case(registry.models().entry("tiny")))
+
+
+@pytest.mark.parametrize("name", ["tiny", "cnn-arch-b/tiny", "b_net"])
+def test_what_is_recorded_is_found_again_when_its_name_is_contested(zoo, plugin, name):
+    b = plugin("b", models("'tiny', aliases=('b_net',)"))
+    recorded = {"distribution": "cnn-arch-b", "version": "1.2.3"}
+    zoo(b)
+    assert recorded_name(registry.models(), name, recorded, "run") == "tiny"
+    zoo(plugin("a"), b)
+    assert recorded_name(registry.models(), name, recorded, "run") == "cnn-arch-b/tiny"
+    zoo(plugin("a"))
+    with pytest.raises(PluginError, match=r"is from cnn-arch-b 1\.2\.3, which is not"):
+        recorded_name(registry.models(), name, recorded, "run")
+    assert recorded_name(registry.models(), name, None, "an old run") == name
 
 
 def test_an_unsafe_alias_is_made_safe_where_it_is_reported(zoo, plugin):

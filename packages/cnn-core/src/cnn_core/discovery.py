@@ -25,7 +25,9 @@ __all__ = [
     "describe",
     "discover",
     "pin_violation",
+    "requirements",
     "some",
+    "strays",
 ]
 
 GROUP = "cnnzoo"
@@ -170,7 +172,50 @@ def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
         name, version = dist.metadata["Name"], dist.metadata["Version"]
     except Exception:  # METADATA is gone, or is no text
         name = version = ""
-    return re.sub(r"[-_.]+", "-", name or "unknown").lower(), version or "unknown"
+    return _normal(name or "unknown"), version or "unknown"
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as PEP 503 writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(plugin: Plugin) -> set[str]:
+    """Return the normalised names of the distributions that a plugin's own requires."""
+    dist = plugin.entry.dist if plugin.entry is not None else None
+    return _required(dist) if dist is not None else set()
+
+
+def _required(dist: importlib.metadata.Distribution) -> set[str]:
+    texts = [text for text in dist.requires or [] if "extra ==" not in text]
+    named = [re.match(r"[\w.-]+", text) for text in texts]
+    return {_normal(match.group()) for match in named if match is not None}
+
+
+def strays() -> dict[str, str]:
+    """Return, by distribution, a line on each that requires cnn-core and registers no plugin."""
+    found: dict[str, str] = {}
+    for dist in importlib.metadata.distributions():
+        name, version = _identity(dist)
+        if name in found:  # the first on the path is the one that is imported
+            continue
+        try:
+            groups = {entry.group for entry in dist.entry_points}
+            is_stray = GROUP not in groups and "cnn-core" in _required(dist)
+        except Exception:  # its files cannot be read, which `discover` says
+            continue
+        found[name] = _astray(f"{name} {version}", groups) if is_stray else ""
+    return {name: line for name, line in sorted(found.items()) if line and name != "cnnzoo"}
+
+
+def _astray(who: str, groups: set[str]) -> str:
+    import difflib
+
+    by_lower = {group.lower(): group for group in groups}
+    near = difflib.get_close_matches(GROUP, by_lower, n=1, cutoff=0.5)
+    only = f", only in '{by_lower[near[0]]}'" if near else ""
+    what = f"{who}: requires cnn-core but has no entry point in the group '{GROUP}'{only}"
+    return printable(f"{what}: a plugin's pyproject.toml has [project.entry-points.{GROUP}]")
 
 
 def blocked(plugin: Plugin) -> str:

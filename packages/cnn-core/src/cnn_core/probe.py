@@ -12,6 +12,7 @@ import traceback
 
 from cnn_core import registry
 from cnn_core.discovery import Fault
+from cnn_core.naming import contested_defaults
 from cnn_core.plugins import plugins
 
 REPORT = "cnn_core.probe: "
@@ -32,6 +33,7 @@ def main() -> None:
     faults = [_as_dict(fault) for plugin in plugins().all for fault in plugin.faults]
     conflicts = [*plugins().conflicts]
     conflicts += [line for catalogue in catalogues for line in catalogue.conflicts]
+    conflicts += contested_defaults()
     print("\n" + REPORT + json.dumps({"faults": faults, "conflicts": conflicts}))
 
 

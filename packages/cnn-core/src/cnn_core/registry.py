@@ -12,7 +12,6 @@ import fnmatch
 import functools
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -49,7 +48,6 @@ __all__ = [
     "models",
     "origin",
     "recipes",
-    "require_origin",
     "resolve",
     "views",
     "weights",
@@ -342,23 +340,6 @@ def origin(catalogue: Catalogue[Any], name: str) -> dict[str, str]:
     """Return the distribution, and its version, that `name` is from: what a run records."""
     plugin = catalogue.entry(name).plugin
     return {"distribution": plugin.distribution, "version": plugin.version}
-
-
-def require_origin(catalogue: Catalogue[Any], name: str, recorded: Any, where: object) -> None:
-    """Raise PluginError where nothing has this name any more; says what to install.
-
-    `recorded` is what `origin` returned when `where` was written.
-    """
-    if catalogue.claims(name.rpartition("/")[2]) or not isinstance(recorded, Mapping):
-        return
-    distribution, version = recorded.get("distribution"), recorded.get("version")
-    if distribution in (None, *(plugin.distribution for plugin in plugins().all)):
-        return  # its own error says more
-    raise PluginError(
-        f"{where}: {catalogue.kind} '{name}' is from {distribution} {version}, "
-        "which is not installed",
-        shlex.join(["pip", "install", f"{distribution}=={version}"]),
-    )
 
 
 def resolve(entry: Entry[Any], field: str = "target") -> Any:

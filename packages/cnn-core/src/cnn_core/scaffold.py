@@ -23,6 +23,7 @@ from cnn_core import __version__, registry
 from cnn_core.discovery import discover
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.files import new_folder, write_text
+from cnn_core.plugins import plugins
 from cnn_core.text import printable
 
 __all__ = ["KINDS", "Kind", "next_steps", "write_plugin"]
@@ -118,9 +119,10 @@ def _kind_of(name: str) -> str:
     for kind, facts in KINDS.items():
         if name.startswith(facts.prefix):
             return kind
-    known = ", ".join(f"{facts.prefix}…" for facts in KINDS.values())
+    known = ", ".join(f"{facts.prefix}… ({kind})" for kind, facts in KINDS.items())
     raise UsageError(
-        f"'{name}' begins like no kind of plugin: {known}", f"cnnzoo new {name} --kind arch"
+        f"'{name}' begins like no kind of plugin: {known}",
+        f"cnnzoo new {name} --kind KIND; to observe training, copy examples/cnn-track-csv",
     )
 
 
@@ -200,8 +202,17 @@ def _owner(name: str, package: str, plugin: str, offered: str, kind: Kind) -> st
     for entry in catalogue.claims(offered):
         return f"{catalogue.kind} '{offered}' is {entry.plugin.distribution}'s already"
     if known := registry.directory().get(catalogue.kind, {}).get(offered):
-        return f"{catalogue.kind} '{offered}' is {known}'s already, which is not installed"
+        return f"{catalogue.kind} '{offered}' is {known}'s already, which is {_how(known)}"
     return ""
+
+
+def _how(distribution: str) -> str:
+    """Return how a distribution is whose offers are not there."""
+    for plugin in plugins().all:
+        if plugin.distribution == distribution:
+            why = plugin.blocked or "; ".join(fault.cause for fault in plugin.faults)
+            return f"{plugin.status}: {why}" if why else "installed in another version"
+    return "not installed"
 
 
 def _files(kind: str, words: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from cnn_core import registry
 from cnn_core.files import write_text
+from cnn_core.naming import bare
 from cnn_core.plugins import plugins
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
@@ -120,7 +121,7 @@ def _content(ingredients: Ingredients) -> dict[str, Any]:
             "summary": spec.summary,
             "paper": asdict(spec.paper),
             "departures": spec.departures,
-            "reported": spec.reported.get(recipe.data, ""),
+            "reported": spec.reported.get(bare(recipe.data), ""),
             "params": sum(p.numel() for p in ingredients.model.parameters() if p.requires_grad),
         },
         "data": recipe.data,

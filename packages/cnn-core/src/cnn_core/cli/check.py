@@ -24,8 +24,9 @@ __all__ = ["command"]
 def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
     """Hold what an installed DISTRIBUTION offers to the conformance checks.
 
-    Its models, data sets, views, commands and observers of training. Prints what does not hold,
-    and what cannot be tried here; exit 6 if something does not hold.
+    Its models, data sets, views, commands and observers of training; and its plugins: that they
+    load and no hook fails. Prints what does not hold, and what cannot be tried here; exit 6 if
+    something does not hold.
 
     \b
     Examples:
@@ -50,4 +51,4 @@ def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool)
         click.echo(f"{len(results) - len(odd)} of {len(results)} checks of {of} hold")
     failed = sum(result.outcome == "failed" for result in results)
     if failed:
-        raise PluginError(f"{distribution}: {failed} checks fail")
+        raise PluginError(f"{distribution}: {failed} check{'s fail' * (failed > 1) or ' fails'}")

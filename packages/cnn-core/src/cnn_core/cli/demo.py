@@ -29,8 +29,8 @@ class Tour:
 
 TOURS = {
     "classification": Tour(
-        model="lenet5",
-        data="digits",
+        model="cnn-arch-lenet/lenet5",
+        data="cnn-core/digits",
         announced="Training LeNet-5 (1998) on real handwritten digits",
         metric="test/top1",
         reached="of the digits that it has never seen are right",
@@ -43,8 +43,8 @@ TOURS = {
         ),
     ),
     "segmentation": Tour(
-        model="unet_same",
-        data="digit_scenes",
+        model="cnn-arch-unet/unet_same",
+        data="cnn-core/digit_scenes",
         announced="Training a U-Net to find the pixels of digits on a textured ground",
         metric="test/miou",
         reached="mean IoU of digit and ground, in scenes that it has never seen",
@@ -86,8 +86,9 @@ def command(ctx: click.Context, task: str, out: Path | None) -> None:
     click.echo(f"{tour.announced} …", err=True)
     run = train(tour.model, tour.data, out=out)
     reached = 100 * run.test_metrics()[tour.metric]
-    if "report" in registry.commands().names():
-        drawing = registry.resolve(registry.commands().entry("report"))
+    reports = (entry for _, entry in registry.commands() if entry.qualified == "cnn-viz/report")
+    if entry := next(reports, None):
+        drawing = registry.resolve(entry)
         with contextlib.redirect_stdout(sys.stderr):
             ctx.invoke(drawing, run=run.path)
     else:

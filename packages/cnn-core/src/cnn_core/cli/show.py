@@ -10,6 +10,7 @@ import click
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, table
 from cnn_core.cli.params import MODEL
+from cnn_core.naming import recipes_of
 from cnn_core.specs import ModelSpec
 from cnn_core.text import paper_table, printable
 
@@ -72,10 +73,11 @@ def command(model: str, as_json: bool) -> None:
         + [("total", "", traced.params, traced.macs, *[traced.connections] * counted, "")],
         right=("parameters", "MACs", "connections", "sees"),
     )
-    _footnotes(spec)
+    _footnotes(entry)
 
 
-def _footnotes(spec: ModelSpec) -> None:
+def _footnotes(entry: registry.Entry[ModelSpec]) -> None:
+    spec = entry.spec
     size = "x".join(map(str, spec.input))
     click.echo(f"\ninput {size}, at least {spec.min_size} px; Grad-CAM at {spec.cam_stage}")
     click.echo("departures from the paper:" + ("" if spec.departures else " none"))
@@ -83,5 +85,5 @@ def _footnotes(spec: ModelSpec) -> None:
         click.echo(f"  {printable(departure)}")
     for data, words in spec.reported.items():
         click.echo(printable(f"the paper reports on {data}: {words}"))
-    here = [name for name, entry in registry.recipes() if entry.spec.model == spec.name]
+    here = [registry.recipes().shown_name(recipe) for recipe in recipes_of(entry)]
     click.echo(f"recipes: {', '.join(here) or 'none'}")

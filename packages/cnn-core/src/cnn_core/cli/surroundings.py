@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from cnn_core.discovery import Plugin
+from cnn_core.discovery import Plugin, strays
 
 __all__ = ["editable_folder", "surroundings"]
 
@@ -33,7 +33,7 @@ def surroundings(plugins: list[Plugin], timeout: float) -> list[str]:
     names = {"cnn-core", *(p.distribution for p in plugins if p.distribution != "unknown")}
     dists = [dist for name in sorted(names) if (dist := _distribution(name)) is not None]
     lines = [line for dist in dists for line in (*_requirements(dist), *_stale(dist))]
-    return [*lines, *_device(timeout), *_data()]
+    return [*lines, *strays().values(), *_device(timeout), *_data()]
 
 
 def _distribution(name: str) -> metadata.Distribution | None:

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from cnn_core import registry
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.layers import Classifier, features
+from cnn_core.naming import meant, recipes_of
 from cnn_core.plugins import HEAVY
+from cnn_core.specs import ModelSpec, RecipeSpec
 from cnn_core.testing.case import Case, Offer
 
 __all__: list[str] = []
@@ -102,23 +104,29 @@ def check_departures_are_written_down(case: Case) -> None:
 
 
 def check_recipes_are_sound(case: Case) -> None:
-    """Each recipe for the model names a data set that is there, with keys that are."""
+    """Each recipe of its distribution names a data set that is there, with keys that are."""
     from cnn_core.training.recipe import Recipe
 
-    for name, entry in registry.recipes():
-        if entry.spec.model == case.spec.name:
-            Recipe.from_settings(entry.spec.settings, name)
-            registry.datasets().get(entry.spec.dataset.partition(":")[0])  # :PATH
+    for recipe in _own_recipes(case.entry):
+        pair = {"model": recipe.spec.model, "data": recipe.spec.dataset}
+        Recipe.from_settings({**pair, **recipe.spec.settings}, recipe.spec.name)
+        meant(registry.datasets(), recipe.spec.dataset, recipe.plugin)
+
+
+def _own_recipes(model: registry.Entry[ModelSpec]) -> list[registry.Entry[RecipeSpec]]:
+    """Return the recipes for a model that are of its own distribution."""
+    own = model.plugin.distribution
+    return [recipe for recipe in recipes_of(model) if recipe.plugin.distribution == own]
 
 
 def check_a_recipe_is_measured(case: Case) -> None:
     """A recipe of its family says what it reached: mean and deviation of three seeds or more."""
-    family = {
-        entry.spec.name
+    family = [
+        entry
         for _, entry in registry.models()
         if (entry.plugin.origin, entry.spec.family) == (case.entry.plugin.origin, case.spec.family)
-    }
-    recipes = [entry.spec for _, entry in registry.recipes() if entry.spec.model in family]
+    ]
+    recipes = [recipe.spec for entry in family for recipe in _own_recipes(entry)]
     require(recipes, f"there is no recipe for any network of the family {case.spec.family}")
     measured = any(recipe.claim.get("n", 0) >= 3 for recipe in recipes)
     names = ", ".join(recipe.name for recipe in recipes)

@@ -9,11 +9,11 @@ from typing import Any
 from unittest import SkipTest
 
 from cnn_core import registry
-from cnn_core.discovery import describe
-from cnn_core.errors import UsageError
+from cnn_core.discovery import describe, strays
+from cnn_core.errors import PluginError, UsageError
 from cnn_core.testing import checks
 from cnn_core.testing.case import Case, Offer, offered
-from cnn_core.testing.others import OTHERS, others_of
+from cnn_core.testing.others import OTHERS, check_plugin_has_no_fault, others_of, plugins_of
 
 __all__ = ["CHECKS", "Check", "Result", "SLOW", "parametrize_with_checks", "run_checks"]
 
@@ -60,7 +60,8 @@ def run_checks(
     `ModelSpec.expected_failures` has to fail: one that passes has failed.
 
     Raises:
-        UsageError: the distribution offers nothing that can be checked.
+        UsageError: the distribution offers nothing that can be checked, or is blocked.
+        PluginError: it requires cnn-core, and has no entry point in the group "cnnzoo".
     """
     offers = _offers_of(distribution, data_dir)
     done, total = 0, sum(len(_checks_of(offer, slow)) for offer in offers)
@@ -76,7 +77,13 @@ def run_checks(
 def _offers_of(
     distribution: str, data_dir: str | os.PathLike[str] | None = None
 ) -> list[Offer[Any]]:
-    """Return what a distribution offers, networks first."""
+    """Return what a distribution offers, networks first, and its plugins, also broken ones."""
+    registry.catalogues()  # calls every hook: what fails is a plugin's fault
+    mine = plugins_of(distribution)
+    if mine and all(plugin.blocked for plugin in mine):
+        raise UsageError(f"'{distribution}' is blocked: {mine[0].blocked}", "cnnzoo plugins")
+    if not mine and (line := strays().get(distribution)):
+        raise PluginError(line)
     networks = map(Case, offered(registry.models(), distribution))
     found: list[Offer[Any]] = [*networks, *others_of(distribution, data_dir)]
     if not found:
@@ -90,6 +97,8 @@ def _offers_of(
 def _checks_of(offer: Offer[Any], slow: bool) -> tuple[Callable[[Any], None], ...]:
     if isinstance(offer, Case):
         return CHECKS + (SLOW if slow else ())
+    if offer.entry.plugin.status in ("blocked", "broken"):
+        return (check_plugin_has_no_fault,)
     return OTHERS[offer.spec.kind]
 
 

@@ -25,7 +25,9 @@ from safetensors.torch import load_file
 from cnn_core import registry
 from cnn_core.data import Split, load_dataset
 from cnn_core.data.verify import verify
-from cnn_core.errors import DatasetMissingError, UsageError
+from cnn_core.discovery import Plugin
+from cnn_core.errors import DatasetMissingError, PluginError, UsageError
+from cnn_core.naming import default_recipe, settled
 from cnn_core.plugins import Observers, plugins
 from cnn_core.specs import Spec
 from cnn_core.testing.case import Offer, offered
@@ -37,9 +39,9 @@ from cnn_core.testing.checks import (
 )
 from cnn_core.training import train
 
-__all__ = ["OTHERS", "Other", "others_of"]
+__all__ = ["OTHERS", "Other", "check_plugin_has_no_fault", "others_of", "plugins_of"]
 
-DATA = {"classification": "digits", "segmentation": "digit_scenes"}  # that come with cnn-core
+DATA = {"classification": "cnn-core/digits", "segmentation": "cnn-core/digit_scenes"}
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,34 @@ def others_of(
         registry.commands(),
     )
     found = [entry for catalogue in catalogues for entry in offered(catalogue, distribution)]
-    for plugin in plugins().loaded:
+    for plugin in plugins_of(distribution):
         hooks = {f"cnnzoo_{hook}" for hook in Observers.HOOKS} & {*plugins().hooks(plugin)}
-        if hooks and distribution in (plugin.distribution, plugin.name):
+        if hooks and plugin in plugins().loaded:
             found.append(registry.Entry(Watching(name=plugin.name), plugin))
-    for plugin in {id(entry.plugin): entry.plugin for entry in found}.values():
-        yield Other(registry.Entry(Whole(name=plugin.name), plugin))
     for entry in found:
         yield Other(entry, data_dir)
+    offering = {id(entry.plugin) for entry in (*found, *offered(registry.models(), distribution))}
+    for plugin in plugins_of(distribution):  # last: what was found out by then is said, too
+        if id(plugin) in offering or plugin.status != "ok":
+            yield Other(registry.Entry(Whole(name=plugin.name), plugin))
+
+
+def plugins_of(distribution: str) -> list[Plugin]:
+    """Return the plugins of a distribution, or of that short name, also those that do not work."""
+    return [p for p in plugins().all if distribution in (p.distribution, p.name)]
+
+
+# Plugins
+
+
+def check_plugin_has_no_fault(other: Other) -> None:
+    """The plugin is loaded, its hooks work, and it changes nothing of what is everyone's."""
+    plugin = other.entry.plugin
+    if plugin.blocked:
+        raise SkipTest(f"is blocked: {plugin.blocked}")
+    faults = "; ".join(f"{fault.where}: {fault.cause}" for fault in plugin.faults)
+    require(plugin.status != "broken", f"is broken: {faults}")
+    require(not faults, faults)
 
 
 # Data sets
@@ -214,15 +236,22 @@ def _smallest(task: str, *, but: str = "") -> str:
 
     One that has a recipe for the data is preferred: its settings train.
     """
-    known = {e.spec.model for _, e in registry.recipes() if e.spec.dataset == DATA[task]}
+    data = settled(registry.datasets(), DATA[task])
     fits = [
-        (entry.spec.name not in known, entry.spec.params, name)
+        (not _has_default(name, data), entry.spec.params, name)
         for name, entry in registry.models()
         if entry.spec.task == task and entry.plugin.name != but
     ]
     if not fits:
         raise SkipTest(f"no network is installed that does {task}: pip install cnn-arch-lenet")
     return min(fits)[-1]
+
+
+def _has_default(model: str, data: str) -> bool:
+    try:
+        return default_recipe(model, data) is not None
+    except PluginError:  # more than one
+        return False
 
 
 # Commands
@@ -253,7 +282,16 @@ def check_training_is_the_same_without_it(other: Other) -> None:
         found = []
         for label, options in (("with", ()), ("without", ("--no-plugin", name))):
             command = [sys.executable, "-m", "cnn_core", *options, "train", model]
-            command += ["--data", "digits", "--epochs", "1", "--device", "cpu", "--out", label]
+            command += [
+                "--data",
+                DATA["classification"],
+                "--epochs",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                label,
+            ]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             said = [line for line in done.stderr.splitlines() if f"plugin '{name}'" in line]
             require(not said, "\n".join(said))
@@ -265,6 +303,7 @@ def check_training_is_the_same_without_it(other: Other) -> None:
 
 OTHERS: dict[str, tuple[Callable[[Other], None], ...]] = {
     "plugin": (
+        check_plugin_has_no_fault,
         check_plugin_module_is_light,
         check_import_prints_and_writes_nothing,
         check_requirement_of_core_is_pinned,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from cnn_core.create import create_model
 from cnn_core.data.dataset import Dataset, Split
 from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import UsageError
-from cnn_core.specs import ModelSpec, RecipeSpec
+from cnn_core.naming import default_recipe, meant_by, settled
+from cnn_core.specs import ModelSpec
 from cnn_core.tasks import loss_of, metrics_of, score_of
 from cnn_core.tasks.tiles import margin_of
 from cnn_core.text import printable
@@ -48,16 +50,17 @@ def find_recipe(
     model: str | None, data: str | None, name: str | None, settings: dict[str, Any]
 ) -> Recipe:
     """Return the recipe: the one named, else the default one of the pair, with `settings`."""
-    spec = _recipe_spec(model, data, name)
-    base = dict(spec.settings) if spec is not None else {}
+    given = {}
     if model is not None:
-        base["model"] = model
+        given["model"] = settled(registry.models(), model)
     if data is not None:
-        base["data"] = data
+        given["data"] = settled(registry.datasets(), data)
+    found = _settings_of(name, given)
+    base = {**(found or {}), **given}
     for key in ("model", "data"):
         if key not in base:
             raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
-    if spec is None and registry.models().get(base["model"]).task == "segmentation":
+    if found is None and registry.models().get(base["model"]).task == "segmentation":
         base["batch_size"] = TILES  # 128 large images are more than most memories hold
     tables = {
         key: {**base.pop(key, {}), **settings.pop(key, {})} for key in ("options", "stage_lr")
@@ -65,19 +68,25 @@ def find_recipe(
     return Recipe.from_settings({**base, **settings, **tables})
 
 
-def _recipe_spec(model: str | None, data: str | None, name: str | None) -> RecipeSpec | None:
+def _settings_of(name: str | None, given: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return what the named or the default recipe says; its model and data unless `given`."""
     if name is not None and name.endswith(".toml"):
         if not Path(name).is_file():
             raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
-        return read_recipe(Path(name))
+        said = dict(read_recipe(Path(name)).settings)
+        if "model" not in given:
+            said["model"] = settled(registry.models(), said["model"])
+        if "data" not in given:
+            said["data"] = settled(registry.datasets(), said["data"])
+        return said
     if name is not None:
-        return registry.recipes().get(name)
-    pair = [
-        entry.spec
-        for _, entry in registry.recipes()
-        if (entry.spec.model, entry.spec.dataset) == (model, data)
-    ]
-    return next((spec for spec in pair if spec.default), None)
+        recipe = registry.recipes().entry(name)
+    elif len(given) == 2 and (default := default_recipe(**given)) is not None:
+        recipe = default
+    else:
+        return None
+    own = {key: meant_by(recipe, key) for key in ("model", "data") if key not in given}
+    return {**recipe.spec.settings, **own}
 
 
 def make_ready(

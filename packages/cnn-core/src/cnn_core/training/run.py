@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +112,24 @@ class Run:
         except UsageError as error:
             raise RunError(error.message, error.hint) from error
         run = cls(folder, Recipe.from_settings(spec.settings))
-        if not to_read:
-            run.require_plugins()
-        return run
+        return run if to_read else run.found()
 
-    def require_plugins(self) -> None:
-        """Raise PluginError unless its model and its data set are there; says what to install."""
+    def found(self) -> Run:
+        """Return the run with names that lead to the model and the data set it was made with.
+
+        Raises:
+            PluginError: one of them is not there any more; says what to install.
+        """
         from cnn_core import registry
+        from cnn_core.naming import recorded_name
 
         origins = self.environment().get("origins")
         made_with = origins if isinstance(origins, dict) else {}
-        data = self.recipe.data.partition(":")[0]
-        for name, catalogue, recorded in (
-            (self.recipe.model, registry.models(), made_with.get("model")),
-            (data, registry.datasets(), made_with.get("data")),
-        ):
-            registry.require_origin(catalogue, name, recorded, self.path)
+        model, data = (
+            recorded_name(catalogue, getattr(self.recipe, key), made_with.get(key), self.path)
+            for key, catalogue in (("model", registry.models()), ("data", registry.datasets()))
+        )
+        return replace(self, recipe=replace(self.recipe, model=model, data=data))
 
     def environment(self) -> dict[str, Any]:
         """Return what environment.json records."""

@@ -23,6 +23,7 @@ from cnn_core.create import create_model
 from cnn_core.data.pipeline import Preprocessing
 from cnn_core.errors import CheckpointCorruptError, CorruptError, UsageError
 from cnn_core.files import write_bytes
+from cnn_core.naming import recorded_name
 from cnn_core.plugins import plugins
 from cnn_core.training.packed import on_cpu, packed
 
@@ -127,8 +128,8 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         file = file / "weights.safetensors"
     tensors, fields = _read(file)
     try:
-        model, origin = fields["model"], fields.get("origin")
-        registry.require_origin(registry.models(), model, origin, file)
+        origin = fields.get("origin")
+        model = recorded_name(registry.models(), fields["model"], origin, file)
         preprocessing: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocessing"].items()
