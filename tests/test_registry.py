@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import random
-import signal
 import sys
 import types
 
@@ -21,50 +19,10 @@ from cnn_core.plugins import Observers
 from cnn_core.registry import natural
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
 
-CATALOGUES = ("models", "datasets", "recipes", "metrics", "views", "weights", "commands", "checks")
-
 
 @pytest.fixture(autouse=True)
-def command_leaves_no_trace(monkeypatch):
-    """Undo what `main` does to its process, which is ours here."""
-    log, handler = logging.getLogger("cnn_core"), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(log, "handlers", [])
-    monkeypatch.setattr(log, "propagate", True)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-def forget():
-    loader.plugins.cache_clear()
-    for name in CATALOGUES:
-        getattr(registry, name).cache_clear()
-
-
-@pytest.fixture
-def zoo(monkeypatch):
-    """Return a function that starts anew with the given plugins, core's among them."""
-
-    def start(*found):
-        forget()
-        monkeypatch.setattr(loader, "discover", lambda: list(found))
-        return loader.plugins()
-
-    yield start
-    monkeypatch.undo()
-    forget()
-
-
-@pytest.fixture
-def plugin(monkeypatch, good_source):
-    """Return a function that makes a plugin whose module is the sound one and `more`."""
-
-    def make(name, more="", source=good_source):
-        module = types.ModuleType(f"{name}_plugin")
-        exec(source + more, vars(module))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        return Plugin(name, f"cnn-arch-{name}", "1.2.3", module.__name__)
-
-    return make
+def without_a_trace(command_leaves_no_trace):
+    """`main` runs in this process."""
 
 
 def models(*fields):
@@ -232,7 +190,7 @@ def test_a_known_model_whose_plugin_is_there_says_why_it_is_not(
     assert len(error.splitlines()) <= 3
 
 
-def test_a_known_model_whose_plugin_is_kept_out_says_so(monkeypatch, capsys):
+def test_a_known_model_whose_plugin_is_kept_out_says_so(forget, monkeypatch, capsys):
     monkeypatch.setenv("CNNZOO_PLUGINS", "")
     forget()
     try:

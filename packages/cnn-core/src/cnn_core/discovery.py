@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -94,6 +95,11 @@ class Plugin:
         if again or not self.faults:
             complain(f"{self.report(fault)} (cnnzoo doctor -v says more)", exception)
         self.faults.append(fault)
+
+    def failure(self, message: str) -> PluginError:
+        """Return an error that says how to do without this plugin."""
+        name = shlex.quote(printable(self.name))
+        return PluginError(message, f"mend it, or leave it out: cnnzoo --no-plugin {name} …")
 
     def report(self, fault: Fault) -> str:
         """One line that names plugin, distribution, version, place and cause."""

@@ -27,17 +27,25 @@ from cnn_core.discovery import (
     Plugin,
     StrictError,
     complain,
+    describe,
     discover,
     pin_violation,
     some,
 )
-from cnn_core.errors import PluginError, UsageError
+from cnn_core.errors import (
+    PluginError,
+    Terminated,
+    UsageError,
+    ZooError,
+    is_out_of_memory,
+)
 from cnn_core.guard import guarded
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["HEAVY", "Observers", "Plugins", "plugins", "unchanged"]
+__all__ = ["ENDINGS", "HEAVY", "Observers", "Plugins", "answerable", "plugins", "unchanged"]
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "sklearn", "umap")
+ENDINGS = (KeyboardInterrupt, Terminated)  # what ends a command in the midst of a plugin's code
 
 _loading: list[bool] = []
 
@@ -205,6 +213,27 @@ def unchanged(plugin: Plugin, where: str) -> Iterator[None]:
     finally:
         if changed:
             plugin.add_fault(where, f"changes {some(changed)}, put back")
+
+
+@contextlib.contextmanager
+def answerable(plugin: Plugin, doing: str, what: str) -> Iterator[None]:
+    """Run a plugin's code that must succeed, apart from others; a failure names the plugin.
+
+    `doing` is for complaints about what it changes, `what` is what could not be done. Core's own
+    failures, and errors that know what to say, are left as they are.
+
+    Raises:
+        PluginError: its code fails, or wants to end the process.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr), unchanged(plugin, doing):
+            yield
+    except (ZooError, OSError, *ENDINGS):
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error) or plugin.distribution == "cnn-core":
+            raise
+        raise plugin.failure(f"{what}: {describe(error)}") from error
 
 
 def _materialised(results: list[Any]) -> Any:

@@ -1,0 +1,128 @@
+"""Plugins whose own code fails, exits or lies: each is named, and harms no other."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+
+from cnn_core import load_dataset
+from cnn_core.errors import DatasetCorruptError, DatasetMissingError, PluginError
+from cnn_core.plugins import ENDINGS
+
+ADVICE = "mend it, or leave it out: cnnzoo --no-plugin bad …"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Return a function that makes a module of a source, importable in this test."""
+
+    def make(name, source):
+        made = types.ModuleType(name)
+        exec(source, vars(made))
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    return make
+
+
+# Data sets
+
+DATA = """
+from cnn_core import DatasetSpec
+@hookimpl
+def cnnzoo_datasets():
+    return [DatasetSpec(
+        name="theirs", target="their_data:load", summary="s", classes=("a", "b", "c"),
+        image=(1, 4, 4), splits={"train": 6, "test": 6}, mean=(), std=(), licence="x",
+        citation="c", homepage="",
+    )]
+"""
+LOAD = """
+import torch
+from cnn_core.data import Dataset, Files, Split
+from cnn_core.errors import DatasetMissingError
+
+def made(images=None, targets=None):
+    images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8) if images is None else images
+    return Split(images, torch.arange(6) % 3 if targets is None else targets)
+
+def load(spec, root, download):
+    test = made()
+    BODY
+    return Dataset(spec, {"train": train, "test": test})
+"""
+
+
+@pytest.fixture
+def loaded(zoo, plugin, module):
+    """Return a function that loads the data set whose loader has this body."""
+
+    def load(body):
+        zoo(plugin("bad", DATA))
+        module("their_data", LOAD.replace("BODY", body))
+        return load_dataset("theirs")
+
+    return load
+
+
+WRONG_DATA = {
+    "raise ValueError('my bug')": "cannot be loaded: ValueError: my bug",
+    "raise SystemExit(0)": "cannot be loaded: SystemExit: 0",
+    "raise GeneratorExit": "cannot be loaded: GeneratorExit",
+    "return 3": ": their_data:load returned int, expected Dataset",
+    "return Dataset(spec, [test])": ": their_data:load returned a list of splits, expected a dict",
+    "return Dataset(spec, {'train': test})": ": .* no split 'test', which its spec has",
+    "train = [test.images, test.targets]": ": .* 'train' as a list, expected Split or Files",
+    "train = made(images=test.images.numpy())": ": .* 'train' as a Split with a ndarray of images",
+    "train = made(targets=[0, 1] * 3)": ": .* a Split with a list of targets, expected a Tensor",
+    "train = Files((), [0, 1])": ": .* Files with a list of targets, expected a Tensor or a tuple",
+}
+
+
+@pytest.mark.parametrize("body", WRONG_DATA)
+def test_a_loader_that_fails_is_named(loaded, body):
+    found = rf"data set 'theirs' \(cnn-arch-bad/bad\) ?{WRONG_DATA[body]}.*\n{ADVICE}$"
+    with pytest.raises(PluginError, match=found):
+        loaded(body)
+
+
+WRONG_LABELS = {
+    "train = made(targets=test.targets.float())": r"float32 \(6,\)",
+    "train = made(targets=test.targets.int())": r"int32 \(6,\)",
+    "train = made(targets=test.targets[:, None])": r"int64 \(6, 1\)",
+}
+
+
+@pytest.mark.parametrize("body", WRONG_LABELS)
+def test_labels_are_numbers_one_an_image(loaded, body):
+    found = f"'theirs', split 'train': labels are {WRONG_LABELS[body]}, expected int64, N"
+    with pytest.raises(DatasetCorruptError, match=found):
+        loaded(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("raise DatasetMissingError('not here')", DatasetMissingError),
+        ("open('/nowhere/at/all')", FileNotFoundError),
+        ("raise RuntimeError('CUDA out of memory')", RuntimeError),
+        ("raise KeyboardInterrupt", ENDINGS),
+    ],
+)
+def test_what_is_no_fault_of_a_loader_goes_through(loaded, body, kind):
+    with pytest.raises(kind) as caught:
+        loaded(body)
+    assert not isinstance(caught.value, PluginError)
+
+
+def test_a_loader_that_prints_and_changes_torch_is_kept_apart(loaded, capsys, caplog):
+    before = torch.nn.Conv2d.forward
+    body = "print('loading'); torch.nn.Conv2d.forward = len; train = made()"
+    assert len(loaded(body).split("train")) == 6
+    assert torch.nn.Conv2d.forward is before
+    assert capsys.readouterr().out == ""
+    [line] = caplog.messages
+    assert "plugin 'bad' (cnn-arch-bad 1.2.3): loading of theirs: changes torch.nn.Conv2d" in line
