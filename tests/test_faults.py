@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 import types
 
@@ -11,6 +13,8 @@ import torch
 from cnn_core import load_dataset
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, PluginError
 from cnn_core.plugins import ENDINGS
+from cnn_core.tasks import score_of
+from cnn_core.tasks.running import Running
 
 ADVICE = "mend it, or leave it out: cnnzoo --no-plugin bad …"
 
@@ -126,3 +130,69 @@ def test_a_loader_that_prints_and_changes_torch_is_kept_apart(loaded, capsys, ca
     assert capsys.readouterr().out == ""
     [line] = caplog.messages
     assert "plugin 'bad' (cnn-arch-bad 1.2.3): loading of theirs: changes torch.nn.Conv2d" in line
+
+
+# Metrics
+
+METRIC = """
+from cnn_core import MetricSpec
+@hookimpl
+def cnnzoo_metrics():
+    return [MetricSpec(
+        name="mine", target="their_metric:Mine", task="classification", summary="s"
+    )]
+"""
+MINE = """
+import torch
+class Mine:
+    def __init__(self, num_classes):
+        self.sums = torch.zeros(1)
+    def update(self, logits, targets):
+        self.sums += len(targets)
+    def compute(self):
+        return self.sums.item()
+"""
+WRONG_METRICS = {
+    "broken = = import": "",
+    MINE.replace("self.sums = torch", "1 / 0; torch"): "ZeroDivisionError: division by zero",
+    MINE.replace("self.sums = torch", "raise SystemExit(0); torch"): "SystemExit: 0",
+    MINE.replace("self.sums = ", "self.total = "): "metric 'mine' .* has no tensor `sums`",
+    MINE.replace("self.sums += ", "self.missing += "): "AttributeError: .* 'missing'",
+    MINE.replace("self.sums.item()", "'many'"): "ValueError: could not convert string to float",
+}
+
+
+@pytest.fixture
+def measured(zoo, plugin, module):
+    """Return a function that measures two epochs, with a metric of this source."""
+
+    def measure(source):
+        zoo(plugin("bad", METRIC))
+        with contextlib.suppress(SyntaxError):
+            module("their_metric", source)
+        found = []
+        for _ in range(2):
+            running = Running("classification", 3, 2)
+            for _ in range(2):
+                running.add(1.0, torch.eye(3), torch.arange(3))
+            found.append(running.compute())
+        assert found[0] == found[1]
+        return found[0]
+
+    return measure
+
+
+def test_a_metric_of_a_plugin_is_taken(measured):
+    assert measured(MINE) == {"loss": 1, "top1": 1, "top2": 1, "mine": 6}
+    assert score_of("classification", "val/mine", "top5") == ("val/mine", True)
+
+
+@pytest.mark.parametrize("source", WRONG_METRICS, ids=range(len(WRONG_METRICS)))
+def test_a_metric_that_fails_is_named_once_and_the_others_go_on(measured, caplog, source):
+    assert measured(source) == {"loss": 1, "top1": 1, "top2": 1}
+    [line] = caplog.messages
+    found = r"plugin 'bad' \(cnn-arch-bad 1.2.3\): metric mine, left out: "
+    assert re.match(found + WRONG_METRICS[source], line)
+    assert score_of("classification", "", "top5") == ("val/top1", True)
+    with pytest.raises(PluginError, match=r"best = 'val/mine': plugin 'bad'.*left out"):
+        score_of("classification", "val/mine", "top5")

@@ -254,9 +254,10 @@ class MetricSpec(Spec):
     """One number about a whole split, or several that are taken from the same sums.
 
     `target` names a factory `(num_classes) -> metric`, where `metric.update(logits, targets)`
-    takes a batch and `metric.compute()` returns a float, or floats by name. One that is `thorough`
-    is for evaluation, and not taken every epoch; `data` are the data sets that it is for, empty
-    for all.
+    takes a batch, `metric.sums` is one tensor of all that it has seen so far, and
+    `metric.compute()` returns a float, or floats by name. Sums are saved within an epoch and put
+    back, and those of several processes added. One that is `thorough` is for evaluation, and not
+    taken every epoch; `data` are the data sets that it is for, empty for all.
     """
 
     kind: ClassVar[str] = "metric"
