@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import sys
 import types
@@ -10,7 +11,9 @@ import types
 import pytest
 import torch
 
-from cnn_core import load_dataset
+from cnn_core import create_model, list_models, load_dataset, registry
+from cnn_core.cli import main
+from cnn_core.discovery import Plugin
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, PluginError
 from cnn_core.plugins import ENDINGS
 from cnn_core.tasks import score_of
@@ -196,3 +199,140 @@ def test_a_metric_that_fails_is_named_once_and_the_others_go_on(measured, caplog
     assert score_of("classification", "", "top5") == ("val/top1", True)
     with pytest.raises(PluginError, match=r"best = 'val/mine': plugin 'bad'.*left out"):
         score_of("classification", "val/mine", "top5")
+
+
+# Models
+
+WRONG_MODELS = {
+    "def tiny(**sizes): return 3": ": tiny_net:tiny returned int, expected an nn.Module",
+    "def tiny(**sizes): 1 / 0": " cannot be built: ZeroDivisionError: division by zero",
+    "def tiny(**sizes): raise SystemExit(0)": " cannot be built: SystemExit: 0",
+    "def tiny(**sizes): raise GeneratorExit": " cannot be built: GeneratorExit",
+    "def tiny(): return torch.nn.Identity()": " cannot be built: TypeError: .*'num_classes'",
+    "tiny = 3": ": tiny_net:tiny is of type int, not a function",
+}
+
+
+@pytest.mark.parametrize("source", WRONG_MODELS)
+def test_a_constructor_that_fails_is_named(zoo, plugin, module, source):
+    zoo(plugin("bad"))
+    module("tiny_net", f"import torch\n{source}")
+    found = rf"model 'tiny' \(cnn-arch-bad/bad\){WRONG_MODELS[source]}.*\n{ADVICE}$"
+    with pytest.raises(PluginError, match=found):
+        create_model("tiny")
+
+
+# Commands, and what else fails in the midst of ours
+
+COMMAND = """
+from cnn_core import CommandSpec
+@hookimpl
+def cnnzoo_commands():
+    return [CommandSpec(name="theirs", target="their_command:command", summary="s")]
+"""
+CLICK = """
+import click
+print("imported")
+class Odd(BaseException): pass
+@click.command()
+def command():
+    BODY
+"""
+ENDS = {
+    "raise ValueError('my bug')": (6, f"error: {{}}: ValueError: my bug\n{ADVICE}\n"),
+    "raise Odd('my bug')": (6, f"error: {{}}: Odd: my bug\n{ADVICE}\n"),
+    "int('x', base=torch)": (
+        6,
+        f"error: {{}}: NameError: name 'torch' is not defined\n{ADVICE}\n",
+    ),
+    "open('/nowhere/at/all')": (1, "error: /nowhere/at/all: No such file or directory\n"),
+    "raise KeyboardInterrupt": (130, "interrupted\n"),
+    "raise click.Abort": (130, "interrupted\n"),
+    "click.echo('done')": (0, ""),
+}
+
+
+@pytest.fixture
+def ended(zoo, plugin, module, tmp_path, monkeypatch, capsys, command_leaves_no_trace):
+    """Return a function that runs a command line beside a command of this source."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def end(source, *args):
+        zoo(plugin("bad", COMMAND))
+        (tmp_path / "their_command.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "their_command", raising=False)
+        importlib.invalidate_caches()
+        code = main(args)
+        monkeypatch.delitem(sys.modules, "their_command", raising=False)
+        return code, *capsys.readouterr()
+
+    return end
+
+
+@pytest.mark.parametrize("body", ENDS)
+def test_a_command_that_fails_is_its_plugins(ended, body):
+    code, lines = ENDS[body]
+    found = ended(CLICK.replace("BODY", body), "theirs")
+    said = "imported\n" + lines.format("plugin 'bad' (cnn-arch-bad 1.2.3)")
+    assert found == (code, "done\n" if not code else "", said)
+
+
+def test_a_group_without_a_command_shows_its_help(ended):
+    source = "import click\n@click.group()\ndef command(): 'Mine.'\n"
+    code, out, err = ended(source, "theirs")
+    assert (code, out) == (2, "")
+    assert re.match(r"Usage: cnnzoo theirs \[OPTIONS\] COMMAND .*\n\n  Mine\.\n", err)
+
+
+def test_a_network_that_fails_in_its_forward_is_named(ended, module, tmp_path, capsys):
+    source = "class tiny(torch.nn.Linear):\n    def forward(self, x): return x.no_such\n"
+    source += (
+        "    def __init__(self, num_classes, in_channels): super().__init__(4, num_classes)\n"
+    )
+    module("tiny_net", "__name__ = 'tiny_net'\nimport torch\n" + source)
+    out = str(tmp_path / "run")
+    code, _, err = ended("", "train", "tiny", "--data", "digits", "--epochs", "1", "--out", out)
+    assert code == 6
+    cause = "AttributeError: 'Tensor' object has no attribute 'no_such'"
+    assert f"error: plugin 'bad' (cnn-arch-bad 1.2.3): {cause}\n{ADVICE}\n" in err
+
+
+def test_our_own_defects_are_no_plugins(ended, monkeypatch):
+    monkeypatch.setattr(registry.Catalogue, "match", lambda *_: 1 / 0)
+    code, _, err = ended("", "list-models")
+    assert code == 1
+    assert "this is a defect" in err
+
+
+# Errors that are no Exceptions
+
+ODD = (
+    "asyncio.CancelledError",
+    "GeneratorExit",
+    "SystemExit(0)",
+    "type('Odd', (BaseException,), {})",
+)
+
+
+@pytest.mark.parametrize("error", ODD)
+def test_no_error_of_a_plugin_keeps_the_others_from_their_work(
+    zoo, plugin, tmp_path, monkeypatch, caplog, error
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "early_plugin.py").write_text(f"import asyncio\nraise {error}\n")
+    early = Plugin("early", "cnn-arch-early", "1", "early_plugin")
+    late = f"import asyncio\n@hookimpl\ndef cnnzoo_models(): raise {error}\n"
+    found = zoo(early, plugin("late", late), plugin("good"))
+    assert list_models() == ["tiny"]
+    assert [p.status for p in found.all] == ["ok", "broken", "faulty", "ok"]
+    assert ["import" in line for line in caplog.messages] == [True, False]
+
+
+@pytest.mark.parametrize("error", ENDINGS)
+def test_what_ends_a_command_ends_it_in_a_plugin_too(zoo, plugin, error):
+    late = f"@hookimpl\ndef cnnzoo_models():\n    from cnn_core.plugins import {error.__name__}\n"
+    if error is KeyboardInterrupt:
+        late = "@hookimpl\ndef cnnzoo_models():\n"
+    zoo(plugin("late", f"{late}    raise {error.__name__}\n"))
+    with pytest.raises(error):
+        list_models()

@@ -96,6 +96,11 @@ class Plugin:
             complain(f"{self.report(fault)} (cnnzoo doctor -v says more)", exception)
         self.faults.append(fault)
 
+    @property
+    def who(self) -> str:
+        """What complaints call it: its name, distribution and version."""
+        return printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
+
     def failure(self, message: str) -> PluginError:
         """Return an error that says how to do without this plugin."""
         name = shlex.quote(printable(self.name))
@@ -103,8 +108,7 @@ class Plugin:
 
     def report(self, fault: Fault) -> str:
         """One line that names plugin, distribution, version, place and cause."""
-        who = printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
-        return f"{who}: {fault.where}: {fault.cause}"
+        return f"{self.who}: {fault.where}: {fault.cause}"
 
 
 def complain(message: str, cause: BaseException | None = None) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import pluggy
 
 from cnn_core import hookspecs
+from cnn_core.blame import claim
 from cnn_core.discovery import (
     Plugin,
     StrictError,
@@ -110,9 +111,9 @@ class Plugins:
                 return
             self._import(plugin)
             self._register(plugin)
-        except StrictError:
+        except (StrictError, *ENDINGS):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self._unregister(plugin)
             plugin.add_fault("import", error, fatal=True)
         finally:
@@ -121,6 +122,7 @@ class Plugins:
     def _import(self, plugin: Plugin) -> None:
         """Import the plugin's light module, kept apart from all others."""
         before = set(sys.modules)
+        claim(plugin.target, plugin)
         with _kept_apart(plugin, "import"):
             plugin.module = importlib.import_module(plugin.target)
         heavy = [name for name in HEAVY if name in sys.modules and name not in before]
@@ -183,9 +185,9 @@ class Plugins:
             try:
                 with _kept_apart(plugin, f"hook {hook}"):
                     result = _materialised(caller(**arguments))
-            except StrictError:
+            except (StrictError, *ENDINGS):
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 plugin.add_fault(f"hook {hook}", error)
             else:
                 yield plugin, result
@@ -282,9 +284,9 @@ class Observers:
             try:
                 with contextlib.redirect_stdout(sys.stderr), guard:
                     caller(**arguments)
-            except StrictError:
+            except (StrictError, *ENDINGS):
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self._silence(plugin)
                 where = f"{name}, now silenced for this run"
                 plugin.add_fault(where, error, again=True)
