@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
+import os
 import re
+import subprocess
 import sys
 import types
 
@@ -336,3 +339,51 @@ def test_what_ends_a_command_ends_it_in_a_plugin_too(zoo, plugin, error):
     zoo(plugin("late", f"{late}    raise {error.__name__}\n"))
     with pytest.raises(error):
         list_models()
+
+
+# Settings that are everyone's
+
+SETTINGS = {
+    "os.chdir('/')": ("the working directory", os.getcwd),
+    "logging.disable()": ("logging.disable", lambda: logging.root.manager.disable),
+    "torch.set_default_dtype(torch.float64)": ("torch's default dtype", torch.get_default_dtype),
+    "torch.set_default_device('meta')": ("torch's default device", lambda: torch.ones(1).device),
+    "torch.set_grad_enabled(False)": ("torch's grad mode", torch.is_grad_enabled),
+    "torch.set_num_threads(3)": ("torch's number of threads", torch.get_num_threads),
+    "torch.use_deterministic_algorithms(True)": (
+        "torch's deterministic mode",
+        torch.are_deterministic_algorithms_enabled,
+    ),
+    "torch.backends.mkldnn.enabled = False": (
+        "torch.backends.mkldnn.enabled",
+        lambda: torch.backends.mkldnn.enabled,
+    ),
+}
+
+
+@pytest.mark.parametrize("change", SETTINGS)
+def test_a_setting_that_a_plugin_changes_is_put_back_and_named(zoo, plugin, caplog, change):
+    name, read = SETTINGS[change]
+    before = read()
+    hook = "@hookimpl\ndef cnnzoo_models():\n    import logging, os, torch\n    return [model()]\n"
+    zoo(plugin("bad", hook.replace("    return", f"    {change}\n    return")))
+    assert list_models() == ["tiny"]
+    assert read() == before
+    [line] = caplog.messages
+    assert f"hook cnnzoo_models: changes {name}, put back" in line
+
+
+def test_settings_are_put_back_where_a_plugin_is_the_first_to_import_torch(site, pythonpath):
+    site.add("import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(3)\n")
+    code = (
+        "from cnn_core import list_models; list_models(); import torch; print(torch.ones(1).dtype)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": pythonpath(site.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "torch.float32\n"
+    assert "changes torch's default dtype, torch's number of threads, put back" in done.stderr
