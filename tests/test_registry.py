@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import sys
 import types
 
@@ -97,11 +98,21 @@ def test_a_contested_name_belongs_to_neither_and_each_is_reachable(
         assert f"from {origin} 1.2.3" in capsys.readouterr().out
 
 
-def test_an_unsafe_alias_is_made_safe_where_it_is_reported(zoo, plugin):
-    alias = "aliases=(chr(27) + '[2J',)"
-    zoo(plugin("a", models(f"'a', {alias}")), plugin("b", models(f"'b', {alias}")))
-    [line] = registry.models().conflicts
-    assert line == r"model name '\x1b[2J' is claimed twice: use 'cnn-arch-a/a' or 'cnn-arch-b/b'"
+WRONG = {
+    "return [model(aliases=('Le Net\\x1b[31m',))]": r"aliases = \('Le Net\\x1b\[31m',\), exp",
+    "return [model(paper=Paper(title=None, authors='a', year=1, url='u'))]": "title = None, exp",
+    "return [model(paper=Paper(title='t', authors='a', year='x', url='u'))]": "year = 'x', exp",
+    "return {model()}": "TypeError: specs cannot be in a set, or keys of a dict: return a list",
+    "return [{}[[]]]": "TypeError: .*unhashable type: 'list'",
+}
+
+
+@pytest.mark.parametrize("body", WRONG)
+def test_what_a_hook_cannot_return_is_said(zoo, plugin, caplog, body):
+    zoo(plugin("a", f"@hookimpl\ndef cnnzoo_models(): {body}\n"))
+    assert list_models() == []
+    [line] = caplog.messages
+    assert re.search(WRONG[body], line), line
 
 
 # Names that nothing answers to

@@ -15,6 +15,7 @@ import io
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
@@ -188,9 +189,19 @@ class Plugins:
             except (StrictError, *ENDINGS):
                 raise
             except BaseException as error:
-                plugin.add_fault(f"hook {hook}", error)
+                plugin.add_fault(f"hook {hook}", _explain_set(error))
             else:
                 yield plugin, result
+
+
+def _explain_set(error: BaseException) -> BaseException:
+    """Turn Python's complaint about a set of specs, which have no hash, into one that helps."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not isinstance(error, TypeError) or frames[-1].f_code.co_name != "__hash__":
+        return error
+    helpful = TypeError("specs cannot be in a set, or keys of a dict: return a list")
+    helpful.__cause__ = error
+    return helpful
 
 
 @contextlib.contextmanager
