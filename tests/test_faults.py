@@ -387,3 +387,33 @@ def test_settings_are_put_back_where_a_plugin_is_the_first_to_import_torch(site,
     )
     assert done.stdout == "torch.float32\n"
     assert "changes torch's default dtype, torch's number of threads, put back" in done.stderr
+
+
+# What is said of a plugin that works
+
+
+def test_an_import_that_takes_long_is_said(zoo, plugin, monkeypatch, caplog):
+    monkeypatch.setattr("cnn_core.plugins.SLOW", 0.0)
+    zoo(plugin("bad"))
+    (line,) = [line for line in caplog.messages if "plugin 'bad'" in line]
+    assert re.search(r"import: takes 0\.0 s: every start is slower", line)
+    assert list_models() == ["tiny"]
+
+
+@pytest.mark.parametrize("metadata", [None, "Metadata-Version: 2.1\nName: cnn-arch-bad\n"])
+def test_a_distribution_without_a_version_is_said(
+    site, good_source, metadata, monkeypatch, forget, caplog
+):
+    site.add(good_source)
+    path = site.path / "cnn_arch_bad-1.2.3.dist-info" / "METADATA"
+    path.unlink()
+    if metadata:
+        path.write_text(metadata)
+    monkeypatch.syspath_prepend(site.path)
+    monkeypatch.setenv("CNNZOO_PLUGINS", "bad")
+    forget()
+    assert list_models() == ["tiny"]
+    [line] = caplog.messages
+    assert re.search(r"unknown\): METADATA: has no Name or no Version: install it again", line)
+    monkeypatch.undo()
+    forget()

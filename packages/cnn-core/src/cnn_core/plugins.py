@@ -48,6 +48,7 @@ __all__ = ["ENDINGS", "HEAVY", "Observers", "Plugins", "answerable", "plugins", 
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "sklearn", "umap")
 ENDINGS = (KeyboardInterrupt, Terminated)  # what ends a command in the midst of a plugin's code
+SLOW = 1.0  # seconds that an import may take; that of a light module takes a hundredth
 
 _loading: list[bool] = []
 
@@ -112,6 +113,8 @@ class Plugins:
                 return
             self._import(plugin)
             self._register(plugin)
+            if plugin.entry is not None and "unknown" in (plugin.distribution, plugin.version):
+                plugin.add_fault("METADATA", "has no Name or no Version: install it again")
         except (StrictError, *ENDINGS):
             raise
         except BaseException as error:
@@ -122,13 +125,15 @@ class Plugins:
 
     def _import(self, plugin: Plugin) -> None:
         """Import the plugin's light module, kept apart from all others."""
-        before = set(sys.modules)
+        before, started = set(sys.modules), time.perf_counter()
         claim(plugin.target, plugin)
         with _kept_apart(plugin, "import"):
             plugin.module = importlib.import_module(plugin.target)
         heavy = [name for name in HEAVY if name in sys.modules and name not in before]
         if heavy:
             plugin.add_fault("import", f"imports {', '.join(heavy)}: every start is slower")
+        elif (seconds := time.perf_counter() - started) > SLOW:
+            plugin.add_fault("import", f"takes {seconds:.1f} s: every start is slower")
 
     def _register(self, plugin: Plugin) -> None:
         """Hand the module to pluggy, which checks its hooks against the hookspecs."""
