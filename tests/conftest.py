@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
+import types
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,3 +153,61 @@ def fashion() -> Path:
     if not FASHION.is_dir():
         pytest.skip(f"no {FASHION.relative_to(ROOT.parent)} beside the repository")
     return FASHION
+
+
+# Plugins of a test's own, in its own process
+
+
+CATALOGUES = ("models", "datasets", "recipes", "metrics", "views", "weights", "commands", "checks")
+
+
+@pytest.fixture
+def command_leaves_no_trace(monkeypatch):
+    """Undo what `main` does to its process, which is ours here."""
+    log, handler = logging.getLogger("cnn_core"), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def forget():
+    """Return a function that has the plugins loaded anew when they are next asked for."""
+    from cnn_core import plugins, registry
+
+    def forget():
+        plugins.plugins.cache_clear()
+        for name in CATALOGUES:
+            getattr(registry, name).cache_clear()
+
+    return forget
+
+
+@pytest.fixture
+def zoo(monkeypatch, forget):
+    """Return a function that starts anew with the given plugins, core's among them."""
+    from cnn_core import plugins as loader
+
+    def start(*found):
+        forget()
+        monkeypatch.setattr(loader, "discover", lambda: list(found))
+        return loader.plugins()
+
+    yield start
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture
+def plugin(monkeypatch, good_source):
+    """Return a function that makes a plugin whose module is the sound one and `more`."""
+    from cnn_core.discovery import Plugin
+
+    def make(name, more="", source=good_source):
+        module = types.ModuleType(f"{name}_plugin")
+        exec(source + more, vars(module))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return Plugin(name, f"cnn-arch-{name}", "1.2.3", module.__name__)
+
+    return make

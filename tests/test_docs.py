@@ -180,6 +180,24 @@ def test_the_example_of_a_hook_is_a_plugin(name):
         assert [type(result).__name__ for result in results] == [wanted[1]]
 
 
+def test_the_example_of_a_metric_is_one():
+    import torch
+
+    from cnn_core.tasks.classification import TopK
+
+    (source,) = re.findall(r"```python\n(import torch\n\n\nclass Top5.*?)```", read("hooks"), re.S)
+    namespace: dict[str, type] = {}
+    exec(source, namespace)
+    metric, again, ours = namespace["Top5"](10), namespace["Top5"](10), TopK(5)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(50, 10, generator=generator)
+        for each in (metric if seed else again, ours):
+            each.update(logits, torch.arange(50) % 10)
+    metric.sums = metric.sums + again.sums
+    assert metric.compute() == ours.compute()
+
+
 def test_every_command_is_there_with_its_help(built, cnnzoo):
     listed = cnnzoo("--help").out.partition("Commands:\n")[2].partition("Examples:")[0]
     names = re.findall(r"^  ([a-z][\w-]*)", listed, re.M)

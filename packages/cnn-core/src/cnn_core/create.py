@@ -6,12 +6,11 @@ import inspect
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cnn_core import registry
-from cnn_core.discovery import StrictError, describe
-from cnn_core.errors import PluginError, UsageError
-from cnn_core.plugins import unchanged
+from cnn_core.errors import UsageError
+from cnn_core.plugins import answerable
 from cnn_core.specs import ModelSpec
 from cnn_core.text import did_you_mean
 
@@ -47,24 +46,24 @@ def create_model(
     """
     entry = registry.models().entry(name)
     build = registry.resolve(entry)
-    _check_options(name, build, options)
+    _check_options(name, entry, build, options)
     spec = entry.spec
     sizes = {
         "num_classes": _positive("num_classes", num_classes, spec.num_classes),
         "in_channels": _positive("in_channels", in_channels, spec.input[0]),
     }
-    try:
-        with unchanged(entry.plugin, f"building of {name}"):
-            model = build(**sizes, **options)
-    except (StrictError, UsageError):
-        raise
-    except Exception as error:
-        what = f"model '{name}' ({entry.plugin.origin}) cannot be built"
-        raise PluginError(f"{what}: {describe(error)}") from error
+    what = f"model '{name}' ({entry.plugin.origin})"
+    with answerable(entry.plugin, f"building of {name}", f"{what} cannot be built"):
+        model = build(**sizes, **options)
+    from torch import nn  # the architecture has imported it
+
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise entry.plugin.failure(f"{what}: {spec.target} returned {kind}, expected an nn.Module")
     if weights is not None:
         heads = _heads(entry, build, sizes, options) if new_head else ()
         _load(model, entry, Path(weights), naming, heads)
-    return cast("nn.Module", model)
+    return model
 
 
 def _load(
@@ -103,12 +102,18 @@ def _heads(
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         more = {**sizes, "num_classes": sizes["num_classes"] + 1}
-        with unchanged(entry.plugin, f"building of {entry.spec.name}"):
+        what = f"model '{entry.spec.name}' ({entry.plugin.origin}) cannot be built"
+        with answerable(entry.plugin, f"building of {entry.spec.name}", what):
             ours, others = (build(**s, **options).state_dict() for s in (sizes, more))
     return [name for name in ours if ours[name].shape != others[name].shape]
 
 
-def _check_options(name: str, build: Any, options: Mapping[str, Any]) -> None:
+def _check_options(
+    name: str, entry: registry.Entry[ModelSpec], build: Any, options: Mapping[str, Any]
+) -> None:
+    if not callable(build):
+        what = f"model '{name}' ({entry.plugin.origin}): {entry.spec.target}"
+        raise entry.plugin.failure(f"{what} is of type {type(build).__name__}, not a function")
     known = [*inspect.signature(build).parameters]
     for option in options:
         if option not in known:

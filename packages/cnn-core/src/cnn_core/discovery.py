@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -97,10 +98,19 @@ class Plugin:
             complain(f"{self.report(fault)} (cnnzoo doctor -v says more)", exception)
         self.faults.append(fault)
 
+    @property
+    def who(self) -> str:
+        """What complaints call it: its name, distribution and version."""
+        return printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
+
+    def failure(self, message: str) -> PluginError:
+        """Return an error that says how to do without this plugin."""
+        name = shlex.quote(printable(self.name))
+        return PluginError(message, f"mend it, or leave it out: cnnzoo --no-plugin {name} …")
+
     def report(self, fault: Fault) -> str:
         """One line that names plugin, distribution, version, place and cause."""
-        who = printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
-        return f"{who}: {fault.where}: {fault.cause}"
+        return f"{self.who}: {fault.where}: {fault.cause}"
 
 
 def complain(message: str, cause: BaseException | None = None) -> None:

@@ -15,6 +15,7 @@ import io
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
@@ -23,21 +24,31 @@ from typing import Any
 import pluggy
 
 from cnn_core import hookspecs
+from cnn_core.blame import claim
 from cnn_core.discovery import (
     Plugin,
     StrictError,
     complain,
+    describe,
     discover,
     pin_violation,
     some,
 )
-from cnn_core.errors import PluginError, UsageError
+from cnn_core.errors import (
+    PluginError,
+    Terminated,
+    UsageError,
+    ZooError,
+    is_out_of_memory,
+)
 from cnn_core.guard import guarded
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["HEAVY", "Observers", "Plugins", "plugins", "unchanged"]
+__all__ = ["ENDINGS", "HEAVY", "Observers", "Plugins", "answerable", "plugins", "unchanged"]
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "sklearn", "umap")
+ENDINGS = (KeyboardInterrupt, Terminated)  # what ends a command in the midst of a plugin's code
+SLOW = 1.0  # seconds that an import may take; that of a light module takes a hundredth
 
 _loading: list[bool] = []
 
@@ -102,9 +113,11 @@ class Plugins:
                 return
             self._import(plugin)
             self._register(plugin)
-        except StrictError:
+            if plugin.entry is not None and "unknown" in (plugin.distribution, plugin.version):
+                plugin.add_fault("METADATA", "has no Name or no Version: install it again")
+        except (StrictError, *ENDINGS):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self._unregister(plugin)
             plugin.add_fault("import", error, fatal=True)
         finally:
@@ -112,12 +125,15 @@ class Plugins:
 
     def _import(self, plugin: Plugin) -> None:
         """Import the plugin's light module, kept apart from all others."""
-        before = set(sys.modules)
+        before, started = set(sys.modules), time.perf_counter()
+        claim(plugin.target, plugin)
         with _kept_apart(plugin, "import"):
             plugin.module = importlib.import_module(plugin.target)
         heavy = [name for name in HEAVY if name in sys.modules and name not in before]
         if heavy:
             plugin.add_fault("import", f"imports {', '.join(heavy)}: every start is slower")
+        elif (seconds := time.perf_counter() - started) > SLOW:
+            plugin.add_fault("import", f"takes {seconds:.1f} s: every start is slower")
 
     def _register(self, plugin: Plugin) -> None:
         """Hand the module to pluggy, which checks its hooks against the hookspecs."""
@@ -175,12 +191,22 @@ class Plugins:
             try:
                 with _kept_apart(plugin, f"hook {hook}"):
                     result = _materialised(caller(**arguments))
-            except StrictError:
+            except (StrictError, *ENDINGS):
                 raise
-            except (Exception, SystemExit) as error:
-                plugin.add_fault(f"hook {hook}", error)
+            except BaseException as error:
+                plugin.add_fault(f"hook {hook}", _explain_set(error))
             else:
                 yield plugin, result
+
+
+def _explain_set(error: BaseException) -> BaseException:
+    """Turn Python's complaint about a set of specs, which have no hash, into one that helps."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not isinstance(error, TypeError) or frames[-1].f_code.co_name != "__hash__":
+        return error
+    helpful = TypeError("specs cannot be in a set, or keys of a dict: return a list")
+    helpful.__cause__ = error
+    return helpful
 
 
 @contextlib.contextmanager
@@ -205,6 +231,27 @@ def unchanged(plugin: Plugin, where: str) -> Iterator[None]:
     finally:
         if changed:
             plugin.add_fault(where, f"changes {some(changed)}, put back")
+
+
+@contextlib.contextmanager
+def answerable(plugin: Plugin, doing: str, what: str) -> Iterator[None]:
+    """Run a plugin's code that must succeed, apart from others; a failure names the plugin.
+
+    `doing` is for complaints about what it changes, `what` is what could not be done. Core's own
+    failures, and errors that know what to say, are left as they are.
+
+    Raises:
+        PluginError: its code fails, or wants to end the process.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr), unchanged(plugin, doing):
+            yield
+    except (ZooError, OSError, *ENDINGS):
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error) or plugin.distribution == "cnn-core":
+            raise
+        raise plugin.failure(f"{what}: {describe(error)}") from error
 
 
 def _materialised(results: list[Any]) -> Any:
@@ -253,9 +300,9 @@ class Observers:
             try:
                 with contextlib.redirect_stdout(sys.stderr), guard:
                     caller(**arguments)
-            except StrictError:
+            except (StrictError, *ENDINGS):
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self._silence(plugin)
                 where = f"{name}, now silenced for this run"
                 plugin.add_fault(where, error, again=True)

@@ -13,7 +13,7 @@ import traceback
 from cnn_core import registry
 from cnn_core.discovery import Fault
 from cnn_core.naming import contested_defaults
-from cnn_core.plugins import plugins
+from cnn_core.plugins import ENDINGS, plugins
 
 REPORT = "cnn_core.probe: "
 
@@ -25,7 +25,9 @@ def main() -> None:
     for _, entry in registry.checks():
         try:
             advice = entry.spec.check()
-        except (Exception, SystemExit) as error:
+        except ENDINGS:
+            raise
+        except BaseException as error:
             entry.plugin.add_fault(f"check {entry.spec.name}", error)
         else:
             if advice:

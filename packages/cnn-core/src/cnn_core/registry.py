@@ -6,21 +6,24 @@ stays reachable as "distribution/name". Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import fnmatch
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
 from typing import Any, Generic, TypeVar
 
+from cnn_core.blame import claim
 from cnn_core.discovery import Plugin, StrictError, complain, describe
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
 from cnn_core.guard import watch
-from cnn_core.plugins import plugins, unchanged
+from cnn_core.plugins import ENDINGS, plugins, unchanged
 from cnn_core.specs import (
     Check,
     CommandSpec,
@@ -350,15 +353,17 @@ def resolve(entry: Entry[Any], field: str = "target") -> Any:
     """
     target = getattr(entry.spec, field)
     module_name, _, name = target.partition(":")
+    claim(module_name, entry.plugin)
     try:
-        with unchanged(entry.plugin, f"import of {module_name}"):
+        where = f"import of {module_name}"
+        with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, where):
             return getattr(import_module(module_name), name)
-    except StrictError:
+    except (StrictError, *ENDINGS):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         plugin = entry.plugin
         raise PluginError(
-            f"{entry.spec.kind} '{entry.spec.name}' of plugin '{plugin.name}' "
-            f"({plugin.distribution} {plugin.version}): cannot import {target}: {describe(error)}",
+            f"{entry.spec.kind} '{entry.spec.name}' of {plugin.who}: "
+            f"cannot import {target}: {describe(error)}",
             f"mend or remove it: pip uninstall {plugin.distribution}",
         ) from error

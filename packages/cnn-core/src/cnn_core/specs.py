@@ -43,12 +43,23 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """The publication a network or data set comes from."""
+    """The publication a network or data set comes from.
+
+    Raises:
+        SpecError: a field is of another type; names field and value.
+    """
 
     title: str
     authors: str
     year: int
     url: str
+
+    def __post_init__(self) -> None:
+        for name in ("title", "authors", "url"):
+            if not isinstance(getattr(self, name), str):
+                raise SpecError(f"paper: {name} = {getattr(self, name)!r}, expected a string")
+        if not _positive(self.year):
+            raise SpecError(f"paper: year = {self.year!r}, expected a positive integer")
 
     def __str__(self) -> str:
         return f"{self.authors} ({self.year}), {self.title}. {self.url}"
@@ -163,6 +174,8 @@ class ModelSpec(Spec):
         self.require_names("stages", some=True)
         for names in ("departures", "aliases", "tags"):
             self.require_names(names)
+        named = all(_NAME.fullmatch(alias) for alias in self.aliases)
+        self.require("aliases", named, f"of each {_EXPECTED['name']}")
         self.require("cam_stage", self.cam_stage in self.stages, "one of its stages")
         if self.key_maps:
             self.require_target("key_maps")
@@ -254,9 +267,10 @@ class MetricSpec(Spec):
     """One number about a whole split, or several that are taken from the same sums.
 
     `target` names a factory `(num_classes) -> metric`, where `metric.update(logits, targets)`
-    takes a batch and `metric.compute()` returns a float, or floats by name. One that is `thorough`
-    is for evaluation, and not taken every epoch; `data` are the data sets that it is for, empty
-    for all.
+    takes a batch, `metric.sums` is one tensor of all that it has seen so far, and
+    `metric.compute()` returns a float, or floats by name. Sums are saved within an epoch and put
+    back, and those of several processes added. One that is `thorough` is for evaluation, and not
+    taken every epoch; `data` are the data sets that it is for, empty for all.
     """
 
     kind: ClassVar[str] = "metric"

@@ -17,7 +17,7 @@ from cnn_core import registry
 from cnn_core.discovery import describe, log
 from cnn_core.errors import PluginError, UsageError, ZooError
 from cnn_core.files import write_bytes
-from cnn_core.plugins import unchanged
+from cnn_core.plugins import ENDINGS, unchanged
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
 from cnn_core.text import printable
@@ -154,7 +154,9 @@ def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: 
             printed = encoded(figure, "pdf") if pdf else b""
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
                 page = encoded(figure, "svg")
-        except (Exception, SystemExit) as error:
+        except ENDINGS:
+            raise
+        except BaseException as error:
             raise _fault(name, entry, error) from error
     return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=printed, page=page)
 
@@ -166,9 +168,9 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
         where = f"drawing of {name}"
         with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, where):
             figure = render(**arguments)
-    except ZooError:
+    except (ZooError, *ENDINGS):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _fault(name, entry, error) from error
     if not isinstance(figure, Figure):
         wrong = TypeError(f"returned {type(figure).__name__}, expected a matplotlib Figure")

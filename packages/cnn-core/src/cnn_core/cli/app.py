@@ -20,6 +20,7 @@ from typing import cast
 import click
 
 from cnn_core import __version__, builtin
+from cnn_core.blame import culprit
 from cnn_core.discovery import describe
 from cnn_core.errors import PluginError, ResourceError, Terminated, ZooError, is_out_of_memory
 from cnn_core.text import printable
@@ -133,14 +134,16 @@ def _run(args: list[str]) -> int:
         return _closed_pipe()
     except click.ClickException as error:
         return _misuse(error)
-    except Exception as error:
-        if traceback:
-            raise
-        return _fail(error)
     except (KeyboardInterrupt, click.Abort) as stop:
         return _stopped("interrupted", stop, signal.SIGINT)
     except Terminated as stop:
         return _stopped("terminated", stop, signal.SIGTERM)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a plugin's may be of any kind
+        if traceback:
+            raise
+        return _fail(error)
     return code
 
 
@@ -165,7 +168,7 @@ def _command_position(args: list[str]) -> int:
     return len(args)
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: BaseException) -> int:
     """Print an error in one to three lines and return its exit code."""
     shown = error if isinstance(error, ZooError) else _as_zoo_error(error)
     lines = "\n".join([f"error: {shown}", *_notes(error)]).split("\n")
@@ -174,8 +177,11 @@ def _fail(error: Exception) -> int:
 
 
 def _misuse(error: click.ClickException) -> int:
-    """Print click's complaint about the command line in two lines."""
+    """Print click's complaint about the command line in two lines; a group's help whole."""
     message = "\n".join(map(printable, error.format_message().split("\n")))
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(message, err=True)
+        return error.exit_code
     click.echo(f"error: {message}", err=True)
     context = getattr(error, "ctx", None)
     click.echo(f"see: {context.command_path if context else 'cnnzoo'} --help", err=True)
@@ -192,7 +198,7 @@ def _notes(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
 
 
-def _as_zoo_error(error: Exception) -> ZooError:
+def _as_zoo_error(error: BaseException) -> ZooError:
     """Give an error from elsewhere the exit code and the words that fit it."""
     if isinstance(error, OSError):
         return _os_error(error)
@@ -201,6 +207,8 @@ def _as_zoo_error(error: Exception) -> ZooError:
     if "RANK" in os.environ and "peer" in str(error):
         hint = "torchrun --max-restarts=N starts all of them again, up to N times"
         return ZooError("another process of this training has ended", hint)
+    if plugin := culprit(error):
+        return plugin.failure(f"{plugin.who}: {describe(error)}")
     return ZooError(
         f"unexpected {describe(error)}",
         "this is a defect: cnnzoo --traceback COMMAND … shows where",

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data.cache import cache_dir
-from cnn_core.errors import DatasetCorruptError, PluginError, UsageError
+from cnn_core.discovery import Plugin
+from cnn_core.errors import DatasetCorruptError, UsageError
+from cnn_core.plugins import answerable
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
@@ -164,15 +166,48 @@ def load_dataset(
         root = Path(path)
     else:
         root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
-    dataset = registry.resolve(entry)(entry.spec, root, download)
-    if not isinstance(dataset, Dataset):
-        raise PluginError(
-            f"data set '{name}' ({entry.plugin.origin}): {entry.spec.target} returned "
-            f"{type(dataset).__name__}, expected Dataset"
-        )
+    load = registry.resolve(entry)
+    what = f"data set '{entry.spec.name}' ({entry.plugin.origin})"
+    with answerable(entry.plugin, f"loading of {entry.spec.name}", f"{what} cannot be loaded"):
+        dataset = load(entry.spec, root, download)
+    _check_kinds(entry.plugin, f"{what}: {entry.spec.target} returned", dataset)
+    assert isinstance(dataset, Dataset)
     for split_name, split in dataset.splits.items():
         _check(dataset.spec, split_name, split)
     return dataset
+
+
+def _check_kinds(plugin: Plugin, returned: str, dataset: object) -> None:
+    """Raise PluginError unless a loader returned what it must, with the splits of its spec."""
+    if not isinstance(dataset, Dataset):
+        raise plugin.failure(f"{returned} {type(dataset).__name__}, expected Dataset")
+    if not isinstance(dataset.splits, Mapping):
+        raise plugin.failure(f"{returned} {_kind(dataset.splits)} of splits, expected a dict")
+    for name, split in dataset.splits.items():
+        if fault := _wrong_kind(split):
+            raise plugin.failure(f"{returned} split '{name}' as {fault}")
+    missing = [name for name in dataset.spec.splits if name not in dataset.splits]
+    if missing:
+        raise plugin.failure(f"{returned} no split '{missing[0]}', which its spec has")
+
+
+def _wrong_kind(split: object) -> str:
+    """Return what a split is and should be, or an empty string if it is of the right kind."""
+    if isinstance(split, Files):
+        if not isinstance(split.targets, Tensor | tuple):
+            return f"Files with {_kind(split.targets)} of targets, expected a Tensor or a tuple"
+        return ""
+    if not isinstance(split, Split):
+        return f"{_kind(split)}, expected Split or Files"
+    for name in ("images", "targets"):
+        if not isinstance(getattr(split, name), Tensor):
+            return f"a Split with {_kind(getattr(split, name))} of {name}, expected a Tensor"
+    return ""
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
@@ -196,7 +231,18 @@ def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
     if isinstance(images, Tensor):
         _check_images(spec, where, images)
     if isinstance(targets, Tensor):
+        _check_numbers(spec.task, where, targets)
         _check_labels(spec, where, targets)
+
+
+def _check_numbers(task: str, where: str, targets: Tensor) -> None:
+    """Hold targets to their type: one number an image, or one a pixel."""
+    kind, dims, expected = (torch.int64, 1, "int64, N")
+    if task == "segmentation":
+        kind, dims, expected = (torch.uint8, 3, "uint8, N H W")
+    if targets.dtype != kind or targets.ndim != dims:
+        found = f"{targets.dtype} {tuple(targets.shape)}".removeprefix("torch.")
+        raise DatasetCorruptError(f"{where}: labels are {found}, expected {expected}")
 
 
 def _check_images(spec: DatasetSpec, where: str, images: Tensor) -> None:

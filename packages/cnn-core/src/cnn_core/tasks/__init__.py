@@ -22,26 +22,22 @@ def metrics_of(
 ) -> dict[str, Metric]:
     """Return fresh metrics of a task by name: those of plugins; for images top-k as well.
 
-    Those that are thorough are left out, unless a data set is `evaluated`.
+    Those that are thorough are left out, unless a data set is `evaluated`; so is a plugin's that
+    fails, which is reported.
 
     Raises:
         UsageError: k is larger than the number of classes.
     """
     from cnn_core import registry
     from cnn_core.tasks.classification import top_k
+    from cnn_core.tasks.guests import build
 
-    found: dict[str, Metric] = {
-        name: registry.resolve(entry)(num_classes)
+    built = {
+        name: build(name, entry, num_classes)
         for name, entry in registry.metrics()
         if entry.spec.task == task and _wanted(entry.spec, evaluated)
     }
-    for name, metric in found.items():
-        if not hasattr(metric, "sums"):
-            entry = registry.metrics().entry(name)
-            raise PluginError(
-                f"metric '{name}' ({entry.plugin.origin}) has no tensor `sums`",
-                "what it has seen so far, to be saved and added up over processes",
-            )
+    found = {name: metric for name, metric in built.items() if metric is not None}
     return {**found, **top_k(num_classes, topk)} if task == "classification" else found
 
 
@@ -69,17 +65,23 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
 
     Raises:
         UsageError: there is no such number.
+        PluginError: it is of a plugin's metric that could not be made.
     """
     from cnn_core import registry
+    from cnn_core.tasks.guests import fault_of
 
     split, _, metric = (name or f"val/{SCORES[task]}").partition("/")
-    specs = {n: e.spec for n, e in registry.metrics() if e.spec.task == task}
-    better = {n: spec.higher_is_better for n, spec in specs.items() if not spec.thorough}
+    entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.thorough}
+    better = {n: entry.spec.higher_is_better for n, entry in entries.items()}
     known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
     if split not in ("val", "train") or metric not in known:
         nearest = did_you_mean(name, [f"val/{metric}" for metric in known])
         raise UsageError(
             f"best = '{printable(name)}'{nearest}",
             f"one of {', '.join(f'val/{m}' for m in known)}",
+        )
+    if metric in entries and (fault := fault_of(metric, entries[metric])):
+        raise PluginError(
+            f"best = '{name}': {fault}", "mend it, or choose by another: --set best=…"
         )
     return f"{split}/{metric}", known[metric]
