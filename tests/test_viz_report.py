@@ -23,6 +23,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, precision_score
 
 import cnn_core
+import cnn_viz.report
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, evaluate
 from cnn_core.training.weights import read_weights, write_weights
@@ -370,6 +371,15 @@ def test_markdown_and_json_have_the_same_numbers(run, tmp_path):
         assert (copy / picture).is_file()
     assert text.count("![") == len(VIEWS)
     assert run.recipe.to_toml().strip() in text
+
+
+def test_markdown_of_a_run_that_was_interrupted_has_no_empty_table(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    lines = (copy / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(x for x in lines if "test/" not in x), "utf-8")
+    monkeypatch.setattr(cnn_viz.report, "fitting", lambda run: [])
+    text = write_report(copy, device="cpu", form="md").read_text("utf-8")
+    assert "## Test\n\nNot recorded yet: training has not ended.\n\n## Classes" in text
 
 
 def test_a_run_that_lacks_files_is_refused_and_no_page_is_written(run, tmp_path):
