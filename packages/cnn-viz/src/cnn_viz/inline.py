@@ -133,11 +133,11 @@ def _styled(svg: str, prefix: str) -> str:
 
 
 def _responsive(svg: str, title: str) -> str:
-    """Let the page decide how wide the figure is, up to its own width."""
+    """Let the page decide how wide the figure is, from `--wide`, its own width."""
     head, _, rest = svg.partition(">")
     box = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', head)
     assert box is not None  # matplotlib always writes one
     return (
         f'<svg {box[0]} role="img" aria-label="{escape(title)}" '
-        f'style="max-width: {float(box[1]) * 1.5:.0f}px">{rest}'
+        f'style="--wide: {float(box[1]):.0f}px">{rest}'
     )
