@@ -116,7 +116,7 @@ def test_long_names_leave_the_matrix_its_cells(browser, path, width):
     column, row = (opened.page.locator(f"#confusion {part} th").nth(1) for part in HEADS)
     box, words = column.bounding_box(), column.locator("span").bounding_box()
     assert words["y"] + words["height"] <= box["y"] + box["height"] <= box["y"] + 180
-    assert row.bounding_box()["width"] < 0.4 * 375 + 60 * (width > 375)
+    assert row.bounding_box()["width"] <= min(0.4 * width, 12 * 16) + 1
     assert column.locator("span").get_attribute("title") == "1"
     assert row.get_attribute("title") == "1"
     opened.page.close()
@@ -484,7 +484,11 @@ def test_names_that_are_scripts_stay_names(half, browser, run, monkeypatch, tmp_
     path = large(320, run, monkeypatch, tmp_path, names, as_folder.replace("FIRE", FIRE))
     opened = Visit(browser, path)
     page = opened.page
-    assert page.locator("#classes tbody th").count() == 32
+    names = page.locator("#classes tbody th").all_text_contents()
+    assert len(names) == 32
+    heads = page.locator("#confusion tbody th")
+    assert sorted(heads.evaluate_all("all => all.map(head => head.title)")) == sorted(names)
+    assert max(map(len, heads.all_text_contents())) <= 18  # with marks around what runs leftwards
     for button in page.locator("#confusion td:not(.right) button").all()[:12]:
         button.click()
     for colour in ("class", "prediction"):
