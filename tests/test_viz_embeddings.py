@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ import cnn_core
 from cnn_core.data import Batch
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Run
-from cnn_viz import embeddings
+from cnn_viz import embeddings, explorer
 from cnn_viz.embeddings import (
     METHODS,
     Embedded,
@@ -211,3 +212,22 @@ def test_a_run_is_embedded_by_what_goes_into_its_last_stage(run, cnnzoo, monkeyp
     monkeypatch.setitem(METHODS, "UMAP", (embeddings._pca, 50))
     embedded.places("UMAP")
     assert Ingredients(run, device="cpu").embedded.drawn() == ["PCA", "t-SNE", "UMAP"]
+
+
+@pytest.mark.parametrize("count", [4, 5, 7])
+def test_few_images_have_an_embedding_on_the_page(count, tmp_path):
+    torch.manual_seed(0)
+    embedded = Embedded(
+        features=torch.randn(count, 3),
+        indices=torch.arange(count),
+        labels=torch.arange(count) % 2,
+        about="few",
+        folder=tmp_path,
+        key="few",
+    )
+    found = explorer._embedding(embedded)
+    assert found is not None
+    assert found["around"] == min(5, count - 1)
+    nearest = np.frombuffer(base64.b64decode(found["neighbours"]), "<u2").reshape(count, -1)
+    assert nearest.shape[1] == found["around"]
+    assert nearest.max() == count - 1

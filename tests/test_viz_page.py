@@ -19,6 +19,7 @@ from cnn_core.training import Predictions, Run
 from cnn_viz import explorer, ingredients, write_report
 from cnn_viz.embeddings import Embedded
 from cnn_viz.ingredients import Ingredients
+from cnn_viz.views.embedding import COLOURS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -48,6 +49,13 @@ def browser() -> Any:
         )
         yield found
         found.close()
+
+
+SMALLEST = """Math.min(...[...document.querySelectorAll("section > figure > svg")].map(svg => {
+    const sizes = [...svg.querySelectorAll("text")].map(text => getComputedStyle(text).fontSize);
+    return Math.min(...sizes.map(parseFloat)) * svg.getScreenCTM().a;
+}))"""  # pixels of the figures' text
+HEADS = ("thead", "tbody")
 
 
 class Visit:
@@ -96,6 +104,21 @@ def test_the_page_fits_and_is_quiet(browser, path, width, scheme):
     assert (sum(map(int, paper[4:-1].split(","))) < 200) == (scheme == "dark")
     drawn = "[...document.querySelectorAll('#cams canvas')].every(c => c.toDataURL().length > 900)"
     assert opened.page.evaluate(drawn)
+    assert 9 <= opened.page.evaluate(SMALLEST) < 14
+    opened.page.close()
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+def test_long_names_leave_the_matrix_its_cells(browser, path, width):
+    opened = Visit(browser, path, width)
+    opened.page.evaluate("""document.querySelectorAll("#confusion thead span, #confusion tbody th")
+        .forEach(head => head.textContent = "american_staffordshire_bull_terrier")""")
+    column, row = (opened.page.locator(f"#confusion {part} th").nth(1) for part in HEADS)
+    box, words = column.bounding_box(), column.locator("span").bounding_box()
+    assert words["y"] + words["height"] <= box["y"] + box["height"] <= box["y"] + 180
+    assert row.bounding_box()["width"] <= min(0.4 * width, 12 * 16) + 1
+    assert column.locator("span").get_attribute("title") == "1"
+    assert row.get_attribute("title") == "1"
     opened.page.close()
 
 
@@ -265,7 +288,10 @@ def test_the_embedding_zooms_filters_and_changes_colours(visit):
     visit.page.locator(".legend button").last.click()
     seen.append(visit.page.evaluate(layer))
     assert seen[-1] != seen[-2]
+    visit.page.select_option("[name=embedding]", "t-SNE")
+    visit.page.select_option("[name=embedding]", "PCA")
     assert visit.page.locator(".legend button").last.get_attribute("aria-pressed") == "false"
+    assert visit.page.evaluate(layer) == seen[-1]
     for button in visit.page.locator(".legend button").all()[:-1]:
         button.click()
     empty = (
@@ -282,6 +308,27 @@ def test_the_embedding_zooms_filters_and_changes_colours(visit):
     visit.page.keyboard.press("ArrowLeft")
     seen.append(visit.page.evaluate(layer))
     assert len(set(seen)) >= 6
+
+
+def luminance(colour: str) -> float:
+    """Of "rgb(0, 114, 178)", after WCAG 2."""
+    shares = [int(part) / 255 for part in colour[4:-1].split(",")]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_classes_have_the_figures_colours_and_show_in_the_dark(visit):
+    shown = "all => all.map(swatch => getComputedStyle(swatch).backgroundColor)"
+    light = visit.page.eval_on_selector_all(".legend i", shown)
+    assert light == [f"rgb{tuple(bytes.fromhex(colour[1:]))}" for colour in COLOURS[:10]]
+    visit.page.emulate_media(color_scheme="dark")
+    visit.page.wait_for_timeout(100)
+    dark = visit.page.eval_on_selector_all(".legend i", shown)
+    assert len(set(dark)) == 10
+    card = visit.page.eval_on_selector(
+        "#embedding", "section => getComputedStyle(section).backgroundColor"
+    )
+    assert all(luminance(colour) + 0.05 > 3 * (luminance(card) + 0.05) for colour in dark)
 
 
 def natural(count: int, side: int = 32) -> torch.Tensor:
@@ -437,7 +484,11 @@ def test_names_that_are_scripts_stay_names(half, browser, run, monkeypatch, tmp_
     path = large(320, run, monkeypatch, tmp_path, names, as_folder.replace("FIRE", FIRE))
     opened = Visit(browser, path)
     page = opened.page
-    assert page.locator("#classes tbody th").count() == 32
+    names = page.locator("#classes tbody th").all_text_contents()
+    assert len(names) == 32
+    heads = page.locator("#confusion tbody th")
+    assert sorted(heads.evaluate_all("all => all.map(head => head.title)")) == sorted(names)
+    assert max(map(len, heads.all_text_contents())) <= 18  # with marks around what runs leftwards
     for button in page.locator("#confusion td:not(.right) button").all()[:12]:
         button.click()
     for colour in ("class", "prediction"):

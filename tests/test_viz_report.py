@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, precision_score
 
 import cnn_core
+import cnn_viz.report
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, evaluate
 from cnn_core.training.weights import read_weights, write_weights
@@ -192,6 +195,39 @@ def test_inlined_figures_say_what_the_figure_says():
     assert not re.findall(r' d="[^"]*\.\d\d', markup)
 
 
+def images(text: str) -> list[np.ndarray[Any, Any]]:
+    """The images inside an SVG, or a page, as RGB."""
+    found = re.findall(r"data:image/(?:png|webp);base64,([^\"]*)", text)
+    opened = (Image.open(io.BytesIO(base64.b64decode(content))) for content in found)
+    return [np.asarray(image.convert("RGB"), dtype=int) for image in opened]
+
+
+def test_what_a_colour_map_drew_is_exact(text, run):
+    for name in ("filters", "arithmetic", "receptive_field", "features"):
+        (inside,) = re.findall(rf"<h2>{name.replace('_', ' ')}</h2>.*?</section>", text, re.S)
+        drawn, shown = images((run.figures / f"{name}.svg").read_text("utf-8")), images(inside)
+        pairs = [pair for pair in zip(drawn, shown, strict=True) if max(pair[0].shape) <= 32]
+        assert len(pairs) > 3  # without the colour bars, which text of another width moves
+        coloured = [np.ptp(image, axis=-1).any() for image, _ in pairs]
+        for (image, other), exact in zip(pairs, coloured, strict=True):
+            assert abs(image - other).max() <= (0 if exact else 40)  # a grey photograph
+
+
+def test_kernels_in_rgb_are_exact_and_photographs_are_small():
+    rng = np.random.default_rng(0)
+    kernels, photograph = rng.random((3, 11, 11, 3)), rng.random((64, 64, 3))
+    figure = Figure(figsize=(3, 2))
+    for ax, image in zip(figure.subplots(1, 4), [*kernels, photograph], strict=True):
+        ax.imshow(image, interpolation="none")
+    file = io.BytesIO()
+    with matplotlib.rc_context({"image.composite_image": False}):
+        figure.savefig(file, format="svg")
+    drawn = images(file.getvalue().decode())
+    *shown, last = images(inlined("made", "a figure", file.getvalue(), b""))
+    assert [abs(a - b).max() for a, b in zip(drawn, shown, strict=False)] == [0, 0, 0]
+    assert abs(drawn[-1] - last).max() > 0
+
+
 def test_inlined_figures_follow_the_readers_theme(text):
     inside = "".join(re.findall(r"<figure.*?</figure>", text, re.S))
     for colour in ("#1f2329", "#5f6773", "#d9dde3", "#fefefe"):
@@ -337,6 +373,15 @@ def test_markdown_and_json_have_the_same_numbers(run, tmp_path):
     assert run.recipe.to_toml().strip() in text
 
 
+def test_markdown_of_a_run_that_was_interrupted_has_no_empty_table(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    lines = (copy / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(x for x in lines if "test/" not in x), "utf-8")
+    monkeypatch.setattr(cnn_viz.report, "fitting", lambda run: [])
+    text = write_report(copy, device="cpu", form="md").read_text("utf-8")
+    assert "## Test\n\nNot recorded yet: training has not ended.\n\n## Classes" in text
+
+
 def test_a_run_that_lacks_files_is_refused_and_no_page_is_written(run, tmp_path):
     copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("report*"))
     (copy / "weights.safetensors").unlink()
@@ -362,6 +407,7 @@ PLUGIN = """
 
 RENDER = """
 from matplotlib.figure import Figure
+from PIL import Image
 
 def broken(run):
     raise ValueError("<b>out of ink</b>")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,7 @@ def test_what_is_no_image_or_no_question_is_refused_in_words(client, query, cont
     assert said in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
     assert "Traceback" not in answer.text
+    assert tempfile.gettempdir() not in answer.text
 
 
 def test_a_number_of_a_map_is_explained(client, run, digit):
@@ -145,6 +149,25 @@ def test_a_number_of_a_map_is_explained(client, run, digit):
         answer = client.post(f"/number?{place}", content=digit.read_bytes(), headers=ASKED)
         assert answer.status_code == 400
     assert client.post("/maps", content=digit.read_bytes()).status_code == 403
+
+
+def test_a_report_of_other_weights_is_written_again(client, run, monkeypatch):
+    written = []
+
+    def write(ingredients: Ingredients) -> None:
+        written.append(ingredients)
+        (run.path / "report.html").write_text("new", "utf-8")
+
+    monkeypatch.setattr(serve, "write_report", write)
+    (run.path / "report.html").write_text("old", "utf-8")
+    assert client.get("/report").text == "old"
+    os.utime(run.weights, (then := time.time() + 60, then))
+    assert client.get("/report").text == "new"
+    assert "weights" not in vars(written[0])  # to be read again
+    (run.path / "report.html").unlink()
+    os.utime(run.weights)
+    assert [client.get("/report").text for _ in range(2)] == ["new", "new"]
+    assert len(written) == 2
 
 
 def test_other_ways_in_are_closed(client):

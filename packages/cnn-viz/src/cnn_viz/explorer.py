@@ -31,7 +31,7 @@ from cnn_viz.measures import clustered, confusion_counts
 from cnn_viz.pictures import varied
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.confusion import ORDERED
-from cnn_viz.views.embedding import words
+from cnn_viz.views.embedding import COLOURS, ON_DARK, words
 from cnn_viz.views.features import walk
 from cnn_viz.views.gradcam import require_places
 from cnn_viz.wiring import strides
@@ -43,7 +43,7 @@ SIDE, SMALLER, FEW = 32, 28, 1_000  # pixels of a thumbnail, at most: of few ima
 CAM_SIDE = 112  # and of a picture under a map
 QUALITY = 50  # of WebP
 WIDEST = 60  # classes of a confusion matrix that is a table
-AROUND = 5  # neighbours of an image
+AROUND = 5  # neighbours of an image, where there are as many
 LARGEST = 16  # positions along a map's side
 EXPLAINED = 12  # images under maps, of which at most the half are mistakes
 OFFERED = 10  # classes with maps on every image; of more, those that these images are or seem
@@ -242,12 +242,14 @@ def _embedding(embedded: Embedded) -> dict[str, Any] | None:
             "xy": _as_bytes((shares * 65535).round(), "<u2"),
             "note": f"{len(found.xy):,} images: {words(found.quality)}",
         }
-    around = neighbours_of(np.asarray(embedded.features), AROUND)
+    near = min(AROUND, len(embedded.features) - 1)
+    around = neighbours_of(np.asarray(embedded.features), near)
     return {
         "about": embedded.about,
         "methods": methods,
         "neighbours": _as_bytes(around, "<u2"),
-        "around": AROUND,
+        "around": near,
+        "colours": [(colour, ON_DARK.get(colour, colour)) for colour in COLOURS],
     }
 
 

@@ -7,6 +7,7 @@ import io
 import re
 from collections import Counter
 
+import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -15,7 +16,8 @@ from cnn_viz import style
 __all__ = ["inlined"]
 
 LARGEST_SVG = 400_000  # bytes; a larger one is shown as an image, if that is smaller
-LITTLE = 1.3  # times what is lossy
+COLOURS, DATA = 256, 128 * 128  # of a colour map, and pixels of what it drew, to be exact
+LITTLE = 1.3  # times what is lossy: what other images may cost to be exact
 QUALITY = 75
 
 THEME = {
@@ -62,14 +64,32 @@ def _cut(places: str) -> str:
 
 
 def _webp(png: bytes) -> str:
-    """Return a PNG as base64 of WebP, exact where that costs little."""
-    picture, found = Image.open(io.BytesIO(png)), []
-    for exact in (True, False):
-        file = io.BytesIO()
-        picture.save(file, "WEBP", quality=QUALITY, lossless=exact, method=4)
-        found.append(file.getvalue())
-    exactly, nearly = found
-    return base64.b64encode(exactly if len(exactly) < LITTLE * len(nearly) else nearly).decode()
+    """Return a PNG as base64 of WebP: exact if it is data, or if that costs little.
+
+    What is lossy has half the places for colours that it has for brightness, so it is for
+    photographs: in a kernel of 5 x 5 no colour would be that of the colour bar.
+    """
+    picture = Image.open(io.BytesIO(png))
+    exactly, nearly = _encoded(picture, True), _encoded(picture, False)
+    exact = _is_data(picture) or len(exactly) < LITTLE * len(nearly)
+    return base64.b64encode(exactly if exact else nearly).decode()
+
+
+def _is_data(picture: Image.Image) -> bool:
+    """Whether an image has no more colours than a colour map: as kernels in RGB, of few pixels.
+
+    Grey photographs have as few; their colour is nowhere wrong.
+    """
+    if picture.width * picture.height > DATA:
+        return False
+    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    return len(np.unique(pixels, axis=0)) <= COLOURS and bool(np.ptp(pixels, axis=1).any())
+
+
+def _encoded(picture: Image.Image, exact: bool) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=QUALITY, lossless=exact, method=4)
+    return file.getvalue()
 
 
 def _bare(svg: str) -> str:
@@ -113,11 +133,11 @@ def _styled(svg: str, prefix: str) -> str:
 
 
 def _responsive(svg: str, title: str) -> str:
-    """Let the page decide how wide the figure is, up to its own width."""
+    """Let the page decide how wide the figure is, from `--wide`, its own width."""
     head, _, rest = svg.partition(">")
     box = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', head)
     assert box is not None  # matplotlib always writes one
     return (
         f'<svg {box[0]} role="img" aria-label="{escape(title)}" '
-        f'style="max-width: {float(box[1]) * 1.5:.0f}px">{rest}'
+        f'style="--wide: {float(box[1]):.0f}px">{rest}'
     )

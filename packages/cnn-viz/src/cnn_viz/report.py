@@ -274,6 +274,7 @@ def template_of(name: str) -> jinja2.Template:
         "duration": _duration,
         "number": _number,
         "cell": _cell,
+        "short": style.short,
     }
     return environment.get_template(name)
 

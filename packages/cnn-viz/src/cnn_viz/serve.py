@@ -105,10 +105,12 @@ class _Desk:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     async def report(self, request: Request) -> Response:
-        """Return the run's report, written first where there is none."""
-        path = self.ingredients.run.path / "report.html"
-        if not path.is_file():
-            await run_in_threadpool(self._alone, lambda: write_report(self.ingredients))
+        """Return the run's report, written first where there is none of these weights."""
+        found = self.ingredients
+        path, weights = found.run.path / "report.html", found.run.weights
+        if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
+            now = Ingredients(found.run, data_dir=found.data_dir, device=str(found.device))
+            await run_in_threadpool(self._alone, lambda: write_report(now))
         return FileResponse(path, media_type="text/html")
 
     async def explain(self, request: Request) -> Response:
@@ -229,7 +231,11 @@ def _decoded(content: bytes, channels: int) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
         path.write_bytes(content)
-        return read_image(path, channels)
+        try:
+            return read_image(path, channels)
+        except ZooError as error:
+            error.message = error.message.removeprefix(f"{path}: ")  # of no file of the reader's
+            raise
 
 
 def _png(pixels: Any) -> str:

@@ -9,7 +9,7 @@
   const words = text => new Uint16Array(bytes(text).buffer);
   const between = (low, x, high) => Math.min(Math.max(x, low), high);
   const percent = p => `${(100 * p).toFixed()} %`;
-  const on = (node, kind, act) => node?.addEventListener(kind, act);
+  const on = (node, kind, act, how) => node?.addEventListener(kind, act, how);
   const make = (tag, textContent = "", className = "") =>
     Object.assign(document.createElement(tag), { textContent, className });
 
@@ -82,7 +82,7 @@
   const MOST = 120; // thumbnails of a grid
   const grid = (where, title, indices) => {
     const panel = one(where), list = make("div", "", "grid");
-    panel.replaceChildren(make("p", `${title}: ${indices.length} ${indices.length === 1 ? "image" : "images"}` +
+    panel.replaceChildren(make("p", `${title}: ${indices.length} image${indices.length === 1 ? "" : "s"}` +
       (indices.length > MOST ? `, ${MOST} of them shown` : ""), "note"), list);
     for (const index of indices.slice(0, MOST)) {
       const cell = make("figure", "", targets[index] === predicted[index] ? "" : "wrong");
@@ -93,7 +93,8 @@
   };
 
   // The confusion matrix: a cell shows its images; counts, or shares of the row.
-  for (const button of all("#confusion td button")) {
+  const cells = all("#confusion td button");
+  for (const button of cells) {
     const [t, p] = button.dataset.cell.split(" ").map(Number);
     on(button, "click", () => {
       one("#confusion .chosen")?.classList.remove("chosen");
@@ -103,12 +104,12 @@
     });
   }
   on(one("#shares"), "change", event => {
-    for (const button of all("#confusion td button")) {
+    for (const button of cells) {
       button.textContent = event.target.checked ? button.dataset.share : button.dataset.count;
     }
   });
 
-  // Class activation maps over images: method, stage, class and opacity as the reader likes.
+  // Class activation maps, by method, stage, class and opacity.
   const INFERNO = [[0, 0, 4], [51, 10, 95], [120, 28, 109], [187, 55, 84], [237, 105, 37], [252, 165, 10], [252, 255, 164]];
   const inferno = share => {
     const place = share * 6, k = Math.min(Math.floor(place), 5);
@@ -150,33 +151,33 @@
     show();
   }
 
-  // The embedding: pan by dragging, zoom by wheel or keys, lasso, neighbours of a point.
+  // The embedding: pan, zoom, lasso, neighbours of a point.
   const explorer = data.embedding && one("#embedding");
   if (!explorer) return;
   const [canvas, above] = all("canvas.map", explorer), tip = one(".tip");
   const context = canvas.getContext("2d"), marks = above.getContext("2d");
   const neighbours = words(data.embedding.neighbours), near = data.embedding.around;
   let placed, points, at; // the images that a method places, where, and which place is whose
-  const OKABE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#882255"];
-  const hue = k => classes.length <= 8 ? OKABE[k] : `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3]}%)`;
+  const dark = matchMedia("(prefers-color-scheme: dark)"), tones = data.embedding.colours;
+  const hue = k => classes.length <= tones.length ? tones[k]
+    : [0, 15].map(more => `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3] + more}%)`);
   const named = classes.map((name, k) => [name, hue(k)]), LIMITS = [0.5, 0.8, 0.95, 0.99];
-  const COLOURS = { // of what: the groups, and which one an image is in
-    class: [named, i => targets[i]],
-    prediction: [named, i => predicted[i]],
-    correctness: [[["right", OKABE[0]], ["wrong", OKABE[1]]], i => Number(targets[i] !== predicted[i])],
-    confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, OKABE[[4, 1, 3, 0, 2][k]]]),
-      i => LIMITS.filter(p => confidence[i] / 255 >= p).length],
+  const COLOURS = { // of what: the groups, which one an image is in, and which are hidden
+    class: [named, i => targets[i], new Set()],
+    prediction: [named, i => predicted[i], new Set()],
+    correctness: [[["right", tones[0]], ["wrong", tones[1]]], i => +(targets[i] !== predicted[i]), new Set()],
+    confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, tones[[4, 1, 3, 0, 2][k]]]),
+      i => LIMITS.filter(p => confidence[i] / 255 >= p).length, new Set()],
   };
-  let view = { k: 1, x: 0, y: 0 }, groups, groupOf, hidden = new Set(), lasso, sprites, size, drag;
+  let view = { k: 1, x: 0, y: 0 }, groups, groupOf, hidden, lasso, sprites, size, drag;
   const X = j => points[2 * j] / 65535 * size * view.k + view.x;
   const Y = j => points[2 * j + 1] / 65535 * size * view.k + view.y;
   const seen = j => !hidden.has(groupOf(placed[j]));
   const paint = () => {
-    const scale = devicePixelRatio;
     size = one(".stage").clientWidth;
     for (const ink of [context, marks]) {
-      ink.canvas.width = ink.canvas.height = Math.round(size * scale); // which clears it
-      ink.scale(scale, scale);
+      ink.canvas.width = ink.canvas.height = Math.round(size * devicePixelRatio); // which clears it
+      ink.scale(devicePixelRatio, devicePixelRatio);
     }
     marks.strokeStyle = getComputedStyle(explorer).color;
     const byGroup = groups.map(() => []);
@@ -190,7 +191,7 @@
     const pictures = sprites && view.k > 1.5 && visible <= 400;
     const dot = between(2, 60 / Math.sqrt(placed.length) * Math.sqrt(view.k) + 1.5, 7);
     byGroup.forEach((members, g) => {
-      context.fillStyle = groups[g][1];
+      context.fillStyle = groups[g][1][+dark.matches];
       for (const j of members) {
         const side = pictures ? 28 : dot;
         context.fillRect(X(j) - side / 2, Y(j) - side / 2, side, side);
@@ -199,15 +200,15 @@
     });
   };
   const legend = () => {
-    const list = one(".legend");
-    list.replaceChildren(...groups.map(([name, colour], g) => {
+    one(".legend").replaceChildren(...groups.map(([name, colours], g) => {
       const button = make("button", name), swatch = make("i");
-      swatch.style.background = colour;
+      const press = () => button.ariaPressed = String(!hidden.has(g));
+      swatch.style.background = colours[+dark.matches];
       button.prepend(swatch);
-      button.ariaPressed = "true";
+      press();
       on(button, "click", () => {
         if (!hidden.delete(g)) hidden.add(g);
-        button.ariaPressed = String(!hidden.has(g));
+        press();
         paint();
       });
       return button;
@@ -217,8 +218,7 @@
     const method = data.embedding.methods[one("[name=embedding]").value];
     [placed, points] = [words(method.placed), words(method.xy)];
     at = new Map([...placed].map((index, j) => [index, j]));
-    [groups, groupOf] = COLOURS[one("[name=colour]").value];
-    hidden = new Set();
+    [groups, groupOf, hidden] = COLOURS[one("[name=colour]").value];
     one(".measured").textContent = method.note;
     legend();
     paint();
@@ -270,7 +270,8 @@
       marks.clearRect(0, 0, size, size);
       marks.stroke(new Path2D(`M${lasso.map(point => point.join(" ")).join("L")}Z`));
     } else if (drag.moved) {
-      view = { k: view.k, x: view.x + x - drag.x, y: view.y + y - drag.y };
+      view.x += x - drag.x;
+      view.y += y - drag.y;
       [drag.x, drag.y] = [x, y];
       paint();
     }
@@ -287,7 +288,7 @@
     drag = lasso = undefined;
   });
   on(above, "pointerleave", () => hover(-1));
-  above.addEventListener("wheel", event => {
+  on(above, "wheel", event => {
     event.preventDefault();
     hover(-1);
     zoom(Math.exp(-event.deltaY / 600), event.offsetX, event.offsetY);
@@ -296,7 +297,8 @@
     const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
     const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5 }[event.key];
     if (!step && !factor) return;
-    if (step) view = { k: view.k, x: view.x + step[0], y: view.y + step[1] };
+    view.x += step?.[0] ?? 0;
+    view.y += step?.[1] ?? 0;
     event.preventDefault();
     zoom(factor ?? 1);
   });
@@ -304,6 +306,7 @@
     on(one(`[name=${name}]`), "click", () => zoom(factor));
   }
   on(one(".controls", explorer), "change", choose);
+  on(dark, "change", choose);
   on(window, "resize", paint);
   sheet.then(image => { sprites = image; paint(); });
   choose();

@@ -20,6 +20,7 @@ from cnn_viz.embeddings import Embedded, Placed, nearest
 __all__ = ["embedding"]
 
 COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")  # the last of P. Tol (2021)
+ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}  # on the dark page
 SCALE = "viridis"
 
 
