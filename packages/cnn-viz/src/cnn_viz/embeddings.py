@@ -61,12 +61,12 @@ def _tsne(x: Matrix) -> Any:
 
 
 def _umap(x: Matrix) -> Any:
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise UsageError(f"UMAP: {error}", "pip install 'cnn-viz[umap]'") from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed keeps it on one thread
+        warnings.simplefilter("ignore")  # no TensorFlow, and a seed keeps it on one thread
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise UsageError(f"UMAP: {error}", "pip install 'cnn-viz[umap]'") from error
         return UMAP(n_neighbors=min(15, len(x) - 1), random_state=SEED).fit_transform(x)
 
 
