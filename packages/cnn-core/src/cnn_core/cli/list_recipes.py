@@ -9,8 +9,6 @@ import click
 
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, json_option, listing
-from cnn_core.discovery import complain
-from cnn_core.naming import contested_defaults
 
 __all__ = ["command"]
 
@@ -27,8 +25,6 @@ def command(pattern: str, as_json: bool) -> None:
       cnnzoo list-recipes 'lenet5-*'
     """
     found = registry.recipes().match(pattern)
-    for line in contested_defaults():
-        complain(line)
     if as_json:
         emit_json("recipes", [e.as_dict(name) for name, e in found])
         return
