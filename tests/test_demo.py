@@ -11,7 +11,10 @@ import pytest
 @pytest.mark.xdist_group("timing")
 @pytest.mark.parametrize(
     ("task", "said", "least"),
-    [("classification", "of the digits", 97), ("segmentation", "mean IoU", 90)],
+    [
+        ("classification", "of the digits", 97),
+        pytest.param("segmentation", "mean IoU", 90, marks=pytest.mark.slow),
+    ],
 )
 def test_the_demo_gets_there_within_90_seconds(task, said, least, cnnzoo, tmp_path):
     began = time.perf_counter()

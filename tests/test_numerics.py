@@ -232,8 +232,8 @@ def test_the_command_ends_with_4_and_no_traceback(tmp_path, cnnzoo):
 HALF = {**LENET, "precision": "fp16", "batch_size": 9, "save_steps": 1, "keep": 100}
 
 
-class EnoughError(BaseException):
-    """Not an Exception: of those, observers are heard no more."""
+class EnoughError(KeyboardInterrupt):
+    """As Ctrl-C: after any other, an observer is heard no more."""
 
 
 class Enough:

@@ -375,7 +375,10 @@ def large(
     return write_report(copy, device="cpu")
 
 
-@pytest.mark.parametrize(("count", "most"), [(2_000, 1_000_000), (10_000, 4_000_000)])
+@pytest.mark.parametrize(
+    ("count", "most"),
+    [(2_000, 1_000_000), pytest.param(10_000, 4_000_000, marks=pytest.mark.slow)],
+)
 def test_large_reports_are_small_and_quick(count, most, browser, run, monkeypatch, tmp_path):
     path = large(count, run, monkeypatch, tmp_path)
     assert path.stat().st_size <= most
