@@ -105,6 +105,17 @@ class FakeSite:
         entry = f"[{group}]\n{name} = {target or module}\n"
         (info / "entry_points.txt").write_text(entry, encoding="utf-8")
 
+    def run(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Run Python code in a process that finds these distributions, and no other setting."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("CNNZOO")}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "PYTHONPATH": beside(self.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> FakeSite:

@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import re
-import subprocess
 import sys
 import types
 
@@ -373,19 +372,13 @@ def test_a_setting_that_a_plugin_changes_is_put_back_and_named(zoo, plugin, capl
     assert f"hook cnnzoo_models: changes {name}, put back" in line
 
 
-def test_settings_are_put_back_where_a_plugin_is_the_first_to_import_torch(site, pythonpath):
+def test_settings_are_put_back_where_a_plugin_is_the_first_to_import_torch(site):
     site.add("import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(3)\n")
     code = (
         "from cnn_core import list_models; list_models(); import torch; print(torch.ones(1).dtype)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": pythonpath(site.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "torch.float32\n"
+    done = site.run(code)
+    assert done.stdout == "torch.float32\n", done.stderr
     assert "changes torch's default dtype, torch's number of threads, put back" in done.stderr
 
 

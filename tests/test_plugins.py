@@ -844,7 +844,7 @@ def test_rude_plugins_are_named_once_and_change_nothing(
     assert "Traceback" not in outcome.err
 
 
-def test_what_rude_plugins_change_is_as_it_was(site, good_source, pythonpath):
+def test_what_rude_plugins_change_is_as_it_was(site, good_source):
     admit_rude(site, good_source)
     code = (
         "import logging; logging.disable()\n"
@@ -860,14 +860,7 @@ def test_what_rude_plugins_change_is_as_it_was(site, good_source, pythonpath):
         "except Exception: pass\n"
         "print(tuple(create_model('sound')(torch.zeros(1, 1, 8, 8)).shape))\n"
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("CNNZOO")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environment, "PYTHONPATH": pythonpath(site.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = site.run(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["60000 {} 1998", "1.0", "(1, 10)", "(1, 10)"]
 
@@ -990,7 +983,7 @@ def test_what_is_changed_at_a_later_step_is_put_back_after_the_last(caplog, watc
     ]
 
 
-def test_a_constructor_that_changes_torch_is_named_and_undone(site, good_source, pythonpath):
+def test_a_constructor_that_changes_torch_is_named_and_undone(site, good_source):
     site.add(good_source)
     change = "    import torch\n    torch.nn.Conv2d.forward = torch.nn.Conv2d.extra_repr\n"
     head = "def tiny(num_classes=10, in_channels=1):\n"
@@ -1000,13 +993,7 @@ def test_a_constructor_that_changes_torch_is_named_and_undone(site, good_source,
         "for _ in range(2): create_model('tiny')\n"
         "print(tuple(create_model('lenet5_modern')(torch.zeros(1, 1, 32, 32)).shape))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": pythonpath(site.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = site.run(code)
     assert (done.returncode, done.stdout) == (0, "(1, 10)\n"), done.stderr
     assert done.stderr.count("plugin 'bad'") == 1
     assert "building of tiny: changes torch.nn.Conv2d.forward, put back" in done.stderr

@@ -36,7 +36,7 @@ from cnn_viz.cam import cams
 from cnn_viz.explorer import stages_of
 from cnn_viz.figures import encoded
 from cnn_viz.ingredients import Ingredients
-from cnn_viz.pictures import as_image
+from cnn_viz.pictures import as_image, as_rgb
 from cnn_viz.report import script_hash, script_of, template_of, write_report
 from cnn_viz.views.arithmetic import drawn
 from cnn_viz.views.cam_methods import NAMES
@@ -175,8 +175,7 @@ class _Desk:
         weights, classes = self.weights, self.weights.classes
         cam = cams(self.ingredients.model, inputs, [stage], explained, method)[stage]
         heat = cam.heat(stride=self.strides.get(stage, 0))[0]
-        plain = as_image(weights.preprocessing.pictures(inputs)[0])
-        plain = plain if plain.ndim == 3 else np.repeat(plain[..., None], 3, axis=2)
+        plain = as_rgb(weights.preprocessing.pictures(inputs)[0])
         best = cam.logits.softmax(1)[0].topk(min(NAMED, len(classes)))
         names = [printable(classes[k]) for k in best.indices.tolist()]
         return {

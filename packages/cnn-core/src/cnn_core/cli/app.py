@@ -41,8 +41,9 @@ class Zoo(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from cnn_core import registry
+        from cnn_core.naming import bare
 
-        added = [name for name, _ in registry.commands() if _bare(name) not in builtin.COMMANDS]
+        added = [name for name, _ in registry.commands() if bare(name) not in builtin.COMMANDS]
         return [*builtin.COMMANDS, *added]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -68,17 +69,14 @@ class Zoo(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and summaries from the specs, importing no command."""
         from cnn_core import registry
+        from cnn_core.naming import bare
 
         summaries = dict(builtin.COMMANDS)
         for name, entry in registry.commands():
-            if _bare(name) not in builtin.COMMANDS:
+            if bare(name) not in builtin.COMMANDS:
                 summaries[name] = printable(f"{entry.spec.summary} ({entry.plugin.distribution})")
         with formatter.section("Commands"):
             formatter.write_dl(list(summaries.items()))
-
-
-def _bare(name: str) -> str:
-    return name.rpartition("/")[2]
 
 
 def _block(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> None:

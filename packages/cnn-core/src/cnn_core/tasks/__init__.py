@@ -43,9 +43,11 @@ def metrics_of(
 
 def _wanted(spec: MetricSpec, evaluated: str) -> bool:
     """Whether a metric is taken: in every epoch, or of the data set that is evaluated."""
+    from cnn_core.naming import bare
+
     if not spec.thorough:
         return True
-    return bool(evaluated) and (not spec.data or evaluated.partition(":")[0] in spec.data)
+    return bool(evaluated) and (not spec.data or bare(evaluated) in spec.data)
 
 
 def loss_of(task: str, recipe: Recipe) -> Loss:

@@ -282,16 +282,8 @@ def check_training_is_the_same_without_it(other: Other) -> None:
         found = []
         for label, options in (("with", ()), ("without", ("--no-plugin", name))):
             command = [sys.executable, "-m", "cnn_core", *options, "train", model]
-            command += [
-                "--data",
-                DATA["classification"],
-                "--epochs",
-                "1",
-                "--device",
-                "cpu",
-                "--out",
-                label,
-            ]
+            command += ["--data", DATA["classification"], "--epochs", "1", "--device", "cpu"]
+            command += ["--out", label]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             said = [line for line in done.stderr.splitlines() if f"plugin '{name}'" in line]
             require(not said, "\n".join(said))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.pipeline import Preprocessing, batches
 from cnn_core.errors import RunError, UsageError
-from cnn_core.naming import bare
 from cnn_core.tasks import loss_of
 from cnn_core.tasks.running import Running
 from cnn_core.tasks.segmentation import centred, classes_of, two_sided
@@ -85,7 +84,7 @@ def measure(
     memory_format = FORMATS[recipe.memory_format]
     model.eval().to(memory_format=memory_format)
     outputs = seen_by(model, preprocessing)
-    running = Running(task, num_classes, recipe.topk, bare(recipe.data) if thorough else "")
+    running = Running(task, num_classes, recipe.topk, recipe.data if thorough else "")
     criterion, size = loss_of(task, recipe), together(preprocessing) * world.size
     for batch in batches(
         split,
@@ -254,12 +253,11 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
         RunError: it has other classes, counts or files than when the run began.
     """
     recorded = run.environment()
-    _, colon, path = (recorded.get("data") or run.recipe.data).partition(":")
-    name = f"{run.recipe.data.partition(':')[0]}{colon}{path}"
-    if data_dir is None and (folder := recorded.get("data_dir")) is not None:
+    name, of_ones_own, path = run.recipe.data.partition(":")
+    if of_ones_own:
+        name = f"{name}:{data_dir or (recorded.get('data') or '').partition(':')[2] or path}"
+    elif data_dir is None and (folder := recorded.get("data_dir")) is not None:
         data_dir = Path(folder)
-    elif data_dir is not None and ":" in name:
-        name = f"{name.partition(':')[0]}:{data_dir}"
     dataset = load_dataset(name, data_dir=data_dir)
     if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         raise RunError(

@@ -17,7 +17,7 @@ from cnn_core.data import Batch
 from cnn_core.training import Run
 from cnn_core.training.weights import read_weights
 from cnn_viz import style
-from cnn_viz.cam import Cam, cams
+from cnn_viz.cam import Cam, cams, cams_by_method
 from cnn_viz.faithfulness import (
     deletion,
     edge_map,
@@ -53,17 +53,16 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     stage = spec.cam_stage
     count = min(max(PIXELS // batch.images[0, 0].numel(), FEW), MANY)
     images = batch.images[varied(batch.targets.tolist(), count)]
-    first = cams(model, images, stage)[stage]
+    found = cams_by_method(model, images, stage, methods=METHODS)
+    maps = {method: found[method][stage] for method in METHODS}
+    first = maps[METHODS[0]]
     require_places(first, stage)
+    maps[RANDOM] = random_cam(first)
     classes, stride = first.classes, strides(read_weights(run.path)).get(stage, 0)
 
-    def explain(model: nn.Module, method: str) -> Cam:
-        return cams(model, images, stage, classes, method)[stage]
-
     def raw(model: nn.Module, method: str) -> Tensor:
-        return explain(model, method).raw
+        return cams(model, images, stage, classes, method)[stage].raw
 
-    maps = {method: explain(model, method) for method in METHODS} | {RANDOM: random_cam(first)}
     heats = {name: cam.heat(stride=stride) for name, cam in maps.items()}
     heats[EDGES] = edge_map(images)
     measures: dict[str, Callable[[Tensor], Tensor]] = {
