@@ -32,6 +32,7 @@ lint: .venv/.ready-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/lint-imports layers.toml
 
 format: .venv/.ready-dev
 	$(BIN)/ruff check --fix

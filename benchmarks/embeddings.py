@@ -20,7 +20,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from cnn_viz.embeddings import METHODS, SEED, even, quality
+from cnn_viz.results.embeddings import METHODS, SEED, even, quality
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
+from cnn_core.create import build
 from cnn_core.data import batches
 from cnn_core.training import Run
 from cnn_core.training.device import FORMATS
 from cnn_core.training.evaluation import load_data, measure, seen_by, together
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def row(run: Run, data_dir: Path | None, rounds: int) -> str:
     """Measure one run; return its line of the table."""
     weights, data = read_weights(run.path), load_data(run, data_dir)
     split, preprocessing, recipe = data.split("test"), weights.preprocessing, run.recipe
-    model = weights.build().eval().to(memory_format=FORMATS[recipe.memory_format])
+    model = build(weights).eval().to(memory_format=FORMATS[recipe.memory_format])
     outputs, device = seen_by(model, preprocessing), torch.device("cpu")
 
     @torch.inference_mode()

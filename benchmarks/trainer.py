@@ -45,10 +45,11 @@ import resnet18_step
 import synthetic
 import torch
 
+from cnn_core.create import build
 from cnn_core.training import Run
 from cnn_core.training.checkpoint import Checkpoints
 from cnn_core.training.evaluation import load_data, measure
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -196,7 +197,7 @@ def reached(run: Run, data_dir: Path) -> Iterator[tuple[float, float, float]]:
     weights, data = read_weights(run.path), load_data(run, data_dir)
     checkpoints = Checkpoints(run.state)
     for name in checkpoints.names():
-        state, model = checkpoints.read(name), weights.build()
+        state, model = checkpoints.read(name), build(weights)
         model.load_state_dict(dict(state.kept))
         found = measure(
             model,

@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
-from cnn_core import builtin, hookspecs, specs
+from cnn_core import hookspecs, specs
+from cnn_core.builtin import plugin as builtin
 from cnn_core.cli import app
-from cnn_core.training.recipe import Recipe
+from cnn_core.runs.recipe import Recipe
 from cnn_viz import plugin as viz
 
 MODULES = (
@@ -26,7 +27,7 @@ MODULES = (
     "cnn_core.cli.output",
     "cnn_core.data",
     "cnn_core.errors",
-    "cnn_core.keymap",
+    "cnn_core.weights.keymap",
     "cnn_core.layers",
     "cnn_core.lazy",
     "cnn_core.registry",

@@ -213,7 +213,7 @@ def zoo(monkeypatch, forget):
 @pytest.fixture
 def plugin(monkeypatch, good_source):
     """Return a function that makes a plugin whose module is the sound one and `more`."""
-    from cnn_core.discovery import Plugin
+    from cnn_core.plugins.discovery import Plugin
 
     def make(name, more="", source=good_source):
         module = types.ModuleType(f"{name}_plugin")

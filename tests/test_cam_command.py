@@ -10,14 +10,16 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import cnn_core
+from cnn_core.create import build
 from cnn_core.data import load_dataset
 from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
-from cnn_viz import commands, grad_cam
-from cnn_viz.cam_files import _beside, _some
-from cnn_viz.commands import cam
+from cnn_core.weights.native import read_weights
+from cnn_viz import grad_cam
+from cnn_viz.commands import cli as commands
+from cnn_viz.commands.cam_files import _beside, _some
+from cnn_viz.commands.cli import cam
 
 TWO = "2 forward passes of an image"
 
@@ -118,7 +120,7 @@ def test_names_that_are_not_known_are_errors_and_write_nothing(
 
 
 def test_a_method_is_one_of_those_there_are(run, pictures):
-    from cnn_viz.cam import METHODS
+    from cnn_viz.attribution.cam import METHODS
 
     assert commands.METHODS == METHODS
     done = invoke(run.path, pictures[0], "--method", "gradcam")
@@ -134,7 +136,7 @@ def test_of_many_classes_an_error_names_some():
 def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
     weights = read_weights(run.path)
     inputs = weights.preprocessing(read_image(pictures[0], 1)[None])
-    found = grad_cam(weights.build(), inputs, "c3")
+    found = grad_cam(build(weights), inputs, "c3")
     picture = weights.preprocessing.pictures(inputs)[0]
     figure = _beside("", pictures[0], weights, picture, found, 2)
     assert figure.axes[-1].get_ylabel() == "evidence for the class"
@@ -142,7 +144,7 @@ def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
 
 
 def test_help_has_an_example_and_every_method():
-    from cnn_viz.cam import METHODS
+    from cnn_viz.attribution.cam import METHODS
 
     text = invoke("--help").output
     assert "cnnzoo cam runs/" in text

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from cnn_core import create_model
 from cnn_viz import cams, seg_grad_cam
-from cnn_viz.cam import EQUATIONS, Cam
+from cnn_viz.attribution.cam import EQUATIONS, Cam
 
 PAGE = Path(__file__).parent.parent / "docs" / "cam.md"
 MARK = "<!-- differences -->\n", "<!-- /differences -->"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cnn_core import create_model
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_viz import cams, cost
-from cnn_viz.cam import METHODS
+from cnn_viz.attribution.cam import METHODS
 
 
 class Trap(nn.Module):

@@ -21,7 +21,7 @@ import torch
 from cnn_core.errors import CheckpointCorruptError, CorruptError, NumericalError
 from cnn_core.training import Run, train
 from cnn_core.training.checkpoint import Checkpoints, State
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 
 FILES = ("model.safetensors", "training.safetensors", "state.json", "MANIFEST.json")
 
@@ -378,7 +378,7 @@ def test_resuming_elsewhere_says_what_differs(tmp_path, caplog):
 def test_packed_files_are_the_librarys_to_the_byte():
     from safetensors.torch import save
 
-    from cnn_core.training.packed import packed
+    from cnn_core.weights.safetensors_parts import packed
 
     torch.manual_seed(0)
     kinds = [

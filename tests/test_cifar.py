@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnn_core.data import cifar
+from cnn_core.data.readers import cifar
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
 
@@ -35,7 +35,7 @@ BOTH = pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def spec(name):
     return DatasetSpec(
         name=name,
-        target="cnn_core.data.cifar:load",
+        target="cnn_core.data.readers.cifar:load",
         summary="tiny",
         classes=tuple(map(str, range(LABELS[name][-1]))),
         image=(3, 32, 32),

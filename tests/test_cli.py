@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from cnn_core import builtin, train
+from cnn_core import train
+from cnn_core.builtin import plugin as builtin
 
 COMMAND = [sys.executable, "-m", "cnn_core"]
 READ = {

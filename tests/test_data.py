@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cnn_core import load_dataset, registry
 from cnn_core.data import Preprocessing
-from cnn_core.data.idx import read_idx
+from cnn_core.data.readers.idx import read_idx
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 
 

@@ -20,7 +20,7 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run, train
 from cnn_core.training.checkpoint import Checkpoints
 from cnn_core.training.distributed import SyncBatchNorm2d, joined, restarted, synchronised
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 
 pytestmark = pytest.mark.xdist_group("torchrun")
 
@@ -46,9 +46,9 @@ def torchrun(*args, ranks=2, restarts=0, **variables):
 STEPS = textwrap.dedent("""
     import json, os, sys, torch
     torch.set_num_threads(1)
-    from cnn_core.training import loop, ready, train
+    from cnn_core.training import loop, setup, train
 
-    seen, agreed, build = [], loop._agreed, ready.create_model
+    seen, agreed, build = [], loop._agreed, setup.create_model
 
     def noted(job, stop, trainee, batch, loss, norm, epoch, step):
         total = torch.tensor([loss / job.world.size], dtype=torch.float64)
@@ -65,7 +65,7 @@ STEPS = textwrap.dedent("""
     found = {}
     for name, out, precise, settings in json.loads(sys.argv[1]):
         seen.clear()
-        ready.create_model = doubled if precise else build
+        setup.create_model = doubled if precise else build
         run = train(name, "digits", out=out, progress=False, **settings)
         found[out] = {"steps": list(seen), "metrics": run.metrics()}
     if os.environ.get("RANK", "0") == "0":
@@ -343,7 +343,7 @@ def test_batch_normalisation_over_processes_is_torchs_for_one(momentum):
 
 def test_a_training_that_may_be_started_again_needs_a_folder(monkeypatch):
     from cnn_core.training.distributed import World
-    from cnn_core.training.ready import find_recipe
+    from cnn_core.training.setup import find_recipe
     from cnn_core.training.trainer import Session
 
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")

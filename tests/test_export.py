@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from cnn_core import create_model, export, registry
+from cnn_core.create import build
 from cnn_core.data import Preprocessing
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
 from cnn_core.training import exporting
-from cnn_core.training.weights import Weights, read_weights, write_weights
+from cnn_core.weights.native import Weights, read_weights, write_weights
 
 ROOT = Path(__file__).parent.parent
 FORMATS = ("torch-export", "onnx")
@@ -98,7 +99,7 @@ def test_the_file_computes_what_the_network_does(tmp_path, name, changes, pictur
         images = torch.randint(0, 256, (count, *done.input), dtype=torch.uint8)
         inputs = weights.preprocessing(images)
         with torch.no_grad():
-            expected = weights.build()(inputs)
+            expected = build(weights)(inputs)
         found = compute(images if pictures else inputs)
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())

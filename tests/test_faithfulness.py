@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cnn_core import create_model
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_viz import cams
-from cnn_viz.faithfulness import (
+from cnn_viz.attribution.faithfulness import (
     deletion,
     edge_map,
     energy_in_mask,
@@ -109,7 +109,7 @@ def test_road_is_positive_for_the_truth_negative_for_its_opposite_and_small_for_
 
 
 def test_what_road_puts_in_satisfies_its_equation(images):
-    from cnn_viz.faithfulness import _imputed
+    from cnn_viz.attribution.faithfulness import _imputed
 
     gone = random_map(images, seed=2) < 0.6
     gone[:, 0, 0] = gone[:, 15, :] = True  # the border, too

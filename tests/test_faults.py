@@ -15,11 +15,11 @@ import torch
 
 from cnn_core import create_model, list_models, load_dataset, registry
 from cnn_core.cli import main
-from cnn_core.discovery import Plugin
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, PluginError
 from cnn_core.plugins import ENDINGS
+from cnn_core.plugins.discovery import Plugin
 from cnn_core.tasks import score_of
-from cnn_core.tasks.running import Running
+from cnn_core.training.epoch_metrics import Running
 
 ADVICE = "mend it, or leave it out: cnnzoo --no-plugin bad …"
 

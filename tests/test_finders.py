@@ -13,7 +13,7 @@ from cnn_core import load_dataset
 from cnn_core.errors import ResourceError, UsageError
 from cnn_core.training import finders, train
 from cnn_core.training.finders import LrTrial, fitting_pieces, lr_curve, steepest
-from cnn_core.training.ready import find_recipe, make_ready
+from cnn_core.training.setup import find_recipe, make_ready
 
 CPU = torch.device("cpu")
 

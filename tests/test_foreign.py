@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from cnn_arch_resnet.weights import key_maps
 from cnn_core import create_model
-from cnn_core.data.pipeline import Preprocessing
+from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UsageError
-from cnn_core.foreign import load_foreign, read_foreign
-from cnn_core.keymap import KeyMap
-from cnn_core.training.weights import Weights, write_weights
+from cnn_core.weights.foreign import load_foreign, read_foreign
+from cnn_core.weights.keymap import KeyMap
+from cnn_core.weights.native import Weights, write_weights
 
 # lenet5_modern under the names that a tutorial might give it.
 PAIRS = (("c1", "conv1"), ("c3", "conv2"), ("c5", "conv3"), ("f6", "fc1"), ("output", "fc2"))

@@ -16,8 +16,8 @@ import pytest
 from cnn_core import ModelSpec, Paper, create_model, load_dataset, train
 from cnn_core.cli import main
 from cnn_core.errors import SpecError, UnknownNameError, UsageError
-from cnn_core.training.recipe import Recipe
-from cnn_core.training.run import Run
+from cnn_core.runs.recipe import Recipe
+from cnn_core.runs.run import Run
 
 HOSTILE = (
     # Elsewhere

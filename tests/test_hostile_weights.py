@@ -39,8 +39,8 @@ from safetensors.torch import save
 
 from cnn_core import create_model
 from cnn_core.errors import CorruptError, UntrustedWeightsError, UsageError
-from cnn_core.foreign import MAX_HEADER, load_foreign, read_foreign
-from cnn_core.torch_file import MAX_FILE, MAX_OPCODES, MAX_PICKLE, MAX_TENSORS
+from cnn_core.weights.foreign import MAX_HEADER, load_foreign, read_foreign
+from cnn_core.weights.torch_file import MAX_FILE, MAX_OPCODES, MAX_PICKLE, MAX_TENSORS
 
 ROOT = Path(__file__).parent.parent
 CANARY = "CNNZOO_CANARY"  # a variable of the environment, and a file beside the weights

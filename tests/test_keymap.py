@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cnn_core.keymap import KeyMap
+from cnn_core.weights.keymap import KeyMap
 
 MAP = KeyMap(("stem.0", "conv1"), ("stage{s}.{b}.f.conv1", "layer{s}.{b}.conv1"), ("fc", "fc"))
 

@@ -8,7 +8,7 @@ import torch
 from cnn_core.errors import PluginError, UsageError
 from cnn_core.tasks import metrics_of
 from cnn_core.tasks.classification import Top1, TopK
-from cnn_core.tasks.running import Running
+from cnn_core.training.epoch_metrics import Running
 
 
 def streamed(metric, logits, targets, sizes):

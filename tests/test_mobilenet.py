@@ -19,7 +19,7 @@ from cnn_arch_mobilenet import plugin
 from cnn_arch_mobilenet.weights import key_maps
 from cnn_core.errors import UsageError
 from cnn_core.layers import features, trace
-from cnn_core.training.recipe import Recipe
+from cnn_core.runs.recipe import Recipe
 
 SPECS = {spec.name: spec for spec in plugin.cnnzoo_models()}
 NAMES = sorted(SPECS)

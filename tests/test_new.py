@@ -15,11 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnn_core import files, registry, scaffold
+from cnn_core import files, registry
 from cnn_core.cli import main
-from cnn_core.discovery import Plugin
 from cnn_core.errors import UsageError, ZooError
-from cnn_core.scaffold import KINDS, TAKEN, next_steps, write_plugin
+from cnn_core.plugins.discovery import Plugin
+from cnn_core.scaffold import writer as scaffold
+from cnn_core.scaffold.writer import KINDS, TAKEN, next_steps, write_plugin
 
 NAMES = {"arch": "cnn-arch-foo", "data": "cnn-data-foo", "view": "cnn-viz-foo"}
 NAMES["command"] = "cnn-cmd-foo-bar"

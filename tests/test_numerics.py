@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn_core import create_model
-from cnn_core.data.pipeline import Batch
+from cnn_core.data.batches import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training import Run, loop, train
 from cnn_core.training.checkpoint import Checkpoints, State
 from cnn_core.training.numerics import gradient_norm, not_finite
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 
 LENET = {
     "model": "lenet5_modern",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cnn_core.discovery import discover
+from cnn_core.plugins.discovery import discover
 
 # First-party plugins other than lenet, which the tests look for beside the bad ones.
 OTHERS = ",".join(plugin.name for plugin in discover() if plugin.name != "lenet")
@@ -869,7 +869,7 @@ def test_torchs_own_changes_are_left_alone():
     """It wraps some of its functions itself when it compiles."""
     code = (
         "import torch\n"
-        "from cnn_core.guard import guarded\n"
+        "from cnn_core.plugins.guard import guarded\n"
         "with guarded() as changed:\n"
         "    import torchvision, torch._dynamo, torch.export\n"
         "    before = torch.manual_seed\n"
@@ -886,8 +886,8 @@ def test_a_hook_on_its_way_out_is_said_and_still_called(
     from types import ModuleType
 
     from cnn_core import hookspecs
-    from cnn_core.discovery import Plugin
     from cnn_core.plugins import Plugins
+    from cnn_core.plugins.discovery import Plugin
 
     def cnnzoo_pictures(run):
         """Return pictures."""

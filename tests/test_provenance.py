@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from cnn_core.discovery import strays
+from cnn_core.plugins.discovery import strays
 from cnn_core.training import Run
 
 NET = """
@@ -78,7 +78,7 @@ def run(cnnzoo, mine, tmp_path):
         *("train", "tiny", "--data", "mydigits", "--epochs", "1", "--out", out), site=mine.path
     )
     assert done.code == 0, done.err
-    return Run.open(out, to_read=True)
+    return Run.open(out)
 
 
 def test_a_run_without_its_plugin_says_what_to_install(cnnzoo, mine, run, tmp_path):

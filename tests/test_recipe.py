@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
-from cnn_core.training.ready import find_recipe
-from cnn_core.training.recipe import LIMITS, Recipe, parse_setting, read_recipe
+from cnn_core.runs.recipe import LIMITS, Recipe, parse_setting, read_recipe
+from cnn_core.training.setup import find_recipe
 
 BASE = {"model": "lenet5", "data": "digits"}
 

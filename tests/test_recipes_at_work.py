@@ -16,15 +16,16 @@ from cnn_arch_resnet.weights import key_maps
 from cnn_core import create_model, load_dataset
 from cnn_core.data import batches
 from cnn_core.data.augment import Augmentation
-from cnn_core.data.pipeline import Batch, Preprocessing
+from cnn_core.data.batches import Batch
+from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
-from cnn_core.keymap import KeyMap
 from cnn_core.training import Recipe, Run, train
 from cnn_core.training.checkpoint import Checkpoints, State
 from cnn_core.training.ema import Average
 from cnn_core.training.optim import make_optimizer
-from cnn_core.training.trainee import Trainee
-from cnn_core.training.weights import read_weights
+from cnn_core.training.train_state import Trainee
+from cnn_core.weights.keymap import KeyMap
+from cnn_core.weights.native import read_weights
 
 CPU = torch.device("cpu")
 QUICK = {"progress": False, "epochs": 2, "batch_size": 64}

@@ -11,18 +11,19 @@ import types
 
 import pytest
 
-from cnn_core import builtin, create_model, get_spec, list_models, registry
+from cnn_core import create_model, get_spec, list_models, registry
 from cnn_core import plugins as loader
+from cnn_core.builtin import plugin as builtin
 from cnn_core.cli import main
-from cnn_core.discovery import Plugin
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
-from cnn_core.naming import contested_defaults, recorded_name
 from cnn_core.plugins import Observers
-from cnn_core.registry import natural
+from cnn_core.plugins.discovery import Plugin
+from cnn_core.registry.catalogue import natural
+from cnn_core.registry.names import contested_defaults, recorded_name
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
 from cnn_core.testing.case import Case
 from cnn_core.testing.checks import check_recipes_are_sound
-from cnn_core.training.ready import find_recipe
+from cnn_core.training.setup import find_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +117,7 @@ def cnnzoo_recipes():
 ONLY_RECIPES = "from cnn_core import hookimpl\n"
 OTHER_DIGITS = """
 from cnn_core import hookimpl
-from cnn_core.data.catalogue import DIGITS
+from cnn_core.builtin.datasets import DIGITS
 @hookimpl
 def cnnzoo_datasets(): return [DIGITS]
 """

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_core.errors import UsageError
-from cnn_viz.saliency import guided_backprop, integrated_gradients, occlusion, smooth_grad
+from cnn_viz.attribution.saliency import (
+    guided_backprop,
+    integrated_gradients,
+    occlusion,
+    smooth_grad,
+)
 
 METHODS = {
     "guided_backprop": guided_backprop,

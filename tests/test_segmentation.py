@@ -15,7 +15,7 @@ from cnn_core.errors import UsageError
 from cnn_core.tasks import loss_of, metrics_of
 from cnn_core.tasks.segmentation import MeanIoU, PixelAccuracy, centred, loss_function
 from cnn_core.training import Recipe, predict
-from cnn_core.training.ready import find_recipe
+from cnn_core.training.setup import find_recipe
 
 
 def recipe(**settings):

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from cnn_core.data import stl10
+from cnn_core.data.readers import stl10
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
 
 PIXELS = 3 * 96 * 96
 SPEC = DatasetSpec(
     name="stl10",
-    target="cnn_core.data.stl10:load",
+    target="cnn_core.data.readers.stl10:load",
     summary="tiny",
     classes=tuple("0123456789"),
     image=(3, 96, 96),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_core.scaffold import write_plugin
+from cnn_core.scaffold.writer import write_plugin
 from cnn_core.training import Run
 
 SPAWNED = """
@@ -73,7 +73,7 @@ def test_both_processes_of_torchrun_see_them(site, pythonpath, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    run = Run.open(tmp_path / "run", to_read=True)
+    run = Run.open(tmp_path / "run")
     assert run.environment()["processes"] == 2
     assert run.environment()["origins"]["model"]["distribution"] == "cnn-arch-theirs"
     assert run.test_metrics()["test/top1"] > 0.3

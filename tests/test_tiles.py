@@ -17,11 +17,13 @@ from torch.nn import functional as F
 
 from cnn_core import create_model, train
 from cnn_core.data.augment import IGNORED, Augmentation
+from cnn_core.data.batches import batches
 from cnn_core.data.dataset import Split
-from cnn_core.data.pipeline import Preprocessing, batches
+from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.windows import mirrored
 from cnn_core.tasks.pixel_weights import balanced, border_weights
 from cnn_core.tasks.segmentation import loss_function
-from cnn_core.tasks.tiles import flip_mean, margin_of, mirrored, overlap_tile
+from cnn_core.tasks.tiles import flip_mean, margin_of, overlap_tile
 from cnn_core.training import Recipe, segment
 
 
@@ -57,7 +59,8 @@ import re, sys
 from pathlib import Path
 import torch
 from cnn_core import create_model
-from cnn_core.tasks.tiles import mirrored, overlap_tile
+from cnn_core.data.windows import mirrored
+from cnn_core.tasks.tiles import overlap_tile
 
 how, width, saved = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cnn_core import create_model, load_dataset
+from cnn_core.create import build
 from cnn_core.errors import (
     CheckpointCorruptError,
     CorruptError,
@@ -25,7 +26,7 @@ from cnn_core.training import Recipe, Run, evaluate, predictions, train
 from cnn_core.training.checkpoint import Checkpoints, State
 from cnn_core.training.optim import make_optimizer
 from cnn_core.training.schedule import learning_rate
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 
 
 def recipe(**settings):
@@ -149,7 +150,7 @@ def test_the_run_holds_all_that_it_should(tmp_path):
 def test_weights_alone_rebuild_the_model(tmp_path):
     run = train("lenet5", "digits", out=tmp_path / "r", progress=False, epochs=1)
     weights = read_weights(run.weights)
-    model = weights.build()
+    model = build(weights)
     images = load_dataset("digits").split("test").images
     with torch.inference_mode():
         found = model(weights.preprocessing(images)).argmax(1)
@@ -401,7 +402,7 @@ def test_the_best_epoch_by_validation_is_kept(tmp_path):
 )
 def test_a_nan_is_never_the_best_and_of_equals_the_later_is_kept(scores, kept):
     from cnn_core.training.loop import _after_epoch
-    from cnn_core.training.trainee import Trainee
+    from cnn_core.training.train_state import Trainee
 
     trainee = Trainee(create_model("lenet5_modern"), recipe(), torch.device("cpu"))
     state = State()

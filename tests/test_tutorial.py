@@ -43,11 +43,11 @@ def test_the_tutorial_is_true(cnnzoo, install, tmp_path):
         *("check", "plugins", "doctor"),
     ]
     assert (tmp_path / "runs/nin/report.html").is_file()
-    reached = Run.open(tmp_path / "runs/nin", to_read=True).test_metrics()["test/top1"]
+    reached = Run.open(tmp_path / "runs/nin").test_metrics()["test/top1"]
     claim = tomllib.loads((tmp_path / written[-1]).read_text())["claim"]
     assert 0.8 < reached <= 1
     done = cnnzoo("train", "nin", "--data", "digits", "--out", "full", site=site, cwd=tmp_path)
-    reached = Run.open(tmp_path / "full", to_read=True).test_metrics()["test/top1"]
+    reached = Run.open(tmp_path / "full").test_metrics()["test/top1"]
     assert reached == pytest.approx(claim["mean"], abs=0.02)
 
 

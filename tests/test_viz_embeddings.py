@@ -16,8 +16,9 @@ import cnn_core
 from cnn_core.data import Batch
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Run
-from cnn_viz import embeddings, explorer
-from cnn_viz.embeddings import (
+from cnn_viz.page import explorer
+from cnn_viz.results import embeddings
+from cnn_viz.results.embeddings import (
     METHODS,
     Embedded,
     even,
@@ -27,7 +28,7 @@ from cnn_viz.embeddings import (
     placed,
     quality,
 )
-from cnn_viz.ingredients import Ingredients
+from cnn_viz.results.inputs import Ingredients
 from cnn_viz.views.embedding import COLOURS, embedding
 
 

@@ -25,8 +25,8 @@ import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Predictions, Run
 from cnn_viz import draw, style
-from cnn_viz.ingredients import Ingredients
-from cnn_viz.measures import (
+from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.metrics import (
     TEMPERATURES,
     clustered,
     confused_pairs,

@@ -17,8 +17,8 @@ import cnn_core
 from cnn_core import registry
 from cnn_core.errors import UsageError
 from cnn_viz import style
-from cnn_viz.faithfulness import randomisation
-from cnn_viz.ingredients import Ingredients
+from cnn_viz.attribution.faithfulness import randomisation
+from cnn_viz.results.inputs import Ingredients
 
 CLASSES = ("disc", "square", "猫", "مرحبا")
 COARSE = "has maps of 1 x 1"  # of networks for 224 pixels, at 32

@@ -18,13 +18,13 @@ from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
 from cnn_viz import draw
-from cnn_viz.arithmetic import number
-from cnn_viz.ingredients import Ingredients
-from cnn_viz.maximisation import maximised
-from cnn_viz.receptive import evenly, receptive_fields
+from cnn_viz.attribution.activation_maximisation import maximised
+from cnn_viz.network.convolution import number
+from cnn_viz.network.graph import wiring
+from cnn_viz.network.receptive_field import evenly, receptive_fields
+from cnn_viz.results.inputs import Ingredients
 from cnn_viz.views.activation_maximisation import steps_for
 from cnn_viz.views.filters import before_training
-from cnn_viz.wiring import wiring
 
 
 @pytest.fixture(scope="module")

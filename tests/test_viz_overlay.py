@@ -22,7 +22,7 @@ import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.views.overlay import LONGEST, overlay, write_overlay
+from cnn_viz.commands.compare_curves import LONGEST, overlay, write_overlay
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import cnn_core
 from cnn_core.training import Predictions, Run
-from cnn_viz import explorer, ingredients, write_report
-from cnn_viz.embeddings import Embedded
-from cnn_viz.ingredients import Ingredients
+from cnn_viz import write_report
+from cnn_viz.page import explorer
+from cnn_viz.results import inputs
+from cnn_viz.results.embeddings import Embedded
+from cnn_viz.results.inputs import Ingredients
 from cnn_viz.views.embedding import COLOURS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -368,7 +370,7 @@ def large(
         folder=tmp_path / "embeddings",
         key=str(count),
     )
-    monkeypatch.setattr(ingredients, "predictions", lambda *args, **options: said)
+    monkeypatch.setattr(inputs, "predictions", lambda *args, **options: said)
     monkeypatch.setattr(explorer, "_cams", lambda _: cams)
     monkeypatch.setattr(Ingredients, "embedded", embedded)
     copy = shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("state"))

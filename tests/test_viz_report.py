@@ -23,17 +23,18 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, precision_score
 
 import cnn_core
-import cnn_viz.report
+import cnn_viz.page.report
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, evaluate
-from cnn_core.training.weights import read_weights, write_weights
-from cnn_viz import ingredients, plugin, write_report
-from cnn_viz.charts import charts
-from cnn_viz.commands import viz
-from cnn_viz.explorer import BY_HAND
-from cnn_viz.ingredients import Ingredients
-from cnn_viz.inline import inlined
-from cnn_viz.measures import wilson
+from cnn_core.weights.native import read_weights, write_weights
+from cnn_viz import plugin, write_report
+from cnn_viz.commands.cli import viz
+from cnn_viz.page.charts import charts
+from cnn_viz.page.explorer import BY_HAND
+from cnn_viz.page.svg import inlined
+from cnn_viz.results import inputs
+from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.metrics import wilson
 
 VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks and not spec.costly]
 SHOWN = [name for name in VIEWS if name not in BY_HAND["classification"]]  # as figures
@@ -126,14 +127,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def text(run: Run) -> str:
     """The run's report; on the way the evaluations that it takes are counted."""
     calls = []
-    whole = ingredients.predictions
+    whole = inputs.predictions
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
         return whole(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingredients, "predictions", counted)
+        patch.setattr(inputs, "predictions", counted)
         path = write_report(run, device="cpu")
     assert path == run.path / "report.html"
     assert len(calls) == 1
@@ -338,9 +339,9 @@ def test_a_network_that_cannot_be_explained_costs_maps_only(run, tmp_path, monke
     def broken(*args, **options):
         raise RuntimeError("a stage that gives no maps")
 
-    monkeypatch.setattr("cnn_viz.explorer.cams_by_method", broken)
+    monkeypatch.setattr("cnn_viz.page.explorer.cams_by_method", broken)
     monkeypatch.setattr("cnn_viz.views.gradcam.grad_cam", broken)
-    monkeypatch.setattr("cnn_viz.ingredients.features_of", broken)
+    monkeypatch.setattr("cnn_viz.results.inputs.features_of", broken)
     copy = shutil.copytree(run.path, tmp_path / "run")
     text = write_report(copy, device="cpu").read_text("utf-8")
     said = [record.getMessage() for record in caplog.records]
@@ -377,7 +378,7 @@ def test_markdown_of_a_run_that_was_interrupted_has_no_empty_table(run, tmp_path
     copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
     lines = (copy / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text("".join(x for x in lines if "test/" not in x), "utf-8")
-    monkeypatch.setattr(cnn_viz.report, "fitting", lambda run: [])
+    monkeypatch.setattr(cnn_viz.page.report, "fitting", lambda run: [])
     text = write_report(copy, device="cpu", form="md").read_text("utf-8")
     assert "## Test\n\nNot recorded yet: training has not ended.\n\n## Classes" in text
 

@@ -17,15 +17,15 @@ import cnn_core
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, Segmented
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import Cam, seg_grad_cam, style, write_report
-from cnn_viz.explorer import BY_HAND
-from cnn_viz.figures import draw_all, draw_one, fitting
-from cnn_viz.ingredients import Ingredients
-from cnn_viz.measures import bootstrap, pixel_scores
-from cnn_viz.saliency import falls
-from cnn_viz.segmentations import Segmentations, spread
-from cnn_viz.uncertainty import mc_dropout
+from cnn_viz.attribution.saliency import falls
+from cnn_viz.drawing.render import draw_all, draw_one, fitting
+from cnn_viz.network.mc_dropout import mc_dropout
+from cnn_viz.page.explorer import BY_HAND
+from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.metrics import bootstrap, pixel_scores
+from cnn_viz.results.segmentations import Segmentations, spread
 from cnn_viz.views import masks
 from cnn_viz.views.image_scores import image_scores
 from cnn_viz.views.maps_in_masks import _pairs, maps_in_masks
@@ -171,7 +171,7 @@ def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
     small = Segmentations(["a", "b", "c"], make, 3)
     assert [one.index for one in small] == [one.index for one in small] == [0, 1, 2]
     assert len(calls) == 1
-    monkeypatch.setattr("cnn_viz.segmentations.KEPT", images[0].logits.numel())
+    monkeypatch.setattr("cnn_viz.results.segmentations.KEPT", images[0].logits.numel())
     large = Segmentations(["a", "b", "c"], make, 3)
     assert [one.index for one in large] == [one.index for one in large] == [0, 1, 2]
     assert len(calls) == 3
@@ -223,9 +223,9 @@ def test_seg_grad_cam_of_a_region(ingredients):
 
 
 def test_a_batch_is_limited_by_its_pixels(run, monkeypatch):
-    monkeypatch.setattr("cnn_viz.ingredients.PIXELS", 3 * 32 * 32 + 5)
+    monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 3 * 32 * 32 + 5)
     assert len(Ingredients(run, device="cpu").batch.images) == 3
-    monkeypatch.setattr("cnn_viz.ingredients.PIXELS", 1)
+    monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 1)
     assert len(Ingredients(run, device="cpu").batch.images) == 1
 
 

@@ -26,8 +26,8 @@ from cnn_core import load_dataset
 from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, predict
-from cnn_viz import serve
-from cnn_viz.ingredients import Ingredients
+from cnn_viz.page import server as serve
+from cnn_viz.results.inputs import Ingredients
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ASKED = {"X-Cnnzoo": "1"}

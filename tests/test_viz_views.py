@@ -29,22 +29,27 @@ import cnn_core
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.data.dataset import Dataset
-from cnn_core.discovery import Plugin
 from cnn_core.errors import PluginError, UnknownNameError, UsageError
+from cnn_core.plugins.discovery import Plugin
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
 from cnn_core.training import Predictions, Run
 from cnn_core.training import predictions as predicted
 from cnn_core.training.evaluation import load_data
-from cnn_core.training.score import kept_epoch
+from cnn_core.training.selection import kept_epoch
 from cnn_viz import draw, plugin, style
-from cnn_viz.cam import cams
-from cnn_viz.commands import viz
-from cnn_viz.faithfulness import deletion, edge_map, insertion, random_map, randomisation
-from cnn_viz.figures import draw_all, draw_one, fitting, write
-from cnn_viz.ingredients import Ingredients
-from cnn_viz.measures import wilson
-from cnn_viz.pictures import varied
+from cnn_viz.attribution.cam import cams
+from cnn_viz.attribution.faithfulness import (
+    deletion,
+    edge_map,
+    insertion,
+    random_map,
+    randomisation,
+)
+from cnn_viz.commands.cli import viz
+from cnn_viz.drawing.render import draw_all, draw_one, fitting, write
+from cnn_viz.results.inputs import Ingredients, varied
+from cnn_viz.results.metrics import wilson
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
 from cnn_viz.views.features import features, walk
@@ -663,7 +668,7 @@ def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run,
     test = data.split("test")
     order = test.targets.argsort(stable=True)
     split = {"train": data.split("train"), "test": test.subset(order)}
-    monkeypatch.setattr("cnn_viz.ingredients.load_data", lambda *_: Dataset(data.spec, split))
+    monkeypatch.setattr("cnn_viz.results.inputs.load_data", lambda *_: Dataset(data.spec, split))
     ingredients = Ingredients(run, device="cpu")
     batch, said = ingredients.batch, predicted(run, device="cpu")
     assert isinstance(batch, Batch)

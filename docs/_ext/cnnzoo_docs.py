@@ -25,7 +25,7 @@ from cnn_core import hookspecs, registry, specs
 from cnn_core.cli import app
 from cnn_core.create import create_model
 from cnn_viz import style
-from cnn_viz.figures import encoded
+from cnn_viz.drawing.render import encoded
 from cnn_viz.views.architecture import stage_by_stage
 
 if TYPE_CHECKING:

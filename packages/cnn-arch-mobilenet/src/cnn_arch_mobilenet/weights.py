@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnn_core.keymap import KeyMap
+from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 

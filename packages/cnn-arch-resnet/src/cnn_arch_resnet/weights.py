@@ -9,7 +9,7 @@ after, as the networks of the naming "akamaster".
 
 from __future__ import annotations
 
-from cnn_core.keymap import KeyMap
+from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 

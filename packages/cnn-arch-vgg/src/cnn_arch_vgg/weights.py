@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnn_arch_vgg.table1 import TABLE_1
-from cnn_core.keymap import KeyMap
+from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 

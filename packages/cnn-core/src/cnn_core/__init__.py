@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cnn_core.lazy import lazy_names
+from cnn_core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from cnn_core.create import create_model
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cnn_core.errors import ZooError
     from cnn_core.hookspecs import hookimpl
     from cnn_core.registry import get_spec, list_models
+    from cnn_core.runs.recipe import recipes_in
     from cnn_core.specs import (
         Check,
         CommandSpec,
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
         WeightsSpec,
     )
     from cnn_core.training import evaluate, export, predict, train
-    from cnn_core.training.recipe import recipes_in
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Check",
@@ -75,6 +74,6 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "WeightsSpec",
         ),
         "cnn_core.training": ("evaluate", "export", "predict", "train"),
-        "cnn_core.training.recipe": ("recipes_in",),
+        "cnn_core.runs.recipe": ("recipes_in",),
     },
 )

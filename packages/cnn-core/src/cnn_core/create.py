@@ -17,7 +17,9 @@ from cnn_core.text import did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["create_model"]
+    from cnn_core.weights.native import Weights
+
+__all__ = ["build", "create_model", "untrained"]
 
 
 def create_model(
@@ -66,6 +68,23 @@ def create_model(
     return model
 
 
+def untrained(weights: Weights) -> nn.Module:
+    """Return the model that `weights` are for, newly initialised."""
+    return create_model(
+        weights.model,
+        num_classes=weights.num_classes,
+        in_channels=weights.in_channels,
+        **weights.options,
+    )
+
+
+def build(weights: Weights) -> nn.Module:
+    """Return the model with `weights`, in eval mode."""
+    model = untrained(weights)
+    weights.load_into(model)
+    return model.eval()
+
+
 def _load(
     model: nn.Module,
     entry: registry.Entry[ModelSpec],
@@ -74,8 +93,8 @@ def _load(
     fresh: Collection[str],
 ) -> None:
     """Load a run, its weights, or a file of another library; `fresh` may stay as they are."""
-    from cnn_core.foreign import load_foreign, read_foreign
-    from cnn_core.training.weights import is_ours, read_weights
+    from cnn_core.weights.foreign import load_foreign, read_foreign
+    from cnn_core.weights.native import is_ours, read_weights
 
     if path.is_dir() or is_ours(path):
         found = read_weights(path)

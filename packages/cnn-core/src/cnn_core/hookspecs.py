@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from cnn_core.training import Recipe, Run
+    from cnn_core.runs.recipe import Recipe
+    from cnn_core.runs.run import Run
 
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker("cnnzoo")
 hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker("cnnzoo")

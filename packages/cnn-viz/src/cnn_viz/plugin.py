@@ -206,32 +206,32 @@ def cnnzoo_commands() -> list[CommandSpec]:
     return [
         CommandSpec(
             name="viz",
-            target="cnn_viz.commands:viz",
+            target="cnn_viz.commands.cli:viz",
             summary="Draw one figure of a run, or all",
         ),
         CommandSpec(
             name="embed",
-            target="cnn_viz.commands:embed",
+            target="cnn_viz.commands.cli:embed",
             summary="Place a run's test images in two dimensions, by PCA, t-SNE or UMAP",
         ),
         CommandSpec(
             name="cam",
-            target="cnn_viz.commands:cam",
+            target="cnn_viz.commands.cli:cam",
             summary="Draw what in image files speaks for a class",
         ),
         CommandSpec(
             name="explore",
-            target="cnn_viz.commands:explore",
+            target="cnn_viz.commands.cli:explore",
             summary="Serve a page for images of your own: where does the network look?",
         ),
         CommandSpec(
             name="overlay",
-            target="cnn_viz.commands:overlay",
+            target="cnn_viz.commands.cli:overlay",
             summary="Learning curves of several runs on one figure",
         ),
         CommandSpec(
             name="report",
-            target="cnn_viz.commands:report",
+            target="cnn_viz.commands.cli:report",
             summary="Put a run's figures and numbers on one page",
         ),
     ]

@@ -19,11 +19,12 @@ from typing import cast
 
 import click
 
-from cnn_core import __version__, builtin
-from cnn_core.blame import culprit
-from cnn_core.discovery import describe
+from cnn_core.builtin import plugin as builtin
 from cnn_core.errors import PluginError, ResourceError, Terminated, ZooError, is_out_of_memory
+from cnn_core.plugins.discovery import describe
+from cnn_core.plugins.origins import culprit
 from cnn_core.text import printable
+from cnn_core.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -41,7 +42,7 @@ class Zoo(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from cnn_core import registry
-        from cnn_core.naming import bare
+        from cnn_core.registry.names import bare
 
         added = [name for name, _ in registry.commands() if bare(name) not in builtin.COMMANDS]
         return [*builtin.COMMANDS, *added]
@@ -69,7 +70,7 @@ class Zoo(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and summaries from the specs, importing no command."""
         from cnn_core import registry
-        from cnn_core.naming import bare
+        from cnn_core.registry.names import bare
 
         summaries = dict(builtin.COMMANDS)
         for name, entry in registry.commands():
@@ -80,7 +81,7 @@ class Zoo(click.Group):
 
 
 def _block(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> None:
-    from cnn_core.discovery import block
+    from cnn_core.plugins.discovery import block
 
     for name in names:
         block(name)

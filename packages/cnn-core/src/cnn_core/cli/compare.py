@@ -18,7 +18,7 @@ from cnn_core.errors import UsageError
 from cnn_core.text import printable
 
 if TYPE_CHECKING:
-    from cnn_core.training.run import Run
+    from cnn_core.runs.run import Run
 
 __all__ = ["command", "differences", "open_runs"]
 
@@ -83,7 +83,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     Raises:
         UsageError: fewer than two, one twice, or no run.
     """
-    from cnn_core.training.run import Run
+    from cnn_core.runs.run import Run
 
     if len(paths) < 2:
         raise UsageError("one run is given, and nothing beside it", "give two runs or more")
@@ -91,7 +91,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     for number, place in enumerate(places):
         if place in places[:number]:
             raise UsageError(f"{paths[number]}: is given twice")
-    runs = [Run.open(path, to_read=True) for path in paths]
+    runs = [Run.open(path) for path in paths]
     names = _names([Path(os.path.abspath(path)).parts for path in paths])
     return dict(zip(names, runs, strict=True))
 
@@ -149,7 +149,7 @@ class Reached:
 
 
 def _reached(run: Run) -> Reached:
-    from cnn_core.training.score import kept_epoch, score_name
+    from cnn_core.training.selection import kept_epoch, score_name
 
     history, test = run.history(), run.test_metrics()
     score, kept = score_name(run), kept_epoch(run)

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.probe import REPORT
 from cnn_core.cli.surroundings import surroundings
-from cnn_core.discovery import Plugin, discover
 from cnn_core.errors import PluginError
-from cnn_core.probe import REPORT
+from cnn_core.plugins.discovery import Plugin, discover
 from cnn_core.text import printable
 
 __all__ = ["command"]
@@ -94,7 +94,7 @@ def _ask(origins: list[str], timeout: float) -> dict[str, list[dict[str, str]]] 
     environment.pop("CNNZOO_PLUGINS_DISABLE", None)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "cnn_core.probe"],
+            [sys.executable, "-m", "cnn_core.cli.probe"],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from cnn_core.training.ready import Ready
+    from cnn_core.training.setup import Ready
 
 __all__ = ["prepared"]
 
@@ -23,10 +23,10 @@ def prepared(
 ) -> tuple[Ready, torch.device]:
     """Return what `cnnzoo train` with these arguments would begin with, and where."""
     from cnn_core.data.dataset import load_dataset
+    from cnn_core.runs.recipe import parse_settings
     from cnn_core.training.allocator import keep_memory
     from cnn_core.training.device import choose_device
-    from cnn_core.training.ready import find_recipe, make_ready
-    from cnn_core.training.recipe import parse_settings
+    from cnn_core.training.setup import find_recipe, make_ready
 
     chosen = find_recipe(model, data, recipe, parse_settings(settings))
     where = choose_device(device)

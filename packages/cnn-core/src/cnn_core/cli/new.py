@@ -36,7 +36,7 @@ def command(name: str, kind: str | None, out: Path | None) -> None:
       cnnzoo new cnn-data-flowers --out plugins/flowers
       cnnzoo new my-network --kind arch
     """
-    from cnn_core.scaffold import next_steps, write_plugin
+    from cnn_core.scaffold.writer import next_steps, write_plugin
 
     path = write_plugin(name, kind or "", out)
     click.echo("\n".join(map(printable, next_steps(path, name, kind or ""))), err=True)

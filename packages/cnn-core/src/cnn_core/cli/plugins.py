@@ -9,8 +9,8 @@ import click
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, json_option, table
 from cnn_core.cli.surroundings import editable_folder
-from cnn_core.discovery import Plugin, some
 from cnn_core.plugins import Plugins, plugins
+from cnn_core.plugins.discovery import Plugin, some
 
 __all__ = ["command"]
 

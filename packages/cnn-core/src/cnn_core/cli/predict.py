@@ -45,7 +45,7 @@ def command(
       cnnzoo predict runs/unet_same-isbi_em-20260101-120000 slices/ --out masks
     """
     from cnn_core.training.prediction import task_of
-    from cnn_core.training.weights import read_weights
+    from cnn_core.weights.native import read_weights
 
     if task_of(read_weights(run)) == "segmentation":
         _masks(run, images, out or run / "masks", flips, device, as_json)

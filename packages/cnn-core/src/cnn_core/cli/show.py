@@ -10,7 +10,7 @@ import click
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, table
 from cnn_core.cli.params import MODEL
-from cnn_core.naming import recipes_of
+from cnn_core.registry.names import recipes_of
 from cnn_core.specs import ModelSpec
 from cnn_core.text import paper_table, printable
 

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from cnn_core.discovery import Plugin, strays
+from cnn_core.plugins.discovery import Plugin, strays
 
 __all__ = ["editable_folder", "surroundings"]
 
@@ -136,7 +136,7 @@ def _device(timeout: float) -> list[str]:
 
 def _data() -> list[str]:
     """Look at the folder that data sets are downloaded to."""
-    from cnn_core.data.cache import cache_dir
+    from cnn_core.data.fetch.cache import cache_dir
 
     folder = cache_dir()
     above = next(path for path in (folder, *folder.parents) if path.exists())

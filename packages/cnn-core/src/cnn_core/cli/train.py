@@ -84,7 +84,7 @@ def command(
       cnnzoo train resnet50 --data pets --weights resnet50.pth --freeze conv1 --freeze conv2_x
       cnnzoo train --resume runs/lenet5-digits-20260101-120000
     """
-    from cnn_core.training.recipe import parse_settings
+    from cnn_core.runs.recipe import parse_settings
 
     chosen = parse_settings(settings)
     model, data = chosen.pop("model", model), chosen.pop("data", data)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 from cnn_core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cnn_core.data.batches import Batch, batches
     from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
-    from cnn_core.data.download import Remote, fetch, fetch_and_extract
-    from cnn_core.data.idx import read_idx
-    from cnn_core.data.pipeline import Batch, Preprocessing, batches
+    from cnn_core.data.fetch.download import Remote, fetch, fetch_and_extract
+    from cnn_core.data.preprocessing import Preprocessing
+    from cnn_core.data.readers.idx import read_idx
 
 __all__ = [
     "Batch",
@@ -28,9 +29,10 @@ __all__ = [
 __getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
-        "cnn_core.data.pipeline": ("Batch", "Preprocessing", "batches"),
-        "cnn_core.data.download": ("Remote", "fetch", "fetch_and_extract"),
-        "cnn_core.data.idx": ("read_idx",),
+        "cnn_core.data.batches": ("Batch", "batches"),
+        "cnn_core.data.preprocessing": ("Preprocessing",),
+        "cnn_core.data.fetch.download": ("Remote", "fetch", "fetch_and_extract"),
+        "cnn_core.data.readers.idx": ("read_idx",),
         "cnn_core.data.dataset": ("Dataset", "Files", "Split", "load_dataset"),
     },
 )

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.colour import jittered
-from cnn_core.data.draws import Indices, key_of, normal, uniform
+from cnn_core.data.counter_rng import Indices, key_of, normal, uniform
 
 if TYPE_CHECKING:
-    from cnn_core.training.recipe import Recipe
+    from cnn_core.runs.recipe import Recipe
 
 __all__ = ["Augmentation", "Draws", "IGNORED", "Mix"]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cnn_core import registry
-from cnn_core.data.cache import cache_dir
-from cnn_core.discovery import Plugin
+from cnn_core.data.fetch.cache import cache_dir
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.plugins import answerable
+from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 

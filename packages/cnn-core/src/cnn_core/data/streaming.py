@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from cnn_core.data.augment import IGNORED, Draws
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.images import read_image, read_mask
-from cnn_core.data.pipeline import Preprocessing, moved
+from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.windows import moved
 from cnn_core.errors import DatasetCorruptError, UsageError
 
 __all__ = [

@@ -8,9 +8,9 @@ from cnn_core.errors import PluginError, UsageError
 from cnn_core.text import did_you_mean, printable
 
 if TYPE_CHECKING:
+    from cnn_core.runs.recipe import Recipe
     from cnn_core.specs import MetricSpec
     from cnn_core.tasks.classification import Loss, Metric
-    from cnn_core.training.recipe import Recipe
 
 __all__ = ["SCORES", "loss_of", "metrics_of", "score_of"]
 
@@ -30,7 +30,7 @@ def metrics_of(
     """
     from cnn_core import registry
     from cnn_core.tasks.classification import top_k
-    from cnn_core.tasks.guests import build
+    from cnn_core.tasks.plugin_metrics import build
 
     built = {
         name: build(name, entry, num_classes)
@@ -43,7 +43,7 @@ def metrics_of(
 
 def _wanted(spec: MetricSpec, evaluated: str) -> bool:
     """Whether a metric is taken: in every epoch, or of the data set that is evaluated."""
-    from cnn_core.naming import bare
+    from cnn_core.registry.names import bare
 
     if not spec.thorough:
         return True
@@ -70,7 +70,7 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
         PluginError: it is of a plugin's metric that could not be made.
     """
     from cnn_core import registry
-    from cnn_core.tasks.guests import fault_of
+    from cnn_core.tasks.plugin_metrics import fault_of
 
     split, _, metric = (name or f"val/{SCORES[task]}").partition("/")
     entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.thorough}

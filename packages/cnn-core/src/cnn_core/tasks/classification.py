@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cnn_core.data.augment import Mix
 from cnn_core.errors import UsageError
-from cnn_core.training.recipe import Recipe
+from cnn_core.runs.recipe import Recipe
 
 __all__ = [
     "Loss",

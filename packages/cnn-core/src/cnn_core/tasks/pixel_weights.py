@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.training.recipe import Recipe
+from cnn_core.runs.recipe import Recipe
 
 __all__ = ["balanced", "border_weights", "pixel_weights"]
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Mix
 from cnn_core.errors import UsageError
+from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks.classification import Loss, Outputs
-from cnn_core.training.recipe import Recipe
 
 __all__ = [
     "MeanIoU",

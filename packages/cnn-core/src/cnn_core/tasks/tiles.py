@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["flip_mean", "margin_of", "mirrored", "overlap_tile"]
+from cnn_core.data.windows import mirrored
+
+__all__ = ["flip_mean", "margin_of", "overlap_tile"]
 
 STEP = 32  # tiles begin at its multiples: poolings of up to five levels fall as in a single pass
 TOGETHER = 2**18  # pixels of tiles that a network is given at once
@@ -25,20 +27,6 @@ def margin_of(model: nn.Module, tile: int, in_channels: int, device: torch.devic
     logits = model.eval()(torch.zeros(1, in_channels, tile, tile, device=device))
     model.train(training)
     return int(tile - logits.shape[-1]) // 2
-
-
-def mirrored(images: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """Return a window of images, … H W, that may reach beyond them, by any number of pixels."""
-    rows = _reflected(top, height, images.shape[-2]).to(images.device)
-    columns = _reflected(left, width, images.shape[-1]).to(images.device)
-    return images.index_select(-2, rows).index_select(-1, columns)
-
-
-def _reflected(start: int, count: int, size: int) -> Tensor:
-    """Return places on a line of `size` pixels, mirrored at its ends: 2 1 0 1 2 … 2 1 0."""
-    period = max(2 * (size - 1), 1)
-    places = torch.arange(start, start + count) % period
-    return torch.minimum(places, period - places)
 
 
 def overlap_tile(

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from cnn_core import registry
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.layers import Classifier, features
-from cnn_core.naming import meant, recipes_of
 from cnn_core.plugins import HEAVY
+from cnn_core.registry.names import meant, recipes_of
 from cnn_core.specs import ModelSpec, RecipeSpec
 from cnn_core.testing.case import Case, Offer
 
@@ -105,7 +105,7 @@ def check_departures_are_written_down(case: Case) -> None:
 
 def check_recipes_are_sound(case: Case) -> None:
     """Each recipe of its distribution names a data set that is there, with keys that are."""
-    from cnn_core.training.recipe import Recipe
+    from cnn_core.runs.recipe import Recipe
 
     for recipe in _own_recipes(case.entry):
         pair = {"model": recipe.spec.model, "data": recipe.spec.dataset}

@@ -9,8 +9,8 @@ from typing import Any
 from unittest import SkipTest
 
 from cnn_core import registry
-from cnn_core.discovery import describe, strays
 from cnn_core.errors import PluginError, UsageError
+from cnn_core.plugins.discovery import describe, strays
 from cnn_core.testing import checks
 from cnn_core.testing.case import Case, Offer, offered
 from cnn_core.testing.others import OTHERS, check_plugin_has_no_fault, others_of, plugins_of

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from cnn_core import registry
 from cnn_core.data import Split, load_dataset
 from cnn_core.data.verify import verify
-from cnn_core.discovery import Plugin
 from cnn_core.errors import DatasetMissingError, PluginError, UsageError
-from cnn_core.naming import default_recipe, settled
 from cnn_core.plugins import Observers, plugins
+from cnn_core.plugins.discovery import Plugin
+from cnn_core.registry.names import default_recipe, settled
 from cnn_core.specs import Spec
 from cnn_core.testing.case import Offer, offered
 from cnn_core.testing.checks import (

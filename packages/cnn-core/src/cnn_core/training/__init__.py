@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from cnn_core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cnn_core.runs.recipe import Recipe
+    from cnn_core.runs.run import Run
     from cnn_core.training.evaluation import (
         Predictions,
         Segmented,
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     )
     from cnn_core.training.exporting import Exported, export
     from cnn_core.training.prediction import predict, segment
-    from cnn_core.training.recipe import Recipe
-    from cnn_core.training.run import Run
     from cnn_core.training.trainer import train
 
 __all__ = [
@@ -46,8 +46,8 @@ __getattr__: Callable[[str], Any] = lazy_names(
         ),
         "cnn_core.training.exporting": ("Exported", "export"),
         "cnn_core.training.prediction": ("predict", "segment"),
-        "cnn_core.training.recipe": ("Recipe",),
-        "cnn_core.training.run": ("Run",),
+        "cnn_core.runs.recipe": ("Recipe",),
+        "cnn_core.runs.run": ("Run",),
         "cnn_core.training.trainer": ("train",),
     },
 )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cnn_core.errors import CheckpointCorruptError, NumericalError
 from cnn_core.files import new_folder, remove_folder, sweep, write_new
-from cnn_core.training.packed import on_cpu, packed
+from cnn_core.weights.safetensors_parts import on_cpu, packed
 
 __all__ = ["Checkpoints", "State"]
 

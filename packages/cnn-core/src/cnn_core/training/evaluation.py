@@ -11,18 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cnn_core.create import build
+from cnn_core.data.batches import batches
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
-from cnn_core.data.pipeline import Preprocessing, batches
+from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import RunError, UsageError
+from cnn_core.registry.recorded import open_run
+from cnn_core.runs.recipe import Recipe
+from cnn_core.runs.run import Run
 from cnn_core.tasks import loss_of
-from cnn_core.tasks.running import Running
 from cnn_core.tasks.segmentation import centred, classes_of, two_sided
 from cnn_core.tasks.tiles import overlap_tile
 from cnn_core.training.device import FORMATS, autocast, choose_device
 from cnn_core.training.distributed import ALONE, World
-from cnn_core.training.recipe import Recipe
-from cnn_core.training.run import Run
-from cnn_core.training.weights import Weights, read_weights
+from cnn_core.training.epoch_metrics import Running
+from cnn_core.weights.native import Weights, read_weights
 
 __all__ = [
     "Predictions",
@@ -159,7 +162,7 @@ def segmented(
     if data.spec.task != "segmentation":
         raise UsageError(f"{run.path}: does {data.spec.task}, not segmentation")
     where, preprocessing = choose_device(device), weights.preprocessing
-    outputs = seen_by(weights.build().to(where), preprocessing)
+    outputs = seen_by(build(weights).to(where), preprocessing)
     for batch in batches(data.split(split), preprocessing, together(preprocessing), device=where):
         logits = two_sided(outputs(batch.images).float())
         targets = centred(batch.targets, logits)
@@ -177,12 +180,12 @@ def evaluate(
     device: str = "auto",
 ) -> dict[str, float]:
     """Return loss and all metrics of a run's kept weights on a split."""
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = run if isinstance(run, Run) else open_run(run)
     weights = read_weights(run.path)
     data = load_data(run, data_dir)
     where = choose_device(device)
     return measure(
-        weights.build().to(where),
+        build(weights).to(where),
         data.split(split),
         weights.preprocessing,
         run.recipe,
@@ -234,7 +237,7 @@ def _said(part: Split | Files, weights: Weights, device: str) -> Predictions:
 
         part = in_memory(part, weights.preprocessing.target)
     where = choose_device(device)
-    model = weights.build().to(where)
+    model = build(weights).to(where)
     logits = [
         model(batch.images).float().cpu()
         for batch in batches(

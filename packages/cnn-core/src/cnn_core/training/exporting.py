@@ -18,14 +18,15 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from cnn_core import __version__
-from cnn_core.data.pipeline import Preprocessing
-from cnn_core.discovery import describe
+from cnn_core.create import build
+from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_atomically
+from cnn_core.plugins.discovery import describe
+from cnn_core.runs.run import Run
 from cnn_core.training.prediction import task_of
-from cnn_core.training.run import Run
-from cnn_core.training.weights import Weights, read_weights
+from cnn_core.version import __version__
+from cnn_core.weights.native import Weights, read_weights
 
 __all__ = ["Exported", "FORMATS", "export"]
 
@@ -93,7 +94,7 @@ def export(
     kind = _format(format, out)
     weights = read_weights(run.path if isinstance(run, Run) else run)
     path = _target(weights, out, kind, force)
-    model, batches = weights.build(), (batch_size,) if batch_size else BATCHES
+    model, batches = build(weights), (batch_size,) if batch_size else BATCHES
     images = [_random_pictures(weights, count) for count in batches]
     inputs = [weights.preprocessing(i) for i in images]
     taken = images if pictures else inputs

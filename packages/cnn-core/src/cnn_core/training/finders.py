@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from cnn_core.data.augment import Augmentation
-from cnn_core.data.pipeline import Batch, batches
+from cnn_core.data.batches import Batch, batches
 from cnn_core.errors import ResourceError, UsageError, is_out_of_memory
+from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of
 from cnn_core.training.device import FORMATS, autocast
-from cnn_core.training.ready import Ready
-from cnn_core.training.recipe import Recipe
-from cnn_core.training.trainee import Trainee
+from cnn_core.training.setup import Ready
+from cnn_core.training.train_state import Trainee
 
 __all__ = ["LrTrial", "fitting_pieces", "lr_curve", "steepest"]
 

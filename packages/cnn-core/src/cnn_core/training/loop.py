@@ -14,24 +14,25 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cnn_core.data.augment import Augmentation
+from cnn_core.data.batches import Batch, batch_sizes, batches
+from cnn_core.data.counter_rng import key_of
 from cnn_core.data.dataset import Files, Split
-from cnn_core.data.draws import key_of
-from cnn_core.data.pipeline import Batch, Preprocessing, batch_sizes, batches
+from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.plugins import Observers
+from cnn_core.runs.recipe import Recipe
+from cnn_core.runs.run import Run
 from cnn_core.tasks import loss_of
-from cnn_core.tasks.running import Running
 from cnn_core.training.checkpoint import State
 from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.distributed import ALONE, World
+from cnn_core.training.epoch_metrics import Running
 from cnn_core.training.evaluation import measure
 from cnn_core.training.numerics import not_finite
 from cnn_core.training.progress import Progress
-from cnn_core.training.recipe import Recipe
-from cnn_core.training.run import Run
 from cnn_core.training.schedule import learning_rate
-from cnn_core.training.score import better
+from cnn_core.training.selection import better
 from cnn_core.training.signals import Stop, stop_requests
-from cnn_core.training.trainee import Trainee
+from cnn_core.training.train_state import Trainee
 
 __all__ = ["Fit", "fit"]
 

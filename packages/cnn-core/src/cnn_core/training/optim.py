@@ -20,8 +20,8 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from cnn_core.errors import UsageError
+from cnn_core.runs.recipe import Recipe
 from cnn_core.text import did_you_mean
-from cnn_core.training.recipe import Recipe
 
 __all__ = ["AdamW", "Group", "Optimizer", "RMSprop", "SGD", "make_optimizer", "stage_of"]
 

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core import registry
-from cnn_core.data.folders import SUFFIXES, sorted_files
+from cnn_core.create import build
 from cnn_core.data.images import read_image
-from cnn_core.data.pipeline import Preprocessing
+from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.readers.folders import SUFFIXES, sorted_files
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import two_sided
 from cnn_core.tasks.tiles import flip_mean, margin_of, overlap_tile
 from cnn_core.training.device import choose_device
-from cnn_core.training.weights import Weights, read_weights
+from cnn_core.weights.native import Weights, read_weights
 
 __all__ = ["Prediction", "Segmentation", "image_files", "predict", "segment", "task_of", "unlike"]
 
@@ -81,7 +82,7 @@ def predict(
             f"top_k = {top_k}: expected 1 to {weights.num_classes}, the number of classes"
         )
     where = choose_device(device)
-    model = weights.build().to(where)
+    model = build(weights).to(where)
     found = []
     for path in image_files(images):
         picture = read_image(path, weights.in_channels)
@@ -125,7 +126,7 @@ def segment(
 
 def _whole(weights: Weights, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return what gives logits for all of its inputs, also where the network says less."""
-    model, preprocessing = weights.build().to(device), weights.preprocessing
+    model, preprocessing = build(weights).to(device), weights.preprocessing
     height, width = preprocessing.size
     margin = preprocessing.margin
     if not preprocessing.tiled and height == width:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from cnn_core.training.run import Run
+    from cnn_core.runs.run import Run
 
 __all__ = ["Live", "Plain", "Progress", "Silent", "counting", "progress_for"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from cnn_core.training.recipe import Recipe
+from cnn_core.runs.recipe import Recipe
 
 __all__ = ["learning_rate"]
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core import registry
-from cnn_core.discovery import describe
 from cnn_core.errors import UsageError
-from cnn_core.training.recipe import Recipe
-from cnn_core.training.run import Run
+from cnn_core.plugins.discovery import describe
+from cnn_core.runs.recipe import Recipe
+from cnn_core.runs.run import Run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -13,10 +13,14 @@ from typing import Any
 import torch
 
 from cnn_core import registry
+from cnn_core.create import build
 from cnn_core.data.dataset import Dataset, load_dataset
 from cnn_core.errors import CorruptError, NumericalError, RunError, UsageError, ZooError
 from cnn_core.files import sweep
 from cnn_core.plugins import Observers, plugins
+from cnn_core.registry.recorded import open_run
+from cnn_core.runs.recipe import Recipe
+from cnn_core.runs.run import Run
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoints, State
 from cnn_core.training.device import choose_device, environment, surroundings
@@ -24,11 +28,9 @@ from cnn_core.training.distributed import World, joined, restarted
 from cnn_core.training.evaluation import load_data, measure
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
-from cnn_core.training.ready import Ready, find_recipe, make_ready, score
-from cnn_core.training.recipe import Recipe
-from cnn_core.training.run import Run
+from cnn_core.training.setup import Ready, find_recipe, make_ready, score
 from cnn_core.training.signals import stop_requests
-from cnn_core.training.weights import Weights, read_weights, write_weights
+from cnn_core.weights.native import Weights, read_weights, write_weights
 
 __all__ = ["Session", "train"]
 
@@ -119,7 +121,7 @@ class Session:
 
     def go_on(self, path: Path, data_dir: Path | None) -> Run:
         """Go on with a run; a finished one is left as it is."""
-        run = Run.open(path)
+        run = open_run(path)
         state = self._last_state(run)
         dataset = load_data(run, data_dir)
         if run.finished and _sound(run):
@@ -224,7 +226,7 @@ class Session:
         weights = read_weights(run.path)
         with stop_requests() as stop:
             measured = measure(
-                weights.build().to(self.device),
+                build(weights).to(self.device),
                 dataset.split("test"),
                 weights.preprocessing,
                 run.recipe,
@@ -263,7 +265,7 @@ def _is_run_of(path: Path, recipe: Recipe) -> bool:
     """
     if not (path / "recipe.toml").is_file():
         return False
-    found = Run.open(path).recipe
+    found = open_run(path).recipe
     for key in dataclasses.fields(Recipe):
         wanted, there = getattr(recipe, key.name), getattr(found, key.name)
         if key.name == "weights":

@@ -5,14 +5,15 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from torch import nn
 
+from cnn_core.create import untrained
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
-from cnn_core.training.weights import Weights, read_weights
+from cnn_core.weights.native import Weights, read_weights
 from cnn_viz import style
-from cnn_viz.maximisation import maximised
-from cnn_viz.pictures import as_image
+from cnn_viz.attribution.activation_maximisation import maximised
+from cnn_viz.drawing.image_grid import as_image
 
 __all__ = ["activation_maximisation", "steps_for"]
 
@@ -71,7 +72,7 @@ def steps_for(weights: Weights, classes: int) -> int:
     Raises:
         UsageError: it allows fewer.
     """
-    macs = trace(weights.fresh, (), (weights.in_channels, *weights.preprocessing.size)).macs
+    macs = trace(untrained(weights), (), (weights.in_channels, *weights.preprocessing.size)).macs
     cost = 3 * classes * max(macs, 1)
     if LEAST * cost > BUDGET:
         raise UsageError(

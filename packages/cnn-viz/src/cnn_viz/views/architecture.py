@@ -13,12 +13,13 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from cnn_core import registry
+from cnn_core.create import untrained
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import Stage, trace
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.wiring import INPUT, Wiring, wiring
+from cnn_viz.network.graph import INPUT, Wiring, wiring
 
 __all__ = ["architecture", "stage_by_stage"]
 
@@ -32,7 +33,7 @@ def architecture(run: Run) -> Figure:
     """Draw the network stage by stage: how large its maps are, how many, and what skips what."""
     spec, weights = registry.get_spec(run.recipe.model), read_weights(run.path)
     image = (weights.in_channels, *weights.preprocessing.size)
-    return stage_by_stage(run.recipe.model, weights.fresh, spec.stages, image)
+    return stage_by_stage(run.recipe.model, untrained(weights), spec.stages, image)
 
 
 def stage_by_stage(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.arithmetic import Arithmetic, number
-from cnn_viz.pictures import Pixels, as_image
+from cnn_viz.drawing.image_grid import Pixels, as_image
+from cnn_viz.network.convolution import Arithmetic, number
 
 __all__ = ["arithmetic", "drawn"]
 

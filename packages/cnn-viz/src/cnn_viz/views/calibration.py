@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.measures import BINS, TEMPERATURES, Reliability, fitted_temperature, reliability
+from cnn_viz.results.metrics import (
+    BINS,
+    TEMPERATURES,
+    Reliability,
+    fitted_temperature,
+    reliability,
+)
 
 __all__ = ["calibration"]
 

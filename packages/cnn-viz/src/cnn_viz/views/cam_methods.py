@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.cam import Cam, cams_by_method
-from cnn_viz.pictures import as_rgb, inches, tiles, varied
+from cnn_viz.attribution.cam import Cam, cams_by_method
+from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
+from cnn_viz.network.graph import strides
+from cnn_viz.results.inputs import varied
 from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
-from cnn_viz.wiring import strides
 
 __all__ = ["NAMES", "cam_methods"]
 

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnn_core.training import Predictions, Run
-from cnn_viz import measures, style
+from cnn_viz import style
+from cnn_viz.results import metrics
 
 __all__ = ["class_scores"]
 
@@ -25,7 +26,7 @@ COLUMNS = {
 
 def class_scores(run: Run, predictions: Predictions) -> Figure:
     """Draw precision, recall, F1, AP and calibration error of each class, the worst F1 first."""
-    found = measures.class_scores(predictions)
+    found = metrics.class_scores(predictions)
     worst = sorted(range(len(found)), key=lambda k: _worth(found[k]))[:SHOWN]
     some = (
         f"The {SHOWN} of {len(found)} classes with the lowest F1"
@@ -39,7 +40,7 @@ def class_scores(run: Run, predictions: Predictions) -> Figure:
         f"{some}, the worst first; in brackets their images, of {len(predictions.targets):,}. "
         "Dotted: the mean of all classes. Average precision ranks all images by the class's\n"
         "probability; class-wise ECE is the mean gap between that probability, in "
-        f"{measures.BINS} bins, and how often it is the class (Kull et al. 2019, "
+        f"{metrics.BINS} bins, and how often it is the class (Kull et al. 2019, "
         "arXiv:1910.12656).",
     )
     axes = figure.subplots(1, len(COLUMNS), sharey=True)
@@ -51,7 +52,7 @@ def class_scores(run: Run, predictions: Predictions) -> Figure:
     return figure
 
 
-def _worth(score: measures.ClassScore) -> tuple[float, float]:
+def _worth(score: metrics.ClassScore) -> tuple[float, float]:
     """Return F1, and average precision for those of the same F1; what is undefined is last."""
     f1, ap = (math.inf if math.isnan(value) else value for value in (score.f1, score.ap))
     return f1, ap

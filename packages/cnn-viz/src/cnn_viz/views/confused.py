@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.measures import confused_pairs, confusion_counts
-from cnn_viz.pictures import as_image, inches, tiles
+from cnn_viz.drawing.image_grid import as_image, inches, tiles
+from cnn_viz.results.metrics import confused_pairs, confusion_counts
 
 __all__ = ["confused"]
 

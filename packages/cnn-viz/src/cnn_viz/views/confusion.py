@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.measures import clustered, confusion_counts
+from cnn_viz.results.metrics import clustered, confusion_counts
 
 __all__ = ["confusion"]
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.measures import risk_coverage
+from cnn_viz.results.metrics import risk_coverage
 
 __all__ = ["coverage"]
 

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cnn_core.errors import UsageError
-from cnn_core.registry import natural
+from cnn_core.registry.catalogue import natural
 from cnn_core.training import Run
-from cnn_core.training.score import kept_epoch
+from cnn_core.training.selection import kept_epoch
 from cnn_viz import style
 
 __all__ = ["curves"]

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.embeddings import Embedded, Placed, nearest
+from cnn_viz.results.embeddings import Embedded, Placed, nearest
 
 __all__ = ["embedding"]
 

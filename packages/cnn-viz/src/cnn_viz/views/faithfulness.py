@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.cam import Cam, cams, cams_by_method
-from cnn_viz.faithfulness import (
+from cnn_viz.attribution.cam import Cam, cams, cams_by_method
+from cnn_viz.attribution.faithfulness import (
     deletion,
     edge_map,
     insertion,
@@ -26,11 +26,11 @@ from cnn_viz.faithfulness import (
     randomisation,
     road,
 )
-from cnn_viz.measures import bootstrap
-from cnn_viz.pictures import varied
+from cnn_viz.network.graph import strides
+from cnn_viz.results.inputs import varied
+from cnn_viz.results.metrics import bootstrap
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import require_places
-from cnn_viz.wiring import strides
 
 __all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness", "random_cam"]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.pictures import Pixels, as_image, tiles
+from cnn_viz.drawing.image_grid import Pixels, as_image, tiles
 
 __all__ = ["features"]
 

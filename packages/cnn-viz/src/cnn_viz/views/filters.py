@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from cnn_core.create import create_model
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.pictures import tiles
+from cnn_viz.drawing.image_grid import tiles
 
 __all__ = ["before_training", "filters"]
 

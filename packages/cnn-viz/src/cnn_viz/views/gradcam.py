@@ -15,11 +15,12 @@ from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.cam import Cam, grad_cam
-from cnn_viz.pictures import as_rgb, inches, tiles, varied
-from cnn_viz.wiring import strides
+from cnn_viz.attribution.cam import Cam, grad_cam
+from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
+from cnn_viz.network.graph import strides
+from cnn_viz.results.inputs import varied
 
 __all__ = ["evidence_bar", "gradcam", "overlay", "require_places"]
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.segmentations import Segmentations
+from cnn_viz.results.segmentations import Segmentations
 from cnn_viz.views.masks import scored
 
 __all__ = ["image_scores"]

@@ -13,15 +13,15 @@ from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import centred, classes_of, two_sided
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.cam import seg_grad_cam
-from cnn_viz.faithfulness import edge_map, energy_in_mask, pointing_game
-from cnn_viz.measures import ENOUGH
-from cnn_viz.modes import untouched
+from cnn_viz.attribution.cam import seg_grad_cam
+from cnn_viz.attribution.faithfulness import edge_map, energy_in_mask, pointing_game
+from cnn_viz.network.graph import strides
+from cnn_viz.network.inspection import untouched
+from cnn_viz.results.metrics import ENOUGH
 from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots, random_cam
 from cnn_viz.views.masks import part_shown
-from cnn_viz.wiring import strides
 
 __all__ = ["maps_in_masks"]
 

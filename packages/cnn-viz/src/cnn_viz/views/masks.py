@@ -19,10 +19,10 @@ from torch import Tensor
 from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, Segmented
-from cnn_core.training.weights import Weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.pictures import Pixels, as_image, inches, tiles
-from cnn_viz.segmentations import Segmentations, spread
+from cnn_viz.drawing.image_grid import Pixels, as_image, inches, tiles
+from cnn_viz.results.segmentations import Segmentations, spread
 
 __all__ = [
     "MISSED",

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from cnn_core.data import Batch
 from cnn_core.tasks.segmentation import classes_of, two_sided
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.modes import evaluating
-from cnn_viz.pictures import Pixels, as_image, inches
-from cnn_viz.saliency import falls
+from cnn_viz.attribution.saliency import falls
+from cnn_viz.drawing.image_grid import Pixels, as_image, inches
+from cnn_viz.network.inspection import evaluating
 from cnn_viz.views.masks import GAP, WORDS, part_shown, show
 
 __all__ = ["occlusion"]

@@ -22,7 +22,7 @@ from cnn_core.tasks.curves import (
 )
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.segmentations import Segmentations
+from cnn_viz.results.segmentations import Segmentations
 from cnn_viz.views.masks import scored
 
 __all__ = ["pixel_calibration", "pixel_curves"]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.pictures import as_image, inches, tiles, varied
+from cnn_viz.drawing.image_grid import as_image, inches, tiles
+from cnn_viz.results.inputs import varied
 
 __all__ = ["predictions"]
 

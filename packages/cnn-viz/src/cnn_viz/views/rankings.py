@@ -12,7 +12,7 @@ from torch import Tensor
 from cnn_core.errors import UsageError
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.measures import STEPS, OneVsRest, mean_curves, one_vs_rest, ranking_curves
+from cnn_viz.results.metrics import STEPS, OneVsRest, mean_curves, one_vs_rest, ranking_curves
 
 __all__ = ["rankings"]
 

@@ -11,11 +11,11 @@ from torch import nn
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.pictures import Pixels, as_image
-from cnn_viz.receptive import Receptive, evenly, receptive_fields
-from cnn_viz.wiring import traced
+from cnn_viz.drawing.image_grid import Pixels, as_image
+from cnn_viz.network.graph import traced
+from cnn_viz.network.receptive_field import Receptive, evenly, receptive_fields
 
 __all__ = ["receptive_field"]
 

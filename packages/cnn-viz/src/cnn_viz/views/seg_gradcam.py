@@ -12,13 +12,13 @@ from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.tasks.segmentation import two_sided
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.cam import Cam, seg_grad_cam
-from cnn_viz.pictures import as_rgb, inches
+from cnn_viz.attribution.cam import Cam, seg_grad_cam
+from cnn_viz.drawing.image_grid import as_rgb, inches
+from cnn_viz.network.graph import strides
 from cnn_viz.views.gradcam import evidence_bar, overlay
 from cnn_viz.views.masks import GAP, WORDS, part_shown, show
-from cnn_viz.wiring import strides
 
 __all__ = ["seg_gradcam"]
 

@@ -14,10 +14,10 @@ from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
 from cnn_core.tasks.segmentation import centred
 from cnn_core.training import Run
-from cnn_core.training.weights import read_weights
+from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.pictures import Pixels, as_image, inches
-from cnn_viz.uncertainty import Uncertainty, mc_dropout
+from cnn_viz.drawing.image_grid import Pixels, as_image, inches
+from cnn_viz.network.mc_dropout import Uncertainty, mc_dropout
 from cnn_viz.views.masks import GAP, WORDS, part_shown, show
 
 __all__ = ["uncertainty"]

@@ -1,0 +1,1 @@
+"""What core itself offers: datasets, metrics, commands, as a plugin's. Imports specs alone."""

@@ -1,0 +1,1 @@
+"""Download, verify and unpack. Imports the ground and registry/."""

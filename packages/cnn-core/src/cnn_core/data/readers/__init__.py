@@ -1,0 +1,1 @@
+"""One module for each dataset or file format. Imports data/fetch/."""

@@ -1,0 +1,43 @@
+"""The membranes of the ISBI 2012 challenge, U-Net's first data set: 30 slices with masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cnn_core.data.dataset import Dataset, Files
+from cnn_core.data.readers.folders import sorted_files
+from cnn_core.errors import DatasetCorruptError, DatasetMissingError
+from cnn_core.specs import DatasetSpec
+
+__all__ = ["load"]
+
+HELD_OUT = 6  # slices of the 30, by seed 0: the challenge's own test masks are not public
+VALUES = {0: 0, 255: 1}  # membrane, cell
+
+
+def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return images/N.png with masks/N.png, in `root` or in the folder isbi below it."""
+    folder = next((f for f in (root, root / "isbi") if (f / "images").is_dir()), None)
+    if folder is None or not (folder / "masks").is_dir():
+        raise DatasetMissingError(
+            f"data set '{spec.name}': no folders images and masks in {root}",
+            f"--data-dir DIR says where they are ({spec.homepage})",
+        )
+    images = {path.stem: path for path in sorted_files(folder / "images")}
+    masks = {path.stem: path for path in sorted_files(folder / "masks")}
+    stems = sorted(images, key=lambda stem: (len(stem), stem))  # 2 before 10
+    if images.keys() != masks.keys() or len(stems) != sum(spec.splits.values()):
+        raise DatasetCorruptError(
+            f"{folder}: {len(images)} images and {len(masks)} masks, "
+            f"expected {sum(spec.splits.values())} of each, of the same names"
+        )
+    paths = tuple(images[stem] for stem in stems), tuple(masks[stem] for stem in stems)
+    whole = Files(*paths, channels=1, values=VALUES)
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    splits = {
+        "train": whole.subset(order[HELD_OUT:].sort().values),
+        "test": whole.subset(order[:HELD_OUT].sort().values),
+    }
+    return Dataset(spec, splits)

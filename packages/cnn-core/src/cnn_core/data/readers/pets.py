@@ -1,0 +1,118 @@
+"""Oxford-IIIT Pets: 37 breeds, cat or dog, and which pixels are the pet.
+
+A trimap says 1 where the pet is, 2 where the ground is, and 3 at the border and where nobody
+decided. Several public readers have 1 and 2 the wrong way round: whoever then predicts "pet"
+everywhere scores a Dice of 0.82.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cnn_core.data.augment import IGNORED
+from cnn_core.data.dataset import Dataset, Files
+from cnn_core.data.fetch.download import Remote, fetch_and_extract
+from cnn_core.errors import DatasetCorruptError, DatasetMissingError
+from cnn_core.specs import DatasetSpec
+from cnn_core.text import printable
+
+__all__ = ["load_breeds", "load_masks", "load_species", "load_trimaps"]
+
+REMOTE = Remote(  # MD5 as in torchvision.datasets.OxfordIIITPet
+    mirrors=(
+        "https://www.robots.ox.ac.uk/~vgg/data/pets/data/",
+        "https://thor.robots.ox.ac.uk/pets/",
+    ),
+    md5={
+        "images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
+        "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f",
+    },
+)
+LISTS = {"train": "trainval.txt", "test": "test.txt"}
+PET, GROUND, BORDER = 1, 2, 3  # in a trimap
+
+
+def load_breeds(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return pictures with their breeds."""
+    return _classified(spec, root, download, number=0)
+
+
+def load_species(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return pictures with 0 for cats and 1 for dogs."""
+    return _classified(spec, root, download, number=1)
+
+
+def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return pictures with masks: 1 for the pet, 0 for the ground; the border is ignored."""
+    return _masked(spec, root, download, {GROUND: 0, PET: 1, BORDER: IGNORED})
+
+
+def load_trimaps(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return pictures with masks of three classes: ground, pet, border."""
+    return _masked(spec, root, download, {GROUND: 0, PET: 1, BORDER: 2})
+
+
+def _classified(spec: DatasetSpec, root: Path, download: bool, number: int) -> Dataset:
+    images, annotations = _folders(spec, root, download)
+    splits = {}
+    for name, file in LISTS.items():
+        rows = _rows(annotations / file)
+        found = [numbers[number] - 1 for _, numbers in rows]
+        if wrong := [n + 1 for n in found if not 0 <= n < len(spec.classes)]:
+            raise DatasetCorruptError(
+                f"{annotations / file}: number {wrong[0]}, expected 1 to {len(spec.classes)}"
+            )
+        paths = tuple(images / f"{stem}.jpg" for stem, _ in rows)
+        splits[name] = Files(paths, torch.tensor(found))
+    return Dataset(spec, splits)
+
+
+def _masked(spec: DatasetSpec, root: Path, download: bool, values: dict[int, int]) -> Dataset:
+    images, annotations = _folders(spec, root, download)
+    splits = {}
+    for name, file in LISTS.items():
+        stems = [stem for stem, _ in _rows(annotations / file)]
+        masks = tuple(annotations / "trimaps" / f"{stem}.png" for stem in stems)
+        splits[name] = Files(tuple(images / f"{stem}.jpg" for stem in stems), masks, 3, values)
+    return Dataset(spec, splits)
+
+
+def _folders(spec: DatasetSpec, root: Path, download: bool) -> tuple[Path, Path]:
+    """Return images/ and annotations/, in `root` or where archives are extracted."""
+    if download:
+        for archive in REMOTE.md5:
+            fetch_and_extract(REMOTE, archive, root)
+    found = []
+    for part in ("images", "annotations"):
+        places = (root / part / part, root / part, root / "oxford-iiit-pet" / part)
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise DatasetMissingError(
+                f"data set '{spec.name}': no folder {part} in {root}",
+                f"--data-dir DIR says where it is, --download fetches it ({spec.homepage})",
+            )
+        found.append(folder)
+    return found[0], found[1]
+
+
+def _rows(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the lines of a list: the file's stem; numbers of breed, species, breed in it."""
+    if not path.is_file():
+        raise DatasetMissingError(f"{path}: no such file")
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        if line.startswith("#") or not line.strip():
+            continue
+        stem, *numbers = line.split()
+        good = len(numbers) == 3 and all(n.isascii() and n.isdigit() for n in numbers)
+        if not good or "/" in stem or "\\" in stem:
+            raise DatasetCorruptError(
+                f"{path}: line {number}: expected a name and three numbers, "
+                f"found '{printable(line[:60])}'"
+            )
+        rows.append((stem, tuple(map(int, numbers))))
+    if not rows:
+        raise DatasetCorruptError(f"{path}: no lines")
+    return rows

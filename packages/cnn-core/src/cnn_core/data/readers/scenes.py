@@ -1,0 +1,67 @@
+"""`digit_scenes`: real digits on a textured ground, with a mask: segmentation without a download.
+
+Drawn from the digits that come with cnn-core, the same ones every time: scenes of the training
+split show its digits only, those of the test split only the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cnn_core.data.counter_rng import Floats, key_of, uniform
+from cnn_core.data.dataset import Dataset, Split
+from cnn_core.data.readers.digits import load as load_digits
+from cnn_core.specs import DatasetSpec
+
+__all__ = ["load"]
+
+SIZE = 64  # pixels, of a scene
+DIGITS = 3  # in a scene
+INK = 96  # of 255: from here on a pixel belongs to the digit
+
+
+def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
+    """Return the scenes; `root` and `download` are not needed."""
+    digits = load_digits(spec, root, download)
+    splits = {}
+    for name, count in spec.splits.items():
+        source = digits.split(name)
+        assert isinstance(source, Split)
+        key = key_of(0, 0, f"scenes/{name}")
+        scenes = [scene(source.images, draw) for draw in uniform(key, np.arange(count), 64)]
+        pictures, masks = zip(*scenes, strict=True)
+        splits[name] = Split(torch.stack(pictures), torch.stack(masks))
+    return Dataset(spec, splits)
+
+
+def scene(digits: Tensor, draw: Floats) -> tuple[Tensor, Tensor]:
+    """Draw one scene: a picture, uint8 1 64 64, and its mask, 1 where there is a digit."""
+    picture = ground(draw[:32])
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
+    for number in range(DIGITS):
+        which, side, top, left, bright = draw[32 + 5 * number : 37 + 5 * number]
+        edge = 16 + int(side * 13)  # 16 to 28 pixels
+        row, column = int(top * (SIZE - edge + 1)), int(left * (SIZE - edge + 1))
+        ink = digits[int(which * len(digits))][None].float()
+        ink = F.interpolate(ink, (edge, edge), mode="bicubic").clamp(0, 255)[0, 0]
+        where = (slice(row, row + edge), slice(column, column + edge))
+        alpha = ink / 255
+        picture[where] = (1 - alpha) * picture[where] + alpha * (150 + 105 * float(bright))
+        mask[where] |= (ink >= INK).to(torch.uint8)
+    return picture.round().to(torch.uint8)[None], mask
+
+
+def ground(draw: Floats) -> Tensor:
+    """Return a cloudy ground, grey levels 20 to 140, 64 x 64: coarse noise and stripes."""
+    coarse = torch.from_numpy(draw[:25]).float().view(1, 1, 5, 5)
+    clouds = F.interpolate(coarse, (SIZE, SIZE), mode="bicubic", align_corners=True)[0, 0]
+    angle, period, phase = draw[25:28]
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    along = x * np.cos(np.pi * angle) + y * np.sin(np.pi * angle)
+    stripes = torch.sin(2 * np.pi * (along / (5 + 10 * period) + phase)) / 2 + 0.5
+    return 20 + 120 * (0.7 * clouds + 0.3 * stripes).clamp(0, 1)

@@ -1,0 +1,7 @@
+"""Plugins: found, checked, loaded, isolated and reported. Imports the ground alone, no torch."""
+
+from cnn_core.plugins.isolation import ENDINGS, answerable, unchanged
+from cnn_core.plugins.loader import HEAVY, Plugins, plugins
+from cnn_core.plugins.observers import Observers
+
+__all__ = ["ENDINGS", "HEAVY", "Observers", "Plugins", "answerable", "plugins", "unchanged"]

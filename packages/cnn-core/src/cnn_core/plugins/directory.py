@@ -1,0 +1,17 @@
+"""Known plugins, installed or not, as directory.toml lists them."""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+
+__all__ = ["directory"]
+
+
+@functools.cache
+def directory() -> dict[str, dict[str, str]]:
+    """Return the known plugins: kind -> name -> distribution."""
+    import tomllib
+
+    text = resources.files("cnn_core.plugins").joinpath("directory.toml").read_text("utf-8")
+    return tomllib.loads(text)

@@ -1,0 +1,278 @@
+"""Installed plugins and what went wrong with them, before and without importing any.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from cnn_core.errors import PluginError
+from cnn_core.text import printable
+
+__all__ = [
+    "Fault",
+    "Plugin",
+    "StrictError",
+    "block",
+    "complain",
+    "describe",
+    "discover",
+    "pin_violation",
+    "requirements",
+    "some",
+    "strays",
+]
+
+GROUP = "cnnzoo"
+LONGEST = 300  # characters of a cause that are shown
+
+log: logging.Logger = logging.getLogger("cnn_core.plugins")
+
+
+class StrictError(PluginError):
+    """What would be a warning, under CNNZOO_STRICT=1."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with one plugin; `fatal` if the plugin could not be loaded."""
+
+    where: str
+    cause: str
+    fatal: bool = False
+    exception: BaseException | None = field(default=None, compare=False)
+
+
+@dataclass
+class Plugin:
+    """One entry point of the group "cnnzoo", and how loading it went."""
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+    entry: importlib.metadata.EntryPoint | None = None
+    blocked: str = ""
+    module: ModuleType | None = None
+    seconds: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def origin(self) -> str:
+        """The name that is always unique: "distribution/name"."""
+        return f"{self.distribution}/{self.name}"
+
+    @property
+    def status(self) -> str:
+        """ "blocked", "broken" (not loaded), "faulty" (loaded, with faults) or "ok"."""
+        if self.blocked:
+            return "blocked"
+        if any(fault.fatal for fault in self.faults):
+            return "broken"
+        return "faulty" if self.faults else "ok"
+
+    def add_fault(
+        self,
+        where: str,
+        cause: str | BaseException,
+        *,
+        fatal: bool = False,
+        again: bool = False,
+    ) -> None:
+        """Remember what went wrong, and say so: one line for each plugin, or `again`.
+
+        Raises:
+            PluginError: instead, if the environment has CNNZOO_STRICT=1.
+        """
+        exception = cause if isinstance(cause, BaseException) else None
+        fault = Fault(where, describe(cause), fatal, exception)
+        if again or not self.faults:
+            complain(f"{self.report(fault)} (cnnzoo doctor -v says more)", exception)
+        self.faults.append(fault)
+
+    @property
+    def who(self) -> str:
+        """What complaints call it: its name, distribution and version."""
+        return printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
+
+    def failure(self, message: str) -> PluginError:
+        """Return an error that says how to do without this plugin."""
+        name = shlex.quote(printable(self.name))
+        return PluginError(message, f"mend it, or leave it out: cnnzoo --no-plugin {name} …")
+
+    def report(self, fault: Fault) -> str:
+        """One line that names plugin, distribution, version, place and cause."""
+        return f"{self.who}: {fault.where}: {fault.cause}"
+
+
+def complain(message: str, cause: BaseException | None = None) -> None:
+    """Warn; or raise PluginError, if the environment has CNNZOO_STRICT=1."""
+    if os.environ.get("CNNZOO_STRICT") == "1":
+        raise StrictError(message) from cause
+    log.warning("%s", message)
+
+
+def describe(cause: str | BaseException) -> str:
+    """Return one printable line for what went wrong, cut where it is very long."""
+    text = cause if isinstance(cause, str) else _describe_exception(cause)
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+
+
+def _describe_exception(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a broken __str__ is the plugin's, too
+        return name
+    return f"{name}: {text}" if text else name
+
+
+def some(names: list[str]) -> str:
+    """Return the first three names, and how many there are more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def discover() -> list[Plugin]:
+    """Return every installed plugin, sorted by origin, without importing any of them."""
+    found = []
+    for entry in _entry_points():
+        # An entry point that `importlib.metadata` finds always belongs to a distribution.
+        assert entry.dist is not None
+        distribution, version = _identity(entry.dist)
+        plugin = Plugin(entry.name, distribution, version, entry.value, entry)
+        plugin.blocked = blocked(plugin)
+        found.append(plugin)
+    return sorted(found, key=lambda plugin: plugin.origin)
+
+
+def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
+    """Return the entry points of the group; a file that cannot be read hides its own only."""
+    try:
+        return importlib.metadata.entry_points(group=GROUP)
+    except Exception:
+        return _readable_entry_points()
+
+
+def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for dist in importlib.metadata.distributions():
+        name, version = _identity(dist)
+        if name in found:  # the first on the path is the one that is imported
+            continue
+        try:
+            found[name] = list(dist.entry_points.select(group=GROUP))
+        except Exception as error:
+            found[name] = []
+            where = printable(f"distribution {name} {version}: entry_points.txt")
+            complain(f"{where}: {describe(error)}", error)
+    return [entry for entries in found.values() for entry in entries]
+
+
+def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return a distribution's normalised name and its version, "unknown" where it has none."""
+    try:
+        name, version = dist.metadata["Name"], dist.metadata["Version"]
+    except Exception:  # METADATA is gone, or is no text
+        name = version = ""
+    return _normal(name or "unknown"), version or "unknown"
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as PEP 503 writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(plugin: Plugin) -> set[str]:
+    """Return the normalised names of the distributions that a plugin's own requires."""
+    dist = plugin.entry.dist if plugin.entry is not None else None
+    return _required(dist) if dist is not None else set()
+
+
+def _required(dist: importlib.metadata.Distribution) -> set[str]:
+    texts = [text for text in dist.requires or [] if "extra ==" not in text]
+    named = [re.match(r"[\w.-]+", text) for text in texts]
+    return {_normal(match.group()) for match in named if match is not None}
+
+
+def strays() -> dict[str, str]:
+    """Return, by distribution, a line on each that requires cnn-core and registers no plugin."""
+    found: dict[str, str] = {}
+    for dist in importlib.metadata.distributions():
+        name, version = _identity(dist)
+        if name in found:  # the first on the path is the one that is imported
+            continue
+        try:
+            groups = {entry.group for entry in dist.entry_points}
+            is_stray = GROUP not in groups and "cnn-core" in _required(dist)
+        except Exception:  # its files cannot be read, which `discover` says
+            continue
+        found[name] = _astray(f"{name} {version}", groups) if is_stray else ""
+    return {name: line for name, line in sorted(found.items()) if line and name != "cnnzoo"}
+
+
+def _astray(who: str, groups: set[str]) -> str:
+    import difflib
+
+    by_lower = {group.lower(): group for group in groups}
+    near = difflib.get_close_matches(GROUP, by_lower, n=1, cutoff=0.5)
+    only = f", only in '{by_lower[near[0]]}'" if near else ""
+    what = f"{who}: requires cnn-core but has no entry point in the group '{GROUP}'{only}"
+    return printable(f"{what}: a plugin's pyproject.toml has [project.entry-points.{GROUP}]")
+
+
+def blocked(plugin: Plugin) -> str:
+    """Return why the environment keeps this plugin out, or an empty string."""
+    only = os.environ.get("CNNZOO_PLUGINS")
+    if only is not None and not _named(plugin, only):
+        return f"not in CNNZOO_PLUGINS={only}"
+    if _named(plugin, os.environ.get("CNNZOO_PLUGINS_DISABLE", "")):
+        return "disabled by CNNZOO_PLUGINS_DISABLE or --no-plugin"
+    return ""
+
+
+def block(name: str) -> None:
+    """Keep a plugin out of this process and those it starts; before the first load."""
+    kept_out = os.environ.get("CNNZOO_PLUGINS_DISABLE", "")
+    os.environ["CNNZOO_PLUGINS_DISABLE"] = f"{kept_out},{name}".strip(",")
+
+
+def _named(plugin: Plugin, names: str) -> bool:
+    wanted = {name.strip() for name in names.split(",")}
+    return plugin.name in wanted or plugin.origin in wanted
+
+
+def pin_violation(plugin: Plugin) -> str:
+    """Return how the plugin's distribution excludes this cnn-core, or an empty string."""
+    from cnn_core.version import __version__
+
+    dist = plugin.entry.dist if plugin.entry is not None else None
+    for requirement in (dist.requires or []) if dist is not None else []:
+        if not re.match(r"cnn[-_.]core\b(?![-_.])", requirement, re.IGNORECASE):
+            continue
+        if not _admits(requirement, __version__):
+            return f"needs {requirement}, this is cnn-core {__version__}"
+    return ""
+
+
+def _admits(requirement: str, version: str) -> bool:
+    """Whether a requirement holds for `version`; `~=` to the patch, ours, without packaging."""
+    release = version.rpartition(".")[0]
+    if re.fullmatch(rf"[\w.-]+\s*~=\s*{re.escape(release)}\.0", requirement):
+        return True  # what first-party plugins declare: saves importing packaging, 25 ms
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        parsed = Requirement(requirement)
+    except InvalidRequirement:
+        return False
+    if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
+        return True
+    return parsed.specifier.contains(version, prereleases=True)

@@ -1,0 +1,37 @@
+"""Names to specs: what plugins offer, conflicts, suggestions. Imports plugins/, no torch."""
+
+from cnn_core.registry.catalogue import (
+    Catalogue,
+    Entry,
+    catalogues,
+    checks,
+    commands,
+    datasets,
+    get_spec,
+    list_models,
+    metrics,
+    models,
+    origin,
+    recipes,
+    resolve,
+    views,
+    weights,
+)
+
+__all__ = [
+    "Catalogue",
+    "Entry",
+    "catalogues",
+    "checks",
+    "commands",
+    "datasets",
+    "get_spec",
+    "list_models",
+    "metrics",
+    "models",
+    "origin",
+    "recipes",
+    "resolve",
+    "views",
+    "weights",
+]

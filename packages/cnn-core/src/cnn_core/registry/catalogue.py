@@ -1,0 +1,361 @@
+"""Names to specs: what plugins offer, with conflicts, suggestions and where to get more.
+
+A name that two plugins claim belongs to neither: it raises, and prints both origins. Each
+stays reachable as "distribution/name". Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import fnmatch
+import functools
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
+from cnn_core.plugins import ENDINGS, plugins, unchanged
+from cnn_core.plugins.directory import directory
+from cnn_core.plugins.discovery import Plugin, StrictError, complain, describe
+from cnn_core.plugins.guard import watch
+from cnn_core.plugins.origins import claim
+from cnn_core.specs import (
+    Check,
+    CommandSpec,
+    DatasetSpec,
+    MetricSpec,
+    ModelSpec,
+    Paper,
+    RecipeSpec,
+    Spec,
+    ViewSpec,
+    WeightsSpec,
+)
+from cnn_core.text import printable
+
+__all__ = [
+    "Catalogue",
+    "Entry",
+    "catalogues",
+    "checks",
+    "commands",
+    "datasets",
+    "get_spec",
+    "list_models",
+    "metrics",
+    "models",
+    "origin",
+    "recipes",
+    "resolve",
+    "views",
+    "weights",
+]
+
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Entry(Generic[S]):
+    """A spec and the plugin it came from."""
+
+    spec: S
+    plugin: Plugin
+
+    @property
+    def qualified(self) -> str:
+        """The name that is always unique: "distribution/name"."""
+        return f"{self.plugin.distribution}/{self.spec.name}"
+
+    def as_dict(self, name: str) -> dict[str, Any]:
+        """Return the spec's fields, under the name it is shown by, and where it is from."""
+        fields = _fields(self.spec)
+        return {**fields, "name": name, "distribution": self.plugin.distribution}
+
+
+def _fields(spec: Spec) -> dict[str, Any]:
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    paper = values.get("paper")
+    return values if paper is None else {**values, "paper": dataclasses.asdict(paper)}
+
+
+def _contents(spec: Spec) -> dict[str, Any]:
+    """Return a copy of what a spec says."""
+    said = dict(vars(spec))
+    for name, value in said.items():
+        if isinstance(value, Mapping):
+            said[name] = copy.deepcopy(dict(value))
+        elif isinstance(value, Paper):
+            said[name] = dict(vars(value))
+    return said
+
+
+def _restore(spec: Spec, said: dict[str, Any]) -> None:
+    """Make a spec say again what it said."""
+    for name, value in said.items():
+        whole = Paper(**value) if name == "paper" else copy.deepcopy(value)
+        object.__setattr__(spec, name, whole)
+
+
+class Catalogue(Generic[S]):
+    """The specs of one kind by name."""
+
+    def __init__(self, hook: str, kind: type[S]) -> None:
+        self.kind: str = kind.kind
+        self.entries: list[Entry[S]] = []
+        for plugin, specs in plugins().call(hook):
+            if fault := _wrong(specs, kind):
+                plugin.add_fault(f"hook {hook}", fault)
+                continue
+            self.entries += [Entry(spec, plugin) for spec in specs]
+        self.entries.sort(key=lambda entry: natural(entry.qualified))
+        self._claims: dict[str, list[Entry[S]]] = {}
+        for entry in self.entries:
+            for name in _names(entry.spec):
+                self._claims.setdefault(name, []).append(entry)
+        self._report_conflicts()
+        self._contents = [_contents(entry.spec) for entry in self.entries]
+        watch(self)
+
+    def put_back(self) -> list[str]:
+        """Undo what was changed in specs since they were listed; return what that was."""
+        changed = []
+        for entry, before in zip(self.entries, self._contents, strict=True):
+            if _contents(entry.spec) != before:
+                changed.append(f"{self.kind} '{entry.qualified}'")
+                _restore(entry.spec, before)
+        return changed
+
+    @property
+    def conflicts(self) -> list[str]:
+        """One line for each name that more than one plugin claims."""
+        return [
+            printable(f"{self.kind} name '{name}' is claimed twice: use ")
+            + " or ".join(printable(f"'{entry.qualified}'") for entry in claims)
+            for name, claims in sorted(self._claims.items())
+            if len(claims) > 1
+        ]
+
+    def _report_conflicts(self) -> None:
+        for line in self.conflicts:
+            complain(line)
+
+    def __iter__(self) -> Iterator[tuple[str, Entry[S]]]:
+        """Yield (name, entry), sorted naturally; a contested name is given qualified."""
+        named = [(self.shown_name(entry), entry) for entry in self.entries]
+        return iter(sorted(named, key=lambda pair: natural(pair[0])))
+
+    def shown_name(self, entry: Entry[S]) -> str:
+        """Return the shortest name that leads to this entry alone."""
+        alone = len(self._claims[entry.spec.name]) == 1
+        return entry.spec.name if alone else entry.qualified
+
+    def match(self, pattern: str) -> list[tuple[str, Entry[S]]]:
+        """Return (name, entry) for the names that match a shell pattern: "resnet*".
+
+        A contested name is found as it is shown, and as it is without its distribution.
+        """
+        return [
+            (name, entry)
+            for name, entry in self
+            if any(fnmatch.fnmatchcase(n, pattern) for n in (name, entry.spec.name))
+        ]
+
+    def names(self) -> list[str]:
+        """Return all names, sorted naturally."""
+        return [name for name, _ in self]
+
+    def claims(self, name: str) -> list[Entry[S]]:
+        """Return those that have this name, or this alias."""
+        return self._claims.get(name, [])
+
+    def get(self, name: str) -> S:
+        """Return the spec called `name`, an alias of it, or "distribution/name".
+
+        Raises:
+            UnknownNameError: nothing has that name; suggests, and says what to install.
+            PluginError: two plugins claim it, or its own plugin could not be loaded.
+        """
+        return self.entry(name).spec
+
+    def entry(self, name: str) -> Entry[S]:
+        """Return the spec with its plugin; raises as `get` does."""
+        distribution, _, bare = name.rpartition("/")
+        claims = self._claims.get(bare, [])
+        if distribution:
+            claims = [e for e in claims if e.plugin.distribution == distribution]
+        if not claims:
+            raise self._missing(name)
+        if len(claims) > 1:
+            origins = " and ".join(f"'{entry.qualified}'" for entry in claims)
+            raise PluginError(f"{self.kind} '{name}' is ambiguous: {origins}", "use one of them")
+        return claims[0]
+
+    def _missing(self, name: str) -> Exception:
+        """Return the error that says why there is no such name, and what to do."""
+        asked, _, bare = name.rpartition("/")
+        known = directory().get(self.kind, {})
+        distribution = asked or known.get(bare)
+        what = printable(f"{self.kind} '{name}' comes with {distribution}, which")
+        for plugin in plugins().all:
+            if plugin.distribution == distribution and plugin.status != "ok":
+                reason = plugin.blocked or plugin.report(plugin.faults[0])
+                hint = "cnnzoo doctor -v says more"
+                return PluginError(f"{what} is {plugin.status}: {reason}", hint)
+        if distribution is None or distribution != known.get(bare):
+            nameable = [*self._claims, *known]
+            return UnknownNameError(self.kind, name, nameable, f"see: cnnzoo {self._lister}")
+        if any(plugin.distribution == distribution for plugin in plugins().all):
+            hint = f"pip install --upgrade {distribution}"
+            return PluginError(f"{what} does not offer it in this version", hint)
+        return UsageError(f"{self.kind} '{name}' is not installed", f"pip install {distribution}")
+
+    @property
+    def _lister(self) -> str:
+        return "--help" if self.kind == "command" else f"list-{self.kind.replace(' ', '')}s"
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts resnet18 before resnet110."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _names(spec: Spec) -> tuple[str, ...]:
+    return (spec.name, *getattr(spec, "aliases", ()))
+
+
+def _wrong(specs: Any, kind: type[Spec]) -> str:
+    """Return what is wrong with a hook's result, or an empty string."""
+    if not isinstance(specs, list):
+        return f"returned {type(specs).__name__}, expected an iterable of {kind.__name__}"
+    for spec in specs:
+        if not isinstance(spec, kind):
+            return f"returned a {type(spec).__name__} among its items, expected {kind.__name__}"
+        if fault := _unshowable(spec):
+            return fault
+    names = [name for spec in specs for name in _names(spec)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return f"offers {kind.kind} '{twice[0]}' twice" if twice else ""
+
+
+def _unshowable(spec: Spec) -> str:
+    """Return why a list or its JSON could not show a spec, or an empty string."""
+    plain = {"str": str, "int": int, "bool": bool}
+    try:
+        for field in dataclasses.fields(spec):
+            kind = plain.get(str(field.type), object)
+            spec.require(field.name, isinstance(getattr(spec, field.name), kind), kind.__name__)
+        json.dumps(_fields(spec), allow_nan=False, default=repr)
+    except SpecError as error:
+        return str(error)
+    except Exception as error:
+        return f"{spec.kind} '{spec.name}' cannot be shown: {describe(error)}"
+    return ""
+
+
+@functools.cache
+def models() -> Catalogue[ModelSpec]:
+    """Return the catalogue of architectures."""
+    return Catalogue("cnnzoo_models", ModelSpec)
+
+
+@functools.cache
+def datasets() -> Catalogue[DatasetSpec]:
+    """Return the catalogue of data sets."""
+    return Catalogue("cnnzoo_datasets", DatasetSpec)
+
+
+@functools.cache
+def recipes() -> Catalogue[RecipeSpec]:
+    """Return the catalogue of recipes."""
+    return Catalogue("cnnzoo_recipes", RecipeSpec)
+
+
+@functools.cache
+def metrics() -> Catalogue[MetricSpec]:
+    """Return the catalogue of metrics."""
+    return Catalogue("cnnzoo_metrics", MetricSpec)
+
+
+@functools.cache
+def views() -> Catalogue[ViewSpec]:
+    """Return the catalogue of figures."""
+    return Catalogue("cnnzoo_views", ViewSpec)
+
+
+@functools.cache
+def weights() -> Catalogue[WeightsSpec]:
+    """Return the catalogue of pretrained weights."""
+    return Catalogue("cnnzoo_weights", WeightsSpec)
+
+
+@functools.cache
+def commands() -> Catalogue[CommandSpec]:
+    """Return the catalogue of commands."""
+    return Catalogue("cnnzoo_commands", CommandSpec)
+
+
+@functools.cache
+def checks() -> Catalogue[Check]:
+    """Return the catalogue of plugins' own health checks."""
+    return Catalogue("cnnzoo_doctor", Check)
+
+
+def catalogues() -> list[Catalogue[Any]]:
+    """Return all catalogues, which calls every provider of every plugin."""
+    return [
+        models(),
+        datasets(),
+        recipes(),
+        metrics(),
+        views(),
+        weights(),
+        commands(),
+        checks(),
+    ]
+
+
+def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
+    """Return the names of the models that match a shell pattern and a task, sorted."""
+    found = models().match(pattern)
+    return [name for name, entry in found if task in (None, entry.spec.task)]
+
+
+def get_spec(name: str) -> ModelSpec:
+    """Return the spec of one model; raises `UnknownNameError` or `PluginError`."""
+    return models().get(name)
+
+
+def origin(catalogue: Catalogue[Any], name: str) -> dict[str, str]:
+    """Return the distribution, and its version, that `name` is from: what a run records."""
+    plugin = catalogue.entry(name).plugin
+    return {"distribution": plugin.distribution, "version": plugin.version}
+
+
+def resolve(entry: Entry[Any], field: str = "target") -> Any:
+    """Import what a spec's `field` names ("package.module:name") and return it.
+
+    Raises:
+        PluginError: the module or the name is not there; names plugin and distribution.
+    """
+    target = getattr(entry.spec, field)
+    module_name, _, name = target.partition(":")
+    claim(module_name, entry.plugin)
+    try:
+        where = f"import of {module_name}"
+        with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, where):
+            return getattr(import_module(module_name), name)
+    except (StrictError, *ENDINGS):
+        raise
+    except BaseException as error:
+        plugin = entry.plugin
+        raise PluginError(
+            f"{entry.spec.kind} '{entry.spec.name}' of {plugin.who}: "
+            f"cannot import {target}: {describe(error)}",
+            f"mend or remove it: pip uninstall {plugin.distribution}",
+        ) from error

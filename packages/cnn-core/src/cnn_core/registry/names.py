@@ -1,0 +1,168 @@
+"""What a name means to those who wrote it: who types it, a plugin's recipe, or a run.
+
+A name that two plugins claim is nobody's in `registry`; whose it is here depends on who says it.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from cnn_core import registry
+from cnn_core.errors import PluginError, ZooError
+from cnn_core.plugins import plugins
+from cnn_core.plugins.discovery import Plugin, requirements
+from cnn_core.registry import Catalogue, Entry
+from cnn_core.specs import DatasetSpec, ModelSpec, RecipeSpec, Spec
+from cnn_core.text import printable
+
+__all__ = [
+    "bare",
+    "contested_defaults",
+    "default_recipe",
+    "meant",
+    "meant_by",
+    "recipes_of",
+    "recorded_name",
+    "settled",
+]
+
+S = TypeVar("S", bound=Spec)
+
+
+def bare(name: str) -> str:
+    """Return a name alone: "imagefolder" of "cnn-core/imagefolder:PATH"."""
+    return name.partition(":")[0].rpartition("/")[2]
+
+
+def settled(catalogue: Catalogue[Any], name: str) -> str:
+    """Return the shortest name of what is called `name`; a data set's :PATH stays.
+
+    Raises:
+        UnknownNameError: nothing is called so.
+        PluginError: two plugins claim it.
+    """
+    return _with_path(catalogue, catalogue.entry(name.partition(":")[0]), name)
+
+
+def _with_path(catalogue: Catalogue[S], entry: Entry[S], name: str) -> str:
+    _, colon, path = name.partition(":")
+    return f"{catalogue.shown_name(entry)}{colon}{path}"
+
+
+# Recipes
+
+
+def meant(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
+    """Return what a plugin means by a name: its own, of what it requires, or anyone's.
+
+    Raises:
+        UnknownNameError: nothing is called so.
+        PluginError: others than those claim it, and more than one.
+    """
+    head = name.partition(":")[0]
+    claims = catalogue.claims(head)
+    if len(claims) > 1:
+        for near in ({plugin.distribution}, requirements(plugin)):
+            found = [entry for entry in claims if entry.plugin.distribution in near]
+            if len(found) == 1:
+                return found[0]
+    return catalogue.entry(head)
+
+
+def meant_by(recipe: Entry[RecipeSpec], key: str) -> str:
+    """Return a plugin's recipe's "model" or "data" by a name that leads to it alone.
+
+    Raises:
+        ZooError: it is not there, or nobody knows which is meant.
+    """
+    if key == "model":
+        models = registry.models()
+        return models.shown_name(meant(models, recipe.spec.model, recipe.plugin))
+    datasets, name = registry.datasets(), recipe.spec.dataset
+    return _with_path(datasets, meant(datasets, name, recipe.plugin), name)
+
+
+def recipes_of(model: Entry[ModelSpec]) -> list[Entry[RecipeSpec]]:
+    """Return the recipes of all plugins that mean this model."""
+    found, models = [], registry.models()
+    for _, recipe in registry.recipes():
+        with contextlib.suppress(ZooError):  # what it is for is not there
+            if meant(models, recipe.spec.model, recipe.plugin).qualified == model.qualified:
+                found.append(recipe)
+    return found
+
+
+def default_recipe(model: str, data: str) -> Entry[RecipeSpec] | None:
+    """Return the recipe that a pair is trained by where none is named; names are `settled`.
+
+    That is the one of the model's distribution, else of the data set's, else anyone's.
+
+    Raises:
+        PluginError: two of equal right are there.
+    """
+    found = _defaults().get((model, data), [])
+    if len(found) > 1:
+        names = " and ".join(f"'{entry.qualified}'" for entry in found)
+        raise PluginError(
+            printable(f"the default recipe of {model} on {data} is ambiguous: {names}"),
+            f"name one of them: --recipe {printable(found[0].qualified)}",
+        )
+    return found[0] if found else None
+
+
+def contested_defaults() -> list[str]:
+    """One line for each pair that has more than one default recipe of equal right."""
+    return [
+        printable(f"default recipe of {model} on {data} is claimed twice: use --recipe ")
+        + " or ".join(printable(f"'{entry.qualified}'") for entry in found)
+        for (model, data), found in sorted(_defaults().items())
+        if len(found) > 1
+    ]
+
+
+def _defaults() -> dict[tuple[str, str], list[Entry[RecipeSpec]]]:
+    """Return the default recipes of each pair that have the best right to be it."""
+    by_pair: dict[tuple[str, str], list[Entry[RecipeSpec]]] = {}
+    for _, recipe in registry.recipes():
+        if not recipe.spec.default:
+            continue
+        with contextlib.suppress(ZooError):  # what it is for is not there
+            pair = meant_by(recipe, "model"), meant_by(recipe, "data")
+            by_pair.setdefault(pair, []).append(recipe)
+    return {pair: _nearest(pair, found) for pair, found in by_pair.items()}
+
+
+def _nearest(pair: tuple[str, str], found: list[Entry[RecipeSpec]]) -> list[Entry[RecipeSpec]]:
+    model: Entry[ModelSpec] = registry.models().entry(pair[0])
+    data: Entry[DatasetSpec] = registry.datasets().entry(pair[1].partition(":")[0])
+    for owner in (model.plugin.distribution, data.plugin.distribution):
+        if own := [entry for entry in found if entry.plugin.distribution == owner]:
+            return own
+    return found
+
+
+# Runs
+
+
+def recorded_name(catalogue: Catalogue[Any], name: str, recorded: Any, where: object) -> str:
+    """Return the name that leads to what `name` was when `where` was written.
+
+    `recorded` is what `registry.origin` returned then; without it the name is as it is.
+
+    Raises:
+        PluginError: its distribution is not installed, or does not offer it; says what helps.
+    """
+    if not isinstance(recorded, Mapping) or "distribution" not in recorded:
+        return name
+    distribution, version = recorded["distribution"], recorded.get("version")
+    if all(plugin.distribution != distribution for plugin in plugins().all):
+        raise PluginError(
+            f"{where}: {catalogue.kind} '{name}' is from {distribution} {version}, "
+            "which is not installed",
+            shlex.join(["pip", "install", f"{distribution}=={version}"]),
+        )
+    return _with_path(catalogue, catalogue.entry(f"{distribution}/{bare(name)}"), name)

@@ -1,0 +1,30 @@
+"""Open a run under the names that its model and dataset have today."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from cnn_core.registry.catalogue import datasets, models
+from cnn_core.registry.names import recorded_name
+from cnn_core.runs.run import Run
+
+__all__ = ["open_run"]
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run directory whose model and dataset are needed, not only its files.
+
+    Raises:
+        UsageError: there is no such directory.
+        PluginError: the model or the dataset is from a plugin that is not installed.
+        RunError: a file that every run has is missing or broken.
+    """
+    run = Run.open(path)
+    origins = run.environment().get("origins")
+    made_with = origins if isinstance(origins, dict) else {}
+    model, data = (
+        recorded_name(catalogue, getattr(run.recipe, key), made_with.get(key), run.path)
+        for key, catalogue in (("model", models()), ("data", datasets()))
+    )
+    return replace(run, recipe=replace(run.recipe, model=model, data=data))

@@ -1,0 +1,177 @@
+"""A run: the directory that holds everything about one training. No torch here.
+
+recipe.toml           every hyper-parameter, defaults included
+environment.json      versions, plugins, hardware, where the data was
+metrics.jsonl         a line per epoch, then one for the test split; metrics.csv is the same
+weights.safetensors   the kept weights, with all that rebuilds the model
+state/                checkpoints: the full training state
+figures/  report.html from cnn-viz
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnn_core.errors import RunError, UsageError, ZooError
+from cnn_core.files import new_folder, sweep, write_new, write_text
+from cnn_core.runs.recipe import Recipe, read_recipe
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, and the recipe in it."""
+
+    path: Path
+    recipe: Recipe
+
+    @property
+    def weights(self) -> Path:
+        """The kept weights."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "state"
+
+    @property
+    def figures(self) -> Path:
+        """Where figures go."""
+        return self.path / "figures"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended: the test split was measured."""
+        return any("test/loss" in line for line in self.metrics())
+
+    @classmethod
+    def create(cls, recipe: Recipe, environment: Mapping[str, Any], out: Path | None) -> Run:
+        """Make a new run directory: `out`, or runs/<model>-<dataset>-<time>.
+
+        Raises:
+            UsageError: `out` is there and not empty.
+            ZooError: the directory cannot be written.
+        """
+        path = out if out is not None else _unused(recipe)
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                raise UsageError(
+                    f"{path}: is not empty", f"cnnzoo train --resume {path}, or another --out"
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files = {
+                "recipe.toml": recipe.to_toml(),
+                "environment.json": json.dumps(environment, indent=2) + "\n",
+                "metrics.jsonl": "",
+                "metrics.csv": "",
+            }
+            sweep(path.parent, f".{path.name}.*.tmp")
+            with new_folder(path) as folder:
+                for name, text in files.items():
+                    write_new(folder / name, text.encode())
+                (folder / "state").mkdir()
+            run = cls(path, recipe)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ZooError(
+                f"cannot write the run {path}: {reason}", "choose another --out"
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Open a run directory; its plugins may be missing (`registry.recorded.open_run`).
+
+        Raises:
+            UsageError: there is no such directory.
+            RunError: a file that every run has is missing or broken; names it.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such run directory", "ls runs/")
+        for name in ("recipe.toml", "environment.json", "metrics.jsonl"):
+            if not (folder / name).is_file():
+                raise RunError(
+                    f"{folder}: not a whole run: {name} is missing",
+                    _RESTORE,
+                )
+        try:
+            spec = read_recipe(folder / "recipe.toml")
+        except UsageError as error:
+            raise RunError(error.message, error.hint) from error
+        return cls(folder, Recipe.from_settings(spec.settings))
+
+    def environment(self) -> dict[str, Any]:
+        """Return what environment.json records."""
+        return self._read_json(self.path / "environment.json")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Return the lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path}: not JSON lines: {error}", _RESTORE) from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise RunError(f"{path}: a line is not an object", _RESTORE)
+        return lines
+
+    def history(self) -> list[dict[str, float]]:
+        """Return the lines of metrics.jsonl that are about epochs of training."""
+        return [line for line in self.metrics() if "train/loss" in line]
+
+    def test_metrics(self) -> dict[str, float]:
+        """Return the kept weights' metrics on the test split, "test/top1" and others, or {}."""
+        for line in reversed(self.metrics()):
+            if "test/loss" in line:
+                return {key: value for key, value in line.items() if key.startswith("test/")}
+        return {}
+
+    def write_metrics(self, lines: list[dict[str, float]]) -> None:
+        """Replace metrics.jsonl and metrics.csv, each atomically."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        table, columns = io.StringIO(), {key: None for line in lines for key in line}
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_text(self.path / "metrics.csv", table.getvalue())
+        write_text(self.path / "metrics.jsonl", text)
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path}: not JSON: {error}", _RESTORE) from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path}: expected an object", _RESTORE)
+        return content
+
+
+_RESTORE = "restore it from a copy, or train again: cnnzoo train MODEL --data DATASET"
+
+
+def _unused(recipe: Recipe) -> Path:
+    """Return runs/<model>-<dataset>-<time>, with a number if that is taken.
+
+    A data set's path is in it by its end, in letters, digits and dashes.
+    """
+    words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
+    stem = "-".join(
+        re.sub(r"[^\w-]+", "-", word, flags=re.ASCII).strip("-")[-60:] for word in words
+    )
+    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = Path("runs") / stem, 2
+    while path.exists():
+        path, number = Path("runs") / f"{stem}-{number}", number + 1
+    return path

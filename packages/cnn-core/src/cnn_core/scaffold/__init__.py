@@ -1,0 +1,1 @@
+"""What `cnnzoo new` writes. Imports registry/, no torch."""

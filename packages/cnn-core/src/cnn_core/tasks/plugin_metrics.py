@@ -1,0 +1,115 @@
+"""The metrics of plugins: one that fails is reported once and left out, and the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cnn_core import registry
+from cnn_core.errors import PluginError, is_out_of_memory
+from cnn_core.plugins import ENDINGS, unchanged
+from cnn_core.plugins.discovery import StrictError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cnn_core.registry import Entry
+    from cnn_core.specs import MetricSpec
+    from cnn_core.tasks.classification import Metric
+
+__all__ = ["Guest", "build", "fault_of"]
+
+
+def build(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric | None:
+    """Return a fresh metric, or None where a plugin's fails; raises where core's own does."""
+    if entry.plugin.distribution == "cnn-core":
+        return _made(name, entry, num_classes)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, f"metric {name}"):
+            return Guest(name, entry, _made(name, entry, num_classes))
+    except (StrictError, *ENDINGS):
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error):
+            raise
+        _report(name, entry, error)
+        return None
+
+
+def _made(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric:
+    metric: Metric = registry.resolve(entry)(num_classes)
+    if not hasattr(metric, "sums"):
+        raise PluginError(
+            f"metric '{name}' ({entry.plugin.origin}) has no tensor `sums`",
+            "what it has seen so far, to be saved and added up over processes",
+        )
+    return metric
+
+
+def fault_of(name: str, entry: Entry[MetricSpec]) -> str:
+    """Return why a metric is left out, or an empty string."""
+    found = [fault for fault in entry.plugin.faults if fault.where == _where(name)]
+    return entry.plugin.report(found[0]) if found else ""
+
+
+def _where(name: str) -> str:
+    return f"metric {name}, left out"
+
+
+def _report(name: str, entry: Entry[MetricSpec], error: BaseException) -> None:
+    if not fault_of(name, entry):
+        cause = error.message if isinstance(error, PluginError) else error
+        entry.plugin.add_fault(_where(name), cause, again=True)
+
+
+class Guest:
+    """A plugin's metric; from its first failure on there are no numbers of it.
+
+    Its sums stay, since all processes of a training add up the same ones.
+    """
+
+    def __init__(self, name: str, entry: Entry[MetricSpec], metric: Metric) -> None:
+        self._name, self._entry, self._metric = name, entry, metric
+        self._failed = False
+
+    @property
+    def sums(self) -> Tensor:
+        """All that it has seen so far."""
+        return self._metric.sums
+
+    @sums.setter
+    def sums(self, sums: Tensor) -> None:
+        """Go on from these."""
+        self._metric.sums = sums
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Take a batch: logits N x classes, targets N."""
+        self._try(lambda: self._metric.update(logits, targets))
+
+    def compute(self) -> float | dict[str, float]:
+        """Return its number, or several by name; none if it failed."""
+        numbers: dict[str, float] = self._try(lambda: _numbers(self._metric.compute())) or {}
+        return numbers.get("", numbers)
+
+    def _try(self, act: Callable[[], Any]) -> Any:
+        if self._failed:
+            return None
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return act()
+        except ENDINGS:
+            raise
+        except BaseException as error:
+            if is_out_of_memory(error):
+                raise
+            self._failed = True
+            _report(self._name, self._entry, error)
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    """Return what a metric computed by name, its one number by ""."""
+    if isinstance(found, Mapping):
+        return {str(name): float(number) for name, number in found.items()}
+    return {"": float(found)}

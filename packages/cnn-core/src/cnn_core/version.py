@@ -1,0 +1,3 @@
+"""The version of cnn-core, which importing it costs nothing to ask for."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,178 @@
+"""Weights that other libraries wrote: read without running anything, renamed, and loaded.
+
+What a file claims is held against what it has before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cnn_core.errors import UntrustedWeightsError, UsageError
+from cnn_core.text import did_you_mean, printable
+from cnn_core.weights.keymap import KeyMap
+from cnn_core.weights.torch_file import read_torch_file, short
+
+__all__ = ["load_foreign", "read_foreign"]
+
+PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+COUNTER = "num_batches_tracked"  # old files have none
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that hold the state dict
+MAX_HEADER = 1 << 20  # bytes: DenseNet-201's 1,207 tensors have a header of 0.13 MB
+
+
+def read_foreign(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a .safetensors, .pt or .pth file, without wrapping prefixes.
+
+    The tensors of a .pt or .pth are views of the mapped file: reading them costs no memory.
+
+    Raises:
+        UntrustedWeightsError: the file is broken, holds anything but tensors and plain values,
+            or claims more than it has.
+    """
+    try:
+        with _opened(path) as file:
+            library = path.suffix == ".safetensors"
+            tensors = _unwrapped(_safetensors(path, file) if library else read_torch_file(file))
+    except Exception as error:  # whatever a file made to break its reader brings up
+        cause = printable(" ".join(str(error)[:200].split())) or type(error).__name__
+        raise UntrustedWeightsError(
+            f"{path}: not weights that can be trusted: {cause}",
+            "expected a .safetensors, or what torch.save(model.state_dict(), path) writes",
+        ) from error
+    for prefix in PREFIXES * 2:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def load_foreign(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    maps: Mapping[str, KeyMap],
+    path: Path,
+    naming: str | None = None,
+    fresh: Collection[str] = (),
+) -> str:
+    """Load a state dict under `naming`, else whichever fits the model; return its name.
+
+    "cnnzoo" is the model's own naming. Weights of a first convolution for another number of
+    channels are adapted: summed for one channel, else repeated and scaled to keep the sum. Those
+    named in `fresh` stay as the model has them, where their shapes differ.
+
+    Raises:
+        UsageError: no naming fits, a shape differs, something is left over, or weights of that
+            naming are another network's; names the first difference.
+    """
+    known = {"cnnzoo": KeyMap(), **maps}
+    if naming is not None and naming not in known:
+        nearest = did_you_mean(naming, known)
+        raise UsageError(f"naming = '{naming}'{nearest}", f"one of {', '.join(known)}")
+    expected = model.state_dict()
+    names = {
+        name: {key: keymap.theirs(key) for key in expected}
+        for name, keymap in known.items()
+        if naming in (None, name)
+    }
+    best = min(names, key=lambda name: sum(key not in state for key in names[name].values()))
+    theirs = names[best]
+    _require_whole(state, theirs.values(), known[best], f"{path}: named as by {best}")
+    if known[best].beware and naming is None:
+        raise UsageError(
+            f"{path}: {known[best].beware}",
+            f"naming='{best}' loads it all the same, for a file that is known to fit",
+        )
+    renamed = {key: state[name] for key, name in theirs.items() if name in state}
+    loaded = {key: _adapted(key, expected[key], renamed, path, fresh) for key in expected}
+    model.load_state_dict(loaded)
+    return best
+
+
+def _require_whole(
+    state: Mapping[str, Tensor], expected: Iterable[str], keymap: KeyMap, what: str
+) -> None:
+    """Raise UsageError unless a state dict has the expected keys and no others."""
+    wanted = set(expected)
+    missing = [key for key in wanted if key not in state and not key.endswith(COUNTER)]
+    if missing:
+        raise UsageError(
+            f"{what}, {min(missing)} is missing ({len(missing)} in all)",
+            f"it has, for example: {short(next(iter(state)))}",
+        )
+    left = [key for key in state if key not in wanted and not key.startswith(keymap.spare)]
+    if left := [key for key in left if not key.endswith(COUNTER)]:
+        raise UsageError(
+            f"{what}, {short(left[0])} is not of this network ({len(left)} in all)",
+            "another network, or another variant",
+        )
+
+
+def _adapted(
+    key: str, own: Tensor, state: Mapping[str, Tensor], path: Path, fresh: Collection[str]
+) -> Tensor:
+    """Return one tensor in the model's shape; those in `fresh` may stay as the model has them."""
+    value = state.get(key, own)
+    if value.shape == own.shape:
+        return value
+    if key in fresh:
+        return own
+    only_channels = own.ndim == 4 and value.ndim == 4 and own.shape[2:] == value.shape[2:]
+    if only_channels and own.shape[0] == value.shape[0] and value.shape[1] == 3:
+        channels = own.shape[1]
+        total = value.sum(1, keepdim=True)
+        return total if channels == 1 else total.expand(-1, channels, -1, -1) / channels
+    raise UsageError(
+        f"{path}: {key} is {tuple(value.shape)}, the model has {tuple(own.shape)}",
+        "another network, another variant, or another number of classes (num_classes)",
+    )
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file; nothing else is opened, lest it blocks or never ends."""
+    if not path.is_file():
+        raise ValueError("not a regular file")
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged meanwhile
+        file.close()
+        raise ValueError("not a regular file")
+    return file
+
+
+def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors, from where libraries put them."""
+    inner = (state[wrapper] for wrapper in WRAPPERS if isinstance(state.get(wrapper), Mapping))
+    state = next(inner, state)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError("holds no tensors")
+    return tensors
+
+
+def _safetensors(path: Path, file: BinaryIO) -> dict[str, Any]:
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER, os.fstat(file.fileno()).st_size - 8):
+        raise ValueError(f"its header claims {length:,} bytes")
+    try:
+        json.loads(file.read(length).decode(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header: {error}") from error
+    return dict(load_file(path))
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object, whose keys have to differ."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("has a name twice")
+    return found

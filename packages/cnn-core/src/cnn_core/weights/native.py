@@ -1,0 +1,179 @@
+"""weights.safetensors: a model's weights with all that rebuilds it, and a digest of both.
+
+Nothing in safetensors notices a flipped bit; here one is an error. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from cnn_core import registry
+from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.errors import CheckpointCorruptError, CorruptError, UsageError
+from cnn_core.files import write_bytes
+from cnn_core.plugins import plugins
+from cnn_core.registry.names import recorded_name
+from cnn_core.weights.safetensors_parts import on_cpu, packed
+
+__all__ = ["Weights", "is_ours", "read_weights", "write_weights"]
+
+SCHEMA = 1
+KEY = "cnnzoo"  # one key: with several, safetensors orders them differently every time
+BEGINNING = f'{{"__metadata__":{{"{KEY}":'.encode()  # of the header of our files
+DIGEST = 64  # hexadecimal digits of SHA-256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model's parameters and buffers, and all that is needed to use them."""
+
+    tensors: Mapping[str, Tensor]
+    model: str
+    num_classes: int
+    in_channels: int
+    options: Mapping[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    epoch: int
+    path: Path | None = None
+
+    def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> None:
+        """Copy the tensors into a model that has exactly these names and shapes.
+
+        Those named in `fresh` stay as the model has them, where their shapes differ.
+
+        Raises:
+            UsageError: it has not; says the first difference.
+        """
+        own = model.state_dict()
+        expected = {name: tuple(t.shape) for name, t in own.items()}
+        found = {name: tuple(t.shape) for name, t in self.tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name) and name not in fresh:
+                raise UsageError(
+                    f"{self.path}: {name} is {found.get(name, 'missing')}, "
+                    f"the model has {expected.get(name, 'none')}",
+                    f"these weights are of {self.model} with {self.num_classes} classes "
+                    f"and {self.in_channels} input channels",
+                )
+        fits = {name for name in expected if expected[name] == found.get(name)}
+        model.load_state_dict({n: self.tensors[n] if n in fits else own[n] for n in expected})
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Write weights.safetensors."""
+    fields = asdict(weights)
+    for name in ("tensors", "path"):
+        del fields[name]
+    origin = registry.models().entry(weights.model).plugin
+    versions = {"torch": torch.__version__, origin.distribution: origin.version}
+    versions["cnn-core"] = plugins().all[0].version
+    known = registry.origin(registry.models(), weights.model)
+    content = {"schema": SCHEMA, **fields, "versions": versions, "origin": known}
+    text, tensors = json.dumps(content, sort_keys=True), on_cpu(weights.tensors)
+    write_bytes(path, *packed(tensors, {KEY: _digest(text, tensors) + text}))
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return SHA-256 of a text and of tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
+    """Read the weights of a run directory, or of a weights.safetensors.
+
+    Raises:
+        UsageError: there are none.
+        PluginError: the model is from a plugin that is not installed.
+        CorruptError: the file is broken, changed by so much as a bit, or not of ours; names it.
+    """
+    file = Path(path)
+    if file.is_dir():
+        if not (file / "weights.safetensors").is_file():
+            raise UsageError(
+                f"{file}: no weights.safetensors: no epoch of this run has ended yet",
+                f"cnnzoo train --resume {file}",
+            )
+        file = file / "weights.safetensors"
+    tensors, fields = _read(file)
+    try:
+        origin = fields.get("origin")
+        model = recorded_name(registry.models(), fields["model"], origin, file)
+        preprocessing: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields["preprocessing"].items()
+        }
+        return Weights(
+            tensors=tensors,
+            model=model,
+            num_classes=fields["num_classes"],
+            in_channels=fields["in_channels"],
+            options=fields["options"],
+            classes=tuple(fields["classes"]),
+            preprocessing=Preprocessing(**preprocessing),
+            epoch=fields["epoch"],
+            path=file,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{file}: its description of the model is broken: {error}") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is weights that cnnzoo wrote; false for any other safetensors or format.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(BEGINNING) + 8)
+    return start[8:] == BEGINNING
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a file's tensors and what its text says."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        data = path.read_bytes()
+        tensors, marked = load(data), _metadata(data)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointCorruptError(f"{path}: not a sound safetensors file: {error}") from error
+    if marked is None:
+        raise CorruptError(f"{path}: has no '{KEY}' metadata: not written by cnnzoo")
+    digest, text = marked[:DIGEST], marked[DIGEST:]
+    if (found := _digest(text, tensors)) != digest:
+        raise CheckpointCorruptError(
+            f"{path}: is not what was written: SHA-256 {found[:16]}…, expected {digest[:16]}…",
+            "restore it from a copy; cnnzoo train --resume RUN does, where the run's state has it",
+        )
+    fields = json.loads(text)
+    if fields.get("schema") != SCHEMA:
+        raise CorruptError(f"{path}: written by another version of cnnzoo")
+    return tensors, fields
+
+
+def _metadata(data: bytes) -> str | None:
+    """Return our text in a safetensors file, whose header `load` has checked."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = header.get("__metadata__", {}).get(KEY)
+    return text if isinstance(text, str) else None

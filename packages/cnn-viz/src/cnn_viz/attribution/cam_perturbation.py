@@ -1,0 +1,120 @@
+"""Class activation maps without gradients: weights read off, or found by changing the network's
+input or a stage's maps and looking again.
+
+CAM: B. Zhou et al., "Learning deep features for discriminative localization", CVPR 2016,
+arXiv:1512.04150. Score-CAM: H. Wang et al., CVPR workshops 2020, arXiv:1910.01279. Ablation-CAM:
+S. Desai and H. G. Ramaswamy, WACV 2020, doi:10.1109/WACV45572.2020.9093360.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnn_core.errors import UsageError
+from cnn_viz.attribution.cam_scale import enlarged
+from cnn_viz.attribution.target import Target
+from cnn_viz.network.hooks import at
+
+__all__ = ["PERTURBING", "ablation_cam", "class_weights", "score_cam"]
+
+
+def class_weights(model: nn.Module, stage: str, classes: Tensor, gradient: Tensor) -> Tensor:
+    """Return the weights of each image's class in the last layer: N C 1 1.
+
+    After global average pooling over P positions and that layer, the logit's gradient is a
+    class's weight by P everywhere (Zhou et al., Eq. 1): a layer that does not fit is none.
+
+    Raises:
+        UsageError: no linear layer fits, so that CAM is not defined.
+    """
+    everywhere = gradient * gradient[0, 0].numel()
+    for module in reversed(list(model.modules())):
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        rows = module.weight.detach().float().flatten(1)
+        if rows.shape[1] != gradient.shape[1] or len(rows) <= int(classes.max()):
+            continue
+        weights = rows[classes][:, :, None, None]
+        if (everywhere - weights).abs().max() <= 0.01 * weights.abs().max():
+            return weights
+    raise UsageError(
+        f"CAM needs global average pooling and a linear layer after stage '{stage}'",
+        "Grad-CAM needs neither: method grad-cam",
+    )
+
+
+def score_cam(
+    model: nn.Module,
+    images: Tensor,
+    stage: str,
+    maps: Tensor,
+    target: Target,
+    call: int | None,
+    batch: int,
+) -> Tensor:
+    """Weigh each map by the class's logit when the image is dimmed by it, softmax over maps.
+
+    The image without light, whose logit the paper subtracts, adds the same to each: no matter.
+    """
+    scores = torch.empty(maps.shape[:2], device=maps.device)
+    for n, k in _pairs(maps, batch):
+        masks = enlarged(maps[n, k], (images.shape[-2], images.shape[-1]))
+        low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
+        masks = torch.where(high > low, (masks - low) / (high - low), 0)
+        logits = model(images[n] * masks[:, None].to(images.dtype))
+        scores[n, k] = target[n].scores(logits).float()
+    return (scores.softmax(1)[:, :, None, None] * maps).sum(1)
+
+
+def ablation_cam(
+    model: nn.Module,
+    images: Tensor,
+    stage: str,
+    maps: Tensor,
+    target: Target,
+    call: int | None,
+    batch: int,
+) -> Tensor:
+    """Weigh each map by what part of the class's logit y goes when it is 0: (y - y_k) / |y|.
+
+    The paper divides by y, which turns the map over where y is below 0.
+    """
+
+    def scores(n: Tensor, change: Callable[[str, Tensor], Tensor]) -> Tensor:
+        with at(model, [stage], change, call):
+            return target[n].scores(model(images[n])).float()
+
+    before = torch.empty(len(maps), device=maps.device)
+    after = torch.empty(maps.shape[:2], device=maps.device)
+    for n in torch.arange(len(maps), device=maps.device).split(batch):
+        before[n] = scores(n, lambda _, output: output)
+    for n, k in _pairs(maps, batch):
+        after[n, k] = scores(n, partial(_without, k))
+    lost = before[:, None] - after
+    weights = torch.where(before[:, None] != 0, lost / before.abs()[:, None], lost)
+    return (weights[:, :, None, None] * maps).sum(1)
+
+
+PERTURBING: dict[str, Callable[..., Any]] = {
+    "score-cam": score_cam,
+    "ablation-cam": ablation_cam,
+}
+
+
+def _pairs(maps: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the numbers of image and map of every map, at most `batch` at a time."""
+    numbers = torch.arange(len(maps) * maps.shape[1], device=maps.device)
+    for some in numbers.split(batch):
+        yield some // maps.shape[1], some % maps.shape[1]
+
+
+def _without(k: Tensor, stage: str, output: Tensor) -> Tensor:
+    """Return a copy of maps in which that number k[n] of image n is 0."""
+    changed = output.clone()
+    changed[torch.arange(len(k), device=k.device), k] = 0
+    return changed

@@ -1,0 +1,189 @@
+"""Which pixels a class hangs on: four methods that look at the image instead of a stage.
+
+Each returns signed numbers as large as the image; y is the class's logit, before the softmax.
+Like `cnn_viz.attribution.cam`, none leaves a trace in the network, and all work on frozen weights
+and under `no_grad`, `inference_mode` and `autocast`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from cnn_core.errors import UsageError
+from cnn_viz.attribution.target import Classes, Target
+from cnn_viz.network.inspection import untouched
+
+__all__ = ["falls", "guided_backprop", "integrated_gradients", "occlusion", "smooth_grad"]
+
+# Every way to write it; nn.ReLU6 is a hardtanh.
+RELUS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+
+
+class GuidedReLU(TorchFunctionMode):
+    """While open, what flows back into a ReLU is cut at 0, too."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        y = function(*args, **(kwargs or {}))
+        if function in RELUS and y.requires_grad:
+            y.register_hook(torch.relu)
+        return y
+
+
+def guided_backprop(model: nn.Module, images: Tensor, classes: Classes = None) -> Tensor:
+    """Return dy / dx, N C H W, where no ReLU lets through what speaks against the class.
+
+    J. T. Springenberg et al., "Striving for simplicity", ICLR workshop 2015, arXiv:1412.6806. It
+    hardly depends on the weights: J. Adebayo et al., NeurIPS 2018, arXiv:1810.03292.
+
+    Raises:
+        UsageError: the classes do not fit.
+    """
+    images = images.detach()
+    with untouched(model, images):
+        target = _target(model, images, classes)
+        with GuidedReLU():
+            return _gradient(model, images, target)
+
+
+def smooth_grad(
+    model: nn.Module,
+    images: Tensor,
+    classes: Classes = None,
+    *,
+    samples: int = 25,
+    noise: float = 0.15,
+    seed: int = 0,
+) -> Tensor:
+    """Return dy / dx, N C H W, a mean over noisy copies of each image.
+
+    `noise` is the normal distribution's deviation, a part of the image's range of values.
+
+    D. Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017, arXiv:1706.03825.
+
+    Raises:
+        UsageError: the classes do not fit, or there is no sample.
+    """
+    _require_positive("samples", samples)
+    images = images.detach()
+    sigma = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    generator = torch.Generator().manual_seed(seed)
+    with untouched(model, images):
+        target, total = _target(model, images, classes), torch.zeros_like(images)
+        for _ in range(samples):
+            drawn = torch.randn(images.shape, generator=generator).to(images)
+            total += _gradient(model, images + sigma * drawn, target)
+        return total / samples
+
+
+def integrated_gradients(
+    model: nn.Module,
+    images: Tensor,
+    classes: Classes = None,
+    *,
+    baseline: Tensor | float = 0.0,
+    steps: int = 50,
+) -> Tensor:
+    """Return what each value contributes, N C H W, to y's difference from that of a baseline.
+
+    (x - x') times the mean of dy / dx on the straight line from x' to x, by the midpoint rule:
+    the contributions sum up to y(x) - y(x').
+
+    M. Sundararajan, A. Taly, Q. Yan, "Axiomatic attribution for deep networks", ICML 2017,
+    arXiv:1703.01365, Eq. 1 and 3.
+
+    Raises:
+        UsageError: the classes do not fit, or there is no step.
+    """
+    _require_positive("steps", steps)
+    images = images.detach()
+    with untouched(model, images):
+        target, total = _target(model, images, classes), torch.zeros_like(images)
+        way = images - baseline
+        for step in range(steps):
+            total += _gradient(model, baseline + way * ((step + 0.5) / steps), target)
+        return way * total / steps
+
+
+def occlusion(
+    model: nn.Module,
+    images: Tensor,
+    classes: Classes = None,
+    *,
+    window: int = 8,
+    stride: int = 4,
+    fill: float = 0.0,
+) -> Tensor:
+    """Return how much y falls when a pixel is covered, N H W, a mean over the windows on it.
+
+    Square windows, `window` pixels wide, every `stride` pixels; those at the right and the lower
+    border may stand over. Each costs a forward pass of every image.
+
+    M. D. Zeiler and R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014,
+    arXiv:1311.2901, section 4.2.
+
+    Raises:
+        UsageError: the classes do not fit, or window or stride is not positive.
+    """
+    images = images.detach()
+    with untouched(model, images):
+        target = _target(model, images, classes)
+        return falls(lambda x: target.scores(model(x)).float(), images, window, stride, fill)
+
+
+def falls(
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    window: int,
+    stride: int,
+    fill: float = 0.0,
+) -> Tensor:
+    """Return how much a score of images, N C H W to N, falls as `occlusion` says: N H W.
+
+    Raises:
+        UsageError: window or stride is not positive.
+    """
+    _require_positive("window", window)
+    _require_positive("stride", stride)
+    before = score(images.clone())
+    total = torch.zeros(len(images), *images.shape[2:], device=images.device)
+    count = torch.zeros_like(total[0])
+    for rows, columns in product(*(_windows(size, window, stride) for size in total.shape[1:])):
+        covered = images.clone()
+        covered[:, :, rows, columns] = fill
+        total[:, rows, columns] += (before - score(covered))[:, None, None]
+        count[rows, columns] += 1
+    return torch.where(count > 0, total / count, 0)  # 0 where wide strides leave gaps
+
+
+def _target(model: nn.Module, images: Tensor, classes: Classes) -> Target:
+    return Target.of_images(model(images.clone()), classes)
+
+
+@torch.enable_grad()
+def _gradient(model: nn.Module, images: Tensor, target: Target) -> Tensor:
+    """Return dy / dx, N C H W; no gradient of a weight is computed."""
+    images = images.clone().requires_grad_()
+    # A copy for the network, whose first layer may work in place.
+    score = target.scores(model(images.clone())).sum()
+    return torch.autograd.grad(score, images)[0]
+
+
+def _windows(size: int, window: int, stride: int) -> Iterator[slice]:
+    """Yield the places of windows along one side, the last one reaching its end."""
+    for start in range(0, max(size - window + stride, 1), stride):
+        if start < size:
+            yield slice(start, start + window)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{name} = {value}: expected a positive number")

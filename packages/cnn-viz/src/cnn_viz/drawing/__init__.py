@@ -1,0 +1,1 @@
+"""Axes and images: what figures are drawn with."""

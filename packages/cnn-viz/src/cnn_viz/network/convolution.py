@@ -1,0 +1,205 @@
+"""One number of a feature map, with all that it is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cnn_core.errors import UsageError
+from cnn_viz.network.inspection import untouched
+
+__all__ = ["Arithmetic", "Place", "first_maps", "number"]
+
+Place = tuple[int, int, int]  # channel, row, column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """One output of a convolution: sum(window * kernel) + bias, and what activations make of it.
+
+    `window` and `kernel` are C k k, float64. The window begins at `corner`, (row, column) of the
+    image, below 0 where it lies in the padding. `output` is the network's own number; `steps`
+    are the elementwise operations that follow, each with its result.
+    """
+
+    layer: str
+    channel: int
+    position: tuple[int, int]
+    corner: tuple[int, int]
+    span: tuple[int, int]
+    window: Tensor
+    kernel: Tensor
+    bias: float | None
+    output: float
+    steps: tuple[tuple[str, float], ...]
+
+    @property
+    def products(self) -> Tensor:
+        """The window times the kernel, place by place."""
+        return self.window * self.kernel
+
+    @property
+    def sum(self) -> float:
+        """The products' sum and the bias: `output`, but for the order of additions."""
+        return float(self.products.sum()) + (self.bias or 0.0)
+
+
+def number(model: nn.Module, image: Tensor, place: Place | None = None) -> Arithmetic:
+    """Return how an output of the first convolution comes about, for an image 1 C H W.
+
+    `place` is its channel, row and column; by default those of the highest output. Leaves the
+    network as it was.
+
+    Raises:
+        UsageError: there is no convolution, it takes no part, or has no such place.
+    """
+    name, conv, following = _followed(model, image, place)
+    return _explained(name, conv, following)
+
+
+def first_maps(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
+    """Return the first convolution's name, and what it makes of an image 1 C H W: maps, C h w.
+
+    Raises:
+        UsageError: there is no convolution, or it takes no part.
+    """
+    name, _, following = _followed(model, image, None)
+    return name, following.kept[1][0]
+
+
+def _followed(
+    model: nn.Module, image: Tensor, place: Place | None
+) -> tuple[str, nn.Conv2d, _Following]:
+    name, conv = _first(model)
+    following = _Following(place)
+    hook = conv.register_forward_pre_hook(following.arm)
+    try:
+        with untouched(model, image), following:
+            model(image.detach().clone())
+    finally:
+        hook.remove()
+    if not following.kept:
+        raise UsageError(f"the first convolution, {name}, takes no part: nothing to explain")
+    return name, conv, following
+
+
+def _first(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name, module
+    raise UsageError(f"{type(model).__name__} has no convolution: nothing to explain")
+
+
+def _explained(name: str, conv: nn.Conv2d, following: _Following) -> Arithmetic:
+    """Cut out what the output that was followed, of y = conv(x), is computed from."""
+    x, y, weight, *bias = following.kept
+    flat = torch.tensor(following.place)
+    channel, row, column = (int(n) for n in torch.unravel_index(flat, y[0].shape))
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    sides = conv._reversed_padding_repeated_twice  # left, right, top, bottom
+    padded = F.pad(x, sides, mode=mode)[0].double().cpu()
+    kernel = weight[channel].double().cpu()
+    group = channel // (conv.out_channels // conv.groups) * len(kernel)
+    top, left = row * conv.stride[0], column * conv.stride[1]
+    steps_of, size = conv.dilation, kernel.shape[1:]
+    span = ((size[0] - 1) * steps_of[0] + 1, (size[1] - 1) * steps_of[1] + 1)
+    window = padded[
+        group : group + len(kernel),
+        top : top + span[0] : steps_of[0],
+        left : left + span[1] : steps_of[1],
+    ]
+    return Arithmetic(
+        layer=name,
+        channel=channel,
+        position=(row, column),
+        corner=(top - sides[2], left - sides[0]),
+        span=span,
+        window=window,
+        kernel=kernel,
+        bias=float(bias[0][channel]) if bias else None,
+        output=float(y[0, channel, row, column]),
+        steps=tuple(following.steps),
+    )
+
+
+_ATEN = torch.ops.aten
+NAMES: dict[Any, Callable[[Any], str]] = {  # of operations that act on each number by itself
+    **dict.fromkeys((_ATEN.relu, _ATEN.relu_), lambda args: "ReLU"),
+    **dict.fromkeys((_ATEN.tanh, _ATEN.tanh_), lambda args: "tanh"),
+    **dict.fromkeys((_ATEN.sigmoid, _ATEN.sigmoid_), lambda args: "sigmoid"),
+    **dict.fromkeys((_ATEN.silu, _ATEN.silu_), lambda args: "SiLU"),
+    **dict.fromkeys((_ATEN.gelu, _ATEN.gelu_), lambda args: "GELU"),
+    **dict.fromkeys(
+        (_ATEN.hardtanh, _ATEN.hardtanh_), lambda args: f"limited to {args[1]:g}…{args[2]:g}"
+    ),
+    **dict.fromkeys(
+        (
+            _ATEN.native_batch_norm,
+            _ATEN._native_batch_norm_legit_no_training,
+            _ATEN.cudnn_batch_norm,
+            _ATEN.miopen_batch_norm,
+        ),
+        lambda args: "batch norm",
+    ),
+    **dict.fromkeys(
+        (_ATEN.mul, _ATEN.mul_),
+        lambda args: next((f"times {a:.4g}" for a in args if isinstance(a, float | int)), ""),
+    ),
+}
+
+
+class _Following(TorchDispatchMode):
+    """Keeps what a convolution computes with, and follows one of its numbers from there.
+
+    A layer may do more than convolve: what counts is the operation itself.
+    """
+
+    def __init__(self, wanted: Place | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.wanted = wanted
+        self.steps: list[tuple[str, float]] = []
+        self.kept: list[Tensor] = []  # x, y, weights, and the bias if there is one
+        self._x: Tensor | None = None
+        self._tensor: Tensor | None = None
+        self.place = 0
+
+    def arm(self, module: nn.Module, inputs: Any) -> None:
+        """The layer begins: its convolution is the next."""
+        self._x = inputs[0].clone()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        followed = self._tensor is not None and any(arg is self._tensor for arg in args)
+        result = func(*args, **(kwargs or {}))
+        op = func.overloadpacket
+        if op is _ATEN.convolution and self._x is not None and not self.kept:
+            given = [part.detach() for part in args[1:3] if part is not None]
+            self.kept = [self._x, result.clone(), *given]
+            self._tensor, self.place = result, self._placed(result[0])
+        elif followed and op not in (_ATEN.clone, _ATEN.detach):
+            self._follow(op, args, result[0] if isinstance(result, tuple | list) else result)
+        return result
+
+    def _placed(self, maps: Tensor) -> int:
+        """Return which of the maps' numbers, C h w, is meant."""
+        if self.wanted is None:
+            return int(maps.argmax())
+        channel, row, column = self.wanted
+        sizes = zip(self.wanted, maps.shape, strict=True)
+        if not all(0 <= index < size for index, size in sizes):
+            raise UsageError(f"place {self.wanted}: expected one of {list(maps.shape)}")
+        return int((channel * maps.shape[1] + row) * maps.shape[2] + column)
+
+    def _follow(self, op: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        """Go on to the output of an operation on each number; any other ends it."""
+        name = NAMES[op](args) if op in NAMES else ""
+        self._tensor = output if name else None
+        if name:
+            self.steps.append((name, float(output.reshape(-1)[self.place])))

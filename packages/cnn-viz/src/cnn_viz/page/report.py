@@ -1,0 +1,310 @@
+"""The report: one HTML file that holds a run's figures and numbers, and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from cnn_core import registry
+from cnn_core.files import write_text
+from cnn_core.plugins import plugins
+from cnn_core.registry.names import bare
+from cnn_core.tasks.regions import Overlap
+from cnn_core.text import printable
+from cnn_core.training import Predictions, Run
+from cnn_core.training.selection import kept_epoch
+from cnn_viz import style
+from cnn_viz.drawing.render import Drawing, draw_all, fitting, write
+from cnn_viz.page.charts import LEFT, RIGHT, charts
+from cnn_viz.page.explorer import BY_HAND, NOTHING, explored
+from cnn_viz.page.svg import inlined
+from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
+from cnn_viz.version import __version__
+
+__all__ = ["script_hash", "script_of", "template_of", "write_report"]
+
+WORDS = ("recorded", "surroundings", "hardware")  # what is said twice
+
+
+def write_report(
+    run: Run | Ingredients | str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    form: str = "html",
+    progress: Callable[[str], object] = lambda line: None,
+) -> Path:
+    """Draw every view of a run into its figures/, write its report, return the report's path.
+
+    `form` is "html", a page that holds all; "md", Markdown that names the figures' files; or
+    "json", the numbers alone, without figures. The network is evaluated once. A view or a
+    section of a plugin that raises costs itself only: the report says so in its place.
+
+    Raises:
+        ZooError: the run lacks weights, or its data set cannot be loaded.
+    """
+    ingredients = (
+        run if isinstance(run, Ingredients) else Ingredients(run, data_dir=data_dir, device=device)
+    )
+    opened = ingredients.run
+    progress(f"evaluating {opened.recipe.model} on the test split of {opened.recipe.data}")
+    content = _content(ingredients)
+    path = opened.path / f"report.{form}"
+    if form == "json":
+        write_text(path, json.dumps(_plain(content), indent=1) + "\n")
+        return path
+    drawings = []
+    for name, entry in fitting(opened):
+        progress(f"drawing {name}")
+        drawings.append(draw_all(name, entry, ingredients))
+        if drawings[-1].png:
+            write(drawings[-1], opened.figures)
+    shown = {
+        **content,
+        "recorded": opened.test_metrics(),
+        "surroundings": _surroundings(content["environment"]),
+        "hardware": _hardware(content["environment"]),
+    }
+    if form == "md":
+        text = template_of("report.md").render(shown, drawings=drawings)
+    else:
+        text = _page(ingredients, shown, drawings)
+    write_text(path, "\n".join(map(printable, text.split("\n"))))
+    return path
+
+
+def _page(ingredients: Ingredients, shown: dict[str, Any], drawings: list[Drawing]) -> str:
+    """Return the report as one page of HTML."""
+    run, script = ingredients.run, script_of("report.js")
+    task = registry.get_spec(run.recipe.model).task
+    return template_of(f"{task}.html").render(
+        shown,
+        charts=charts(run.history(), shown["training"]["kept_epoch"]),
+        left=LEFT,
+        right=RIGHT,
+        **(explored(ingredients) if task == "classification" else NOTHING),
+        figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task] or not d.png],
+        sections=_sections(run),
+        numbers=_plain({key: shown[key] for key in shown if key not in WORDS}),
+        script=script,
+        script_hash=script_hash(script),
+    )
+
+
+def _content(ingredients: Ingredients) -> dict[str, Any]:
+    """Return every number and word of the report, by name."""
+    run = ingredients.run
+    recipe, history = run.recipe, run.history()
+    spec = registry.get_spec(recipe.model)
+    results = _of_images if spec.task == "classification" else _of_pixels
+    headline, tables = results(ingredients)
+    return {
+        "schema": 1,
+        "made_by": f"cnn-viz {__version__}",
+        "run": run.path.absolute().name,
+        "model": {
+            "name": recipe.model,
+            "variant": spec.variant,
+            "summary": spec.summary,
+            "paper": asdict(spec.paper),
+            "departures": spec.departures,
+            "reported": spec.reported.get(bare(recipe.data), ""),
+            "params": sum(p.numel() for p in ingredients.model.parameters() if p.requires_grad),
+        },
+        "data": recipe.data,
+        "test": {**headline, **run.test_metrics()},
+        "training": {
+            "epochs": len(history),
+            "planned_epochs": recipe.epochs,
+            "kept_epoch": kept_epoch(run),
+            "seconds": sum(line.get("seconds", 0.0) for line in history),
+            "seed": recipe.seed,
+        },
+        **tables,
+        "epochs": history,
+        "recipe": recipe.to_toml(),
+        "environment": run.environment(),
+        "reproduce": _commands(run),
+    }
+
+
+def _of_images(ingredients: Ingredients) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headline and the tables of a run that classifies."""
+    predictions = ingredients.predictions
+    classes = [asdict(score) for score in class_scores(predictions)]
+    return _headline(predictions), {"classes": classes, "confusion": _confusions(predictions)}
+
+
+def _of_pixels(ingredients: Ingredients) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headline and the tables of a run that segments."""
+    segmented = ingredients.segmented
+    pixels, scores = segmented.measured.pixels, segmented.scores
+    overlap = Overlap.of(pixels)
+    mious = [line["miou"] for line in scores]
+    headline = {
+        "n": len(segmented),
+        "miou": overlap.mean(overlap.iou),
+        "image_miou": sum(mious) / len(mious) if mious else math.nan,
+        "interval": bootstrap(mious),
+    }
+    classes = [asdict(row) for row in pixel_scores(segmented.classes, pixels)]
+    return headline, {"classes": classes, "confusion": pixels.tolist(), "images": scores}
+
+
+def _headline(predictions: Predictions) -> dict[str, Any]:
+    """Return top-1 on the test split with its 95 % interval."""
+    n = len(predictions.targets)
+    hits = int((predictions.predicted == predictions.targets).sum())
+    low, high = wilson(hits, n)
+    return {"n": n, "right": hits, "top1": hits / n, "interval": [low, high]}
+
+
+def _confusions(predictions: Predictions) -> list[dict[str, int]]:
+    """Return the cells of the confusion matrix that are not 0."""
+    counts = confusion_counts(predictions)
+    return [
+        {"true": row, "predicted": column, "images": int(counts[row, column])}
+        for row, column in zip(*(places.tolist() for places in counts.nonzero()), strict=True)
+    ]
+
+
+def _hardware(recorded: dict[str, Any]) -> str:
+    device, threads = recorded.get("device_name", "unknown"), recorded.get("threads")
+    if recorded.get("device") != "cpu" or threads is None:
+        return str(device)
+    return f"{device}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def _surroundings(recorded: dict[str, Any]) -> dict[str, str]:
+    """Return what environment.json records, in words."""
+    words = {key.replace("_", " "): str(value) for key, value in recorded.items()}
+    words["plugins"] = ", ".join(f"{name} {version}" for name, version in _distributions(recorded))
+    if isinstance(command := recorded.get("command"), list):
+        words["command"] = shlex.join(map(str, command))
+    return words
+
+
+def _distributions(recorded: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the plugins' distributions with their versions."""
+    return [
+        (str(plugin["distribution"]), str(plugin["version"]))
+        for plugin in recorded.get("plugins") or []
+        if isinstance(plugin, dict) and {"distribution", "version"} <= plugin.keys()
+    ]
+
+
+def _commands(run: Run) -> list[str]:
+    """Return what to type to train this again, with the recipe in recipe.toml."""
+    recorded = run.environment()
+    wanted = [f"{name}=={version}" for name, version in _distributions(recorded)]
+    torch = str(recorded.get("torch", "")).partition("+")[0]
+    wanted += [f"torch=={torch}"] if torch else []
+    data_dir = ["--data-dir", "DIR"] if recorded.get("data_dir") else []
+    return [
+        shlex.join(["pip", "install", *wanted]),
+        shlex.join(["cnnzoo", "train", "--recipe", "recipe.toml", *data_dir]),
+    ]
+
+
+def script_of(name: str) -> Markup:
+    """Return a script of ours, for a page."""
+    path = resources.files("cnn_viz.page").joinpath("templates", name)
+    return Markup(path.read_text("utf-8"))
+
+
+def script_hash(script: str) -> str:
+    """Return what the page's policy allows to run: this script and no other."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _figure(drawing: Drawing) -> dict[str, Any]:
+    """Return what the page shows of one view."""
+    plugin, spec = drawing.entry.plugin, drawing.entry.spec
+    return {
+        "name": drawing.name,
+        "summary": spec.summary,
+        "origin": "" if plugin.name == "viz" else f"{plugin.distribution} {plugin.version}",
+        "error": drawing.error,
+        "unfit": drawing.unfit,
+        "markup": ""
+        if not drawing.png
+        else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png),
+    }
+
+
+def _sections(run: Run) -> list[Markup]:
+    """Return the sections of plugins; they are code, and trusted as such."""
+    sections = []
+    for plugin, section in plugins().call("cnnzoo_report_section", run=run):
+        if isinstance(section, str):
+            sections.append(Markup(section))
+        elif section is not None:
+            plugin.add_fault(
+                "hook cnnzoo_report_section", f"returned {type(section).__name__}, expected str"
+            )
+    return sections
+
+
+def template_of(name: str) -> jinja2.Template:
+    """Return a template of ours: HTML that escapes what it is given; Markdown does not."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cnn_viz"),
+        autoescape=not name.endswith(".md"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "confidence": style.confidence,
+        "percent": _percent,
+        "duration": _duration,
+        "number": _number,
+        "cell": _cell,
+        "short": style.short,
+    }
+    return environment.get_template(name)
+
+
+def _cell(text: Any) -> str:
+    """Return text for Markdown: no markup, no HTML, and no end of a table's cell."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>&~])", r"\\\1", printable(str(text)))
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return "\N{EN DASH}" if math.isnan(fraction) else style.percent(fraction, digits)
+
+
+def _duration(seconds: float) -> str:
+    """Return 3723.4 as "1 h 2 min", 75 as "1 min 15 s", 8.25 as "8.2 s"."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.1f} s"
+
+
+def _number(value: Any, key: str = "") -> str:
+    """Return a number of metrics.jsonl: accuracies as per cent, others to 4 digits."""
+    if "/top" in key and isinstance(value, float):
+        return _percent(value, 2)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON knows it: NaN and infinity become null."""
+    text = json.dumps(value, default=str)
+    return json.loads(text, parse_constant=lambda _: None)

@@ -1,0 +1,1 @@
+"""Numbers computed from a run: inputs of views, metrics, embeddings. No drawing."""
