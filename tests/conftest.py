@@ -198,7 +198,7 @@ def forget():
 @pytest.fixture
 def zoo(monkeypatch, forget):
     """Return a function that starts anew with the given plugins, core's among them."""
-    from cnn_core import plugins as loader
+    from cnn_core.plugins import loader
 
     def start(*found):
         forget()

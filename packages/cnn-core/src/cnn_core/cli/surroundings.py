@@ -136,7 +136,7 @@ def _device(timeout: float) -> list[str]:
 
 def _data() -> list[str]:
     """Look at the folder that data sets are downloaded to."""
-    from cnn_core.data.fetch.cache import cache_dir
+    from cnn_core.data.fetching.cache import cache_dir
 
     folder = cache_dir()
     above = next(path for path in (folder, *folder.parents) if path.exists())

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from cnn_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cnn_core.data.batches import Batch, batches
+    from cnn_core.data.batching import Batch, batches
     from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
-    from cnn_core.data.fetch.download import Remote, fetch, fetch_and_extract
+    from cnn_core.data.fetching.download import Remote, fetch, fetch_and_extract
     from cnn_core.data.preprocessing import Preprocessing
     from cnn_core.data.readers.idx import read_idx
 
@@ -29,9 +29,9 @@ __all__ = [
 __getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
-        "cnn_core.data.batches": ("Batch", "batches"),
+        "cnn_core.data.batching": ("Batch", "batches"),
         "cnn_core.data.preprocessing": ("Preprocessing",),
-        "cnn_core.data.fetch.download": ("Remote", "fetch", "fetch_and_extract"),
+        "cnn_core.data.fetching.download": ("Remote", "fetch", "fetch_and_extract"),
         "cnn_core.data.readers.idx": ("read_idx",),
         "cnn_core.data.dataset": ("Dataset", "Files", "Split", "load_dataset"),
     },

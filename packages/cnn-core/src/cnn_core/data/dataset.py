@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cnn_core import registry
-from cnn_core.data.fetch.cache import cache_dir
+from cnn_core.data.fetching.cache import cache_dir
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.plugins import answerable
 from cnn_core.plugins.discovery import Plugin

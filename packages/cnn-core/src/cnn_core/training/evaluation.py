@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.create import build
-from cnn_core.data.batches import batches
+from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import RunError, UsageError

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cnn_core.data.augment import Augmentation
-from cnn_core.data.batches import Batch, batches
+from cnn_core.data.batching import Batch, batches
 from cnn_core.errors import ResourceError, UsageError, is_out_of_memory
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cnn_core.data.augment import Augmentation
-from cnn_core.data.batches import Batch, batch_sizes, batches
+from cnn_core.data.batching import Batch, batch_sizes, batches
 from cnn_core.data.counter_rng import key_of
 from cnn_core.data.dataset import Files, Split
 from cnn_core.data.preprocessing import Preprocessing

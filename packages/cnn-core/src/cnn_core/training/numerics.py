@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnn_core.data.batches import Batch
+from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training.device import autocast
 

@@ -43,7 +43,8 @@ def traced(weights: Weights) -> Trace:
     """Return what each stage does that takes part in the network of these weights, at its size."""
     image = (weights.in_channels, *weights.preprocessing.size)
     stages = registry.get_spec(weights.model).stages
-    return trace(untrained(weights), wiring(untrained(weights), stages, image).stages, image)
+    build = partial(untrained, weights)
+    return trace(build, wiring(build, stages, image).stages, image)
 
 
 def strides(weights: Weights) -> dict[str, int]:

@@ -263,7 +263,7 @@ def _sections(run: Run) -> list[Markup]:
 def template_of(name: str) -> jinja2.Template:
     """Return a template of ours: HTML that escapes what it is given; Markdown does not."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cnn_viz"),
+        loader=jinja2.PackageLoader("cnn_viz.page"),
         autoescape=not name.endswith(".md"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -72,7 +74,9 @@ def steps_for(weights: Weights, classes: int) -> int:
     Raises:
         UsageError: it allows fewer.
     """
-    macs = trace(untrained(weights), (), (weights.in_channels, *weights.preprocessing.size)).macs
+    macs = trace(
+        partial(untrained, weights), (), (weights.in_channels, *weights.preprocessing.size)
+    ).macs
     cost = 3 * classes * max(macs, 1)
     if LEAST * cost > BUDGET:
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def architecture(run: Run) -> Figure:
     """Draw the network stage by stage: how large its maps are, how many, and what skips what."""
     spec, weights = registry.get_spec(run.recipe.model), read_weights(run.path)
     image = (weights.in_channels, *weights.preprocessing.size)
-    return stage_by_stage(run.recipe.model, untrained(weights), spec.stages, image)
+    return stage_by_stage(run.recipe.model, partial(untrained, weights), spec.stages, image)
 
 
 def stage_by_stage(

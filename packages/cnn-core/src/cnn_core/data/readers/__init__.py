@@ -1,1 +1,1 @@
-"""One module for each dataset or file format. Imports data/fetch/."""
+"""One module for each dataset or file format. Imports data/fetching/."""

@@ -13,7 +13,7 @@ import torch
 
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset, Files
-from cnn_core.data.fetch.download import Remote, fetch_and_extract
+from cnn_core.data.fetching.download import Remote, fetch_and_extract
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable

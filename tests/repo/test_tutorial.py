@@ -11,7 +11,7 @@ import pytest
 
 from cnn_core.training import Run
 
-PAGE = Path(__file__).parent.parent / "docs" / "plugin-tutorial.md"
+PAGE = Path(__file__).parents[2] / "docs" / "plugin-tutorial.md"
 BLOCK = re.compile(r"(?:^`([\w./-]+)`\n\n)?^```(\w+)\n(.*?)^```", re.M | re.S)
 
 

@@ -23,7 +23,7 @@ import pytest
 from cnn_core import hookspecs, registry, specs
 from cnn_core.text import paper_table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md"))
 HOOKS = [name for name in vars(hookspecs) if name.startswith("cnnzoo_")]

@@ -14,7 +14,7 @@ import pytest
 
 from cnn_core.training import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
 TRACKER = ROOT / "examples" / "cnn-track-csv"
 TRAIN = ("train", "lenet5_modern", "--data", "digits", "--epochs", "2", "--out")

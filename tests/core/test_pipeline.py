@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from cnn_core import registry
 from cnn_core.data import Dataset, Files, Preprocessing, Split, batches
 from cnn_core.data.augment import IGNORED, Augmentation
-from cnn_core.data.batches import batch_sizes, permutation, share
+from cnn_core.data.batching import batch_sizes, permutation, share
 from cnn_core.data.colour import jittered, turned
 from cnn_core.data.counter_rng import key_of, normal, uniform
 from cnn_core.data.streaming import BadSamples, in_memory, place, sound, statistics

@@ -22,8 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cnn_core.data.fetch import download
-from cnn_core.data.fetch.download import Remote, fetch, fetch_and_extract
+from cnn_core.data.fetching import download
+from cnn_core.data.fetching.download import Remote, fetch, fetch_and_extract
 from cnn_core.errors import (
     DatasetCorruptError,
     DatasetMissingError,
@@ -426,7 +426,7 @@ CHILD = """
     data = types.ModuleType("cnn_core.data")  # without torch, which this has no need of
     data.__path__ = [sys.argv[1]]
     sys.modules["cnn_core.data"] = data
-    from cnn_core.data.fetch import archive, download
+    from cnn_core.data.fetching import archive, download
     _, _, mirror, name, md5, root, what = sys.argv
     remote = download.Remote(mirrors=[mirror], md5={name: md5})
     if what == "fetch":

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cnn_core import create_model, train
 from cnn_core.data.augment import IGNORED, Augmentation
-from cnn_core.data.batches import batches
+from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import mirrored

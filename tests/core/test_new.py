@@ -119,7 +119,7 @@ def test_what_it_writes_is_whole_and_clean(tmp_path, kind, short):
         assert (folder / target).exists(), target
     if short == "foo":
         for check in (["check", "--ignore", "I"], ["format", "--check"]):
-            config = Path(__file__).parent.parent / "pyproject.toml"
+            config = Path(__file__).parents[2] / "pyproject.toml"
             command = [sys.executable, "-m", "ruff", *check, "--config", config, folder]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout

@@ -361,5 +361,5 @@ def test_drawing_needs_no_torch(real, make, tmp_path):
 
 def test_help_has_an_example(cnnzoo):
     assert "cnnzoo overlay runs/" in cnnzoo("overlay", "--help").out
-    readme = Path(__file__).parent.parent / "packages" / "cnn-viz" / "README.md"
+    readme = Path(__file__).parents[2] / "packages" / "cnn-viz" / "README.md"
     assert "cnnzoo overlay" in readme.read_text("utf-8")

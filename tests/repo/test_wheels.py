@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from cnn_core import registry
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECTS = {
     path.parent.name: path.parent
     for path in sorted(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn_core import create_model
-from cnn_core.data.batches import Batch
+from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training import Run, loop, train
 from cnn_core.training.checkpoint import Checkpoints, State

@@ -20,7 +20,7 @@ from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooErr
 from cnn_core.training import exporting
 from cnn_core.weights.native import Weights, read_weights, write_weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FORMATS = ("torch-export", "onnx")
 
 

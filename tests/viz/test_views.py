@@ -595,7 +595,7 @@ def test_strict_mode_does_not_contain(ingredients, third_party, monkeypatch):
 
 
 def test_the_view_in_the_readme_works(ingredients, monkeypatch):
-    readme = Path(__file__).parent.parent / "packages" / "cnn-viz" / "README.md"
+    readme = Path(__file__).parents[2] / "packages" / "cnn-viz" / "README.md"
     blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
     modules = {}
     for path, source in blocks:
@@ -612,7 +612,7 @@ def test_the_view_in_the_readme_works(ingredients, monkeypatch):
 
 
 def test_the_table_of_the_readme_lists_every_view():
-    readme = Path(__file__).parent.parent / "packages" / "cnn-viz" / "README.md"
+    readme = Path(__file__).parents[2] / "packages" / "cnn-viz" / "README.md"
     rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", readme.read_text("utf-8"), re.MULTILINE)
     assert rows == [(spec.name, ", ".join(spec.needs)) for spec in plugin.VIEWS]
 

@@ -29,7 +29,7 @@ from cnn_core import create_model
 from cnn_viz import cams, seg_grad_cam
 from cnn_viz.attribution.cam import EQUATIONS, Cam
 
-PAGE = Path(__file__).parent.parent / "docs" / "cam.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cam.md"
 MARK = "<!-- differences -->\n", "<!-- /differences -->"
 
 
@@ -485,7 +485,7 @@ def table() -> str:
 
 
 def test_the_pages_table_is_what_is_measured():
-    """`CNNZOO_WRITE_DOCS=1 pytest tests/test_cam_oracles.py -k pages` writes it anew."""
+    """`CNNZOO_WRITE_DOCS=1 pytest tests/viz/test_cam_oracles.py -k pages` writes it anew."""
     page, found = PAGE.read_text("utf-8"), table()
     before, rest = page.split(MARK[0])
     written, after = rest.split(MARK[1])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote, urlsplit
 
-from cnn_core.data.fetch.archive import extract, stem
+from cnn_core.data.fetching.archive import extract, stem
 from cnn_core.errors import DatasetMissingError, ResourceError, SpecError, UnknownNameError
 from cnn_core.text import printable
 

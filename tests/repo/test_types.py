@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("packages/*/src"))
 # This environment's python first: --pythonpath alone does not find what packages import.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -13,7 +13,7 @@ import pytest
 
 from cnn_core import get_spec, registry
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

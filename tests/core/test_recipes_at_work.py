@@ -16,7 +16,7 @@ from cnn_arch_resnet.weights import key_maps
 from cnn_core import create_model, load_dataset
 from cnn_core.data import batches
 from cnn_core.data.augment import Augmentation
-from cnn_core.data.batches import Batch
+from cnn_core.data.batching import Batch
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.training import Recipe, Run, train

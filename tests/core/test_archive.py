@@ -21,7 +21,7 @@ import zipfile
 
 import pytest
 
-from cnn_core.data.fetch.archive import SUFFIXES, extract, stem
+from cnn_core.data.fetching.archive import SUFFIXES, extract, stem
 from cnn_core.errors import (
     CorruptError,
     DatasetCorruptError,
@@ -578,7 +578,7 @@ CHILD = """
     data = types.ModuleType("cnn_core.data")  # without torch, which this has no need of
     data.__path__ = [sys.argv[1]]
     sys.modules["cnn_core.data"] = data
-    from cnn_core.data.fetch.archive import extract
+    from cnn_core.data.fetching.archive import extract
     from cnn_core.errors import DatasetCorruptError
     outcomes = {"optimised": not __debug__}
     for archive in sorted(Path().iterdir()):

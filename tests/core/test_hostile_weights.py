@@ -42,7 +42,7 @@ from cnn_core.errors import CorruptError, UntrustedWeightsError, UsageError
 from cnn_core.weights.foreign import MAX_HEADER, load_foreign, read_foreign
 from cnn_core.weights.torch_file import MAX_FILE, MAX_OPCODES, MAX_PICKLE, MAX_TENSORS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CANARY = "CNNZOO_CANARY"  # a variable of the environment, and a file beside the weights
 SECONDS = 5
 MEGABYTE = 1 << 20
@@ -1024,7 +1024,7 @@ def test_nothing_in_the_tree_loads_with_torch_unsafely():
         p for part in ("packages", "benchmarks", "tests") for p in (ROOT / part).rglob("*.py")
     ]
     found = {f"{p.relative_to(ROOT)}: {text}" for p in files for _, text in calls(p)}
-    assert found == {"tests/test_hostile_weights.py: weights_only=False"}  # trusting()
+    assert found == {"tests/core/test_hostile_weights.py: weights_only=False"}  # trusting()
     assert len(files) > 100
 
 

@@ -2,7 +2,7 @@
 
 What it printed last is in api_snapshot.txt. After a change that is meant (docs/versioning.md):
 
-    python tests/api_snapshot.py > tests/api_snapshot.txt
+    python tests/repo/api_snapshot.py > tests/repo/api_snapshot.txt
 """
 
 from __future__ import annotations
