@@ -97,7 +97,7 @@ def theirs(task: synthetic.Task) -> float:
     model = create_model(task.model, num_classes=synthetic.CLASSES)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.lr, **SETTINGS)
     criterion, clock = nn.CrossEntropyLoss(), Clock()
-    split = synthetic.pictures(task.spec, task.spec.splits["train"])
+    split = synthetic.denormalise(task.spec, task.spec.splits["train"])
     sums = [0.0, 0.0, 0.0]
     model.train()
     loader = pipeline.theirs(split, pipeline.old(True), task.batch, 0)

@@ -20,7 +20,7 @@ from cnn_core.create import build
 from cnn_core.data import batches
 from cnn_core.training import Run
 from cnn_core.training.device import FORMATS
-from cnn_core.training.evaluation import load_data, measure, seen_by, together
+from cnn_core.training.evaluation import eval_batch_size, load_data, measure, predictor
 from cnn_core.weights.native import read_weights
 
 
@@ -44,11 +44,11 @@ def row(run: Run, data_dir: Path | None, rounds: int) -> str:
     weights, data = read_weights(run.path), load_data(run, data_dir)
     split, preprocessing, recipe = data.split("test"), weights.preprocessing, run.recipe
     model = build(weights).eval().to(memory_format=FORMATS[recipe.memory_format])
-    outputs, device = seen_by(model, preprocessing), torch.device("cpu")
+    outputs, device = predictor(model, preprocessing), torch.device("cpu")
 
     @torch.inference_mode()
     def forward() -> None:
-        for batch in batches(split, preprocessing, together(preprocessing), device=device):
+        for batch in batches(split, preprocessing, eval_batch_size(preprocessing), device=device):
             outputs(batch.images.contiguous(memory_format=FORMATS[recipe.memory_format]))
 
     def whole() -> None:
@@ -60,13 +60,13 @@ def row(run: Run, data_dir: Path | None, rounds: int) -> str:
             data.spec.task,
             weights.num_classes,
             device,
-            thorough=True,
+            eval_only=True,
         )
 
     pairs = [(timed(forward), timed(whole)) for _ in range(rounds + 1)][1:]
     ratio = statistics.median(b / a for a, b in pairs)
     alone, both = (1e3 / len(split) * statistics.median(pair[k] for pair in pairs) for k in (0, 1))
-    height, width = preprocessing.picture if preprocessing.tiled else preprocessing.size
+    height, width = preprocessing.image if preprocessing.tiled else preprocessing.size
     options = "".join(f", {key} {value}" for key, value in recipe.options.items())
     return (
         f"| `{recipe.model}`{options} | {len(split)} of {height}x{width} "

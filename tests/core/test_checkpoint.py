@@ -20,7 +20,7 @@ import torch
 
 from cnn_core.errors import CheckpointCorruptError, CorruptError, NumericalError
 from cnn_core.training import Run, train
-from cnn_core.training.checkpoint import Checkpoints, State
+from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.weights.native import read_weights
 
 FILES = ("model.safetensors", "training.safetensors", "state.json", "MANIFEST.json")
@@ -28,7 +28,7 @@ FILES = ("model.safetensors", "training.safetensors", "state.json", "MANIFEST.js
 
 def state(epoch=1, step=0, best=1, size=400, value=0.5):
     generator = torch.Generator().manual_seed(epoch * 1000 + step)
-    return State(
+    return Checkpoint(
         model={"a.weight": torch.randn(size, generator=generator), "a.count": torch.tensor(3)},
         optimizer={"momentum.a.weight": torch.randn(size, generator=generator)},
         average={"a.weight": torch.randn(size, generator=generator), "a.count": torch.tensor(3)},
@@ -40,7 +40,7 @@ def state(epoch=1, step=0, best=1, size=400, value=0.5):
         best=value,
         best_epoch=best,
         metrics=[{"epoch": e, "val/top1": 0.1 * e} for e in range(1, epoch + 1)],
-        surroundings={"threads": 1},
+        numerical_environment={"threads": 1},
     )
 
 
@@ -52,7 +52,16 @@ def same(one, other):
             return False
         if not all(torch.equal(mine[k], theirs[k]) for k in mine):
             return False
-    names = ("scaler", "epoch", "step", "seconds", "best", "best_epoch", "metrics", "surroundings")
+    names = (
+        "scaler",
+        "epoch",
+        "step",
+        "seconds",
+        "best",
+        "best_epoch",
+        "metrics",
+        "numerical_environment",
+    )
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
@@ -365,8 +374,8 @@ def test_resuming_elsewhere_says_what_differs(tmp_path, caplog):
     (folder,) = run.state.iterdir()
     checkpoints = Checkpoints(run.state)
     saved = checkpoints.read(folder.name)
-    changed = {**saved.surroundings, "threads": 64, "torch": "2.0.0"}
-    checkpoints.save(dataclasses.replace(saved, surroundings=changed))
+    changed = {**saved.numerical_environment, "threads": 64, "torch": "2.0.0"}
+    checkpoints.save(dataclasses.replace(saved, numerical_environment=changed))
     with caplog.at_level("WARNING", "cnn_core"):
         train(resume=run.path, progress=False)
     (line,) = caplog.messages

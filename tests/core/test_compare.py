@@ -207,7 +207,7 @@ def test_of_equal_scores_the_later_epoch_is_kept_as_in_training(cnnzoo, copied):
 def test_the_score_is_the_recipes_and_less_loss_is_better(cnnzoo, copied):
     a, b = copied
     text = (a.path / "recipe.toml").read_text()
-    (a.path / "recipe.toml").write_text(text.replace('best = ""', 'best = "val/loss"'))
+    (a.path / "recipe.toml").write_text(text.replace('monitor = ""', 'monitor = "val/loss"'))
     for run in copied:
         numbers = ((0.3, 0.5), (0.2, 0.6), (0.4, 0.7))
         lines_of(run, [epoch(n, val_loss=x, val_top1=y) for n, (x, y) in enumerate(numbers, 1)])

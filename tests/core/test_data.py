@@ -232,4 +232,4 @@ def test_a_large_picture_gets_the_data_sets_size_before_its_frame():
 def test_pictures_can_be_had_back():
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     prepare = preprocessing()
-    assert torch.allclose(prepare.pictures(prepare(images)), prepare.fitted(images), atol=1e-6)
+    assert torch.allclose(prepare.denormalise(prepare(images)), prepare.fitted(images), atol=1e-6)

@@ -107,8 +107,8 @@ def both(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SHORT)
 def test_two_processes_take_the_steps_of_one(both, name):
-    alone, together, folder = both(name)
-    one, two = alone["steps"], together["steps"]
+    alone, eval_batch_size, folder = both(name)
+    one, two = alone["steps"], eval_batch_size["steps"]
     assert len(one) == len(two) == 21
     tolerance = 1e-10 if name == "norm" else 1e-6
     for (loss, norm), (other, norm_of_other) in zip(one, two, strict=True):
@@ -131,7 +131,7 @@ def test_one_process_writes_and_the_run_says_how_many_there_were(both):
     run = Run.open(both("plain")[2] / "run-2")
     assert run.environment()["processes"] == 2
     assert not list(run.path.rglob("*.tmp"))
-    assert Checkpoints(run.state).newest().surroundings["processes"] == 2
+    assert Checkpoints(run.state).newest().numerical_environment["processes"] == 2
 
 
 # Trains twice, and at its very end says which threads there are besides Python's.
@@ -205,10 +205,10 @@ SCENES = textwrap.dedent("""
 
 
 def test_every_metric_of_segmentation_is_that_of_the_whole_split():
-    alone, together = ranks_of(1), ranks_of(2)
+    alone, eval_batch_size = ranks_of(1), ranks_of(2)
     assert {"miou", "image_dice", "hd95", "ap", "auc", "ece", "warping_error"} <= alone.keys()
-    assert together.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-6)  # in float32
-    assert together == pytest.approx(alone, rel=1e-12, abs=1e-12)
+    assert eval_batch_size.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-6)  # in float32
+    assert eval_batch_size == pytest.approx(alone, rel=1e-12, abs=1e-12)
 
 
 def ranks_of(size):

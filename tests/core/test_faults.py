@@ -19,7 +19,7 @@ from cnn_core.errors import DatasetCorruptError, DatasetMissingError, PluginErro
 from cnn_core.plugins import ENDINGS
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.tasks import score_of
-from cnn_core.training.epoch_metrics import Running
+from cnn_core.training.epoch_metrics import EpochMetrics
 
 ADVICE = "mend it, or leave it out: cnnzoo --no-plugin bad …"
 
@@ -177,7 +177,7 @@ def measured(zoo, plugin, module):
             module("their_metric", source)
         found = []
         for _ in range(2):
-            running = Running("classification", 3, 2)
+            running = EpochMetrics("classification", 3, 2)
             for _ in range(2):
                 running.add(1.0, torch.eye(3), torch.arange(3))
             found.append(running.compute())
@@ -199,7 +199,7 @@ def test_a_metric_that_fails_is_named_once_and_the_others_go_on(measured, caplog
     found = r"plugin 'bad' \(cnn-arch-bad 1.2.3\): metric mine, left out: "
     assert re.match(found + WRONG_METRICS[source], line)
     assert score_of("classification", "", "top5") == ("val/top1", True)
-    with pytest.raises(PluginError, match=r"best = 'val/mine': plugin 'bad'.*left out"):
+    with pytest.raises(PluginError, match=r"monitor = 'val/mine': plugin 'bad'.*left out"):
         score_of("classification", "val/mine", "top5")
 
 

@@ -12,14 +12,14 @@ import torch
 from cnn_core import load_dataset
 from cnn_core.errors import ResourceError, UsageError
 from cnn_core.training import finders, train
-from cnn_core.training.finders import LrTrial, fitting_pieces, lr_curve, steepest
-from cnn_core.training.setup import find_recipe, make_ready
+from cnn_core.training.finders import LrTrial, fitting_micro_batches, lr_curve, steepest
+from cnn_core.training.setup import find_recipe, set_up
 
 CPU = torch.device("cpu")
 
 
 def ready(model="lenet5_modern", **settings):
-    return make_ready(find_recipe(model, "digits", None, settings), load_dataset("digits"), CPU)
+    return set_up(find_recipe(model, "digits", None, settings), load_dataset("digits"), CPU)
 
 
 def untouched(one):
@@ -81,11 +81,11 @@ def memory(monkeypatch):
     step, seen = finders._one_step, []
 
     def limited(to, message="DefaultCPUAllocator: can't allocate memory: you tried to"):
-        def one(trainee, of, batch, device, lr, steps):
+        def one(train_state, of, batch, device, lr, steps):
             seen.append(len(batch.indices))
             if len(batch.indices) > to:
                 raise RuntimeError(message)
-            return step(trainee, of, batch, device, lr, steps)
+            return step(train_state, of, batch, device, lr, steps)
 
         monkeypatch.setattr(finders, "_one_step", one)
         return seen
@@ -105,13 +105,13 @@ def memory(monkeypatch):
         (1, 9, 9),
     ],
 )
-def test_the_largest_power_of_two_that_fits_is_found(memory, room, batch_size, pieces):
+def test_the_largest_power_of_two_that_fits_is_found(memory, room, batch_size, micro_batches):
     seen = memory(room)
     one, told = ready(batch_size=batch_size), []
     before = untouched(one)
-    found = fitting_pieces(one, CPU, lambda size, fits: told.append((size, fits)))
+    found = fitting_micro_batches(one, CPU, lambda size, fits: told.append((size, fits)))
     assert_untouched(one, before)
-    assert found == pieces
+    assert found == micro_batches
     assert math.ceil(batch_size / found) <= max(room, 1)
     assert len(told) <= 2 * math.log2(batch_size) + 2
     assert [fits for _, fits in told] == [False] * (len(told) - 1) + [True]
@@ -124,21 +124,21 @@ def test_the_largest_power_of_two_that_fits_is_found(memory, room, batch_size, p
 def test_when_nothing_fits_that_is_said(memory, message):
     memory(0, message)
     with pytest.raises(ResourceError, match="needs more memory than there is") as caught:
-        fitting_pieces(ready(batch_size=8), CPU)
+        fitting_micro_batches(ready(batch_size=8), CPU)
     assert caught.value.exit_code == 5
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(memory):
     memory(0, "expected scalar type Float but found Byte")
     with pytest.raises(RuntimeError, match="expected scalar type"):
-        fitting_pieces(ready(batch_size=8), CPU)
+        fitting_micro_batches(ready(batch_size=8), CPU)
 
 
 def test_of_one_image_there_is_no_variance(memory):
     """Batch normalisation needs two; they are not tried one by one."""
     seen = memory(1)
     with pytest.raises(ResourceError):
-        fitting_pieces(ready("resnet20_cifar", batch_size=8, image_size=16), CPU)
+        fitting_micro_batches(ready("resnet20_cifar", batch_size=8, image_size=16), CPU)
     assert min(seen) == 2
 
 

@@ -8,7 +8,7 @@ import torch
 from cnn_core.errors import PluginError, UsageError
 from cnn_core.tasks import metrics_of
 from cnn_core.tasks.classification import Top1, TopK
-from cnn_core.training.epoch_metrics import Running
+from cnn_core.training.epoch_metrics import EpochMetrics
 
 
 def streamed(metric, logits, targets, sizes):
@@ -66,7 +66,7 @@ def test_k_is_5_unless_there_are_fewer_classes(classes, name):
 
 
 def test_means_weigh_batches_by_their_size():
-    running = Running("classification", 10, 0)
+    running = EpochMetrics("classification", 10, 0)
     running.add(1.0, torch.randn(30, 10), torch.zeros(30, dtype=torch.int64))
     running.add(4.0, torch.randn(10, 10), torch.zeros(10, dtype=torch.int64))
     assert running.compute("train/")["train/loss"] == pytest.approx(1.75)
@@ -75,12 +75,12 @@ def test_means_weigh_batches_by_their_size():
 def test_metrics_that_wait_are_those_of_every_batch_and_go_on_from_their_sums():
     torch.manual_seed(0)
     batches = [(torch.randn(n, 10), torch.randint(0, 10, (n,))) for n in (8, 3, 9000, 1, 8)]
-    whole, first = Running("classification", 10, 3), Running("classification", 10, 3)
+    whole, first = EpochMetrics("classification", 10, 3), EpochMetrics("classification", 10, 3)
     for number, (logits, targets) in enumerate(batches):
         whole.add(float(number), logits, targets)
     for number in (0, 1):
         first.add(float(number), *batches[number])
-    second = Running("classification", 10, 3)
+    second = EpochMetrics("classification", 10, 3)
     second.load({name: tensor.clone() for name, tensor in first.sums().items()})
     for number in (2, 3, 4):
         second.add(float(number), *batches[number])

@@ -17,7 +17,7 @@ from cnn_core import create_model
 from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training import Run, loop, train
-from cnn_core.training.checkpoint import Checkpoints, State
+from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.numerics import gradient_norm, not_finite
 from cnn_core.weights.native import read_weights
 
@@ -416,7 +416,7 @@ SCORES = st.one_of(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(SCORES, max_size=12), st.booleans(), st.integers(0, 4))
 def test_a_nan_is_never_the_best_and_never_in_the_way(scores, more, patience):
-    state, recipe = State(), loop.Recipe(model="m", data="d", patience=patience)
+    state, recipe = Checkpoint(), loop.Recipe(model="m", data="d", patience=patience)
     for epoch, score in enumerate(scores, 1):
         line = {"epoch": epoch, "val/top1": score}
         state = loop._after_epoch(Still(), state, line, ("val/top1", more))

@@ -191,9 +191,9 @@ def test_shift_and_flip_are_random_crop_and_mirror_written_out():
     assert (down.min(), down.max(), right.min(), right.max()) == (-4, 4, -4, 4)
     assert 10 < mirrored.sum() < 30
     for index, image in found.items():
-        framed = F.pad(split.images[index], [4] * 4)
+        padded = F.pad(split.images[index], [4] * 4)
         top, left = 4 - int(down[index]), 4 - int(right[index])
-        crop = framed[:, top : top + 32, left : left + 32]
+        crop = padded[:, top : top + 32, left : left + 32]
         expected = prepare()((crop.flip(-1) if mirrored[index] else crop)[None])[0]
         assert torch.equal(image, expected)
 
@@ -226,7 +226,7 @@ def test_a_crop_is_the_window_that_its_draws_say():
         assert -0.01 <= left <= 64 - wide + 0.01
         box = [round(v) for v in (top, left, tall, wide)]
         expected = tv.resized_crop(split.images[index], *box, [64, 64], antialias=False)
-        difference = (inputs.pictures(found[index][None]) - expected / 255).abs().mean()
+        difference = (inputs.denormalise(found[index][None]) - expected / 255).abs().mean()
         assert difference < 0.03  # the box of the expected one is rounded to pixels
 
 
@@ -248,7 +248,7 @@ def test_a_rotation_turns_about_the_centre():
 
 def inputs_of(split, draws):
     found = by_index(list(batches(split, prepare(), 16, draws=draws)))
-    return prepare().pictures(torch.stack([found[index] for index in range(len(split))]))
+    return prepare().denormalise(torch.stack([found[index] for index in range(len(split))]))
 
 
 def test_an_elastic_deformation_has_the_deviation_it_says():
@@ -320,7 +320,7 @@ def test_masks_go_where_their_pixels_go(name):
         assert batch.targets.dtype == torch.uint8
         counted = batch.targets != IGNORED
         assert counted.float().mean() > (0.6 if "shift" in EVERYTHING[name] else 0.999)
-        seen = (prepare().pictures(batch.images)[:, 0] > 0.5).to(torch.uint8)
+        seen = (prepare().denormalise(batch.images)[:, 0] > 0.5).to(torch.uint8)
         agree = (seen == batch.targets)[counted].float().mean()
         assert agree > 0.93  # all but edges, which interpolation blurs
         aside = (seen.roll((2, 2), (1, 2)) == batch.targets)[counted].float().mean()
@@ -413,10 +413,12 @@ def test_a_crop_of_large_pictures_is_cut_on_disk_where_the_grid_would_look(tmp_p
     for index, image in found.items():
         assert torch.equal(image, again[index])
         # The window's edge is rounded to a pixel on disk, and scaling differs: a few per cent.
-        apart = (differing.pictures(image[None]) - differing.pictures(grid[index][None])).abs()
+        apart = (
+            differing.denormalise(image[None]) - differing.denormalise(grid[index][None])
+        ).abs()
         assert apart.mean() < 0.03
-        wrong = differing.pictures(grid[(index + 1) % 12][None])
-        assert (differing.pictures(image[None]) - wrong).abs().mean() > 0.08
+        wrong = differing.denormalise(grid[(index + 1) % 12][None])
+        assert (differing.denormalise(image[None]) - wrong).abs().mean() > 0.08
 
 
 def test_a_split_in_memory_costs_its_bytes_and_two_batches():

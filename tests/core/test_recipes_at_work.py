@@ -20,10 +20,10 @@ from cnn_core.data.batching import Batch
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.training import Recipe, Run, train
-from cnn_core.training.checkpoint import Checkpoints, State
+from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.ema import Average
 from cnn_core.training.optim import make_optimizer
-from cnn_core.training.train_state import Trainee
+from cnn_core.training.train_state import TrainState
 from cnn_core.weights.keymap import KeyMap
 from cnn_core.weights.native import read_weights
 
@@ -132,7 +132,7 @@ def test_what_is_trained_goes_into_a_state_and_back(
     torch.manual_seed(seed)
     chosen = recipe(optimizer=optimizer, ema=ema, precision=precision, lr=0.01)
     model = create_model("resnet20_cifar", in_channels=1).to(memory_format=memory_format)
-    trainee = Trainee(model, chosen, CPU)
+    train_state = TrainState(model, chosen, CPU)
 
     def step(one, number):
         generator = torch.Generator().manual_seed(number)
@@ -144,21 +144,21 @@ def test_what_is_trained_goes_into_a_state_and_back(
         one.step(0.01, number)
 
     for number in range(steps):
-        step(trainee, number)
+        step(train_state, number)
     checkpoints = Checkpoints(tmp_path_factory.mktemp("state") / "state")
-    checkpoints.save(trainee.state(State(), epoch=1, step=steps))
-    other = Trainee(
+    checkpoints.save(train_state.state(Checkpoint(), epoch=1, step=steps))
+    other = TrainState(
         create_model("resnet20_cifar", in_channels=1).to(memory_format=memory_format), chosen, CPU
     )
     other.load(checkpoints.newest())
     for number in range(steps, steps + 2):
-        step(trainee, number)
+        step(train_state, number)
         step(other, number)
     for part in ("model", "optimizer", "average"):
-        mine, theirs = (getattr(t.state(State()), part) for t in (trainee, other))
+        mine, theirs = (getattr(t.state(Checkpoint()), part) for t in (train_state, other))
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert trainee.scaler.state_dict() == other.scaler.state_dict()
+    assert train_state.scaler.state_dict() == other.scaler.state_dict()
 
 
 # --- averages ------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def losses_of(tmp_path, name, **changes):
 @pytest.mark.parametrize("changes", [{}, {"shift": 1}, {"mixup": 0.4}, {"cutmix": 1.0}])
 def test_a_batch_in_four_pieces_is_the_batch(tmp_path, changes):
     whole, expected = losses_of(tmp_path, "whole", batch_size=32, **changes)
-    pieces, found = losses_of(tmp_path, "pieces", batch_size=32, accumulate=4, **changes)
-    assert pieces == pytest.approx(whole, abs=1e-6)
+    micro_batches, found = losses_of(tmp_path, "pieces", batch_size=32, accumulate=4, **changes)
+    assert micro_batches == pytest.approx(whole, abs=1e-6)
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=2e-6), name
 
@@ -230,7 +230,7 @@ def test_gradients_of_four_times_eight_are_those_of_32():
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     sizes = []
-    for piece in batch.pieces(8):
+    for piece in batch.micro_batches(8):
         loss = nn.functional.cross_entropy(model(piece.images), piece.targets)
         (loss * piece.share).backward()
         sizes.append(len(piece.indices))
@@ -243,11 +243,11 @@ def test_gradients_of_four_times_eight_are_those_of_32():
 def test_pieces_are_the_batch_and_none_is_a_single_image(length, size):
     images, places = torch.randn(length, 1, 2, 2), torch.arange(length)
     batch = Batch(images, places, places, None, 0.5)
-    pieces = list(batch.pieces(size))
-    assert torch.equal(torch.cat([p.images for p in pieces]), batch.images)
-    assert torch.equal(torch.cat([p.indices for p in pieces]), batch.indices)
-    assert sum(p.share for p in pieces) == pytest.approx(0.5)
-    assert length == 1 or min(len(p.indices) for p in pieces) > 1
+    micro_batches = list(batch.micro_batches(size))
+    assert torch.equal(torch.cat([p.images for p in micro_batches]), batch.images)
+    assert torch.equal(torch.cat([p.indices for p in micro_batches]), batch.indices)
+    assert sum(p.share for p in micro_batches) == pytest.approx(0.5)
+    assert length == 1 or min(len(p.indices) for p in micro_batches) > 1
 
 
 def test_batches_can_begin_in_the_middle_of_an_epoch():
@@ -283,7 +283,7 @@ DETAILS = {
     "norm": {"model": "resnet20_cifar", "batch_size": 256, "image_size": 16},
     "pieces": {"accumulate": 3, "mixup": 0.3, "optimizer": "rmsprop", "lr": 0.0005},
     "half": {"precision": "bf16", "schedule": "one_cycle", "stage_lr": {"c1": 0.5}},
-    "stop": {"patience": 1, "best": "val/loss", "epochs": 4, "lr": 0.1},
+    "stop": {"patience": 1, "monitor": "val/loss", "epochs": 4, "lr": 0.1},
 }
 
 
@@ -351,7 +351,7 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path, changes):
 
 
 def test_training_ends_when_the_score_gets_no_better(tmp_path):
-    settings_ = {**QUICK, "epochs": 30, "lr": 0.0, "patience": 3, "best": "val/loss"}
+    settings_ = {**QUICK, "epochs": 30, "lr": 0.0, "patience": 3, "monitor": "val/loss"}
     # With a rate of 0 the loss stays what it is: of equals the later is the better.
     run = train("lenet5_modern", "digits", out=tmp_path / "same", **settings_)
     assert len(run.history()) == 30
@@ -369,15 +369,15 @@ def test_the_score_can_be_any_number_of_the_epoch(tmp_path):
         "lenet5_modern",
         "digits",
         out=tmp_path / "r",
-        best="val/loss",
+        monitor="val/loss",
         lr=0.2,
         **{**QUICK, "epochs": 4},
     )
     losses = [line["val/loss"] for line in run.history()]
     assert read_weights(run.path).epoch == 1 + losses.index(min(losses))
     for name in ("val/accuracy", "loss", "test/top1"):
-        with pytest.raises(UsageError, match=f"best = '{name}'"):
-            train("lenet5_modern", "digits", out=tmp_path / "no", best=name, **QUICK)
+        with pytest.raises(UsageError, match=f"monitor = '{name}'"):
+            train("lenet5_modern", "digits", out=tmp_path / "no", monitor=name, **QUICK)
 
 
 # --- fine-tuning ---------------------------------------------------------------------------

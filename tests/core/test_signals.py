@@ -164,7 +164,7 @@ class Moment:
         elif self.where == "test":
             trainer.measure = self._before(trainer.measure)
         elif self.where == "start":
-            loop.Trainee.train = self._before(loop.Trainee.train)
+            loop.TrainState.train = self._before(loop.TrainState.train)
         elif self.where == "save":
             save = trainer._save
 

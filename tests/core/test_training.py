@@ -23,7 +23,7 @@ from cnn_core.errors import (
 )
 from cnn_core.tasks.classification import map_loss
 from cnn_core.training import Recipe, Run, evaluate, predictions, train
-from cnn_core.training.checkpoint import Checkpoints, State
+from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.optim import make_optimizer
 from cnn_core.training.schedule import learning_rate
 from cnn_core.weights.native import read_weights
@@ -402,13 +402,13 @@ def test_the_best_epoch_by_validation_is_kept(tmp_path):
 )
 def test_a_nan_is_never_the_best_and_of_equals_the_later_is_kept(scores, kept):
     from cnn_core.training.loop import _after_epoch
-    from cnn_core.training.train_state import Trainee
+    from cnn_core.training.train_state import TrainState
 
-    trainee = Trainee(create_model("lenet5_modern"), recipe(), torch.device("cpu"))
-    state = State()
+    train_state = TrainState(create_model("lenet5_modern"), recipe(), torch.device("cpu"))
+    state = Checkpoint()
     for epoch, score in enumerate(scores, start=1):
         line = {"epoch": epoch, "val/top1": score}
-        state = _after_epoch(trainee, state, line, ("val/top1", True))
+        state = _after_epoch(train_state, state, line, ("val/top1", True))
     assert state.best_epoch == kept
 
 

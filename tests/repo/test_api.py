@@ -14,7 +14,7 @@ from cnn_core import specs
 
 TESTS = Path(__file__).parent
 KEPT = TESTS / "api_snapshot.txt"
-VERSIONING = TESTS.parent / "docs" / "versioning.md"
+VERSIONING = TESTS.parents[1] / "docs" / "versioning.md"
 COMMAND = "python tests/repo/api_snapshot.py > tests/repo/api_snapshot.txt"
 
 
@@ -56,7 +56,7 @@ def test_a_change_of_any_kind_is_seen():
     assert len(gone) == 4, gone
     for part in (
         "cnnzoo_epoch_end(",
-        "cnn_core.data.fetching(",
+        "cnn_core.data.fetch(",
         "train --resume",
         "Check.summary",
     ):

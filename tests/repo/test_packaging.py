@@ -124,7 +124,8 @@ def test_public_names_are_sorted_and_there(name):
     module = importlib.import_module(name)
     names = getattr(module, "__all__", None)
     if names is None:
-        assert name.endswith((".hookspecs", ".plugin")), "no __all__"
+        own = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == name]
+        assert name.endswith((".hookspecs", ".plugin")) or not own, "no __all__"
         return
     assert list(names) == sorted(names)
     assert all(getattr(module, public) is not None for public in names)
@@ -143,7 +144,7 @@ def test_functions_are_short_and_public_ones_say_what_they_do(name):
             continue
         if isinstance(node, ast.FunctionDef):
             body = node.end_lineno - node.body[0].lineno + 1
-            assert body <= 60 or hooks, f"{name}.{node.name} is {body} lines long"
+            assert body <= 50 or hooks, f"{name}.{node.name} is {body} lines long"
         stub = isinstance(node.body[-1], ast.Expr)
         exempt = hooks or stub or node.name.startswith("_") or node.name in OVERRIDES
         assert ast.get_docstring(node) or exempt, f"{name}.{node.name} has no docstring"

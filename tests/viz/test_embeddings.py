@@ -28,7 +28,7 @@ from cnn_viz.results.embeddings import (
     placed,
     quality,
 )
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.embedding import COLOURS, embedding
 
 
@@ -76,13 +76,13 @@ def test_neighbours_are_fewer_than_half_of_the_images(count, near):
 
 
 def test_the_view_says_when_a_colour_is_several_classes(run, monkeypatch):
-    ingredients = Ingredients(run, device="cpu")
-    few = embedding(run, ingredients.embedded).get_supxlabel()
+    view_inputs = ViewInputs(run, device="cpu")
+    few = embedding(run, view_inputs.embedded).get_supxlabel()
     assert "whether the 10 nearest here" in few
     assert "colours for" not in few
-    many = replace(ingredients.weights, classes=tuple(map(str, range(30))))
+    many = replace(view_inputs.weights, classes=tuple(map(str, range(30))))
     monkeypatch.setattr("cnn_viz.views.embedding.read_weights", lambda path: many)
-    said = embedding(run, ingredients.embedded).get_supxlabel()
+    said = embedding(run, view_inputs.embedded).get_supxlabel()
     assert f"{len(COLOURS)} colours for 30 classes" in said
 
 
@@ -203,7 +203,7 @@ def test_places_are_kept_by_weights_and_broken_files_made_again(digits, tmp_path
 
 
 def test_a_run_is_embedded_by_what_goes_into_its_last_stage(run, cnnzoo, monkeypatch):
-    embedded = Ingredients(run, device="cpu").embedded
+    embedded = ViewInputs(run, device="cpu").embedded
     assert embedded.features.shape == (359, 84)  # F6
     assert embedded.labels.unique().tolist() == list(range(10))
     assert embedded.drawn() == ["PCA", "t-SNE"]
@@ -212,7 +212,7 @@ def test_a_run_is_embedded_by_what_goes_into_its_last_stage(run, cnnzoo, monkeyp
     assert done.out.startswith("PCA: trustworthiness 0.")
     monkeypatch.setitem(METHODS, "UMAP", (embeddings._pca, 50))
     embedded.places("UMAP")
-    assert Ingredients(run, device="cpu").embedded.drawn() == ["PCA", "t-SNE", "UMAP"]
+    assert ViewInputs(run, device="cpu").embedded.drawn() == ["PCA", "t-SNE", "UMAP"]
 
 
 @pytest.mark.parametrize("count", [4, 5, 7])

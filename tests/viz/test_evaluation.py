@@ -25,7 +25,7 @@ import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Predictions, Run
 from cnn_viz import draw, style
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import (
     TEMPERATURES,
     clustered,
@@ -48,17 +48,17 @@ from cnn_viz.views.weights import spreads
 
 
 @pytest.fixture(scope="module")
-def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Ingredients:
+def view_inputs(tmp_path_factory: pytest.TempPathFactory) -> ViewInputs:
     out = tmp_path_factory.mktemp("evaluation") / "run"
     run = cnn_core.train(
         "lenet5_modern", "digits", out=out, progress=False, epochs=2, batch_size=32, device="cpu"
     )
-    return Ingredients(run, device="cpu")
+    return ViewInputs(run, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def run(ingredients: Ingredients) -> Run:
-    return ingredients.run
+def run(view_inputs: ViewInputs) -> Run:
+    return view_inputs.run
 
 
 def noisy(count: int, classes: int, sharpness: float = 2.0) -> Predictions:
@@ -127,9 +127,9 @@ def test_a_temperature_that_was_put_in_is_found():
     assert float(F.cross_entropy(3 * logits / heat, targets)) <= best + 1e-7
 
 
-def test_calibration_fits_on_the_images_that_training_held_out(ingredients):
-    said, held_out = ingredients.predictions, ingredients.validation
-    run = ingredients.run
+def test_calibration_fits_on_the_images_that_training_held_out(view_inputs):
+    said, held_out = view_inputs.predictions, view_inputs.validation
+    run = view_inputs.run
     train = cnn_core.load_dataset("digits")
     _, part = train.divide(run.recipe.validation, run.recipe.seed)
     assert torch.equal(held_out.targets, part.targets[part.rows])  # as the trainer divides
@@ -163,7 +163,7 @@ def test_a_run_without_validation_has_none(run, tmp_path):
     whole = cnn_core.train(
         recipe.model, recipe.data, out=out, progress=False, epochs=1, validation=0.0, device="cpu"
     )
-    assert Ingredients(whole, device="cpu").validation is None
+    assert ViewInputs(whole, device="cpu").validation is None
 
 
 def test_a_temperature_at_the_border_says_so(run):
@@ -402,8 +402,8 @@ def test_clustering_brings_classes_together_that_are_confused():
     counts += 90 * np.eye(15, dtype=counts.dtype)
     order = clustered(counts)
     assert sorted(order) == list(range(15))
-    together = group[order].reshape(5, 3)
-    assert (together == together[:, :1]).all()
+    eval_batch_size = group[order].reshape(5, 3)
+    assert (eval_batch_size == eval_batch_size[:, :1]).all()
 
 
 def test_the_order_of_three_classes_puts_the_confused_ones_side_by_side():
@@ -474,11 +474,11 @@ def test_spreads_count_weights_outputs_and_dead_units():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_weights_has_a_row_for_each_stage(ingredients):
-    figure = draw("weights", ingredients.run, device="cpu")
+def test_weights_has_a_row_for_each_stage(view_inputs):
+    figure = draw("weights", view_inputs.run, device="cpu")
     stages = list(cnn_core.get_spec("lenet5_modern").stages)
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == stages
-    found = spreads(ingredients.model, ingredients.batch.images, stages)
+    found = spreads(view_inputs.model, view_inputs.batch.images, stages)
     dead, units = (sum(getattr(o, key) for _, o in found.values()) for key in ("dead", "units"))
     assert figure.get_supxlabel().endswith(f"{dead:,} of {units:,}.")
 

@@ -18,7 +18,7 @@ from cnn_core import registry
 from cnn_core.errors import UsageError
 from cnn_viz import style
 from cnn_viz.attribution.faithfulness import randomisation
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 
 CLASSES = ("disc", "square", "猫", "مرحبا")
 COARSE = "has maps of 1 x 1"  # of networks for 224 pixels, at 32
@@ -108,14 +108,14 @@ def test_every_view_is_drawn_or_says_why_not(model, folders, tmp_path, monkeypat
         options=OPTIONS.get(model, {}),
         **settings,
     )
-    ingredients, missing = Ingredients(run, device="cpu"), {}
+    view_inputs, missing = ViewInputs(run, device="cpu"), {}
     for name, entry in registry.views():
         if task not in entry.spec.tasks:
             continue
         try:
             with style.applied(), warnings.catch_warnings():
                 render = registry.resolve(entry, "render")
-                assert isinstance(render(**ingredients.select(entry.spec.needs)), Figure)
+                assert isinstance(render(**view_inputs.select(entry.spec.needs)), Figure)
         except UsageError as error:
             missing[name] = error.message
     assert missing.keys() == TABLE[model].keys()

@@ -22,33 +22,33 @@ from cnn_viz.attribution.activation_maximisation import maximised
 from cnn_viz.network.convolution import number
 from cnn_viz.network.graph import wiring
 from cnn_viz.network.receptive_field import evenly, receptive_fields
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.activation_maximisation import steps_for
 from cnn_viz.views.filters import before_training
 
 
 @pytest.fixture(scope="module")
-def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Ingredients:
+def view_inputs(tmp_path_factory: pytest.TempPathFactory) -> ViewInputs:
     out = tmp_path_factory.mktemp("inside") / "run"
     run = cnn_core.train(
         "lenet5_modern", "digits", out=out, progress=False, epochs=2, batch_size=32, device="cpu"
     )
-    return Ingredients(run, device="cpu")
+    return ViewInputs(run, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def run(ingredients: Ingredients) -> Run:
-    return ingredients.run
+def run(view_inputs: ViewInputs) -> Run:
+    return view_inputs.run
 
 
 @pytest.fixture(scope="module")
-def segmenting(tmp_path_factory: pytest.TempPathFactory) -> Ingredients:
+def segmenting(tmp_path_factory: pytest.TempPathFactory) -> ViewInputs:
     out = tmp_path_factory.mktemp("segmenting") / "run"
     options = {"epochs": 1, "image_size": 32, "options": {"width": 4, "depth": 2}}
     run = cnn_core.train(
         "unet_same", "digit_scenes", out=out, progress=False, device="cpu", **options
     )
-    return Ingredients(run, device="cpu")
+    return ViewInputs(run, device="cpu")
 
 
 def written(figure: Figure) -> list[str]:
@@ -108,9 +108,9 @@ def test_every_inception_module_concatenates_once():
     assert not found.additions
 
 
-def test_architecture_names_stages_sizes_and_parameters(run, ingredients):
+def test_architecture_names_stages_sizes_and_parameters(run, view_inputs):
     figure = draw("architecture", run, device="cpu")
-    found, model = written(figure), ingredients.model
+    found, model = written(figure), view_inputs.model
     stages = cnn_core.get_spec("lenet5_modern").stages
     sizes = ["6 x 28 x 28", "6 x 14 x 14", "16 x 10 x 10", "16 x 5 x 5", "120 x 1 x 1", "84", "10"]
     expected = ["input", "1 x 32 x 32"]
@@ -155,7 +155,7 @@ def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
         seed=7,
     )
     before = before_training(still).state_dict()
-    kept = Ingredients(still, device="cpu").model.state_dict()
+    kept = ViewInputs(still, device="cpu").model.state_dict()
     assert before.keys() == kept.keys()
     assert all(torch.equal(before[name], kept[name]) for name in kept)
     other = before_training(run)  # of another seed
@@ -168,7 +168,7 @@ def test_building_it_again_leaves_the_random_state_as_it_was(run):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_filters_before_training_are_left_out_where_they_are_not_known(run, ingredients, tmp_path):
+def test_filters_before_training_are_left_out_where_they_are_not_known(run, view_inputs, tmp_path):
     copy = Run.open(shutil.copytree(run.path, tmp_path / "run"))
     facts = json.loads((copy.path / "environment.json").read_text())
     (copy.path / "environment.json").write_text(json.dumps({**facts, "torch": "1.0.0"}))
@@ -236,11 +236,11 @@ def test_the_effective_field_lies_within_the_theoretical_one(name, request):
         assert not (field.effective * (1 - inside)).any()
 
 
-def test_lenets_fields_are_where_its_layers_put_them(ingredients):
+def test_lenets_fields_are_where_its_layers_put_them(view_inputs):
     sizes = {"c1": (5, 1), "s2": (6, 2), "c3": (14, 2), "c5": (32, 4)}
-    found = receptive_fields(ingredients.model, ingredients.batch.images, sizes)
+    found = receptive_fields(view_inputs.model, view_inputs.batch.images, sizes)
     assert [found[name].start for name in sizes] == [(14, 14), (14, 14), (10, 10), (0, 0)]
-    figure = draw("receptive_field", ingredients.run, device="cpu")
+    figure = draw("receptive_field", view_inputs.run, device="cpu")
     titles = "\n".join(ax.get_title(loc="left") for ax in figure.axes)
     for part in (
         "c1\n6 x 28 x 28, at (14, 14)\nsees 5 x 5 px",
@@ -251,8 +251,8 @@ def test_lenets_fields_are_where_its_layers_put_them(ingredients):
     assert f"effective: {found['c3'].side:.1f} px" in titles
 
 
-def test_looking_leaves_no_trace(ingredients):
-    model, images = ingredients.model, ingredients.batch.images
+def test_looking_leaves_no_trace(view_inputs):
+    model, images = view_inputs.model, view_inputs.batch.images
     state, before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
     model.train()
     try:
@@ -354,9 +354,9 @@ def test_a_model_without_convolutions_has_no_arithmetic():
         number(nn.Linear(2, 2), torch.zeros(1, 2))
 
 
-def test_arithmetic_writes_every_number(ingredients):
-    figure = draw("arithmetic", ingredients.run, device="cpu")
-    found = number(ingredients.model, ingredients.batch.images[:1])
+def test_arithmetic_writes_every_number(view_inputs):
+    figure = draw("arithmetic", view_inputs.run, device="cpu")
+    found = number(view_inputs.model, view_inputs.batch.images[:1])
     cells = [float(text.replace("\N{MINUS SIGN}", "-")) for text in written(figure)]
     expected = torch.cat([found.window, found.kernel, found.products]).flatten()
     torch.testing.assert_close(
@@ -370,8 +370,8 @@ def test_arithmetic_writes_every_number(ingredients):
 # activation maximisation
 
 
-def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(ingredients):
-    model, known = ingredients.model, ingredients.weights.preprocessing
+def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(view_inputs):
+    model, known = view_inputs.model, view_inputs.weights.preprocessing
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     find = partial(
@@ -389,8 +389,8 @@ def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(ingr
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_budget_decides_on_the_steps(ingredients):
-    weights = ingredients.weights
+def test_the_budget_decides_on_the_steps(view_inputs):
+    weights = view_inputs.weights
     assert steps_for(weights, 10) == 128
     geometry = replace(weights.preprocessing, size=(224, 224))
     slower = replace(
@@ -403,8 +403,8 @@ def test_the_budget_decides_on_the_steps(ingredients):
         steps_for(replace(slower, model="vgg16"), 10)
 
 
-def test_every_class_has_its_picture_and_numbers(ingredients):
-    figure = draw("activation_maximisation", ingredients.run, device="cpu")
+def test_every_class_has_its_picture_and_numbers(view_inputs):
+    figure = draw("activation_maximisation", view_inputs.run, device="cpu")
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert [title.split("\n")[0] for title in titles] == list(ingredients.weights.classes)
+    assert [title.split("\n")[0] for title in titles] == list(view_inputs.weights.classes)
     assert all(len(ax.images) == 1 for ax in figure.axes)

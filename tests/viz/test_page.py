@@ -20,7 +20,7 @@ from cnn_viz import write_report
 from cnn_viz.page import explorer
 from cnn_viz.results import inputs
 from cnn_viz.results.embeddings import Embedded
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.embedding import COLOURS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -200,7 +200,7 @@ def test_maps_follow_class_stage_method_and_opacity(visit):
 
 @pytest.mark.parametrize("method", ["Grad-CAM", "Eigen-CAM"])
 def test_a_class_that_is_chosen_has_the_map_of_that_class(visit, run, method):
-    found = Ingredients(run, device="cpu").predictions
+    found = ViewInputs(run, device="cpu").predictions
     items = explorer._explained(found)
     predicted, targets = found.predicted[items].tolist(), found.targets[items].tolist()
     said = shots(visit, ".gallery", method=method, **{"class": "predicted"})
@@ -360,7 +360,7 @@ def large(
     logits = torch.randn(count, len(names), generator=generator)
     logits += 3 * torch.nn.functional.one_hot(targets, len(names))
     said = Predictions(natural(count), logits, targets, names)
-    cams = explorer._cams(Ingredients(run, device="cpu"))
+    cams = explorer._cams(ViewInputs(run, device="cpu"))
     features = torch.randn(count, 16, generator=generator) + targets[:, None].float()
     embedded = Embedded(
         features=features,
@@ -372,7 +372,7 @@ def large(
     )
     monkeypatch.setattr(inputs, "predictions", lambda *args, **options: said)
     monkeypatch.setattr(explorer, "_cams", lambda _: cams)
-    monkeypatch.setattr(Ingredients, "embedded", embedded)
+    monkeypatch.setattr(ViewInputs, "embedded", embedded)
     copy = shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("state"))
     return write_report(copy, device="cpu")
 

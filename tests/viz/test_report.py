@@ -33,7 +33,7 @@ from cnn_viz.page.charts import charts
 from cnn_viz.page.explorer import BY_HAND
 from cnn_viz.page.svg import inlined
 from cnn_viz.results import inputs
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import wilson
 
 VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks and not spec.costly]
@@ -242,7 +242,7 @@ def test_inlined_figures_follow_the_readers_theme(text):
 def test_the_numbers_are_those_of_the_run(text, run):
     content = numbers(text)
     measured = evaluate(run, device="cpu")
-    said = Ingredients(run, device="cpu").predictions
+    said = ViewInputs(run, device="cpu").predictions
     hits = int((said.predicted == said.targets).sum())
     assert content["test"]["top1"] == pytest.approx(measured["top1"])
     assert content["test"]["top1"] == pytest.approx(run.test_metrics()["test/top1"])
@@ -261,7 +261,7 @@ def test_the_numbers_are_those_of_the_run(text, run):
 def test_the_page_shows_these_numbers(text, run):
     content, page = numbers(text), Page(text)
     assert f"{100 * content['test']['top1']:.2f} %" in page.texts["strong"]
-    said = Ingredients(run, device="cpu").predictions
+    said = ViewInputs(run, device="cpu").predictions
     precision = precision_score(said.targets, said.predicted, average=None, zero_division=0)
     f1 = f1_score(said.targets, said.predicted, average=None)
     shares = said.logits.double().softmax(1)

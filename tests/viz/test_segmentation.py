@@ -16,14 +16,14 @@ from torch import Tensor, nn
 import cnn_core
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
-from cnn_core.training import Run, Segmented
+from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import read_weights
 from cnn_viz import Cam, seg_grad_cam, style, write_report
 from cnn_viz.attribution.saliency import falls
 from cnn_viz.drawing.render import draw_all, draw_one, fitting
 from cnn_viz.network.mc_dropout import mc_dropout
 from cnn_viz.page.explorer import BY_HAND
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, pixel_scores
 from cnn_viz.results.segmentations import Segmentations, spread
 from cnn_viz.views import masks
@@ -64,8 +64,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def ingredients(run: Run) -> Ingredients:
-    return Ingredients(run, device="cpu")
+def view_inputs(run: Run) -> ViewInputs:
+    return ViewInputs(run, device="cpu")
 
 
 def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
@@ -78,7 +78,7 @@ def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
         logits += (index + 1) * nn.functional.one_hot(target.long(), classes).permute(2, 0, 1)
         target[:4] = 255
         picture = torch.rand(3, side, side, generator=generator)
-        images.append(Segmented(index, picture, logits, target))
+        images.append(SegmentationOutput(index, picture, logits, target))
     return Segmentations([f"class {k}" for k in range(classes)], lambda: iter(images), count)
 
 
@@ -87,10 +87,10 @@ def test_the_views_of_a_run_come_in_reading_order(run):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_is_drawn_without_warnings_and_the_same_every_time(view, ingredients):
+def test_every_view_is_drawn_without_warnings_and_the_same_every_time(view, view_inputs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first, second = (draw_one(view, ingredients) for _ in range(2))
+        first, second = (draw_one(view, view_inputs) for _ in range(2))
     assert first.png.startswith(b"\x89PNG")
     assert first.svg == second.svg
 
@@ -148,12 +148,12 @@ def test_entropy_is_that_of_a_loop():
     np.testing.assert_allclose(masks.entropy(one.probabilities), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_numbers_of_a_split_are_those_that_the_run_recorded(ingredients):
-    recorded, measured = ingredients.run.test_metrics(), ingredients.segmented.measured
-    assert len(measured.scores) == len(ingredients.segmented) == 200
+def test_the_numbers_of_a_split_are_those_that_the_run_recorded(view_inputs):
+    recorded, measured = view_inputs.run.test_metrics(), view_inputs.segmented.measured
+    assert len(measured.scores) == len(view_inputs.segmented) == 200
     mious = [line["miou"] for line in measured.scores]
     assert np.mean(mious) == pytest.approx(recorded["test/image_miou"], abs=1e-6)
-    rows = pixel_scores(ingredients.segmented.classes, measured.pixels)
+    rows = pixel_scores(view_inputs.segmented.classes, measured.pixels)
     assert rows[1].iou == pytest.approx(recorded["test/iou_1"], abs=1e-6)
     low, high = bootstrap(mious)
     assert low < np.mean(mious) < high
@@ -199,8 +199,8 @@ def by_hand(model: nn.Module, images: Tensor, stage: str, number: int) -> Tensor
 
 
 @pytest.mark.parametrize("stage", ["bottom", "up.1"])
-def test_seg_grad_cam_is_that_of_the_paper_and_leaves_nothing_behind(stage, ingredients):
-    model, images = copy.deepcopy(ingredients.model), ingredients.batch.images[:3]
+def test_seg_grad_cam_is_that_of_the_paper_and_leaves_nothing_behind(stage, view_inputs):
+    model, images = copy.deepcopy(view_inputs.model), view_inputs.batch.images[:3]
     model.train()
     state = torch.get_rng_state()
     cam = seg_grad_cam(model, images, stage, [0, 0, 0])
@@ -214,19 +214,19 @@ def test_seg_grad_cam_is_that_of_the_paper_and_leaves_nothing_behind(stage, ingr
     torch.testing.assert_close(cam.raw, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_seg_grad_cam_of_a_region(ingredients):
-    images = ingredients.batch.images[:1]
+def test_seg_grad_cam_of_a_region(view_inputs):
+    images = view_inputs.batch.images[:1]
     nowhere = torch.zeros(1, 32, 32, dtype=torch.bool)
-    assert bool(seg_grad_cam(ingredients.model, images, "bottom", [1], nowhere).empty)
+    assert bool(seg_grad_cam(view_inputs.model, images, "bottom", [1], nowhere).empty)
     with pytest.raises(UsageError, match=r"region of shape \[1, 4, 4\]: expected \[1, 32, 32\]"):
-        seg_grad_cam(ingredients.model, images, "bottom", [1], nowhere[:, :4, :4])
+        seg_grad_cam(view_inputs.model, images, "bottom", [1], nowhere[:, :4, :4])
 
 
 def test_a_batch_is_limited_by_its_pixels(run, monkeypatch):
     monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 3 * 32 * 32 + 5)
-    assert len(Ingredients(run, device="cpu").batch.images) == 3
+    assert len(ViewInputs(run, device="cpu").batch.images) == 3
     monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 1)
-    assert len(Ingredients(run, device="cpu").batch.images) == 1
+    assert len(ViewInputs(run, device="cpu").batch.images) == 1
 
 
 def test_the_report_shows_every_view_and_loads_nothing(run, tmp_path):
@@ -264,13 +264,13 @@ def test_uncertainty_is_that_of_a_loop_over_passes():
     assert 0.001 < float(found.mutual.max()) < float(found.entropy.max()) <= np.log2(3)
 
 
-def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(ingredients, caplog):
-    (pair,) = (pair for pair in fitting(ingredients.run) if pair[0] == "uncertainty")
+def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(view_inputs, caplog):
+    (pair,) = (pair for pair in fitting(view_inputs.run) if pair[0] == "uncertainty")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ingredients.model.modules():
+        for module in view_inputs.model.modules():
             if isinstance(module, nn.Dropout):
                 patch.setattr(module, "p", 0.0)
-        drawing = draw_all(*pair, ingredients)
+        drawing = draw_all(*pair, view_inputs)
     assert "has no dropout" in drawing.unfit
     assert not drawing.error
     assert not drawing.png
@@ -314,7 +314,7 @@ def test_maps_are_held_to_the_masks_of_classes_that_are_there_and_found():
 @pytest.mark.parametrize("valid", [False, True])
 def test_energy_lies_in_the_mask_of_a_network_that_knows_it(run, valid, monkeypatch):
     """One image, whose right half is the class; a map of the right half, and its opposite."""
-    weights, batch = read_weights(run.path), Ingredients(run, device="cpu").batch
+    weights, batch = read_weights(run.path), ViewInputs(run, device="cpu").batch
     targets = torch.zeros_like(batch.targets[:2])
     targets[:, :, targets.shape[2] // 2 :] = 1
     edge = 4 if valid else 0

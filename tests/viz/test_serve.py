@@ -27,7 +27,7 @@ from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, predict
 from cnn_viz.page import server as serve
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ASKED = {"X-Cnnzoo": "1"}
@@ -50,7 +50,7 @@ def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(run: Run) -> TestClient:
-    application = serve.application(Ingredients(run, device="cpu"), 8765)
+    application = serve.application(ViewInputs(run, device="cpu"), 8765)
     return TestClient(application, base_url="http://127.0.0.1:8765")
 
 
@@ -128,11 +128,11 @@ def test_a_number_of_a_map_is_explained(client, run, digit):
     answer = client.post("/maps", content=digit.read_bytes(), headers=ASKED)
     found = answer.json()
     assert (found["layer"], found["size"], len(found["maps"])) == ("c1", [28, 28], 6)
-    ingredients = Ingredients(run, device="cpu")
-    image = ingredients.weights.preprocessing(read_image(digit, 1)[None])
+    view_inputs = ViewInputs(run, device="cpu")
+    image = view_inputs.weights.preprocessing(read_image(digit, 1)[None])
     with torch.no_grad():
         maps = torch.nn.functional.conv2d(
-            image, ingredients.model.c1.weight, ingredients.model.c1.bias
+            image, view_inputs.model.c1.weight, view_inputs.model.c1.bias
         )
     for channel, row, column in ((0, 0, 0), (5, 27, 3), (2, 14, 27)):
         place = f"channel={channel}&row={row}&column={column}"
@@ -154,8 +154,8 @@ def test_a_number_of_a_map_is_explained(client, run, digit):
 def test_a_report_of_other_weights_is_written_again(client, run, monkeypatch):
     written = []
 
-    def write(ingredients: Ingredients) -> None:
-        written.append(ingredients)
+    def write(view_inputs: ViewInputs) -> None:
+        written.append(view_inputs)
         (run.path / "report.html").write_text("new", "utf-8")
 
     monkeypatch.setattr(serve, "write_report", write)
@@ -182,7 +182,7 @@ def test_a_run_that_segments_is_refused(tmp_path):
         "unet_same", "digit_scenes", out=tmp_path / "run", progress=False, device="cpu", **options
     )
     with pytest.raises(UsageError, match="does segmentation"):
-        serve.application(Ingredients(run, device="cpu"), 1)
+        serve.application(ViewInputs(run, device="cpu"), 1)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")

@@ -48,7 +48,7 @@ from cnn_viz.attribution.faithfulness import (
 )
 from cnn_viz.commands.cli import viz
 from cnn_viz.drawing.render import draw_all, draw_one, fitting, write
-from cnn_viz.results.inputs import Ingredients, varied
+from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import wilson
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
@@ -102,8 +102,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def ingredients(run: Run) -> Ingredients:
-    return Ingredients(run, device="cpu")
+def view_inputs(run: Run) -> ViewInputs:
+    return ViewInputs(run, device="cpu")
 
 
 def made_up(
@@ -125,10 +125,10 @@ def texts(figure: matplotlib.figure.Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_becomes_png_svg_and_pdf_without_warnings(view, ingredients, tmp_path):
+def test_every_view_becomes_png_svg_and_pdf_without_warnings(view, view_inputs, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        paths = write(draw_one(view, ingredients, pdf=True), tmp_path / "figures")
+        paths = write(draw_one(view, view_inputs, pdf=True), tmp_path / "figures")
     assert [path.name for path in paths] == [f"{view}.{kind}" for kind in ("png", "svg", "pdf")]
     assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # nothing temporary stays
     with Image.open(paths[0]) as image:
@@ -154,11 +154,11 @@ def test_viz_writes_a_pdf_when_asked(run, tmp_path):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_figure_has_a_title_a_caption_and_is_the_same_every_time(view, ingredients):
-    first, second = (draw_one(view, ingredients) for _ in range(2))
+def test_a_figure_has_a_title_a_caption_and_is_the_same_every_time(view, view_inputs):
+    first, second = (draw_one(view, view_inputs) for _ in range(2))
     assert first.svg == second.svg
     assert first.png == second.png
-    figure = draw(view, ingredients.run, device="cpu")
+    figure = draw(view, view_inputs.run, device="cpu")
     assert "lenet5_modern" in figure.get_suptitle()
     assert figure.get_supxlabel()
 
@@ -253,9 +253,9 @@ def cells(figure: matplotlib.figure.Figure, classes: int) -> np.ndarray:
     return found
 
 
-def test_confusion_cells_are_sklearns_and_recall_stands_at_the_margin(ingredients):
-    said = ingredients.predictions
-    figure = draw("confusion", ingredients.run, device="cpu")
+def test_confusion_cells_are_sklearns_and_recall_stands_at_the_margin(view_inputs):
+    said = view_inputs.predictions
+    figure = draw("confusion", view_inputs.run, device="cpu")
     expected = confusion_matrix(said.targets, said.predicted)
     assert expected.trace() < expected.sum()  # there are mistakes to show
     np.testing.assert_array_equal(cells(figure, 10), expected)
@@ -339,18 +339,18 @@ def test_nothing_wrong_or_nothing_right_is_said(run, right, empty, full):
 
 
 def test_varied_takes_one_of_each_class_in_turn():
-    assert varied([5, 5, 5, 2, 2, 9], 4) == [3, 0, 5, 4]
-    assert varied([1, 1], 5) == [0, 1]
+    assert round_robin_by_class([5, 5, 5, 2, 2, 9], 4) == [3, 0, 5, 4]
+    assert round_robin_by_class([1, 1], 5) == [0, 1]
 
 
 # gradcam
 
 
-def test_gradcam_titles_are_the_networks_own_answers(ingredients):
-    figure = draw("gradcam", ingredients.run, device="cpu")
-    batch, classes = ingredients.batch, ingredients.predictions.classes
-    shown = varied(batch.targets.tolist(), 12)
-    answers = ingredients.predictions.probabilities[batch.indices[shown]]
+def test_gradcam_titles_are_the_networks_own_answers(view_inputs):
+    figure = draw("gradcam", view_inputs.run, device="cpu")
+    batch, classes = view_inputs.batch, view_inputs.predictions.classes
+    shown = round_robin_by_class(batch.targets.tolist(), 12)
+    answers = view_inputs.predictions.probabilities[batch.indices[shown]]
     labels = [text for text in texts(figure) if "%" in text]
     for label, answer in zip(labels, answers, strict=True):
         expected = f"{classes[int(answer.argmax())]}  {style.confidence(float(answer.amax()))}"
@@ -359,72 +359,72 @@ def test_gradcam_titles_are_the_networks_own_answers(ingredients):
     assert len(figure.axes[0].images) == 24
 
 
-def test_gradcam_marks_empty_maps(ingredients):
+def test_gradcam_marks_empty_maps(view_inputs):
     """A network whose class is spoken for by what is not there."""
     model = cnn_core.create_model("lenet5_modern").eval()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     with style.applied():
-        figure = gradcam(ingredients.run, model, ingredients.batch)
+        figure = gradcam(view_inputs.run, model, view_inputs.batch)
     assert sum("empty map" in text for text in texts(figure)) == 12
-    trained = texts(draw("gradcam", ingredients.run, device="cpu"))
+    trained = texts(draw("gradcam", view_inputs.run, device="cpu"))
     assert sum("empty map" in text for text in trained) < 12
 
 
 # cam_methods and faithfulness
 
 
-def test_cam_methods_shows_every_method_and_the_networks_own_answers(ingredients):
-    figure = draw("cam_methods", ingredients.run, device="cpu")
+def test_cam_methods_shows_every_method_and_the_networks_own_answers(view_inputs):
+    figure = draw("cam_methods", view_inputs.run, device="cpu")
     assert len(figure.axes[0].images) == 6 * 7
     assert texts(figure)[:7] == ["picture", *NAMES.values()]
-    shown = varied(ingredients.batch.targets.tolist(), 6)
-    answers = ingredients.predictions.probabilities[ingredients.batch.indices[shown]]
+    shown = round_robin_by_class(view_inputs.batch.targets.tolist(), 6)
+    answers = view_inputs.predictions.probabilities[view_inputs.batch.indices[shown]]
     labels = [text for text in texts(figure) if "%" in text]
     for label, answer in zip(labels, answers, strict=True):
-        name = ingredients.predictions.classes[int(answer.argmax())]
+        name = view_inputs.predictions.classes[int(answer.argmax())]
         expected = f"{name}  {style.confidence(float(answer.amax()))}"
         assert label.partition("  (")[0] == expected
-    images = ingredients.batch.images[shown]
+    images = view_inputs.batch.images[shown]
     for column, method in enumerate(NAMES, 1):
-        cam = cams(ingredients.model, images, "c3", method=method)["c3"]
-        picture = ingredients.weights.preprocessing.pictures(images)[1, 0].numpy()
+        cam = cams(view_inputs.model, images, "c3", method=method)["c3"]
+        picture = view_inputs.weights.preprocessing.denormalise(images)[1, 0].numpy()
         expected = overlay(np.repeat(picture[..., None], 3, 2), cam.heat(stride=2)[1].numpy())
         drawn = figure.axes[0].images[7 + column].get_array()
         np.testing.assert_allclose(drawn, expected, atol=1e-6)
 
 
-def test_cam_methods_marks_empty_maps(ingredients):
+def test_cam_methods_marks_empty_maps(view_inputs):
     model = cnn_core.create_model("lenet5_modern").eval()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     with style.applied():
-        figure = cam_methods(ingredients.run, model, ingredients.batch)
+        figure = cam_methods(view_inputs.run, model, view_inputs.batch)
     assert sum("empty map" in text for text in texts(figure)) == 36
 
 
-def test_faithfulness_shows_the_measures_beside_their_baselines(ingredients):
-    figure = draw("faithfulness", ingredients.run, device="cpu")
+def test_faithfulness_shows_the_measures_beside_their_baselines(view_inputs):
+    figure = draw("faithfulness", view_inputs.run, device="cpu")
     deleted, inserted, road, cascade = figure.axes
     names = [label.get_text() for label in deleted.get_yticklabels()]
     assert names == ["Grad-CAM", "HiRes-CAM", "Layer-CAM", "random numbers", "edges (Sobel)"]
-    images = ingredients.batch.images[varied(ingredients.batch.targets.tolist(), 16)]
-    cam = cams(ingredients.model, images, "c3", method="layer-cam")["c3"]
+    images = view_inputs.batch.images[round_robin_by_class(view_inputs.batch.targets.tolist(), 16)]
+    cam = cams(view_inputs.model, images, "c3", method="layer-cam")["c3"]
     for ax, measure in {deleted: deletion, inserted: insertion}.items():
         points = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
-        curves = measure(ingredients.model, images, cam.heat(stride=2), cam.classes, steps=8)
+        curves = measure(view_inputs.model, images, cam.heat(stride=2), cam.classes, steps=8)
         assert points[2] == pytest.approx(float(curves.mean()), abs=1e-6)
-        curves = measure(ingredients.model, images, edge_map(images), cam.classes, steps=8)
+        curves = measure(view_inputs.model, images, edge_map(images), cam.classes, steps=8)
         assert points[4] == pytest.approx(float(curves.mean()), abs=1e-6)
         noise = replace(cam, raw=random_map(cam.raw[:, None])).heat(stride=2)  # in the same box
-        curves = measure(ingredients.model, images, noise, cam.classes, steps=8)
+        curves = measure(view_inputs.model, images, noise, cam.classes, steps=8)
         assert points[3] == pytest.approx(float(curves.mean()), abs=1e-6)
     assert len(road.lines) == 2 * 5  # a mean and an interval for each
     lines = {line.get_label(): line.get_ydata() for line in cascade.lines}
     assert lines["edges (Sobel)"] == pytest.approx([1.0] * 6)
     assert all(values[0] == 1 for label, values in lines.items() if label in names)
     left = randomisation(
-        ingredients.model,
+        view_inputs.model,
         registry.get_spec("lenet5_modern").stages,
         lambda model: cams(model, images, "c3", cam.classes, "layer-cam")["c3"].raw,
     )
@@ -437,10 +437,10 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(ingredients):
 # filters
 
 
-def test_filters_are_the_first_convolutions_on_one_scale(ingredients):
-    before, after, bar = draw("filters", ingredients.run, device="cpu").axes
-    first = before_training(ingredients.run).c1.weight.detach()
-    weight = ingredients.model.c1.weight.detach()
+def test_filters_are_the_first_convolutions_on_one_scale(view_inputs):
+    before, after, bar = draw("filters", view_inputs.run, device="cpu").axes
+    first = before_training(view_inputs.run).c1.weight.detach()
+    weight = view_inputs.model.c1.weight.detach()
     limit = max(float(first.abs().max()), float(weight.abs().max()))
     for ax, part in ((before, first), (after, weight)):
         assert len(ax.images) == 6
@@ -472,8 +472,8 @@ def test_a_model_without_convolutions_has_no_filters(run):
 # features
 
 
-def test_features_walk_through_every_stage_with_its_shape(ingredients):
-    figure = draw("features", ingredients.run, device="cpu")
+def test_features_walk_through_every_stage_with_its_shape(view_inputs):
+    figure = draw("features", view_inputs.run, device="cpu")
     spec = cnn_core.get_spec("lenet5_modern")
     found = texts(figure)
     for stage in spec.stages:
@@ -482,9 +482,9 @@ def test_features_walk_through_every_stage_with_its_shape(ingredients):
         assert any(text.startswith(f"\n{shape}\n") for text in found)
     rows = [ax for ax in figure.axes if ax.images]
     assert [len(ax.images) for ax in rows[:6]] == [1, 6, 6, 10, 10, 1]  # c5 is a strip
-    image = ingredients.batch.images[:1]
+    image = view_inputs.batch.images[:1]
     with torch.no_grad():
-        maps = ingredients.model.c1(image)[0]
+        maps = view_inputs.model.c1(image)[0]
     np.testing.assert_allclose(rows[1].images[2].get_array(), maps[2], atol=1e-5)
 
 
@@ -501,14 +501,14 @@ def test_a_walk_sees_stages_as_they_were_before_work_in_place():
 # names
 
 
-def test_names_from_elsewhere_harm_no_figure(ingredients, monkeypatch):
+def test_names_from_elsewhere_harm_no_figure(view_inputs, monkeypatch):
     """Markup, mathtext, scripts the font lacks, escape sequences, bidirectional overrides."""
-    hostile = replace(ingredients.predictions, classes=HOSTILE)
-    renamed = replace(ingredients.weights, classes=HOSTILE)
+    hostile = replace(view_inputs.predictions, classes=HOSTILE)
+    renamed = replace(view_inputs.weights, classes=HOSTILE)
     monkeypatch.setattr("cnn_viz.views.gradcam.read_weights", lambda path: renamed)
     monkeypatch.setattr("cnn_viz.views.features.read_weights", lambda path: renamed)
     monkeypatch.setattr("cnn_viz.views.cam_methods.read_weights", lambda path: renamed)
-    run, model, batch = ingredients.run, ingredients.model, ingredients.batch
+    run, model, batch = view_inputs.run, view_inputs.model, view_inputs.batch
     makers: list[Callable[[], matplotlib.figure.Figure]] = [
         lambda: confusion(run, hostile),
         lambda: predictions(run, hostile),
@@ -576,25 +576,25 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry[ViewSpec
     ],
 )
 def test_a_view_that_fails_is_named_and_harms_no_other(
-    function, cause, ingredients, third_party, caplog
+    function, cause, view_inputs, third_party, caplog
 ):
-    drawing = draw_all("theirs", third_party(function), ingredients)
+    drawing = draw_all("theirs", third_party(function), view_inputs)
     assert not drawing.png
     assert len(caplog.records) == 1
     for text in (drawing.error, caplog.text):
         assert "view 'theirs' of plugin 'other' (cnn-other 1.2.3)" in text
         assert cause in text
     with pytest.raises(PluginError, match="view 'theirs'"):
-        draw_one("theirs", ingredients)
+        draw_one("theirs", view_inputs)
 
 
-def test_strict_mode_does_not_contain(ingredients, third_party, monkeypatch):
+def test_strict_mode_does_not_contain(view_inputs, third_party, monkeypatch):
     monkeypatch.setenv("CNNZOO_STRICT", "1")
     with pytest.raises(PluginError, match="ValueError"):
-        draw_all("theirs", third_party("raises"), ingredients)
+        draw_all("theirs", third_party("raises"), view_inputs)
 
 
-def test_the_view_in_the_readme_works(ingredients, monkeypatch):
+def test_the_view_in_the_readme_works(view_inputs, monkeypatch):
     readme = Path(__file__).parents[2] / "packages" / "cnn-viz" / "README.md"
     blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
     modules = {}
@@ -606,7 +606,7 @@ def test_the_view_in_the_readme_works(ingredients, monkeypatch):
     monkeypatch.setitem(sys.modules, "cnn_confidence", ModuleType("cnn_confidence"))
     (spec,) = modules["cnn_confidence.plugin"].cnnzoo_views()
     origin = Plugin("confidence", "cnn-confidence", "0.1.0", "cnn_confidence.plugin")
-    drawing = draw_all(spec.name, Entry(spec, origin), ingredients)
+    drawing = draw_all(spec.name, Entry(spec, origin), view_inputs)
     assert not drawing.error
     assert style.THEMED in drawing.svg.decode()
 
@@ -669,13 +669,13 @@ def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run,
     order = test.targets.argsort(stable=True)
     split = {"train": data.split("train"), "test": test.subset(order)}
     monkeypatch.setattr("cnn_viz.results.inputs.load_data", lambda *_: Dataset(data.spec, split))
-    ingredients = Ingredients(run, device="cpu")
-    batch, said = ingredients.batch, predicted(run, device="cpu")
+    view_inputs = ViewInputs(run, device="cpu")
+    batch, said = view_inputs.batch, predicted(run, device="cpu")
     assert isinstance(batch, Batch)
     assert batch.targets.tolist() == [*list(range(10)) * 6, 0, 1, 2, 3]
     assert test.targets[order[batch.indices]].tolist() == batch.targets.tolist()
     with torch.no_grad():
-        logits = ingredients.model(batch.images)
+        logits = view_inputs.model(batch.images)
     expected = said.logits[order[batch.indices]]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -724,7 +724,7 @@ def test_a_minus_is_a_minus_and_zero_has_none(value, form, shown):
     ("fraction", "shown"), [(0.2, "20 %"), (0.205, "20.5 %"), (-0.05, "\u22125 %"), (1.0, "100 %")]
 )
 def test_ticks_that_lie_close_together_differ(fraction, shown):
-    assert style.per_cent(fraction) == shown
+    assert style.percent_tick(fraction) == shown
 
 
 @pytest.mark.parametrize(
@@ -764,16 +764,16 @@ def test_scripts_that_the_font_lacks_are_drawn_by_one_that_is_installed(tmp_path
         style._installed.cache_clear()
 
 
-def test_maps_of_one_value_are_not_drawn(ingredients):
+def test_maps_of_one_value_are_not_drawn(view_inputs):
     """What has one value says nothing of where; the run is told why."""
     net = nn.Sequential(nn.Conv2d(1, 10, 32), nn.Flatten())
-    cam = cams(net, ingredients.batch.images[:2], "0")["0"]
+    cam = cams(net, view_inputs.batch.images[:2], "0")["0"]
     with pytest.raises(UsageError, match=r"stage 0 has maps of 1 x 1 for images of 32 x 32"):
         require_places(cam, "0")
 
 
-def test_files_are_written_whole_or_not_at_all(ingredients, tmp_path, monkeypatch):
-    drawing = draw_one("filters", ingredients)
+def test_files_are_written_whole_or_not_at_all(view_inputs, tmp_path, monkeypatch):
+    drawing = draw_one("filters", view_inputs)
     (path, _) = write(drawing, tmp_path)
     before = path.read_bytes()
 

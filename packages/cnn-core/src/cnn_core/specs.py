@@ -269,7 +269,7 @@ class MetricSpec(Spec):
     `target` names a factory `(num_classes) -> metric`, where `metric.update(logits, targets)`
     takes a batch, `metric.sums` is one tensor of all that it has seen so far, and
     `metric.compute()` returns a float, or floats by name. Sums are saved within an epoch and put
-    back, and those of several processes added. One that is `thorough` is for evaluation, and not
+    back, and those of several processes added. One that is `eval_only` is for evaluation, and not
     taken every epoch; `data` are the data sets that it is for, empty for all.
     """
 
@@ -279,7 +279,7 @@ class MetricSpec(Spec):
     task: str
     summary: str
     higher_is_better: bool = True
-    thorough: bool = False
+    eval_only: bool = False
     data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -298,7 +298,7 @@ class ViewSpec(Spec):
     trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, some images of the
     test split, of every class), "predictions" (`cnn_core.training.Predictions`, the whole split),
     "validation" (the same of the images that training held out, None without any), "segmented"
-    (`cnn_core.training.Segmented`, one of each image, made anew at each iteration) and
+    (`cnn_core.training.SegmentationOutput`, one of each image, made anew at each iteration) and
     "embedded" (`cnn_viz.results.embeddings.Embedded`, features of images and their places in
     2-D). One that is `costly` is drawn when it is asked for by name, and not in reports.
     """

@@ -31,8 +31,8 @@ __all__ = [
     "applied",
     "confidence",
     "figure",
-    "per_cent",
     "percent",
+    "percent_tick",
     "share",
     "short",
     "signed",
@@ -165,7 +165,7 @@ def confidence(probability: float, digits: int = 1) -> str:
     return percent(min(probability, math.nextafter(1, 0)), digits)
 
 
-def per_cent(fraction: float, position: int | None = None) -> str:
+def percent_tick(fraction: float, position: int | None = None) -> str:
     """Return 0.2 as "20 %" and 0.205 as "20.5 %": for ticks, which may lie close together."""
     return f"{signed(100 * fraction, '.3g')} %"
 

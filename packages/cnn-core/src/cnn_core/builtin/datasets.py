@@ -75,9 +75,9 @@ FASHION_MNIST = DatasetSpec(
 DIGIT_SCENES = DatasetSpec(
     name="digit_scenes",
     target="cnn_core.data.readers.scenes:load",
-    summary="real digits on a textured ground, 64x64, with a mask: made here, no download",
+    summary="real digits on a textured background, 64x64, with a mask: made here, no download",
     task="segmentation",
-    classes=("ground", "digit"),
+    classes=("background", "digit"),
     image=(1, 64, 64),
     splits={"train": 1000, "test": 200},
     mean=(0.364,),
@@ -219,14 +219,14 @@ PETS_SEGMENTATION = _pets(
     "pets_segmentation",
     "load_masks",
     "pets: which pixels are the pet; the border is ignored",
-    ("ground", "pet"),
+    ("background", "pet"),
     "segmentation",
 )
 PETS_TRIMAP = _pets(
     "pets_trimap",
     "load_trimaps",
-    "pets: ground, pet and border as three classes",
-    ("ground", "pet", "border"),
+    "pets: background, pet and border as three classes",
+    ("background", "pet", "border"),
     "segmentation",
 )
 

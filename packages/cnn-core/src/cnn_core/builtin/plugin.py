@@ -81,7 +81,7 @@ def cnnzoo_metrics() -> list[MetricSpec]:
             summary="fraction of pixels whose class has the highest logit",
         ),
         *(
-            MetricSpec(name=name, target=target, task="segmentation", summary=s, thorough=True)
+            MetricSpec(name=name, target=target, task="segmentation", summary=s, eval_only=True)
             for name, (target, s) in THOROUGH.items()
         ),
         MetricSpec(
@@ -90,7 +90,7 @@ def cnnzoo_metrics() -> list[MetricSpec]:
             task="segmentation",
             summary="pixel, Rand and warping error of the ISBI 2012 challenge",
             higher_is_better=False,
-            thorough=True,
+            eval_only=True,
             data=("isbi_em",),
         ),
     ]

@@ -22,7 +22,7 @@ import click
 from cnn_core.builtin import plugin as builtin
 from cnn_core.errors import PluginError, ResourceError, Terminated, ZooError, is_out_of_memory
 from cnn_core.plugins.discovery import describe
-from cnn_core.plugins.origins import culprit
+from cnn_core.plugins.origins import plugin_at_fault
 from cnn_core.text import printable
 from cnn_core.version import __version__
 
@@ -42,9 +42,11 @@ class Zoo(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from cnn_core import registry
-        from cnn_core.registry.names import bare
+        from cnn_core.registry.names import base_name
 
-        added = [name for name, _ in registry.commands() if bare(name) not in builtin.COMMANDS]
+        added = [
+            name for name, _ in registry.commands() if base_name(name) not in builtin.COMMANDS
+        ]
         return [*builtin.COMMANDS, *added]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -70,11 +72,11 @@ class Zoo(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and summaries from the specs, importing no command."""
         from cnn_core import registry
-        from cnn_core.registry.names import bare
+        from cnn_core.registry.names import base_name
 
         summaries = dict(builtin.COMMANDS)
         for name, entry in registry.commands():
-            if bare(name) not in builtin.COMMANDS:
+            if base_name(name) not in builtin.COMMANDS:
                 summaries[name] = printable(f"{entry.spec.summary} ({entry.plugin.distribution})")
         with formatter.section("Commands"):
             formatter.write_dl(list(summaries.items()))
@@ -206,7 +208,7 @@ def _as_zoo_error(error: BaseException) -> ZooError:
     if "RANK" in os.environ and "peer" in str(error):
         hint = "torchrun --max-restarts=N starts all of them again, up to N times"
         return ZooError("another process of this training has ended", hint)
-    if plugin := culprit(error):
+    if plugin := plugin_at_fault(error):
         return plugin.failure(f"{plugin.who}: {describe(error)}")
     return ZooError(
         f"unexpected {describe(error)}",

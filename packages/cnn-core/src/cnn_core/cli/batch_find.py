@@ -40,17 +40,17 @@ def command(
       cnnzoo batch-find resnet50 --data imagefolder:flowers --set batch_size=256
     """
     from cnn_core.cli.find import prepared
-    from cnn_core.training.finders import fitting_pieces
+    from cnn_core.training.finders import fitting_micro_batches
 
-    ready, where = prepared(model, data, recipe, settings, data_dir, device)
+    setup, where = prepared(model, data, recipe, settings, data_dir, device)
     tried = []
 
     def told(size: int, fits: bool) -> None:
         tried.append({"images": size, "fits": fits})
         click.echo(f"{size} images: {'fit' if fits else 'do not fit'}", err=True)
 
-    pieces = fitting_pieces(ready, where, told)
+    micro_batches = fitting_micro_batches(setup, where, told)
     if as_json:
-        emit_json("tried", tried, accumulate=pieces, batch_size=ready.recipe.batch_size)
+        emit_json("tried", tried, accumulate=micro_batches, batch_size=setup.recipe.batch_size)
         return
-    click.echo(f"--set batch_size={ready.recipe.batch_size} --set accumulate={pieces}")
+    click.echo(f"--set batch_size={setup.recipe.batch_size} --set accumulate={micro_batches}")

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 
 import click
 
+from cnn_core.cli.environment import environment_faults
 from cnn_core.cli.output import emit_json, json_option, table
 from cnn_core.cli.probe import REPORT
-from cnn_core.cli.surroundings import surroundings
 from cnn_core.errors import PluginError
 from cnn_core.plugins.discovery import Plugin, discover
 from cnn_core.text import printable
@@ -53,7 +53,7 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
     findings = [probe(plugin, timeout) for plugin in discover()]
     sound = [f.plugin for f in findings if f.status == "ok"]
     clashes = _clashes([p for p in discover() if p.origin in sound], timeout)
-    advice = surroundings(discover(), timeout)
+    advice = environment_faults(discover(), timeout)
     if as_json:
         rows = [asdict(finding) for finding in findings]
         emit_json("plugins", rows, clashes=clashes, advice=advice, environment=_environment())

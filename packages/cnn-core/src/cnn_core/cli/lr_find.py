@@ -52,8 +52,8 @@ def command(
     from cnn_core.cli.find import prepared
     from cnn_core.training.finders import lr_curve, steepest
 
-    ready, where = prepared(model, data, recipe, settings, data_dir, device)
-    curve = list(lr_curve(ready, where, low, high, steps))
+    setup, where = prepared(model, data, recipe, settings, data_dir, device)
+    curve = list(lr_curve(setup, where, low, high, steps))
     best = steepest(curve)
     if as_json:
         emit_json("curve", [dataclasses.asdict(trial) for trial in curve], suggestion=best)

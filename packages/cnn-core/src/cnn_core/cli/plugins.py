@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from cnn_core import registry
+from cnn_core.cli.environment import editable_folder
 from cnn_core.cli.output import emit_json, json_option, table
-from cnn_core.cli.surroundings import editable_folder
 from cnn_core.plugins import Plugins, plugins
 from cnn_core.plugins.discovery import Plugin, some
 

@@ -15,20 +15,20 @@ from torch.nn import functional as F
 
 from cnn_core.data.augment import Draws, Mix
 from cnn_core.data.counter_rng import key_of
-from cnn_core.data.dataset import Files, Part, Split
+from cnn_core.data.dataset import Files, Split, Subset
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.data.windows import moved, windows
+from cnn_core.data.windows import shifted, windows
 
-__all__ = ["Batch", "batch_sizes", "batches", "permutation", "share"]
+__all__ = ["Batch", "batch_sizes", "batches", "permutation", "shard"]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images as float32, N C H W, normalised; targets, N or N H W; their places, N.
 
-    `mix` is what mixup or CutMix put into the images. `share` is the factor of its mean loss that
-    makes the mean over all processes that of their batches together: 1 for one process, and 0 for
-    a rank that had nothing left of a batch, and repeats a sample in order to keep in step.
+    `mix` is what mixup or CutMix put into the images. `loss_weight` scales the batch's mean loss
+    so that averaging over processes gives the mean over their samples: 1 for one process, 0 for a
+    rank that ran out of samples and repeats one to stay in step with the others.
     `weights`, N H W, is how much each pixel counts in the loss.
     """
 
@@ -36,10 +36,10 @@ class Batch:
     targets: Tensor
     indices: Tensor
     mix: Mix | None = None
-    share: float = 1.0
+    loss_weight: float = 1.0
     weights: Tensor | None = None
 
-    def pieces(self, size: int) -> Iterator[Batch]:
+    def micro_batches(self, size: int) -> Iterator[Batch]:
         """Yield the batch in pieces of `size` samples; their shares add up to its own."""
         if size >= len(self.indices):
             yield self
@@ -49,9 +49,9 @@ class Batch:
             part = slice(start, start + len(indices))
             start += len(indices)
             mix = self.mix and Mix(self.mix.targets[part], self.mix.part[part])
-            share = self.share * len(indices) / len(self.indices)
+            loss_weight = self.loss_weight * len(indices) / len(self.indices)
             weights = None if self.weights is None else self.weights[part]
-            yield Batch(self.images[part], self.targets[part], indices, mix, share, weights)
+            yield Batch(self.images[part], self.targets[part], indices, mix, loss_weight, weights)
 
 
 TOGETHER = 2**18  # values of pictures: of small batches, as many as have these are made at once
@@ -63,8 +63,8 @@ def permutation(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=generator)
 
 
-def share(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, float]:
-    """Return a rank's part of a batch's places, and the factor of its mean loss (`Batch.share`).
+def shard(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, float]:
+    """Return the indices of a batch that a rank computes, and their `Batch.loss_weight`.
 
     Every `world`-th sample, from `rank` on. With `even` no part is empty, as training in step
     needs: a rank that nothing is left for gets a sample of another, with the factor 0.
@@ -111,7 +111,7 @@ def batches(
     wholes = order.split(batch_sizes(len(order), batch_size, draws is not None))
     count = _together(split, wholes, draws) if isinstance(split, Split) else 1
     skipped = first % count  # groups begin where they always do, so that memory is laid out alike
-    shares = [share(whole, rank, world, even=draws is not None) for whole in wholes]
+    shares = [shard(whole, rank, world, even=draws is not None) for whole in wholes]
     shares = [(part, factor) for part, factor in shares[first - skipped :] if len(part)]
     if isinstance(split, Split):
         for start in range(0, len(shares), count):
@@ -127,7 +127,7 @@ def batches(
         draws = draws.without_crop()
     for (part, factor), (pictures, targets) in zip(shares, taken, strict=True):
         where = (pictures.to(device), targets.to(device), part)
-        yield finished(*where, preprocessing, draws, factor)
+        yield collate(*where, preprocessing, draws, factor)
 
 
 def _from_memory(
@@ -143,7 +143,7 @@ def _from_memory(
     pictures, targets = _take(split, whole, draws)
     where = (pictures.to(device), targets.to(device), whole)
     weights = _weights(split, whole, draws)
-    group = finished(*where, preprocessing, draws, shares[0][1], weights)
+    group = collate(*where, preprocessing, draws, shares[0][1], weights)
     if len(parts) == 1:
         return [group]
     sizes = [len(part) for part in parts]
@@ -158,7 +158,7 @@ def _together(split: Split, wholes: Sequence[Tensor], draws: Draws | None) -> in
     """Return how many batches are made at once: of small ones several, where nothing mixes them.
 
     Only where what is done to a picture is the same whatever is beside it, to the bit: bytes are
-    moved, and values multiplied.
+    shifted, and values multiplied.
     """
     if draws is not None and (draws.what.mixes or draws.what.reshapes or split.targets.ndim > 1):
         return 1
@@ -167,41 +167,41 @@ def _together(split: Split, wholes: Sequence[Tensor], draws: Draws | None) -> in
 
 
 def _take(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
-    """Return pictures and targets of a split in memory, moved and mirrored."""
-    places = split.rows.index_select(0, indices) if isinstance(split, Part) else indices
+    """Return pictures and targets of a split in memory, shifted and mirrored."""
+    places = split.rows.index_select(0, indices) if isinstance(split, Subset) else indices
     targets = split.targets.index_select(0, places)
     if draws is None or not (draws.what.shift or draws.what.flip):
         return split.images.index_select(0, places), targets
-    return moved(split.images, targets, places, indices, draws)
+    return shifted(split.images, targets, places, indices, draws)
 
 
 def _weights(split: Split, indices: Tensor, draws: Draws | None) -> Tensor | None:
-    """Return how much the pixels of samples count, moved and mirrored with them."""
+    """Return how much the pixels of samples count, shifted and mirrored with them."""
     if split.weights is None or draws is None:
         return None
-    places = split.rows.index_select(0, indices) if isinstance(split, Part) else indices
+    places = split.rows.index_select(0, indices) if isinstance(split, Subset) else indices
     return windows(split.weights[:, None], places, *draws.windows(indices.numpy()))[:, 0]
 
 
-def finished(
+def collate(
     images: Tensor,
     targets: Tensor,
     indices: Tensor,
     preprocessing: Preprocessing,
     draws: Draws | None,
-    share: float,
+    loss_weight: float,
     weights: Tensor | None = None,
 ) -> Batch:
     """Do all that is done to whole batches: fit, change, cut, normalise, mix."""
     if targets.ndim == 3:
-        return _finished_masks(images, targets, indices, preprocessing, draws, share, weights)
+        return _collate_masks(images, targets, indices, preprocessing, draws, loss_weight, weights)
     if draws is None:
-        return Batch(preprocessing(images), targets, indices, None, share)
+        return Batch(preprocessing(images), targets, indices, None, loss_weight)
     what, places = draws.what, indices.numpy()
     if what.policy:
         images = draws.policed(images, places)
     if what.resamples or what.jitter:
-        pictures = preprocessing.fitted(images)
+        pictures = preprocessing.resized(images)
         if what.resamples:
             pictures, _ = draws.resampled(pictures, places)
         if what.jitter:
@@ -214,24 +214,24 @@ def finished(
     mix = None
     if what.mixup or what.cutmix:
         images, mix = draws.mixed(images, targets, places)
-    return Batch(images, targets, indices, mix, share)
+    return Batch(images, targets, indices, mix, loss_weight)
 
 
-def _finished_masks(
+def _collate_masks(
     images: Tensor,
     masks: Tensor,
     indices: Tensor,
     preprocessing: Preprocessing,
     draws: Draws | None,
-    share: float,
+    loss_weight: float,
     weights: Tensor | None,
 ) -> Batch:
     """Do the same where targets are masks, which go with the pictures, and weights of pixels."""
-    masks = preprocessing.fitted_masks(masks)
+    masks = preprocessing.resized_masks(masks)
     if draws is None:
-        return Batch(preprocessing(images), masks, indices, None, share)
+        return Batch(preprocessing(images), masks, indices, None, loss_weight)
     what, places = draws.what, indices.numpy()
-    pictures = preprocessing.fitted(images)
+    pictures = preprocessing.resized(images)
     if weights is not None:
         weights = weights.to(images.device)
     if what.resamples:
@@ -240,14 +240,14 @@ def _finished_masks(
         weights = None if weights is None else _resampled(weights, grid)
     if preprocessing.tiled:
         u = draws.uniform("tile", places, 2)
-        pictures, masks = preprocessing.cut(pictures, u), preprocessing.cut(masks, u)
-        weights = None if weights is None else preprocessing.cut(weights, u)
+        pictures, masks = preprocessing.cropped(pictures, u), preprocessing.cropped(masks, u)
+        weights = None if weights is None else preprocessing.cropped(weights, u)
     if what.jitter:
         pictures = draws.coloured(pictures, places)
     inputs = preprocessing.normalise(pictures)
     if what.erase or what.cutout:
         inputs = draws.erased(inputs, places)
-    return Batch(inputs, masks, indices, None, share, weights)
+    return Batch(inputs, masks, indices, None, loss_weight, weights)
 
 
 def _resampled(masks: Tensor, grid: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Dataset", "Files", "Part", "Split", "load_dataset"]
+__all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Part(Split):
+class Subset(Split):
     """Some samples of a split, which stays where it is: `rows` are their places, N."""
 
     rows: Tensor = field(kw_only=True)
@@ -52,7 +52,7 @@ class Part(Split):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def subset(self, indices: Tensor) -> Part:
+    def subset(self, indices: Tensor) -> Subset:
         """Return the samples at `indices`."""
         return replace(self, rows=self.rows[indices])
 
@@ -117,7 +117,7 @@ class Dataset:
             return self.hold_out(fraction, seed)
         kept, held = self._divided(fraction, seed)
         whole = (train.images, train.targets, train.weights)
-        return Part(*whole, rows=kept), Part(*whole, rows=held)
+        return Subset(*whole, rows=kept), Subset(*whole, rows=held)
 
     def _divided(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         """Return the places of those that stay, and of those that are held out."""

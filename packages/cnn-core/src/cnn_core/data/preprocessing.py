@@ -19,16 +19,16 @@ __all__ = ["Preprocessing"]
 class Preprocessing:
     """How a picture becomes the input of a network; travels with the weights.
 
-    `size` is the input's (height, width), `picture` that of the data set's own pictures. With
+    `size` is the input's (height, width), `image` that of the data set's own pictures. With
     `fit` "resize" a picture is scaled to `size`, bilinearly and with antialiasing; with "pad" it
-    is scaled to `picture`, if it is not of that size already, and framed with zeros. With "tile"
+    is scaled to `image`, if it is not of that size already, and framed with zeros. With "tile"
     it stays as it is, and is seen in tiles of `size`, of which a network cuts off `margin` on
     each side (`cnn_core.tasks.tiles`).
     `mean` and `std` are per channel, of pictures in [0, 1].
     """
 
     size: tuple[int, int]
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     fit: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -38,13 +38,13 @@ class Preprocessing:
         """Return uint8 pictures, N C h w, as the network's input, float32, N C H W."""
         if images.shape[-2:] == self.target:  # at once: (x / 255 - mean) / std
             scale, shift = _affine(self.mean, self.std, images.device)
-            return self.framed(images).float().mul_(scale).sub_(shift)
-        return self.normalise(self.fitted(images))
+            return self.padded(images).float().mul_(scale).sub_(shift)
+        return self.normalise(self.resized(images))
 
     @property
     def target(self) -> tuple[int, int]:
         """The size that pictures of a data set are scaled to, before they are framed."""
-        return self.picture if self._frames or self.tiled else self.size
+        return self.image_size if self._pads or self.tiled else self.size
 
     @property
     def tiled(self) -> bool:
@@ -52,24 +52,24 @@ class Preprocessing:
         return self.fit == "tile"
 
     @property
-    def _frames(self) -> bool:
-        return self.fit == "pad" and max(self.picture) <= min(self.size)
+    def _pads(self) -> bool:
+        return self.fit == "pad" and max(self.image_size) <= min(self.size)
 
-    def fitted(self, images: Tensor) -> Tensor:
+    def resized(self, images: Tensor) -> Tensor:
         """Return uint8 pictures at the input's size, as float32 in [0, 1]."""
         pictures = images.float() / 255
         if pictures.shape[-2:] != self.target and not self.tiled:
             pictures = F.interpolate(pictures, self.target, mode="bilinear", antialias=True)
-        return self.framed(pictures.clamp(0, 1))
+        return self.padded(pictures.clamp(0, 1))
 
-    def fitted_masks(self, masks: Tensor) -> Tensor:
+    def resized_masks(self, masks: Tensor) -> Tensor:
         """Return masks, uint8 N h w, at the input's size; the frame counts in no loss."""
         if masks.shape[-2:] != self.target and not self.tiled:
             masks = F.interpolate(masks[:, None].float(), self.target, mode="nearest-exact")
             masks = masks[:, 0].to(torch.uint8)
-        return self.framed(masks, IGNORED)
+        return self.padded(masks, IGNORED)
 
-    def cut(self, images: Tensor, u: Tensor) -> Tensor:
+    def cropped(self, images: Tensor, u: Tensor) -> Tensor:
         """Return a tile of each of images, N … H W, at a place that `u`, N x 2 in [0, 1), draws.
 
         What the network says of a tile is within the picture, if that is large enough.
@@ -79,11 +79,11 @@ class Preprocessing:
         corners = zip(images, (starts - self.margin).tolist(), strict=True)
         return torch.stack([mirrored(i, top, left, *self.size) for i, (top, left) in corners])
 
-    def framed(self, pictures: Tensor, value: int = 0) -> Tensor:
+    def padded(self, pictures: Tensor, value: int = 0) -> Tensor:
         """Put a frame around pictures that are smaller than the input, if they get one."""
-        if not self._frames or self.size == self.picture:
+        if not self._pads or self.size == self.image_size:
             return pictures
-        rows, columns = self.size[0] - self.picture[0], self.size[1] - self.picture[1]
+        rows, columns = self.size[0] - self.image_size[0], self.size[1] - self.image_size[1]
         top, left = rows // 2, columns // 2
         return F.pad(pictures, (left, columns - left, top, rows - top), value=value)
 
@@ -92,7 +92,7 @@ class Preprocessing:
         mean, std = self._statistics(pictures)
         return (pictures - mean) / std
 
-    def pictures(self, inputs: Tensor) -> Tensor:
+    def denormalise(self, inputs: Tensor) -> Tensor:
         """Undo `normalise`: return inputs as pictures in [0, 1], to look at."""
         mean, std = self._statistics(inputs)
         return (inputs * std + mean).clamp(0, 1)

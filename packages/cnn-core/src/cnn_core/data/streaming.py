@@ -17,7 +17,7 @@ from cnn_core.data.augment import IGNORED, Draws
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.images import read_image, read_mask
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.data.windows import moved
+from cnn_core.data.windows import shifted
 from cnn_core.errors import DatasetCorruptError, UsageError
 
 __all__ = [
@@ -133,7 +133,7 @@ def stream(
     """
     from torch.utils.data import DataLoader
 
-    exact = preprocessing.picture if any(preprocessing.picture) else None
+    exact = preprocessing.image_size if any(preprocessing.image_size) else None
     cut = draws if cuts_on_disk(preprocessing, draws) else None
     size = preprocessing.target if cut is not None or exact is None else None
     loader: Iterable[Sample] = DataLoader(
@@ -148,13 +148,13 @@ def stream(
         if draws is None or not (draws.what.shift or draws.what.flip):
             yield taken
         else:
-            yield moved(*taken, torch.arange(len(part)), part, draws)
+            yield shifted(*taken, torch.arange(len(part)), part, draws)
 
 
 def cuts_on_disk(preprocessing: Preprocessing, draws: Draws | None) -> bool:
     """Whether a random crop is cut before a picture is scaled: where it is scaled at all."""
     cropped = draws is not None and bool(draws.what.crop)
-    return cropped and preprocessing.picture != preprocessing.target
+    return cropped and preprocessing.image_size != preprocessing.target
 
 
 def _stacked(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

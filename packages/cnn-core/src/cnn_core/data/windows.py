@@ -9,10 +9,10 @@ from torch import Tensor
 from cnn_core.data.augment import IGNORED, Draws
 from cnn_core.data.counter_rng import Indices
 
-__all__ = ["mirrored", "moved", "windows"]
+__all__ = ["mirrored", "shifted", "windows"]
 
 
-def moved(
+def shifted(
     images: Tensor, targets: Tensor, places: Tensor, indices: Tensor, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Return the images at `places`, and their targets, moved and mirrored by draws of `indices`.

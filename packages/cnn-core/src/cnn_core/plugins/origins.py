@@ -8,7 +8,7 @@ import traceback
 from cnn_core.plugins.directory import directory
 from cnn_core.plugins.discovery import Plugin
 
-__all__ = ["claim", "culprit"]
+__all__ = ["claim", "plugin_at_fault"]
 
 EVERYONES = ("cnn_core", "torch", "torchvision", "numpy", "matplotlib", *sys.stdlib_module_names)
 
@@ -23,7 +23,7 @@ def claim(module: str, plugin: Plugin) -> None:
             _code[package] = plugin
 
 
-def culprit(error: BaseException) -> Plugin | None:
+def plugin_at_fault(error: BaseException) -> Plugin | None:
     """Return the third-party plugin whose code an error came through, the innermost; or None."""
     if not _code:
         return None

@@ -20,25 +20,25 @@ from cnn_core.specs import DatasetSpec, ModelSpec, RecipeSpec, Spec
 from cnn_core.text import printable
 
 __all__ = [
-    "bare",
+    "base_name",
+    "canonical_name",
     "contested_defaults",
     "default_recipe",
-    "meant",
-    "meant_by",
     "recipes_of",
     "recorded_name",
-    "settled",
+    "resolve_for",
+    "resolved_name",
 ]
 
 S = TypeVar("S", bound=Spec)
 
 
-def bare(name: str) -> str:
+def base_name(name: str) -> str:
     """Return a name alone: "imagefolder" of "cnn-core/imagefolder:PATH"."""
     return name.partition(":")[0].rpartition("/")[2]
 
 
-def settled(catalogue: Catalogue[Any], name: str) -> str:
+def canonical_name(catalogue: Catalogue[Any], name: str) -> str:
     """Return the shortest name of what is called `name`; a data set's :PATH stays.
 
     Raises:
@@ -56,7 +56,7 @@ def _with_path(catalogue: Catalogue[S], entry: Entry[S], name: str) -> str:
 # Recipes
 
 
-def meant(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
+def resolve_for(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
     """Return what a plugin means by a name: its own, of what it requires, or anyone's.
 
     Raises:
@@ -73,7 +73,7 @@ def meant(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
     return catalogue.entry(head)
 
 
-def meant_by(recipe: Entry[RecipeSpec], key: str) -> str:
+def resolved_name(recipe: Entry[RecipeSpec], key: str) -> str:
     """Return a plugin's recipe's "model" or "data" by a name that leads to it alone.
 
     Raises:
@@ -81,9 +81,9 @@ def meant_by(recipe: Entry[RecipeSpec], key: str) -> str:
     """
     if key == "model":
         models = registry.models()
-        return models.shown_name(meant(models, recipe.spec.model, recipe.plugin))
+        return models.shown_name(resolve_for(models, recipe.spec.model, recipe.plugin))
     datasets, name = registry.datasets(), recipe.spec.dataset
-    return _with_path(datasets, meant(datasets, name, recipe.plugin), name)
+    return _with_path(datasets, resolve_for(datasets, name, recipe.plugin), name)
 
 
 def recipes_of(model: Entry[ModelSpec]) -> list[Entry[RecipeSpec]]:
@@ -91,13 +91,13 @@ def recipes_of(model: Entry[ModelSpec]) -> list[Entry[RecipeSpec]]:
     found, models = [], registry.models()
     for _, recipe in registry.recipes():
         with contextlib.suppress(ZooError):  # what it is for is not there
-            if meant(models, recipe.spec.model, recipe.plugin).qualified == model.qualified:
+            if resolve_for(models, recipe.spec.model, recipe.plugin).qualified == model.qualified:
                 found.append(recipe)
     return found
 
 
 def default_recipe(model: str, data: str) -> Entry[RecipeSpec] | None:
-    """Return the recipe that a pair is trained by where none is named; names are `settled`.
+    """Return the recipe that a pair is trained by where none is named; names are `canonical_name`.
 
     That is the one of the model's distribution, else of the data set's, else anyone's.
 
@@ -131,7 +131,7 @@ def _defaults() -> dict[tuple[str, str], list[Entry[RecipeSpec]]]:
         if not recipe.spec.default:
             continue
         with contextlib.suppress(ZooError):  # what it is for is not there
-            pair = meant_by(recipe, "model"), meant_by(recipe, "data")
+            pair = resolved_name(recipe, "model"), resolved_name(recipe, "data")
             by_pair.setdefault(pair, []).append(recipe)
     return {pair: _nearest(pair, found) for pair, found in by_pair.items()}
 
@@ -165,4 +165,4 @@ def recorded_name(catalogue: Catalogue[Any], name: str, recorded: Any, where: ob
             "which is not installed",
             shlex.join(["pip", "install", f"{distribution}=={version}"]),
         )
-    return _with_path(catalogue, catalogue.entry(f"{distribution}/{bare(name)}"), name)
+    return _with_path(catalogue, catalogue.entry(f"{distribution}/{base_name(name)}"), name)

@@ -114,7 +114,7 @@ class Recipe:
     accumulate: int = 1  # pieces that a batch is computed in: less memory, the same step
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept
     patience: int = 0  # epochs without a better score after which training stops; 0: never
-    best: str = ""  # the score that chooses the weights to keep; "": val/top1, val/miou
+    monitor: str = ""  # the score that chooses the weights to keep; "": val/top1, val/miou
     weights: str = ""  # a run or a file of weights to begin with
     freeze: tuple[str, ...] = ()  # stages that stay as they are
     stage_lr: Mapping[str, float] = field(default_factory=dict)  # factors of the rate by stage

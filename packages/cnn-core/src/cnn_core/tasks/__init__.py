@@ -43,11 +43,11 @@ def metrics_of(
 
 def _wanted(spec: MetricSpec, evaluated: str) -> bool:
     """Whether a metric is taken: in every epoch, or of the data set that is evaluated."""
-    from cnn_core.registry.names import bare
+    from cnn_core.registry.names import base_name
 
-    if not spec.thorough:
+    if not spec.eval_only:
         return True
-    return bool(evaluated) and (not spec.data or bare(evaluated) in spec.data)
+    return bool(evaluated) and (not spec.data or base_name(evaluated) in spec.data)
 
 
 def loss_of(task: str, recipe: Recipe) -> Loss:
@@ -73,17 +73,17 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
     from cnn_core.tasks.plugin_metrics import fault_of
 
     split, _, metric = (name or f"val/{SCORES[task]}").partition("/")
-    entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.thorough}
+    entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.eval_only}
     better = {n: entry.spec.higher_is_better for n, entry in entries.items()}
     known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
     if split not in ("val", "train") or metric not in known:
         nearest = did_you_mean(name, [f"val/{metric}" for metric in known])
         raise UsageError(
-            f"best = '{printable(name)}'{nearest}",
+            f"monitor = '{printable(name)}'{nearest}",
             f"one of {', '.join(f'val/{m}' for m in known)}",
         )
     if metric in entries and (fault := fault_of(metric, entries[metric])):
         raise PluginError(
-            f"best = '{name}': {fault}", "mend it, or choose by another: --set best=…"
+            f"monitor = '{name}': {fault}", "mend it, or choose by another: --set monitor=…"
         )
     return f"{split}/{metric}", known[metric]

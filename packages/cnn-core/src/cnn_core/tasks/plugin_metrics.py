@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cnn_core.specs import MetricSpec
     from cnn_core.tasks.classification import Metric
 
-__all__ = ["Guest", "build", "fault_of"]
+__all__ = ["PluginMetric", "build", "fault_of"]
 
 
 def build(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric | None:
@@ -28,7 +28,7 @@ def build(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric | Non
         return _made(name, entry, num_classes)
     try:
         with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, f"metric {name}"):
-            return Guest(name, entry, _made(name, entry, num_classes))
+            return PluginMetric(name, entry, _made(name, entry, num_classes))
     except (StrictError, *ENDINGS):
         raise
     except BaseException as error:
@@ -64,7 +64,7 @@ def _report(name: str, entry: Entry[MetricSpec], error: BaseException) -> None:
         entry.plugin.add_fault(_where(name), cause, again=True)
 
 
-class Guest:
+class PluginMetric:
     """A plugin's metric; from its first failure on there are no numbers of it.
 
     Its sums stay, since all processes of a training add up the same ones.

@@ -17,7 +17,7 @@ from cnn_core import registry
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.layers import Classifier, features
 from cnn_core.plugins import HEAVY
-from cnn_core.registry.names import meant, recipes_of
+from cnn_core.registry.names import recipes_of, resolve_for
 from cnn_core.specs import ModelSpec, RecipeSpec
 from cnn_core.testing.case import Case, Offer
 
@@ -110,7 +110,7 @@ def check_recipes_are_sound(case: Case) -> None:
     for recipe in _own_recipes(case.entry):
         pair = {"model": recipe.spec.model, "data": recipe.spec.dataset}
         Recipe.from_settings({**pair, **recipe.spec.settings}, recipe.spec.name)
-        meant(registry.datasets(), recipe.spec.dataset, recipe.plugin)
+        resolve_for(registry.datasets(), recipe.spec.dataset, recipe.plugin)
 
 
 def _own_recipes(model: registry.Entry[ModelSpec]) -> list[registry.Entry[RecipeSpec]]:
@@ -278,9 +278,9 @@ def check_activations_are_in_range_at_initialisation(case: Case) -> None:
 def check_images_do_not_influence_each_other(case: Case) -> None:
     """In eval mode a batch gives what its images give one by one; one image is a batch."""
     images = case.images(3)
-    together = case.model(images)
+    eval_batch_size = case.model(images)
     alone = torch.cat([case.model(image[None]) for image in images])
-    close(alone, together, "an image's output alone")
+    close(alone, eval_batch_size, "an image's output alone")
 
 
 def check_gradient_reaches_every_parameter(case: Case) -> None:

@@ -28,7 +28,7 @@ from cnn_core.data.verify import verify
 from cnn_core.errors import DatasetMissingError, PluginError, UsageError
 from cnn_core.plugins import Observers, plugins
 from cnn_core.plugins.discovery import Plugin
-from cnn_core.registry.names import default_recipe, settled
+from cnn_core.registry.names import canonical_name, default_recipe
 from cnn_core.specs import Spec
 from cnn_core.testing.case import Offer, offered
 from cnn_core.testing.checks import (
@@ -214,7 +214,7 @@ def _viz(name: str) -> Any:
 @functools.cache
 def _ingredients(task: str) -> Any:
     """Train the smallest network that is installed for an epoch, and keep it for all views."""
-    made = _viz("ingredients").Ingredients
+    made = _viz("ingredients").ViewInputs
     run = train(
         _smallest(task),
         DATA[task],
@@ -236,7 +236,7 @@ def _smallest(task: str, *, but: str = "") -> str:
 
     One that has a recipe for the data is preferred: its settings train.
     """
-    data = settled(registry.datasets(), DATA[task])
+    data = canonical_name(registry.datasets(), DATA[task])
     fits = [
         (not _has_default(name, data), entry.spec.params, name)
         for name, entry in registry.models()

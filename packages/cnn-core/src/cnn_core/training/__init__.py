@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cnn_core.runs.run import Run
     from cnn_core.training.evaluation import (
         Predictions,
-        Segmented,
+        SegmentationOutput,
         evaluate,
         predictions,
         segmented,
@@ -24,7 +24,7 @@ __all__ = [
     "Predictions",
     "Recipe",
     "Run",
-    "Segmented",
+    "SegmentationOutput",
     "evaluate",
     "export",
     "predict",
@@ -39,7 +39,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
     {
         "cnn_core.training.evaluation": (
             "Predictions",
-            "Segmented",
+            "SegmentationOutput",
             "evaluate",
             "predictions",
             "segmented",

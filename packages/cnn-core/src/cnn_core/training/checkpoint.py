@@ -29,11 +29,20 @@ from cnn_core.errors import CheckpointCorruptError, NumericalError
 from cnn_core.files import new_folder, remove_folder, sweep, write_new
 from cnn_core.weights.safetensors_parts import on_cpu, packed
 
-__all__ = ["Checkpoints", "State"]
+__all__ = ["Checkpoint", "Checkpoints"]
 
 SCHEMA = 1
 PARTS = ("optimizer", "average", "running")  # in training.safetensors
-FIELDS = ("scaler", "epoch", "step", "seconds", "best", "best_epoch", "metrics", "surroundings")
+FIELDS = (
+    "scaler",
+    "epoch",
+    "step",
+    "seconds",
+    "best",
+    "best_epoch",
+    "metrics",
+    "numerical_environment",
+)
 MANIFEST = "MANIFEST.json"
 FILES = {"model.safetensors", "training.safetensors", "state.json"}
 
@@ -41,19 +50,19 @@ log: logging.Logger = logging.getLogger("cnn_core")
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class Checkpoint:
     """Where training stands: all that what follows depends on, beside recipe and data.
 
-    `epoch` epochs are done and `step` steps of the next, whose metrics so far are in `running` and
-    which took `seconds` so far. `average` is empty where weights are not averaged. `best` is the
-    best score, None before there is one. There is no random state in it: what is random depends
-    on (seed, epoch, step) alone.
+    `epoch` epochs are done and `step` steps of the next, whose metrics so far are in
+    `epoch_metrics` and which took `seconds` so far. `average` is empty where weights are not
+    averaged. `best` is the best score, None before there is one. No random state is saved: random
+    numbers depend on (seed, epoch, step) alone.
     """
 
     model: Mapping[str, Tensor] = field(default_factory=dict)
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     average: Mapping[str, Tensor] = field(default_factory=dict)
-    running: Mapping[str, Tensor] = field(default_factory=dict)
+    epoch_metrics: Mapping[str, Tensor] = field(default_factory=dict)
     scaler: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
@@ -61,7 +70,7 @@ class State:
     best: float | None = None
     best_epoch: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
-    surroundings: Mapping[str, Any] = field(default_factory=dict)
+    numerical_environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kept(self) -> Mapping[str, Tensor]:
@@ -84,7 +93,7 @@ class Checkpoints:
         """Return the states' names, the oldest first."""
         return sorted(path.name for path in self.folder.glob("e*-s*") if path.is_dir())
 
-    def save(self, state: State, keep: int = 2) -> None:
+    def save(self, state: Checkpoint, keep: int = 2) -> None:
         """Write a state; then remove all others but the `keep` newest and the best epoch's.
 
         Raises:
@@ -120,7 +129,7 @@ class Checkpoints:
             if name not in newest and name != _name(state.best_epoch, 0):
                 remove_folder(self.folder / name)
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         """Return the newest state that is sound, and say which were not; None if there are none.
 
         Raises:
@@ -140,14 +149,14 @@ class Checkpoints:
             raise refused[0]
         return None
 
-    def best(self, epoch: int) -> State | None:
+    def best(self, epoch: int) -> Checkpoint | None:
         """Return the state after an epoch, if it is there and sound."""
         try:
             return self.read(_name(epoch, 0))
         except CheckpointCorruptError:
             return None
 
-    def read(self, name: str) -> State:
+    def read(self, name: str) -> Checkpoint:
         """Read one state, every byte of it held to the manifest.
 
         Raises:
@@ -169,7 +178,7 @@ class Checkpoints:
             if content["schema"] != SCHEMA:
                 raise CheckpointCorruptError(f"{folder}: written by another version of cnnzoo")
             fields = {name: content[name] for name in FIELDS}
-            return State(model=load(files["model.safetensors"]), **parts, **fields)
+            return Checkpoint(model=load(files["model.safetensors"]), **parts, **fields)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(f"{folder}: not a training state: {error}") from error
 
@@ -182,7 +191,7 @@ def _name(epoch: int, step: int) -> str:
     return f"e{epoch:06}-s{step:08}"
 
 
-def _require_finite(state: State) -> None:
+def _require_finite(state: Checkpoint) -> None:
     """Raise NumericalError before weights that are not finite take a sound state's place."""
     for name, tensor in state.model.items():
         if not tensor.is_floating_point() or not tensor.numel():

@@ -24,7 +24,7 @@ __all__ = [
     "choose_memory_format",
     "choose_precision",
     "environment",
-    "surroundings",
+    "numerical_environment",
 ]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,7 +85,7 @@ def choose_memory_format(name: str, model: nn.Module) -> str:
     return "channels_last" if normalised else "contiguous"
 
 
-def surroundings(device: torch.device, world: int) -> dict[str, Any]:
+def numerical_environment(device: torch.device, world: int) -> dict[str, Any]:
     """Return what changes the last bits of a training beside its recipe."""
     found = {
         "torch": torch.__version__,

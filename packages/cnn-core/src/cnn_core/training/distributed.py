@@ -44,7 +44,7 @@ class World:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return what the first process has."""
         if self.size == 1:
             return value

@@ -15,12 +15,12 @@ from cnn_core.tasks.segmentation import centred
 if TYPE_CHECKING:
     from cnn_core.training.distributed import World
 
-__all__ = ["Running"]
+__all__ = ["EpochMetrics"]
 
 ENOUGH = 2**16  # numbers that are waited for: metrics of many small batches are taken at once
 
 
-class Running:
+class EpochMetrics:
     """The metrics of all images so far, and the mean loss of images, or of pixels that count.
 
     Metrics are of whole numbers, added up: when they are taken changes nothing, so those of

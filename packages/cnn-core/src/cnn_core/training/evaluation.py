@@ -24,18 +24,18 @@ from cnn_core.tasks.segmentation import centred, classes_of, two_sided
 from cnn_core.tasks.tiles import overlap_tile
 from cnn_core.training.device import FORMATS, autocast, choose_device
 from cnn_core.training.distributed import ALONE, World
-from cnn_core.training.epoch_metrics import Running
+from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.weights.native import Weights, read_weights
 
 __all__ = [
     "Predictions",
-    "Segmented",
+    "SegmentationOutput",
     "evaluate",
     "held_out",
     "load_data",
     "measure",
     "predictions",
-    "seen_by",
+    "predictor",
     "segmented",
 ]
 
@@ -76,19 +76,19 @@ def measure(
     device: torch.device,
     workers: int = 0,
     world: World = ALONE,
-    between: Callable[[], object] = lambda: None,
-    thorough: bool = False,
+    on_batch: Callable[[], object] = lambda: None,
+    eval_only: bool = False,
 ) -> dict[str, float]:
     """Return loss and metrics of a model over a split, in eval mode.
 
     Each process of the world looks at its share; all of them return the whole split's numbers.
-    `between` is called after every batch. Metrics that are `thorough` are for evaluations.
+    `on_batch` is called after every batch. Metrics that are `eval_only` are for evaluations.
     """
     memory_format = FORMATS[recipe.memory_format]
     model.eval().to(memory_format=memory_format)
-    outputs = seen_by(model, preprocessing)
-    running = Running(task, num_classes, recipe.topk, recipe.data if thorough else "")
-    criterion, size = loss_of(task, recipe), together(preprocessing) * world.size
+    outputs = predictor(model, preprocessing)
+    epoch_metrics = EpochMetrics(task, num_classes, recipe.topk, recipe.data if eval_only else "")
+    criterion, size = loss_of(task, recipe), eval_batch_size(preprocessing) * world.size
     for batch in batches(
         split,
         preprocessing,
@@ -101,19 +101,19 @@ def measure(
         with autocast(device, recipe.precision):
             logits = outputs(batch.images.contiguous(memory_format=memory_format))
         loss = criterion(logits.float(), batch.targets).item()
-        running.add(loss, logits, batch.targets)
-        between()
-    running.reduce(world, device)
-    return running.compute()
+        epoch_metrics.add(loss, logits, batch.targets)
+        on_batch()
+    epoch_metrics.reduce(world, device)
+    return epoch_metrics.compute()
 
 
-def together(preprocessing: Preprocessing) -> int:
+def eval_batch_size(preprocessing: Preprocessing) -> int:
     """Return how many images are looked at at once, without gradients."""
-    height, width = preprocessing.picture if preprocessing.tiled else preprocessing.size
+    height, width = preprocessing.image_size if preprocessing.tiled else preprocessing.size
     return max(PIXELS // (height * width), 1)
 
 
-def seen_by(model: nn.Module, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
+def predictor(model: nn.Module, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
     """Return what gives the logits of whole images: the model, or what it says tile by tile."""
     if not preprocessing.tiled:
         return model
@@ -121,15 +121,15 @@ def seen_by(model: nn.Module, preprocessing: Preprocessing) -> Callable[[Tensor]
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmentationOutput:
     """What a network said of one image of a split, at the network's size.
 
-    `picture` is C H W in [0, 1], `logits` classes x H x W, `target` uint8 H x W, in which 255
+    `image` is C H W in [0, 1], `logits` classes x H x W, `target` uint8 H x W, in which 255
     counts in nothing; `index` is the image's place. Of a network without padding: its centre.
     """
 
     index: int
-    picture: Tensor
+    image: Tensor
     logits: Tensor
     target: Tensor
 
@@ -151,7 +151,7 @@ def segmented(
     split: str = "test",
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
-) -> Iterator[Segmented]:
+) -> Iterator[SegmentationOutput]:
     """Yield what a run's kept weights say of each image of a split, one after the other.
 
     Raises:
@@ -162,14 +162,16 @@ def segmented(
     if data.spec.task != "segmentation":
         raise UsageError(f"{run.path}: does {data.spec.task}, not segmentation")
     where, preprocessing = choose_device(device), weights.preprocessing
-    outputs = seen_by(build(weights).to(where), preprocessing)
-    for batch in batches(data.split(split), preprocessing, together(preprocessing), device=where):
+    outputs = predictor(build(weights).to(where), preprocessing)
+    for batch in batches(
+        data.split(split), preprocessing, eval_batch_size(preprocessing), device=where
+    ):
         logits = two_sided(outputs(batch.images).float())
         targets = centred(batch.targets, logits)
-        pictures = centred(preprocessing.pictures(batch.images), logits)
+        pictures = centred(preprocessing.denormalise(batch.images), logits)
         rows = (pictures.cpu(), logits.cpu(), targets.cpu())
         for index, *row in zip(batch.indices.tolist(), *rows, strict=True):
-            yield Segmented(index, *row)
+            yield SegmentationOutput(index, *row)
 
 
 def evaluate(
@@ -192,7 +194,7 @@ def evaluate(
         data.spec.task,
         weights.num_classes,
         where,
-        thorough=True,
+        eval_only=True,
     )
 
 
@@ -211,7 +213,7 @@ def predictions(
         raise UsageError(
             f"{run.path}: does {data.spec.task}, not classification", f"cnnzoo viz all {run.path}"
         )
-    return _said(data.split(split), weights, device)
+    return _predict(data.split(split), weights, device)
 
 
 @torch.inference_mode()
@@ -227,10 +229,10 @@ def held_out(
     """
     weights, data = read_weights(run.path), load_data(run, data_dir)
     _, part = data.hold_out(run.recipe.validation, run.recipe.seed)
-    return _said(part, weights, device) if len(part) else None
+    return _predict(part, weights, device) if len(part) else None
 
 
-def _said(part: Split | Files, weights: Weights, device: str) -> Predictions:
+def _predict(part: Split | Files, weights: Weights, device: str) -> Predictions:
     """Return what weights say of every image of a split."""
     if isinstance(part, Files):
         from cnn_core.data.streaming import in_memory
@@ -241,7 +243,7 @@ def _said(part: Split | Files, weights: Weights, device: str) -> Predictions:
     logits = [
         model(batch.images).float().cpu()
         for batch in batches(
-            part, weights.preprocessing, together(weights.preprocessing), device=where
+            part, weights.preprocessing, eval_batch_size(weights.preprocessing), device=where
         )
     ]
     return Predictions(part.images, torch.cat(logits), part.targets, weights.classes)

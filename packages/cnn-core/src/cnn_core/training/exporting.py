@@ -63,7 +63,7 @@ class FromPictures(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Return the network's outputs for uint8 pictures, N C h w."""
-        pictures = self.preprocessing.fitted(images)
+        pictures = self.preprocessing.resized(images)
         return self.model(self.preprocessing.normalise(pictures))
 
 
@@ -80,7 +80,7 @@ def export(
 
     `format` is "torch-export" or "onnx"; if it is not given, what the name of `out` says. `out`
     is RUN/MODEL.pt2 or .onnx by default. The file takes what the network takes, normalised
-    float32 N C H W, and returns logits; N is any number, or `batch_size`. With `pictures` it
+    float32 N C H W, and returns logits; N is any number, or `batch_size`. With `denormalise` it
     takes uint8, of the size that training scaled pictures to, and normalises by itself.
 
     Before the file gets its name, it is run on random pictures and compared with the network.

@@ -19,10 +19,10 @@ from cnn_core.errors import ResourceError, UsageError, is_out_of_memory
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of
 from cnn_core.training.device import FORMATS, autocast
-from cnn_core.training.setup import Ready
-from cnn_core.training.train_state import Trainee
+from cnn_core.training.setup import Setup
+from cnn_core.training.train_state import TrainState
 
-__all__ = ["LrTrial", "fitting_pieces", "lr_curve", "steepest"]
+__all__ = ["LrTrial", "fitting_micro_batches", "lr_curve", "steepest"]
 
 SMOOTH = 0.9  # of the running mean of the loss
 DIVERGED = 4.0  # times the lowest loss so far: there is nothing to see after it
@@ -38,7 +38,7 @@ class LrTrial:
 
 
 def lr_curve(
-    ready: Ready, device: torch.device, low: float, high: float, steps: int
+    setup: Setup, device: torch.device, low: float, high: float, steps: int
 ) -> Iterator[LrTrial]:
     """Yield a step for each learning rate from `low` to `high`, evenly on a logarithmic scale.
 
@@ -50,13 +50,13 @@ def lr_curve(
     """
     if not (0 < low < high and steps >= 10):
         raise UsageError(f"rates from {low:g} to {high:g} in {steps} steps", "at least 10 steps")
-    with _untouched(ready.model) as model:
-        trainee = Trainee(model, ready.recipe, device)
-        trainee.train()
+    with _untouched(setup.model) as model:
+        train_state = TrainState(model, setup.recipe, device)
+        train_state.train()
         mean, lowest = 0.0, math.inf
-        for number, batch in enumerate(islice(_endless(ready, device), steps)):
+        for number, batch in enumerate(islice(_endless(setup, device), steps)):
             lr = low * (high / low) ** (number / (steps - 1))
-            loss = _one_step(trainee, ready, batch, device, lr, number)
+            loss = _one_step(train_state, setup, batch, device, lr, number)
             mean = SMOOTH * mean + (1 - SMOOTH) * loss
             smooth = mean / (1 - SMOOTH ** (number + 1))
             lowest = min(lowest, smooth)
@@ -81,8 +81,8 @@ def steepest(curve: list[LrTrial]) -> float:
     return lr
 
 
-def fitting_pieces(
-    ready: Ready, device: torch.device, told: Callable[[int, bool], object] = lambda n, ok: None
+def fitting_micro_batches(
+    setup: Setup, device: torch.device, told: Callable[[int, bool], object] = lambda n, ok: None
 ) -> int:
     """Return into how many pieces a batch has to be cut for a training step to fit in memory.
 
@@ -93,31 +93,31 @@ def fitting_pieces(
     Raises:
         ResourceError: not even a single image fits.
     """
-    whole = ready.recipe.batch_size
+    whole = setup.recipe.batch_size
     size = 1 << max(math.ceil(math.log2(whole)), 0)
-    normalised = any(isinstance(module, nn.BatchNorm2d) for module in ready.model.modules())
+    normalised = any(isinstance(module, nn.BatchNorm2d) for module in setup.model.modules())
     while size >= (2 if normalised and whole > 1 else 1):  # of one image there is no variance
-        fits = _fits(ready, device, min(size, whole))
+        fits = _fits(setup, device, min(size, whole))
         told(min(size, whole), fits)
         if fits:
             return math.ceil(whole / size)
         size //= 2
     raise ResourceError(
-        f"{ready.recipe.model}: a step on the fewest images needs more memory than there is",
+        f"{setup.recipe.model}: a step on the fewest images needs more memory than there is",
         "a smaller image_size, another model, or another device",
     )
 
 
-def _fits(ready: Ready, device: torch.device, size: int) -> bool:
+def _fits(setup: Setup, device: torch.device, size: int) -> bool:
     """Whether two steps on `size` images, the second with the optimizer's state there, fit."""
-    recipe = replace(ready.recipe, batch_size=size, accumulate=1)
-    trial = replace(ready, recipe=recipe)
+    recipe = replace(setup.recipe, batch_size=size, accumulate=1)
+    trial = replace(setup, recipe=recipe)
     try:
-        with _untouched(ready.model) as model:
-            trainee = Trainee(model, recipe, device)
-            trainee.train()
+        with _untouched(setup.model) as model:
+            train_state = TrainState(model, recipe, device)
+            train_state.train()
             for number, batch in enumerate(islice(_endless(trial, device), 2)):
-                _one_step(trainee, trial, batch, device, recipe.lr, number)
+                _one_step(train_state, trial, batch, device, recipe.lr, number)
             if device.type == "cuda":
                 room = torch.cuda.get_device_properties(device).total_memory
                 return torch.cuda.max_memory_reserved(device) <= 0.9 * room
@@ -141,15 +141,15 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
         yield copy.deepcopy(model)
 
 
-def _endless(ready: Ready, device: torch.device) -> Iterator[Batch]:
+def _endless(setup: Setup, device: torch.device) -> Iterator[Batch]:
     """Yield training batches, epoch after epoch; small data sets are seen often."""
-    recipe = ready.recipe
-    kept, _ = ready.dataset.divide(recipe.validation, recipe.seed)
+    recipe = setup.recipe
+    kept, _ = setup.dataset.divide(recipe.validation, recipe.seed)
     what = Augmentation.of(recipe)
     epochs = (
         batches(
             kept,
-            ready.preprocessing,
+            setup.preprocessing,
             recipe.batch_size,
             device=device,
             draws=what.draws(recipe.seed, epoch),
@@ -160,18 +160,23 @@ def _endless(ready: Ready, device: torch.device) -> Iterator[Batch]:
 
 
 def _one_step(
-    trainee: Trainee, ready: Ready, batch: Batch, device: torch.device, lr: float, steps: int
+    train_state: TrainState,
+    setup: Setup,
+    batch: Batch,
+    device: torch.device,
+    lr: float,
+    steps: int,
 ) -> float:
     """Take one training step; return its loss."""
-    recipe: Recipe = ready.recipe
+    recipe: Recipe = setup.recipe
     images = batch.images.contiguous(memory_format=FORMATS[recipe.memory_format])
     with autocast(device, recipe.precision):
-        loss = loss_of(ready.dataset.spec.task, recipe)(
-            trainee.model(images), batch.targets, batch.mix
+        loss = loss_of(setup.dataset.spec.task, recipe)(
+            train_state.model(images), batch.targets, batch.mix
         )
-    trainee.scaler.scale(loss).backward()
+    train_state.scaler.scale(loss).backward()
     value = loss.item()
     if math.isfinite(value):
-        trainee.clip(trainee.gradient_norm())
-        trainee.step(lr, steps)
+        train_state.clip(train_state.gradient_norm())
+        train_state.step(lr, steps)
     return value

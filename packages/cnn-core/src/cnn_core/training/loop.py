@@ -22,17 +22,17 @@ from cnn_core.plugins import Observers
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
 from cnn_core.tasks import loss_of
-from cnn_core.training.checkpoint import State
+from cnn_core.training.checkpoint import Checkpoint
 from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.distributed import ALONE, World
-from cnn_core.training.epoch_metrics import Running
+from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.evaluation import measure
 from cnn_core.training.numerics import not_finite
 from cnn_core.training.progress import Progress
 from cnn_core.training.schedule import learning_rate
 from cnn_core.training.selection import better
 from cnn_core.training.signals import Stop, stop_requests
-from cnn_core.training.train_state import Trainee
+from cnn_core.training.train_state import TrainState
 
 __all__ = ["Fit", "fit"]
 
@@ -41,7 +41,7 @@ __all__ = ["Fit", "fit"]
 class Fit:
     """What a training works on and reports to.
 
-    `best` is the number of an epoch that chooses the weights, and whether more of it is better;
+    `monitor` is the number of an epoch that chooses the weights, and whether more of it is better;
     `save` writes a state.
     """
 
@@ -56,12 +56,12 @@ class Fit:
     device: torch.device
     progress: Progress
     observers: Observers
-    best: tuple[str, bool]
-    save: Callable[[State], None]
+    monitor: tuple[str, bool]
+    save: Callable[[Checkpoint], None]
     world: World = ALONE
 
     @property
-    def piece(self) -> int:
+    def micro_batch_size(self) -> int:
         """Samples that a process computes at once."""
         return -(-self.recipe.batch_size // (self.world.size * self.recipe.accumulate))
 
@@ -71,7 +71,7 @@ class Fit:
         return len(batch_sizes(len(self.train), self.recipe.batch_size, training=True))
 
 
-def fit(model: nn.Module, job: Fit, state: State) -> State:
+def fit(model: nn.Module, job: Fit, state: Checkpoint) -> Checkpoint:
     """Train `model` in place, epoch after epoch, from `state`; return the state at the end.
 
     A step depends on nothing but the state before it and (seed, epoch, step): going on from any
@@ -82,8 +82,8 @@ def fit(model: nn.Module, job: Fit, state: State) -> State:
         KeyboardInterrupt, Terminated: a signal asked to stop; after the step, and all is saved.
     """
     recipe, steps = job.recipe, job.steps
-    trainee = Trainee(model, recipe, job.device)
-    trainee.load(state)
+    train_state = TrainState(model, recipe, job.device)
+    train_state.load(state)
     network = job.world.wrapped(model, job.device)
     criterion = loss_of(job.task, recipe)
     job.progress.start(job.run, steps, state.epoch * steps + state.step)
@@ -92,45 +92,47 @@ def fit(model: nn.Module, job: Fit, state: State) -> State:
     with stop_requests() as stop:
         while state.epoch < recipe.epochs and not _exhausted(recipe, state):
             epoch, began = state.epoch, time.perf_counter() - state.seconds
-            running = _running(job, state)
-            trainee.train()
+            epoch_metrics = _running(job, state)
+            train_state.train()
             for step, batch in enumerate(_training_batches(job, epoch, state.step), state.step):
                 lr = learning_rate(recipe, epoch + step / steps)
                 value = 0.0
-                for piece, context in _pieces(batch, job.piece, network):
+                for micro_batch, context in _micro_batches(batch, job.micro_batch_size, network):
                     with context:
                         with autocast(job.device, recipe.precision):
-                            outputs = network(piece.images)
-                            loss = criterion(outputs, piece.targets, piece.mix, piece.weights)
-                        trainee.scaler.scale(_shared(loss, piece.share)).backward()
-                    value += _note(running, loss, outputs, piece)
-                norm = trainee.gradient_norm()
-                asked = _agreed(job, stop, trainee, batch, value, norm, epoch, step)
-                trainee.clip(norm)
-                trainee.step(lr, epoch * steps + step)
+                            outputs = network(micro_batch.images)
+                            loss = criterion(
+                                outputs, micro_batch.targets, micro_batch.mix, micro_batch.weights
+                            )
+                        train_state.scaler.scale(_shared(loss, micro_batch.loss_weight)).backward()
+                    value += _note(epoch_metrics, loss, outputs, micro_batch)
+                norm = train_state.gradient_norm()
+                asked = _agreed(job, stop, train_state, batch, value, norm, epoch, step)
+                train_state.clip(norm)
+                train_state.step(lr, epoch * steps + step)
 
-                job.progress.step(len(batch.indices) * job.world.size, running.compute)
+                job.progress.step(len(batch.indices) * job.world.size, epoch_metrics.compute)
                 if job.observers.hear("step_end"):
                     facts = {"epoch": epoch + 1, "step": step, "loss": loss.detach()}
                     job.observers.notify("step_end", run=job.run, **facts)
                 if asked or _due(recipe, step + 1, steps):
-                    now = {"epoch": epoch, "step": step + 1, "running": _sums(job, running)}
-                    job.save(trainee.state(state, seconds=time.perf_counter() - began, **now))
+                    now = {"epoch": epoch, "step": step + 1, "running": _sums(job, epoch_metrics)}
+                    job.save(train_state.state(state, seconds=time.perf_counter() - began, **now))
                     _end(job, asked)
-            state = _finish_epoch(job, trainee, state, running, began, stop)
+            state = _finish_epoch(job, train_state, state, epoch_metrics, began, stop)
     return state
 
 
-def _running(job: Fit, state: State) -> Running:
+def _running(job: Fit, state: Checkpoint) -> EpochMetrics:
     """Return the epoch's loss and metrics so far; what all processes saw is with the first."""
-    running = Running(job.task, job.num_classes, job.recipe.topk)
-    running.load(state.running if job.world.first else {})
-    return running
+    epoch_metrics = EpochMetrics(job.task, job.num_classes, job.recipe.topk)
+    epoch_metrics.load(state.epoch_metrics if job.world.first else {})
+    return epoch_metrics
 
 
-def _sums(job: Fit, running: Running) -> dict[str, Tensor]:
+def _sums(job: Fit, epoch_metrics: EpochMetrics) -> dict[str, Tensor]:
     """Return the sums of all processes' losses and metrics; each goes on with its own."""
-    sums = {name: tensor.clone().to(job.device) for name, tensor in running.sums().items()}
+    sums = {name: tensor.clone().to(job.device) for name, tensor in epoch_metrics.sums().items()}
     job.world.sum(sums.values())
     return sums
 
@@ -161,35 +163,35 @@ def _training_batches(job: Fit, epoch: int, first: int) -> Iterator[Batch]:
         yield batch if images is batch.images else replace(batch, images=images)
 
 
-def _pieces(
+def _micro_batches(
     batch: Batch, size: int, network: nn.Module
 ) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
     """Yield the batch's pieces; processes exchange gradients at the last one only."""
-    pieces = list(batch.pieces(size))
-    for number, piece in enumerate(pieces, 1):
-        if number < len(pieces) and isinstance(network, DistributedDataParallel):
-            yield piece, network.no_sync()
+    micro_batches = list(batch.micro_batches(size))
+    for number, micro_batch in enumerate(micro_batches, 1):
+        if number < len(micro_batches) and isinstance(network, DistributedDataParallel):
+            yield micro_batch, network.no_sync()
         else:
-            yield piece, nullcontext()
+            yield micro_batch, nullcontext()
 
 
-def _shared(loss: Tensor, share: float) -> Tensor:
-    return loss if share == 1 else loss * share
+def _shared(loss: Tensor, loss_weight: float) -> Tensor:
+    return loss if loss_weight == 1 else loss * loss_weight
 
 
-def _note(running: Running, loss: Tensor, outputs: Any, piece: Batch) -> float:
+def _note(epoch_metrics: EpochMetrics, loss: Tensor, outputs: Any, micro_batch: Batch) -> float:
     """Count a piece in; return its part of the step's loss."""
     value = loss.item()
-    if piece.share:
+    if micro_batch.loss_weight:
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        running.add(value, logits, piece.targets)
-    return value * piece.share
+        epoch_metrics.add(value, logits, micro_batch.targets)
+    return value * micro_batch.loss_weight
 
 
 def _agreed(
     job: Fit,
     stop: Stop,
-    trainee: Trainee,
+    train_state: TrainState,
     batch: Batch,
     loss: float,
     norm: float,
@@ -202,11 +204,11 @@ def _agreed(
         NumericalError: loss or gradient are not finite, in any process. With a scaled loss
             gradients may overflow: that step is left out.
     """
-    finite = math.isfinite(loss) and (math.isfinite(norm) or trainee.may_overflow)
+    finite = math.isfinite(loss) and (math.isfinite(norm) or train_state.may_overflow)
     asked, bad = job.world.most([stop.signum, not finite], job.device)
     if bad:
-        how = (job.piece, job.recipe.precision)
-        raise not_finite(trainee.model, batch, loss, norm, epoch, step, *how)
+        how = (job.micro_batch_size, job.recipe.precision)
+        raise not_finite(train_state.model, batch, loss, norm, epoch, step, *how)
     return int(asked)
 
 
@@ -222,32 +224,39 @@ def _end(job: Fit, signum: float) -> None:
 
 
 def _finish_epoch(
-    job: Fit, trainee: Trainee, state: State, running: Running, began: float, stop: Stop
-) -> State:
+    job: Fit,
+    train_state: TrainState,
+    state: Checkpoint,
+    epoch_metrics: EpochMetrics,
+    began: float,
+    stop: Stop,
+) -> Checkpoint:
     """Measure, save and tell; return the state that the next epoch begins with."""
     epoch = state.epoch
-    sums = _sums(job, running)
+    sums = _sums(job, epoch_metrics)
     trained = time.perf_counter() - began
 
-    def between() -> None:
+    def on_batch() -> None:
         """End in the middle of measuring: all steps are taken, and will be measured again."""
         if stop.signum and job.world.size == 1:
             job.save(
-                trainee.state(state, epoch=epoch, step=job.steps, running=sums, seconds=trained)
+                train_state.state(
+                    state, epoch=epoch, step=job.steps, epoch_metrics=sums, seconds=trained
+                )
             )
             _end(job, stop.signum)
 
-    measured = _validate(job, trainee.best_guess, between)
-    running.load(sums)
+    measured = _validate(job, train_state.best_guess, on_batch)
+    epoch_metrics.load(sums)
     line = {
         "epoch": epoch + 1,
-        **running.compute("train/"),
+        **epoch_metrics.compute("train/"),
         **measured,
         "lr": learning_rate(job.recipe, epoch),
         "images_per_second": round(len(job.train) / trained, 1),
         "seconds": round(time.perf_counter() - began, 3),
     }
-    state = _after_epoch(trainee, state, line, job.best)
+    state = _after_epoch(train_state, state, line, job.monitor)
     job.save(state)
     job.progress.epoch(epoch + 1, line)
     job.observers.notify("epoch_end", run=job.run, epoch=epoch + 1, metrics=line)
@@ -256,7 +265,7 @@ def _finish_epoch(
     return state
 
 
-def _validate(job: Fit, model: nn.Module, between: Callable[[], None]) -> dict[str, float]:
+def _validate(job: Fit, model: nn.Module, on_batch: Callable[[], None]) -> dict[str, float]:
     """Measure the model on what was held out, if anything was."""
     if len(job.validation) == 0:
         return {}
@@ -270,30 +279,30 @@ def _validate(job: Fit, model: nn.Module, between: Callable[[], None]) -> dict[s
         job.device,
         job.workers,
         job.world,
-        between,
+        on_batch,
     )
     return {f"val/{name}": value for name, value in measured.items()}
 
 
 def _after_epoch(
-    trainee: Trainee, before: State, line: dict[str, float], best: tuple[str, bool]
-) -> State:
+    train_state: TrainState, before: Checkpoint, line: dict[str, float], monitor: tuple[str, bool]
+) -> Checkpoint:
     """Return the state after an epoch; without validation the last epoch is the best."""
-    epoch, (name, more) = int(line["epoch"]), best
+    epoch, (name, more) = int(line["epoch"]), monitor
     score = line.get(name)
     improved = score is None or better(score, before.best, more)
-    return trainee.state(
+    return train_state.state(
         before,
         epoch=epoch,
         step=0,
         seconds=0.0,
-        running={},
+        epoch_metrics={},
         best=score if improved else before.best,
         best_epoch=epoch if improved else before.best_epoch,
         metrics=[*before.metrics, line],
     )
 
 
-def _exhausted(recipe: Recipe, state: State) -> bool:
+def _exhausted(recipe: Recipe, state: Checkpoint) -> bool:
     """Whether the score has not become better for as many epochs as the recipe waits."""
     return 0 < recipe.patience <= state.epoch - state.best_epoch

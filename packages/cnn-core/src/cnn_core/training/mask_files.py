@@ -56,7 +56,7 @@ def write_masks(found: Segmentation, folder: Path) -> list[Path]:
 
 def _overlay(found: Segmentation, colour: npt.NDArray[np.int64]) -> Image.Image:
     """Return the picture with the classes' colours on it, but for that of the ground."""
-    picture = found.picture.permute(1, 2, 0).expand(-1, -1, 3).numpy().astype(np.float32)
+    picture = found.image.permute(1, 2, 0).expand(-1, -1, 3).numpy().astype(np.float32)
     mixed = (1 - SHINE) * picture + SHINE * colour
     shown = np.where(found.mask.numpy()[..., None] > 0, mixed, picture)
     return Image.fromarray(shown.round().astype(np.uint8))

@@ -36,27 +36,30 @@ def not_finite(
     norm: float,
     epoch: int,
     step: int,
-    piece: int = 0,
+    micro_batch_size: int = 0,
     precision: str = "fp32",
 ) -> NumericalError:
     """Return an error that names the step, its samples, and where the first such number is.
 
-    Runs the network once more, on `piece` samples at once and in the precision of the training:
-    batch normalisation has seen the batch already, so its running statistics are lost with the
-    training either way.
+    Runs the network once more, `micro_batch_size` samples at a time and in the precision of the
+    training. The batch is already in the running statistics of batch normalisation, so nothing
+    more is lost by it.
     """
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
     samples = ", ".join(map(str, batch.indices[:SHOWN].tolist()))
     more = ", …" if len(batch.indices) > SHOWN else ""
+    size = micro_batch_size or len(batch.indices)
     return NumericalError(
         f"{what} in epoch {epoch + 1}, step {step + 1} (samples {samples}{more}); "
-        f"first in {_origin(model, batch, loss, piece or len(batch.indices), precision)}",
+        f"first in {_origin(model, batch, loss, size, precision)}",
         "the last checkpoint is sound: try a lower --lr, or --set clip_norm=1",
     )
 
 
 @torch.no_grad()
-def _origin(model: nn.Module, batch: Batch, loss: float, piece: int, precision: str) -> str:
+def _origin(
+    model: nn.Module, batch: Batch, loss: float, micro_batch_size: int, precision: str
+) -> str:
     """Return where the first number that is not finite is: input, parameter, stage, gradient."""
     if not batch.images.isfinite().all():
         places = (~batch.images.flatten(1).isfinite().all(1)).nonzero().flatten()
@@ -64,7 +67,7 @@ def _origin(model: nn.Module, batch: Batch, loss: float, piece: int, precision: 
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the parameter {name}"
-    for part in batch.pieces(piece):
+    for part in batch.micro_batches(micro_batch_size):
         with autocast(batch.images.device, precision):
             if stage := _first_output(model, part.images):
                 return f"the output of {stage}"

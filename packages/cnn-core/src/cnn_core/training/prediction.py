@@ -41,11 +41,11 @@ class Prediction:
 class Segmentation:
     """An image file seen pixel by pixel, at its own size.
 
-    `picture` is uint8, C H W; `probabilities` are classes x H x W, in [0, 1].
+    `image` is uint8, C H W; `probabilities` are classes x H x W, in [0, 1].
     """
 
     path: Path
-    picture: Tensor
+    image: Tensor
     probabilities: Tensor
     classes: tuple[str, ...]
 

@@ -23,7 +23,7 @@ def better(score: float, best: float | None, more: bool) -> bool:
 
 def score_name(run: Run) -> str:
     """Return the number that chose a run's weights, as "val/top1"; "" if nothing was held out."""
-    names = [run.recipe.best] if run.recipe.best else [f"val/{m}" for m in SCORES.values()]
+    names = [run.recipe.monitor] if run.recipe.monitor else [f"val/{m}" for m in SCORES.values()]
     history = run.history()
     return next((name for name in names if any(name in line for line in history)), "")
 

@@ -17,7 +17,7 @@ from cnn_core.create import create_model
 from cnn_core.data.dataset import Dataset, Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
-from cnn_core.registry.names import default_recipe, meant_by, settled
+from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
 from cnn_core.tasks import loss_of, metrics_of, score_of
@@ -30,13 +30,13 @@ from cnn_core.training.progress import counting
 from cnn_core.training.train_state import frozen
 from cnn_core.weights.native import is_ours, read_weights
 
-__all__ = ["Ready", "find_recipe", "make_ready", "score"]
+__all__ = ["Setup", "find_recipe", "score", "set_up"]
 
 TILES = 2  # images a batch where pixels are classified and no recipe says how many
 
 
 @dataclass(frozen=True)
-class Ready:
+class Setup:
     """What a training needs beside a run: nothing in it is left to choose."""
 
     recipe: Recipe
@@ -52,9 +52,9 @@ def find_recipe(
     """Return the recipe: the one named, else the default one of the pair, with `settings`."""
     given = {}
     if model is not None:
-        given["model"] = settled(registry.models(), model)
+        given["model"] = canonical_name(registry.models(), model)
     if data is not None:
-        given["data"] = settled(registry.datasets(), data)
+        given["data"] = canonical_name(registry.datasets(), data)
     found = _settings_of(name, given)
     base = {**(found or {}), **given}
     for key in ("model", "data"):
@@ -75,9 +75,9 @@ def _settings_of(name: str | None, given: Mapping[str, str]) -> dict[str, Any] |
             raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
         said = dict(read_recipe(Path(name)).settings)
         if "model" not in given:
-            said["model"] = settled(registry.models(), said["model"])
+            said["model"] = canonical_name(registry.models(), said["model"])
         if "data" not in given:
-            said["data"] = settled(registry.datasets(), said["data"])
+            said["data"] = canonical_name(registry.datasets(), said["data"])
         return said
     if name is not None:
         recipe = registry.recipes().entry(name)
@@ -85,11 +85,11 @@ def _settings_of(name: str | None, given: Mapping[str, str]) -> dict[str, Any] |
         recipe = default
     else:
         return None
-    own = {key: meant_by(recipe, key) for key in ("model", "data") if key not in given}
+    own = {key: resolved_name(recipe, key) for key in ("model", "data") if key not in given}
     return {**recipe.spec.settings, **own}
 
 
-def make_ready(
+def set_up(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
@@ -97,7 +97,7 @@ def make_ready(
     *,
     begun: bool = False,
     shown: bool = True,
-) -> Ready:
+) -> Setup:
     """Build the network and decode the data; settle what the recipe leaves open.
 
     Weights to begin with are read only where training has not `begun`.
@@ -121,13 +121,13 @@ def make_ready(
     dataset = _placed(recipe, dataset, geometry, shown)
     if recipe.balance or recipe.border_weight:
         dataset = _weighed(recipe, dataset, geometry, shown)
-    return Ready(recipe, spec, model, dataset, _normalised(recipe, dataset, geometry))
+    return Setup(recipe, spec, model, dataset, _normalised(recipe, dataset, geometry))
 
 
 def score(recipe: Recipe, dataset: Dataset) -> tuple[str, bool]:
     """Return the number that chooses the weights to keep, and whether more of it is better."""
     topk = f"top{recipe.topk or min(5, len(dataset.spec.classes))}"
-    return score_of(dataset.spec.task, recipe.best, topk)
+    return score_of(dataset.spec.task, recipe.monitor, topk)
 
 
 def _check(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
@@ -203,7 +203,7 @@ def _weighed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: b
         raise UsageError(
             "balance and border_weight are of pictures in memory", "--set pipeline=memory"
         )
-    masks, classes = geometry.fitted_masks(train.targets), len(dataset.spec.classes)
+    masks, classes = geometry.resized_masks(train.targets), len(dataset.spec.classes)
     with counting("weighing pixels", shown) as progress:
         weights = pixel_weights(recipe, masks, classes, progress)
     weighed = dataclasses.replace(train, weights=weights)
@@ -221,9 +221,9 @@ def _geometry(
         device = next(model.parameters()).device
         margin = margin_of(model, side, dataset.spec.image[0], device)
         return Preprocessing(
-            size=size, picture=picture, fit="tile", mean=(), std=(), margin=margin
+            size=size, image_size=picture, fit="tile", mean=(), std=(), margin=margin
         )
-    return Preprocessing(size=size, picture=picture, fit=dataset.spec.fit, mean=(), std=())
+    return Preprocessing(size=size, image_size=picture, fit=dataset.spec.fit, mean=(), std=())
 
 
 def _normalised(recipe: Recipe, dataset: Dataset, geometry: Preprocessing) -> Preprocessing:

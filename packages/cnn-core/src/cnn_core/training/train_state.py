@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from cnn_core.runs.recipe import Recipe
-from cnn_core.training.checkpoint import State
+from cnn_core.training.checkpoint import Checkpoint
 from cnn_core.training.ema import Average
 from cnn_core.training.numerics import gradient_norm
 from cnn_core.training.optim import Optimizer, make_optimizer
 
-__all__ = ["Trainee", "frozen"]
+__all__ = ["TrainState", "frozen"]
 
 LEAST_SCALE = 1e-4  # of a loss: below it no gradient overflows that is worth something
 
 
-class Trainee:
+class TrainState:
     """A network with its optimizer, the scale of its loss, and the average of its weights."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class Trainee:
         self.average: Average | None = Average(model, recipe.ema) if recipe.ema else None
         self.parameters: list[nn.Parameter] = list(self.optimizer.parameters.values())
 
-    def load(self, state: State) -> None:
+    def load(self, state: Checkpoint) -> None:
         """Put a state's tensors where they belong; a new training's has none."""
         if not state.model:
             return
@@ -44,7 +44,7 @@ class Trainee:
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))
 
-    def state(self, before: State, **where: Any) -> State:
+    def state(self, before: Checkpoint, **where: Any) -> Checkpoint:
         """Return the state now; `where` says where training stands, the rest is as before."""
         average = self.average.model.state_dict() if self.average is not None else {}
         return replace(

@@ -22,13 +22,13 @@ from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
 from cnn_core.training.allocator import keep_memory
-from cnn_core.training.checkpoint import Checkpoints, State
-from cnn_core.training.device import choose_device, environment, surroundings
+from cnn_core.training.checkpoint import Checkpoint, Checkpoints
+from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, joined, restarted
 from cnn_core.training.evaluation import load_data, measure
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
-from cnn_core.training.setup import Ready, find_recipe, make_ready, score
+from cnn_core.training.setup import Setup, find_recipe, score, set_up
 from cnn_core.training.signals import stop_requests
 from cnn_core.weights.native import Weights, read_weights, write_weights
 
@@ -107,17 +107,17 @@ class Session:
             raise UsageError("a training that may be started again needs a folder", "--out DIR")
         dataset = self._loaded(recipe, data_dir, download)
         fingerprint = dataset.fingerprint()
-        ready = self._ready(recipe, dataset)
+        setup = self._set_up(recipe, dataset)
         if self.fit_memory:
-            ready = self._fitted(ready)
+            setup = self._fitted(setup)
         run = None
         if self.world.first:
             facts = (data_dir, recipe.data, fingerprint, self._allocator())
             recorded = environment(self.device, *facts, self.world.size)
-            run = Run.create(ready.recipe, {**recorded, "origins": _origins(recipe)}, out)
-        run = self.world.share(run)
+            run = Run.create(setup.recipe, {**recorded, "origins": _origins(recipe)}, out)
+        run = self.world.broadcast(run)
         assert run is not None
-        return self._train(run, ready, State())
+        return self._train(run, setup, Checkpoint())
 
     def go_on(self, path: Path, data_dir: Path | None) -> Run:
         """Go on with a run; a finished one is left as it is."""
@@ -126,21 +126,23 @@ class Session:
         dataset = load_data(run, data_dir)
         if run.finished and _sound(run):
             return run
-        ready = self._ready(run.recipe, dataset, begun=bool(state.model))
+        setup = self._set_up(run.recipe, dataset, begun=bool(state.model))
         self._allocator()
         self._warn_of_changes(run, state)
-        return self._train(run, ready, state)
+        return self._train(run, setup, state)
 
-    def _ready(self, recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> Ready:
-        return make_ready(recipe, dataset, self.device, self.world, begun=begun, shown=self.shown)
+    def _set_up(self, recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> Setup:
+        return set_up(recipe, dataset, self.device, self.world, begun=begun, shown=self.shown)
 
-    def _fitted(self, ready: Ready) -> Ready:
+    def _fitted(self, setup: Setup) -> Setup:
         """Return what is ready, with a recipe whose batches fit in every process's memory."""
-        from cnn_core.training.finders import fitting_pieces
+        from cnn_core.training.finders import fitting_micro_batches
 
-        pieces = int(self.world.most([fitting_pieces(ready, self.device)], self.device)[0])
+        micro_batches = int(
+            self.world.most([fitting_micro_batches(setup, self.device)], self.device)[0]
+        )
         return dataclasses.replace(
-            ready, recipe=dataclasses.replace(ready.recipe, accumulate=pieces)
+            setup, recipe=dataclasses.replace(setup.recipe, accumulate=micro_batches)
         )
 
     def _loaded(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
@@ -157,21 +159,24 @@ class Session:
     def _allocator(self) -> str:
         return keep_memory() if self.device.type == "cpu" else "default"
 
-    def _last_state(self, run: Run) -> State:
+    def _last_state(self, run: Run) -> Checkpoint:
         """Return where a run stands, the same in every process."""
-        state = State()
+        state = Checkpoint()
         if self.world.first:
             sweep(run.path)
             Checkpoints(run.state).sweep()
             state = _last_state(run)
-        name = self.world.share(state.name if state.model else "")
+        name = self.world.broadcast(state.name if state.model else "")
         if name and not self.world.first:
             return Checkpoints(run.state).read(name)
         return state
 
-    def _warn_of_changes(self, run: Run, state: State) -> None:
+    def _warn_of_changes(self, run: Run, state: Checkpoint) -> None:
         """Say what differs from when the state was saved, and may change the last bits."""
-        now, before = surroundings(self.device, self.world.size), state.surroundings
+        now, before = (
+            numerical_environment(self.device, self.world.size),
+            state.numerical_environment,
+        )
         changed = [
             f"{key} {before[key]} then, {now.get(key)} now"
             for key in before
@@ -180,11 +185,11 @@ class Session:
         if changed and self.world.first:
             log.warning("%s: %s: the last bits may differ", run.path, "; ".join(changed))
 
-    def _train(self, run: Run, ready: Ready, state: State) -> Run:
+    def _train(self, run: Run, setup: Setup, state: Checkpoint) -> Run:
         """Do what remains of a run: the epochs, then the test split."""
-        recipe, dataset = ready.recipe, ready.dataset
-        now = surroundings(self.device, self.world.size)
-        state = dataclasses.replace(state, surroundings=now)
+        recipe, dataset = setup.recipe, setup.dataset
+        now = numerical_environment(self.device, self.world.size)
+        state = dataclasses.replace(state, numerical_environment=now)
         kept, held_out = dataset.divide(recipe.validation, recipe.seed)
         progress = progress_for(self.shown)
         job = Fit(
@@ -195,21 +200,21 @@ class Session:
             validation=held_out,
             workers=self.workers,
             num_classes=len(dataset.spec.classes),
-            preprocessing=ready.preprocessing,
+            preprocessing=setup.preprocessing,
             device=self.device,
             progress=progress,
             observers=self.observers,
-            best=score(recipe, dataset),
-            save=partial(_save, run, ready) if self.world.first else _nothing,
+            monitor=score(recipe, dataset),
+            save=partial(_save, run, setup) if self.world.first else _nothing,
             world=self.world,
         )
         if self.world.first and state.model:
-            _mend(run, ready, state)
+            _mend(run, setup, state)
         try:
-            state = fit(ready.model, job, state)
+            state = fit(setup.model, job, state)
             if not state.best_epoch:
                 raise NumericalError(
-                    f"{run.path}: {job.best[0]} was never a number: nothing is kept"
+                    f"{run.path}: {job.monitor[0]} was never a number: nothing is kept"
                 )
             self._test(run, dataset)
         except BaseException as error:
@@ -236,7 +241,7 @@ class Session:
                 self.workers,
                 self.world,
                 stop.obey if self.world.size == 1 else lambda: None,
-                thorough=True,
+                eval_only=True,
             )
         line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
         if self.world.first:
@@ -253,7 +258,7 @@ def _origins(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _nothing(state: State) -> None:
+def _nothing(state: Checkpoint) -> None:
     """Save nothing: another process does."""
 
 
@@ -278,21 +283,21 @@ def _is_run_of(path: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _save(run: Run, ready: Ready, state: State) -> None:
+def _save(run: Run, setup: Setup, state: Checkpoint) -> None:
     """Write the state, then weights if they are the best so far, then what people read.
 
     Stopped in between, the next start does the rest: the state has all that it needs.
     """
-    Checkpoints(run.state).save(state, ready.recipe.keep)
+    Checkpoints(run.state).save(state, setup.recipe.keep)
     if state.step == 0:
         if state.best_epoch == state.epoch:
-            _keep(run, ready, state)
+            _keep(run, setup, state)
         run.write_metrics(state.metrics)
 
 
-def _keep(run: Run, ready: Ready, state: State) -> None:
+def _keep(run: Run, setup: Setup, state: Checkpoint) -> None:
     """Write weights.safetensors."""
-    spec = ready.dataset.spec
+    spec = setup.dataset.spec
     weights = Weights(
         tensors=state.kept,
         model=run.recipe.model,
@@ -300,26 +305,26 @@ def _keep(run: Run, ready: Ready, state: State) -> None:
         in_channels=spec.image[0],
         options=run.recipe.options,
         classes=spec.classes,
-        preprocessing=ready.preprocessing,
+        preprocessing=setup.preprocessing,
         epoch=state.epoch,
     )
     write_weights(run.weights, weights)
 
 
-def _mend(run: Run, ready: Ready, state: State) -> None:
+def _mend(run: Run, setup: Setup, state: Checkpoint) -> None:
     """Write again what a stop in the middle of saving, or a broken disk, left behind the state.
 
     Raises:
         RunError: the kept weights are gone, and no checkpoint has them.
     """
     if state.best_epoch == state.epoch and state.step == 0:
-        _keep(run, ready, state)
+        _keep(run, setup, state)
     elif state.best_epoch and not _sound(run):
         best = Checkpoints(run.state).best(state.best_epoch)
         if best is None:
             raise _lost(run, run.weights)
         log.warning("%s: written again, from %s", run.weights, best.name)
-        _keep(run, ready, best)
+        _keep(run, setup, best)
     run.write_metrics(state.metrics)
 
 
@@ -332,7 +337,7 @@ def _sound(run: Run) -> bool:
     return True
 
 
-def _last_state(run: Run) -> State:
+def _last_state(run: Run) -> Checkpoint:
     """Return where a run stands; an empty state if nothing was saved yet.
 
     Raises:
@@ -344,7 +349,7 @@ def _last_state(run: Run) -> State:
     if state is None:
         if run.weights.is_file() or run.history():
             raise _lost(run, run.state)
-        return State()
+        return Checkpoint()
     return state
 
 

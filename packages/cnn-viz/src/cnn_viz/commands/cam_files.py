@@ -79,7 +79,7 @@ def explain_files(
         target = out / f"{path.stem}.{method.replace('+', 'p')}.png"
         title = f"{TITLES[method]} at stage {stage}"
         with style.applied():
-            picture = weights.preprocessing.pictures(inputs)[0]
+            picture = weights.preprocessing.denormalise(inputs)[0]
             figure = _beside(title, path, weights, picture, cam, stride)
             write_bytes(target, encoded(figure, "png", dpi=150))
         yield target

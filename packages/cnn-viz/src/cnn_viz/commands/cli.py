@@ -57,14 +57,14 @@ def viz(
         registry.views().entry(view)  # an unknown name fails before torch is imported
 
     from cnn_viz.drawing.render import draw_all, draw_one, fitting, write
-    from cnn_viz.results.inputs import Ingredients
+    from cnn_viz.results.inputs import ViewInputs
 
-    ingredients = Ingredients(run, data_dir=data_dir, device=device)
-    folder = out if out is not None else ingredients.run.figures
+    view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
+    folder = out if out is not None else view_inputs.run.figures
     if view != "all":
-        drawings = iter([draw_one(view, ingredients, pdf=pdf)])
+        drawings = iter([draw_one(view, view_inputs, pdf=pdf)])
     else:
-        drawings = (draw_all(*pair, ingredients, pdf=pdf) for pair in fitting(ingredients.run))
+        drawings = (draw_all(*pair, view_inputs, pdf=pdf) for pair in fitting(view_inputs.run))
     for drawing in drawings:
         if drawing.png:
             for path in write(drawing, folder):
@@ -92,10 +92,10 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
     Example:
       cnnzoo embed runs/lenet5-digits-20260101-120000 --method umap
     """
-    from cnn_viz.results.inputs import Ingredients
+    from cnn_viz.results.inputs import ViewInputs
     from cnn_viz.views.embedding import words
 
-    embedded = Ingredients(run, data_dir=data_dir, device=device).embedded
+    embedded = ViewInputs(run, data_dir=data_dir, device=device).embedded
     click.echo(f"{method}: {words(embedded.places(method).quality)}")
 
 
@@ -229,9 +229,9 @@ def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
         from cnn_viz.page.server import application
     except ImportError as error:
         raise UsageError(f"cnnzoo explore: {error}", "pip install 'cnn-viz[serve]'") from error
-    from cnn_viz.results.inputs import Ingredients
+    from cnn_viz.results.inputs import ViewInputs
 
-    ingredients = Ingredients(run, data_dir=data_dir, device=device)
+    view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -239,7 +239,7 @@ def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
         except OSError as error:
             raise UsageError(f"port {port}: {error.strerror}", "--port 0 takes any") from error
         port = listening.getsockname()[1]
-        served = application(ingredients, port)
+        served = application(view_inputs, port)
         click.echo(f"http://127.0.0.1:{port}")
         config = uvicorn.Config(served, log_level="warning", lifespan="off")
         uvicorn.Server(config).run(sockets=[listening])

@@ -24,7 +24,7 @@ from cnn_core.text import printable
 from cnn_core.training import Run
 from cnn_viz import style
 from cnn_viz.plugin import VIEWS
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 
 __all__ = ["Drawing", "draw", "draw_all", "draw_one", "encoded", "fitting", "write"]
 
@@ -64,20 +64,20 @@ def draw(
         UsageError: the view is for another task.
         PluginError: the view's own code fails; names its plugin.
     """
-    ingredients = Ingredients(run, data_dir=data_dir, device=device)
-    name, entry = _entry(view, ingredients.run)
+    view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
+    name, entry = _entry(view, view_inputs.run)
     with style.applied():
-        return _render(name, entry, ingredients.select(entry.spec.needs))
+        return _render(name, entry, view_inputs.select(entry.spec.needs))
 
 
-def draw_one(view: str, ingredients: Ingredients, *, pdf: bool = False) -> Drawing:
+def draw_one(view: str, view_inputs: ViewInputs, *, pdf: bool = False) -> Drawing:
     """Draw one view; raises as `draw` does."""
-    name, entry = _entry(view, ingredients.run)
-    return _drawing(name, entry, ingredients.select(entry.spec.needs), pdf)
+    name, entry = _entry(view, view_inputs.run)
+    return _drawing(name, entry, view_inputs.select(entry.spec.needs), pdf)
 
 
 def draw_all(
-    name: str, entry: Entry[ViewSpec], ingredients: Ingredients, *, pdf: bool = False
+    name: str, entry: Entry[ViewSpec], view_inputs: ViewInputs, *, pdf: bool = False
 ) -> Drawing:
     """Draw one view among several: one that raises is reported, and holds its error.
 
@@ -87,7 +87,7 @@ def draw_all(
     cannot be embedded concerns that view only.
     """
     try:
-        arguments = ingredients.select(entry.spec.needs)
+        arguments = view_inputs.select(entry.spec.needs)
     except Exception as error:  # of the network's own code
         if isinstance(error, ZooError) and "embedded" not in entry.spec.needs:
             raise

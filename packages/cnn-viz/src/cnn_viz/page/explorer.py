@@ -27,7 +27,7 @@ from cnn_viz.attribution.cam import cams_by_method
 from cnn_viz.attribution.cam_scale import box
 from cnn_viz.network.graph import strides
 from cnn_viz.results.embeddings import FEWEST, Embedded, even, neighbours_of
-from cnn_viz.results.inputs import Ingredients, varied
+from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import clustered, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.confusion import ORDERED
@@ -53,13 +53,13 @@ BY_HAND = {  # views that the page has itself, to be explored
 NOTHING: dict[str, Any] = dict.fromkeys(("matrix", "order", "cams", "embedding", "explorer"))
 
 
-def explored(ingredients: Ingredients) -> dict[str, Any]:
+def explored(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return what the templates and the script need to explore a run that classifies."""
-    predictions = ingredients.predictions
+    predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
     order = clustered(counts) if len(counts) > ORDERED else list(range(len(counts)))
-    maps = _spared("class activation maps", lambda: _cams(ingredients))
-    embedding = _spared("embedding", lambda: _embedding(ingredients.embedded))
+    maps = _spared("class activation maps", lambda: _cams(view_inputs))
+    embedding = _spared("embedding", lambda: _embedding(view_inputs.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
     return {
         "matrix": _cells(counts, order) if len(order) <= WIDEST else [],
@@ -152,24 +152,24 @@ def _cells(counts: NDArray[Any], order: Sequence[int]) -> list[list[dict[str, An
     ]
 
 
-def _cams(ingredients: Ingredients) -> dict[str, Any]:
+def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return maps of the most confident mistakes and of images that are right, by every class."""
-    predictions, preprocessing = ingredients.predictions, ingredients.weights.preprocessing
-    spec = registry.get_spec(ingredients.run.recipe.model)
+    predictions, preprocessing = view_inputs.predictions, view_inputs.weights.preprocessing
+    spec = registry.get_spec(view_inputs.run.recipe.model)
     chosen = _explained(predictions)
-    images = preprocessing(predictions.images[chosen].to(ingredients.device))
-    pictures = (preprocessing.pictures(images).cpu() * 255).round().to(torch.uint8)
+    images = preprocessing(predictions.images[chosen].to(view_inputs.device))
+    pictures = (preprocessing.denormalise(images).cpu() * 255).round().to(torch.uint8)
     sheet, _, size = _sheet(pictures, CAM_SIDE, columns=len(chosen))
     scale = math.ceil(CAM_SIDE / max(size))
     columns = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
     offered = _offered(len(predictions.classes), *columns.values())
-    stages = stages_of(ingredients.model, spec, images[:1])
-    pixels, (height, width) = strides(ingredients.weights), images.shape[-2:]
+    stages = stages_of(view_inputs.model, spec, images[:1])
+    pixels, (height, width) = strides(view_inputs.weights), images.shape[-2:]
     maps: dict[str, dict[str, list[Tensor]]] = {
         name: {stage: [] for stage in stages} for name in NAMES.values()
     }
     for k in offered:
-        found = cams_by_method(ingredients.model, images, stages, [k] * len(chosen), tuple(NAMES))
+        found = cams_by_method(view_inputs.model, images, stages, [k] * len(chosen), tuple(NAMES))
         require_places(found["grad-cam"][spec.cam_stage], spec.cam_stage)
         for method, name in NAMES.items():
             for stage in stages:
@@ -258,7 +258,7 @@ def _explained(predictions: Predictions) -> list[int]:
     wrong, right = (~hit).nonzero().flatten(), hit.nonzero().flatten()
     confidence = predictions.probabilities.amax(1)[wrong]
     worst = wrong[confidence.argsort(descending=True, stable=True)][: EXPLAINED // 2].tolist()
-    others = varied(predictions.targets[right].tolist(), EXPLAINED - len(worst))
+    others = round_robin_by_class(predictions.targets[right].tolist(), EXPLAINED - len(worst))
     return worst + right[others].tolist()
 
 

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from cnn_core import registry
 from cnn_core.files import write_text
 from cnn_core.plugins import plugins
-from cnn_core.registry.names import bare
+from cnn_core.registry.names import base_name
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
@@ -31,7 +31,7 @@ from cnn_viz.drawing.render import Drawing, draw_all, fitting, write
 from cnn_viz.page.charts import LEFT, RIGHT, charts
 from cnn_viz.page.explorer import BY_HAND, NOTHING, explored
 from cnn_viz.page.svg import inlined
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
 from cnn_viz.version import __version__
 
@@ -41,7 +41,7 @@ WORDS = ("recorded", "surroundings", "hardware")  # what is said twice
 
 
 def write_report(
-    run: Run | Ingredients | str | os.PathLike[str],
+    run: Run | ViewInputs | str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -57,12 +57,12 @@ def write_report(
     Raises:
         ZooError: the run lacks weights, or its data set cannot be loaded.
     """
-    ingredients = (
-        run if isinstance(run, Ingredients) else Ingredients(run, data_dir=data_dir, device=device)
+    view_inputs = (
+        run if isinstance(run, ViewInputs) else ViewInputs(run, data_dir=data_dir, device=device)
     )
-    opened = ingredients.run
+    opened = view_inputs.run
     progress(f"evaluating {opened.recipe.model} on the test split of {opened.recipe.data}")
-    content = _content(ingredients)
+    content = _content(view_inputs)
     path = opened.path / f"report.{form}"
     if form == "json":
         write_text(path, json.dumps(_plain(content), indent=1) + "\n")
@@ -70,7 +70,7 @@ def write_report(
     drawings = []
     for name, entry in fitting(opened):
         progress(f"drawing {name}")
-        drawings.append(draw_all(name, entry, ingredients))
+        drawings.append(draw_all(name, entry, view_inputs))
         if drawings[-1].png:
             write(drawings[-1], opened.figures)
     shown = {
@@ -82,21 +82,21 @@ def write_report(
     if form == "md":
         text = template_of("report.md").render(shown, drawings=drawings)
     else:
-        text = _page(ingredients, shown, drawings)
+        text = _page(view_inputs, shown, drawings)
     write_text(path, "\n".join(map(printable, text.split("\n"))))
     return path
 
 
-def _page(ingredients: Ingredients, shown: dict[str, Any], drawings: list[Drawing]) -> str:
+def _page(view_inputs: ViewInputs, shown: dict[str, Any], drawings: list[Drawing]) -> str:
     """Return the report as one page of HTML."""
-    run, script = ingredients.run, script_of("report.js")
+    run, script = view_inputs.run, script_of("report.js")
     task = registry.get_spec(run.recipe.model).task
     return template_of(f"{task}.html").render(
         shown,
         charts=charts(run.history(), shown["training"]["kept_epoch"]),
         left=LEFT,
         right=RIGHT,
-        **(explored(ingredients) if task == "classification" else NOTHING),
+        **(explored(view_inputs) if task == "classification" else NOTHING),
         figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task] or not d.png],
         sections=_sections(run),
         numbers=_plain({key: shown[key] for key in shown if key not in WORDS}),
@@ -105,13 +105,13 @@ def _page(ingredients: Ingredients, shown: dict[str, Any], drawings: list[Drawin
     )
 
 
-def _content(ingredients: Ingredients) -> dict[str, Any]:
+def _content(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return every number and word of the report, by name."""
-    run = ingredients.run
+    run = view_inputs.run
     recipe, history = run.recipe, run.history()
     spec = registry.get_spec(recipe.model)
     results = _of_images if spec.task == "classification" else _of_pixels
-    headline, tables = results(ingredients)
+    headline, tables = results(view_inputs)
     return {
         "schema": 1,
         "made_by": f"cnn-viz {__version__}",
@@ -122,8 +122,8 @@ def _content(ingredients: Ingredients) -> dict[str, Any]:
             "summary": spec.summary,
             "paper": asdict(spec.paper),
             "departures": spec.departures,
-            "reported": spec.reported.get(bare(recipe.data), ""),
-            "params": sum(p.numel() for p in ingredients.model.parameters() if p.requires_grad),
+            "reported": spec.reported.get(base_name(recipe.data), ""),
+            "params": sum(p.numel() for p in view_inputs.model.parameters() if p.requires_grad),
         },
         "data": recipe.data,
         "test": {**headline, **run.test_metrics()},
@@ -142,16 +142,16 @@ def _content(ingredients: Ingredients) -> dict[str, Any]:
     }
 
 
-def _of_images(ingredients: Ingredients) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_images(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the headline and the tables of a run that classifies."""
-    predictions = ingredients.predictions
+    predictions = view_inputs.predictions
     classes = [asdict(score) for score in class_scores(predictions)]
     return _headline(predictions), {"classes": classes, "confusion": _confusions(predictions)}
 
 
-def _of_pixels(ingredients: Ingredients) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_pixels(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the headline and the tables of a run that segments."""
-    segmented = ingredients.segmented
+    segmented = view_inputs.segmented
     pixels, scores = segmented.measured.pixels, segmented.scores
     overlap = Overlap.of(pixels)
     mious = [line["miou"] for line in scores]

@@ -38,7 +38,7 @@ from cnn_viz.network.convolution import Place, first_maps, number
 from cnn_viz.network.graph import strides
 from cnn_viz.page.explorer import stages_of
 from cnn_viz.page.report import script_hash, script_of, template_of, write_report
-from cnn_viz.results.inputs import Ingredients
+from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.arithmetic import drawn
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import overlay
@@ -56,16 +56,16 @@ POLICY = (
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-def application(ingredients: Ingredients, port: int) -> Starlette:
+def application(view_inputs: ViewInputs, port: int) -> Starlette:
     """Return what answers for a run, to requests whose host is 127.0.0.1 or localhost at a port.
 
     Raises:
         UsageError: the run does not classify.
     """
-    weights, run = ingredients.weights, ingredients.run
+    weights, run = view_inputs.weights, view_inputs.run
     if (task := task_of(weights)) != "classification":
         raise UsageError(f"{run.path}: '{weights.model}' does {task}", "cnnzoo predict, or report")
-    desk = _Desk(ingredients)
+    desk = _Desk(view_inputs)
     own = (f"127.0.0.1:{port}", f"localhost:{port}")
     routes = [
         Route("/", _guarded(desk.home, own)),
@@ -80,18 +80,18 @@ def application(ingredients: Ingredients, port: int) -> Starlette:
 class _Desk:
     """Where a run's questions are answered, one after the other."""
 
-    def __init__(self, ingredients: Ingredients) -> None:
-        weights = ingredients.weights
+    def __init__(self, view_inputs: ViewInputs) -> None:
+        weights = view_inputs.weights
         height, width = weights.preprocessing.target
-        blank = torch.zeros(1, weights.in_channels, height, width, device=ingredients.device)
-        self.ingredients, self.weights = ingredients, weights
-        self.stages = stages_of(ingredients.model, registry.get_spec(weights.model), blank)
+        blank = torch.zeros(1, weights.in_channels, height, width, device=view_inputs.device)
+        self.view_inputs, self.weights = view_inputs, weights
+        self.stages = stages_of(view_inputs.model, registry.get_spec(weights.model), blank)
         self.strides = strides(weights)
         self.busy = Lock()
 
     async def home(self, request: Request) -> Response:
         """Return the page."""
-        script, run = script_of("live.js"), self.ingredients.run
+        script, run = script_of("live.js"), self.view_inputs.run
         page = template_of("live.html").render(
             run=run.path.absolute().name,
             model=self.weights.model,
@@ -106,10 +106,10 @@ class _Desk:
 
     async def report(self, request: Request) -> Response:
         """Return the run's report, written first where there is none of these weights."""
-        found = self.ingredients
+        found = self.view_inputs
         path, weights = found.run.path / "report.html", found.run.weights
         if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
-            now = Ingredients(found.run, data_dir=found.data_dir, device=str(found.device))
+            now = ViewInputs(found.run, data_dir=found.data_dir, device=str(found.device))
             await run_in_threadpool(self._alone, lambda: write_report(now))
         return FileResponse(path, media_type="text/html")
 
@@ -146,7 +146,7 @@ class _Desk:
 
         def found() -> dict[str, Any]:
             picture = _decoded(content, weights.in_channels)
-            return find(weights.preprocessing(picture[None].to(self.ingredients.device)))
+            return find(weights.preprocessing(picture[None].to(self.view_inputs.device)))
 
         try:
             return JSONResponse(await run_in_threadpool(self._alone, found))
@@ -154,16 +154,16 @@ class _Desk:
             return _error(error.message, 400)
 
     def _maps(self, inputs: torch.Tensor) -> dict[str, Any]:
-        layer, maps = first_maps(self.ingredients.model, inputs)
+        layer, maps = first_maps(self.view_inputs.model, inputs)
         limit = float(maps.abs().max()) or 1.0
         colours = colormaps[style.DIVERGING](np.asarray(maps[:MAPS].cpu()) / limit / 2 + 0.5)
         pictures = [_png(picture[..., :3]) for picture in colours]
         return {"layer": layer, "size": list(maps.shape[1:]), "maps": pictures, "limit": limit}
 
     def _number(self, inputs: torch.Tensor, place: Place) -> dict[str, Any]:
-        found = number(self.ingredients.model, inputs, place)
+        found = number(self.view_inputs.model, inputs, place)
         what = f"Map {place[0]} of {found.layer}, at its row {place[1]} and column {place[2]}."
-        picture = as_image(self.weights.preprocessing.pictures(inputs)[0])
+        picture = as_image(self.weights.preprocessing.denormalise(inputs)[0])
         with style.applied():
             figure = drawn(found, picture, f"One number of {found.layer}", what)
             content = encoded(figure, "png", dpi=110)
@@ -173,9 +173,9 @@ class _Desk:
         self, inputs: torch.Tensor, method: str, stage: str, explained: list[int] | None
     ) -> dict[str, Any]:
         weights, classes = self.weights, self.weights.classes
-        cam = cams(self.ingredients.model, inputs, [stage], explained, method)[stage]
+        cam = cams(self.view_inputs.model, inputs, [stage], explained, method)[stage]
         heat = cam.heat(stride=self.strides.get(stage, 0))[0]
-        plain = as_rgb(weights.preprocessing.pictures(inputs)[0])
+        plain = as_rgb(weights.preprocessing.denormalise(inputs)[0])
         best = cam.logits.softmax(1)[0].topk(min(NAMED, len(classes)))
         names = [printable(classes[k]) for k in best.indices.tolist()]
         return {

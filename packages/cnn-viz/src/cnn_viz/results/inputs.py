@@ -18,18 +18,18 @@ from cnn_core.data import Batch, batches
 from cnn_core.registry.recorded import open_run
 from cnn_core.training import Predictions, Run, predictions, segmented
 from cnn_core.training.device import choose_device
-from cnn_core.training.evaluation import held_out, load_data, together
+from cnn_core.training.evaluation import eval_batch_size, held_out, load_data
 from cnn_core.weights.native import Weights, read_weights
 from cnn_viz.results.embeddings import METHODS, Embedded, even, features_of
 from cnn_viz.results.segmentations import Segmentations
 
-__all__ = ["Ingredients", "varied"]
+__all__ = ["ViewInputs", "round_robin_by_class"]
 
 BATCH = 64
 PIXELS = 2**20  # of the batch of a network that segments: its images may be large
 
 
-class Ingredients:
+class ViewInputs:
     """A run, and what its weights make of the test split; each part is made when asked for.
 
     Raises, when asked: what `read_weights` and `load_dataset` raise for files that are missing
@@ -72,7 +72,7 @@ class Ingredients:
             height, width = preprocessing.target
             chosen = list(range(min(max(PIXELS // (height * width), 1), BATCH, len(split))))
         else:
-            chosen = varied(map(int, split.targets), BATCH)
+            chosen = round_robin_by_class(map(int, split.targets), BATCH)
         indices = torch.tensor(chosen)
         found = next(
             batches(split.subset(indices), preprocessing, len(chosen), device=self.device)
@@ -87,7 +87,7 @@ class Ingredients:
         if not preprocessing.tiled:
             return batch
         centre = torch.full((len(batch.indices), 2), 0.5)
-        images, targets = (preprocessing.cut(x, centre) for x in (batch.images, batch.targets))
+        images, targets = (preprocessing.cropped(x, centre) for x in (batch.images, batch.targets))
         return Batch(images, targets, batch.indices)
 
     @cached_property
@@ -118,7 +118,7 @@ class Ingredients:
         split, inside = data.split("test"), spec.task == "segmentation"
         indices = even(len(split), METHODS["PCA"][1])
         stage = spec.cam_stage if inside else spec.stages[-1]
-        size = together(self.weights.preprocessing)
+        size = eval_batch_size(self.weights.preprocessing)
         part = split if len(indices) == len(split) else split.subset(indices)
         found = batches(part, self.weights.preprocessing, size, device=self.device)
         features = features_of(self.model, stage, map(self._seen, found), inside=inside)
@@ -146,7 +146,7 @@ class Ingredients:
         return {name: getattr(self, name) for name in needs}
 
 
-def varied(classes: Iterable[int], count: int) -> list[int]:
+def round_robin_by_class(classes: Iterable[int], count: int) -> list[int]:
     """Return the places of up to `count` samples: one of each class, then a second, and so on."""
     seen: Counter[int] = Counter()
     ranked = []

@@ -14,7 +14,7 @@ from cnn_core.tasks.boundaries import Boundaries
 from cnn_core.tasks.curves import Calibration, Curves
 from cnn_core.tasks.regions import image_scores
 from cnn_core.tasks.segmentation import confusion
-from cnn_core.training import Segmented
+from cnn_core.training import SegmentationOutput
 
 __all__ = ["Measured", "Segmentations", "spread"]
 
@@ -43,21 +43,21 @@ class Segmentations:
     """
 
     def __init__(
-        self, classes: Sequence[str], make: Callable[[], Iterable[Segmented]], length: int
+        self, classes: Sequence[str], make: Callable[[], Iterable[SegmentationOutput]], length: int
     ) -> None:
         self.classes: tuple[str, ...] = tuple(classes)
         self.make = make
         self.length = length
-        self._kept: list[Segmented] | None = None
+        self._kept: list[SegmentationOutput] | None = None
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Segmented]:
+    def __iter__(self) -> Iterator[SegmentationOutput]:
         if self._kept is not None:
             yield from self._kept
             return
-        kept: list[Segmented] = []
+        kept: list[SegmentationOutput] = []
         logits = 0
         for one in self.make():
             logits += one.logits.numel()
@@ -69,7 +69,7 @@ class Segmentations:
         if logits <= KEPT:
             self._kept = kept
 
-    def pick(self, indices: Iterable[int]) -> list[Segmented]:
+    def pick(self, indices: Iterable[int]) -> list[SegmentationOutput]:
         """Return the images at these places of the split, in this order."""
         wanted = list(indices)
         found = {one.index: one for one in self if one.index in wanted}

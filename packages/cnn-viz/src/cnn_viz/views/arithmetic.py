@@ -35,7 +35,7 @@ def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"from 0, for image {int(batch.indices[0]) + 1} of the test split: the highest number of "
         "all maps."
     )
-    picture = as_image(weights.preprocessing.pictures(image)[0])
+    picture = as_image(weights.preprocessing.denormalise(image)[0])
     title = f"One number of {found.layer}: {run.recipe.model} on {run.recipe.data}"
     return drawn(found, picture, title, what)
 

@@ -16,7 +16,7 @@ from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams_by_method
 from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
 from cnn_viz.network.graph import strides
-from cnn_viz.results.inputs import varied
+from cnn_viz.results.inputs import round_robin_by_class
 from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
 
 __all__ = ["NAMES", "cam_methods"]
@@ -38,13 +38,13 @@ def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside what six methods say that speaks for the predicted class."""
     weights = read_weights(run.path)
     stage = registry.get_spec(run.recipe.model).cam_stage
-    shown = varied(batch.targets.tolist(), SHOWN)
+    shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
     images = batch.images[shown]
     found = {
         method: stages[stage] for method, stages in cams_by_method(model, images, stage).items()
     }
     require_places(next(iter(found.values())), stage)
-    pictures = weights.preprocessing.pictures(images)
+    pictures = weights.preprocessing.denormalise(images)
     unit = inches(9.3, 1 + len(found), pictures.shape, gap=GAP)
     height, width = next(iter(found.values())).raw.shape[1:]
     figure = style.figure(

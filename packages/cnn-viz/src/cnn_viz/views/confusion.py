@@ -51,7 +51,7 @@ def confusion(run: Run, predictions: Predictions) -> Figure:
     with np.errstate(invalid="ignore"):  # a class that the split lacks
         shares = counts / counts.sum(1, keepdims=True)
     image = ax.imshow(shares, cmap=style.SEQUENTIAL, vmin=0, vmax=1)
-    bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.per_cent, aspect=30)
+    bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.percent_tick, aspect=30)
     bar.set_label("share of the true class's images")
     bar.outline.set_visible(False)
     _name_axes(ax, names, side / classes)

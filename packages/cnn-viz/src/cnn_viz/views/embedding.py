@@ -47,7 +47,7 @@ def embedding(run: Run, embedded: Embedded) -> Figure:
         _legend(figure, classes)
     else:
         scale = ScalarMappable(Normalize(*_limits(labels)), SCALE)
-        bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, format=style.per_cent)
+        bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, format=style.percent_tick)
         bar.set_label(f"the image's {embedded.coloured}")
         bar.outline.set_visible(False)
     return figure

@@ -27,7 +27,7 @@ from cnn_viz.attribution.faithfulness import (
     road,
 )
 from cnn_viz.network.graph import strides
-from cnn_viz.results.inputs import varied
+from cnn_viz.results.inputs import round_robin_by_class
 from cnn_viz.results.metrics import bootstrap
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import require_places
@@ -52,7 +52,7 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     spec = registry.get_spec(run.recipe.model)
     stage = spec.cam_stage
     count = min(max(PIXELS // batch.images[0, 0].numel(), FEW), MANY)
-    images = batch.images[varied(batch.targets.tolist(), count)]
+    images = batch.images[round_robin_by_class(batch.targets.tolist(), count)]
     found = cams_by_method(model, images, stage, methods=METHODS)
     maps = {method: found[method][stage] for method in METHODS}
     first = maps[METHODS[0]]
@@ -125,7 +125,7 @@ def dots(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
     ax.set(title=title, ylim=(len(values) - 0.5, -0.5))
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)
-    ax.xaxis.set_major_formatter(FuncFormatter(style.per_cent))
+    ax.xaxis.set_major_formatter(FuncFormatter(style.percent_tick))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
 
 

@@ -46,7 +46,7 @@ def features(run: Run, model: nn.Module, batch: Batch) -> Figure:
         numbers = (int(batch.targets[0]), int(logits.argmax(1)))
         names = [style.short(weights.classes[number], 30) for number in numbers]
         note += "\nis {}\npredicted {}".format(*names)
-    picture = as_image(weights.preprocessing.pictures(image)[0])
+    picture = as_image(weights.preprocessing.denormalise(image)[0])
     _input(first, picture, image.shape[1:], note)
     for ax, (name, output) in zip(rest, outputs.items(), strict=True):
         _stage(ax, name, output)

@@ -20,7 +20,7 @@ from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, grad_cam
 from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
 from cnn_viz.network.graph import strides
-from cnn_viz.results.inputs import varied
+from cnn_viz.results.inputs import round_robin_by_class
 
 __all__ = ["evidence_bar", "gradcam", "overlay", "require_places"]
 
@@ -34,10 +34,10 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside what in them speaks for the class that the network predicts."""
     weights = read_weights(run.path)
     stage = registry.get_spec(run.recipe.model).cam_stage
-    shown = varied(batch.targets.tolist(), SHOWN)
+    shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
     cam = grad_cam(model, batch.images[shown], stage)
     require_places(cam, stage)
-    pictures = weights.preprocessing.pictures(batch.images[shown])
+    pictures = weights.preprocessing.denormalise(batch.images[shown])
     rows = -(-len(shown) // PAIRS)
     unit = inches(9.3, 2 * PAIRS, pictures.shape, gap=GAP, between=BETWEEN)
     height, width = cam.raw.shape[1:]
@@ -112,7 +112,12 @@ def _pairs(
 def evidence_bar(figure: Figure, axes: Any, shrink: float) -> None:
     """Draw the scale of maps that are shares of their own maximum, at the right of axes."""
     scale = ScalarMappable(cmap=style.HEAT)
-    look: dict[str, Any] = {"format": style.per_cent, "pad": 0.01, "aspect": 25, "shrink": shrink}
+    look: dict[str, Any] = {
+        "format": style.percent_tick,
+        "pad": 0.01,
+        "aspect": 25,
+        "shrink": shrink,
+    }
     bar = figure.colorbar(scale, ax=axes, **look)
     bar.set_label("evidence for the class")
     bar.outline.set_visible(False)

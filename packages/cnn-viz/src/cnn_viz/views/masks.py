@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
-from cnn_core.training import Run, Segmented
+from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, inches, tiles
@@ -112,7 +112,7 @@ def probability(run: Run, segmented: Segmentations) -> Figure:
             matplotlib.colormaps[m](np.asarray(x))[..., :3]
             for m, x in zip(MAPS, maps, strict=True)
         ]
-        show(ax, [as_image(one.picture), *colours], ("picture", "probability", "entropy"), unit)
+        show(ax, [as_image(one.image), *colours], ("picture", "probability", "entropy"), unit)
         ax.set_title(_words(line, segmented.classes), fontsize=9)
     for name, label, top in zip(MAPS, (what, "entropy, bits"), (1.0, most), strict=True):
         scale = ScalarMappable(matplotlib.colors.Normalize(0, top), name)
@@ -182,8 +182,8 @@ def _words(line: dict[str, float], classes: Sequence[str]) -> str:
     return words
 
 
-def _masks(ax: Axes, one: Segmented, above: float) -> None:
-    picture = as_image(one.picture)
+def _masks(ax: Axes, one: SegmentationOutput, above: float) -> None:
+    picture = as_image(one.image)
     striped = (one.target == IGNORED).numpy()
     images = [
         picture,

@@ -44,7 +44,7 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
 
         maps = falls(score, images, patch, max(patch // 2, 1)).cpu()
     top = max(1e-6, float(maps.abs().max()))
-    pictures = weights.preprocessing.pictures(images).cpu()
+    pictures = weights.preprocessing.denormalise(images).cpu()
     unit = inches(4.9, 3, images.shape, gap=GAP)
     rows = -(-count // 2)
     figure = style.figure(
@@ -73,7 +73,7 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
         pad=0.01,
         aspect=30,
         shrink=min(1, 2.2 / rows),
-        format=FuncFormatter(style.per_cent),
+        format=FuncFormatter(style.percent_tick),
     )
     bar.set_label("fall of the probability")
     bar.outline.set_visible(False)

@@ -9,7 +9,7 @@ from torch import Tensor
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import as_image, inches, tiles
-from cnn_viz.results.inputs import varied
+from cnn_viz.results.inputs import round_robin_by_class
 
 __all__ = ["predictions"]
 
@@ -30,7 +30,12 @@ def predictions(run: Run, predictions: Predictions) -> Figure:
     by_confidence = confidence.argsort(descending=True, stable=True)
     ranked_right, ranked_wrong = (by_confidence[is_so[by_confidence]] for is_so in (hit, ~hit))
     kinds = (
-        ("Right", right[varied(predictions.targets[right].tolist(), SHOWN)], right, VARIED),
+        (
+            "Right",
+            right[round_robin_by_class(predictions.targets[right].tolist(), SHOWN)],
+            right,
+            VARIED,
+        ),
         ("Right, but least sure", ranked_right.flip(0)[:UNSURE], right, "the least sure first"),
         ("Wrong", ranked_wrong[:SHOWN], wrong, "the most confident mistakes first"),
     )

@@ -49,7 +49,7 @@ def receptive_field(run: Run, model: nn.Module, batch: Batch) -> Figure:
     axes = figure.subplots(2, max(len(names), 4), squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-    picture = as_image(weights.preprocessing.pictures(images[:1])[0])
+    picture = as_image(weights.preprocessing.denormalise(images[:1])[0])
     for (above, below), (name, field) in zip(axes.T, found.items(), strict=False):
         _above(above, picture, field, name, maps[name].output)
         _below(below, field)

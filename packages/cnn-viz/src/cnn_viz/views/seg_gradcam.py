@@ -33,7 +33,7 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
         said = two_sided(model(batch.images[:IMAGES]).float()).argmax(1)
     pairs = [(n, k) for n, mask in enumerate(said) for k in _classes(mask)]
     images = batch.images[[n for n, _ in pairs]]
-    pictures = weights.preprocessing.pictures(images).cpu()
+    pictures = weights.preprocessing.denormalise(images).cpu()
     cams = [seg_grad_cam(model, images, stage, [k for _, k in pairs]) for stage in stages]
     pixels = strides(weights)
     heats = [cam.heat(stride=pixels[name]) for name, cam in zip(stages, cams, strict=True)]

@@ -34,7 +34,7 @@ def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
     images = batch.images[:count]
     found = mc_dropout(model, images, PASSES)
     targets = centred(batch.targets[:count], found.probabilities).cpu()
-    pictures = centred(weights.preprocessing.pictures(images), found.probabilities).cpu()
+    pictures = centred(weights.preprocessing.denormalise(images), found.probabilities).cpu()
     wrong = (found.probabilities.argmax(1).cpu() != targets) & (targets != IGNORED)
     mutual, most = found.mutual.cpu(), float(np.log2(found.probabilities.shape[1]))
     top = max(float(mutual.max()), 1e-6)

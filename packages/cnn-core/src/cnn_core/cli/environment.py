@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from cnn_core.plugins.discovery import Plugin, strays
 
-__all__ = ["editable_folder", "surroundings"]
+__all__ = ["editable_folder", "environment_faults"]
 
 EXTRAS = {"cnn-core": ("tensorboard",), "cnn-viz": ("umap",)}
 DEVICE = (
@@ -28,7 +28,7 @@ DEVICE = (
 )
 
 
-def surroundings(plugins: list[Plugin], timeout: float) -> list[str]:
+def environment_faults(plugins: list[Plugin], timeout: float) -> list[str]:
     """Return a line for each thing that could be better, with what helps."""
     names = {"cnn-core", *(p.distribution for p in plugins if p.distribution != "unknown")}
     dists = [dist for name in sorted(names) if (dist := _distribution(name)) is not None]
