@@ -74,7 +74,7 @@ def contestants(
 def ours(split: Split, changed: bool, batch: int) -> Iterable[tuple[Tensor, Tensor]]:
     """One epoch of this project's batches."""
     what = Augmentation(shift=4, flip=True) if changed else Augmentation()
-    prepare = Preprocessing(size=(32, 32), picture=(32, 32), fit="resize", mean=MEAN, std=STD)
+    prepare = Preprocessing(size=(32, 32), image_size=(32, 32), fit="resize", mean=MEAN, std=STD)
     for taken in batches(split, prepare, batch, draws=what.draws(0, 0)):
         yield taken.images, taken.targets
 

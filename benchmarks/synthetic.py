@@ -85,7 +85,7 @@ def normalised(task: Task) -> tuple[Tensor, Tensor]:
     """Return the training split as a loop by hand would hold it: float32, N C H W; targets, N."""
     spec, size = task.spec, task.shape[1:]
     split = pictures(spec, spec.splits["train"])
-    prepare = Preprocessing(size=size, picture=size, fit=spec.fit, mean=spec.mean, std=spec.std)
+    prepare = Preprocessing(size=size, image_size=size, fit=spec.fit, mean=spec.mean, std=spec.std)
     return prepare(split.images), split.targets
 
 

@@ -32,7 +32,7 @@ def state(epoch=1, step=0, best=1, size=400, value=0.5):
         model={"a.weight": torch.randn(size, generator=generator), "a.count": torch.tensor(3)},
         optimizer={"momentum.a.weight": torch.randn(size, generator=generator)},
         average={"a.weight": torch.randn(size, generator=generator), "a.count": torch.tensor(3)},
-        running={"loss": torch.tensor([1.5, 8.0], dtype=torch.float64)} if step else {},
+        epoch_metrics={"loss": torch.tensor([1.5, 8.0], dtype=torch.float64)} if step else {},
         scaler={"scale": 2.0},
         epoch=epoch,
         step=step,
@@ -46,7 +46,7 @@ def state(epoch=1, step=0, best=1, size=400, value=0.5):
 
 def same(one, other):
     """Whether two states are equal, tensors to the bit."""
-    for part in ("model", "optimizer", "average", "running"):
+    for part in ("model", "optimizer", "average", "epoch_metrics"):
         mine, theirs = getattr(one, part), getattr(other, part)
         if mine.keys() != theirs.keys():
             return False

@@ -201,8 +201,8 @@ def test_validation_is_held_out_class_by_class_and_nothing_is_lost():
     assert (len(everything), len(nothing)) == (1438, 0)
 
 
-def preprocessing(fit="pad", size=(32, 32), picture=(28, 28)):
-    return Preprocessing(size=size, picture=picture, fit=fit, mean=(0.5,), std=(0.25,))
+def preprocessing(fit="pad", size=(32, 32), image_size=(28, 28)):
+    return Preprocessing(size=size, image_size=image_size, fit=fit, mean=(0.5,), std=(0.25,))
 
 
 def test_mnist_digits_are_padded_not_scaled():
@@ -216,20 +216,20 @@ def test_mnist_digits_are_padded_not_scaled():
 
 def test_small_pictures_are_enlarged_where_the_data_set_says_so():
     images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
-    found = preprocessing("resize", picture=(8, 8)).fitted(images)
+    found = preprocessing("resize", image_size=(8, 8)).resized(images)
     expected = F.interpolate(images / 255, (32, 32), mode="bilinear", antialias=True)
     assert torch.allclose(found, expected.clamp(0, 1))
 
 
 def test_a_large_picture_gets_the_data_sets_size_before_its_frame():
     white = torch.full((1, 1, 100, 60), 255, dtype=torch.uint8)
-    fitted = preprocessing().fitted(white)
-    assert fitted.shape == (1, 1, 32, 32)
-    assert fitted[0, 0, 2:30, 2:30].min() > 0.999
-    assert fitted.sum().item() == pytest.approx(28 * 28)
+    resized = preprocessing().resized(white)
+    assert resized.shape == (1, 1, 32, 32)
+    assert resized[0, 0, 2:30, 2:30].min() > 0.999
+    assert resized.sum().item() == pytest.approx(28 * 28)
 
 
 def test_pictures_can_be_had_back():
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     prepare = preprocessing()
-    assert torch.allclose(prepare.denormalise(prepare(images)), prepare.fitted(images), atol=1e-6)
+    assert torch.allclose(prepare.denormalise(prepare(images)), prepare.resized(images), atol=1e-6)

@@ -193,7 +193,9 @@ SCENES = textwrap.dedent("""
     targets[:, :5] = 255
     targets[7] = 255
     size = (64, 64)
-    preprocessing = Preprocessing(size=size, picture=size, fit="resize", mean=(0.5,), std=(0.2,))
+    preprocessing = Preprocessing(
+        size=size, image_size=size, fit="resize", mean=(0.5,), std=(0.2,)
+    )
     found = measure(
         model, Split(split.images[:31], targets), preprocessing,
         Recipe(model="unet_same", data="isbi_em"), "segmentation", 2, torch.device("cpu"),

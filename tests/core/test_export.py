@@ -30,7 +30,7 @@ def written(folder, name="lenet5_modern", *, size=None, **changes) -> Path:
     options = changes.pop("options", {})
     size = (size or spec.min_size,) * 2
     channels = spec.input[0]
-    like = {"size": size, "picture": size, "fit": "resize"}
+    like = {"size": size, "image_size": size, "fit": "resize"}
     like |= {"mean": (0.3, 0.4, 0.5)[:channels], "std": (0.2, 0.3, 0.25)[:channels], **changes}
     torch.manual_seed(0)
     model = create_model(name, num_classes=3, in_channels=channels, **options)
@@ -81,9 +81,12 @@ def needs(format):
     ("name", "changes"),
     [
         ("lenet5", {}),
-        ("lenet5_modern", {"picture": (28, 28), "fit": "pad"}),
+        ("lenet5_modern", {"image_size": (28, 28), "fit": "pad"}),
         ("resnet20_cifar", {}),
-        ("unet_same", {"options": {"width": 4, "depth": 2}, "picture": (50, 70), "fit": "tile"}),
+        (
+            "unet_same",
+            {"options": {"width": 4, "depth": 2}, "image_size": (50, 70), "fit": "tile"},
+        ),
     ],
 )
 def test_the_file_computes_what_the_network_does(tmp_path, name, changes, pictures, format):
@@ -112,14 +115,14 @@ FACTS = {
     "mean": [0.3],
     "std": [0.2],
     "size": [32, 32],
-    "picture": [28, 28],
+    "image_size": [28, 28],
     "fit": "pad",
     "takes": "normalised float32",
 }
 
 
 def test_a_pt2_says_what_it_holds(tmp_path):
-    run = written(tmp_path / "run", picture=(28, 28), fit="pad")
+    run = written(tmp_path / "run", image_size=(28, 28), fit="pad")
     extra = {"cnnzoo.json": ""}
     torch.export.load(export(run).path, extra_files=extra)
     assert FACTS.items() <= json.loads(extra["cnnzoo.json"]).items()
@@ -128,7 +131,7 @@ def test_a_pt2_says_what_it_holds(tmp_path):
 def test_an_onnx_file_says_what_it_holds_and_is_sound(tmp_path):
     onnx = pytest.importorskip("onnx")
     needs("onnx")
-    run = written(tmp_path / "run", picture=(28, 28), fit="pad")
+    run = written(tmp_path / "run", image_size=(28, 28), fit="pad")
     model = onnx.load(export(run, format="onnx").path)
     onnx.checker.check_model(model, full_check=True)
     facts = {prop.key: prop.value for prop in model.metadata_props}

@@ -115,7 +115,7 @@ def test_v1_5_weights_do_not_slip_into_a_v1_network(tmp_path, name):
 def test_weights_of_a_run_are_for_its_own_model_only(tmp_path):
     path = tmp_path / "weights.safetensors"
     preprocessing = Preprocessing(
-        size=(32, 32), picture=(32, 32), fit="pad", mean=(0.0,) * 3, std=(1.0,) * 3
+        size=(32, 32), image_size=(32, 32), fit="pad", mean=(0.0,) * 3, std=(1.0,) * 3
     )
     source = create_model("resnet20_cifar", num_classes=2)
     ours = Weights(

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from cnn_core import registry
 from cnn_core.data import Dataset, Files, Preprocessing, Split, batches
 from cnn_core.data.augment import IGNORED, Augmentation
-from cnn_core.data.batching import batch_sizes, permutation, share
+from cnn_core.data.batching import batch_sizes, permutation, shard
 from cnn_core.data.colour import jittered, turned
 from cnn_core.data.counter_rng import key_of, normal, uniform
 from cnn_core.data.streaming import BadSamples, in_memory, place, sound, statistics
@@ -40,9 +40,9 @@ EVERYTHING = {
 CHANGES = pytest.mark.parametrize("changes", EVERYTHING.values(), ids=EVERYTHING)
 
 
-def prepare(size=(32, 32), picture=(32, 32), fit="resize", channels=3):
+def prepare(size=(32, 32), image_size=(32, 32), fit="resize", channels=3):
     mean, std = (0.5,) * channels, (0.25,) * channels
-    return Preprocessing(size=size, picture=picture, fit=fit, mean=mean, std=std)
+    return Preprocessing(size=size, image_size=image_size, fit=fit, mean=mean, std=std)
 
 
 def pictures(count=40, size=32, channels=3):
@@ -122,7 +122,7 @@ def test_batches_cover_a_split_once_in_an_order_that_seed_and_epoch_fix():
 @pytest.mark.parametrize(("length", "world"), [(10, 3), (9, 3), (11, 4), (2, 4), (1, 1)])
 def test_ranks_share_a_batch_and_what_repeats_does_not_count(length, world):
     order = permutation(length, 0, 0)
-    parts = [share(order, rank, world, even=True) for rank in range(world)]
+    parts = [shard(order, rank, world, even=True) for rank in range(world)]
     assert all(len(part) for part, _ in parts)
     # The mean over ranks of factor times local mean is the mean over the batch.
     numbers = torch.randn(length, dtype=torch.float64)
@@ -130,7 +130,7 @@ def test_ranks_share_a_batch_and_what_repeats_does_not_count(length, world):
     assert float(sum(means) / world) == pytest.approx(float(numbers.mean()), rel=1e-12)
     counted = torch.cat([part for part, factor in parts if factor])
     assert torch.equal(counted.sort().values, torch.arange(length))
-    uneven = [share(order, rank, world, even=False)[0] for rank in range(world)]
+    uneven = [shard(order, rank, world, even=False)[0] for rank in range(world)]
     assert torch.equal(torch.cat(uneven).sort().values, torch.arange(length))
 
 
@@ -138,7 +138,7 @@ def test_a_rank_sees_the_pixels_that_one_process_alone_would():
     split = split_of(41)
     alone = by_index(run(split, EVERYTHING["both"]))
     ranks = [run(split, EVERYTHING["both"], rank=rank, world=3, size=5) for rank in range(3)]
-    assert sum(len(batch.indices) for found in ranks for batch in found if batch.share) == 41
+    assert sum(len(batch.indices) for found in ranks for batch in found if batch.loss_weight) == 41
     assert len({len(found) for found in ranks}) == 1
     for found in ranks:
         for index, image in by_index(found).items():
@@ -433,7 +433,7 @@ def epoch(split):
     for batch in batches(split, prepare, 1000, draws=draws):
         pass
 mean, std = (0.5,) * 3, (1.0,) * 3
-prepare = Preprocessing(size=(32, 32), picture=(32, 32), fit="resize", mean=mean, std=std)
+prepare = Preprocessing(size=(32, 32), image_size=(32, 32), fit="resize", mean=mean, std=std)
 epoch(Split(torch.zeros(1000, 3, 32, 32, dtype=torch.uint8), torch.zeros(1000).long()))
 before = peak()
 split = Split(torch.ones(60_000, 3, 32, 32, dtype=torch.uint8), torch.zeros(60_000).long())

@@ -207,7 +207,7 @@ def losses_of(tmp_path, name, **changes):
         "digits",
         out=tmp_path / name,
         observers=[Watch()],
-        **{**QUICK, "optimizer": "sgd", "lr": 0.02, **changes},
+        **{**QUICK, "optimizer": "sgd", "lr": 0.002, **changes},
     )
     return seen, last(run).model
 
@@ -232,7 +232,7 @@ def test_gradients_of_four_times_eight_are_those_of_32():
     sizes = []
     for piece in batch.micro_batches(8):
         loss = nn.functional.cross_entropy(model(piece.images), piece.targets)
-        (loss * piece.share).backward()
+        (loss * piece.loss_weight).backward()
         sizes.append(len(piece.indices))
     assert sizes == [8, 8, 8, 8]
     for p, gradient in zip(model.parameters(), expected, strict=True):
@@ -246,13 +246,13 @@ def test_pieces_are_the_batch_and_none_is_a_single_image(length, size):
     micro_batches = list(batch.micro_batches(size))
     assert torch.equal(torch.cat([p.images for p in micro_batches]), batch.images)
     assert torch.equal(torch.cat([p.indices for p in micro_batches]), batch.indices)
-    assert sum(p.share for p in micro_batches) == pytest.approx(0.5)
+    assert sum(p.loss_weight for p in micro_batches) == pytest.approx(0.5)
     assert length == 1 or min(len(p.indices) for p in micro_batches) > 1
 
 
 def test_batches_can_begin_in_the_middle_of_an_epoch():
     split = load_dataset("digits").split("train")
-    prepare = Preprocessing(size=(8, 8), picture=(8, 8), fit="resize", mean=(0.5,), std=(0.5,))
+    prepare = Preprocessing(size=(8, 8), image_size=(8, 8), fit="resize", mean=(0.5,), std=(0.5,))
     draws = Augmentation(shift=1, flip=True).draws(3, 5)
     whole = list(batches(split, prepare, 100, draws=draws))
     rest = list(batches(split, prepare, 100, draws=draws, first=9))

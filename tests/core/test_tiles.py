@@ -118,7 +118,13 @@ def test_flips_are_undone():
 def test_tiles_of_a_training_lie_within_pictures_and_go_with_their_masks():
     images = torch.arange(64 * 80).remainder(251).to(torch.uint8).view(1, 1, 64, 80)
     masks = images[:, 0] % 2
-    shape = {"size": (32, 32), "picture": (64, 80), "fit": "tile", "mean": (0.0,), "std": (1.0,)}
+    shape = {
+        "size": (32, 32),
+        "image_size": (64, 80),
+        "fit": "tile",
+        "mean": (0.0,),
+        "std": (1.0,),
+    }
     for epoch in range(20):
         draws = Augmentation().draws(0, epoch)
         split = Split(images, masks, masks.float())

@@ -32,7 +32,7 @@ from cnn_core.weights.safetensors_parts import on_cpu, packed
 __all__ = ["Checkpoint", "Checkpoints"]
 
 SCHEMA = 1
-PARTS = ("optimizer", "average", "running")  # in training.safetensors
+PARTS = ("optimizer", "average", "epoch_metrics")  # in training.safetensors
 FIELDS = (
     "scaler",
     "epoch",

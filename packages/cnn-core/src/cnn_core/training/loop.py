@@ -92,7 +92,7 @@ def fit(model: nn.Module, job: Fit, state: Checkpoint) -> Checkpoint:
     with stop_requests() as stop:
         while state.epoch < recipe.epochs and not _exhausted(recipe, state):
             epoch, began = state.epoch, time.perf_counter() - state.seconds
-            epoch_metrics = _running(job, state)
+            epoch_metrics = _resumed_metrics(job, state)
             train_state.train()
             for step, batch in enumerate(_training_batches(job, epoch, state.step), state.step):
                 lr = learning_rate(recipe, epoch + step / steps)
@@ -116,14 +116,17 @@ def fit(model: nn.Module, job: Fit, state: Checkpoint) -> Checkpoint:
                     facts = {"epoch": epoch + 1, "step": step, "loss": loss.detach()}
                     job.observers.notify("step_end", run=job.run, **facts)
                 if asked or _due(recipe, step + 1, steps):
-                    now = {"epoch": epoch, "step": step + 1, "running": _sums(job, epoch_metrics)}
-                    job.save(train_state.state(state, seconds=time.perf_counter() - began, **now))
+                    sums = _sums(job, epoch_metrics)
+                    where = {"epoch": epoch, "step": step + 1, "epoch_metrics": sums}
+                    job.save(
+                        train_state.state(state, seconds=time.perf_counter() - began, **where)
+                    )
                     _end(job, asked)
             state = _finish_epoch(job, train_state, state, epoch_metrics, began, stop)
     return state
 
 
-def _running(job: Fit, state: Checkpoint) -> EpochMetrics:
+def _resumed_metrics(job: Fit, state: Checkpoint) -> EpochMetrics:
     """Return the epoch's loss and metrics so far; what all processes saw is with the first."""
     epoch_metrics = EpochMetrics(job.task, job.num_classes, job.recipe.topk)
     epoch_metrics.load(state.epoch_metrics if job.world.first else {})
