@@ -1,6 +1,6 @@
 """What trains a network: a bare PyTorch loop, this project, and other trainers, one function each.
 
-Each trains a `Job` for two epochs: the network from the same weights, on the same pictures, with
+Each trains a `Job` for two epochs: the network from the same weights, on the same images, with
 the same SGD, and takes the mean loss, top-1 and top-5 of every epoch. Those whose users write
 the step get the bare loop's step. As it comes, a trainer has torch's loader or its own, its own
 bar, log and checkpoints if it has them by default, and its own metrics; "lean" is without all
@@ -35,7 +35,7 @@ NAMES = ("loss", "top1", "top5")
 
 @dataclass
 class Job:
-    """What everybody trains: a task, its pictures as a tensor in memory, and a clock.
+    """What everybody trains: a task, its images as a tensor in memory, and a clock.
 
     `seconds` are those of each epoch's steps, `totals` the sums of loss, top-1 and top-5 hits of
     the last one.
@@ -69,7 +69,7 @@ class Job:
             yield self.images[places], self.targets[places]
 
     def loader(self) -> DataLoader:
-        """Return the pictures in torch's own loader."""
+        """Return the images in torch's own loader."""
         dataset = TensorDataset(self.images, self.targets)
         return DataLoader(dataset, self.task.batch, shuffle=True)
 
@@ -120,7 +120,7 @@ def bare(job: Job, *, fused: bool | None = None) -> None:
 def cnnzoo(job: Job, *, shown: bool) -> None:
     """This project: what `cnnzoo train` calls, with a checkpoint and metrics.jsonl every epoch.
 
-    No picture is held out, so that `seconds` in metrics.jsonl are the steps and the metrics.
+    No image is held out, so that `seconds` in metrics.jsonl are the steps and the metrics.
     """
     task = job.task
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py [--images N] [--rounds N] [--batch N]
 
-One epoch of 32x32x3 pictures, cropped out of a frame of 4 pixels, mirrored, normalised, in
+One epoch of 32x32x3 images, cropped out of a frame of 4 pixels, mirrored, normalised, in
 batches of 128, and once without the changes. All in one process, one thread each, in turn; a
 ratio is the median over rounds. Prints a Markdown table.
 """
@@ -82,7 +82,7 @@ def ours(split: Split, changed: bool, batch: int) -> Iterable[tuple[Tensor, Tens
 def theirs(
     split: Split, transform: Callable, batch: int, workers: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """One epoch of torchvision's own CIFAR10, with these pictures in it."""
+    """One epoch of torchvision's own CIFAR10, with these images in it."""
     dataset = CIFAR10.__new__(CIFAR10)
     dataset.data = split.images.permute(0, 2, 3, 1).contiguous().numpy()
     dataset.targets = split.targets.tolist()

@@ -3,7 +3,7 @@
     python benchmarks/plain_fashion.py DIR [--until PERCENT] [--epochs N] [--seed N]
 
 The network, the recipe and the loading are that example's: two convolutions, dropout, Adadelta
-with a rate of 1 that falls by 0.7 an epoch, batches of 64 out of torchvision's data set in DIR.
+with a rate of 1 that falls by 0.7 an epoch, batches of 64 out of torchvision's dataset in DIR.
 The test split is measured after every epoch. Prints, for each, a line of JSON: the time of day
 less all time spent on measuring, the epoch, and the accuracy. It ends when that is reached.
 """

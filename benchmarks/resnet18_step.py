@@ -90,7 +90,7 @@ def through_pil(split: Split, _: Any, size: int, **more: Any) -> Iterator[Batch]
 def theirs(task: synthetic.Task) -> float:
     """Train as torchvision's reference script for classification does, on the CPU.
 
-    Pictures are cropped and mirrored one by one by PIL, without workers; loss and accuracies are
+    Images are cropped and mirrored one by one by PIL, without workers; loss and accuracies are
     taken at every step; memory format and allocator are the default ones.
     """
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A plugin of the benchmarks: a very small network, and pictures that cost nothing to load.
+"""A plugin of the benchmarks: a very small network, and images that cost nothing to load.
 
 `offer` makes this module a distribution of the process it runs in, as pip would install one, so
 that `cnn_core.train` finds both by name, and nothing of its path is left out.
@@ -24,7 +24,7 @@ DATA = "synthetic"
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained: a model's name, the pictures (C, H, W), steps an epoch, batch, rate."""
+    """What is trained: a model's name, the images (C, H, W), steps an epoch, batch, rate."""
 
     model: str
     shape: tuple[int, int, int]
@@ -34,11 +34,11 @@ class Task:
 
     @property
     def spec(self) -> DatasetSpec:
-        """The data set whose training split has as many pictures as an epoch has places."""
+        """The dataset whose training split has as many images as an epoch has places."""
         return DatasetSpec(
             name=DATA,
             target="synthetic:load",
-            summary="a picture for each class, with noise",
+            summary="an image for each class, with noise",
             classes=tuple(f"class {number}" for number in range(CLASSES)),
             image=self.shape,
             splits={"train": self.steps * self.batch, "test": CLASSES},
@@ -68,12 +68,12 @@ def tiny(num_classes: int = CLASSES, in_channels: int = 1) -> nn.Sequential:
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return the pictures; `root` and `download` are not needed."""
+    """Return the images; `root` and `download` are not needed."""
     return Dataset(spec, {name: pictures(spec, count) for name, count in spec.splits.items()})
 
 
 def pictures(spec: DatasetSpec, count: int) -> Split:
-    """Return `count` pictures: a random one for each class, two parts noise."""
+    """Return `count` images: a random one for each class, two parts noise."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.rand(len(spec.classes), *spec.image, generator=generator)
     targets = torch.arange(count) % len(spec.classes)

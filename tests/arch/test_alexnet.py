@@ -293,7 +293,7 @@ def test_one_tower_computes_what_torchvision_does(pair, size, training):
     assert ours.std() > 1e-3
 
 
-# The network for small pictures
+# The network for small images
 
 
 def literal_small(w, x):

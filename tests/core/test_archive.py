@@ -75,7 +75,7 @@ def zip_of(*names, data=b"data", mode=0, **fields):
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name in names:
             info = zipfile.ZipInfo("x")
-            info.filename = name  # as it is: the constructor would mend it
+            info.filename = name  # as it is: the constructor would fix it
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = mode << 16
             for field, value in fields.items():

@@ -125,7 +125,7 @@ WRITERS = {
 
 
 def write(folder, name, version="binary", count=3, **changed):
-    """Write all files of a data set, `changed` ones with the bytes given; other seeds each."""
+    """Write all files of a dataset, `changed` ones with the bytes given; other seeds each."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(NAMES[name]):
         data = binary(name, count, number)

@@ -67,7 +67,7 @@ def test_a_pattern_picks_models(cnnzoo):
     ("arguments", "code", "message"),
     [
         ("show lenet", 2, "unknown model 'lenet', did you mean 'lenet5'"),
-        ("train lenet5 --data digit", 2, "unknown data set 'digit', did you mean 'digits'"),
+        ("train lenet5 --data digit", 2, "unknown dataset 'digit', did you mean 'digits'"),
         ("train lenet5", 2, "no data is given"),
         ("train", 2, "no model is given"),
         ("trian", 2, "unknown command 'trian', did you mean 'train'"),
@@ -162,7 +162,7 @@ def test_predict_names_the_classes_of_pictures(cnnzoo, run, pictures):
             assert prediction["probabilities"][0] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
 def test_what_is_not_a_picture_is_refused_by_name(cnnzoo, run, tmp_path, content):
     (tmp_path / "odd.png").write_bytes(content)
     done = cnnzoo("predict", run.path, tmp_path / "odd.png")

@@ -162,11 +162,11 @@ def test_an_expected_failure_that_passes_has_failed(monkeypatch):
 def test_a_distribution_without_models_is_refused():
     with pytest.raises(UsageError, match="'cnn-viz' offers no model"):
         cases_of("cnn-viz")
-    with pytest.raises(UsageError, match="'cnn-none' offers no model, data set, view or command"):
+    with pytest.raises(UsageError, match="'cnn-none' offers no model, dataset, view or command"):
         list(run_checks("cnn-none"))
 
 
-# Sound and, where BAD is set, spoiled: a data set, views, commands, and an observer of training.
+# Sound and, where BAD is set, spoiled: a dataset, views, commands, and an observer of training.
 OFFERS = """
 from cnn_core import CommandSpec, DatasetSpec, ViewSpec, hookimpl
 
@@ -260,7 +260,7 @@ def test_what_is_no_network_is_checked_too(cnnzoo, site):
     (row,) = [line for line in done.out.splitlines() if "skipped" in line and "sound" in line]
     assert "away" in row
     assert done.out.endswith(
-        "12 of 14 checks of 1 command, 2 data sets, 1 observer, 1 plugin, 2 views hold\n"
+        "12 of 14 checks of 1 command, 2 datasets, 1 observer, 1 plugin, 2 views hold\n"
     )
 
 

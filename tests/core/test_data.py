@@ -1,4 +1,4 @@
-"""Data sets: the IDX reader under fire, the embedded digits, preprocessing, augmentation."""
+"""Datasets: the IDX reader under fire, the embedded digits, preprocessing, augmentation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def write_mnist(folder, images=10, labels=10, *, zipped=False, highest=10):
-    """Write the four files of a tiny data set in MNIST's format."""
+    """Write the four files of a tiny dataset in MNIST's format."""
     random_ = np.random.default_rng(0)
     for part, count in (("train", images), ("t10k", 4)):
         arrays = {
@@ -211,7 +211,7 @@ def test_mnist_digits_are_padded_not_scaled():
     assert inputs.shape == (2, 1, 32, 32)
     assert torch.allclose(inputs[:, :, 2:30, 2:30], (images / 255 - 0.5) / 0.25, atol=1e-6)
     inputs[:, :, 2:30, 2:30] = -2
-    assert (inputs == -2).all()  # the frame is black, like the ground
+    assert (inputs == -2).all()  # the frame is black, like the background
 
 
 def test_small_pictures_are_enlarged_where_the_data_set_says_so():

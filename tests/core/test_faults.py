@@ -21,7 +21,7 @@ from cnn_core.plugins.discovery import Plugin
 from cnn_core.tasks import score_of
 from cnn_core.training.epoch_metrics import EpochMetrics
 
-ADVICE = "mend it, or leave it out: cnnzoo --no-plugin bad …"
+ADVICE = "fix it, or leave it out: cnnzoo --no-plugin bad …"
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def module(monkeypatch):
     return make
 
 
-# Data sets
+# Datasets
 
 DATA = """
 from cnn_core import DatasetSpec
@@ -67,7 +67,7 @@ def load(spec, root, download):
 
 @pytest.fixture
 def loaded(zoo, plugin, module):
-    """Return a function that loads the data set whose loader has this body."""
+    """Return a function that loads the dataset whose loader has this body."""
 
     def load(body):
         zoo(plugin("bad", DATA))
@@ -93,7 +93,7 @@ WRONG_DATA = {
 
 @pytest.mark.parametrize("body", WRONG_DATA)
 def test_a_loader_that_fails_is_named(loaded, body):
-    found = rf"data set 'theirs' \(cnn-arch-bad/bad\) ?{WRONG_DATA[body]}.*\n{ADVICE}$"
+    found = rf"dataset 'theirs' \(cnn-arch-bad/bad\) ?{WRONG_DATA[body]}.*\n{ADVICE}$"
     with pytest.raises(PluginError, match=found):
         loaded(body)
 

@@ -1,4 +1,4 @@
-"""Data sets of files: folders of classes and of masks, Pets, the membranes, digit scenes."""
+"""Datasets of files: folders of classes and of masks, Pets, the membranes, digit scenes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def mask(path, values, size=(12, 10)):
 
 @pytest.fixture
 def flowers(tmp_path):
-    """Three classes of ten, seven and twelve pictures, one folder each."""
+    """Three classes of ten, seven and twelve images, one folder each."""
     root, seed = tmp_path / "flowers", 0
     for name, count in (("rose", 10), ("aster", 7), ("tulip", 12)):
         for number in range(count):
@@ -360,7 +360,7 @@ def test_in_a_trimap_1_is_the_pet_2_the_ground_and_3_the_border(pets):
     assert (found[5, 5:11] == IGNORED).all()
     assert (found == 1).sum() == 8 * 4
     assert (found == IGNORED).sum() == 12 * 8 - 8 * 4
-    # Whoever swaps 1 and 2 sees a pet along the picture's edge.
+    # Whoever swaps 1 and 2 sees a pet along the image's edge.
     assert found[0, 0] != 1
     _, three = Decoder(load_dataset("pets_trimap", data_dir=pets).split("train"), None)[0]
     assert three.unique().tolist() == [0, 1, 2]

@@ -168,7 +168,7 @@ def test_runs(capsys, cage, name):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Pictures in folders with all of these names that the file system takes."""
+    """Images in folders with all of these names that the file system takes."""
     folder = tmp_path_factory.mktemp("hostile") / "pictures"
     digits = load_dataset("digits").split("train")
     from PIL import Image

@@ -158,7 +158,7 @@ def test_names_that_the_files_use_are_not_given_away(tmp_path):
         ("cnn-arch-lenet", "", "'cnn-arch-lenet' is installed already, version 0.1.0"),
         ("cnn-arch-lenet5", "", "model 'lenet5' is cnn-arch-lenet's already"),
         ("cnn-arch-viz", "", "plugin 'viz' is cnn-viz's already"),
-        ("cnn-data-digits", "", "data set 'digits' is cnn-core's already"),
+        ("cnn-data-digits", "", "dataset 'digits' is cnn-core's already"),
         ("cnn-viz-gradcam", "", "view 'gradcam' is cnn-viz's already"),
         ("cnn-cmd-train", "", "command 'train' is cnn-core's already"),
         ("cnn-cmd-list-models", "", "command 'list-models' is cnn-core's already"),

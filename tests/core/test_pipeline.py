@@ -339,7 +339,7 @@ def test_the_frame_of_a_padded_mask_counts_in_nothing():
 
 @pytest.fixture
 def files(tmp_path):
-    """Forty pictures of one size on disk, beside the same in memory."""
+    """Forty images of one size on disk, beside the same in memory."""
     split, paths = split_of(), []
     for number, image in enumerate(split.images):
         paths.append(tmp_path / f"{number:02}.png")

@@ -261,7 +261,7 @@ STARTS = {
     "--help": "Usage: ",
     "--version": "cnnzoo, version ",
     "list-models": "model ",
-    "list-datasets": "data set ",
+    "list-datasets": "dataset ",
     "list-recipes": "recipe ",
     "list-views": "view",
     "plugins": "name ",
@@ -287,7 +287,7 @@ def test_a_bad_plugin_costs_one_line_and_nothing_else(cnnzoo, site, good_source,
     if command.startswith("plugins"):
         assert {"core", "lenet", "good", fault.name} <= set(listed(outcome))
     if command == "--help":
-        assert "Train a model on a data set" in outcome.out
+        assert "Train a model on a dataset" in outcome.out
 
 
 def test_all_of_them_at_once(cnnzoo, site, good_source):
@@ -809,7 +809,7 @@ def tiny(num_classes=10, in_channels=1):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run that was trained beside sound plugins only, twice, and a picture."""
+    """A run that was trained beside sound plugins only, twice, and an image."""
     from PIL import Image
 
     from cnn_core import load_dataset, train
@@ -890,7 +890,7 @@ def test_a_hook_on_its_way_out_is_said_and_still_called(
     from cnn_core.plugins.discovery import Plugin
 
     def cnnzoo_pictures(run):
-        """Return pictures."""
+        """Return images."""
 
     warning = DeprecationWarning("cnnzoo_pictures goes in 0.3: use cnnzoo_views")
     marked = hookspecs.hookspec(warn_on_impl=warning)(cnnzoo_pictures)

@@ -40,7 +40,7 @@ def load(spec, root, download):
 
 @pytest.fixture
 def mine(site, good_source):
-    """A plugin with the model "tiny" and the data set "mydigits"."""
+    """A plugin with the model "tiny" and the dataset "mydigits"."""
     site.add(good_source + DATA, distribution="cnn-arch-mine", name="mine")
     (site.path / "tiny_net.py").write_text(NET)
     (site.path / "tiny_data.py").write_text(LOAD)
@@ -114,7 +114,7 @@ def test_a_run_whose_data_set_is_missing_says_what_to_install(cnnzoo, mine, run)
     (run.path / "environment.json").write_text(json.dumps(recorded))
     done = cnnzoo("evaluate", run.path)
     assert done.code == 6
-    assert "data set 'mydigits' is from cnn-arch-mine 1.2.3" in done.err
+    assert "dataset 'mydigits' is from cnn-arch-mine 1.2.3" in done.err
 
 
 def test_a_plugin_that_is_there_and_broken_is_blamed_itself(cnnzoo, mine, run):

@@ -225,7 +225,7 @@ def test_a_name_like_no_other_suggests_nothing(zoo, plugin):
     zoo(plugin("a"))
     with pytest.raises(UnknownNameError, match=r"^unknown model 'qqqq'\nsee: cnnzoo list"):
         get_spec("qqqq")
-    with pytest.raises(UnknownNameError, match="unknown data set 'digit', did you mean 'digits'"):
+    with pytest.raises(UnknownNameError, match="unknown dataset 'digit', did you mean 'digits'"):
         registry.datasets().get("digit")
     with pytest.raises(UnknownNameError, match=r"unknown model '\\x1b\[2J'"):
         get_spec("\x1b[2J")

@@ -171,7 +171,7 @@ def test_what_is_for_classification_says_so(trained, cnnzoo, tmp_path):
         predict(trained.path, ["x.png"])
     done = cnnzoo("train", "unet_same", "--data", "digits", "--out", str(tmp_path / "x"))
     assert done.code == 2
-    assert "does segmentation, data set 'digits' is for classification" in done.err
+    assert "does segmentation, dataset 'digits' is for classification" in done.err
 
 
 def test_without_a_recipe_segmentation_takes_small_batches():

@@ -62,7 +62,7 @@ def masks(seed, classes=None, shape=(2, 12, 15)):
     if seed % 7 == 3:
         targets[0] = seed % classes  # full of one class, empty of others
     if seed % 11 == 5:
-        logits[:, 0] += 100  # predicts the ground only
+        logits[:, 0] += 100  # predicts the background only
     if seed % 3 == 1:
         targets[rng.random(shape) < 0.2] = IGNORED
     if seed % 3 == 2:
@@ -341,7 +341,7 @@ def test_rounding_moves_areas_by_no_more_than_the_order_within_a_step(count):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rounding_moves_areas_of_a_picture_by_little(seed):
-    """Of 27 such pictures, AP by 0.0009 at most, AUC by 0.000014."""
+    """Of 27 such images, AP by 0.0009 at most, AUC by 0.000014."""
     logits, targets = masks(seed, classes=2, shape=(1, 256, 256))
     found = taken(curves.Curves(2), logits, targets)
     rows = [(labels, odds) for _, _, odds, labels in ranked(logits.double(), targets)]

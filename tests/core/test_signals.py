@@ -454,7 +454,7 @@ STREAMED = {
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of two classes of 60 pictures; the training on it that nobody interrupted."""
+    """A folder of two classes of 60 images; the training on it that nobody interrupted."""
     root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for number in range(120):
         path = root / "abc"[number % 2] / f"{number}.png"

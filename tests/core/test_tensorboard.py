@@ -160,7 +160,7 @@ def test_figures_of_the_run_are_there_at_the_end(stopped):
 
 def test_a_broken_figure_costs_one_line_and_no_scalar(stopped, caplog):
     stopped.figures.mkdir()
-    (stopped.figures / "curves.png").write_bytes(b"no picture")
+    (stopped.figures / "curves.png").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         run = cnn_core.train(resume=stopped.path, progress=False, observers=[TensorBoard()])
     (line,) = caplog.messages

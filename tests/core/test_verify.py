@@ -1,4 +1,4 @@
-"""`verify-data` on two hundred planted faults: each alone in a sound data set, each found."""
+"""`verify-data` on two hundred planted faults: each alone in a sound dataset, each found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from cnn_core.data.verify import verify
 
-COUNT = 8  # pictures of each class, and of masks
+COUNT = 8  # images of each class, and of masks
 
 
 def picture(seed, mode="RGB", size=(16, 16)):
@@ -30,7 +30,7 @@ def encoded(image, form="PNG"):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A sound data set of each kind, to be copied and harmed."""
+    """A sound dataset of each kind, to be copied and harmed."""
     root = tmp_path_factory.mktemp("sound")
     seed = 0
     for split in ("train", "test"):
@@ -65,7 +65,7 @@ def idx(folder, name, count):
 
 
 def image_faults():
-    """Yield (what, harm) for a file of pictures."""
+    """Yield (what, harm) for a file of images."""
     for at in (0, 1, 8, 20, 33, 50, 100, 200, 400, 700):
         yield f"cut at {at}", lambda data, at=at: data[:at]
     for at in range(1, 21):

@@ -59,7 +59,7 @@ def test_every_command_about_training_runs_as_it_stands(tmp_path):
 
 
 def test_every_command_about_data_runs_as_it_stands(tmp_path):
-    commands = blocks(section("Your own pictures, and the known data sets"), "bash")[0]
+    commands = blocks(section("Your own images, and the known datasets"), "bash")[0]
     for line in commands.splitlines():
         run(["-m", "cnn_core", *shlex.split(line)[1:]], tmp_path)
     assert (tmp_path / "digits.png").is_file()

@@ -1,4 +1,4 @@
-"""Networks and data sets of third parties, in processes that nobody told about them."""
+"""Networks and datasets of third parties, in processes that nobody told about them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, install) -> Path:
-    """A folder like site-packages, with a network and a data set called "theirs"."""
+    """A folder like site-packages, with a network and a dataset called "theirs"."""
     folder = tmp_path_factory.mktemp("third")
     for name in ("cnn-arch-theirs", "cnn-data-theirs"):
         install(write_plugin(name, out=folder / name), folder / "site")

@@ -1,4 +1,4 @@
-"""`cnnzoo cam`: pictures of image files, and what they will cost said first."""
+"""`cnnzoo cam`: images of image files, and what they will cost said first."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_each_file_becomes_a_picture_and_the_cost_is_said_first(
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
         colourful = np.abs(pixels - pixels.mean(2, keepdims=True)).max(2) > 40
         left, right = np.array_split(colourful, 2, axis=1)
-        assert right.sum() > 100 > left.sum()  # the picture is grey, the overlay is not
+        assert right.sum() > 100 > left.sum()  # the image is grey, the overlay is not
 
 
 def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):

@@ -113,7 +113,7 @@ def test_reliability_is_what_counting_gives(classes):
 
 
 def test_a_temperature_that_was_put_in_is_found():
-    """Targets drawn from the softmax itself: sharpened threefold, a temperature of 3 mends it."""
+    """Targets drawn from the softmax itself: sharpened threefold, a temperature of 3 fixes it."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(20_000, 5, generator=generator)
     targets = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)

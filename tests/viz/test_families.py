@@ -48,7 +48,7 @@ SIZES = {"alexnet_small": 16, "resnet20_cifar": 16, "densenet40_cifar": 16, "une
 
 
 def shapes(size: int, kinds: list[int], seed: int) -> tuple[Image.Image, Image.Image]:
-    """A colour picture of shapes on noise, half as high again as wide, and its mask."""
+    """A colour image of shapes on noise, half as high again as wide, and its mask."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 90, (3 * size // 2, size, 3), dtype=np.uint8)
     picture, mask = Image.fromarray(noise), Image.new("L", (size, 3 * size // 2))

@@ -175,7 +175,7 @@ def test_tables_sort_by_a_column_and_back(visit):
 
 
 def shots(visit: Visit, selector: str, **chosen: str) -> list[str]:
-    """The pictures on canvases, after choices in the lists of these names."""
+    """The images on canvases, after choices in the lists of these names."""
     for name, value in chosen.items():
         visit.page.select_option(f"[name={name}]", value)
     visit.page.wait_for_timeout(60)
@@ -334,7 +334,7 @@ def test_classes_have_the_figures_colours_and_show_in_the_dark(visit):
 
 
 def natural(count: int, side: int = 32) -> torch.Tensor:
-    """Pictures that weigh what those of CIFAR-10 do on the sheet, uint8, N 3 side side."""
+    """Images that weigh what those of CIFAR-10 do on the sheet, uint8, N 3 side side."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
     frequency[0, 0] = 1 / side

@@ -307,7 +307,7 @@ def test_maps_are_held_to_the_masks_of_classes_that_are_there_and_found():
     rows, classes = _pairs(said, targets, 32)
     assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 2), (0, 1)]
     assert [part.tolist() for part in _pairs(said, targets, 1)] == [[0], [2]]
-    with pytest.raises(UsageError, match="no class but the ground is found"):
+    with pytest.raises(UsageError, match="no class but the background is found"):
         _pairs(0 * said, targets, 32)
 
 

@@ -663,7 +663,7 @@ def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
 
 
 def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run, monkeypatch):
-    """As folders of pictures are: their first 64 images may all be of one class."""
+    """As folders of images are: their first 64 images may all be of one class."""
     data = load_data(run, None)
     test = data.split("test")
     order = test.targets.argsort(stable=True)

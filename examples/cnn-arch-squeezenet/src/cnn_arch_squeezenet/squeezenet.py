@@ -4,7 +4,7 @@ F. N. Iandola, S. Han, M. W. Moskewicz, K. Ashraf, W. J. Dally, K. Keutzer, "Squ
 AlexNet-level accuracy with 50x fewer parameters and <0.5MB model size", 2016, arXiv:1602.07360.
 
 Table 1: filters of the squeeze layer (s1x1) and of the two halves of the expand layer. Sizes
-are those of a picture of 224 pixels; the paper's 111, 55, 27 and 13 are those of one of 227.
+are those of an image of 224 pixels; the paper's 111, 55, 27 and 13 are those of one of 227.
 
     layer      maps @ size     filter / stride   s1x1   e1x1   e3x3   parameters
     input        3 @ 224x224

@@ -39,6 +39,6 @@ def _find(root: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise DatasetMissingError(
-        f"data set 'kmnist': no {name} or {name}.gz in {root}",
+        f"dataset 'kmnist': no {name} or {name}.gz in {root}",
         "--data-dir DIR says where it is, --download fetches it",
     )

@@ -1,4 +1,4 @@
-"""What cnn-data-kmnist offers to cnnzoo: data only, so that listing data sets stays fast."""
+"""What cnn-data-kmnist offers to cnnzoo: data only, so that listing datasets stays fast."""
 
 from __future__ import annotations
 

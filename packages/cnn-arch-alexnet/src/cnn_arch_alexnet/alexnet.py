@@ -5,7 +5,7 @@ neural networks", Advances in Neural Information Processing Systems 25, 2012. Th
 table of its layers; this is its section 3.5 and Fig. 2 as one:
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
-    input   picture                        3 @ 227x227
+    input   image                        3 @ 227x227
     conv1    96 of 11x11x3           4    96 @ 55x55       34,944     105,415,200
     norm1   response, n = 5               96 @ 55x55
     pool1   max 3x3                  2    96 @ 27x27
@@ -26,7 +26,7 @@ conv5 (hence the kernels' depth of 48 and 192); conv3 and the fully connected la
 
 Departures from the paper:
   One machine: the towers are the two groups of one convolution.
-  Pictures are 227x227: the paper's 224 is no whole number of windows in conv1 (54.25).
+  Images are 227x227: the paper's 224 is no whole number of windows in conv1 (54.25).
   The paper takes one size only. Here others are averaged to 6x6 after pool5, from 67x67 up;
   at 227x227 that changes nothing.
 """

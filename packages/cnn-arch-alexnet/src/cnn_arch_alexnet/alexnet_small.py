@@ -1,11 +1,11 @@
-"""AlexNet for small pictures: 32x32 (CIFAR-10) and 96x96 (STL-10). Not a published network.
+"""AlexNet for small images: 32x32 (CIFAR-10) and 96x96 (STL-10). Not a published network.
 
 After A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet classification with deep
 convolutional neural networks", Advances in Neural Information Processing Systems 25, 2012: one
-of its two towers, behind a first layer that leaves small pictures their size.
+of its two towers, behind a first layer that leaves small images their size.
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
-    input   picture                        3 @ 32x32
+    input   image                        3 @ 32x32
     conv1    48 of 5x5x3             1    48 @ 32x32        3,648       3,686,400
     norm1   response, n = 5               48 @ 32x32
     pool1   max 3x3                  2    48 @ 16x16
@@ -24,7 +24,7 @@ of its two towers, behind a first layer that leaves small pictures their size.
 Departures from the paper:
   One tower of the two, with its widths: half the maps, half the fully connected units.
   conv1 has 5x5 kernels at stride 1 in place of 11x11 at stride 4.
-  Pools round sizes up, so that every one halves the picture; at 227x227 nothing would change.
+  Pools round sizes up, so that every one halves the image; at 227x227 nothing would change.
   Maps are averaged to 4x4 before fc6 (at 96x96: from 12x12); fc6 has 2,048 inputs, not 9,216.
   Initialised after He et al. (2015), biases 0: such a small network learns from the first step.
 """
@@ -43,7 +43,7 @@ __all__ = ["AlexNetSmall", "alexnet_small"]
 
 
 class AlexNetSmall(Classifier):
-    """One tower of AlexNet, for small pictures: N C H W -> N classes."""
+    """One tower of AlexNet, for small images: N C H W -> N classes."""
 
     classifier = "fc8"
 

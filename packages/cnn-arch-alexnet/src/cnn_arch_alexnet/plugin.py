@@ -41,7 +41,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             cam_stage="conv5",
             departures=(
                 "one machine: the two towers are the two groups of one convolution",
-                "pictures are 227x227: the paper's 224 is no whole number of windows",
+                "images are 227x227: the paper's 224 is no whole number of windows",
                 "other sizes are averaged to 6x6 before fc6; at 227x227 that changes nothing",
             ),
             tags=("paper",),
@@ -74,7 +74,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             name="alexnet_small",
             target="cnn_arch_alexnet.alexnet_small:alexnet_small",
             family="alexnet",
-            variant="one tower of AlexNet, for small pictures",
+            variant="one tower of AlexNet, for small images",
             summary="one tower of AlexNet behind a 5x5 first layer, for 32x32 and 96x96",
             paper=ALEXNET_2012,
             input=(3, 32, 32),

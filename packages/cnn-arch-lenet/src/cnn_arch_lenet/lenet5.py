@@ -16,7 +16,7 @@ recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section I
 
 Departures from the paper:
   The output is minus the distance, so that the largest, not the smallest, names the class.
-  The paper prints the codes of the output as a picture (Fig. 3); these are drawn after it.
+  The paper prints the codes of the output as an image (Fig. 3); these are drawn after it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ TABLE_I = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# Fig. 3: each class's code is a picture of it, 7 wide and 12 high, so that classes that look
+# Fig. 3: each class's code is an image of it, 7 wide and 12 high, so that classes that look
 # alike have codes that are near: confusable characters are then told apart later, by context.
 GLYPHS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......

@@ -33,7 +33,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             reported={"mnist": "0.95 % test error; 0.8 % with distorted images added"},
             departures=(
                 "the output is minus the distance: the largest names the class",
-                "the codes of the output are drawn after Fig. 3, which is a picture",
+                "the codes of the output are drawn after Fig. 3, which is an image",
             ),
             tags=("paper",),
         ),

@@ -1,4 +1,4 @@
-"""Not a network of the paper: the ImageNet network of Table 1 on pictures of 32x32.
+"""Not a network of the paper: the ImageNet network of Table 1 on images of 32x32.
 
 After K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016,
 arXiv:1512.03385 (December 2015), Table 1, with the first layers of K. Liu,

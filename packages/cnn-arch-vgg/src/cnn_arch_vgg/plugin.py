@@ -80,7 +80,7 @@ def _cifar(name: str, column: str, params: int, macs: int) -> ModelSpec:
         key_maps="cnn_arch_vgg.weights:key_maps",
         departures=(
             "not a published network: one linear layer for fc6 to fc8, and no dropout",
-            "pictures of 32x32; larger ones are averaged to one position",
+            "images of 32x32; larger ones are averaged to one position",
             BN,
             "initialised after He et al. (2015)",
         ),

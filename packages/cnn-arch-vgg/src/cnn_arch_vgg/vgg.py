@@ -5,7 +5,7 @@ ICLR 2015, arXiv:1409.1556. Table 1, its columns A, B, D and E (conv3-64: 64 ker
 ReLU behind every convolution):
 
     stage         A               B               D               E         maps @ size
-    input                      224x224 RGB picture                            3 @ 224x224
+    input                      224x224 RGB image                            3 @ 224x224
     conv1     conv3-64      2 conv3-64      2 conv3-64      2 conv3-64       64 @ 224x224
     pool1                         max 2x2                                    64 @ 112x112
     conv2     conv3-128     2 conv3-128     2 conv3-128     2 conv3-128     128 @ 112x112
@@ -27,7 +27,7 @@ Departures from the paper, all of them torchvision's:
   Weights of convolutions are drawn after He et al. (2015), of fc6 to fc8 from N(0, 0.01^2); the
   paper draws all from N(0, 0.1^2) (variance 0.01), and starts B, D and E from a trained A.
   Sizes other than 224x224 are averaged to 7x7 after pool5, from 32x32 up; at 224x224 that changes
-  nothing. The paper slides fc6 over larger pictures as a 7x7 convolution instead (section 3.2).
+  nothing. The paper slides fc6 over larger images as a 7x7 convolution instead (section 3.2).
   vgg11_bn to vgg19_bn have batch normalisation (Ioffe and Szegedy, 2015) behind each convolution.
 """
 

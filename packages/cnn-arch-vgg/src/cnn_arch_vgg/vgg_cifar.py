@@ -1,12 +1,12 @@
-"""VGG for 32x32 pictures, with batch normalisation and one linear layer. Not a published network.
+"""VGG for 32x32 images, with batch normalisation and one linear layer. Not a published network.
 
 After K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image
 recognition", ICLR 2015, arXiv:1409.1556: the convolutions of columns A and D of Table 1, whose
-five pools leave one position of a 32x32 picture. The usual form for CIFAR-10, as in
+five pools leave one position of a 32x32 image. The usual form for CIFAR-10, as in
 github.com/kuangliu/pytorch-cifar.
 
     stage         A               D         maps @ size
-    input         32x32 RGB picture           3 @ 32x32
+    input         32x32 RGB image           3 @ 32x32
     conv1     conv3-64      2 conv3-64       64 @ 32x32
     pool1             max 2x2                64 @ 16x16
     conv2     conv3-128     2 conv3-128     128 @ 16x16
@@ -22,7 +22,7 @@ github.com/kuangliu/pytorch-cifar.
     trainable   9,231,114      14,728,266
 
 Departures from the paper:
-  Pictures are 32x32; larger ones are averaged to one position after pool5.
+  Images are 32x32; larger ones are averaged to one position after pool5.
   One linear layer over 512 maps for the three fully connected layers; no dropout.
   Batch normalisation (Ioffe and Szegedy, 2015) behind every convolution.
   Initialised as vgg11 to vgg19 here: after He et al. (2015), the last layer from N(0, 0.01^2).

@@ -72,7 +72,7 @@ class DatasetCorruptError(CorruptError):
 
 
 class DatasetMissingError(ZooError):
-    """The data set is not where it was looked for."""
+    """The dataset is not where it was looked for."""
 
 
 class CheckpointCorruptError(CorruptError):

@@ -48,12 +48,12 @@ def cnnzoo_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def cnnzoo_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-body]
-    """Return the data set adapters."""
+    """Return the dataset adapters."""
 
 
 @hookspec
 def cnnzoo_recipes() -> Iterable[RecipeSpec]:  # type: ignore[empty-body]
-    """Return the recipes: model x data set x hyper-parameters, with the result claimed."""
+    """Return the recipes: model x dataset x hyper-parameters, with the result claimed."""
 
 
 @hookspec

@@ -43,7 +43,7 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """The publication a network or data set comes from.
+    """The publication a network or dataset comes from.
 
     Raises:
         SpecError: a field is of another type; names field and value.
@@ -137,7 +137,7 @@ class ModelSpec(Spec):
     `stages` are module names in the order of the paper; `cam_stage` is Grad-CAM's default.
     `key_maps` names a function `(model name) -> {naming: KeyMap}` for other libraries' weights;
     `expected_failures` gives the reason for each conformance check that cannot hold; `reported`
-    what the paper reports, in words, by data set.
+    what the paper reports, in words, by dataset.
     """
 
     kind: ClassVar[str] = "model"
@@ -182,22 +182,22 @@ class ModelSpec(Spec):
         words = isinstance(self.reported, Mapping) and all(
             isinstance(word, str) for pair in self.reported.items() for word in pair
         )
-        self.require("reported", words, "words by data set")
+        self.require("reported", words, "words by dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec(Spec):
-    """One data set that `load_dataset` can load.
+    """One dataset that `load_dataset` can load.
 
     `target` names a function `(spec, root, download) -> Dataset`. `splits` maps each split
-    to its number of samples. `image` is (channels, height, width), 0 and 0 where pictures differ
+    to its number of samples. `image` is (channels, height, width), 0 and 0 where images differ
     in size. `mean` and `std` are per channel, of training images in [0, 1]; empty, they are
     computed. `fit` says how images smaller than a network's input get there: "pad" (MNIST
     digits, as in 1998) or "resize". A `folder` is named with a path, "imagefolder:PATH", and
     what it leaves empty is found there.
     """
 
-    kind: ClassVar[str] = "data set"
+    kind: ClassVar[str] = "dataset"
 
     target: str
     summary: str
@@ -232,7 +232,7 @@ class DatasetSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec(Spec):
-    """How to train one model on one data set: hyper-parameters, and what they reached.
+    """How to train one model on one dataset: hyper-parameters, and what they reached.
 
     `settings` are the keys of `cnn_core.training.Recipe`; `origin` is "paper" for the
     authors' own recipe and "ours" otherwise; `claim` is the measured result (metric, mean,
@@ -270,7 +270,7 @@ class MetricSpec(Spec):
     takes a batch, `metric.sums` is one tensor of all that it has seen so far, and
     `metric.compute()` returns a float, or floats by name. Sums are saved within an epoch and put
     back, and those of several processes added. One that is `eval_only` is for evaluation, and not
-    taken every epoch; `data` are the data sets that it is for, empty for all.
+    taken every epoch; `data` are the datasets that it is for, empty for all.
     """
 
     kind: ClassVar[str] = "metric"

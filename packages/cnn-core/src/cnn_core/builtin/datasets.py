@@ -1,4 +1,4 @@
-"""The data sets that come with the core: what they are, and where they are read. No torch here."""
+"""The datasets that come with the core: what they are, and where they are read. No torch here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MNIST = DatasetSpec(
 FASHION_MNIST = DatasetSpec(
     name="fashion_mnist",
     target="cnn_core.data.readers.mnist:load",
-    summary="70,000 pictures of clothes, 28x28: a drop-in replacement for MNIST",
+    summary="70,000 images of clothes, 28x28: a drop-in replacement for MNIST",
     classes=(
         "T-shirt/top",
         "Trouser",
@@ -251,7 +251,7 @@ ISBI_EM = DatasetSpec(
 IMAGEFOLDER = DatasetSpec(
     name="imagefolder",
     target="cnn_core.data.readers.folders:load_images",
-    summary="your own pictures, a folder for each class: imagefolder:PATH",
+    summary="your own images, a folder for each class: imagefolder:PATH",
     folder=True,
     classes=(),
     image=(3, 0, 0),
@@ -266,7 +266,7 @@ IMAGEFOLDER = DatasetSpec(
 MASKFOLDER = DatasetSpec(
     name="maskfolder",
     target="cnn_core.data.readers.folders:load_masks",
-    summary="your own pictures and masks, images/NAME.* and masks/NAME.*: maskfolder:PATH",
+    summary="your own images and masks, images/NAME.* and masks/NAME.*: maskfolder:PATH",
     task="segmentation",
     folder=True,
     classes=(),

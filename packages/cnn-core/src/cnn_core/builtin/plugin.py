@@ -1,4 +1,4 @@
-"""Core's own plugin: its data sets, metrics and commands come through the same hooks."""
+"""Core's own plugin: its datasets, metrics and commands come through the same hooks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["COMMANDS"]
 COMMANDS = {
     "demo": "Train LeNet-5 on real digits and open what it learned: the tour",
     "list-models": "The architectures",
-    "list-datasets": "The data sets",
+    "list-datasets": "The datasets",
     "list-recipes": "The recipes, with what they reached",
     "list-views": "The figures that can be drawn of a run",
     "show": "One model: paper, stages, shapes, parameters, receptive field",
-    "show-data": "One data set: what it is, what is there of it, samples as a picture",
-    "verify-data": "Read all of a data set and say what is wrong with it",
-    "train": "Train a model on a data set, or go on with a run",
+    "show-data": "One dataset: what it is, what is there of it, samples as an image",
+    "verify-data": "Read all of a dataset and say what is wrong with it",
+    "train": "Train a model on a dataset, or go on with a run",
     "lr-find": "Try learning rates, one step each, and see where the loss falls",
     "batch-find": "Find how many images of a batch fit in memory at once",
     "evaluate": "Measure a run's weights on a split",
@@ -25,7 +25,7 @@ COMMANDS = {
     "predict": "Classify images with a run's weights",
     "export": "Write a run's network into a file that runs without its Python: .pt2, ONNX",
     "check": "Hold what an installed package offers to the conformance checks",
-    "new": "Write a plugin that works as it is: a network, a data set, a view, a command",
+    "new": "Write a plugin that works as it is: a network, a dataset, a view, a command",
     "plugins": "The installed plugins, and where they are from",
     "doctor": "Find what is wrong with plugins and surroundings",
 }

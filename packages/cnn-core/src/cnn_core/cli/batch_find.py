@@ -14,10 +14,10 @@ __all__ = ["command"]
 
 @click.command("batch-find")
 @click.argument("model", type=MODEL)
-@click.option("--data", type=DATASET, required=True, help="The data set.")
+@click.option("--data", type=DATASET, required=True, help="The dataset.")
 @click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @json_option
 def command(

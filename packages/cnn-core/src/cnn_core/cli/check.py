@@ -17,14 +17,12 @@ __all__ = ["command"]
 @click.command("check")
 @click.argument("distribution")
 @click.option("--slow", is_flag=True, help="Also export, compile and overfit: minutes.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Where its data set's files are."
-)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where its dataset's files are.")
 @json_option
 def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
     """Hold what an installed DISTRIBUTION offers to the conformance checks.
 
-    Its models, data sets, views, commands and observers of training; and its plugins: that they
+    Its models, datasets, views, commands and observers of training; and its plugins: that they
     load and no hook fails. Prints what does not hold, and what cannot be tried here; exit 6 if
     something does not hold.
 

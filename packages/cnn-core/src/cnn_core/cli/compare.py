@@ -168,7 +168,7 @@ def _reached(run: Run) -> Reached:
 def _machines(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return, for each run, what environment.json says where they do not say the same.
 
-    Of machines; and of the data, where all runs are of one data set, which should be the same.
+    Of machines; and of the data, where all runs are of one dataset, which should be the same.
     """
     found = [run.environment() for run in runs]
     asked = [

@@ -52,7 +52,7 @@ TOURS = {
         next=(
             ("cnnzoo show unet", "the network as published, stage by stage"),
             ("cnnzoo evaluate {run}", "all metrics"),
-            ("cnnzoo predict {run} PICTURE --out masks", "masks of your own pictures"),
+            ("cnnzoo predict {run} PICTURE --out masks", "masks of your own images"),
             ("cnnzoo list-recipes", ""),
         ),
     ),

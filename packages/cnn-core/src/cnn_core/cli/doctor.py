@@ -43,7 +43,7 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
 
     Each plugin is probed in a process of its own: one that hangs, or ends the process, is
     found out and harms nobody. Versions, editable installs, extras, the device and the folder
-    of data sets are looked at, too: what could be better is said, and is no failure.
+    of datasets are looked at, too: what could be better is said, and is no failure.
 
     \b
     Examples:

@@ -91,7 +91,7 @@ def _stale(dist: metadata.Distribution) -> list[str]:
     except FileNotFoundError:
         return [f"{dist.name}: {folder} is gone: pip uninstall {dist.name}"]
     except (OSError, ValueError, LookupError):
-        return [f"{dist.name}: {folder}/pyproject.toml cannot be read: mend it, then {again}"]
+        return [f"{dist.name}: {folder}/pyproject.toml cannot be read: fix it, then {again}"]
     now = {
         "version": project.get("version", dist.version),
         "entry points": project.get("entry-points", {}).get("cnnzoo", {}),
@@ -135,11 +135,11 @@ def _device(timeout: float) -> list[str]:
 
 
 def _data() -> list[str]:
-    """Look at the folder that data sets are downloaded to."""
+    """Look at the folder that datasets are downloaded to."""
     from cnn_core.data.fetching.cache import cache_dir
 
     folder = cache_dir()
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        return [f"data sets cannot be kept in {folder}: set CNNZOO_CACHE to a folder of yours"]
+        return [f"datasets cannot be kept in {folder}: set CNNZOO_CACHE to a folder of yours"]
     return []

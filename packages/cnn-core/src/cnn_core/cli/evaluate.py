@@ -14,11 +14,11 @@ __all__ = ["command"]
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="test", show_default=True, help="The split to measure on.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @json_option
 def command(run: Path, split: str, data_dir: Path | None, device: str, as_json: bool) -> None:
-    """Measure the kept weights of RUN on a split of its data set.
+    """Measure the kept weights of RUN on a split of its dataset.
 
     \b
     Examples:

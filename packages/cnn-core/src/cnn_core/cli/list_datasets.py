@@ -14,7 +14,7 @@ __all__ = ["command"]
 @click.argument("pattern", default="*")
 @json_option
 def command(pattern: str, as_json: bool) -> None:
-    """List the data sets whose name matches PATTERN.
+    """List the datasets whose name matches PATTERN.
 
     \b
     Examples:
@@ -26,7 +26,7 @@ def command(pattern: str, as_json: bool) -> None:
         emit_json("datasets", [e.as_dict(name) for name, e in found])
         return
     listing(
-        ("data set", "task", "image", "classes", "train", "test", "summary"),
+        ("dataset", "task", "image", "classes", "train", "test", "summary"),
         [
             (
                 name,

@@ -29,7 +29,7 @@ def command(pattern: str, as_json: bool) -> None:
         emit_json("recipes", [e.as_dict(name) for name, e in found])
         return
     listing(
-        ("recipe", "model", "data set", "origin", "result", "summary"),
+        ("recipe", "model", "dataset", "origin", "result", "summary"),
         [
             (
                 name,

@@ -18,13 +18,13 @@ ROWS, WIDTH = 24, 46
 
 @click.command("lr-find")
 @click.argument("model", type=MODEL)
-@click.option("--data", type=DATASET, required=True, help="The data set.")
+@click.option("--data", type=DATASET, required=True, help="The dataset.")
 @click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
 @click.option("--low", default=1e-5, show_default=True, help="The first rate.")
 @click.option("--high", default=10.0, show_default=True, help="The last rate.")
 @click.option("--steps", default=100, show_default=True, help="Steps from one to the other.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @json_option
 def command(

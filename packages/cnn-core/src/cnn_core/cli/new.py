@@ -24,7 +24,7 @@ __all__ = ["command"]
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="The folder to make, not ./NAME."
 )
 def command(name: str, kind: str | None, out: Path | None) -> None:
-    """Write a plugin that works as it is: a network, a data set, a view or a command.
+    """Write a plugin that works as it is: a network, a dataset, a view or a command.
 
     NAME is that of the package: cnn-arch-mine. It comes with tests, README and licence, and
     `pip install -e` makes it part of the zoo. Nothing is overwritten. Prints the folder on

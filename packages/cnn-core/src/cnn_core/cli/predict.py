@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Masks: not RUN/masks but here."
 )
-@click.option("--flips", is_flag=True, help="Masks: the mean over mirrored pictures.")
+@click.option("--flips", is_flag=True, help="Masks: the mean over mirrored images.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @json_option
 def command(
@@ -33,9 +33,9 @@ def command(
 ) -> None:
     """Say what is on image files, and on those in folders, with the kept weights of RUN.
 
-    A run that classifies names whole pictures; one that segments writes, for each, a mask (PNG of
+    A run that classifies names whole images; one that segments writes, for each, a mask (PNG of
     class numbers, with a palette), an overlay and probabilities (float16, classes x H x W), at the
-    picture's own size, and prints the files' paths. Pictures are turned grey or RGB as in
+    image's own size, and prints the files' paths. Images are turned grey or RGB as in
     training; the digits of MNIST and its kin are light on dark.
 
     \b

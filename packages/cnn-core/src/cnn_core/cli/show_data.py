@@ -22,12 +22,12 @@ __all__ = ["command"]
 
 @click.command("show-data")
 @click.argument("data", type=DATASET)
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--split", default="train", show_default=True, help="The split to draw samples of.")
 @click.option("--out", type=click.Path(path_type=Path), help="Draw samples into this PNG file.")
 @json_option
 def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_json: bool) -> None:
-    """Show a data set: what it is, what is there of it, and samples as a picture.
+    """Show a dataset: what it is, what is there of it, and samples as an image.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def _found(spec: DatasetSpec) -> dict[str, object]:
 
 
 def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
-    """Print what a data set is."""
+    """Print what a dataset is."""
     heading(f"{name}: {spec.summary}")
     channels = {1: "grey", 3: "RGB"}.get(spec.image[0], f"{spec.image[0]} channels")
     size = "x".join(map(str, spec.image[1:])) if spec.image[1] else "of different sizes"

@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 @click.command("train")
 @click.argument("model", type=MODEL, required=False)
-@click.option("--data", type=DATASET, help="The data set.")
+@click.option("--data", type=DATASET, help="The dataset.")
 @click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
 @click.option("--epochs", type=int, help="Set the recipe key epochs.")
@@ -52,8 +52,8 @@ __all__ = ["command"]
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
 @click.option("--auto-resume", is_flag=True, help="Go on with the run in --out, if there is one.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
-@click.option("--download", is_flag=True, help="Fetch the data set if it is not there.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
+@click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 def command(
     model: str | None,
@@ -71,7 +71,7 @@ def command(
     tensorboard: bool,
     **keys: Any,
 ) -> None:
-    """Train MODEL on a data set, or go on with a run.
+    """Train MODEL on a dataset, or go on with a run.
 
     Without --recipe the pair's default recipe is used. A run that is resumed needs nothing
     else. Ctrl-C and SIGTERM save after the step; a second one ends at once. Prints the run

@@ -16,10 +16,10 @@ __all__ = ["command"]
 
 @click.command("verify-data")
 @click.argument("data", type=DATASET)
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @json_option
 def command(data: str, data_dir: Path | None, as_json: bool) -> None:
-    """Read all of a data set and say what is wrong with it; exit 3 if anything is.
+    """Read all of a dataset and say what is wrong with it; exit 3 if anything is.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Data sets: adapters behind one contract, whole in memory, batches prepared on the fly."""
+"""Datasets: adapters behind one contract, whole in memory, batches prepared on the fly."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -34,7 +34,7 @@ class Mix:
 class Augmentation:
     """What may change at random. A sample's draws depend on (seed, epoch, index) only.
 
-    In this order: `shift` (pixels of zeros around a picture, of which a window of its size is cut)
+    In this order: `shift` (pixels of zeros around an image, of which a window of its size is cut)
     and `flip` (left and right) while images are uint8; `policy` ("randaugment",
     "trivialaugment"); at the network's size, in one resampling, `crop` (the least and the largest
     part of the area), `rotate` (degrees, both ways), `zoom` (factor, both ways) and `elastic`
@@ -69,12 +69,12 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether a picture changes with those beside it in the batch."""
+        """Whether an image changes with those beside it in the batch."""
         return bool(self.mixup or self.cutmix)
 
     @property
     def reshapes(self) -> bool:
-        """Whether more is done to pictures than to move, mirror and normalise them."""
+        """Whether more is done to images than to move, mirror and normalise them."""
         return bool(self.resamples or self.policy or self.jitter or self.erase or self.cutout)
 
     def draws(self, seed: int, epoch: int) -> Draws:
@@ -156,11 +156,11 @@ class Draws:
         return torch.stack([u[:, 2] * (1 - down), u[:, 3] * (1 - across), down, across], dim=1)
 
     def without_crop(self) -> Draws:
-        """Return the same changes for pictures that are cut already."""
+        """Return the same changes for images that are cut already."""
         return replace(self, what=replace(self.what, crop=()))
 
     def coloured(self, pictures: Tensor, indices: Indices) -> Tensor:
-        """Change brightness, contrast, saturation and hue of pictures in [0, 1]."""
+        """Change brightness, contrast, saturation and hue of images in [0, 1]."""
         u = self.uniform("jitter", indices, 4).to(pictures.device)
         return jittered(pictures, self.what.jitter, u)
 

@@ -1,6 +1,6 @@
 """From a split to batches that a network takes: uint8 until the last moment.
 
-A split in memory and one on disk go the same way: pictures as uint8, N C H W, are taken from a
+A split in memory and one on disk go the same way: images as uint8, N C H W, are taken from a
 tensor or from files, and all the rest is done to whole batches, on the device.
 """
 
@@ -54,7 +54,7 @@ class Batch:
             yield Batch(self.images[part], self.targets[part], indices, mix, loss_weight, weights)
 
 
-TOGETHER = 2**18  # values of pictures: of small batches, as many as have these are made at once
+TOGETHER = 2**18  # values of images: of small batches, as many as have these are made at once
 
 
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
@@ -157,7 +157,7 @@ def _from_memory(
 def _together(split: Split, wholes: Sequence[Tensor], draws: Draws | None) -> int:
     """Return how many batches are made at once: of small ones several, where nothing mixes them.
 
-    Only where what is done to a picture is the same whatever is beside it, to the bit: bytes are
+    Only where what is done to an image is the same whatever is beside it, to the bit: bytes are
     shifted, and values multiplied.
     """
     if draws is not None and (draws.what.mixes or draws.what.reshapes or split.targets.ndim > 1):
@@ -167,7 +167,7 @@ def _together(split: Split, wholes: Sequence[Tensor], draws: Draws | None) -> in
 
 
 def _take(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
-    """Return pictures and targets of a split in memory, shifted and mirrored."""
+    """Return images and targets of a split in memory, shifted and mirrored."""
     places = split.rows.index_select(0, indices) if isinstance(split, Subset) else indices
     targets = split.targets.index_select(0, places)
     if draws is None or not (draws.what.shift or draws.what.flip):
@@ -226,7 +226,7 @@ def _collate_masks(
     loss_weight: float,
     weights: Tensor | None,
 ) -> Batch:
-    """Do the same where targets are masks, which go with the pictures, and weights of pixels."""
+    """Do the same where targets are masks, which go with the images, and weights of pixels."""
     masks = preprocessing.resized_masks(masks)
     if draws is None:
         return Batch(preprocessing(images), masks, indices, None, loss_weight)

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and hue of a batch of pictures, each by its own amount."""
+"""Brightness, contrast, saturation and hue of a batch of images, each by its own amount."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue loo
 
 
 def jittered(pictures: Tensor, amounts: Sequence[float], u: Tensor) -> Tensor:
-    """Return changed pictures, N C H W in [0, 1], by draws `u` in [0, 1), N x 4.
+    """Return changed images, N C H W in [0, 1], by draws `u` in [0, 1), N x 4.
 
     With amounts (b, c, s, h) brightness, contrast and saturation are multiplied by 1 - b to 1 + b
-    and so on, and hue turns by up to h of the circle either way. Grey pictures have the first
+    and so on, and hue turns by up to h of the circle either way. Grey images have the first
     two only.
     """
     amounts = (*amounts, 0.0, 0.0, 0.0, 0.0)[:4]
@@ -38,14 +38,14 @@ def _blend(pictures: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
 
 
 def grey(pictures: Tensor) -> Tensor:
-    """Return how bright pictures look, N 1 H W."""
+    """Return how bright images look, N 1 H W."""
     if pictures.shape[1] != 3:
         return pictures.mean(1, keepdim=True)
     return (pictures * pictures.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 def turned(pictures: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of RGB pictures by a part of the circle, N 1 1 1, by way of HSV."""
+    """Turn the hue of RGB images by a part of the circle, N 1 1 1, by way of HSV."""
     value, chroma = pictures.amax(1), pictures.amax(1) - pictures.amin(1)
     safe = chroma.clamp(min=1e-12)
     red, green, blue = pictures.unbind(1)

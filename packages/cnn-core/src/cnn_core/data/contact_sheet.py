@@ -1,4 +1,4 @@
-"""A sheet of samples: pictures with their classes below, or with their masks beside them."""
+"""A sheet of samples: images with their classes below, or with their masks beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnn_core.data.streaming import Decoder
 
 __all__ = ["sheet"]
 
-CELL = 112  # pixels, of a picture on the sheet
+CELL = 112  # pixels, of an image on the sheet
 LABEL = 20  # below it
 GAP = 8
 GROUND, INK = (255, 255, 255), (40, 40, 40)
@@ -58,7 +58,7 @@ def _sample(part: Split | Files, index: int) -> tuple[Tensor, Tensor]:
 
 
 def _pasted(picture: Tensor, target: Tensor) -> Image.Image:
-    """Return a picture at the sheet's size, its mask laid over it in colour."""
+    """Return an image at the sheet's size, its mask laid over it in colour."""
     colour = picture.expand(3, -1, -1) if picture.shape[0] == 1 else picture[:3]
     image = Image.fromarray(colour.permute(1, 2, 0).contiguous().numpy())
     if target.ndim == 2:
@@ -78,7 +78,7 @@ def _pasted(picture: Tensor, target: Tensor) -> Image.Image:
 
 
 def _short(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Cut a class's name to the width of a picture."""
+    """Cut a class's name to the width of an image."""
     text = text.replace("_", " ")
     while font.getlength(text) > CELL and len(text) > 1:
         text = text.rstrip("…")[:-1] + "…"

@@ -1,4 +1,4 @@
-"""The contract of a data set, in memory or on disk, and loading one by name."""
+"""The contract of a dataset, in memory or on disk, and loading one by name."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: what it is, and its splits by name, in memory or on disk."""
+    """A dataset: what it is, and its splits by name, in memory or on disk."""
 
     spec: DatasetSpec
     splits: Mapping[str, Split | Files]
@@ -94,13 +94,13 @@ class Dataset:
         if name not in self.splits:
             nearest = did_you_mean(name, self.splits)
             raise UsageError(
-                f"data set '{self.spec.name}' has no split '{name}'{nearest}",
+                f"dataset '{self.spec.name}' has no split '{name}'{nearest}",
                 f"it has: {', '.join(self.splits)}",
             )
         return self.splits[name]
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
-        """Return (train, validation): the data set's own, or train in two by `seed`.
+        """Return (train, validation): the dataset's own, or train in two by `seed`.
 
         Where images have classes, each class is divided alike. A split in memory is copied.
         """
@@ -111,7 +111,7 @@ class Dataset:
         return train.subset(kept), train.subset(held)
 
     def divide(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
-        """Do the same without copying a picture."""
+        """Do the same without copying an image."""
         train = self.split("train")
         if "val" in self.splits or isinstance(train, Files):
             return self.hold_out(fraction, seed)
@@ -134,7 +134,7 @@ class Dataset:
         return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
     def fingerprint(self) -> str:
-        """Return what tells this data set from another: its classes, counts, names of files."""
+        """Return what tells this dataset from another: its classes, counts, names of files."""
         digest = hashlib.sha256(repr(self.spec.classes).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"{name}/{len(split)}".encode())
@@ -148,14 +148,14 @@ class Dataset:
 def load_dataset(
     name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
 ) -> Dataset:
-    """Load the data set called `name`: into memory, or as files that are read when needed.
+    """Load the dataset called `name`: into memory, or as files that are read when needed.
 
     "imagefolder:PATH" and "maskfolder:PATH" are your own files. Others are looked for in
     `data_dir`, else in the cache (`$CNNZOO_CACHE`, else ~/.cache/cnnzoo). Nothing is fetched
     unless `download` is true.
 
     Raises:
-        UnknownNameError: there is no such data set.
+        UnknownNameError: there is no such dataset.
         DatasetMissingError: its files are not there; says where it looked.
         DatasetCorruptError: a file breaks its format, or files contradict each other.
     """
@@ -167,7 +167,7 @@ def load_dataset(
     else:
         root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
     load = registry.resolve(entry)
-    what = f"data set '{entry.spec.name}' ({entry.plugin.origin})"
+    what = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
     with answerable(entry.plugin, f"loading of {entry.spec.name}", f"{what} cannot be loaded"):
         dataset = load(entry.spec, root, download)
     _check_kinds(entry.plugin, f"{what}: {entry.spec.target} returned", dataset)
@@ -211,18 +211,18 @@ def _kind(value: object) -> str:
 
 
 def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
-    """Raise UsageError unless a path is there where, and only where, a data set has one."""
+    """Raise UsageError unless a path is there where, and only where, a dataset has one."""
     if spec.folder and not path:
-        raise UsageError(f"data set '{spec.name}' needs a folder", f"{spec.name}:PATH")
+        raise UsageError(f"dataset '{spec.name}' needs a folder", f"{spec.name}:PATH")
     if given and not spec.folder:
         raise UsageError(
-            f"data set '{spec.name}' takes no path, found ':{printable(path)}'", "--data-dir DIR"
+            f"dataset '{spec.name}' takes no path, found ':{printable(path)}'", "--data-dir DIR"
         )
 
 
 def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
     """Hold a split to its spec: counts of images and labels, image size, label range."""
-    where = f"data set '{spec.name}', split '{name}'"
+    where = f"dataset '{spec.name}', split '{name}'"
     images, targets = split.images, split.targets
     if len(images) != len(targets):
         raise DatasetCorruptError(f"{where}: {len(images)} images but {len(targets)} labels")

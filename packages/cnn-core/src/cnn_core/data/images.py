@@ -88,7 +88,7 @@ _QUIET = _Quiet()
 
 
 def read_image(path: Path, channels: int) -> Tensor:
-    """Read a picture as uint8, C H W, upright: 1 channel is grey, 3 are RGB, 4 are RGBA.
+    """Read an image as uint8, C H W, upright: 1 channel is grey, 3 are RGB, 4 are RGBA.
 
     Of an animation, the first frame. Transparency is dropped, except by 4 channels.
 
@@ -130,7 +130,7 @@ def read_mask(path: Path) -> Tensor:
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:
-    """Return height and width of the upright picture and Pillow's mode, without its pixels.
+    """Return height and width of the upright image and Pillow's mode, without its pixels.
 
     Raises:
         DatasetCorruptError: not an image, a broken header, or too large.

@@ -17,14 +17,14 @@ __all__ = ["Preprocessing"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes the input of a network; travels with the weights.
+    """How an image becomes the input of a network; travels with the weights.
 
-    `size` is the input's (height, width), `image` that of the data set's own pictures. With
-    `fit` "resize" a picture is scaled to `size`, bilinearly and with antialiasing; with "pad" it
+    `size` is the input's (height, width), `image` that of the dataset's own images. With
+    `fit` "resize" an image is scaled to `size`, bilinearly and with antialiasing; with "pad" it
     is scaled to `image`, if it is not of that size already, and framed with zeros. With "tile"
     it stays as it is, and is seen in tiles of `size`, of which a network cuts off `margin` on
     each side (`cnn_core.tasks.tiles`).
-    `mean` and `std` are per channel, of pictures in [0, 1].
+    `mean` and `std` are per channel, of images in [0, 1].
     """
 
     size: tuple[int, int]
@@ -35,7 +35,7 @@ class Preprocessing:
     margin: int = 0
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return uint8 pictures, N C h w, as the network's input, float32, N C H W."""
+        """Return uint8 images, N C h w, as the network's input, float32, N C H W."""
         if images.shape[-2:] == self.target:  # at once: (x / 255 - mean) / std
             scale, shift = _affine(self.mean, self.std, images.device)
             return self.padded(images).float().mul_(scale).sub_(shift)
@@ -43,12 +43,12 @@ class Preprocessing:
 
     @property
     def target(self) -> tuple[int, int]:
-        """The size that pictures of a data set are scaled to, before they are framed."""
+        """The size that images of a dataset are scaled to, before they are framed."""
         return self.image_size if self._pads or self.tiled else self.size
 
     @property
     def tiled(self) -> bool:
-        """Whether pictures are seen in tiles."""
+        """Whether images are seen in tiles."""
         return self.fit == "tile"
 
     @property
@@ -56,7 +56,7 @@ class Preprocessing:
         return self.fit == "pad" and max(self.image_size) <= min(self.size)
 
     def resized(self, images: Tensor) -> Tensor:
-        """Return uint8 pictures at the input's size, as float32 in [0, 1]."""
+        """Return uint8 images at the input's size, as float32 in [0, 1]."""
         pictures = images.float() / 255
         if pictures.shape[-2:] != self.target and not self.tiled:
             pictures = F.interpolate(pictures, self.target, mode="bilinear", antialias=True)
@@ -72,7 +72,7 @@ class Preprocessing:
     def cropped(self, images: Tensor, u: Tensor) -> Tensor:
         """Return a tile of each of images, N … H W, at a place that `u`, N x 2 in [0, 1), draws.
 
-        What the network says of a tile is within the picture, if that is large enough.
+        What the network says of a tile is within the image, if that is large enough.
         """
         room = torch.tensor(images.shape[-2:]) - torch.tensor(self.size) + 2 * self.margin
         starts = torch.where(room < 0, room.float() / 2, u * (room + 1)).floor().long()
@@ -80,7 +80,7 @@ class Preprocessing:
         return torch.stack([mirrored(i, top, left, *self.size) for i, (top, left) in corners])
 
     def padded(self, pictures: Tensor, value: int = 0) -> Tensor:
-        """Put a frame around pictures that are smaller than the input, if they get one."""
+        """Put a frame around images that are smaller than the input, if they get one."""
         if not self._pads or self.size == self.image_size:
             return pictures
         rows, columns = self.size[0] - self.image_size[0], self.size[1] - self.image_size[1]
@@ -93,7 +93,7 @@ class Preprocessing:
         return (pictures - mean) / std
 
     def denormalise(self, inputs: Tensor) -> Tensor:
-        """Undo `normalise`: return inputs as pictures in [0, 1], to look at."""
+        """Undo `normalise`: return inputs as images in [0, 1], to look at."""
         mean, std = self._statistics(inputs)
         return (inputs * std + mean).clamp(0, 1)
 

@@ -32,7 +32,7 @@ __all__ = [
     "stream",
 ]
 
-IN_MEMORY = 2 * 2**30  # bytes of pictures that are kept in memory, where the choice is ours
+IN_MEMORY = 2 * 2**30  # bytes of images that are kept in memory, where the choice is ours
 BLOCK = 4_000_000  # values whose mean is taken at once
 SHOWN = 5  # bad files that an error names
 SAMPLE = 5000  # files that means and deviations are computed of, evenly spread
@@ -43,9 +43,9 @@ Progress = Callable[[int, int], None]  # done, of
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads one sample of a split on disk: a picture as uint8, C H W, and its target.
+    """Reads one sample of a split on disk: an image as uint8, C H W, and its target.
 
-    Pictures that are not of one size are scaled to `size`, masks without new values; with
+    Images that are not of one size are scaled to `size`, masks without new values; with
     `draws` what is scaled is the window that those cut. With `exact` all have to be of that size.
     """
 
@@ -127,7 +127,7 @@ def stream(
     draws: Draws | None,
     workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield pictures and targets of each part, decoded by worker processes, moved and mirrored.
+    """Yield images and targets of each part, decoded by worker processes, moved and mirrored.
 
     Workers decode, cut and scale; draws are counted, so their number cannot change a pixel.
     """
@@ -152,7 +152,7 @@ def stream(
 
 
 def cuts_on_disk(preprocessing: Preprocessing, draws: Draws | None) -> bool:
-    """Whether a random crop is cut before a picture is scaled: where it is scaled at all."""
+    """Whether a random crop is cut before an image is scaled: where it is scaled at all."""
     cropped = draws is not None and bool(draws.what.crop)
     return cropped and preprocessing.image_size != preprocessing.target
 
@@ -182,7 +182,7 @@ class BadSamples:
             shown = "; ".join(self.found[:SHOWN]) + ("; …" if len(self.found) > SHOWN else "")
             raise DatasetCorruptError(
                 f"{len(self.found)} samples cannot be used: {shown}",
-                f"mend them, or leave them out: --on-bad-sample skip:{len(self.found)}",
+                f"fix them, or leave them out: --on-bad-sample skip:{len(self.found)}",
             )
 
 
@@ -205,7 +205,7 @@ def in_memory(
         if room is None:
             room = tuple(part.new_empty((len(files), *part.shape)) for part in (picture, target))
         if picture.shape != room[0].shape[1:]:
-            raise DatasetCorruptError(f"pictures of {_by(picture)} and of {_by(room[0])}")
+            raise DatasetCorruptError(f"images of {_by(picture)} and of {_by(room[0])}")
         room[0][count], room[1][count] = picture, target
         count += 1
     if bad is None or room is None:
@@ -272,19 +272,19 @@ def place(
     bad: BadSamples | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Return the data set with its files decoded into memory, where they fit or that is wanted.
+    """Return the dataset with its files decoded into memory, where they fit or that is wanted.
 
-    `pipeline` is "memory", "streaming" or "auto": memory up to IN_MEMORY bytes of pictures. Every
+    `pipeline` is "memory", "streaming" or "auto": memory up to IN_MEMORY bytes of images. Every
     file is decoded once either way: what is wrong is found here, not in the middle of training.
 
     Raises:
-        UsageError: a data set that is in memory cannot be streamed.
+        UsageError: a dataset that is in memory cannot be streamed.
         DatasetCorruptError: more files cannot be used than may be left out.
     """
     noted = bad or BadSamples()
     on_disk = {n: s for n, s in dataset.splits.items() if isinstance(s, Files)}
     if pipeline == "streaming" and not on_disk:
-        raise UsageError(f"data set '{dataset.spec.name}' is in memory: it cannot be streamed")
+        raise UsageError(f"dataset '{dataset.spec.name}' is in memory: it cannot be streamed")
     channels, height, width = dataset.spec.image
     exact = (height, width) if height else None
     size = None if exact else preprocessing.target
@@ -301,7 +301,7 @@ def place(
 
 
 def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of pictures in [0, 1].
+    """Return mean and standard deviation per channel of images in [0, 1].
 
     Of files that differ in size, or are many, of up to SAMPLE of them, evenly spread.
     """

@@ -28,7 +28,7 @@ def verify(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Return what is wrong with a data set on disk, a line for each fault; none if it is sound.
+    """Return what is wrong with a dataset on disk, a line for each fault; none if it is sound.
 
     Raises:
         DatasetMissingError: its files are not there.
@@ -104,7 +104,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _sizes(dataset: Dataset) -> Iterator[str]:
-    """Say which images are not of the size that all of a data set's are said to have."""
+    """Say which images are not of the size that all of a dataset's are said to have."""
     height, width = dataset.spec.image[1:]
     if dataset.spec.folder or height == 0:
         return

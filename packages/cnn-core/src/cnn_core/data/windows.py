@@ -47,7 +47,7 @@ def windows(
 
 
 def _slices(moves: Indices, size: int) -> dict[int, slice]:
-    """Return, for each move and its opposite, which part of a side it leaves in the picture."""
+    """Return, for each move and its opposite, which part of a side it leaves in the image."""
     furthest = int(np.abs(moves).max(initial=0))
     return {m: slice(max(m, 0), size + min(m, 0)) for m in range(-furthest, furthest + 1)}
 

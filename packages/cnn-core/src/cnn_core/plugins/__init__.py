@@ -1,4 +1,4 @@
-"""Plugins: found, checked, loaded, isolated and reported. Imports the ground alone, no torch."""
+"""Plugins: found, checked, loaded, isolated, reported. Imports builtin/ and what is below it."""
 
 from cnn_core.plugins.isolation import ENDINGS, answerable, unchanged
 from cnn_core.plugins.loader import HEAVY, Plugins, plugins

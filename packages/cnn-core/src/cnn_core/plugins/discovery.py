@@ -106,7 +106,7 @@ class Plugin:
     def failure(self, message: str) -> PluginError:
         """Return an error that says how to do without this plugin."""
         name = shlex.quote(printable(self.name))
-        return PluginError(message, f"mend it, or leave it out: cnnzoo --no-plugin {name} …")
+        return PluginError(message, f"fix it, or leave it out: cnnzoo --no-plugin {name} …")
 
     def report(self, fault: Fault) -> str:
         """One line that names plugin, distribution, version, place and cause."""

@@ -209,7 +209,7 @@ def _materialised(results: list[Any]) -> Any:
 
 
 def core_plugin() -> Plugin:
-    """Return the plugin that holds core's own data sets, metrics and commands."""
+    """Return the plugin that holds core's own datasets, metrics and commands."""
     from cnn_core.builtin import plugin as builtin
     from cnn_core.version import __version__
 

@@ -266,7 +266,7 @@ def models() -> Catalogue[ModelSpec]:
 
 @functools.cache
 def datasets() -> Catalogue[DatasetSpec]:
-    """Return the catalogue of data sets."""
+    """Return the catalogue of datasets."""
     return Catalogue("cnnzoo_datasets", DatasetSpec)
 
 
@@ -357,5 +357,5 @@ def resolve(entry: Entry[Any], field: str = "target") -> Any:
         raise PluginError(
             f"{entry.spec.kind} '{entry.spec.name}' of {plugin.who}: "
             f"cannot import {target}: {describe(error)}",
-            f"mend or remove it: pip uninstall {plugin.distribution}",
+            f"fix or remove it: pip uninstall {plugin.distribution}",
         ) from error

@@ -39,7 +39,7 @@ def base_name(name: str) -> str:
 
 
 def canonical_name(catalogue: Catalogue[Any], name: str) -> str:
-    """Return the shortest name of what is called `name`; a data set's :PATH stays.
+    """Return the shortest name of what is called `name`; a dataset's :PATH stays.
 
     Raises:
         UnknownNameError: nothing is called so.
@@ -99,7 +99,7 @@ def recipes_of(model: Entry[ModelSpec]) -> list[Entry[RecipeSpec]]:
 def default_recipe(model: str, data: str) -> Entry[RecipeSpec] | None:
     """Return the recipe that a pair is trained by where none is named; names are `canonical_name`.
 
-    That is the one of the model's distribution, else of the data set's, else anyone's.
+    That is the one of the model's distribution, else of the dataset's, else anyone's.
 
     Raises:
         PluginError: two of equal right are there.

@@ -142,9 +142,9 @@ class Recipe:
     keep: int = 2  # checkpoints that are kept, beside the best epoch's
     image_size: int = 0  # 0: the size that the architecture was published for
     tile: int = (
-        0  # segmentation: pictures keep their size, and are seen in tiles of so many pixels
+        0  # segmentation: images keep their size, and are seen in tiles of so many pixels
     )
-    mean: tuple[float, ...] = ()  # empty: the data set's own
+    mean: tuple[float, ...] = ()  # empty: the dataset's own
     std: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture
 
@@ -200,7 +200,7 @@ class Recipe:
         if self.tile and self.image_size:
             raise UsageError(
                 f"tile = {self.tile} and image_size = {self.image_size}: expected only one",
-                "with tiles pictures keep their own size",
+                "with tiles images keep their own size",
             )
         if (self.mixup or self.cutmix) and self.loss != "cross_entropy":
             raise UsageError(f"loss = '{self.loss}' cannot take mixed images")

@@ -164,7 +164,7 @@ _RESTORE = "restore it from a copy, or train again: cnnzoo train MODEL --data DA
 def _unused(recipe: Recipe) -> Path:
     """Return runs/<model>-<dataset>-<time>, with a number if that is taken.
 
-    A data set's path is in it by its end, in letters, digits and dashes.
+    A dataset's path is in it by its end, in letters, digits and dashes.
     """
     words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
     stem = "-".join(

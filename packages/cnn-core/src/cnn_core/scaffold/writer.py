@@ -62,7 +62,7 @@ KINDS = {
     ),
     "data": Kind(
         "cnn-data-",
-        "A data set",
+        "A dataset",
         ("show-data $word", "verify-data $word", "check $distribution"),
         registry.datasets,
     ),

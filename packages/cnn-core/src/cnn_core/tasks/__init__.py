@@ -22,7 +22,7 @@ def metrics_of(
 ) -> dict[str, Metric]:
     """Return fresh metrics of a task by name: those of plugins; for images top-k as well.
 
-    Those that are thorough are left out, unless a data set is `evaluated`; so is a plugin's that
+    Those that are thorough are left out, unless a dataset is `evaluated`; so is a plugin's that
     fails, which is reported.
 
     Raises:
@@ -42,7 +42,7 @@ def metrics_of(
 
 
 def _wanted(spec: MetricSpec, evaluated: str) -> bool:
-    """Whether a metric is taken: in every epoch, or of the data set that is evaluated."""
+    """Whether a metric is taken: in every epoch, or of the dataset that is evaluated."""
     from cnn_core.registry.names import base_name
 
     if not spec.eval_only:
@@ -84,6 +84,6 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
         )
     if metric in entries and (fault := fault_of(metric, entries[metric])):
         raise PluginError(
-            f"monitor = '{name}': {fault}", "mend it, or choose by another: --set monitor=…"
+            f"monitor = '{name}': {fault}", "fix it, or choose by another: --set monitor=…"
         )
     return f"{split}/{metric}", known[metric]

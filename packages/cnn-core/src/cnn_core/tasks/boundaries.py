@@ -90,8 +90,7 @@ def surface_scores(
 
 
 class Boundaries(Means):
-    """Means over images and classes, of which 0 is the ground, of `surface_scores` and Boundary
-    IoU.
+    """Mean of `surface_scores` and Boundary IoU over images and classes; 0 is the background.
 
     A pair of image and class counts where the target or the prediction has the class. Ignored
     pixels are of no class.

@@ -2,7 +2,7 @@
 
     w(x) = w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2))
 
-w_c balances the classes; d_1 and d_2 are the distances of a pixel of the ground (class 0) to the
+w_c balances the classes; d_1 and d_2 are the distances of a background pixel (class 0) to the
 nearest and to the second nearest object, so that what parts two objects that touch counts most.
 """
 
@@ -50,7 +50,7 @@ def balanced(masks: Tensor, num_classes: int) -> Tensor:
 
 
 def border_weights(mask: Tensor, sigma: float) -> Tensor:
-    """Return exp(-(d_1 + d_2)^2 / (2 sigma^2)) of the ground of a mask, uint8 H W; elsewhere 0.
+    """Return exp(-(d_1 + d_2)^2 / (2 sigma^2)) at background pixels of a mask, uint8 H W, else 0.
 
     Objects are the 4-connected parts of each class but 0; with fewer than two there is no border.
     """
@@ -73,7 +73,7 @@ def _objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
 def two_nearest(objects: npt.NDArray[np.int32], reach: int) -> tuple[Any, Any]:
     """Return distances to the nearest and second nearest object; infinite beyond `reach` pixels.
 
-    Each object's distances are taken in the window that it reaches, not in the whole picture.
+    Each object's distances are taken in the window that it reaches, not in the whole image.
     """
     from scipy.ndimage import distance_transform_edt, find_objects
 

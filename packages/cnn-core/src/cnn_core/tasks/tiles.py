@@ -1,8 +1,8 @@
-"""Overlap-tile: pictures of any size through a network of one, in bounded memory.
+"""Overlap-tile: images of any size through a network of one, in bounded memory.
 
 O. Ronneberger, P. Fischer, T. Brox, "U-Net: convolutional networks for biomedical image
 segmentation", MICCAI 2015, arXiv:1505.04597, section 2 and Fig. 2: where a tile reaches beyond the
-picture, the picture is mirrored.
+image, the image is mirrored.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def check_departures_are_written_down(case: Case) -> None:
 
 
 def check_recipes_are_sound(case: Case) -> None:
-    """Each recipe of its distribution names a data set that is there, with keys that are."""
+    """Each recipe of its distribution names a dataset that is there, with keys that are."""
     from cnn_core.runs.recipe import Recipe
 
     for recipe in _own_recipes(case.entry):

@@ -35,7 +35,7 @@ CHECKS: tuple[Check, ...] = tuple(
 class Result:
     """How one check of one thing ended, and why.
 
-    `kind` is "model", "plugin", "data set", "view", "command" or "observer"; `outcome`
+    `kind` is "model", "plugin", "dataset", "view", "command" or "observer"; `outcome`
     "passed", "failed", "expected" to fail, or "skipped": it cannot be tried here.
     """
 
@@ -55,7 +55,7 @@ def run_checks(
 ) -> Iterator[Result]:
     """Check all that an installed distribution offers; yield a result for each check.
 
-    `data_dir` is where the files of its data sets are; `progress` is told how many checks are
+    `data_dir` is where the files of its datasets are; `progress` is told how many checks are
     done, of how many. A check named in
     `ModelSpec.expected_failures` has to fail: one that passes has failed.
 
@@ -88,7 +88,7 @@ def _offers_of(
     found: list[Offer[Any]] = [*networks, *others_of(distribution, data_dir)]
     if not found:
         raise UsageError(
-            f"'{distribution}' offers no model, data set, view or command, and observes nothing",
+            f"'{distribution}' offers no model, dataset, view or command, and observes nothing",
             "cnnzoo plugins",
         )
     return found

@@ -1,7 +1,7 @@
-"""The checks of what is no network: data sets, views, commands, and observers of training.
+"""The checks of what is no network: datasets, views, commands, and observers of training.
 
 Each takes an `Other`, and raises if what its name says does not hold; `unittest.SkipTest` where it
-cannot be tried here, as a data set whose files are not there.
+cannot be tried here, as a dataset whose files are not there.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Watching(Whole):
 
 @dataclass(frozen=True)
 class Other(Offer[Any]):
-    """A data set, a view, a command or an observer of an installed plugin, or the plugin."""
+    """A dataset, a view, a command or an observer of an installed plugin, or the plugin."""
 
     data_dir: str | os.PathLike[str] | None = None
 
@@ -108,7 +108,7 @@ def check_plugin_has_no_fault(other: Other) -> None:
     require(not faults, faults)
 
 
-# Data sets
+# Datasets
 
 
 def check_data_set_is_sound(other: Other) -> None:
@@ -129,7 +129,7 @@ def check_a_spawned_process_reads_the_same(other: Other) -> None:
 
 
 def digest(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-    """Return a hash of what a data set is: classes, counts, files, and pictures in memory."""
+    """Return a hash of what a dataset is: classes, counts, files, and images in memory."""
     dataset = load_dataset(name, data_dir=data_dir)
     found = hashlib.sha256(dataset.fingerprint().encode())
     for split in dataset.splits.values():
@@ -139,7 +139,7 @@ def digest(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 
 
 def _there(other: Other, read: Callable[[str], Any]) -> Any:
-    """Return what is read of a data set; skip where its files are not there."""
+    """Return what is read of a dataset; skip where its files are not there."""
     if other.spec.folder:
         raise SkipTest(f"{other.spec.name}:PATH is of one's own files")
     try:
@@ -300,7 +300,7 @@ OTHERS: dict[str, tuple[Callable[[Other], None], ...]] = {
         check_import_prints_and_writes_nothing,
         check_requirement_of_core_is_pinned,
     ),
-    "data set": (check_data_set_is_sound, check_a_spawned_process_reads_the_same),
+    "dataset": (check_data_set_is_sound, check_a_spawned_process_reads_the_same),
     "view": (
         check_view_draws_the_same_figure_twice,
         check_view_leaves_what_it_is_given_as_it_was,

@@ -115,7 +115,7 @@ def environment(
     allocator: str,
     world: int = 1,
 ) -> dict[str, Any]:
-    """Return what a run records of its surroundings, and of its data set."""
+    """Return what a run records of its surroundings, and of its dataset."""
     name, colon, folder = data.partition(":")
     return {
         "schema": 1,

@@ -225,7 +225,7 @@ def held_out(
 ) -> Predictions | None:
     """Return what a run's kept weights say of the images that chose them; None where none did.
 
-    They are the data set's split "val", else the part of "train" that training held out.
+    They are the dataset's split "val", else the part of "train" that training held out.
     """
     weights, data = read_weights(run.path), load_data(run, data_dir)
     _, part = data.hold_out(run.recipe.validation, run.recipe.seed)
@@ -250,7 +250,7 @@ def _predict(part: Split | Files, weights: Weights, device: str) -> Predictions:
 
 
 def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load a run's data set from `data_dir`, else from where the run found it.
+    """Load a run's dataset from `data_dir`, else from where the run found it.
 
     A folder of one's own, as "imagefolder:PATH", is looked for in `data_dir` as well.
 
@@ -266,7 +266,7 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
     dataset = load_dataset(name, data_dir=data_dir)
     if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         raise RunError(
-            f"{run.path}: data set '{name}' has other classes or files than when the run began",
+            f"{run.path}: dataset '{name}' has other classes or files than when the run began",
             "put back what was there, or train again",
         )
     if allowed := run.recipe.bad_samples():

@@ -54,7 +54,7 @@ class Exported:
 
 
 class FromPictures(nn.Module):
-    """A network behind the preprocessing of its pictures."""
+    """A network behind the preprocessing of its images."""
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class FromPictures(nn.Module):
         self.preprocessing: Preprocessing = preprocessing
 
     def forward(self, images: Tensor) -> Any:
-        """Return the network's outputs for uint8 pictures, N C h w."""
+        """Return the network's outputs for uint8 images, N C h w."""
         pictures = self.preprocessing.resized(images)
         return self.model(self.preprocessing.normalise(pictures))
 
@@ -81,9 +81,9 @@ def export(
     `format` is "torch-export" or "onnx"; if it is not given, what the name of `out` says. `out`
     is RUN/MODEL.pt2 or .onnx by default. The file takes what the network takes, normalised
     float32 N C H W, and returns logits; N is any number, or `batch_size`. With `denormalise` it
-    takes uint8, of the size that training scaled pictures to, and normalises by itself.
+    takes uint8, of the size that training scaled images to, and normalises by itself.
 
-    Before the file gets its name, it is run on random pictures and compared with the network.
+    Before the file gets its name, it is run on random images and compared with the network.
 
     Raises:
         UsageError: `out` is there and is not to be replaced (`force`), or is named for another
@@ -149,7 +149,7 @@ def _target(
 
 
 def _random_pictures(weights: Weights, count: int) -> Tensor:
-    """Return pictures of noise, uint8 N C h w, as the network's preprocessing takes them."""
+    """Return images of noise, uint8 N C h w, as the network's preprocessing takes them."""
     expected = weights.preprocessing
     size = expected.size if expected.tiled else expected.target
     generator = torch.Generator().manual_seed(count)
@@ -177,7 +177,7 @@ def _facts(weights: Weights, pictures: bool) -> dict[str, Any]:
         "model": weights.model,
         "task": task_of(weights),
         "classes": weights.classes,
-        "takes": "uint8 pictures" if pictures else "normalised float32",
+        "takes": "uint8 images" if pictures else "normalised float32",
         **asdict(weights.preprocessing),
         "cnn-core": __version__,
     }

@@ -142,7 +142,7 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _endless(setup: Setup, device: torch.device) -> Iterator[Batch]:
-    """Yield training batches, epoch after epoch; small data sets are seen often."""
+    """Yield training batches, epoch after epoch; small datasets are seen often."""
     recipe = setup.recipe
     kept, _ = setup.dataset.divide(recipe.validation, recipe.seed)
     what = Augmentation.of(recipe)

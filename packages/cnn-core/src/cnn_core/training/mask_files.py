@@ -15,7 +15,7 @@ from cnn_core.training.prediction import Segmentation
 
 __all__ = ["palette", "write_masks"]
 
-# M. Okabe and K. Ito (2008), Color universal design; the ground, class 0, is black.
+# M. Okabe and K. Ito (2008), Color universal design; the background, class 0, is black.
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 SHINE = 0.45  # of a class's colour in an overlay
 
@@ -55,7 +55,7 @@ def write_masks(found: Segmentation, folder: Path) -> list[Path]:
 
 
 def _overlay(found: Segmentation, colour: npt.NDArray[np.int64]) -> Image.Image:
-    """Return the picture with the classes' colours on it, but for that of the ground."""
+    """Return the image with the classes' colours on it, but for that of the background."""
     picture = found.image.permute(1, 2, 0).expand(-1, -1, 3).numpy().astype(np.float32)
     mixed = (1 - SHINE) * picture + SHINE * colour
     shown = np.where(found.mask.numpy()[..., None] > 0, mixed, picture)

@@ -103,9 +103,9 @@ def segment(
 ) -> Iterator[Segmentation]:
     """Yield what each pixel of image files, and of those in folders, is.
 
-    A run that was trained on tiles sees pictures as they are, tile by tile; any other sees them
+    A run that was trained on tiles sees images as they are, tile by tile; any other sees them
     scaled to its network's size, and what it says is scaled back. With `flips` it is the mean of
-    what is said of a picture, of its mirror images, and of it turned by 180 degrees.
+    what is said of an image, of its mirror images, and of it turned by 180 degrees.
 
     Raises:
         UsageError: a file is not there, or the run classifies whole images.
@@ -137,7 +137,7 @@ def _whole(weights: Weights, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 def _own_size(logits: Tensor, picture: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return logits, 1 classes h w, without a frame and at the size of a picture, C H W."""
+    """Return logits, 1 classes h w, without a frame and at the size of an image, C H W."""
     height, width = preprocessing.target
     if not preprocessing.tiled and logits.shape[-2:] != (height, width):
         top, left = (logits.shape[-2] - height) // 2, (logits.shape[-1] - width) // 2

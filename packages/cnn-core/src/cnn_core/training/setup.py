@@ -134,7 +134,7 @@ def _check(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
     """Find what cannot work before anything is written."""
     if spec.task != dataset.spec.task:
         raise UsageError(
-            f"model '{recipe.model}' does {spec.task}, data set '{recipe.data}' is for "
+            f"model '{recipe.model}' does {spec.task}, dataset '{recipe.data}' is for "
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
@@ -155,7 +155,7 @@ def _check(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
 def _build(recipe: Recipe, dataset: Dataset, begun: bool) -> tuple[Recipe, nn.Module]:
     """Return the recipe's network, initialised by its seed or with its weights.
 
-    Pictures are normalised as they were for those weights, where they and the recipe say so.
+    Images are normalised as they were for those weights, where they and the recipe say so.
     """
     torch.manual_seed(recipe.seed)
     weights = recipe.weights if recipe.weights and not begun else None
@@ -195,13 +195,13 @@ def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bo
 
 
 def _weighed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
-    """Add how much each pixel of the training pictures counts."""
+    """Add how much each pixel of the training images counts."""
     from cnn_core.tasks.pixel_weights import pixel_weights
 
     train = dataset.split("train")
     if not isinstance(train, Split):
         raise UsageError(
-            "balance and border_weight are of pictures in memory", "--set pipeline=memory"
+            "balance and border_weight are of images in memory", "--set pipeline=memory"
         )
     masks, classes = geometry.resized_masks(train.targets), len(dataset.spec.classes)
     with counting("weighing pixels", shown) as progress:
@@ -213,7 +213,7 @@ def _weighed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: b
 def _geometry(
     recipe: Recipe, spec: ModelSpec, dataset: Dataset, model: nn.Module
 ) -> Preprocessing:
-    """Return what happens to a picture's shape; `_normalised` adds what happens to its values."""
+    """Return what happens to an image's shape; `_normalised` adds what happens to its values."""
     side = recipe.tile or recipe.image_size
     size = (side, side) if side else spec.input[1:]
     picture = dataset.spec.image[1:]
@@ -227,7 +227,7 @@ def _geometry(
 
 
 def _normalised(recipe: Recipe, dataset: Dataset, geometry: Preprocessing) -> Preprocessing:
-    """Add the recipe's mean and deviation, else the data set's, else those of its pictures."""
+    """Add the recipe's mean and deviation, else the dataset's, else those of its images."""
     mean, std = recipe.mean or dataset.spec.mean, recipe.std or dataset.spec.std
     if not mean or not std:
         from cnn_core.data.streaming import statistics

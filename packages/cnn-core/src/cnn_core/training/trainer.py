@@ -146,7 +146,7 @@ class Session:
         )
 
     def _loaded(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
-        """Load the data set; what is downloaded, the first process downloads for all."""
+        """Load the dataset; what is downloaded, the first process downloads for all."""
         if download and not self.world.first:
             self.world.wait()
         dataset = load_dataset(
@@ -251,7 +251,7 @@ class Session:
 
 
 def _origins(recipe: Recipe) -> dict[str, Any]:
-    """Return which distributions the model and the data set are from."""
+    """Return which distributions the model and the dataset are from."""
     return {
         "model": registry.origin(registry.models(), recipe.model),
         "data": registry.origin(registry.datasets(), recipe.data.partition(":")[0]),

@@ -18,8 +18,8 @@ from cnn_viz.network.inspection import untouched
 
 __all__ = ["maximised"]
 
-NOISE = 0.05  # standard deviation of the start, of pictures in [0, 1]
-RATE = 0.02  # how far a step moves pixels, root mean square, of pictures in [0, 1]
+NOISE = 0.05  # standard deviation of the start, of images in [0, 1]
+RATE = 0.02  # how far a step moves pixels, root mean square, of images in [0, 1]
 SHIFT = 1 / 16  # of the side, at most, either way
 BLUR_EVERY = 4  # steps
 KERNEL = (0.1, 0.8, 0.1)  # of the blur, each way
@@ -35,10 +35,10 @@ def maximised(
     steps: int,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a picture for each class, N C H W in [0, 1], and logits, N x classes, before, after.
+    """Return an image for each class, N C H W in [0, 1], and logits, N x classes, before, after.
 
-    `shape` is C H W; `mean` and `std`, one for each channel, make of a picture what the network
-    sees. The same seed gives the same pictures. Leaves the network as it was.
+    `shape` is C H W; `mean` and `std`, one for each channel, make of an image what the network
+    sees. The same seed gives the same images. Leaves the network as it was.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(classes), *shape, generator=generator).to(mean)
@@ -58,7 +58,7 @@ def maximised(
 
 
 def _drawn(side: int, generator: torch.Generator) -> int:
-    """Return by how many pixels the network sees the picture shifted."""
+    """Return by how many pixels the network sees the image shifted."""
     most = max(round(SHIFT * side), 1)
     return int(torch.randint(-most, most + 1, (), generator=generator))
 
@@ -71,7 +71,7 @@ def _uphill(
     std: Tensor,
     shift: list[int],
 ) -> Tensor:
-    """Return the gradient of each picture's logit, its root mean square being 1."""
+    """Return the gradient of each image's logit, its root mean square being 1."""
     with torch.enable_grad():
         leaf = pictures.detach().clone().requires_grad_()
         seen = torch.roll(leaf, shift, dims=(2, 3))

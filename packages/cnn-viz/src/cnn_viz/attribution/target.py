@@ -1,4 +1,4 @@
-"""What is explained: one class of each image, of a picture as a whole or of some pixels."""
+"""What is explained: one class of each image, of an image as a whole or of some pixels."""
 
 from __future__ import annotations
 

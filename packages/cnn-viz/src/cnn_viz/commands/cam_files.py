@@ -44,7 +44,7 @@ def explain_files(
     device: str = "auto",
     progress: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Path]:
-    """Write, for each image file, a picture of what speaks for a class; yield their paths.
+    """Write, for each image file, an image of what speaks for a class; yield their paths.
 
     By default at the stage that the architecture names, for the class that is predicted. Says
     through `progress` how often the network will run.
@@ -104,7 +104,7 @@ def _require_stage(model: nn.Module, images: Tensor, stage: str, name: str) -> N
 def _beside(
     title: str, path: Path, weights: Weights, picture: Tensor, cam: Cam, stride: int
 ) -> Figure:
-    """Draw a picture beside the overlay, with the class and its probability."""
+    """Draw an image beside the overlay, with the class and its probability."""
     plain = as_rgb(picture)
     said = int(cam.classes[0])
     share = style.confidence(float(cam.logits.softmax(1)[0, said]))

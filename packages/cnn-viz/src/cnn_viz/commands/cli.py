@@ -35,7 +35,7 @@ def _views() -> Iterable[str]:
 @click.command("viz")
 @click.argument("view", type=RegistryName("view", _views))
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Not RUN/figures but here."
@@ -51,7 +51,7 @@ def viz(
     \b
     Examples:
       cnnzoo viz gradcam runs/lenet5-digits-20260101-120000
-      cnnzoo viz all runs/lenet5-digits-20260101-120000 --out pictures --pdf
+      cnnzoo viz all runs/lenet5-digits-20260101-120000 --out images --pdf
     """
     if view != "all":
         registry.views().entry(view)  # an unknown name fails before torch is imported
@@ -80,7 +80,7 @@ def viz(
     show_default=True,
     help="How.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
     """Place the test images of RUN in two dimensions, by what the network makes of them.
@@ -177,7 +177,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
     show_default=True,
     help="A page, Markdown, or numbers.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
     """Draw all views of RUN and write RUN/report.html: one page, to open or to send.
@@ -207,7 +207,7 @@ def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any."
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set is.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
     """Serve a page that says where the network of RUN looks in images dropped on it.

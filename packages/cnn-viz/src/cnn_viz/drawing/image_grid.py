@@ -1,4 +1,4 @@
-"""Pictures and maps on axes, in rows and columns."""
+"""Images and maps on axes, in rows and columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pixels = NDArray[Any]
 
 
 def as_image(picture: Tensor) -> Pixels:
-    """Return a picture, C H W in [0, 1], as grey H W or RGB H W 3 (other C: their mean)."""
+    """Return an image, C H W in [0, 1], as grey H W or RGB H W 3 (other C: their mean)."""
     pixels = picture.detach().float().cpu()
     if len(pixels) == 3:
         return np.asarray(pixels.permute(1, 2, 0))
@@ -24,7 +24,7 @@ def as_image(picture: Tensor) -> Pixels:
 
 
 def as_rgb(picture: Tensor) -> Pixels:
-    """Return a picture, C H W in [0, 1], as RGB H W 3: grey is three alike."""
+    """Return an image, C H W in [0, 1], as RGB H W 3: grey is three alike."""
     pixels = as_image(picture)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 

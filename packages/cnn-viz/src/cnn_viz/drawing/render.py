@@ -187,7 +187,7 @@ def encoded(figure: Figure, format: str, **options: Any) -> bytes:
 
 
 def _fault(name: str, entry: Entry[ViewSpec], error: BaseException) -> PluginError:
-    hint = f"mend it, or leave it out: cnnzoo --no-plugin {printable(entry.plugin.name)} …"
+    hint = f"fix it, or leave it out: cnnzoo --no-plugin {printable(entry.plugin.name)} …"
     return PluginError(_blame(name, entry, error), hint)
 
 

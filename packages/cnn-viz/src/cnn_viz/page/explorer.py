@@ -39,7 +39,7 @@ __all__ = ["BY_HAND", "NOTHING", "explored", "stages_of"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
 SIDE, SMALLER, FEW = 32, 28, 1_000  # pixels of a thumbnail, at most: of few images, of more
-CAM_SIDE = 112  # and of a picture under a map
+CAM_SIDE = 112  # and of an image under a map
 QUALITY = 50  # of WebP
 WIDEST = 60  # classes of a confusion matrix that is a table
 AROUND = 5  # neighbours of an image, where there are as many

@@ -55,7 +55,7 @@ def write_report(
     section of a plugin that raises costs itself only: the report says so in its place.
 
     Raises:
-        ZooError: the run lacks weights, or its data set cannot be loaded.
+        ZooError: the run lacks weights, or its dataset cannot be loaded.
     """
     view_inputs = (
         run if isinstance(run, ViewInputs) else ViewInputs(run, data_dir=data_dir, device=device)

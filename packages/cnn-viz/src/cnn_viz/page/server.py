@@ -125,7 +125,7 @@ class _Desk:
         return await self._answer(request, lambda x: self._explained(x, method, stage, explained))
 
     async def maps(self, request: Request) -> Response:
-        """Return the first convolution's maps of an image, `MAPS` at most, as pictures."""
+        """Return the first convolution's maps of an image, `MAPS` at most, as images."""
         return await self._answer(request, self._maps)
 
     async def number(self, request: Request) -> Response:

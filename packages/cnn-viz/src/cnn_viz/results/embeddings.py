@@ -1,8 +1,8 @@
-"""What a network makes of images, in two dimensions, and how far to trust the picture.
+"""What a network makes of images, in two dimensions, and how far to trust the image.
 
 PCA: K. Pearson (1901). t-SNE: L. van der Maaten and G. Hinton, JMLR 9 (2008). UMAP: L. McInnes,
 J. Healy, J. Melville (2018), arXiv:1802.03426; it is asked for with `cnnzoo embed`, and needs the
-extra [umap]. How well a picture does: trustworthiness (J. Venna and S. Kaski, ICANN 2001), the
+extra [umap]. How well an image does: trustworthiness (J. Venna and S. Kaski, ICANN 2001), the
 silhouette (P. Rousseeuw, 1987) and the accuracy of the nearest neighbours' majority.
 """
 
@@ -43,7 +43,7 @@ __all__ = [
 Matrix = NDArray[np.float32]
 SEED = 0
 NEAREST = 10  # neighbours of the quality's accuracy and trustworthiness
-FEWEST = 4  # images: of fewer there is no picture
+FEWEST = 4  # images: of fewer there is no image
 JUDGED = 2_000  # images that the quality is of, at most: it grows with their square
 
 

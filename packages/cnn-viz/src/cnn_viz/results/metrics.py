@@ -93,7 +93,7 @@ def clustered(counts: NDArray[np.int64]) -> list[int]:
 def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
     """Return up to `most` pairs (true, predicted) of different classes, the most frequent first.
 
-    Of pairs as frequent as each other, the first in the data set's order; none that is empty.
+    Of pairs as frequent as each other, the first in the dataset's order; none that is empty.
     """
     mistakes = counts - np.diag(np.diag(counts))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
@@ -102,7 +102,7 @@ def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]
 
 
 def class_scores(predictions: Predictions) -> list[ClassScore]:
-    """Return the scores of each class, in the data set's order."""
+    """Return the scores of each class, in the dataset's order."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(
@@ -253,7 +253,7 @@ class OneVsRest:
 
 
 def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
-    """Return how each class is told from all others, in the data set's order."""
+    """Return how each class is told from all others, in the dataset's order."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     shares = predictions.logits.double().softmax(1)

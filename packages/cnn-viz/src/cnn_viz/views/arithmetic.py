@@ -41,7 +41,7 @@ def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
 
 
 def drawn(found: Arithmetic, picture: Pixels, title: str, what: str) -> Figure:
-    """Draw how a number comes about, beside the picture; `what` says which one it is."""
+    """Draw how a number comes about, beside the image; `what` says which one it is."""
     rows = min(len(found.kernel), ROWS)
     figure = style.figure(10.5, 1.9 + 2.5 * rows, title, _caption(found, rows, what))
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.5 * rows, 0.55])

@@ -75,7 +75,7 @@ def _rows(
     stride: int,
     above: float,
 ) -> None:
-    """Show a row for each picture, under the class and its probability, a column a method."""
+    """Show a row for each image, under the class and its probability, a column a method."""
     heats = {method: cam.heat(stride=stride).cpu().numpy() for method, cam in found.items()}
     images: list[Any] = []
     for number, picture in enumerate(pictures):

@@ -66,7 +66,7 @@ def _caption(near: int, classes: Sequence[str]) -> str:
 
 
 def words(quality: dict[str, float]) -> str:
-    """Return how well a picture does, in words."""
+    """Return how well an image does, in words."""
     said = [f"trustworthiness {quality['trustworthiness']:.2f}"]
     if "knn" in quality:
         said += [

@@ -80,7 +80,7 @@ def _pairs(
     *,
     above: float,
 ) -> None:
-    """Show each picture and beside it the overlay, under the class and its probability."""
+    """Show each image and beside it the overlay, under the class and its probability."""
     images: list[Any] = []
     for picture, values in zip(pictures, heat, strict=True):
         plain = as_rgb(picture)
@@ -124,6 +124,6 @@ def evidence_bar(figure: Figure, axes: Any, shrink: float) -> None:
 
 
 def overlay(picture: Any, heat: Any) -> Any:
-    """Let a map (H W in [0, 1]) shine on a dimmed picture (H W 3): screen blending."""
+    """Let a map (H W in [0, 1]) shine on a dimmed image (H W 3): screen blending."""
     light = matplotlib.colormaps[style.HEAT](heat)[..., :3]
     return 1 - (1 - 0.55 * picture) * (1 - light)

@@ -29,7 +29,7 @@ def image_scores(run: Run, segmented: Segmentations) -> Figure:
         f"Image by image: {run.recipe.model} on {run.recipe.data}",
         f"{len(scores):,} images of the test split. Each image's own mIoU and Dice, means over "
         "the classes that it or its prediction has; F1 of boundaries at most 2 pixels apart, a "
-        "mean over\nthe classes but the ground. The dotted line is the median.",
+        "mean over\nthe classes but the background. The dotted line is the median.",
     )
     for ax, (key, name) in zip(figure.subplots(1, len(NAMES)), NAMES.items(), strict=True):
         _distribution(ax, [line[key] for line in scores if key in line], name)

@@ -33,7 +33,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw how much of each map lies where the class is, beside maps that know no network.
 
     Raises:
-        UsageError: no class but the ground is found where one is.
+        UsageError: no class but the background is found where one is.
     """
     weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
@@ -87,7 +87,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
 
 
 def _pairs(said: Tensor, targets: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return images and classes but the ground, that are both there and found: n each.
+    """Return images and classes but the background, that are both there and found: n each.
 
     Of each image the largest; a class that fills the image tells nothing.
     """
@@ -99,7 +99,7 @@ def _pairs(said: Tensor, targets: Tensor, most: int) -> tuple[Tensor, Tensor]:
         there = [k for k, count in enumerate(counts) if 0 < count < len(known) and k in found]
         pairs += [(number, k) for k in sorted(there, key=lambda k: -counts[k])[:EACH]]
     if not pairs:
-        raise UsageError("no class but the ground is found where there is one")
+        raise UsageError("no class but the background is found where there is one")
     rows, classes = zip(*pairs[:most], strict=True)
     return torch.tensor(rows), torch.tensor(classes, device=said.device)
 

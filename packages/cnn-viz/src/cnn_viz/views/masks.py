@@ -217,7 +217,7 @@ def _stripes(colours: Pixels, where: Pixels) -> Pixels:
 
 
 def _judged(picture: Pixels, found: Pixels) -> Pixels:
-    """Let outcomes shine on a picture, grey and dimmed."""
+    """Let outcomes shine on an image, grey and dimmed."""
     grey = picture if picture.ndim == 2 else picture.mean(2)
     colours = np.repeat(0.75 * grey[..., None], 3, axis=2)
     for number, (_, colour) in OUTCOMES.items():

@@ -90,7 +90,7 @@ def _plan(images: Tensor) -> tuple[int, int]:
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's largest class but the ground, N, and the pixels of it, N h w."""
+    """Return each image's largest class but the background, N, and the pixels of it, N h w."""
     masks = classes_of(logits)
     counts = torch.stack([mask.flatten().bincount(minlength=logits.shape[1]) for mask in masks])
     counts = counts[:, 1:]
@@ -99,7 +99,7 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _framed(region: Tensor, height: int, width: int) -> Pixels:
-    """Return a region as a picture of a size, at its centre: bright where it is."""
+    """Return a region as an image of a size, at its centre: bright where it is."""
     top, left = ((a - b) // 2 for a, b in zip((height, width), region.shape, strict=True))
     whole = np.full((height, width), 0.15)
     inside = (slice(top, top + region.shape[0]), slice(left, left + region.shape[1]))

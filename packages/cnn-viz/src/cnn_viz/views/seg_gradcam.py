@@ -59,7 +59,7 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
 
 
 def _classes(mask: Tensor) -> list[int]:
-    """Return the classes to explain: the largest that are there, the ground last."""
+    """Return the classes to explain: the largest that are there, the background last."""
     counts = mask.flatten().bincount().tolist()
     there = [k for k, count in enumerate(counts) if count]
     return sorted(there, key=lambda k: (k == 0, -counts[k]))[:EACH]
@@ -75,7 +75,7 @@ def _row(
     place: int,
     unit: float,
 ) -> None:
-    """Show a picture, the pixels explained, and the overlay of each stage."""
+    """Show an image, the pixels explained, and the overlay of each stage."""
     plain = as_rgb(picture)
     top, left = ((a - b) // 2 for a, b in zip(plain.shape[:2], region.shape, strict=True))
     whole = np.full(plain.shape[:2], 0.15)

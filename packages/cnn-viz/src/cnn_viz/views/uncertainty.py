@@ -86,7 +86,7 @@ def _compared(found: Uncertainty, wrong: Tensor, targets: Tensor) -> str:
 
 
 def _marked(picture: Pixels, wrong: Tensor) -> Pixels:
-    """Return a picture, grey and dimmed, with its wrong pixels in colour."""
+    """Return an image, grey and dimmed, with its wrong pixels in colour."""
     grey = picture if picture.ndim == 2 else picture.mean(2)
     dimmed = np.repeat(0.75 * grey[..., None], 3, axis=2)
     colour = torch.tensor([int(WRONG[k : k + 2], 16) / 255 for k in (1, 3, 5)]).numpy()

@@ -1,1 +1,1 @@
-"""Download, verify and unpack. Imports the ground and registry/."""
+"""Download, verify and unpack. Imports errors, files and text."""

@@ -1,4 +1,4 @@
-"""Where data sets are kept. No torch here."""
+"""Where datasets are kept. No torch here."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """Where a data set's files are published: base addresses, and checksums by file name.
+    """Where a dataset's files are published: base addresses, and checksums by file name.
 
     Every file has an MD5 or a SHA-256; sizes are in bytes. Whatever is given is verified.
 
@@ -112,7 +112,7 @@ def fetch_and_extract(remote: Remote, name: str, root: Path) -> Path:
 
     Raises:
         UnknownNameError, UsageError: the remote has no such file, or it is no archive.
-        DatasetCorruptError: the archive holds what no data set should.
+        DatasetCorruptError: the archive holds what no dataset should.
         DatasetMissingError, ResourceError: as `fetch`.
     """
     if name not in remote.names:

@@ -24,7 +24,7 @@ MAX_PICKLE = 2 * MAX_RECORDS * (PIXELS + 100)  # bytes: each of a pixel's may ta
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One version of a data set: its files by split, and the folders that they come in."""
+    """One version of a dataset: its files by split, and the folders that they come in."""
 
     files: Mapping[str, Sequence[str]]
     folder: str
@@ -114,7 +114,7 @@ def _find(spec: DatasetSpec, root: Path) -> tuple[Layout, Path]:
             if not missing or len(names) - len(absent) > there:
                 missing, nearest, there = absent[0], folder, len(names) - len(absent)
     raise DatasetMissingError(
-        f"data set '{spec.name}': no {missing} in {nearest}",
+        f"dataset '{spec.name}': no {missing} in {nearest}",
         f"--data-dir DIR says where it is, --download fetches it ({spec.homepage})",
     )
 

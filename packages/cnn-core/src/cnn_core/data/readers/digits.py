@@ -1,7 +1,7 @@
 """The 1,797 handwritten digits that scikit-learn ships, shipped here as well: no download.
 
 They are the test part of UCI's "Optical Recognition of Handwritten Digits": 8x8 counts of ink
-from 0 to 16, here scaled to 0 to 255. The data set has no test split of its own; this one
+from 0 to 16, here scaled to 0 to 255. The dataset has no test split of its own; this one
 is the first fifth of each class, in a fixed order, by a fixed shuffle. The same people wrote
 digits of both splits.
 """

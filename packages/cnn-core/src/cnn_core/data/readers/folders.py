@@ -73,7 +73,7 @@ def _completed(
     splits: Mapping[str, Files],
     image: tuple[int, int, int],
 ) -> Dataset:
-    """Return the data set with what was found filled in, and with a test split."""
+    """Return the dataset with what was found filled in, and with a test split."""
     found = dataclasses.replace(spec, classes=classes, image=image)
     splits = dict(splits)
     if "test" not in splits and "val" in splits:

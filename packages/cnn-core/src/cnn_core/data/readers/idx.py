@@ -2,7 +2,7 @@
 dimensions as big-endian 32-bit integers, then the elements. Gzipped or not.
 
 What a file claims is held against its size before anything is allocated for it. A file of
-data set images or labels has unsigned bytes; other element types are refused.
+dataset images or labels has unsigned bytes; other element types are refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The membranes of the ISBI 2012 challenge, U-Net's first data set: 30 slices with masks."""
+"""The membranes of the ISBI 2012 challenge, U-Net's first dataset: 30 slices with masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     folder = next((f for f in (root, root / "isbi") if (f / "images").is_dir()), None)
     if folder is None or not (folder / "masks").is_dir():
         raise DatasetMissingError(
-            f"data set '{spec.name}': no folders images and masks in {root}",
+            f"dataset '{spec.name}': no folders images and masks in {root}",
             f"--data-dir DIR says where they are ({spec.homepage})",
         )
     images = {path.stem: path for path in sorted_files(folder / "images")}

@@ -1,4 +1,4 @@
-"""MNIST and the data sets in its format: four IDX files."""
+"""MNIST and the datasets in its format: four IDX files."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def _find(spec: DatasetSpec, root: Path, name: str) -> Path:
             if path.is_file():
                 return path
     raise DatasetMissingError(
-        f"data set '{spec.name}': no {name} or {name}.gz in {root}",
+        f"dataset '{spec.name}': no {name} or {name}.gz in {root}",
         f"--data-dir DIR says where it is, --download fetches it ({spec.homepage})",
     )

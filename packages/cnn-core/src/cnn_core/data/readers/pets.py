@@ -1,6 +1,6 @@
 """Oxford-IIIT Pets: 37 breeds, cat or dog, and which pixels are the pet.
 
-A trimap says 1 where the pet is, 2 where the ground is, and 3 at the border and where nobody
+A trimap says 1 where the pet is, 2 where the background is, and 3 at the border and where nobody
 decided. Several public readers have 1 and 2 the wrong way round: whoever then predicts "pet"
 everywhere scores a Dice of 0.82.
 """
@@ -35,22 +35,22 @@ PET, GROUND, BORDER = 1, 2, 3  # in a trimap
 
 
 def load_breeds(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return pictures with their breeds."""
+    """Return images with their breeds."""
     return _classified(spec, root, download, number=0)
 
 
 def load_species(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return pictures with 0 for cats and 1 for dogs."""
+    """Return images with 0 for cats and 1 for dogs."""
     return _classified(spec, root, download, number=1)
 
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return pictures with masks: 1 for the pet, 0 for the ground; the border is ignored."""
+    """Return images with masks: 1 for the pet, 0 for the background; the border is ignored."""
     return _masked(spec, root, download, {GROUND: 0, PET: 1, BORDER: IGNORED})
 
 
 def load_trimaps(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return pictures with masks of three classes: ground, pet, border."""
+    """Return images with masks of three classes: ground, pet, border."""
     return _masked(spec, root, download, {GROUND: 0, PET: 1, BORDER: 2})
 
 
@@ -90,7 +90,7 @@ def _folders(spec: DatasetSpec, root: Path, download: bool) -> tuple[Path, Path]
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
             raise DatasetMissingError(
-                f"data set '{spec.name}': no folder {part} in {root}",
+                f"dataset '{spec.name}': no folder {part} in {root}",
                 f"--data-dir DIR says where it is, --download fetches it ({spec.homepage})",
             )
         found.append(folder)

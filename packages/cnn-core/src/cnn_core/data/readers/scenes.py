@@ -40,7 +40,7 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
 
 def scene(digits: Tensor, draw: Floats) -> tuple[Tensor, Tensor]:
-    """Draw one scene: a picture, uint8 1 64 64, and its mask, 1 where there is a digit."""
+    """Draw one scene: an image, uint8 1 64 64, and its mask, 1 where there is a digit."""
     picture = ground(draw[:32])
     mask = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
     for number in range(DIGITS):

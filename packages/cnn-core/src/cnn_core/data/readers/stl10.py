@@ -109,7 +109,7 @@ def _find(root: Path, name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise DatasetMissingError(
-        f"data set 'stl10': no {name} in {root}",
+        f"dataset 'stl10': no {name} in {root}",
         f"--data-dir DIR says where it is, --download fetches it ({HOMEPAGE})",
     )
 
