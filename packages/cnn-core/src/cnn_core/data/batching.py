@@ -64,6 +64,7 @@ GROUP = 2**18  # image values that are preprocessed at once: several batches, if
 
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
     """Return the order of an epoch: the numbers below `length`, shuffled by (seed, epoch)."""
+    # A generator of its own: the order must not depend on other uses of torch's global one.
     generator = torch.Generator().manual_seed(key_of(seed, epoch) >> 1)
     return torch.randperm(length, generator=generator)
 
@@ -82,12 +83,10 @@ def shard(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, 
 
 
 def batch_sizes(count: int, batch_size: int, training: bool) -> list[int]:
-    """Return the number of samples of each batch.
-
-    In training, a single leftover sample joins the batch before it: batch normalisation over one
-    value has no variance to divide by.
-    """
+    """Return the number of samples of each batch; in training, no leftover batch has one sample."""
     sizes = [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
+    # A single leftover sample joins the batch before it. Alone it would stop training: where maps
+    # are 1x1, batch normalisation over one value has no variance to divide by.
     if training and len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [batch_size + 1]
     return sizes
@@ -122,6 +121,7 @@ def batches(
     # kernels that depend on alignment give the same bits.
     skipped = first % count
     shards = [shard(whole, rank, world, even=training) for whole in whole_batches]
+    # In evaluation a rank may have no sample of the last batch.
     shards = [(indices, weight) for indices, weight in shards[first - skipped :] if len(indices)]
     if isinstance(split, Split):
         for start in range(0, len(shards), count):
@@ -179,19 +179,17 @@ def _from_disk(
 
     decoded = stream(files, [indices for indices, _ in shards], preprocessing, draws, workers)
     if draws is not None and crops_while_decoding(preprocessing, draws):
-        draws = draws.without_crop()
+        draws = draws.without_crop()  # or `collate` would crop the crop
     for (indices, weight), (images, targets) in zip(shards, decoded, strict=True):
         raw = Batch(images.to(device), targets.to(device), indices, loss_weight=weight)
         yield collate(raw, preprocessing, draws)
 
 
 def _group_size(split: Split, whole_batches: Sequence[Tensor], draws: Draws | None) -> int:
-    """Return how many batches to collate at once.
-
-    A small batch costs more in calls than in arithmetic, so several are made together. Only where
-    a sample's result cannot depend on its neighbours, to the bit: where bytes are copied and
-    values multiplied one by one, but not where images are mixed or interpolated.
-    """
+    """Return how many batches to collate at once."""
+    # A small batch costs more in calls than in arithmetic, so several are made together. But only
+    # where a sample's result cannot depend on its neighbours, to the bit: bytes are copied and
+    # values multiplied one by one, while mixing and interpolation work on the batch.
     if draws is not None:
         augmentation = draws.augmentation
         if augmentation.mixes or augmentation.reshapes or split.targets.ndim > 1:
@@ -217,7 +215,7 @@ def _select(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor,
 def _select_weights(split: Split, indices: Tensor, draws: Draws | None) -> Tensor | None:
     """Return the pixel weights of samples, shifted and mirrored like their images."""
     if split.weights is None or draws is None:
-        return None
+        return None  # evaluation weighs all pixels alike
     positions = _positions(split, indices)
     return shift_and_flip(split.weights[:, None], positions, draws.shifts(indices.numpy()))[:, 0]
 
@@ -229,6 +227,7 @@ def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Ba
     if draws is None:
         return replace(raw, images=preprocessing(raw.images))
     augmentation, indices, images = draws.augmentation, raw.indices.numpy(), raw.images
+    # First, on bytes: torchvision's policies are defined, and tuned, for uint8 images.
     if augmentation.policy:
         images = draws.apply_policy(images, indices)
     if augmentation.resamples or augmentation.jitter:
@@ -239,7 +238,7 @@ def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Ba
             images = draws.jitter_color(images, indices)
         inputs = preprocessing.normalise(images)
     else:
-        inputs = preprocessing(images)
+        inputs = preprocessing(images)  # bytes all the way: no copy as floats in between
     if augmentation.erase or augmentation.cutout:
         inputs = draws.erase(inputs, indices)
     mix = None
@@ -267,6 +266,7 @@ def _collate_masks(raw: Batch, preprocessing: Preprocessing, draws: Draws | None
     if augmentation.jitter:
         images = draws.jitter_color(images, indices)
     inputs = preprocessing.normalise(images)
+    # Masks keep the classes of erased pixels: the network has to infer them from the rest.
     if augmentation.erase or augmentation.cutout:
         inputs = draws.erase(inputs, indices)
     return replace(raw, images=inputs, targets=masks, weights=weights)

@@ -122,6 +122,7 @@ class Dataset:
         if "val" in self.splits or isinstance(train, Files):
             return self.hold_out(fraction, seed)
         kept, held = self._divide_indices(fraction, seed)
+        # Both parts share the tensors: a copy would double the memory of the training split.
         whole = (train.images, train.targets, train.weights)
         return Subset(*whole, rows=kept), Subset(*whole, rows=held)
 
@@ -180,10 +181,11 @@ def load_dataset(
     else:
         root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
     load = registry.resolve(entry)
-    label = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
-    with answerable(entry.plugin, f"loading of {entry.spec.name}", f"{label} cannot be loaded"):
+    what = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
+    with answerable(entry.plugin, f"loading of {entry.spec.name}", f"{what} cannot be loaded"):
         dataset = load(entry.spec, root, download)
-    _check_types(entry.plugin, f"{label}: {entry.spec.target} returned", dataset)
+    # The loader may be anybody's: wrong types are its plugin's fault, wrong data the files'.
+    _check_types(entry.plugin, f"{what}: {entry.spec.target} returned", dataset)
     assert isinstance(dataset, Dataset)
     for split_name, split in dataset.splits.items():
         _check(dataset.spec, split_name, split)
@@ -235,10 +237,9 @@ def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
 
 
 def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
-    """Check a split against its spec: counts of images and labels, image size, label range.
-
-    Once, at loading: a label out of range would otherwise end training in a CUDA assertion.
-    """
+    """Check a split against its spec: counts of images and labels, image size, label range."""
+    # Here, where the dataset is known: on a GPU, a label out of range ends training in an
+    # assertion that names neither dataset nor sample.
     where = f"dataset '{spec.name}', split '{name}'"
     images, targets = split.images, split.targets
     if len(images) != len(targets):

@@ -30,7 +30,7 @@ from cnn_core.text import printable
 __all__ = ["FORMATS", "MAX_PIXELS", "probe_image", "read_image", "read_mask"]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # 300 MB as RGB, more than today's cameras give
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -179,6 +179,7 @@ def _check_start(path: Path, file: IO[bytes]) -> None:
     file.seek(0)
     if not start:
         raise _corrupt(path, "an empty file, not an image")
+    # A download that a login or error page replaced is common enough to get its own message.
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
         raise _corrupt(path, "HTML, not an image")
 

@@ -73,6 +73,7 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
     from cnn_core.tasks.plugin_metrics import fault_of
 
     split, _, metric = (name or f"val/{SCORES[task]}").partition("/")
+    # Not `eval_only` metrics: no epoch computes them.
     entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.eval_only}
     better = {n: entry.spec.higher_is_better for n, entry in entries.items()}
     known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
@@ -82,6 +83,7 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
             f"monitor = '{printable(name)}'{nearest}",
             f"one of {', '.join(f'val/{m}' for m in known)}",
         )
+    # Before training: a monitor without numbers would never select an epoch.
     if metric in entries and (fault := fault_of(metric, entries[metric])):
         raise PluginError(
             f"monitor = '{name}': {fault}", "fix it, or monitor another metric: --set monitor=…"

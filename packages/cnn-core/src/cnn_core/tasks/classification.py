@@ -138,6 +138,7 @@ def loss_function(recipe: Recipe) -> Loss:
             return map_loss(logits, targets, margin=recipe.map_margin)
         if mix is None:
             return cross_entropy(logits, targets)
+        # Not one loss of mixed one-hot targets, which is equal but needs N x classes of memory.
         own = cross_entropy(logits, targets, reduction="none")
         other = cross_entropy(logits, mix.targets, reduction="none")
         return (mix.lam * own + (1 - mix.lam) * other).mean()

@@ -109,6 +109,7 @@ class Means:
         """Add a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
         logits = two_class_logits(logits)
         targets = center_crop(targets, logits)
+        # One by one: means over images need each image's own score, not the batch's counts.
         for mask, target in zip(predicted_classes(logits), targets, strict=True):
             for scores in self.scores(mask, target):
                 row = [*(scores[name] for name in self.names), 1.0]

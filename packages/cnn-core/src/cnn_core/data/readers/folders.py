@@ -85,6 +85,7 @@ def _with_test_split(
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     if "test" not in splits:
+        # Always seed 0: the test split must not change with the seed of a run.
         kept, held_out = Dataset(found, splits).hold_out(TEST, seed=0)
         if len(held_out) == 0:
             raise DatasetCorruptError(
@@ -135,6 +136,7 @@ def sorted_files(folder: Path) -> list[Path]:
 def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
     """Return the files of a split with their class numbers."""
     names = [f.name for f in _subfolders(folder)]
+    # Class numbers are those of train, in every split: an unknown class has no output unit.
     for name in names:
         if name not in classes:
             raise DatasetCorruptError(
@@ -166,6 +168,7 @@ def _image_type(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
             continue
         modes.add(mode)
         sizes.add((height, width))
+    # One colour image makes the dataset RGB: grey images can be read as RGB without loss.
     channels = 1 if modes and modes <= set(GREY) else 3
     return channels, sizes.pop() if len(sizes) == 1 else (0, 0)
 
@@ -210,6 +213,7 @@ def _class_numbers(masks: list[Path]) -> dict[int, int]:
             continue
         for value in values:
             found.setdefault(value, mask)
+    # Binary masks are drawn with any two values: 0 and 255, 0 and 1, or a palette's.
     if len(found) == 2:
         return {value: number for number, value in enumerate(sorted(found))}
     numbers = sorted(found.keys() - {IGNORED})

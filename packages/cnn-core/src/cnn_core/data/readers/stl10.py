@@ -77,6 +77,7 @@ def folds(root: Path) -> list[Tensor]:
         DatasetCorruptError: not ten lines of 1,000 distinct numbers from 0 to 4,999.
     """
     path = _find(root, "fold_indices.txt")
+    # Checked before it is read: the file of another dataset may be gigabytes.
     if (size := path.stat().st_size) > FOLDS * FOLD * 10:
         raise _corrupt(path, 0, f"at most {FOLDS * FOLD * 10:,} bytes", f"{size:,}")
     lines = path.read_bytes().splitlines(keepends=True)
@@ -92,6 +93,7 @@ def folds(root: Path) -> list[Tensor]:
 def _fold(path: Path, offset: int, line: bytes) -> Tensor:
     words = line.split()
     for word in words:
+        # The length first: converting a word of a million digits would take minutes.
         if not word.isdigit() or len(word) > 4 or int(word) >= TRAIN:
             shown = printable(word[:20].decode("latin-1"))
             raise _corrupt(path, offset, f"indices from 0 to {TRAIN - 1:,}", f"'{shown}'")
