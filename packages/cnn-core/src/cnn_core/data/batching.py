@@ -83,10 +83,10 @@ def shard(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, 
 
 
 def batch_sizes(count: int, batch_size: int, training: bool) -> list[int]:
-    """Return the number of samples of each batch; in training, no leftover batch has one sample."""
+    """Return the size of each batch; in training, a leftover batch has more than one sample."""
     sizes = [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
-    # A single leftover sample joins the batch before it. Alone it would stop training: where maps
-    # are 1x1, batch normalisation over one value has no variance to divide by.
+    # A single leftover sample joins the batch before it. Alone, it would stop training: where maps
+    # are 1x1, batch normalisation over one value has no variance.
     if training and len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [batch_size + 1]
     return sizes

@@ -62,7 +62,6 @@ def _where(name: str) -> str:
 
 
 def _report(name: str, entry: Entry[MetricSpec], error: BaseException) -> None:
-    # Metrics are built anew for each epoch and split; one report of a fault is enough.
     if not fault_of(name, entry):
         cause = error.message if isinstance(error, PluginError) else error
         entry.plugin.add_fault(_where(name), cause, again=True)
