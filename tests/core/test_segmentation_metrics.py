@@ -721,7 +721,7 @@ def test_warping_counts_what_breaks_topology(name, predicted, left, rand):
 
 
 def test_errors_of_the_challenge_are_for_two_classes():
-    with pytest.raises(UsageError, match="for membrane and cell, not for 3 classes"):
+    with pytest.raises(UsageError, match="two classes, membrane and cell, found 3"):
         em.ChallengeErrors(3)
 
 

@@ -294,7 +294,7 @@ def load_splits(
     bad: BadSamples | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Return the dataset with its files checked and, where the pipeline says so, in memory.
+    """Check the files of a dataset and return it, decoded into memory if the pipeline asks for it.
 
     `pipeline` is "memory", "streaming" or "auto": memory up to IN_MEMORY bytes of images.
 

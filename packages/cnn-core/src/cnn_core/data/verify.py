@@ -52,7 +52,7 @@ def verify(
 
 
 def _wrong_counts(dataset: Dataset) -> Iterator[str]:
-    """Report splits whose length differs from the spec, and classes without samples."""
+    """Report splits that are not as long as in the spec, and classes without samples."""
     for name, split in dataset.splits.items():
         claimed = dataset.spec.splits.get(name, len(split))
         if len(split) != claimed:
@@ -65,7 +65,7 @@ def _wrong_counts(dataset: Dataset) -> Iterator[str]:
 
 
 def _odd_modes(files: Files) -> Iterator[str]:
-    """Report images whose channels differ from those of most: readers convert them silently."""
+    """Report images with other channels than most: readers convert them without a warning."""
     modes = {}
     for path in files.images:
         try:

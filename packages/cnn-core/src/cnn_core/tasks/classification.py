@@ -64,7 +64,7 @@ class TopK:
         if self.k == 1:
             hits = logits.argmax(1) == targets
         else:
-            # Ranks by comparison, not `topk`, whose order among equal logits is undefined.
+            # By comparison: `torch.topk` leaves the order of equal logits undefined.
             own = logits.gather(1, targets[:, None])
             before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
             rank = ((logits > own) | ((logits == own) & before)).sum(1)

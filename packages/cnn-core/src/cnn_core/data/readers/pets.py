@@ -71,7 +71,7 @@ def _classified(spec: DatasetSpec, root: Path, download: bool, number: int) -> D
 
 
 def _masked(spec: DatasetSpec, root: Path, download: bool, values: dict[int, int]) -> Dataset:
-    """Return the images with their trimaps, whose values become these class numbers."""
+    """Return the images with their trimaps; `values` maps trimap values to class numbers."""
     images, annotations = _folders(spec, root, download)
     splits = {}
     for name, file in LISTS.items():
