@@ -20,7 +20,7 @@ from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
 from cnn_core.tasks import loss_of
-from cnn_core.tasks.segmentation import centred, classes_of, two_sided
+from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits
 from cnn_core.tasks.tiles import overlap_tile
 from cnn_core.training.device import FORMATS, autocast, choose_device
 from cnn_core.training.distributed import ALONE, World
@@ -141,7 +141,7 @@ class SegmentationOutput:
     @property
     def predicted(self) -> Tensor:
         """The class with the highest logit, H x W."""
-        return classes_of(self.logits[None])[0]
+        return predicted_classes(self.logits[None])[0]
 
 
 @torch.inference_mode()
@@ -166,9 +166,9 @@ def segmented(
     for batch in batches(
         data.split(split), preprocessing, eval_batch_size(preprocessing), device=where
     ):
-        logits = two_sided(outputs(batch.images).float())
-        targets = centred(batch.targets, logits)
-        pictures = centred(preprocessing.denormalise(batch.images), logits)
+        logits = two_class_logits(outputs(batch.images).float())
+        targets = center_crop(batch.targets, logits)
+        pictures = center_crop(preprocessing.denormalise(batch.images), logits)
         rows = (pictures.cpu(), logits.cpu(), targets.cpu())
         for index, *row in zip(batch.indices.tolist(), *rows, strict=True):
             yield SegmentationOutput(index, *row)
@@ -235,9 +235,9 @@ def held_out(
 def _predict(part: Split | Files, weights: Weights, device: str) -> Predictions:
     """Return what weights say of every image of a split."""
     if isinstance(part, Files):
-        from cnn_core.data.streaming import in_memory
+        from cnn_core.data.streaming import decode_to_memory
 
-        part = in_memory(part, weights.preprocessing.target)
+        part = decode_to_memory(part, weights.preprocessing.target)
     where = choose_device(device)
     model = build(weights).to(where)
     logits = [
@@ -279,6 +279,6 @@ def _sound(split: Split | Files, allowed: int) -> Split | Files:
     """Return a split without the files that the run left out."""
     if not isinstance(split, Files):
         return split
-    from cnn_core.data.streaming import BadSamples, sound
+    from cnn_core.data.streaming import BadSamples, drop_bad_files
 
-    return sound(split, torch.get_num_threads(), BadSamples(allowed))
+    return drop_bad_files(split, torch.get_num_threads(), BadSamples(allowed))

@@ -18,8 +18,8 @@ from cnn_core.data.images import read_image
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.readers.folders import SUFFIXES, sorted_files
 from cnn_core.errors import UsageError
-from cnn_core.tasks.segmentation import two_sided
-from cnn_core.tasks.tiles import flip_mean, margin_of, overlap_tile
+from cnn_core.tasks.segmentation import two_class_logits
+from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.training.device import choose_device
 from cnn_core.weights.native import Weights, read_weights
 
@@ -119,8 +119,8 @@ def segment(
     for path in image_files(images):
         picture = read_image(path, weights.in_channels)
         inputs = weights.preprocessing(picture[None].to(where))
-        logits = flip_mean(outputs, inputs) if flips else outputs(inputs)
-        found = _own_size(two_sided(logits.float()), picture, weights.preprocessing)
+        logits = flip_tta(outputs, inputs) if flips else outputs(inputs)
+        found = _own_size(two_class_logits(logits.float()), picture, weights.preprocessing)
         yield Segmentation(path, picture, found.softmax(1)[0].cpu(), weights.classes)
 
 
@@ -130,7 +130,7 @@ def _whole(weights: Weights, device: torch.device) -> Callable[[Tensor], Tensor]
     height, width = preprocessing.size
     margin = preprocessing.margin
     if not preprocessing.tiled and height == width:
-        margin = margin_of(model, height, weights.in_channels, device)
+        margin = tile_margin(model, height, weights.in_channels, device)
     if preprocessing.tiled or margin:
         return partial(overlap_tile, model, tile=height, margin=margin)
     return model

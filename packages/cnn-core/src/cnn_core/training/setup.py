@@ -21,7 +21,7 @@ from cnn_core.registry.names import canonical_name, default_recipe, resolved_nam
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
 from cnn_core.tasks import loss_of, metrics_of, score_of
-from cnn_core.tasks.tiles import margin_of
+from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, synchronised
@@ -118,7 +118,7 @@ def set_up(
     if recipe.compile:
         model.compile()
     geometry = _geometry(recipe, spec, dataset, model)
-    dataset = _placed(recipe, dataset, geometry, shown)
+    dataset = _load_data(recipe, dataset, geometry, shown)
     if recipe.balance or recipe.border_weight:
         dataset = _weighed(recipe, dataset, geometry, shown)
     return Setup(recipe, spec, model, dataset, _normalised(recipe, dataset, geometry))
@@ -177,17 +177,24 @@ def _build(recipe: Recipe, dataset: Dataset, begun: bool) -> tuple[Recipe, nn.Mo
     return dataclasses.replace(recipe, weights=str(path)), model
 
 
-def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
+def _load_data(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
     """Decode files into memory, or see that they can be decoded, before the first epoch."""
     if recipe.pipeline != "streaming" and all(
         isinstance(split, Split) for split in dataset.splits.values()
     ):
         return dataset
-    from cnn_core.data.streaming import BadSamples, place
+    from cnn_core.data.streaming import BadSamples, load_splits
 
     bad = BadSamples(recipe.bad_samples())
     with counting("reading files", shown) as progress:
-        placed = place(dataset, geometry, recipe.pipeline, torch.get_num_threads(), bad, progress)
+        placed = load_splits(
+            dataset,
+            geometry,
+            pipeline=recipe.pipeline,
+            threads=torch.get_num_threads(),
+            bad=bad,
+            progress=progress,
+        )
     if bad.found:
         shown_ones = "; ".join(map(printable, bad.found[:5]))
         print(f"left out {len(bad.found)} samples: {shown_ones}", file=sys.stderr)
@@ -219,7 +226,7 @@ def _geometry(
     picture = dataset.spec.image[1:]
     if recipe.tile:
         device = next(model.parameters()).device
-        margin = margin_of(model, side, dataset.spec.image[0], device)
+        margin = tile_margin(model, side, dataset.spec.image[0], device)
         return Preprocessing(
             size=size, image_size=picture, fit="tile", mean=(), std=(), margin=margin
         )
