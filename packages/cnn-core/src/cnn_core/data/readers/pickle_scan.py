@@ -17,7 +17,7 @@ __all__ = ["OTHER", "Group", "Keys", "Name", "NeedsTrustError", "PickleScan"]
 
 MAX_DEPTH = 50  # of tuples in tuples
 MAX_PLAIN = 1 << 31  # no two smaller integers have the same hash
-TENSOR_STATE = 4
+FOUR = 4
 OTHER = object()  # any value that no check looks into
 
 
@@ -173,9 +173,10 @@ class PickleScan:
 
     def build(self, _: object) -> None:
         state = self.stack.pop()
-        # Attributes of a class would outlive the file; torch reads four as a tensor's storage.
+        # Attributes of a class would outlive the file. Four in a tuple give a tensor a storage.
         plain = self.stack[-1] is OTHER or isinstance(self.stack[-1], Keys)
-        if not plain or not isinstance(state, Keys | Group) or len(state) == TENSOR_STATE:
+        attributes = isinstance(state, Keys) or (isinstance(state, Group) and len(state) != FOUR)
+        if not plain or not attributes:
             raise ValueError("gives attributes to something that has none")
 
 
