@@ -287,7 +287,14 @@ programs(
     "has the opcode ", {"EXT1": b"\x82\x01.", "PERSID": b"Pa\n.", "POP": b"N0.", "DUP": b"}2."}
 )
 programs("no dictionary", {"a list": b"].", "None": b"N.", "a tensor": tensor() + b"."})
-programs("no tensors", {"no entries": b"}.", "a number": STATE + b"K\x01s."})
+programs(
+    "no tensors",
+    {
+        "no entries": b"}.",
+        "a number as key": b"}K\1" + tensor() + b"s.",
+        "a number": STATE + b"K\x01s.",
+    },
+)
 BROKEN = {
     "no STOP": SOUND[:-1],
     "TUPLE2 of nothing": b"\x86.",

@@ -1,7 +1,4 @@
-"""Weights that other libraries wrote: read without running anything, renamed, and loaded.
-
-What a file claims is held against what it has before anything is allocated.
-"""
+"""Load weights that other libraries wrote: read them without running code, and rename them."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from cnn_core.weights.torch_file import read_torch_file, short
 __all__ = ["load_foreign", "read_foreign"]
 
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-COUNTER = "num_batches_tracked"  # old files have none
+COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 have none
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that hold the state dict
 EXPECTED = "expected a .safetensors, or a file that torch.save(model.state_dict(), path) wrote"
 # Not as one text, so that a search for the unsafe call finds nothing in the packages.
@@ -68,15 +65,16 @@ def load_foreign(
     naming: str | None = None,
     fresh: Collection[str] = (),
 ) -> str:
-    """Load a state dict under `naming`, else whichever fits the model; return its name.
+    """Load a state dict with the key map called `naming`, or the one that fits best.
 
-    "cnnzoo" is the model's own naming. Weights of a first convolution for another number of
-    channels are adapted: summed for one channel, else repeated and scaled to keep the sum. Those
-    named in `fresh` stay as the model has them, where their shapes differ.
+    Returns the name of the key map; "cnnzoo" is the model's own names. Weights of a first
+    convolution for RGB are adapted to other numbers of channels: summed for one channel, repeated
+    and scaled to the same sum for more. Tensors named in `fresh` keep the model's values where
+    the shapes differ.
 
     Raises:
-        UsageError: no naming fits, a shape differs, something is left over, or weights of that
-            naming are another network's; names the first difference.
+        UsageError: a key is missing or left over, a shape differs, or the key map's files are
+            known to be of another network. The message has the first difference.
     """
     known = {"cnnzoo": KeyMap(), **maps}
     if naming is not None and naming not in known:
@@ -94,7 +92,7 @@ def load_foreign(
     if known[best].beware and naming is None:
         raise UsageError(
             f"{path}: {known[best].beware}",
-            f"naming='{best}' loads it all the same, for a file that is known to fit",
+            f"naming='{best}' loads it anyway: use it for a file that you know to fit",
         )
     renamed = {key: state[name] for key, name in theirs.items() if name in state}
     loaded = {key: _adapted(key, expected[key], renamed, path, fresh) for key in expected}
@@ -124,7 +122,7 @@ def _require_whole(
 def _adapted(
     key: str, own: Tensor, state: Mapping[str, Tensor], path: Path, fresh: Collection[str]
 ) -> Tensor:
-    """Return one tensor in the model's shape; those in `fresh` may stay as the model has them."""
+    """Return one tensor in the model's shape; a key in `fresh` may keep the model's own."""
     value = state.get(key, own)
     if value.shape == own.shape:
         return value
@@ -142,7 +140,7 @@ def _adapted(
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a regular file; nothing else is opened, lest it blocks or never ends."""
+    """Open a regular file. Pipes and devices could block, or never end."""
     if not path.is_file():
         raise ValueError("not a regular file")
 
@@ -150,18 +148,19 @@ def _opened(path: Path) -> BinaryIO:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged meanwhile
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced since is_file()
         file.close()
         raise ValueError("not a regular file")
     return file
 
 
 def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors, from where libraries put them."""
+    """Return the tensors, which some libraries wrap in another dictionary."""
     inner = (state[wrapper] for wrapper in WRAPPERS if isinstance(state.get(wrapper), Mapping))
     state = next(inner, state)
-    # Without what a file may attach to a tensor: gradients and hooks.
-    tensors = {key: v.detach() for key, v in state.items() if isinstance(v, Tensor)}
+    # Detached: a file can attach hooks to a tensor. Keys of a hostile file can be anything.
+    pairs = [(key, value) for key, value in state.items() if isinstance(key, str)]
+    tensors = {key: value.detach() for key, value in pairs if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError("holds no tensors")
     return tensors
@@ -179,7 +178,7 @@ def _safetensors(path: Path, file: BinaryIO) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return a JSON object, whose keys have to differ."""
+    """Return a JSON object; raises ValueError if a key occurs twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("has a name twice")

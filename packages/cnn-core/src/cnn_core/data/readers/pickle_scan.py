@@ -17,12 +17,12 @@ __all__ = ["OTHER", "Group", "Keys", "Name", "NeedsTrustError", "PickleScan"]
 
 MAX_DEPTH = 50  # of tuples in tuples
 MAX_PLAIN = 1 << 31  # no two smaller integers have the same hash
-FOUR = 4
+SET_STORAGE = 4  # values in a tuple that torch takes for a tensor's storage, offset and shape
 OTHER = object()  # any value that no check looks into
 
 
 class NeedsTrustError(ValueError):
-    """A file that can be read only by running code of its author's choice."""
+    """Raised for a file that can be read only by running code that its author chose."""
 
 
 class Name(str):
@@ -173,9 +173,11 @@ class PickleScan:
 
     def build(self, _: object) -> None:
         state = self.stack.pop()
-        # Attributes of a class would outlive the file. Four in a tuple give a tensor a storage.
+        # The attributes of a class would outlive the file.
         plain = self.stack[-1] is OTHER or isinstance(self.stack[-1], Keys)
-        attributes = isinstance(state, Keys) or (isinstance(state, Group) and len(state) != FOUR)
+        attributes = isinstance(state, Keys) or (
+            isinstance(state, Group) and len(state) != SET_STORAGE
+        )
         if not plain or not attributes:
             raise ValueError("gives attributes to something that has none")
 
