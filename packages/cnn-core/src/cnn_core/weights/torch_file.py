@@ -1,7 +1,9 @@
 """Load files of `torch.save` with torch's own reader, after a check that keeps it from harm.
 
-`torch.load(weights_only=True)` runs no code, but a small file can keep it busy for hours or fill
-the memory: by a compressed zip, or by its pickle. So a file is checked before torch sees it.
+`torch.load(weights_only=True)` runs no code, but a small file can still do harm: a compressed zip
+or copies of one text fill the memory; tuples in tuples, colliding numbers, or tensors that enlarge
+their storage take hours; a deep tuple as a key crashes the process (torch 2.15 does all of these).
+So the layout of the zip and the steps of the pickle are checked before torch sees the file.
 """
 
 from __future__ import annotations
