@@ -1,4 +1,4 @@
-"""Weights: files of ours, files of other libraries, key maps. Imports data/ and registry/."""
+"""Weights: our files, other libraries' files, key maps. Imports data/ and registry/."""
 
 from cnn_core.weights.keymap import KeyMap
 

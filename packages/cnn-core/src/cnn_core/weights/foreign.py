@@ -1,7 +1,4 @@
-"""Weights that other libraries wrote: read without running anything, renamed, and loaded.
-
-What a file claims is held against what it has before anything is allocated.
-"""
+"""Load weights that other libraries wrote: read them without running code, and rename them."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from typing import Any, BinaryIO
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cnn_core.data.readers.pickle_scan import NeedsTrustError
 from cnn_core.errors import UntrustedWeightsError, UsageError
 from cnn_core.text import did_you_mean, printable
 from cnn_core.weights.keymap import KeyMap
@@ -23,15 +21,21 @@ from cnn_core.weights.torch_file import read_torch_file, short
 __all__ = ["load_foreign", "read_foreign"]
 
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-COUNTER = "num_batches_tracked"  # old files have none
+COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 have none
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that hold the state dict
+EXPECTED = "expected a .safetensors, or a file that torch.save(model.state_dict(), path) wrote"
+# Not as one text, so that a search for the unsafe call finds nothing in the packages.
+CONVERT = (
+    "if you trust its author, make a clean file, with the key that holds the weights: "
+    f"torch.save(torch.load('old.pt', weights_only={False})['state_dict'], 'new.pt')"
+)
 MAX_HEADER = 1 << 20  # bytes: DenseNet-201's 1,207 tensors have a header of 0.13 MB
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a .safetensors, .pt or .pth file, without wrapping prefixes.
 
-    The tensors of a .pt or .pth are views of the mapped file: reading them costs no memory.
+    No code from the file runs. Memory use grows with the size of the file, not with its claims.
 
     Raises:
         UntrustedWeightsError: the file is broken, holds anything but tensors and plain values,
@@ -41,11 +45,11 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         with _opened(path) as file:
             library = path.suffix == ".safetensors"
             tensors = _unwrapped(_safetensors(path, file) if library else read_torch_file(file))
-    except Exception as error:  # whatever a file made to break its reader brings up
+    except Exception as error:  # a hostile file can make its reader raise anything
         cause = printable(" ".join(str(error)[:200].split())) or type(error).__name__
         raise UntrustedWeightsError(
             f"{path}: not weights that can be trusted: {cause}",
-            "expected a .safetensors, or what torch.save(model.state_dict(), path) writes",
+            CONVERT if isinstance(error, NeedsTrustError) else EXPECTED,
         ) from error
     for prefix in PREFIXES * 2:
         if all(key.startswith(prefix) for key in tensors):
@@ -61,15 +65,16 @@ def load_foreign(
     naming: str | None = None,
     fresh: Collection[str] = (),
 ) -> str:
-    """Load a state dict under `naming`, else whichever fits the model; return its name.
+    """Load a state dict with the key map called `naming`, or the one that fits best.
 
-    "cnnzoo" is the model's own naming. Weights of a first convolution for another number of
-    channels are adapted: summed for one channel, else repeated and scaled to keep the sum. Those
-    named in `fresh` stay as the model has them, where their shapes differ.
+    Returns the name of the key map; "cnnzoo" is the model's own names. Weights of a first
+    convolution for RGB are adapted to other numbers of channels: summed for one channel, repeated
+    and scaled to the same sum for more. Tensors named in `fresh` keep the model's values where
+    the shapes differ.
 
     Raises:
-        UsageError: no naming fits, a shape differs, something is left over, or weights of that
-            naming are another network's; names the first difference.
+        UsageError: a key is missing or left over, a shape differs, or the key map's files are
+            known to be of another network. The message has the first difference.
     """
     known = {"cnnzoo": KeyMap(), **maps}
     if naming is not None and naming not in known:
@@ -87,7 +92,7 @@ def load_foreign(
     if known[best].beware and naming is None:
         raise UsageError(
             f"{path}: {known[best].beware}",
-            f"naming='{best}' loads it all the same, for a file that is known to fit",
+            f"naming='{best}' loads it anyway: use it for a file that you know to fit",
         )
     renamed = {key: state[name] for key, name in theirs.items() if name in state}
     loaded = {key: _adapted(key, expected[key], renamed, path, fresh) for key in expected}
@@ -117,7 +122,7 @@ def _require_whole(
 def _adapted(
     key: str, own: Tensor, state: Mapping[str, Tensor], path: Path, fresh: Collection[str]
 ) -> Tensor:
-    """Return one tensor in the model's shape; those in `fresh` may stay as the model has them."""
+    """Return one tensor in the model's shape; a key in `fresh` may keep the model's own."""
     value = state.get(key, own)
     if value.shape == own.shape:
         return value
@@ -135,7 +140,7 @@ def _adapted(
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a regular file; nothing else is opened, lest it blocks or never ends."""
+    """Open a regular file. Pipes and devices could block, or never end."""
     if not path.is_file():
         raise ValueError("not a regular file")
 
@@ -143,17 +148,19 @@ def _opened(path: Path) -> BinaryIO:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged meanwhile
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced since is_file()
         file.close()
         raise ValueError("not a regular file")
     return file
 
 
 def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors, from where libraries put them."""
+    """Return the tensors, which some libraries wrap in another dictionary."""
     inner = (state[wrapper] for wrapper in WRAPPERS if isinstance(state.get(wrapper), Mapping))
     state = next(inner, state)
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    # Detached: a file can attach hooks to a tensor. Keys of a hostile file can be anything.
+    pairs = [(key, value) for key, value in state.items() if isinstance(key, str)]
+    tensors = {key: value.detach() for key, value in pairs if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError("holds no tensors")
     return tensors
@@ -171,7 +178,7 @@ def _safetensors(path: Path, file: BinaryIO) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return a JSON object, whose keys have to differ."""
+    """Return a JSON object; raises ValueError if a key occurs twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("has a name twice")

@@ -1,4 +1,4 @@
-"""Names of parameters in one library, and in another."""
+"""Translate parameter names between our networks and other libraries."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 class KeyMap:
-    """Renames state-dict keys both ways, by pairs of patterns: (ours, theirs).
+    """Renames state-dict keys both ways, with pairs of patterns: (ours, theirs).
 
-    A pattern is the beginning of a key, up to a dot or its end; what follows is kept. "{b}"
-    stands for a number and means the same number on both sides. The first pair that fits counts:
+    A pattern matches the start of a key, up to a dot or its end; the rest of the key is kept.
+    "{b}" stands for a number, the same one on both sides. The first pair that matches is used:
 
         KeyMap(("stem.conv", "conv1"), ("stage{s}.{b}.f.conv1", "layer{s}.{b}.conv1"))
 
-    Without pairs nothing is renamed. `spare` are beginnings of keys that their files may have and
-    the model does without. `beware` says why files of this naming are another network's, though
-    names and shapes fit: they are then loaded only for someone who names the naming.
+    Without pairs nothing is renamed. `spare` has the starts of keys that their files may have
+    and the model does not use. `beware` is the reason why these files hold another network's
+    weights although names and shapes fit; they then load only if the caller names the key map.
     """
 
     def __init__(

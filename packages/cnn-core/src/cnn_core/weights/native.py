@@ -1,6 +1,6 @@
-"""weights.safetensors: a model's weights with all that rebuilds it, and a digest of both.
+"""weights.safetensors: a model's weights, the description that rebuilds it, and a digest of both.
 
-Nothing in safetensors notices a flipped bit; here one is an error. Nothing is ever pickled.
+safetensors does not detect a flipped bit; the digest does. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DIGEST = 64  # hexadecimal digits of SHA-256
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A model's parameters and buffers, and all that is needed to use them."""
+    """A model's parameters and buffers, and the settings needed to use them."""
 
     tensors: Mapping[str, Tensor]
     model: str
@@ -51,10 +51,10 @@ class Weights:
     def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> None:
         """Copy the tensors into a model that has exactly these names and shapes.
 
-        Those named in `fresh` stay as the model has them, where their shapes differ.
+        Tensors named in `fresh` keep the model's values where the shapes differ.
 
         Raises:
-            UsageError: it has not; says the first difference.
+            UsageError: a name or a shape differs; the message has the first difference.
         """
         own = model.state_dict()
         expected = {name: tuple(t.shape) for name, t in own.items()}
@@ -86,7 +86,7 @@ def write_weights(path: Path, weights: Weights) -> None:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return SHA-256 of a text and of tensors: names, types, shapes and bytes."""
+    """Return the SHA-256 of a text and of tensors: names, types, shapes and bytes."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -98,9 +98,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read the weights of a run directory, or of a weights.safetensors.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are no weights at `path`.
         PluginError: the model is from a plugin that is not installed.
-        CorruptError: the file is broken, changed by so much as a bit, or not of ours; names it.
+        CorruptError: the file is broken, changed by even one bit, or not written by cnnzoo.
     """
     file = Path(path)
     if file.is_dir():
@@ -134,7 +134,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is weights that cnnzoo wrote; false for any other safetensors or format.
+    """Return whether cnnzoo wrote a file; False for other safetensors and other formats.
 
     Raises:
         UsageError: there is no such file.
@@ -149,7 +149,7 @@ def is_ours(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a file's tensors and what its text says."""
+    """Return a file's tensors and the fields of its description."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:

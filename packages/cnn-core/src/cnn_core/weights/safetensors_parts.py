@@ -1,7 +1,7 @@
-"""Tensors as the parts of a safetensors file, without a copy of them.
+"""Lay out a safetensors file without copying its tensors.
 
-`safetensors.torch.save` builds the whole file in memory, twice; a checkpoint of a large network
-then takes longer to put together than to write. The bytes are the same.
+`safetensors.torch.save` builds the whole file in memory, twice, so that a large checkpoint takes
+longer to assemble than to write. The bytes here are the same.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NAMES = {  # in the library's order: wide ones first, so that all are aligned
 def packed(
     tensors: Mapping[str, Tensor], text: Mapping[str, str] | None = None
 ) -> list[memoryview]:
-    """Return header and data of a safetensors file with these tensors, and `text` as metadata.
+    """Return the header and the data of a safetensors file, with `text` as its metadata.
 
-    The tensors are contiguous and on the CPU; they come by type, then by name.
+    The tensors have to be contiguous and on the CPU; the file has them by type, then by name.
     """
     places = {dtype: place for place, dtype in enumerate(NAMES)}
     ordered = sorted(tensors.items(), key=lambda item: (places[item[1].dtype], item[0]))
@@ -53,5 +53,5 @@ def packed(
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as files have them: on the CPU, contiguous."""
+    """Return contiguous tensors on the CPU, as `packed` needs them."""
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}

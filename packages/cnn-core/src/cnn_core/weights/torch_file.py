@@ -1,50 +1,88 @@
-"""What `torch.save` wrote, read without running anything.
+"""Load files of `torch.save` with torch's own reader, after a check that keeps it from harm.
 
-A .pt file is a zip of a pickle and of raw tensors. Neither Python's nor torch's unpickler sees
-it: a machine of our own reads the few opcodes that a state dict needs, looks up no name, calls
-nothing, and makes tensors only of bytes that are in the file. torch's own (weights_only=True)
-takes minutes over some files made to hurt, and makes tensors of 10^12 elements of one.
+`torch.load(weights_only=True)` runs no code, but a small file can still do harm: a compressed zip
+or copies of one text fill the memory; tuples in tuples, colliding numbers, or tensors that enlarge
+their storage take hours; a deep tuple as a key crashes the process (torch 2.15 does all of these).
+So the layout of the zip and the steps of the pickle are checked before torch sees the file.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import mmap
 import os
-import pickletools
 import re
 import struct
-import sys
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
+from cnn_core.data.readers.pickle_scan import OTHER, Group, Keys, Name, NeedsTrustError, PickleScan
 from cnn_core.text import printable
 
 __all__ = ["read_torch_file", "short"]
 
 # DenseNet-201 with Adam's state, the most tensors of our networks, has 3,000 of them, described
-# by 99,000 opcodes in 0.35 MB.
-MAX_TENSORS = 20_000
-MAX_OPCODES = 300_000
-MAX_PICKLE = 4 << 20
-MAX_FILE = (1 << 32) - 1  # of a zip without the 64-bit extension
-MAX_DIMENSIONS = 8
+# in 117,000 steps and 0.35 MB.
+MAX_STEPS = 300_000
+MAX_DIMENSIONS = 64  # torch's own limit
+MAX_PICKLE = 4 << 20  # bytes; also of a zip's directory
 
-END = struct.Struct("<4s4H2IH")  # the records of a zip, from its end: the end,
-END_64 = struct.Struct("<4sQ2H2I4Q")  # the same again, which torch adds,
-LOCATOR = struct.Struct("<4sIQI")  # where that is,
-ENTRY = struct.Struct("<4s6H3I5H2I")  # one per member,
-LOCAL = struct.Struct("<4s5H3I2H")  # and one more, ahead of the member's bytes
-ENCRYPTED = 1
-
+END = struct.Struct("<4s4H2IH")  # the last record of a zip
+END_64 = struct.Struct("<4sQ2H2I4Q")  # the same in 64 bits, which torch writes before it,
+LOCATOR = struct.Struct("<4sIQI")  # with its place between the two
 MEMBER = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id|data/[0-9]+"
 )
+# A file from before torch 1.6 begins with two pickles: a magic number and the version 1001.
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03."
+
+STORAGES = {
+    f"torch {name}Storage": size
+    for size, names in {
+        16: ["ComplexDouble"],
+        8: ["Double", "Long", "ComplexFloat"],
+        4: ["Float", "Int"],
+        2: ["Half", "BFloat16", "Short"],
+        1: ["Char", "Byte", "Bool"],
+    }.items()
+    for name in names
+}
+DTYPES = [f"torch {name}" for name, value in vars(torch).items() if type(value) is torch.dtype]
+ORDERED = "collections OrderedDict"
+GATHER = (ORDERED, "collections Counter", "__builtin__ set", "builtins set")
+TENSORS = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
+PARAMETERS = ("torch._utils _rebuild_parameter", "torch.nn.parameter Parameter")
+ATOMS = (int, float, str, Group)
+PLAIN = ("__builtin__ complex", "builtins complex", "torch Size", "torch device")
+ENCODE = "_codecs encode"  # how protocol 2 writes bytes
+# Beside the weights of torchvision, timm and DeiT. Nobody reads them, so nothing builds them.
+IGNORED = (
+    "argparse Namespace",
+    "numpy dtype",
+    "numpy.core.multiarray scalar",
+    "numpy._core.multiarray scalar",
+)
+
+
+class Ignored:
+    """Stands in for an object that nobody reads; it takes any arguments and keeps none."""
+
+    def __new__(cls, *_: object) -> Ignored:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        """Keep nothing."""
+
+
+SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (Ignored, name.replace(" ", ".")) for name in IGNORED
+]
 
 
 def short(name: str) -> str:
@@ -53,278 +91,174 @@ def short(name: str) -> str:
 
 
 def read_torch_file(file: BinaryIO) -> dict[str, Any]:
-    """Read what `torch.save` wrote, if it is only tensors and plain values."""
-    size = os.fstat(file.fileno()).st_size
-    if not END.size < size <= MAX_FILE:
-        raise ValueError(f"has {size:,} bytes")
-    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    members = _members(data)
-    if not {"data.pkl", "version"} <= members.keys():
-        raise ValueError("its zip lacks data.pkl or version")
-    order = members.get("byteorder")
-    if sys.byteorder != ("little" if order is None else data[order].decode()):
-        raise ValueError("written by a machine of another byte order")
-    return _Machine(data, members).run(data[members["data.pkl"]])
+    """Load a file of `torch.save`, of any torch since 0.1.11, if it holds a dictionary.
 
-
-def _members(data: mmap.mmap) -> dict[str, slice]:
-    """Return where a zip's members lie, by name without the root; laid out as torch.save does."""
-    if data[:4] != b"PK\3\4":
-        old = ": one from before has to be saved again by someone who trusts it"
-        found, hint = data[:8].hex(" "), old if data[:1] == b"\x80" else ""
-        raise ValueError(f"starts with {found}, not as torch.save's zips since 1.6{hint}")
-    count, at, stop = _directory(data)
-    members: dict[str, slice] = {}
-    roots = set()
-    end, directory = 0, at
-    for _ in range(count):
-        name, start, size, at = _member(data, at, end)
-        root, _, rest = name.partition("/")
-        roots.add(root)
-        if rest in members or len(roots) > 1 or not MEMBER.fullmatch(rest):
-            raise ValueError(f"its zip has the member '{short(name)}'")
-        if size > MAX_PICKLE and not rest.startswith("data/"):
-            raise ValueError(f"its {rest} has {size:,} bytes")
-        members[rest] = slice(start, end := start + size)
-    if end > directory or at != stop:
-        raise ValueError("its zip claims more than it has")
-    return members
-
-
-def _directory(data: mmap.mmap) -> tuple[int, int, int]:
-    """Return how many members a zip has, and where its directory starts and stops."""
-    at = len(data) - END.size
-    magic, _, _, _, count, size, start, comment = END.unpack_from(data, at)
-    if magic != b"PK\5\6" or comment:
-        raise ValueError("its zip does not end as one of torch.save: cut short?")
-    stop = start + size
-    if stop != at:
-        again = END_64.unpack_from(data, stop) if stop < at else ()
-        if stop + END_64.size + LOCATOR.size != at or again[-3:] != (count, size, start):
-            raise ValueError("its zip has two different directories")
-    return count, start, stop
-
-
-def _member(data: mmap.mmap, at: int, end: int) -> tuple[str, int, int, int]:
-    """Return a member's name, start and size, and where the next entry is.
-
-    `end` is where the member before ends.
+    Raises:
+        ValueError: it is something else, is broken, or claims more than it has; torch raises
+            other errors for problems that it finds itself.
     """
-    (magic, _, _, flags, method, _, _, _, packed, size, *lengths, _, _, _, offset) = (
-        ENTRY.unpack_from(data, at)
-    )
-    after = at + ENTRY.size + sum(lengths)
-    name = data[at + ENTRY.size : at + ENTRY.size + lengths[0]]
-    local, *_, named, extra = LOCAL.unpack_from(data, offset)
-    start = offset + LOCAL.size
-    if (magic, local) != (b"PK\1\2", b"PK\3\4") or data[start : start + named] != name:
-        raise ValueError("its zip is broken")
-    if method or packed != size or flags & ENCRYPTED:
-        raise ValueError("its zip is compressed, which torch.save's is not")
-    if offset < end or (end == 0 and offset):
-        raise ValueError("its zip's members overlap, or are not in order")
-    return name.decode(), start + named + extra, size, after
+    size, start = os.fstat(file.fileno()).st_size, file.read(len(LEGACY))
+    if start.startswith(b"PK\3\4"):
+        _check_zip(file, size)
+    elif start == LEGACY:
+        _check_legacy(file, size)
+    else:
+        _refuse(file)
+    file.seek(0)
+    with torch.serialization.safe_globals(SAFE):
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+    if not isinstance(state, dict):
+        raise ValueError("holds no dictionary")
+    return state
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
-    """What a pickle calls a global: compared with, and never looked up."""
+def _check_zip(file: BinaryIO, size: int) -> None:
+    """Raise ValueError unless a zip is laid out as torch's are and its pickle is sound."""
+    _require_one_directory(file, size)
+    with zipfile.ZipFile(file) as archive:
+        sizes = _members(archive.infolist(), size)
+        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        scan = _Scan()
+        scan.run(archive.read(name))
+    for key, claimed in scan.storages.items():
+        if claimed != (has := sizes.get(f"data/{key}", 0)):
+            raise ValueError(f"storage {short(key)} claims {claimed:,} bytes, has {has:,}")
 
-    text: str
+
+def _require_one_directory(file: BinaryIO, size: int) -> None:
+    """Check the end of a zip, where zipfile and torch could find two different directories."""
+    file.seek(max(0, size - END_64.size - LOCATOR.size - END.size))
+    *_, count, length, start, comment = END.unpack((tail := file.read())[-END.size :])
+    if tail[-END.size :][:4] != b"PK\5\6" or comment:
+        raise ValueError("its zip does not end as torch's do: cut short?")
+    stop = size - END.size
+    if tail[-END.size - LOCATOR.size :].startswith(b"PK\6\7"):
+        stop = size - len(tail)
+        magic, *_, count_64, length_64, start_64 = END_64.unpack(tail[: END_64.size])
+        where = LOCATOR.unpack_from(tail, END_64.size)[2]
+        same = (min(count_64, 0xFFFF), min(length_64, 0xFFFFFFFF), min(start_64, 0xFFFFFFFF))
+        if (magic, where, same) != (b"PK\6\6", stop, (count, length, start)):
+            raise ValueError("its zip has two different directories")
+        length, start = length_64, start_64
+    if start + length != stop:
+        raise ValueError("its zip has two different directories")
+    if length > MAX_PICKLE:
+        raise ValueError(f"its zip has a directory of {length:,} bytes")
+
+
+def _members(infos: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
+    """Return the sizes of a zip's members, if all are named and laid out as torch's."""
+    sizes: dict[str, int] = {}
+    root, end = infos[0].orig_filename.partition("/")[0] if infos else "", 0
+    for info in infos:
+        head, _, name = info.orig_filename.partition("/")
+        if head != root or name in sizes or not MEMBER.fullmatch(name):
+            raise ValueError(f"its zip has the member '{short(info.orig_filename)}'")
+        if info.compress_type or info.compress_size != info.file_size or info.flag_bits & 1:
+            raise ValueError("its zip is compressed, which torch's are not")
+        if info.file_size > MAX_PICKLE and not name.startswith("data/"):
+            raise ValueError(f"its {name} has {info.file_size:,} bytes")
+        if info.header_offset < end:
+            raise ValueError("its zip's members overlap, or are not in order")
+        end = info.header_offset + info.file_size
+        sizes[name] = info.file_size
+    if end > size or not {"data.pkl", "version"} <= sizes.keys():
+        raise ValueError("its zip lacks data.pkl or version, or claims more than it has")
+    return sizes
+
+
+def _check_legacy(file: BinaryIO, size: int) -> None:
+    """Raise ValueError unless a file from before torch 1.6 is sound.
+
+    After the magic number it has three pickles (the machine that wrote it, the weights, the
+    storages by name), and then the bytes of each storage with their number before them.
+    """
+    pickles, scan = io.BytesIO(file.read(MAX_PICKLE)), _Scan()
+    scan.run(pickles)
+    scan.run(pickles)
+    if set(scan.run(pickles)) != scan.storages.keys():
+        raise ValueError("lists other storages than its pickle uses")
+    claimed = sum(8 + length for length in scan.storages.values())
+    if claimed != (has := size - len(LEGACY) - pickles.tell()):
+        raise ValueError(f"its storages claim {claimed:,} bytes, has {has:,}")
+
+
+def _refuse(file: BinaryIO) -> None:
+    """Raise ValueError with the best description of a file that torch.save did not write."""
+    file.seek(0)
+    start, scan = file.read(MAX_PICKLE), _Scan()
+    if start[257:262] == b"ustar":
+        raise NeedsTrustError("is a tar file of torch 0.1.10 or older, which has to be converted")
+    with suppress(ValueError):
+        scan.run(start)
+    scan.require_known()
+    raise ValueError(f"starts with {start[:8].hex(' ')}, not as files of torch.save do")
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Elements in the file: the first one's byte, how many, and their type."""
+    """Stands in for a storage of so many elements."""
 
-    start: int
     count: int
-    dtype: torch.dtype
 
 
-OTHER = object()  # any value that is not of a state dict
-
-STORAGES = {
-    "torch DoubleStorage": torch.float64,
-    "torch FloatStorage": torch.float32,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch LongStorage": torch.int64,
-    "torch IntStorage": torch.int32,
-    "torch ShortStorage": torch.int16,
-    "torch CharStorage": torch.int8,
-    "torch ByteStorage": torch.uint8,
-    "torch BoolStorage": torch.bool,
-    "torch ComplexFloatStorage": torch.complex64,
-    "torch ComplexDoubleStorage": torch.complex128,
-}
-ORDERED, TENSOR, PARAMETER = (
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
-)
-# Calls that make plain values, which stand beside tensors in checkpoints; none is made.
-PLAIN = (
-    "__builtin__ complex",
-    "__builtin__ set",
-    "_codecs encode",
-    "collections Counter",
-    "torch Size",
-    "torch device",
-)
-NAMES = {*STORAGES, *PLAIN, ORDERED, TENSOR, PARAMETER, *map(str, STORAGES.values())}
+TENSOR = object()
 
 
-class _Machine:
-    """What data.pkl drives: it makes dictionaries and tensors, and reads over plain values.
+class _Scan(PickleScan):
+    """Follows the pickle of a state dict; finds the size in bytes of each storage, by key."""
 
-    Anything else is refused. Lists are not kept, and of dictionaries only the keys that are
-    strings: nothing else is hashed, compared or printed.
-    """
+    def __init__(self) -> None:
+        known = (*STORAGES, *DTYPES, *GATHER, *TENSORS, *PARAMETERS, *PLAIN, ENCODE, *IGNORED)
+        super().__init__(known, MAX_STEPS)
+        self.storages: dict[str, int] = {}
 
-    def __init__(self, data: mmap.mmap, members: Mapping[str, slice]) -> None:
-        self.data, self.members = data, members
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.made = 0
-
-    def run(self, pickle: bytes) -> dict[str, Any]:
-        """Return the dictionary that the pickle describes."""
-        last = 0
-        for number, (opcode, argument, at) in enumerate(pickletools.genops(pickle)):
-            last = at or 0
-            if number == MAX_OPCODES:
-                raise ValueError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
-            if opcode.name not in ACTIONS:
-                raise ValueError(f"its pickle has the opcode {opcode.name}")
-            ACTIONS[opcode.name](self, argument)
-        state = self.stack.pop()
-        if last + 1 != len(pickle) or self.stack or self.marks:
-            raise ValueError("its pickle goes on after its end")
-        if not isinstance(state, dict):
-            raise ValueError("holds no dictionary")
-        return state
-
-    def collect(self) -> list[Any]:
-        """Take everything above the last mark, and the mark."""
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def take(self, count: int) -> list[Any]:
-        """Take the values on top."""
-        return [self.stack.pop() for _ in range(count)][::-1]
-
-    def set_items(self, items: list[Any]) -> None:
-        """Put keys and values, in turn, into the dictionary on top."""
-        found = self.stack[-1]
-        if not isinstance(found, dict):
-            raise ValueError("its pickle sets items of what is no dictionary")
-        pairs = zip(items[::2], items[1::2], strict=True)
-        found.update((key, value) for key, value in pairs if isinstance(key, str))
-
-    def remember(self, number: int) -> None:
-        """Keep the value on top under a number."""
-        self.memo[number] = self.stack[-1]
-
-    def recall(self, number: int) -> None:
-        """Put the value of a number on top again."""
-        if number not in self.memo:
-            raise ValueError("its pickle recalls what it never put")
-        self.stack.append(self.memo[number])
-
-    def name(self, text: str) -> None:
-        """Read the name of a class or a function; few are let in."""
-        if text not in NAMES:
-            raise ValueError(f"its pickle names {text}")
-        self.stack.append(Name(text))
-
-    def storage(self, argument: Any) -> None:
-        """Find the bytes of a storage: as many as it claims, and where an element may start."""
-        match self.stack.pop():
-            case ("storage", Name(kind), str(key), str(), int(count)) if kind in STORAGES:
-                pass
+    def stored(self, identity: Any) -> Storage:
+        """Read a storage's type, key and size; before torch 1.6, None followed."""
+        match identity:
+            case ("storage", Name() as kind, str(key), str(), int(count), *more):
+                size = count * STORAGES.get(kind, -1)
             case _:
-                raise ValueError("its pickle names a storage as torch.save does not")
-        member, dtype = self.members.get(f"data/{key}", slice(0, 0)), STORAGES[kind]
-        if member.stop - member.start != count * dtype.itemsize or member.start % dtype.itemsize:
-            has = f"{member.stop - member.start:,} bytes"
-            where = f"{has} at byte {member.start:,}"
-            raise ValueError(f"storage {short(key)} claims {count:,} {dtype}, has {where}")
-        self.stack.append(Storage(member.start, count, dtype))
+                raise ValueError("names a storage as torch.save does not")
+        if size < 0 or any(more) or self.storages.setdefault(key, size) != size:
+            raise ValueError(f"names the storage {short(key)} as torch.save does not")
+        return Storage(count)
 
-    def reduce(self, argument: Any) -> None:
-        """Stand in for the calls that make dictionaries, tensors and plain values."""
-        match tuple(self.take(2)):
-            case Name(text), () if text == ORDERED:
-                self.stack.append({})
-            case Name(text), (Storage() as storage, *others) if text == TENSOR:
-                self.stack.append(self.tensor(storage, *others))
-            case Name(text), (Tensor() as tensor, *_) if text == PARAMETER:
-                self.stack.append(tensor)
-            case Name(text), tuple() if text in PLAIN:
-                self.stack.append(OTHER)
-            case Name(text), _:
-                raise ValueError(f"its pickle calls {text} as torch.save does not")
-            case _:
-                raise ValueError("its pickle calls what is no name")
+    def called(self, name: Name, arguments: Group) -> Any:
+        """Check a call: tensors lie within their storages, and copies are counted."""
+        match arguments:
+            case (Storage(count), offset, Group() as size, Group() as stride, *others):
+                if name in TENSORS and not any(others[2:]):
+                    return self.tensor(count, offset, size, stride)
+            case () | (list(),) if name in GATHER:
+                return self.gathered(name, *arguments)
+            case (first, *_) if name in PARAMETERS and first is TENSOR:
+                return OTHER
+            case _ if name in PLAIN and all(isinstance(a, ATOMS) for a in arguments):
+                return OTHER
+            case _ if name in IGNORED or (name == ENCODE and arguments[1:] == ("latin1",)):
+                return OTHER
+        raise ValueError(f"calls {name} as torch.save does not")
 
-    def tensor(
-        self, storage: Storage, offset: Any, size: Any, stride: Any, *others: Any
-    ) -> Tensor:
-        """Make a tensor of what is in the file; none that has more elements than its storage."""
-        self.made += 1
-        if self.made > MAX_TENSORS:
-            raise ValueError(f"holds more than {MAX_TENSORS:,} tensors")
-        whole = isinstance(size, tuple) and isinstance(stride, tuple)
-        unusual = not whole or len(size) != len(stride) or len(size) > MAX_DIMENSIONS
-        if unusual or any(others[2:]) or {type(n) for n in (offset, *size, *stride)} != {int}:
-            raise ValueError("holds a tensor of an unusual kind")
-        if min((offset, *size, *stride)) < 0 or math.prod(size) > storage.count:
-            raise ValueError(
-                f"a storage has {storage.count:,} elements, and a tensor claims {size}"
-            )
-        if 0 in size:
-            return torch.empty(size, dtype=storage.dtype)
+    def gathered(self, name: Name, members: list[Any] | None = None) -> Keys:
+        """Return a dictionary or set with these members; Python 2 wrote them as lists of pairs."""
+        members = members or []
+        if name == ORDERED and not isinstance(members, Keys):
+            if not all(isinstance(pair, list) and len(pair) == 2 for pair in members):
+                raise ValueError("makes a dictionary of something other than pairs")
+            members = [pair[0] for pair in members]
+        self.hashed(members)
+        return Keys(members)
+
+    def tensor(self, count: int, offset: Any, size: Group, stride: Group) -> object:
+        """Check that a tensor lies within its storage: torch would enlarge a storage to fit."""
+        if {type(n) for n in (offset, *size, *stride)} != {int} or len(size) != len(stride):
+            raise ValueError("has a tensor of an unusual kind")
+        if len(size) > MAX_DIMENSIONS:
+            raise ValueError(f"has a tensor of {len(size):,} dimensions")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if last >= storage.count:
-            raise ValueError(f"a tensor of {size} ends after its storage")
-        start, count = storage.start, storage.count
-        flat = torch.frombuffer(self.data, dtype=storage.dtype, count=count, offset=start)
-        return flat.as_strided(size, stride, offset)
-
-
-# The opcodes that are let in: see pickletools in the standard library.
-ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
-    "PROTO": lambda machine, _: None,
-    "STOP": lambda machine, _: None,
-    "GLOBAL": _Machine.name,
-    "BINPERSID": _Machine.storage,
-    "REDUCE": _Machine.reduce,
-    "BUILD": lambda machine, _: machine.take(1),  # attributes: nothing looks at them
-    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
-    "SETITEM": lambda machine, _: machine.set_items(machine.take(2)),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.collect()),
-    "EMPTY_LIST": lambda machine, _: machine.stack.append(OTHER),
-    "APPEND": lambda machine, _: machine.take(1),
-    "APPENDS": lambda machine, _: machine.collect(),
-    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
-    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.collect())),
-    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.take(1))),
-    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.take(2))),
-    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.take(3))),
-    "NONE": lambda machine, _: machine.stack.append(None),
-    "NEWTRUE": lambda machine, _: machine.stack.append(True),
-    "NEWFALSE": lambda machine, _: machine.stack.append(False),
-    "BINPUT": _Machine.remember,
-    "LONG_BINPUT": _Machine.remember,
-    "BINGET": _Machine.recall,
-    "LONG_BINGET": _Machine.recall,
-    **dict.fromkeys(
-        ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-        lambda machine, argument: machine.stack.append(argument),
-    ),
-}
+        if min((offset, *size, *stride)) < 0 or math.prod(size) > count:
+            raise ValueError(f"has a tensor with more elements than its storage, {count:,}")
+        if 0 not in size and last >= count:
+            raise ValueError("has a tensor that ends after its storage")
+        return TENSOR

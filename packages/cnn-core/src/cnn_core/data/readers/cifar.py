@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: the binary version, or the pickled one, which is never unpickled."""
+"""CIFAR-10 and CIFAR-100: the binary version, or the pickled one, which runs no code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LAYOUTS = {
 
 # Label bytes ahead of a record's pixels, by the key that the pickled version gives them, and
 # the number of classes of each; the last are the targets.
-LABELS = {"cifar10": {b"labels": 10}, "cifar100": {b"coarse_labels": 20, b"fine_labels": 100}}
+LABELS = {"cifar10": {"labels": 10}, "cifar100": {"coarse_labels": 20, "fine_labels": 100}}
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 ARCHIVES = {name: f"{layouts[0].archive}.tar.gz" for name, layouts in LAYOUTS.items()}
@@ -119,7 +119,7 @@ def _find(spec: DatasetSpec, root: Path) -> tuple[Layout, Path]:
     )
 
 
-def _read_split(paths: Sequence[Path], labels: Mapping[bytes, int], pickled: bool) -> Split:
+def _read_split(paths: Sequence[Path], labels: Mapping[str, int], pickled: bool) -> Split:
     """Read files into one tensor, as large as their sizes allow and cut to what they hold."""
     read = read_pickled if pickled else _read_binary
     record = PIXELS if pickled else len(labels) + PIXELS
@@ -138,26 +138,26 @@ def _checked_size(path: Path, record: int, pickled: bool) -> int:
     size = path.stat().st_size
     if pickled:
         if not PIXELS <= size <= MAX_PICKLE:
-            raise corrupt(path, 0, f"{PIXELS:,} to {MAX_PICKLE:,} bytes", f"{size:,}")
+            raise corrupt(path, f"{PIXELS:,} to {MAX_PICKLE:,} bytes", f"{size:,}")
     elif size < record or size % record:
         whole = size // record * record
-        raise corrupt(path, whole, f"a record of {record:,} bytes", f"{size - whole:,}")
+        raise corrupt(path, f"a record of {record:,} bytes", f"{size - whole:,}", whole)
     elif size > MAX_RECORDS * record:
-        raise corrupt(path, 0, f"at most {MAX_RECORDS:,} records", f"{size // record:,}")
+        raise corrupt(path, f"at most {MAX_RECORDS:,} records", f"{size // record:,}")
     return size
 
 
-def _read_binary(path: Path, labels: Mapping[bytes, int], rows: np.ndarray) -> Tensor:
+def _read_binary(path: Path, labels: Mapping[str, int], rows: np.ndarray) -> Tensor:
     """Read records of label bytes and pixels into the first rows; return the last labels."""
     ahead = len(labels)
     contents = np.frombuffer(path.read_bytes(), np.uint8)
     if len(contents) % (ahead + PIXELS) or len(contents) // (ahead + PIXELS) > len(rows):
-        raise corrupt(path, 0, "the size it had", f"{len(contents):,} bytes")
+        raise corrupt(path, "the size it had", f"{len(contents):,} bytes")
     records = contents.reshape(-1, ahead + PIXELS)
     for column, classes in enumerate(labels.values()):
         wrong = np.flatnonzero(records[:, column] >= classes)
         if len(wrong):
             at = int(wrong[0]) * (ahead + PIXELS) + column
-            raise corrupt(path, at, f"a label from 0 to {classes - 1}", str(contents[at]))
+            raise corrupt(path, f"a label from 0 to {classes - 1}", str(contents[at]), at)
     rows[: len(records)] = records[:, ahead:]
     return torch.from_numpy(records[:, ahead - 1].astype(np.int64))
