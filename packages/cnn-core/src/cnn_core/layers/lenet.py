@@ -79,7 +79,7 @@ class SparseConv2d(nn.Module):
         return output[2:].numel() * (self.weight.numel() + self.bias.numel())
 
     def dense_weight(self) -> Tensor:
-        """Return an ordinary convolution weight: the kernels, and zeros where the table is empty."""
+        """Return an ordinary convolution weight: the kernels, zeros where the table is empty."""
         dense = self.weight.new_zeros(self.shape)
         return dense.index_put((self.pairs[0], self.pairs[1]), self.weight)
 
