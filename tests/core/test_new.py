@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnn_core import files, registry
+from cnn_core import files
 from cnn_core.cli import main
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.plugins.discovery import Plugin
@@ -188,7 +188,7 @@ def test_a_name_that_cannot_be_says_why_and_writes_nothing(here, capsys, name, k
 
 def test_a_known_model_that_is_not_installed_is_taken_too(here, monkeypatch):
     known = {"model": {"squeezenet": "cnn-arch-squeezenet"}}
-    monkeypatch.setattr(registry, "directory", lambda: known)
+    monkeypatch.setattr(scaffold, "directory", lambda: known)
     with pytest.raises(UsageError, match="already belongs to cnn-arch-squeezenet, which"):
         write_plugin("cnn-arch-squeezenet", out=here / "x")
 
@@ -207,7 +207,7 @@ def test_a_known_model_whose_plugin_does_not_work_is_no_missing_one(
     there = Plugin("bar", "cnn-arch-bar", "1.2.3", "bar", blocked=status)
     if fault:
         there.add_fault("import", fault, fatal=True)
-    monkeypatch.setattr(registry, "directory", lambda: {"model": {"foo": "cnn-arch-bar"}})
+    monkeypatch.setattr(scaffold, "directory", lambda: {"model": {"foo": "cnn-arch-bar"}})
     monkeypatch.setattr(scaffold, "plugins", lambda: SimpleNamespace(all=[there]))
     with pytest.raises(UsageError, match=f"'foo' already belongs to cnn-arch-bar, which is {how}"):
         write_plugin("cnn-arch-foo", out=here / "x")
