@@ -79,7 +79,7 @@ class RecomputedComposite(Composite):
 
 
 class Bottleneck(nn.Module):
-    """A layer of DenseNet-B (section 3): a 1x1 convolution to 4k maps, then a 3x3 to k new maps."""
+    """A layer of DenseNet-B (section 3): a 1x1 convolution to 4k maps, then a 3x3 to k maps."""
 
     def __init__(
         self, cin: int, growth: int, dropout: float = 0.0, memory_efficient: bool = False

@@ -110,7 +110,10 @@ def densenet40_cifar(
     dropout: float = 0.0,
     memory_efficient: bool = False,
 ) -> DenseNetCIFAR:
-    """DenseNet (L=40, k=12): 1,019,722 parameters. The paper uses dropout 0.2 without augmentation."""
+    """DenseNet (L=40, k=12): 1,019,722 parameters.
+
+    `dropout` is a rate; the paper uses 0.2 on data without augmentation.
+    """
     layer = partial(plain, dropout=dropout, memory_efficient=memory_efficient)
     return DenseNetCIFAR(
         layer,

@@ -1,8 +1,8 @@
 """Recompute maps in the backward pass instead of keeping them: less memory, more time.
 
 G. Pleiss, D. Chen, G. Huang, T. Li, L. van der Maaten, K. Q. Weinberger, "Memory-efficient
-implementation of DenseNets", 2017, arXiv:1707.06990. A dense block keeps the concatenated input of
-each of its layers, so its memory grows with the square of its depth; recomputed, it grows linearly.
+implementation of DenseNets", 2017, arXiv:1707.06990. A dense block keeps the concatenated input
+of each layer, so its memory grows with the square of its depth; recomputing makes that linear.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ __all__ = ["MobileNetV1", "mobilenet_v1"]
 def conv_bn_relu(
     cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """Convolution, batch normalisation, ReLU (section 3.1): N cin H W -> N cout H/s W/s."""
+    """Convolution, batch normalisation, ReLU (section 3.2): N cin H W -> N cout H/s W/s."""
     conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(
         OrderedDict(conv=conv, bn=nn.BatchNorm2d(cout), relu=nn.ReLU(inplace=True))

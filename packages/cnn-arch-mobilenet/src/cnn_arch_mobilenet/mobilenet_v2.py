@@ -25,8 +25,8 @@ channels and expansion factor t; the first of them has stride s.
     0.35     1,677,128     59,285,808
 
 Departures from the paper:
-  Layers with stride 2 pad one pixel on each side, as in torchvision. The paper does not specify the
-  padding; the authors' TensorFlow code pads only at the right and the bottom.
+  Layers with stride 2 pad one pixel on each side, as in torchvision. The paper does not specify
+  the padding; the authors' TensorFlow code pads only at the right and the bottom.
   Dropout of 0.2 before the last layer, as in the authors' code; the paper does not mention it.
   Initialised after He et al. (2015), by fan-out; the paper gives no initialisation.
 Table 4 of the paper gives 6.9 million parameters for width 1.4; its network has 6.1 million.

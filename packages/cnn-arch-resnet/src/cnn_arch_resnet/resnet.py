@@ -80,7 +80,7 @@ def conv_bn_relu(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Sequen
 
 
 class Residual(nn.Module):
-    """y = relu(F(x) + x) (Eq. 1), or relu(F(x) + W x) where F changes the shape (Eq. 2); Fig. 2."""
+    """Fig. 2: y = relu(F(x) + x) (Eq. 1), or relu(F(x) + W x) if F changes the shape (Eq. 2)."""
 
     def __init__(self, *layers: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
