@@ -1,8 +1,7 @@
-"""Load the plugins selected by CNNZOO_PLUGINS, call their hooks, and report faults as JSON.
+"""Load the plugins that the environment selects, call their providers, report as JSON.
 
-`cnnzoo doctor` runs `python -m cnn_core.cli.probe` as a subprocess, because a plugin may hang or
-end the process. The report is the line of stdout that begins with `REPORT`, followed by
-{"faults": [...], "conflicts": [...]}; all other lines were printed by plugins.
+Run by `cnnzoo doctor` in a process of its own: `python -m cnn_core.cli.probe`. One line of stdout
+is `REPORT` and {"faults": [...], "conflicts": [...]}; others are what plugins print.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ REPORT = "cnn_core.cli.probe: "
 
 
 def main() -> None:
-    """Load all plugins, run their own checks, and print the report."""
-    logging.disable()  # faults are in the report already
+    """Print the report."""
+    logging.disable()
     catalogues = registry.catalogues()
     for _, entry in registry.checks():
         try:
