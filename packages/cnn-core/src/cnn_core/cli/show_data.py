@@ -87,6 +87,6 @@ def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:
         raise UsageError(f"--out {out}: expected a name that ends in .png")
     from cnn_core.data.contact_sheet import sheet
 
-    image = sheet(dataset, split)
+    picture = sheet(dataset, split)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out)
+    picture.save(out)
