@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def row(run: Run, data_dir: Path | None, rounds: int) -> str:
-    """Measure one run; return its row of the table."""
+    """Measure one run; return its line of the table."""
     weights, data = read_weights(run.path), load_data(run, data_dir)
     split, preprocessing, recipe = data.split("test"), weights.preprocessing, run.recipe
     model = build(weights).eval().to(memory_format=FORMATS[recipe.memory_format])
