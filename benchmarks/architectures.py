@@ -1,11 +1,12 @@
-"""The networks that torchvision has too: time and peak memory of a training step, side by side.
+"""Time and peak memory of a training step, for the networks that torchvision has too.
 
     python benchmarks/architectures.py [PATTERN] [--rounds N] [--batch N] [--threads N]
 
-Both libraries' networks have the same weights and take the same batch, 3x224x224, in one
-process, one step each in turn, in train mode, forward and backward. A ratio is the median over
-rounds of our time by theirs in the same round; memory is the most that tensors take at once, as
-torch's profiler sees every allocation, without the weights. Prints a Markdown table.
+Both networks have the same weights and get the same batch of 3x224x224 images, in train mode. They
+take turns in one process, one forward and backward pass each, so that both see the same load of
+the machine. A ratio is the median over rounds of our time divided by theirs in the same round.
+Memory is the peak of all allocations in a step, from torch's profiler, without the weights.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def row(ours: str, theirs: str, rounds: int, batch: int) -> str:
-    """Measure one pair; return its line of the table."""
+    """Measure one pair; return its row of the table."""
     models = pair(ours, theirs)
     images = torch.randn(batch, 3, 224, 224)
     for model in models:
@@ -70,9 +71,9 @@ def row(ours: str, theirs: str, rounds: int, batch: int) -> str:
 
 
 def pair(ours: str, theirs: str) -> tuple[nn.Module, nn.Module]:
-    """Return our network and torchvision's with its weights, both in train mode."""
+    """Return our network and torchvision's, with the same weights, in train mode."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of googlenet: its initialisation is slow
+        warnings.simplefilter("ignore")  # GoogLeNet warns that its initialisation is slow
         reference = getattr(torchvision.models, theirs)(weights=None)
     model = create_model(ours)
     keymap = registry.resolve(registry.models().entry(ours), "key_maps")(get_spec(ours).name)
@@ -81,7 +82,7 @@ def pair(ours: str, theirs: str) -> tuple[nn.Module, nn.Module]:
 
 
 def step(model: nn.Module, images: Tensor) -> float:
-    """Run forward and backward; return the seconds."""
+    """Return the seconds of a forward and a backward pass."""
     model.zero_grad(set_to_none=True)
     began = time.perf_counter()
     outputs = model(images)
@@ -91,7 +92,7 @@ def step(model: nn.Module, images: Tensor) -> float:
 
 
 def peak(model: nn.Module, images: Tensor) -> float:
-    """Return the most bytes that tensors made by one step take at once."""
+    """Return the peak number of bytes allocated during one step."""
     model.zero_grad(set_to_none=True)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True

@@ -1,14 +1,13 @@
-"""What Grad-CAM costs beside a forward pass: ours, torch-cam's, captum's and pytorch-grad-cam's.
+"""The cost of Grad-CAM in forward passes: cnnzoo, torch-cam, captum and pytorch-grad-cam.
 
     python benchmarks/cam.py [--model NAME] [--size N] [--batch N] [--rounds N] [--threads N]
         [--write]
 
-All explain the same batch with the same network and weights, at the stage that the architecture
-names, in one process, one turn each in a round, in another order each time. A ratio is the median
-over rounds of the time by that of the plain forward pass, in eval mode and without gradients, in
-the same round; quartiles in brackets. Memory is kept as in training
-(cnn_core.training.allocator). Prints a Markdown table; with --write it goes into
-docs/performance.md.
+All explain the same batch with the same network and weights, at the stage named by the
+architecture. They take turns in one process; the order changes from round to round. A ratio is
+the median over rounds of the time divided by that of a forward pass in the same round, in eval
+mode and without gradients; quartiles in brackets. Freed memory is kept for reuse, as in training
+(cnn_core.training.allocator). Prints a Markdown table; --write puts it into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ FORWARD, OURS = "forward pass", "cnnzoo"
 def contestants(
     model: nn.Module, images: Tensor, stage: str, classes: list[int]
 ) -> dict[str, Callable[[], object]]:
-    """Return what takes turns, by name; each explains all images."""
+    """Return the functions to compare, by name; each explains all images."""
     layer = model.get_submodule(stage)
     targets = [ClassifierOutputTarget(number) for number in classes]
 
@@ -66,7 +65,7 @@ def contestants(
 
 
 def rounds(sides: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Let all take turns, once to warm up; return the seconds of each, by name and round."""
+    """Call all in turn, with one round to warm up; return the seconds by name and round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(count + 1):

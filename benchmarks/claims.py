@@ -1,8 +1,8 @@
-"""Measure what a recipe reaches: train it with several seeds, print its [claim] as TOML.
+"""Measure the result of a recipe: train it with several seeds, print its [claim] as TOML.
 
     python benchmarks/claims.py lenet5-fashion_mnist --seeds 0 1 2 --data-dir DIR
 
-The numbers in the recipes and in the README are what this printed.
+The results in the recipes and in the README were printed by this script.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cnn_core.tasks import SCORES
 
 
 def main() -> None:
-    """Train, and print the claim."""
+    """Train with each seed and print the claim."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -28,7 +28,7 @@ def main() -> None:
     chosen = parser.parse_args()
     spec = registry.recipes().get(chosen.recipe)
     metric = f"test/{SCORES[registry.models().get(spec.model).task]}"
-    found, seconds, surroundings = [], [], {}
+    found, seconds, environment = [], [], {}
     for seed in chosen.seeds:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -36,10 +36,10 @@ def main() -> None:
                 recipe=chosen.recipe, seed=seed, out=Path(folder) / "run", data_dir=chosen.data_dir
             )
             found.append(run.test_metrics())
-            surroundings = run.environment()
+            environment = run.environment()
         seconds.append(time.perf_counter() - began)
         print(f"# seed {seed}: {found[-1][metric]:.4f} in {seconds[-1]:.0f} s", flush=True)
-    threads = surroundings["threads"]
+    threads = environment["threads"]
     mean, std = spread([numbers[metric] for numbers in found])
     claim = {
         "metric": metric,
@@ -48,8 +48,8 @@ def main() -> None:
         "n": len(found),
         "seeds": chosen.seeds,
         "seconds": round(statistics.mean(seconds)),
-        "hardware": f"{threads} thread{'s' * (threads > 1)} of {surroundings['device_name']}",
-        "torch": surroundings["torch"],
+        "hardware": f"{threads} thread{'s' * (threads > 1)} of {environment['device_name']}",
+        "torch": environment["torch"],
         "command": f"python benchmarks/claims.py {spec.name}",
         "others": {
             name: spread([numbers[name] for numbers in found])
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def spread(values: list[float]) -> list[float]:
-    """Return mean and standard deviation of what the seeds reached, to five digits."""
+    """Return the mean and the standard deviation, rounded to five digits."""
     std = statistics.stdev(values) if len(values) > 1 else 0.0
     return [round(statistics.mean(values), 5), round(std, 5)]
 

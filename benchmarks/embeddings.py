@@ -1,9 +1,9 @@
-"""What an embedding costs beside the library that does it, and what its quality costs.
+"""The cost of an embedding compared with the bare library call, and the cost of its quality.
 
     python benchmarks/embeddings.py [--images N] [--features N] [--rounds N] [--methods …]
 
-Ours and the library's own call, each on the same features of ten classes, in turn in one process,
-one thread; a ratio is the median over rounds. Prints a Markdown table.
+Our function and the library's own call take turns on the same features of ten classes, in one
+process and one thread. A ratio is the median over rounds. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cnn_viz.results.embeddings import METHODS, SEED, even, quality
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure each method and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=5_000)
     parser.add_argument("--features", type=int, default=512)
@@ -42,7 +42,7 @@ def main() -> None:
     judged = even(len(x), 2_000).numpy()
     for method in chosen.methods:
         ours, theirs = METHODS[method][0], library(method)
-        timed(theirs, x[:200]), timed(ours, x[:200])  # what is compiled, is compiled
+        timed(theirs, x[:200]), timed(ours, x[:200])  # numba compiles at the first call
         pairs = [(timed(theirs, x), timed(ours, x)) for _ in range(chosen.rounds)]
         ratio = statistics.median(b / a for a, b in pairs)
         alone, both = (statistics.median(pair[k] for pair in pairs) for k in (0, 1))
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def library(method: str) -> Callable[[Any], Any]:
-    """Return the library's own call."""
+    """Return the library's own call for a method."""
     if method == "PCA":
         return PCA(2, random_state=SEED).fit_transform
     if method == "t-SNE":
@@ -62,7 +62,7 @@ def library(method: str) -> Callable[[Any], Any]:
 
 
 def timed(call: Callable[[Any], Any], x: Any) -> float:
-    """Return how many seconds a call takes."""
+    """Return the seconds that call(x) takes."""
     began = time.perf_counter()
     call(x)
     return time.perf_counter() - began

@@ -1,12 +1,13 @@
-"""A training step of each family's network: memory formats and precisions, side by side.
+"""Memory formats and precisions compared, for a training step of each family's network.
 
     python benchmarks/hardware.py [PATTERN] [--rounds N] [--threads N] [--write]
 
-What "auto" stands for in recipes rests on this: channels_last for networks with batch
-normalisation, fp32 on a CPU. Copies of one network take a step each in turn, forward and backward,
-in one process, with memory kept as in training (cnn_core.training.allocator). A ratio is the
-median over rounds of the plain step's time, contiguous and in fp32, by the other's: above 1 is
-faster. Prints a Markdown table; with --write it goes into docs/performance.md.
+These measurements decide the meaning of "auto" in recipes: channels_last for networks with batch
+normalisation, fp32 on a CPU. Copies of one network take turns in one process, one forward and
+backward pass each; freed memory is kept for reuse, as in training (cnn_core.training.allocator). A
+ratio is the median over rounds of the time of the plain step, contiguous and in fp32, divided by
+that of the other: above 1 is faster. Prints a Markdown table; --write puts it into
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MARK = "<!-- hardware -->\n{}<!-- /hardware -->"
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and a batch that it is trained on: N C H W."""
+    """A network and the shape of its training batch, N C H W."""
 
     name: str
     shape: tuple[int, int, int, int]
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def row(case: Case, rounds: int) -> str:
-    """Measure one network; return its line of the table."""
+    """Measure one network; return its row of the table."""
     torch.manual_seed(0)
     options = {"width": case.width} if case.width else {}
     model = create_model(case.name, num_classes=10, in_channels=case.shape[1], **options).train()
@@ -123,7 +124,7 @@ def row(case: Case, rounds: int) -> str:
 
 
 def step(model: nn.Module, images: Tensor, half: bool) -> float:
-    """Run forward and backward; return the seconds."""
+    """Return the seconds of a forward and a backward pass."""
     model.zero_grad(set_to_none=True)
     began = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -1,15 +1,16 @@
-"""One trainer beside a bare PyTorch loop: what the training of a network costs above its network.
+"""The overhead of one trainer over a bare PyTorch loop.
 
     python benchmarks/overhead.py TASK CONTESTANT [--rounds N] [--threads N] [--steps N]
 
-Run by benchmarks/trainer.py, once for each contestant, so that none meets what another has
-changed in torch or in the process. In every round the contestant, the bare loop and the bare loop
-with torch's fused SGD train the same network from the same weights for two epochs, in another
-order each time. The second epoch counts: wall time from before its first step to after its last
-one, with its metrics, without what is saved or measured afterwards. Prints the seconds as JSON.
+benchmarks/trainer.py runs this script once for each contestant, so that no contestant is affected
+by another's changes to torch or the process. In every round the contestant, the bare loop and the
+bare loop with torch's fused SGD train the same network from the same weights for two epochs; the
+order changes from round to round. The second epoch is timed: wall time from before its first step
+to after its last, including its metrics, excluding checkpoints and validation. Prints the seconds
+as JSON.
 
-All write to a terminal: a pseudo-terminal that another process empties. glibc keeps freed memory
-for all of them, as `cnn_core.train` has it.
+All write to a pseudo-terminal, which another process empties, since progress bars are part of the
+cost. glibc keeps freed memory for all contestants, as `cnn_core.train` does.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from cnn_core.training.allocator import keep_memory
 
 @contextlib.contextmanager
 def terminal() -> Iterator[None]:
-    """Send stdout and stderr to a terminal of 120 columns that another process empties."""
+    """Send stdout and stderr to a pseudo-terminal, 120 columns wide, emptied by `cat`."""
     main, side = os.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     with open(os.devnull, "wb") as nothing:
@@ -54,9 +55,9 @@ def terminal() -> Iterator[None]:
 
 
 def rounds(name: str, job: Job, count: int) -> dict[str, list[list[float]]]:
-    """Let the contestant and the two bare loops take turns.
+    """Run the contestant and the two bare loops in turn.
 
-    Returns, by name and round, the seconds of an epoch and its means: loss, top-1 and top-5.
+    Returns, by name and round, the seconds of an epoch and its mean loss, top-1 and top-5.
     """
     names = dict.fromkeys((BARE, FUSED, name))
     found: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -72,7 +73,7 @@ def rounds(name: str, job: Job, count: int) -> dict[str, list[list[float]]]:
 
 
 def main() -> None:
-    """Measure one contestant and print what it took."""
+    """Measure one contestant and print its times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=synthetic.TASKS)
     parser.add_argument("contestant", choices=CONTESTANTS)

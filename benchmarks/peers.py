@@ -1,10 +1,10 @@
-"""What trains a network: a bare PyTorch loop, this project, and other trainers, one function each.
+"""The trainers to compare: a bare PyTorch loop, cnnzoo, and others, one function each.
 
-Each trains a `Job` for two epochs: the network from the same weights, on the same images, with
-the same SGD, and takes the mean loss, top-1 and top-5 of every epoch. Those whose users write
-the step get the bare loop's step. As it comes, a trainer has torch's loader or its own, its own
-bar, log and checkpoints if it has them by default, and its own metrics; "lean" is without all
-that can be left out, fed with the bare loop's own batches, and with the fused SGD.
+Each function trains a `Job` for two epochs: the same network from the same weights, on the same
+images, with the same SGD, with the mean loss, top-1 and top-5 of every epoch. Trainers that leave
+the step to the user get the step of the bare loop. By default, a trainer uses torch's loader or
+its own, its own metrics, and whatever progress bar, log and checkpoints it has switched on. "lean"
+switches off everything that can be, takes the batches of the bare loop, and uses the fused SGD.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from cnn_core import create_model, train
 
 __all__ = ["BARE", "CONTESTANTS", "EPOCHS", "FUSED", "MODULES", "Job"]
 
-EPOCHS = 2  # the first is to warm up
+EPOCHS = 2  # the first one is a warm-up
 MOMENTUM = 0.9
 NAMES = ("loss", "top1", "top5")
 
 
 @dataclass
 class Job:
-    """What everybody trains: a task, its images as a tensor in memory, and a clock.
+    """A training job: a task, its images as a tensor in memory, and a clock.
 
-    `seconds` are those of each epoch's steps, `totals` the sums of loss, top-1 and top-5 hits of
-    the last one.
+    `seconds` are the durations of the epochs; `totals` are the sums of loss, top-1 hits and top-5
+    hits of the last epoch.
     """
 
     task: synthetic.Task
@@ -48,14 +48,14 @@ class Job:
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
     def model(self) -> nn.Module:
-        """Return the network, with the weights that `cnn_core.train` begins with."""
+        """Return the network, with the initial weights of `cnn_core.train`."""
         torch.manual_seed(0)
         return create_model(
             self.task.model, num_classes=synthetic.CLASSES, in_channels=self.task.shape[0]
         )
 
     def sgd(self, parameters: Any, *, fused: bool | None = None) -> torch.optim.Optimizer:
-        """Return torch's SGD over the parameters, as everybody has it."""
+        """Return torch's SGD with the settings that all trainers share."""
         return torch.optim.SGD(
             parameters, lr=self.task.lr, momentum=MOMENTUM, nesterov=True, fused=fused
         )
@@ -64,17 +64,17 @@ class Job:
         return self.task.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield an epoch's batches as the bare loop makes them, for who takes any iterable."""
+        """Yield the batches of the bare loop, for trainers that accept any iterable."""
         for places in torch.randperm(len(self.images)).split(self.task.batch):
             yield self.images[places], self.targets[places]
 
     def loader(self) -> DataLoader:
-        """Return the images in torch's own loader."""
+        """Return a DataLoader of the images."""
         dataset = TensorDataset(self.images, self.targets)
         return DataLoader(dataset, self.task.batch, shuffle=True)
 
     def begin(self, *_: Any) -> None:
-        """Begin an epoch: nothing is counted yet, and the clock runs."""
+        """Begin an epoch: reset the totals and start the clock."""
         self.totals = [0.0, 0.0, 0.0]
         self.began = time.perf_counter()
 
@@ -83,11 +83,11 @@ class Job:
         self.seconds.append(time.perf_counter() - self.began)
 
     def means(self, *means: float) -> None:
-        """Take loss, top-1 and top-5 from a trainer that has counted them itself."""
+        """Set the totals from the means of a trainer with metrics of its own."""
         self.totals = [mean * len(self.images) for mean in means]
 
     def note(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch in, as the bare loop does."""
+        """Add a batch to the totals, as the bare loop does."""
         hits = logits.detach().topk(5).indices == targets[:, None]
         self.totals[0] += loss.item() * len(targets)
         self.totals[1] += hits[:, 0].sum().item()
@@ -95,7 +95,7 @@ class Job:
 
 
 def bare(job: Job, *, fused: bool | None = None) -> None:
-    """Train by hand: what an overhead is measured over."""
+    """Train with a loop written by hand, the baseline of all overheads."""
     model, images, targets, batch = job.model(), job.images, job.targets, job.task.batch
     optimizer = job.sgd(model.parameters(), fused=fused)
     for _ in range(EPOCHS):
@@ -118,9 +118,10 @@ def bare(job: Job, *, fused: bool | None = None) -> None:
 
 
 def cnnzoo(job: Job, *, shown: bool) -> None:
-    """This project: what `cnnzoo train` calls, with a checkpoint and metrics.jsonl every epoch.
+    """cnnzoo: `cnn_core.train`, with a checkpoint and a line of metrics.jsonl every epoch.
 
-    No image is held out, so that `seconds` in metrics.jsonl are the steps and the metrics.
+    No image is held out for validation, so that `seconds` in metrics.jsonl covers only steps and
+    training metrics.
     """
     task = job.task
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +145,7 @@ def cnnzoo(job: Job, *, shown: bool) -> None:
 
 
 def ignite(job: Job, *, lean: bool) -> None:
-    """PyTorch Ignite: its metrics and torch's loader; lean: an update of ours, no metrics."""
+    """PyTorch Ignite: its metrics and torch's loader; lean: our update function, no metrics."""
     from ignite.engine import Engine, Events, create_supervised_trainer
     from ignite.metrics import Accuracy, Average, TopKCategoricalAccuracy
 
@@ -177,7 +178,7 @@ def stepped(
     targets: Tensor,
     backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> None:
-    """Take the bare loop's step inside another's loop."""
+    """Take the step of the bare loop inside the loop of a trainer."""
     logits = model(images)
     loss = F.cross_entropy(logits, targets)
     optimizer.zero_grad()
@@ -187,7 +188,7 @@ def stepped(
 
 
 def fabric(job: Job, *, lean: bool) -> None:
-    """Lightning Fabric: a loop by hand over its model, optimizer and loader; lean: our batches."""
+    """Lightning Fabric: a loop by hand with its wrapped objects; lean: our batches."""
     from lightning_fabric import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -199,7 +200,7 @@ def fabric(job: Job, *, lean: bool) -> None:
 
 
 def accelerate(job: Job, *, lean: bool) -> None:
-    """Hugging Face Accelerate: the same; lean: our batches."""
+    """Hugging Face Accelerate: a loop by hand with its wrapped objects; lean: our batches."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -213,17 +214,17 @@ def accelerate(job: Job, *, lean: bool) -> None:
 def by_hand(
     job: Job, model: nn.Module, optimizer: Any, batches: Any, backward: Callable[[Tensor], Any]
 ) -> None:
-    """Loop as Fabric's and Accelerate's users do."""
+    """Run the loop that users of Fabric and Accelerate write."""
     for _ in range(EPOCHS):
         job.begin()
         model.train()
         for images, targets in batches:
-            stepped(job, model, optimizer, images, targets, backward)
+            stepped(job, model, optimizer, images, targets, backward=backward)
         job.end()
 
 
 def lightning(job: Job, *, how: str) -> None:
-    """PyTorch Lightning: as it is; lean, all switched off that has a switch; barebones."""
+    """PyTorch Lightning: by default; lean, with everything switched off; or barebones."""
     import pytorch_lightning
 
     switches: dict[str, Any] = {
@@ -249,7 +250,7 @@ def lightning(job: Job, *, how: str) -> None:
 
 
 def lightning_module(job: Job, *, logs: bool) -> Any:
-    """Return the network as Lightning's users write it, with its logging or with `Job.note`."""
+    """Return the network as a LightningModule that logs, or calls `Job.note`."""
     import pytorch_lightning
 
     class Module(pytorch_lightning.LightningModule):
@@ -285,7 +286,7 @@ def lightning_module(job: Job, *, logs: bool) -> Any:
 
 
 def fastai(job: Job, *, lean: bool) -> None:
-    """fastai: its recorder, bar, metrics and loader, torch's SGD; lean: the last two of these."""
+    """fastai: its recorder, bar, metrics and loader, torch's SGD; lean: only loader and SGD."""
     from fastai.callback.progress import ProgressCallback
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader as Loader
@@ -317,11 +318,11 @@ def fastai(job: Job, *, lean: bool) -> None:
 
 
 def fastai_clock(job: Job, *, counts: bool) -> Any:
-    """Return a callback that times an epoch, and counts its batches where nothing else does."""
+    """Return a callback that times an epoch and, if `counts`, calls `Job.note`."""
     from fastai.callback.core import Callback
 
     class Clock(Callback):
-        order = 100  # after all others
+        order = 100  # after all other callbacks
 
         def before_train(self) -> None:
             job.begin()
@@ -337,7 +338,7 @@ def fastai_clock(job: Job, *, counts: bool) -> Any:
 
 
 def keras(job: Job, *, lean: bool) -> None:
-    """Keras 3 on torch: the network wrapped as a layer, its own SGD and metrics; lean: no bar."""
+    """Keras 3 on torch: a TorchModuleWrapper, its own SGD and metrics; lean: no progress bar."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
@@ -394,7 +395,7 @@ CONTESTANTS: dict[str, Callable[[Job], None]] = {
     "Keras on torch": partial(keras, lean=False),
     "Keras on torch, lean": partial(keras, lean=True),
 }
-MODULES = {  # the package to import, and the one to install
+MODULES = {  # the module to import, the package to install
     "Ignite": ("ignite", "pytorch-ignite"),
     "Fabric": ("lightning_fabric", "lightning-fabric"),
     "Accelerate": ("accelerate", "accelerate"),

@@ -1,10 +1,10 @@
-"""Images per second that reach the network: this project's pipeline beside torchvision's.
+"""Images per second of cnnzoo's data pipeline and of torchvision's.
 
     python benchmarks/pipeline.py [--images N] [--rounds N] [--batch N]
 
-One epoch of 32x32x3 images, cropped out of a frame of 4 pixels, mirrored, normalised, in
-batches of 128, and once without the changes. All in one process, one thread each, in turn; a
-ratio is the median over rounds. Prints a Markdown table.
+An epoch of 3x32x32 images in batches of 128, normalised, with random crops (padding 4) and
+mirroring, and once without augmentation. All pipelines take turns in one process, with one thread
+each. A ratio is the median over rounds. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure each pipeline and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -43,7 +43,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, ", end="")
     print(f"{chosen.images:,} images, batch {chosen.batch}, one thread, {chosen.rounds} rounds\n")
     for changed in (True, False):
-        print("with crop and mirror" if changed else "without changes")
+        print("with random crop and mirroring" if changed else "without augmentation")
         print("\n| pipeline | images/s | ours is faster by |\n|---|--:|--:|")
         seconds: dict[str, list[float]] = {}
         for _ in range(chosen.rounds):
@@ -60,7 +60,7 @@ def main() -> None:
 def contestants(
     split: Split, changed: bool, batch: int
 ) -> dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]]:
-    """Return what gives one epoch, by name."""
+    """Return functions that iterate over one epoch, by name."""
     return {
         "cnnzoo, in memory": lambda: ours(split, changed, batch),
         "torchvision, PIL, no workers": lambda: theirs(split, old(changed), batch, 0),
@@ -72,7 +72,7 @@ def contestants(
 
 
 def ours(split: Split, changed: bool, batch: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """One epoch of this project's batches."""
+    """Yield the batches of one epoch from cnnzoo's pipeline."""
     what = Augmentation(shift=4, flip=True) if changed else Augmentation()
     prepare = Preprocessing(size=(32, 32), image_size=(32, 32), fit="resize", mean=MEAN, std=STD)
     for taken in batches(split, prepare, batch, draws=what.draws(0, 0)):
@@ -82,7 +82,7 @@ def ours(split: Split, changed: bool, batch: int) -> Iterable[tuple[Tensor, Tens
 def theirs(
     split: Split, transform: Callable, batch: int, workers: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """One epoch of torchvision's own CIFAR10, with these images in it."""
+    """Return a DataLoader over torchvision's own CIFAR10 class, with these images in it."""
     dataset = CIFAR10.__new__(CIFAR10)
     dataset.data = split.images.permute(0, 2, 3, 1).contiguous().numpy()
     dataset.targets = split.targets.tolist()
@@ -91,13 +91,13 @@ def theirs(
 
 
 def old(changed: bool) -> Callable:
-    """torchvision's first transforms, on PIL images: what most tutorials have."""
+    """Return torchvision's v1 transforms, on PIL images, as in most tutorials."""
     steps = [v1.RandomCrop(32, padding=4), v1.RandomHorizontalFlip()] if changed else []
     return v1.Compose([*steps, v1.ToTensor(), v1.Normalize(MEAN, STD)])
 
 
 def new(changed: bool, tensors: bool) -> Callable:
-    """torchvision's second transforms, on PIL images or on uint8 tensors."""
+    """Return torchvision's v2 transforms, on PIL images or on uint8 tensors."""
     steps = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()] if changed else []
     image = [v2.ToImage()]
     ends = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -105,7 +105,7 @@ def new(changed: bool, tensors: bool) -> Callable:
 
 
 def timed(epoch: Callable[[], Iterable[tuple[Tensor, Tensor]]], images: int) -> float:
-    """Run one epoch; return its seconds."""
+    """Return the seconds of one epoch."""
     began = time.perf_counter()
     seen = sum(len(targets) for _, targets in epoch())
     assert seen == images

@@ -1,11 +1,12 @@
-"""A plain script for Fashion-MNIST: what somebody writes who follows PyTorch's MNIST example.
+"""A plain training script for Fashion-MNIST, after PyTorch's MNIST example.
 
     python benchmarks/plain_fashion.py DIR [--until PERCENT] [--epochs N] [--seed N]
 
-The network, the recipe and the loading are that example's: two convolutions, dropout, Adadelta
-with a rate of 1 that falls by 0.7 an epoch, batches of 64 out of torchvision's dataset in DIR.
-The test split is measured after every epoch. Prints, for each, a line of JSON: the time of day
-less all time spent on measuring, the epoch, and the accuracy. It ends when that is reached.
+The network, the hyper-parameters and the data loading are those of the example: two convolutions,
+dropout, Adadelta with a learning rate of 1 that falls by a factor of 0.7 per epoch, batches of 64
+from torchvision's dataset in DIR. The test split is evaluated after every epoch, and a line of
+JSON printed: the time of day minus all time spent on evaluation, the epoch, and the accuracy. The
+script ends when PERCENT is reached.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MEAN, STD = 0.2860, 0.3530
 
 
 def network() -> nn.Sequential:
-    """Return the network, from 1x28x28 to the logarithms of ten probabilities."""
+    """Return the network: N 1 28 28 -> log-probabilities, N 10."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3), nn.ReLU()),
         *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25)),
@@ -35,14 +36,14 @@ def network() -> nn.Sequential:
 
 
 def loader(folder: Path, batch: int, *, train: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return batches of a split, normalised."""
+    """Return a loader of normalised images of a split."""
     steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     split = datasets.FashionMNIST(folder, train=train, transform=steps)
     return DataLoader(split, batch, shuffle=train)
 
 
 def epoch_of(model: nn.Module, optimizer: torch.optim.Optimizer, batches: DataLoader) -> None:
-    """Train for an epoch."""
+    """Train for one epoch."""
     model.train()
     for images, targets in batches:
         optimizer.zero_grad()
@@ -52,14 +53,14 @@ def epoch_of(model: nn.Module, optimizer: torch.optim.Optimizer, batches: DataLo
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: DataLoader) -> float:
-    """Return the fraction of a split that is classified as it is labelled."""
+    """Return the accuracy on a split, as a fraction."""
     model.eval()
     hits = sum((model(images).argmax(1) == targets).sum().item() for images, targets in batches)
     return hits / len(batches.dataset)
 
 
 def main() -> None:
-    """Train and report."""
+    """Train, and print the accuracy after every epoch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--until", type=float, default=100.0)

@@ -2,9 +2,10 @@
 
     python benchmarks/resnet18_step.py SIDE [--steps N] [--threads N]
 
-SIDE is "torchvision", or this project with all that `cnnzoo train` does by default, or with parts
-of that left out. Run by benchmarks/trainer.py, since what is done about the allocator holds for a
-whole process. The first step is to warm up. Prints the mean of the others.
+SIDE is "torchvision", or cnnzoo with the defaults of `cnnzoo train`, or without some of these.
+benchmarks/trainer.py runs this script in a new process each time, because settings of the
+allocator hold for the whole process. The first step is a warm-up; the script prints the mean of
+the others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cnn_core.data import Batch, Split
 from cnn_core.training import loop
 
 PARTS = ("allocator", "memory format", "pipeline")
-SIDES = {  # what is left out; None: torchvision's loop
+SIDES = {  # the parts that are left out; None is torchvision's loop
     "torchvision": None,
     "cnnzoo": (),
     **{f"cnnzoo, without {part}": (part,) for part in PARTS},
@@ -38,7 +39,7 @@ SETTINGS: dict[str, Any] = {"momentum": 0.9, "nesterov": False, "weight_decay": 
 
 
 class Clock:
-    """When each step ended; observes a training."""
+    """An observer that notes the time at which each step ends."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -81,7 +82,7 @@ def ours(task: synthetic.Task, left_out: tuple[str, ...]) -> float:
 
 
 def through_pil(split: Split, _: Any, size: int, **more: Any) -> Iterator[Batch]:
-    """Yield batches in this project's form out of torchvision's pipeline."""
+    """Yield cnnzoo's `Batch` from torchvision's pipeline."""
     whole = Split(split.images, split.targets)
     for images, targets in pipeline.theirs(whole, pipeline.old(True), size, 0):
         yield Batch(images, targets, torch.arange(len(targets)))
@@ -90,14 +91,14 @@ def through_pil(split: Split, _: Any, size: int, **more: Any) -> Iterator[Batch]
 def theirs(task: synthetic.Task) -> float:
     """Train as torchvision's reference script for classification does, on the CPU.
 
-    Images are cropped and mirrored one by one by PIL, without workers; loss and accuracies are
-    taken at every step; memory format and allocator are the default ones.
+    PIL crops and mirrors the images one by one, without workers. Loss and accuracies are computed
+    at every step. Memory format and allocator are torch's defaults.
     """
     torch.manual_seed(0)
     model = create_model(task.model, num_classes=synthetic.CLASSES)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.lr, **SETTINGS)
     criterion, clock = nn.CrossEntropyLoss(), Clock()
-    split = synthetic.denormalise(task.spec, task.spec.splits["train"])
+    split = synthetic.random_images(task.spec, task.spec.splits["train"])
     sums = [0.0, 0.0, 0.0]
     model.train()
     loader = pipeline.theirs(split, pipeline.old(True), task.batch, 0)
@@ -115,7 +116,7 @@ def theirs(task: synthetic.Task) -> float:
 
 @torch.inference_mode()
 def accuracies(logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Return top-1 and top-5 of a batch."""
+    """Return the top-1 and top-5 accuracy of a batch."""
     hits = logits.topk(5).indices == targets[:, None]
     return hits[:, 0].float().mean().item(), hits.any(1).float().mean().item()
 

@@ -1,9 +1,9 @@
-"""What all metrics of segmentation cost, beside the forward passes of the network they measure.
+"""The cost of all segmentation metrics, compared with the forward passes of the network.
 
     python benchmarks/segmentation.py RUN… [--data-dir DIR] [--rounds N] [--threads N]
 
-Each run's kept weights look at its test split: once with all metrics, as `cnnzoo evaluate` does,
-and once without any, in turn. The ratio is the median over rounds; a line of a Markdown table.
+The best weights of each run are applied to its test split, in turn with all metrics, as in
+`cnnzoo evaluate`, and without any. The ratio is the median over rounds. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cnn_core.weights.native import read_weights
 
 
 def main() -> None:
-    """Measure each run and print its line."""
+    """Measure each run and print its row of the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data-dir", type=Path)
@@ -75,7 +75,7 @@ def row(run: Run, data_dir: Path | None, rounds: int) -> str:
 
 
 def timed(call: Callable[[], None]) -> float:
-    """Return how many seconds a call takes."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began

@@ -1,7 +1,7 @@
-"""What starting costs, beside what people use instead: `make bench`.
+"""The cost of starting cnnzoo, compared with the alternatives: `make bench`.
 
-CPU seconds (user and system) of whole processes, interleaved, the best of several runs, and
-the ratio to the first row of each group.
+CPU seconds (user and system) of whole processes, interleaved; the best of several runs, and its
+ratio to the first row of the group.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ GROUPS = {
 
 
 def cpu_seconds(arguments: list[str]) -> float:
-    """CPU time of one process."""
+    """Return the CPU seconds of a Python process with these arguments."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def cpu_seconds(arguments: list[str]) -> float:
 
 
 def main() -> None:
-    """Print one table for each group."""
+    """Measure, and print one table for each group."""
     for title, commands in GROUPS.items():
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(RUNS):

@@ -1,7 +1,7 @@
-"""A plugin of the benchmarks: a very small network, and images that cost nothing to load.
+"""A plugin for the benchmarks: a tiny network, and synthetic images that are free to load.
 
-`offer` makes this module a distribution of the process it runs in, as pip would install one, so
-that `cnn_core.train` finds both by name, and nothing of its path is left out.
+`offer` registers this module with the current process like a distribution that pip installed, so
+that `cnn_core.train` finds both by name and runs exactly the code that users run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from cnn_core import DatasetSpec, ModelSpec, Paper, hookimpl
 from cnn_core.data import Dataset, Preprocessing, Split
 
-__all__ = ["CLASSES", "DATA", "TASKS", "Task", "load", "normalised", "offer", "pictures", "tiny"]
+__all__ = [
+    "CLASSES",
+    "DATA",
+    "TASKS",
+    "Task",
+    "load",
+    "normalised",
+    "offer",
+    "random_images",
+    "tiny",
+]
 
 CLASSES = 10
 DATA = "synthetic"
@@ -24,7 +34,7 @@ DATA = "synthetic"
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained: a model's name, the images (C, H, W), steps an epoch, batch, rate."""
+    """A training task: model, image shape (C H W), batch size, steps per epoch, learning rate."""
 
     model: str
     shape: tuple[int, int, int]
@@ -34,7 +44,7 @@ class Task:
 
     @property
     def spec(self) -> DatasetSpec:
-        """The dataset whose training split has as many images as an epoch has places."""
+        """The spec of a dataset with exactly as many training images as an epoch uses."""
         return DatasetSpec(
             name=DATA,
             target="synthetic:load",
@@ -60,7 +70,7 @@ _offered: list[DatasetSpec] = []
 
 
 def tiny(num_classes: int = CLASSES, in_channels: int = 1) -> nn.Sequential:
-    """Return a convolution and a linear layer: little to compute, so that the loop shows."""
+    """Return a convolution and a linear layer: so little to compute that the loop dominates."""
     return nn.Sequential(
         *(nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4)),
         *(nn.Flatten(), nn.Linear(128, num_classes)),
@@ -68,12 +78,12 @@ def tiny(num_classes: int = CLASSES, in_channels: int = 1) -> nn.Sequential:
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return the images; `root` and `download` are not needed."""
-    return Dataset(spec, {name: pictures(spec, count) for name, count in spec.splits.items()})
+    """Return the dataset; `root` and `download` are not needed."""
+    return Dataset(spec, {name: random_images(spec, count) for name, count in spec.splits.items()})
 
 
-def pictures(spec: DatasetSpec, count: int) -> Split:
-    """Return `count` images: a random one for each class, two parts noise."""
+def random_images(spec: DatasetSpec, count: int) -> Split:
+    """Return `count` images: a random pattern for each class plus two parts of noise."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.rand(len(spec.classes), *spec.image, generator=generator)
     targets = torch.arange(count) % len(spec.classes)
@@ -82,15 +92,15 @@ def pictures(spec: DatasetSpec, count: int) -> Split:
 
 
 def normalised(task: Task) -> tuple[Tensor, Tensor]:
-    """Return the training split as a loop by hand would hold it: float32, N C H W; targets, N."""
+    """Return the training split as normalised float32 images, N C H W, and targets, N."""
     spec, size = task.spec, task.shape[1:]
-    split = pictures(spec, spec.splits["train"])
+    split = random_images(spec, spec.splits["train"])
     prepare = Preprocessing(size=size, image_size=size, fit=spec.fit, mean=spec.mean, std=spec.std)
     return prepare(split.images), split.targets
 
 
 def offer(folder: Path, task: Task) -> None:
-    """Install this plugin into an empty folder, and that into this process."""
+    """Write the metadata of this plugin to an empty folder, and add that to sys.path."""
     info = folder / "cnnzoo_benchmarks-0.dist-info"
     info.mkdir()
     metadata = "Metadata-Version: 2.1\nName: cnnzoo-benchmarks\nVersion: 0\n"

@@ -1,25 +1,25 @@
-"""The training loop beside a bare PyTorch loop, other trainers, and what people write by hand.
+"""cnnzoo's training loop compared with a bare PyTorch loop, other trainers and plain scripts.
 
     python benchmarks/trainer.py [overhead|resnet18|time_to_accuracy|all]
         [--rounds N] [--threads N] [--quick] [--write] [--only PATTERN] [--data-dir DIR]
 
-`overhead`: the time of a step over that of a bare loop with the same metrics, for a tiny network
-and LeNet-5 on one thread (benchmarks/overhead.py says what is timed). `resnet18`: a step of
-`resnet18_cifar`, batch 128, two threads, beside torchvision's reference loop, and with parts of
-what `cnnzoo train` does left out; each side in processes of its own, in turn
+`overhead`: the time of a step divided by that of a bare loop with the same metrics, for a tiny
+network and LeNet-5 on one thread; see benchmarks/overhead.py. `resnet18`: a step of
+`resnet18_cifar`, batch 128, two threads, compared with torchvision's reference loop and with
+`cnnzoo train` without some of its optimisations; every measurement is a new process
 (benchmarks/resnet18_step.py). `time_to_accuracy`: seconds from the start of the process to an
-accuracy on Fashion-MNIST's test split, two threads, beside a plain script
+accuracy on the test split of Fashion-MNIST, two threads, compared with a plain script
 (benchmarks/plain_fashion.py).
 
-The other trainers are extras. Those that are not installed are left out, in a line that says so:
+The other trainers are optional; the table marks those that are not installed. To install them:
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install -r requirements.txt -r benchmarks/requirements.txt
     .venv-peers/bin/python benchmarks/trainer.py
 
-A ratio is the median over rounds of one time by the other in the same round, with the quartiles
-in brackets. Prints Markdown tables; with --write they go into docs/performance.md too, between
-their markers.
+A ratio is the median over rounds of one time divided by the other in the same round, with the
+quartiles in brackets. Prints Markdown tables; --write also puts them into docs/performance.md,
+between their markers.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ SECONDS_TO_ACCURACY = list[tuple[float, float, float]]  # seconds, epochs, accur
 
 
 def main() -> None:
-    """Measure what was asked for; print it, and write it down."""
+    """Run the chosen benchmarks and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", default="all", choices=[*BENCHMARKS, "all"])
-    parser.add_argument("--rounds", type=int, help="15, 5 and 3 if not given")
-    parser.add_argument("--threads", type=int, help="1, 2 and 2 if not given")
-    parser.add_argument("--quick", action="store_true", help="few rounds of few steps: a try")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md as well")
-    parser.add_argument("--only", default="*", help="trainers or sides that match this pattern")
+    parser.add_argument("--rounds", type=int, help="default: 15, 5 and 3")
+    parser.add_argument("--threads", type=int, help="default: 1, 2 and 2")
+    parser.add_argument("--quick", action="store_true", help="a trial with few rounds and steps")
+    parser.add_argument("--write", action="store_true", help="update docs/performance.md")
+    parser.add_argument("--only", default="*", help="only matching trainers or sides")
     parser.add_argument("--data-dir", type=Path, default=FASHION)
     parser.add_argument("--recipes", nargs="+", default=RECIPES, help="for time_to_accuracy")
     chosen = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def overhead(chosen: argparse.Namespace) -> Iterator[str]:
-    """Yield the lines of a table for each task: every trainer over the bare loops."""
+    """Yield the lines of a table for each task: all trainers, relative to the bare loops."""
     rounds, threads = chosen.rounds or (2 if chosen.quick else 15), chosen.threads or 1
     yield facts(rounds, threads, installed())
     for task, title in TITLES.items():
@@ -102,7 +102,7 @@ def overhead(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def overhead_rows(task: str, name: str, steps: int, arguments: list[Any]) -> Iterator[str]:
-    """Measure one trainer; yield its line, and the bare loop's before that of its variant."""
+    """Measure one trainer; yield its row, preceded by the bare loop's for the fused variant."""
     module, package = peers.MODULES.get(name.partition(",")[0], ("torch", "torch"))
     if util.find_spec(module) is None:
         yield f"| {name} | {package} is not installed | | | |"
@@ -121,7 +121,7 @@ def overhead_rows(task: str, name: str, steps: int, arguments: list[Any]) -> Ite
 
 
 def resnet18(chosen: argparse.Namespace) -> Iterator[str]:
-    """Yield the lines of the table of a step of ResNet-18."""
+    """Yield the lines of the table for a step of ResNet-18."""
     rounds, threads = chosen.rounds or (1 if chosen.quick else 5), chosen.threads or 2
     arguments = ["--steps", 1 if chosen.quick else 5, "--threads", threads]
     sides = [side for side in resnet18_step.SIDES if fnmatch.fnmatch(side, chosen.only)]
@@ -141,9 +141,9 @@ def resnet18(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def time_to_accuracy(chosen: argparse.Namespace) -> Iterator[str]:
-    """Yield the lines of the table of times to accuracies on the test split."""
+    """Yield the lines of the table with the times to reach each accuracy."""
     if not chosen.data_dir.is_dir():
-        yield f"not measured: {chosen.data_dir} is not there (--data-dir DIR)"
+        yield f"not measured: {chosen.data_dir} does not exist (--data-dir DIR)"
         return
     rounds, threads = chosen.rounds or (1 if chosen.quick else 3), chosen.threads or 2
     ours: dict[str, list[SECONDS_TO_ACCURACY]] = {recipe: [] for recipe in chosen.recipes}
@@ -167,7 +167,7 @@ def time_to_accuracy(chosen: argparse.Namespace) -> Iterator[str]:
 def gain(
     mine: list[list[tuple[float, float] | None]], other: list[tuple[float, float] | None]
 ) -> str:
-    """Return by how much the soonest of our recipes is before the script; "" if it is not."""
+    """Return how much faster our fastest recipe is than the script; "" if any side failed."""
     whole = [[at[0] for at in times if at is not None] for times in mine if None not in times]
     if not whole or None in other:
         return ""
@@ -177,10 +177,10 @@ def gain(
 def command(
     chosen: argparse.Namespace, recipe: str, seed: int, threads: int
 ) -> SECONDS_TO_ACCURACY:
-    """Run the command and return what it had reached at each of its checkpoints, and when.
+    """Run `cnnzoo train` and return the seconds, epochs and accuracy of each checkpoint.
 
-    All checkpoints are kept, and measured when all is done; their times are those at which they
-    were on disk, with all that comes before: imports, decoding, validation, saving.
+    All checkpoints are kept, and evaluated only after training. The seconds run until the
+    checkpoint was on disk, and include imports, decoding, validation and saving.
     """
     more = ["--set", "keep=1000", "--seed", seed, *(["--epochs", 1] if chosen.quick else [])]
     where = ["--data", "fashion_mnist", "--data-dir", chosen.data_dir.absolute()]
@@ -209,14 +209,14 @@ def reached(run: Run, data_dir: Path) -> Iterator[tuple[float, float, float]]:
             torch.device("cpu"),
         )
         steps = len(data.split("train")) * (1 - run.recipe.validation) / run.recipe.batch_size
-        written = (run.state / name).stat().st_ctime  # of its renaming: when it was whole
+        written = (run.state / name).stat().st_ctime  # the rename, once the file was complete
         yield written, round(state.epoch + state.step / steps, 2), found["top1"]
 
 
 def script(
     chosen: argparse.Namespace, folder: Path, seed: int, threads: int
 ) -> SECONDS_TO_ACCURACY:
-    """Run the plain script; return seconds without measuring, epoch and accuracy of each epoch."""
+    """Run the plain script; return the seconds without evaluation, epoch and accuracy."""
     until = 0 if chosen.quick else 100 * max(TARGETS)
     arguments = ["plain_fashion.py", folder, "--until", until, "--seed", seed]
     began = time.time()
@@ -226,7 +226,7 @@ def script(
 
 
 def unpack(source: Path, folder: Path) -> Path:
-    """Lay the files out as torchvision has them after a download; return the folder."""
+    """Unpack the files into the layout of torchvision's downloads; return the folder."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for path in source.glob("*-ubyte*"):
@@ -237,12 +237,12 @@ def unpack(source: Path, folder: Path) -> Path:
 
 
 def first(line: SECONDS_TO_ACCURACY, target: float) -> tuple[float, float] | None:
-    """Return seconds and epochs after which an accuracy was reached, if it was."""
+    """Return the seconds and epochs until an accuracy was first reached, or None."""
     return next((tuple(at) for *at, accuracy in line if accuracy >= target), None)
 
 
 def shown(found: list[tuple[float, float] | None]) -> str:
-    """Return the median of the seconds, and after which epochs: "61 s (epoch 3 to 4)"."""
+    """Return the median seconds and the range of epochs: "61 s (epoch 3 to 4)"."""
     if missed := found.count(None):
         return "not reached" if missed == len(found) else f"not reached by {missed}"
     seconds, epochs = zip(*found, strict=True)
@@ -252,7 +252,7 @@ def shown(found: list[tuple[float, float] | None]) -> str:
 
 
 def ratio(times: Sequence[float], bases: Sequence[float]) -> str:
-    """Return the median of the ratios, pair by pair, with their quartiles."""
+    """Return the median of the pairwise ratios, with quartiles."""
     ratios = [time / base for time, base in zip(times, bases, strict=True)]
     if len(ratios) == 1:
         return f"{ratios[0]:.2f}"
@@ -263,7 +263,7 @@ def ratio(times: Sequence[float], bases: Sequence[float]) -> str:
 def run(
     arguments: list[Any], threads: int = 1, *, check: bool = False
 ) -> subprocess.CompletedProcess:
-    """Run Python in this folder, with what follows it, on so many threads."""
+    """Run Python in this folder with these arguments and number of threads."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=HERE,
@@ -275,13 +275,13 @@ def run(
 
 
 def installed() -> str:
-    """Return the other trainers with their versions."""
+    """Return the installed trainers with their versions."""
     found = [package for module, package in peers.MODULES.values() if util.find_spec(module)]
     return ", ".join(f"{package} {metadata.version(package)}" for package in found)
 
 
 def facts(rounds: int, threads: int, more: str) -> str:
-    """Return the line above a table: versions and how often was measured."""
+    """Return the line above a table: versions, threads and rounds."""
     many = f"{threads} thread{'s' * (threads > 1)}, {rounds} round{'s' * (rounds > 1)}"
     return ", ".join(filter(None, (f"torch {torch.__version__}", many, more)))
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_arch_densenet import plugin
-from cnn_arch_densenet.densenet import Bottleneck, Composite, DenseNet, FrugalComposite
+from cnn_arch_densenet.densenet import Bottleneck, Composite, DenseNet, RecomputedComposite
 from cnn_arch_densenet.densenet_cifar import (
     DenseNetCIFAR,
     densenet40_cifar,
     densenet100_cifar,
     plain,
 )
-from cnn_arch_densenet.recomputed import frozen
+from cnn_arch_densenet.recomputed import frozen_statistics
 from cnn_arch_densenet.weights import key_maps
 from cnn_core.errors import UsageError
 from cnn_core.layers import Trace, features, trace
@@ -318,15 +318,15 @@ def test_memory_efficient_mode_recomputes_one_composite_of_each_layer():
     for name in ("densenet121", *CIFAR):
         model = on_meta(name, memory_efficient=True)
         depth = sum(len(block.layers) for block in model.children() if hasattr(block, "layers"))
-        assert len(layers(model, FrugalComposite)) == depth
-        assert not layers(on_meta(name), FrugalComposite)
+        assert len(layers(model, RecomputedComposite)) == depth
+        assert not layers(on_meta(name), RecomputedComposite)
 
 
 def test_batch_normalisation_works_again_after_a_recomputation_fails():
-    composite = FrugalComposite(3, 4, 1).train()
+    composite = RecomputedComposite(3, 4, 1).train()
 
     def fail() -> None:
-        with frozen(composite.norm):
+        with frozen_statistics(composite.norm):
             assert composite.norm.momentum == 0
             raise ZeroDivisionError
 

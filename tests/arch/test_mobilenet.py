@@ -124,11 +124,11 @@ def test_every_convolution_of_v1_is_followed_by_bn_and_relu():
 
 
 def test_widths_thin_as_the_papers_do():
-    assert v1.thinned(0.25, 32, 64, 1024) == [8, 16, 256]
-    assert v1.thinned(0.1, 32) == [8]
+    assert v1.scale_channels(0.25, 32, 64, 1024) == [8, 16, 256]
+    assert v1.scale_channels(0.1, 32) == [8]
     # 24 x 0.35 = 8.4 -> 8, within a tenth; 32 x 0.35 = 11.2 -> 8 is too few -> 16
-    assert v2.thinned(0.35, 24, 32, 16, 96) == [8, 16, 8, 32]
-    assert v2.thinned(1.4, 32, 1280) == [48, 1792]
+    assert v2.scale_channels(0.35, 24, 32, 16, 96) == [8, 16, 8, 32]
+    assert v2.scale_channels(1.4, 32, 1280) == [48, 1792]
 
 
 @pytest.mark.parametrize(("width", "last"), [(0.35, 1280), (1.0, 1280), (1.4, 1792)])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cnn_arch_unet import plugin
-from cnn_arch_unet.unet import centre, unet
+from cnn_arch_unet.unet import centre_crop, unet
 from cnn_arch_unet.unet_same import unet_same
 from cnn_core.errors import UsageError
 from cnn_core.layers import features, trace
@@ -136,7 +136,9 @@ def test_the_2015_network_takes_16_k_plus_60_pixels_from_188_and_names_the_neare
             model(image)
         nearest = [v for v in valid if abs(v - size) < 16] if size > 188 else [188, 204]
         assert f"nearest to {size} are {nearest[0]} and {nearest[1]}" in str(caught.value)
-        assert f"{size} x 188: U-Net takes sides of 188 + 16 k pixels" in str(caught.value)
+        assert f"{size} x 188: the sides of U-Net's images must be 188 + 16 k pixels" in str(
+            caught.value
+        )
     with pytest.raises(UsageError, match="nearest to 573 are 572 and 588"):
         model(torch.empty(1, 1, 572, 573, device="meta"))
 
@@ -177,7 +179,7 @@ def test_the_padded_network_gives_back_the_size_it_gets(size):
 @pytest.mark.parametrize(("inside", "outside"), [(56, 64), (104, 136), (200, 280), (392, 568)])
 def test_crops_are_centred(inside, outside):
     rows, columns = torch.meshgrid(torch.arange(outside), torch.arange(outside), indexing="ij")
-    cropped = centre(torch.stack([rows, columns])[None], (inside, inside))
+    cropped = centre_crop(torch.stack([rows, columns])[None], (inside, inside))
     margin = (outside - inside) // 2
     assert cropped.shape == (1, 2, inside, inside)
     assert cropped[0, :, 0, 0].tolist() == [margin, margin]

@@ -11,8 +11,16 @@ from torch import nn
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
-from cnn_core.testing import CHECKS, SLOW, Case, cases_of, parametrize_with_checks, run_checks
-from cnn_core.testing import checks as kit
+from cnn_core.testing import (
+    CHECKS,
+    SLOW,
+    Case,
+    cases_of,
+    network_checks,
+    parametrize_with_checks,
+    run_checks,
+    spec_checks,
+)
 
 FIRST_PARTY = sorted(
     {e.plugin.distribution for _, e in registry.models() if "cnn-arch-" in e.plugin.distribution}
@@ -102,19 +110,25 @@ def spoiled():
 @pytest.mark.parametrize(
     ("check", "message"),
     [
-        (kit.check_parameters_are_as_claimed, "parameters"),
-        (kit.check_macs_are_as_claimed, "MACs"),
-        (kit.check_stages_run_in_order, r"\['c1', 'fc'\]"),
-        (kit.check_table_has_the_sizes_of_the_maps, "c1 has maps of 30x30, not in the table"),
-        (kit.check_below_the_smallest_size_the_error_names_it, "accepts 31 pixels"),
-        (kit.check_classes_and_channels_are_honoured, "2 classes give"),
-        (kit.check_bad_values_are_refused_with_the_value, "accepts num_classes = 0"),
-        (kit.check_the_last_layer_can_be_replaced, "is not a"),
-        (kit.check_the_seed_decides_the_weights, "differ"),
-        (kit.check_images_do_not_influence_each_other, "differs by"),
-        (kit.check_gradient_reaches_every_parameter, "unused.weight"),
-        (kit.check_grad_cam_at_its_stage, "has no maps"),
-        (kit.check_grad_cam_has_enough_places, r"fc has maps of ; \['c1'\] has 4x4 or more"),
+        (spec_checks.check_parameters_are_as_claimed, "parameters"),
+        (spec_checks.check_macs_are_as_claimed, "MACs"),
+        (spec_checks.check_stages_run_in_order, r"\['c1', 'fc'\]"),
+        (
+            spec_checks.check_table_has_the_sizes_of_the_maps,
+            "c1 has maps of 30x30, not in the table",
+        ),
+        (network_checks.check_below_the_smallest_size_the_error_names_it, "accepts 31 pixels"),
+        (network_checks.check_classes_and_channels_are_honoured, "2 classes give"),
+        (network_checks.check_bad_values_are_refused_with_the_value, "accepts num_classes = 0"),
+        (network_checks.check_the_last_layer_can_be_replaced, "is not a"),
+        (network_checks.check_the_seed_decides_the_weights, "differ"),
+        (network_checks.check_images_do_not_influence_each_other, "differs by"),
+        (network_checks.check_gradient_reaches_every_parameter, "unused.weight"),
+        (network_checks.check_grad_cam_at_its_stage, "has no maps"),
+        (
+            network_checks.check_grad_cam_has_enough_places,
+            r"fc has maps of ; \['c1'\] has 4x4 or more",
+        ),
     ],
 )
 def test_a_check_finds_what_it_is_for(spoiled, check, message):
@@ -126,25 +140,25 @@ def test_a_stage_of_few_places_is_refused_where_another_has_more():
     entry = registry.models().entry("vgg11_cifar")
     late = dataclasses.replace(entry, spec=dataclasses.replace(entry.spec, cam_stage="conv5"))
     with pytest.raises(AssertionError, match=r"conv5 has maps of 2x2; \['conv4'\] has 4x4"):
-        kit.check_grad_cam_has_enough_places(Case(late))
-    kit.check_grad_cam_has_enough_places(Case(entry))
+        network_checks.check_grad_cam_has_enough_places(Case(late))
+    network_checks.check_grad_cam_has_enough_places(Case(entry))
     few = dataclasses.replace(entry.spec, stages=("pool4", "conv5"), cam_stage="conv5")
-    kit.check_grad_cam_has_enough_places(Case(dataclasses.replace(entry, spec=few)))
+    network_checks.check_grad_cam_has_enough_places(Case(dataclasses.replace(entry, spec=few)))
 
 
 def test_a_family_without_a_measured_recipe_is_found(monkeypatch):
     entry = registry.models().entry("lenet5")
     alone = dataclasses.replace(entry, spec=dataclasses.replace(entry.spec, family="alone"))
     with pytest.raises(AssertionError, match="no recipe for any network of the family alone"):
-        kit.check_a_recipe_is_measured(Case(alone))
-    kit.check_a_recipe_is_measured(Case(entry))
+        spec_checks.check_a_recipe_is_measured(Case(alone))
+    spec_checks.check_a_recipe_is_measured(Case(entry))
     few = [
         (name, dataclasses.replace(e, spec=dataclasses.replace(e.spec, claim={})))
         for name, e in registry.recipes()
     ]
     monkeypatch.setattr(registry, "recipes", lambda: few)
     with pytest.raises(AssertionError, match="no claim of three seeds or more in lenet5-digits"):
-        kit.check_a_recipe_is_measured(Case(entry))
+        spec_checks.check_a_recipe_is_measured(Case(entry))
 
 
 def test_an_expected_failure_that_passes_has_failed(monkeypatch):
@@ -274,11 +288,11 @@ def test_what_does_not_hold_of_it_is_said(cnnzoo, site):
         if row["outcome"] == "failed"
     }
     expected = {
-        ("drawn", "check_data_set_is_sound"): "split 'train': 5 samples, expected 6",
+        ("drawn", "check_dataset_is_sound"): "split 'train': 5 samples, expected 6",
         ("drawn", "check_a_spawned_process_reads_the_same"): "reads other samples",
-        ("steady", "check_view_draws_the_same_figure_twice"): "another one each time",
-        ("steady", "check_view_leaves_what_it_is_given_as_it_was"): "changes the random state",
-        ("moody", "check_view_leaves_what_it_is_given_as_it_was"): "changes weights, modes",
+        ("steady", "check_view_draws_the_same_figure_twice"): "differs from the first",
+        ("steady", "check_view_changes_nothing"): "changes the random state",
+        ("moody", "check_view_changes_nothing"): "changes weights, modes",
         ("greet", "check_command_explains_itself"): "has no help text",
         ("many", "check_training_is_the_same_without_it"): "plugin 'many'",
         ("many", "check_plugin_has_no_fault"): "hook cnnzoo_step_end, now silenced",
@@ -336,7 +350,7 @@ def test_weights_that_an_observer_changes_are_noticed(cnnzoo, site):
     )
     done = cnnzoo("check", "cnn-meddler", site=site.path)
     assert done.code == 6
-    assert "the weights are others with it than without it" in " ".join(done.out.split())
+    assert "the weights differ from those of a training without it" in " ".join(done.out.split())
 
 
 def test_the_command_prints_what_does_not_hold(cnnzoo, site, good_source):

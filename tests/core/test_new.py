@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnn_core import files, registry
+from cnn_core import files
 from cnn_core.cli import main
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.plugins.discovery import Plugin
@@ -155,25 +155,25 @@ def test_names_that_the_files_use_are_not_given_away(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("cnn-arch-lenet", "", "'cnn-arch-lenet' is installed already, version 0.1.0"),
-        ("cnn-arch-lenet5", "", "model 'lenet5' is cnn-arch-lenet's already"),
-        ("cnn-arch-viz", "", "plugin 'viz' is cnn-viz's already"),
-        ("cnn-data-digits", "", "dataset 'digits' is cnn-core's already"),
-        ("cnn-viz-gradcam", "", "view 'gradcam' is cnn-viz's already"),
-        ("cnn-cmd-train", "", "command 'train' is cnn-core's already"),
-        ("cnn-cmd-list-models", "", "command 'list-models' is cnn-core's already"),
-        ("click", "arch", "'click' is installed already"),
-        ("json", "arch", "'json' is a module already"),
-        ("mynet", "", "'mynet' begins like no kind of plugin: cnn-arch-…"),
+        ("cnn-arch-lenet", "", "'cnn-arch-lenet' is already installed, version 0.1.0"),
+        ("cnn-arch-lenet5", "", "model 'lenet5' already belongs to cnn-arch-lenet"),
+        ("cnn-arch-viz", "", "plugin 'viz' already belongs to cnn-viz"),
+        ("cnn-data-digits", "", "dataset 'digits' already belongs to cnn-core"),
+        ("cnn-viz-gradcam", "", "view 'gradcam' already belongs to cnn-viz"),
+        ("cnn-cmd-train", "", "command 'train' already belongs to cnn-core"),
+        ("cnn-cmd-list-models", "", "command 'list-models' already belongs to cnn-core"),
+        ("click", "arch", "'click' is already installed"),
+        ("json", "arch", "the module 'json' already exists"),
+        ("mynet", "", "'mynet' has no prefix of a known kind: cnn-arch-…"),
         ("cnn-track-mine", "", "to observe training, copy examples/cnn-track-csv"),
-        ("cnn-arch-class", "", "'class' cannot be a name in Python"),
-        ("cnn-arch-none", "", "'none' cannot be a name in Python"),
-        ("cnn-arch-2x", "", "'2x' cannot be a name in Python"),
-        ("cnn-viz-len", "", "called 'len' would be in the way"),
-        ("cnn-arch-nn", "", "called 'nn' would be in the way"),
-        ("cnn-arch-plugin", "", "called 'plugin' would be in the way"),
-        ("cnn-arch-con", "", "called 'con' would be in the way"),
-        ("cnn-data-lpt1", "", "called 'lpt1' would be in the way"),
+        ("cnn-arch-class", "", "'class' is not a valid name in Python"),
+        ("cnn-arch-none", "", "'none' is not a valid name in Python"),
+        ("cnn-arch-2x", "", "'2x' is not a valid name in Python"),
+        ("cnn-viz-len", "", "the name 'len' is reserved"),
+        ("cnn-arch-nn", "", "the name 'nn' is reserved"),
+        ("cnn-arch-plugin", "", "the name 'plugin' is reserved"),
+        ("cnn-arch-con", "", "the name 'con' is reserved"),
+        ("cnn-data-lpt1", "", "the name 'lpt1' is reserved"),
         ("CNN_Arch.Foo", "", "for example: cnnzoo new cnn-arch-foo"),
     ],
 )
@@ -188,8 +188,8 @@ def test_a_name_that_cannot_be_says_why_and_writes_nothing(here, capsys, name, k
 
 def test_a_known_model_that_is_not_installed_is_taken_too(here, monkeypatch):
     known = {"model": {"squeezenet": "cnn-arch-squeezenet"}}
-    monkeypatch.setattr(registry, "directory", lambda: known)
-    with pytest.raises(UsageError, match=r"'squeezenet' is cnn-arch-squeezenet's already, which"):
+    monkeypatch.setattr(scaffold, "directory", lambda: known)
+    with pytest.raises(UsageError, match="already belongs to cnn-arch-squeezenet, which"):
         write_plugin("cnn-arch-squeezenet", out=here / "x")
 
 
@@ -207,9 +207,9 @@ def test_a_known_model_whose_plugin_does_not_work_is_no_missing_one(
     there = Plugin("bar", "cnn-arch-bar", "1.2.3", "bar", blocked=status)
     if fault:
         there.add_fault("import", fault, fatal=True)
-    monkeypatch.setattr(registry, "directory", lambda: {"model": {"foo": "cnn-arch-bar"}})
+    monkeypatch.setattr(scaffold, "directory", lambda: {"model": {"foo": "cnn-arch-bar"}})
     monkeypatch.setattr(scaffold, "plugins", lambda: SimpleNamespace(all=[there]))
-    with pytest.raises(UsageError, match=f"'foo' is cnn-arch-bar's already, which is {how}"):
+    with pytest.raises(UsageError, match=f"'foo' already belongs to cnn-arch-bar, which is {how}"):
         write_plugin("cnn-arch-foo", out=here / "x")
 
 
@@ -226,7 +226,7 @@ def test_what_is_there_stays_as_it_is(here, capsys, kind):
             (path / "mine").write_text("mine")
     before = sorted((p, p.lstat().st_mtime_ns) for p in here.rglob("*"))
     assert main(["new", "cnn-arch-foo"]) == 2
-    assert "cnn-arch-foo: is there already" in capsys.readouterr().err
+    assert "cnn-arch-foo already exists" in capsys.readouterr().err
     assert sorted((p, p.lstat().st_mtime_ns) for p in here.rglob("*")) == before
 
 

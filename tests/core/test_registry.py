@@ -22,7 +22,7 @@ from cnn_core.registry.catalogue import natural
 from cnn_core.registry.names import contested_defaults, recorded_name
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
 from cnn_core.testing.case import Case
-from cnn_core.testing.checks import check_recipes_are_sound
+from cnn_core.testing.spec_checks import check_recipes_are_sound
 from cnn_core.training.setup import find_recipe
 
 

@@ -1,4 +1,4 @@
-"""The networks keep what cnnzoo asks of every network, and compute what torchvision's do."""
+"""The networks pass the conformance checks, and compute the same as torchvision's."""
 
 import pytest
 import torch

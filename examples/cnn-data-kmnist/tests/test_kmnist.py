@@ -1,4 +1,4 @@
-"""Files like its own are read; what is missing is said."""
+"""Files in the format of KMNIST are read; missing files raise an error."""
 
 import struct
 
@@ -24,6 +24,6 @@ def test_four_files_are_read(tmp_path):
     assert (tuple(test.images.shape), test.targets.tolist()) == ((10, 1, 28, 28), [*range(10)])
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(DatasetMissingError, match=r"no train-images-idx3-ubyte.*\n--data-dir"):
         load_dataset("kmnist", data_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""One row an epoch; new columns; and cnnzoo takes it for a sound plugin."""
+"""One row per epoch; new columns; cnnzoo finds no fault with the plugin."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ RUN = SimpleNamespace(
 )
 
 
-def test_rows_keep_what_they_said_when_columns_are_added(tmp_path, monkeypatch):
+def test_old_rows_keep_their_values_when_columns_are_added(tmp_path, monkeypatch):
     path = tmp_path / "new" / "all.csv"
     monkeypatch.setenv("CNN_TRACK_CSV", str(path))
     plugin.cnnzoo_epoch_end(run=RUN, epoch=1, metrics={"epoch": 1, "train/loss": 0.5})
@@ -26,7 +26,7 @@ def test_rows_keep_what_they_said_when_columns_are_added(tmp_path, monkeypatch):
     assert {row["run"] for row in rows} == {str(RUN.path.absolute())}
 
 
-def test_cnnzoo_finds_it_and_has_no_complaint():
+def test_cnnzoo_finds_no_fault():
     (found,) = [p for p in plugins().all if p.name == "track-csv"]
     assert found.status == "ok"
     assert plugins().hooks(found) == ["cnnzoo_epoch_end", "cnnzoo_fit_end"]

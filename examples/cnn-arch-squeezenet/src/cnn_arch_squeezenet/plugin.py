@@ -1,4 +1,4 @@
-"""What cnn-arch-squeezenet offers to cnnzoo: data only, so that listing models stays fast."""
+"""The plugin of cnn-arch-squeezenet: specs only, and no torch: every command imports it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PAPER = Paper(
     url="https://arxiv.org/abs/1602.07360",
 )
 DEPARTURES = (
-    "weights are drawn as He et al. (2015) say, with 0.01 as the deviation of conv10's",
-    "pools at the border see what is there of a window, as in Caffe",
+    "initialised after He et al. (2015), conv10 from N(0, 0.01^2)",
+    "pooling keeps incomplete windows at the border, as in Caffe",
 )
 
 
@@ -24,7 +24,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             target="cnn_arch_squeezenet.squeezenet:squeezenet1_0",
             family="squeezenet",
             variant="SqueezeNet 1.0, Table 1",
-            summary="Fire modules: squeeze to few maps, expand by 1x1 and 3x3",
+            summary="Fire modules: squeeze to few maps, expand by 1x1 and 3x3 convolutions",
             paper=PAPER,
             input=(3, 224, 224),
             min_size=21,
@@ -45,7 +45,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             target="cnn_arch_squeezenet.squeezenet:squeezenet1_1",
             family="squeezenet",
             variant="SqueezeNet 1.1, the authors' later version",
-            summary="SqueezeNet that pools earlier: 2.3 times less computation",
+            summary="SqueezeNet with earlier pooling: 2.3 times less computation",
             paper=PAPER,
             input=(3, 224, 224),
             min_size=17,

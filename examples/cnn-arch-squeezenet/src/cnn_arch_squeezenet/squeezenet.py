@@ -3,8 +3,8 @@
 F. N. Iandola, S. Han, M. W. Moskewicz, K. Ashraf, W. J. Dally, K. Keutzer, "SqueezeNet:
 AlexNet-level accuracy with 50x fewer parameters and <0.5MB model size", 2016, arXiv:1602.07360.
 
-Table 1: filters of the squeeze layer (s1x1) and of the two halves of the expand layer. Sizes
-are those of an image of 224 pixels; the paper's 111, 55, 27 and 13 are those of one of 227.
+Table 1: numbers of filters in the squeeze layer (s1x1) and in the expand layer (e1x1, e3x3). Sizes
+are for images of 224x224; the paper's 111, 55, 27 and 13 belong to images of 227x227.
 
     layer      maps @ size     filter / stride   s1x1   e1x1   e3x3   parameters
     input        3 @ 224x224
@@ -24,7 +24,7 @@ are those of an image of 224 pixels; the paper's 111, 55, 27 and 13 are those of
     avgpool10 1000 @ 1x1       13x13
                                                                        1,248,424
 
-    in 1.1 pools come earlier: after conv1, fire3 and fire5
+    1.1, with pooling after conv1, fire3 and fire5:
     conv1       64 @ 111x111   3x3 / 2                                     1,792
     fire2      128 @ 55x55                         16     64     64       11,408
     fire3      as above
@@ -33,11 +33,11 @@ are those of an image of 224 pixels; the paper's 111, 55, 27 and 13 are those of
     fire8, 9   512 @ 13x13     as above
                                                                        1,235,496
 
-1.1 is the authors' own later version (github.com/forresti/SqueezeNet): 2.3 times less computation.
+1.1 is a later version by the authors (github.com/forresti/SqueezeNet): 2.3 times less computation.
 
 Departures from the paper:
-  Weights are drawn as He et al. (2015) say, with 0.01 as the deviation of conv10's.
-  Pools at the border see what is there of a window, as in Caffe, in which the paper was done.
+  Initialised after He et al. (2015), conv10 from N(0, 0.01^2).
+  Pooling keeps incomplete windows at the border, as in Caffe, the framework of the paper.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = ["Fire", "SqueezeNet10", "SqueezeNet11", "squeezenet1_0", "squeezenet1
 
 
 class Fire(nn.Module):
-    """Squeeze to few maps, then expand by 1x1 and 3x3 side by side (Fig. 1)."""
+    """Squeeze to few maps, expand by 1x1 and 3x3 filters (Fig. 1): N cin H W -> N cout H W."""
 
     def __init__(self, cin: int, s1x1: int, e1x1: int, e3x3: int) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class Fire(nn.Module):
 
 
 def pool() -> nn.MaxPool2d:
-    """3x3, stride 2, overlapping."""
+    """Overlapping max-pooling, 3x3 with stride 2: N C H W -> N C H/2 W/2."""
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
 class SqueezeNet(Classifier):
-    """What both have: fires, then a convolution that gives each class a map."""
+    """The layers that both versions share: most Fire modules, and a head with a map per class."""
 
     classifier = "conv10"
 
@@ -94,7 +94,7 @@ class SqueezeNet(Classifier):
 
 
 class SqueezeNet10(SqueezeNet):
-    """SqueezeNet of Table 1: N 3 224 224 -> N 1000."""
+    """SqueezeNet 1.0, Table 1: N 3 224 224 -> N 1000."""
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__(num_classes)
@@ -117,7 +117,7 @@ class SqueezeNet10(SqueezeNet):
 
 
 class SqueezeNet11(SqueezeNet):
-    """SqueezeNet 1.1, which pools earlier: N 3 224 224 -> N 1000."""
+    """SqueezeNet 1.1, with earlier pooling: N 3 224 224 -> N 1000."""
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__(num_classes)
@@ -139,7 +139,7 @@ class SqueezeNet11(SqueezeNet):
 
 
 def initialise(model: SqueezeNet) -> None:
-    """He et al. (2015); the last convolution from N(0, 0.01^2), in place."""
+    """Initialise after He et al. (2015), the last convolution from N(0, 0.01^2), in place."""
     he_normal_(model)
     nn.init.normal_(model.conv10.weight, std=0.01)
 

@@ -1,4 +1,4 @@
-"""What torchvision calls the parameters of these networks."""
+"""Names of SqueezeNet's parameters in torchvision."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 
-PLACES = {  # of fire2 to fire9 in torchvision's features
+PLACES = {  # indices of fire2 to fire9 in torchvision's `features`
     "squeezenet1_0": (3, 4, 5, 7, 8, 9, 10, 12),
     "squeezenet1_1": (3, 4, 6, 7, 9, 10, 11, 12),
 }
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the naming that weights of `model` are published under."""
+    """Return the key map of each naming scheme in which weights of `model` are published."""
     fires = ((f"fire{n}", f"features.{place}") for n, place in enumerate(PLACES[model], start=2))
     return {
         "torchvision": KeyMap(("conv1", "features.0"), *fires, ("conv10", "classifier.1")),

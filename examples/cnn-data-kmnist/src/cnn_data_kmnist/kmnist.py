@@ -1,4 +1,4 @@
-"""Kuzushiji-MNIST: four IDX files, as MNIST's."""
+"""Read Kuzushiji-MNIST: four IDX files, in the format of MNIST."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cnn_core.errors import DatasetMissingError
 
 __all__ = ["REMOTE", "load"]
 
-REMOTE = Remote(  # MD5 as torchvision.datasets has them
+REMOTE = Remote(  # checksums as in torchvision.datasets
     mirrors=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
     md5={
         "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",
@@ -19,17 +19,21 @@ REMOTE = Remote(  # MD5 as torchvision.datasets has them
         "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
     },
 )
-BEGINNINGS = {"train": "train", "test": "t10k"}  # of the files' names
+PREFIXES = {"train": "train", "test": "t10k"}  # of the file names
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Read the four files, gzipped or not, from `root`; fetch them first if asked to."""
+    """Read the four files, gzipped or not, from `root`; download them first if `download`.
+
+    Raises:
+        DatasetMissingError: a file is not in `root`.
+    """
     if download:
         fetch(REMOTE, root)
     splits = {}
-    for split, beginning in BEGINNINGS.items():
-        images = read_idx(_find(root, f"{beginning}-images-idx3-ubyte"), 3)
-        labels = read_idx(_find(root, f"{beginning}-labels-idx1-ubyte"), 1)
+    for split, prefix in PREFIXES.items():
+        images = read_idx(_find(root, f"{prefix}-images-idx3-ubyte"), 3)
+        labels = read_idx(_find(root, f"{prefix}-labels-idx1-ubyte"), 1)
         splits[split] = Split(images[:, None], labels.long())
     return Dataset(spec, splits)
 
@@ -40,5 +44,5 @@ def _find(root: Path, name: str) -> Path:
             return path
     raise DatasetMissingError(
         f"dataset 'kmnist': no {name} or {name}.gz in {root}",
-        "--data-dir DIR says where it is, --download fetches it",
+        "--data-dir DIR reads it from a folder, --download fetches it",
     )

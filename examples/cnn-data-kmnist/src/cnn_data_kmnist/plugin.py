@@ -1,4 +1,4 @@
-"""What cnn-data-kmnist offers to cnnzoo: data only, so that listing datasets stays fast."""
+"""The plugin of cnn-data-kmnist: specs only, and no torch: every command imports it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def cnnzoo_datasets() -> list[DatasetSpec]:
         DatasetSpec(
             name="kmnist",
             target="cnn_data_kmnist.kmnist:load",
-            summary="70,000 cursive Japanese characters of ten kinds, 28x28: harder than MNIST",
+            summary="70,000 cursive Japanese characters in ten classes, 28x28: harder than MNIST",
             classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
             image=(1, 28, 28),
             splits={"train": 60_000, "test": 10_000},

@@ -1,4 +1,4 @@
-"""A row for every epoch of every run, in one CSV file."""
+"""Track every epoch of every run in one CSV file."""
 
 __version__ = "0.1.0"
 

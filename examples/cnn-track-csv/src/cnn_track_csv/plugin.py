@@ -1,7 +1,7 @@
-"""Append a row for every epoch of every run to one CSV file: CNN_TRACK_CSV, ./experiments.csv.
+"""Append a row for every epoch of every run to one CSV file.
 
-cnnzoo imports this module at every start: it knows nothing that is slow to import. What it raises
-costs one line on stderr; training goes on without it.
+The file is $CNN_TRACK_CSV, by default ./experiments.csv. Every cnnzoo command imports this module,
+so it imports nothing slow. If it raises, cnnzoo prints a line on stderr and trains on without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def cnnzoo_epoch_end(run: Run, epoch: int, metrics: Mapping[str, float]) -> None
 
 @hookimpl
 def cnnzoo_fit_end(run: Run, metrics: Mapping[str, float]) -> None:
-    _append(_file(), {**_who(run), **metrics})  # "epoch" is the one whose weights were kept
+    # `metrics` has the epoch of the weights that were kept.
+    _append(_file(), {**_who(run), **metrics})
 
 
 def _file() -> Path:
@@ -46,7 +47,7 @@ def _who(run: Run) -> dict[str, str]:
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row; if it has columns that the file lacks, write the file again with them."""
+    """Append a row; if it has new columns, rewrite the file with them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f"{path.name}.lock")):
         header = _header(path)
@@ -54,7 +55,7 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         columns = [*columns, *(name for name in row if name not in columns)]
         if columns == header:
             with path.open("a", encoding="utf-8", newline="") as file:
-                if not _ends_a_line(path):  # a power cut in the middle of a row: it stays alone
+                if not _ends_a_line(path):  # half a row, after a power cut: begin a new line
                     file.write("\n")
                 csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
         else:
@@ -75,7 +76,10 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _rewrite(path: Path, columns: list[str], row: Mapping[str, Any]) -> None:
-    """Write what is there and the row under more columns; the file is the old or the new one."""
+    """Write the old rows and the new one under more columns.
+
+    Written to a temporary file and renamed: a crash leaves either the old file or the new one.
+    """
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as file:
@@ -90,8 +94,12 @@ def _rewrite(path: Path, columns: list[str], row: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time change the file. Its lock is a file of its own: it stays."""
+    """Let only one process at a time change the CSV file.
+
+    The lock is a file of its own, since the CSV file is replaced by a rename. It is never deleted:
+    another process may be waiting for it.
+    """
     with path.open("w") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
         yield

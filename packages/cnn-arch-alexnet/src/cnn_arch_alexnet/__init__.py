@@ -1,4 +1,4 @@
-"""AlexNet (2012), its one-tower form (2014), and a form for small images, for cnnzoo."""
+"""AlexNet (2012), its one-tower variant (2014), and one for small images, for cnnzoo."""
 
 from typing import TYPE_CHECKING
 

@@ -2,7 +2,7 @@
 
 A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet classification with deep convolutional
 neural networks", Advances in Neural Information Processing Systems 25, 2012. The paper has no
-table of its layers; this is its section 3.5 and Fig. 2 as one:
+table of its layers; this one is compiled from section 3.5 and Fig. 2:
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
     input   image                        3 @ 227x227
@@ -21,14 +21,14 @@ table of its layers; this is its section 3.5 and Fig. 2 as one:
     fc8     fully connected             1000            4,097,000       4,096,000
                                                        60,965,224     724,406,816
 
-Two towers, one on each of two GPUs, see only their own half of the maps in conv2, conv4 and
-conv5 (hence the kernels' depth of 48 and 192); conv3 and the fully connected layers see both.
+The network has two towers, one on each of two GPUs. In conv2, conv4 and conv5 each tower sees only
+its own half of the maps (hence kernels of depth 48 and 192); conv3 and fc6 to fc8 see all maps.
 
 Departures from the paper:
-  One machine: the towers are the two groups of one convolution.
-  Images are 227x227: the paper's 224 is no whole number of windows in conv1 (54.25).
-  The paper takes one size only. Here others are averaged to 6x6 after pool5, from 67x67 up;
-  at 227x227 that changes nothing.
+  One device: the towers are the two groups of a grouped convolution.
+  Images are 227x227: with the paper's 224x224, conv1 would have 54.25 positions, not 55.
+  The paper has one image size. Here maps of other sizes, from 67x67 up, are averaged to 6x6 after
+  pool5, which changes nothing at 227x227.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["AlexNet", "alexnet", "krizhevsky_normal_"]
 
 
 class AlexNet(Classifier):
-    """AlexNet (2012), layer by layer under the names of its release: N C H W -> N classes."""
+    """AlexNet (2012), with the layer names of the authors' release: N C H W -> N classes."""
 
     classifier = "fc8"
 
@@ -85,8 +85,11 @@ class AlexNet(Classifier):
 
 
 def krizhevsky_normal_(model: AlexNet) -> None:
-    """Draw weights from N(0, 0.01^2); biases are 1 in some layers, so that ReLUs see positive
-    inputs from the start and learning is fast, and 0 in the others (section 5), in place."""
+    """Draw weights from N(0, 0.01^2) and set biases to 1 or 0, in place (section 5).
+
+    A bias of 1 gives the ReLUs of conv2, conv4, conv5, fc6 and fc7 positive inputs at first, which
+    speeds up the early stages of learning.
+    """
     for name, layer in model.named_children():
         if isinstance(layer, ConvReLU | nn.Linear):
             one = name in ("conv2", "conv4", "conv5", "fc6", "fc7")

@@ -1,4 +1,4 @@
-"""AlexNet in one tower, as torchvision has it.
+"""AlexNet in one tower, as in torchvision.
 
 A. Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014,
 arXiv:1404.5997, section 5. The paper gives the number of kernels in words:
@@ -19,12 +19,12 @@ arXiv:1404.5997, section 5. The paper gives the number of kernels in words:
                                                        61,100,840     714,188,480
 
 Departures from the paper, all of them torchvision's:
-  conv4 has 256 kernels. The paper says 384, and also "0.2% more parameters" than the two-tower
-  network, which is true of 256 only; the author's configuration for one GPU has 256 as well.
-  Dropout is on the inputs of fc6 and fc7, not on their outputs.
+  conv4 has 256 kernels. The paper's text has 384, but also "0.2% more parameters" than the
+  two-tower network, which only 256 gives; the author's configuration for one GPU has 256 too.
+  Dropout is applied to the inputs of fc6 and fc7, not to their outputs.
   No response normalisation, and torch's default initialisation.
-  One softmax over the classes; the paper trains a thousand independent logistic units.
-  Sizes other than 224x224 are averaged to 6x6 after pool5, from 63x63 up.
+  A softmax over the classes; the paper trains a thousand independent logistic units.
+  Maps of image sizes other than 224x224, from 63x63 up, are averaged to 6x6 after pool5.
 """
 
 from __future__ import annotations
@@ -78,5 +78,5 @@ class AlexNetOWT(Classifier):
 
 
 def alexnet_owt(num_classes: int = 1000, in_channels: int = 3) -> AlexNetOWT:
-    """AlexNet in one tower, torchvision's form: 61,100,840 parameters."""
+    """AlexNet in one tower, as in torchvision: 61,100,840 parameters."""
     return AlexNetOWT(num_classes, in_channels)

@@ -2,7 +2,7 @@
 
 After A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet classification with deep
 convolutional neural networks", Advances in Neural Information Processing Systems 25, 2012: one
-of its two towers, behind a first layer that leaves small images their size.
+of its two towers, with a first layer that keeps the size of small images.
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
     input   image                        3 @ 32x32
@@ -22,11 +22,11 @@ of its two towers, behind a first layer that leaves small images their size.
                                                         9,345,226     100,962,304
 
 Departures from the paper:
-  One tower of the two, with its widths: half the maps, half the fully connected units.
-  conv1 has 5x5 kernels at stride 1 in place of 11x11 at stride 4.
-  Pools round sizes up, so that every one halves the image; at 227x227 nothing would change.
-  Maps are averaged to 4x4 before fc6 (at 96x96: from 12x12); fc6 has 2,048 inputs, not 9,216.
-  Initialised after He et al. (2015), biases 0: such a small network learns from the first step.
+  One of the two towers, with its widths: half the maps, half the fully connected units.
+  conv1 has 5x5 kernels with stride 1 instead of 11x11 with stride 4.
+  Pooling rounds sizes up, so that each layer halves 32x32 exactly; 227x227 would be unaffected.
+  Maps are averaged to 4x4 before fc6 (from 12x12 at 96x96); fc6 has 2,048 inputs, not 9,216.
+  Initialised after He et al. (2015) with biases 0: the network learns from the first step.
 """
 
 from __future__ import annotations

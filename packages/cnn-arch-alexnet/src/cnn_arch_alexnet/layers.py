@@ -1,4 +1,4 @@
-"""What the AlexNets have in common: a convolution with its ReLU, response normalisation.
+"""Layers shared by the AlexNets: convolution with ReLU, local response normalisation.
 
 A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet classification with deep convolutional
 neural networks", Advances in Neural Information Processing Systems 25, 2012, section 3.
@@ -12,7 +12,7 @@ __all__ = ["ConvReLU", "response_norm"]
 
 
 class ConvReLU(nn.Conv2d):
-    """A convolution and its f(x) = max(0, x) (section 3.1): N C H W -> N C' H' W'."""
+    """A convolution followed by f(x) = max(0, x) (section 3.1): N C H W -> N C' H' W'."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu_()
@@ -21,6 +21,6 @@ class ConvReLU(nn.Conv2d):
 def response_norm() -> nn.LocalResponseNorm:
     """b = a / (k + alpha * sum of a^2 over n adjacent maps)^beta (section 3.3).
 
-    k = 2, n = 5, alpha = 1e-4, beta = 0.75. torch divides the sum by n: hence the 5 in alpha.
+    k = 2, n = 5, alpha = 1e-4, beta = 0.75. The factor 5 cancels torch's division of the sum by n.
     """
     return nn.LocalResponseNorm(size=5, alpha=5 * 1e-4, beta=0.75, k=2)

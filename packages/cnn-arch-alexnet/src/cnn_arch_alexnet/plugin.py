@@ -1,4 +1,4 @@
-"""What cnn-arch-alexnet offers to cnnzoo."""
+"""The plugin of cnn-arch-alexnet: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -21,79 +21,79 @@ HIDDEN = ("conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8")
 PLAIN = ("conv1", "pool1", "conv2", "pool2", *HIDDEN)
 NORMALISED = ("conv1", "norm1", "pool1", "conv2", "norm2", "pool2", *HIDDEN)
 
+ALEXNET = ModelSpec(
+    name="alexnet",
+    target="cnn_arch_alexnet.alexnet:alexnet",
+    family="alexnet",
+    variant="AlexNet, 2012",
+    summary="AlexNet exactly as published: two towers, response normalisation",
+    paper=ALEXNET_2012,
+    input=(3, 227, 227),
+    min_size=67,
+    num_classes=1000,
+    params=60_965_224,
+    macs=724_406_816,
+    stages=NORMALISED,
+    cam_stage="conv5",
+    departures=(
+        "one device: the two towers are the two groups of a grouped convolution",
+        "images are 227x227: 224x224 would not give conv1 a whole number of positions",
+        "maps of other image sizes are averaged to 6x6 before fc6",
+    ),
+    tags=("paper",),
+)
+ALEXNET_OWT = ModelSpec(
+    name="alexnet_owt",
+    target="cnn_arch_alexnet.alexnet_owt:alexnet_owt",
+    family="alexnet",
+    variant="AlexNet in one tower, 2014, as in torchvision",
+    summary="AlexNet in one tower, without response normalisation, as in torchvision",
+    paper=ONE_WEIRD_TRICK,
+    input=(3, 224, 224),
+    min_size=63,
+    num_classes=1000,
+    params=61_100_840,
+    macs=714_188_480,
+    stages=PLAIN,
+    cam_stage="conv5",
+    key_maps="cnn_arch_alexnet.weights:key_maps",
+    departures=(
+        "conv4 has 256 kernels, not the 384 of the paper's text",
+        "dropout is applied to the inputs of fc6 and fc7, not to their outputs",
+        "no response normalisation, and torch's initialisation",
+        "a softmax over the classes instead of a thousand logistic units",
+        "maps of other image sizes are averaged to 6x6 before fc6",
+    ),
+    tags=("torchvision",),
+)
+ALEXNET_SMALL = ModelSpec(
+    name="alexnet_small",
+    target="cnn_arch_alexnet.alexnet_small:alexnet_small",
+    family="alexnet",
+    variant="one tower of AlexNet, for small images",
+    summary="one tower of AlexNet with a 5x5 first layer, for 32x32 and 96x96",
+    paper=ALEXNET_2012,
+    input=(3, 32, 32),
+    min_size=8,
+    num_classes=10,
+    params=9_345_226,
+    macs=100_962_304,
+    stages=NORMALISED,
+    cam_stage="conv5",
+    departures=(
+        "not a published network: one of the two towers, with its widths",
+        "conv1 has 5x5 kernels with stride 1 instead of 11x11 with stride 4",
+        "pooling rounds sizes up",
+        "maps are averaged to 4x4 before fc6",
+        "initialised after He et al. (2015), biases 0",
+    ),
+    tags=("small",),
+)
+
 
 @hookimpl
 def cnnzoo_models() -> list[ModelSpec]:
-    return [
-        ModelSpec(
-            name="alexnet",
-            target="cnn_arch_alexnet.alexnet:alexnet",
-            family="alexnet",
-            variant="AlexNet, 2012",
-            summary="AlexNet exactly as published: two towers, response normalisation",
-            paper=ALEXNET_2012,
-            input=(3, 227, 227),
-            min_size=67,
-            num_classes=1000,
-            params=60_965_224,
-            macs=724_406_816,
-            stages=NORMALISED,
-            cam_stage="conv5",
-            departures=(
-                "one machine: the two towers are the two groups of one convolution",
-                "images are 227x227: the paper's 224 is no whole number of windows",
-                "other sizes are averaged to 6x6 before fc6; at 227x227 that changes nothing",
-            ),
-            tags=("paper",),
-        ),
-        ModelSpec(
-            name="alexnet_owt",
-            target="cnn_arch_alexnet.alexnet_owt:alexnet_owt",
-            family="alexnet",
-            variant="AlexNet in one tower, 2014, torchvision's form",
-            summary="AlexNet in one tower, without response normalisation, as torchvision has it",
-            paper=ONE_WEIRD_TRICK,
-            input=(3, 224, 224),
-            min_size=63,
-            num_classes=1000,
-            params=61_100_840,
-            macs=714_188_480,
-            stages=PLAIN,
-            cam_stage="conv5",
-            key_maps="cnn_arch_alexnet.weights:key_maps",
-            departures=(
-                "conv4 has 256 kernels, not the 384 of the paper's text",
-                "dropout is on the inputs of fc6 and fc7, not on their outputs",
-                "no response normalisation, and torch's initialisation",
-                "one softmax over the classes for a thousand logistic units",
-                "other sizes are averaged to 6x6 before fc6; at 224x224 that changes nothing",
-            ),
-            tags=("torchvision",),
-        ),
-        ModelSpec(
-            name="alexnet_small",
-            target="cnn_arch_alexnet.alexnet_small:alexnet_small",
-            family="alexnet",
-            variant="one tower of AlexNet, for small images",
-            summary="one tower of AlexNet behind a 5x5 first layer, for 32x32 and 96x96",
-            paper=ALEXNET_2012,
-            input=(3, 32, 32),
-            min_size=8,
-            num_classes=10,
-            params=9_345_226,
-            macs=100_962_304,
-            stages=NORMALISED,
-            cam_stage="conv5",
-            departures=(
-                "not a published network: one tower of the two, with its widths",
-                "conv1 has 5x5 kernels at stride 1 for 11x11 at stride 4",
-                "pools round sizes up",
-                "maps are averaged to 4x4 before fc6",
-                "initialised after He et al. (2015), biases 0",
-            ),
-            tags=("small",),
-        ),
-    ]
+    return [ALEXNET, ALEXNET_OWT, ALEXNET_SMALL]
 
 
 @hookimpl

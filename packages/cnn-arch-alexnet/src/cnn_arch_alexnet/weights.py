@@ -1,4 +1,4 @@
-"""Names of AlexNet's parameters in other libraries."""
+"""Names of AlexNet's parameters in torchvision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["key_maps"]
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return, for each naming that has this model, how it names the parameters."""
+    """Return the key map of each naming scheme that has this model; there may be none."""
     return {"torchvision": TORCHVISION} if model == "alexnet_owt" else {}
 
 

@@ -1,4 +1,4 @@
-"""DenseNet (2016), for ImageNet and for CIFAR, for cnnzoo."""
+"""DenseNet (2016) for ImageNet and CIFAR, for cnnzoo."""
 
 from typing import TYPE_CHECKING
 

@@ -16,12 +16,14 @@ networks", CVPR 2017, arXiv:1608.06993 (2016), Table 1:
     dense block 4     7x7      [1x1, 3x3] x 16   x 32    x 32    x 24
     classification    1x1      7x7 global average pool, 1000-d fully connected
 
-Every "conv" of a block or a transition is batch normalisation, ReLU, convolution. The 161 is
-in the first versions of the paper and in the authors' code; the last version has a 264.
+Every "conv" of a block or a transition stands for batch normalisation, ReLU, convolution.
+DenseNet-161 is in the first versions of the paper and in the authors' code; the last version of
+the paper has DenseNet-264 instead.
 
 Departures from the paper:
   The first convolution is followed, not preceded, by batch normalisation and ReLU, and both
-  stand again before the last pool: so in the authors' code; Table 1 shows neither.
+  precede the last pooling, as in the authors' code; Table 1 shows neither.
+  The last average pooling is global: 7x7 for images of 224x224, and other sizes for others.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ __all__ = [
     "Composite",
     "DenseBlock",
     "DenseNet",
-    "FrugalComposite",
+    "RecomputedComposite",
     "Transition",
     "densenet121",
     "densenet161",
@@ -54,13 +56,13 @@ __all__ = [
 
 
 class Composite(nn.Module):
-    """H of Eq. 2: batch normalisation, ReLU, convolution of its inputs, concatenated."""
+    """H_l of Eq. 2: concatenation of the inputs, batch normalisation, ReLU, convolution."""
 
     def __init__(self, cin: int, cout: int, kernel: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(cin)
         self.conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False)
-        self.dropout = dropout  # section 4.2: 0.2, where images are not augmented
+        self.dropout = dropout  # 0.2 for training without data augmentation (section 4.2)
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = torch.cat(maps, 1) if len(maps) > 1 else maps[0]
@@ -68,8 +70,8 @@ class Composite(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-class FrugalComposite(Composite):
-    """The same, which keeps none of its maps for the backward pass, but computes them again."""
+class RecomputedComposite(Composite):
+    """A Composite that recomputes its maps in the backward pass instead of keeping them."""
 
     def forward(self, *maps: Tensor) -> Tensor:
         forward = super().forward
@@ -77,13 +79,13 @@ class FrugalComposite(Composite):
 
 
 class Bottleneck(nn.Module):
-    """A layer of DenseNet-B: k new maps, through 4k that are cheaper to convolve."""
+    """A layer of DenseNet-B (section 3): a 1x1 convolution to 4k maps, then a 3x3 to k maps."""
 
     def __init__(
         self, cin: int, growth: int, dropout: float = 0.0, memory_efficient: bool = False
     ) -> None:
         super().__init__()
-        first = FrugalComposite if memory_efficient else Composite
+        first = RecomputedComposite if memory_efficient else Composite
         self.reduce = first(cin, 4 * growth, 1, dropout)
         self.grow = Composite(4 * growth, growth, 3, dropout)
 
@@ -92,7 +94,7 @@ class Bottleneck(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """`depth` layers, each of which sees the input and the maps of all layers before it."""
+    """`depth` layers; each gets the input and the maps of all preceding layers (Fig. 1)."""
 
     def __init__(
         self, cin: int, depth: int, growth: int, layer: Callable[[int, int], nn.Module]
@@ -109,7 +111,7 @@ class DenseBlock(nn.Module):
 
 
 class Transition(Composite):
-    """Between blocks: theta ("compression") of the maps, at half the size."""
+    """Between blocks: keep a fraction theta of the maps, the compression, and halve their size."""
 
     def __init__(self, cin: int, theta: float, dropout: float = 0.0) -> None:
         super().__init__(cin, math.floor(theta * cin), 1, dropout)
@@ -122,7 +124,7 @@ class Transition(Composite):
 class DenseNet(Classifier):
     """DenseNet-BC for ImageNet: N C 224 224 -> N classes.
 
-    `memory_efficient` trains in less memory and more time, to the same numbers.
+    `memory_efficient` trades time for memory in training; the results are the same.
     """
 
     classifier = "linear"
@@ -208,5 +210,5 @@ def densenet201(
 def densenet161(
     num_classes: int = 1000, in_channels: int = 3, memory_efficient: bool = False
 ) -> DenseNet:
-    """DenseNet-161, the wide one: 28,681,000 parameters."""
+    """DenseNet-161, with k = 48: 28,681,000 parameters."""
     return DenseNet(*TABLE_1["densenet161"], num_classes, in_channels, memory_efficient)

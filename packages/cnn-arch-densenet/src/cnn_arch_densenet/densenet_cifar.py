@@ -6,9 +6,9 @@ networks", CVPR 2017, arXiv:1608.06993 (2016), section 3 and Table 2:
     layers           output  DenseNet (L=40, k=12)    DenseNet-BC (L=100, k=12)
     convolution      32x32   3x3 conv, 16 filters     3x3 conv, 2k = 24 filters
     dense block 1    32x32   3x3 conv x 12            [1x1 conv, 3x3 conv] x 16
-    transition 1     16x16   1x1 conv, 2x2 avg pool   the same, to half the maps
+    transition 1     16x16   1x1 conv, 2x2 avg pool   the same, half the maps
     dense block 2    16x16   3x3 conv x 12            [1x1 conv, 3x3 conv] x 16
-    transition 2     8x8     1x1 conv, 2x2 avg pool   the same, to half the maps
+    transition 2     8x8     1x1 conv, 2x2 avg pool   the same, half the maps
     dense block 3    8x8     3x3 conv x 12            [1x1 conv, 3x3 conv] x 16
     classification   1x1     8x8 global average pool, 10-d fully connected
 
@@ -16,11 +16,11 @@ networks", CVPR 2017, arXiv:1608.06993 (2016), section 3 and Table 2:
     parameters               1.0M                     0.8M
     error C10+ (C10)         5.24 (7.00) %            4.51 (5.92) %
 
-Every "conv" of a block or a transition is batch normalisation, ReLU, convolution.
+Every "conv" of a block or a transition stands for batch normalisation, ReLU, convolution.
 
 Departures from the paper:
-  None. Batch normalisation and ReLU before the last pool, which the paper does not mention,
-  are as in the authors' code.
+  None for 32x32 images. Batch normalisation and ReLU precede the last pooling, as in the authors'
+  code; the paper does not mention them. Other image sizes are pooled globally.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cnn_arch_densenet.densenet import (
     Bottleneck,
     Composite,
     DenseBlock,
-    FrugalComposite,
+    RecomputedComposite,
     Transition,
 )
 from cnn_core.layers import Classifier, he_normal_, require_size
@@ -48,8 +48,8 @@ __all__ = ["DenseNetCIFAR", "densenet100_cifar", "densenet40_cifar"]
 class DenseNetCIFAR(Classifier):
     """Three dense blocks of `depth` layers: N C 32 32 -> N classes.
 
-    `layer` makes one layer of a block from its number of inputs and the growth rate; `first`
-    is the number of filters of the first convolution; transitions keep `theta` of the maps.
+    `layer` builds a layer from its number of input maps and the growth rate k. `first` is the
+    number of filters of the first convolution. Transitions keep a fraction `theta` of the maps.
     """
 
     classifier = "linear"
@@ -99,8 +99,8 @@ class DenseNetCIFAR(Classifier):
 def plain(
     cin: int, growth: int, dropout: float = 0.0, memory_efficient: bool = False
 ) -> Composite:
-    """A layer without a bottleneck: k new maps by one 3x3 convolution."""
-    kind = FrugalComposite if memory_efficient else Composite
+    """A layer without a bottleneck: a 3x3 convolution to k new maps."""
+    kind = RecomputedComposite if memory_efficient else Composite
     return kind(cin, growth, 3, dropout)
 
 
@@ -110,9 +110,21 @@ def densenet40_cifar(
     dropout: float = 0.0,
     memory_efficient: bool = False,
 ) -> DenseNetCIFAR:
-    """DenseNet (L=40, k=12): 1,019,722 parameters; dropout of 0.2 without augmentation."""
+    """DenseNet (L=40, k=12): 1,019,722 parameters.
+
+    `dropout` is a rate; the paper uses 0.2 on data without augmentation.
+    """
     layer = partial(plain, dropout=dropout, memory_efficient=memory_efficient)
-    return DenseNetCIFAR(layer, 12, 12, 16, 1.0, num_classes, in_channels, dropout)
+    return DenseNetCIFAR(
+        layer,
+        depth=12,
+        growth=12,
+        first=16,
+        theta=1.0,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        dropout=dropout,
+    )
 
 
 def densenet100_cifar(
@@ -121,6 +133,15 @@ def densenet100_cifar(
     dropout: float = 0.0,
     memory_efficient: bool = False,
 ) -> DenseNetCIFAR:
-    """DenseNet-BC (L=100, k=12): 769,162 parameters; dropout of 0.2 without augmentation."""
+    """DenseNet-BC (L=100, k=12): 769,162 parameters. Dropout as for densenet40_cifar."""
     layer = partial(Bottleneck, dropout=dropout, memory_efficient=memory_efficient)
-    return DenseNetCIFAR(layer, 16, 12, 24, 0.5, num_classes, in_channels, dropout)
+    return DenseNetCIFAR(
+        layer,
+        depth=16,
+        growth=12,
+        first=24,
+        theta=0.5,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        dropout=dropout,
+    )

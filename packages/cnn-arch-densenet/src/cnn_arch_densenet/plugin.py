@@ -1,4 +1,4 @@
-"""What cnn-arch-densenet offers to cnnzoo."""
+"""The plugin of cnn-arch-densenet: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CIFAR = (
     ("densenet100_cifar", "DenseNet-BC, L=100, k=12, theta=0.5",     769_162, 287_929_692),
 )
 # fmt: on
-REPORTED = {  # Table 2; "C10+" is with shifts and mirror images
-    "densenet40_cifar": {"cifar10": "7.00 % test error, 5.24 % with shifts and mirror images"},
-    "densenet100_cifar": {"cifar10": "5.92 % test error, 4.51 % with shifts and mirror images"},
+REPORTED = {  # Table 2: C10 and C10+, which is augmented by shifts and mirroring
+    "densenet40_cifar": {"cifar10": "7.00 % test error, 5.24 % with shifts and mirroring"},
+    "densenet100_cifar": {"cifar10": "5.92 % test error, 4.51 % with shifts and mirroring"},
 }
 
 
@@ -41,13 +41,13 @@ def cnnzoo_recipes() -> list[RecipeSpec]:
 
 
 def imagenet(name: str, variant: str, params: int, macs: int) -> ModelSpec:
-    """Describe one column of Table 1."""
+    """Return the spec of one column of Table 1."""
     return ModelSpec(
         name=name,
         target=f"cnn_arch_densenet.densenet:{name}",
         family="densenet",
         variant=variant,
-        summary=f"{variant}: every layer sees the maps of all before it in its block",
+        summary=f"{variant}: each layer sees the maps of all preceding layers of its block",
         paper=PAPER,
         input=(3, 224, 224),
         min_size=29,
@@ -61,16 +61,16 @@ def imagenet(name: str, variant: str, params: int, macs: int) -> ModelSpec:
         cam_stage="norm",
         key_maps="cnn_arch_densenet.weights:key_maps",
         departures=(
-            "batch normalisation and ReLU follow the first convolution and stand before the "
-            "last pool, as in the authors' code; Table 1 shows neither",
-            "the average pool takes whatever the images leave, 7x7 at 224x224",
+            "batch normalisation and ReLU follow the first convolution and precede the last "
+            "pooling, as in the authors' code; Table 1 shows neither",
+            "the last average pooling is global, 7x7 at 224x224",
         ),
         tags=("paper", "imagenet"),
     )
 
 
 def cifar(name: str, variant: str, params: int, macs: int) -> ModelSpec:
-    """Describe one row of Table 2."""
+    """Return the spec of one row of Table 2."""
     return ModelSpec(
         name=name,
         target=f"cnn_arch_densenet.densenet_cifar:{name}",
@@ -90,6 +90,6 @@ def cifar(name: str, variant: str, params: int, macs: int) -> ModelSpec:
         cam_stage="norm",
         key_maps="cnn_arch_densenet.weights:key_maps" if name == "densenet100_cifar" else "",
         reported=REPORTED.get(name, {}),
-        departures=("the average pool takes whatever the images leave, 8x8 at 32x32",),
+        departures=("the last average pooling is global, 8x8 at 32x32",),
         tags=("paper", "cifar"),
     )

@@ -1,6 +1,8 @@
-"""Training in less memory and more time, to the same numbers.
+"""Recompute maps in the backward pass instead of keeping them: less memory, more time.
 
-G. Pleiss and others, "Memory-efficient implementation of DenseNets", arXiv 1707.06990.
+G. Pleiss, D. Chen, G. Huang, T. Li, L. van der Maaten, K. Q. Weinberger, "Memory-efficient
+implementation of DenseNets", 2017, arXiv:1707.06990. A dense block keeps the concatenated input
+of each layer, so its memory grows with the square of its depth; recomputing makes that linear.
 """
 
 from __future__ import annotations
@@ -17,18 +19,18 @@ Context = AbstractContextManager[None]
 
 
 def recomputed(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *maps: Tensor) -> Tensor:
-    """Apply `function`, which runs `norm`, and again in the backward pass: nothing is kept."""
-    return checkpoint(function, *maps, use_reentrant=False, context_fn=lambda: both_times(norm))
+    """Return function(*maps); run it again in the backward pass. `function` must apply `norm`."""
+    return checkpoint(function, *maps, use_reentrant=False, context_fn=lambda: contexts(norm))
 
 
-def both_times(norm: nn.BatchNorm2d) -> tuple[Context, Context]:
-    """Return what surrounds the forward pass, and what its repetition in the backward."""
-    return nullcontext(), frozen(norm)
+def contexts(norm: nn.BatchNorm2d) -> tuple[Context, Context]:
+    """Return the context of the forward pass and that of its repetition."""
+    return nullcontext(), frozen_statistics(norm)
 
 
 @contextmanager
-def frozen(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Leave the running averages alone: they have seen these maps already."""
+def frozen_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """Keep the running averages fixed: the forward pass has counted this batch already."""
     momentum, count = norm.momentum, norm.num_batches_tracked
     norm.momentum, norm.num_batches_tracked = 0.0, None
     try:

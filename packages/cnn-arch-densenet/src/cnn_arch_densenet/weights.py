@@ -1,4 +1,4 @@
-"""What other libraries call the parameters of these networks."""
+"""Names of DenseNet's parameters in other libraries."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 
-LAYERS = range(48)  # of the longest block, the third of densenet201
+LAYERS = range(48)  # the deepest block, the third of densenet201, has 48 layers
 
 
 def torchvision(dot: str) -> KeyMap:
-    """Return torchvision's names; `dot` stands in "norm.1", as in the files it publishes.
+    """Return torchvision's names: "norm1", or with `dot` "norm.1", as in its published files.
 
-    Layers count from 1 there, from 0 here.
+    torchvision counts layers from 1; here they count from 0.
     """
     layers = (
         (f"block{{b}}.layers.{i}.{ours}", f"features.denseblock{{b}}.denselayer{i + 1}.{theirs}")
@@ -35,7 +35,7 @@ def torchvision(dot: str) -> KeyMap:
 
 
 def pytorchcv() -> KeyMap:
-    """Return pytorchcv's names of densenet100_cifar; its transitions begin the next stage."""
+    """Return pytorchcv's names for densenet100_cifar; its transitions belong to the next stage."""
     layers = (
         (f"block{{b}}.layers.{i}.{ours}", f"features.stage{{b}}.unit{i + 1}.{theirs}")
         for i in LAYERS
@@ -59,9 +59,10 @@ def pytorchcv() -> KeyMap:
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the namings that weights of `model` are published under.
+    """Return the key map of each naming scheme in which weights of `model` are published.
 
-    densenet40_cifar has none: pytorchcv's halves its maps in transitions, which only BC does.
+    densenet40_cifar has none: pytorchcv's version compresses in transitions, which the paper does
+    only in DenseNet-BC.
     """
     if model == "densenet100_cifar":
         return {"pytorchcv": pytorchcv()}

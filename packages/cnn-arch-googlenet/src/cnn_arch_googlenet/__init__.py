@@ -1,4 +1,4 @@
-"""GoogLeNet (2014), and its form with batch normalisation, for cnnzoo."""
+"""GoogLeNet (2014), and its variant with batch normalisation, for cnnzoo."""
 
 from typing import TYPE_CHECKING
 

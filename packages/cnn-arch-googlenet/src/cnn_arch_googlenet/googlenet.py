@@ -24,13 +24,14 @@ A. Rabinovich, "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842 (201
     dropout (40%)           1x1x1024
     linear                  1x1x1000
 
-Auxiliary classifiers, in training only, on (4a) and (4d): avg pool 5x5/3 to 4x4, 1x1
-convolution to 128, fully connected 1024, dropout (70%), linear; their losses count 0.3 each.
+Two auxiliary classifiers, in training only, on top of (4a) and (4d): avg pool 5x5/3 to 4x4, 1x1
+convolution with 128 filters, fully connected layer with 1024 units, dropout (70%), linear. Their
+losses are added with a weight of 0.3 each.
 
 Departures from the paper:
-  The paper does not give the constants of the local response normalisation of Fig. 3, nor
-  the initialisation: both are those of BVLC's replication (Caffe, models/bvlc_googlenet).
-  The average pool takes whatever the images leave, 7x7 for images of 224x224.
+  The paper gives neither the constants of the local response normalisation (Fig. 3) nor the
+  initialisation: both are taken from BVLC's replication (Caffe, models/bvlc_googlenet).
+  The last average pooling is global: 7x7 for images of 224x224, and other sizes for others.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ __all__ = ["GoogLeNet", "googlenet"]
 
 
 class Conv(nn.Conv2d):
-    """A convolution and its ReLU; padded, so that stride alone makes maps smaller."""
+    """A padded convolution with ReLU: N cin H W -> N cout H/stride W/stride."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1) -> None:
         super().__init__(cin, cout, kernel, stride, padding=kernel // 2)
@@ -61,7 +62,7 @@ class Conv(nn.Conv2d):
 
 
 class Inception(nn.Module):
-    """Fig. 2(b), with the columns of Table 1 as its arguments."""
+    """Fig. 2(b): four branches, concatenated. The arguments are the columns of Table 1."""
 
     def __init__(
         self, cin: int, n1x1: int, r3x3: int, n3x3: int, r5x5: int, n5x5: int, proj: int
@@ -105,14 +106,15 @@ class Auxiliary(Classifier):
 
 
 class GoogLeNet(Classifier):
-    """GoogLeNet (2014): N C 224 224 -> N classes; in training (logits, aux2, aux1).
+    """GoogLeNet (2014): N C 224 224 -> N classes.
 
-    The auxiliary logits are those of (4d) and of (4a). `aux` is whether there are any.
+    In training mode it returns (logits, aux2, aux1), where aux2 and aux1 are the logits of the
+    auxiliary classifiers on (4d) and (4a). `aux=False` leaves these out.
     """
 
     classifier = "linear"
-    aux_weight: ClassVar[float] = 0.3  # section 5: of each auxiliary loss in the total
-    aux_sizes: ClassVar[tuple[int, int]] = (223, 270)  # of images whose auxiliary maps are 4x4
+    aux_weight: ClassVar[float] = 0.3  # of each auxiliary loss (section 5)
+    aux_sizes: ClassVar[tuple[int, int]] = (223, 270)  # image sizes for which aux maps are 4x4
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, aux: bool = True) -> None:
         super().__init__()
@@ -145,7 +147,7 @@ class GoogLeNet(Classifier):
 
     # fmt: off
     def up_to_4a(self, x: Tensor) -> Tensor:
-        """Return the maps that the first auxiliary classifier sees."""
+        """Return the output of (4a), the input of the first auxiliary classifier."""
         require_size(x, 31)
         x = self.conv1(x)              # N 3 224 224 -> N   64 112 112
         x = self.norm1(self.pool1(x))  #                N   64  56  56
@@ -157,13 +159,13 @@ class GoogLeNet(Classifier):
         return self.inception4a(x)     #                N  512  14  14
 
     def up_to_4d(self, x: Tensor) -> Tensor:
-        """Return the maps that the second auxiliary classifier sees."""
+        """Return the output of (4d), the input of the second auxiliary classifier."""
         x = self.inception4b(x)        #                N  512  14  14
         x = self.inception4c(x)        #                N  512  14  14
         return self.inception4d(x)     #                N  528  14  14
 
     def up_to_5b(self, x: Tensor) -> Tensor:
-        """Return the last maps, which the head averages."""
+        """Return the output of (5b), the last maps."""
         x = self.inception4e(x)        #                N  832  14  14
         x = self.pool4(x)              #                N  832   7   7
         x = self.inception5a(x)        #                N  832   7   7
@@ -181,7 +183,7 @@ class GoogLeNet(Classifier):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         if not self.training or self.aux1 is None or self.aux2 is None:
             return self.forward_head(self.forward_features(x))
-        self.check_aux(x)
+        self.require_aux_size(x)
         x = self.up_to_4a(x)
         aux1 = self.aux1(x)
         x = self.up_to_4d(x)
@@ -189,14 +191,14 @@ class GoogLeNet(Classifier):
         x = self.up_to_5b(x)
         return self.forward_head(x), aux2, aux1
 
-    def check_aux(self, x: Tensor) -> None:
-        """Raise UsageError for images that do not fit the auxiliary classifiers."""
+    def require_aux_size(self, x: Tensor) -> None:
+        """Raise UsageError unless the fully connected layers of the auxiliary classifiers fit."""
         (low, high), (height, width) = self.aux_sizes, x.shape[2:]
         if not (low <= height <= high and low <= width <= high):
             raise UsageError(
                 f"googlenet with its auxiliary classifiers trains on images of {low}x{low} to "
                 f"{high}x{high} pixels, not {height}x{width}",
-                "aux=False trains without them, on 31x31 pixels or more",
+                "aux=False trains without them, on images of 31x31 or more",
             )
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -207,7 +209,10 @@ class GoogLeNet(Classifier):
 
 
 def bvlc_xavier_(model: nn.Module) -> None:
-    """Weights from U(-sqrt(3 / fan-in), sqrt(3 / fan-in)); biases 0.2, of classifiers 0."""
+    """Draw weights from U(-a, a), a = sqrt(3 / fan-in), and set biases to 0.2, in place.
+
+    The biases of classifiers are 0. This is Caffe's "xavier" filler, as in BVLC's replication.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             limit = math.sqrt(3 / module.weight[0].numel())

@@ -1,4 +1,4 @@
-"""GoogLeNet with batch normalisation, as torchvision has it.
+"""GoogLeNet with batch normalisation, as in torchvision.
 
 After C. Szegedy, W. Liu, Y. Jia, P. Sermanet, S. Reed, D. Anguelov, D. Erhan, V. Vanhoucke,
 A. Rabinovich, "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842 (2014), Table 1:
@@ -24,14 +24,15 @@ A. Rabinovich, "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842 (201
     dropout (20%)           1x1x1024
     linear                  1x1x1000
 
-Departures from the paper:
-  Batch normalisation (eps 0.001) after every convolution, which then has no bias; no local
-  response normalisation.
+Departures from the paper, all as in torchvision:
+  Batch normalisation (eps 0.001) after every convolution, which has no bias; no local response
+  normalisation.
   The 5x5 convolutions are 3x3 (pytorch/vision#906).
-  The last max pool is 2x2, and dropout is 20 %.
-  The auxiliary classifiers pool to 4x4 adaptively, in windows of 4 and 5 cells, where the
-  paper's are 5x5 with stride 3.
-  The average pool takes whatever the images leave, 7x7 for images of 224x224.
+  The last max pooling is 2x2, and dropout is 20 %.
+  The auxiliary classifiers pool to 4x4 adaptively, with windows of 4 and 5 cells; the paper's
+  windows are 5x5 with stride 3.
+  The last average pooling is global: 7x7 for images of 224x224, and other sizes for others.
+  Weights are drawn from N(0, 0.01^2).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ __all__ = ["GoogLeNetBN", "googlenet_bn"]
 
 
 class Conv(nn.Module):
-    """A convolution, batch normalisation and ReLU; stride alone makes maps smaller."""
+    """A padded convolution, batch normalisation, ReLU: N cin H W -> N cout H/stride W/stride."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Conv(nn.Module):
 
 
 class Inception(nn.Module):
-    """Fig. 2(b), with the columns of Table 1 as its arguments; 3x3 where that has 5x5."""
+    """Fig. 2(b), with the columns of Table 1 as arguments; the 5x5 convolutions are 3x3."""
 
     def __init__(
         self, cin: int, n1x1: int, r3x3: int, n3x3: int, r5x5: int, n5x5: int, proj: int
@@ -108,12 +109,12 @@ class Auxiliary(Classifier):
 class GoogLeNetBN(Classifier):
     """GoogLeNet with batch normalisation: N C 224 224 -> N classes.
 
-    In training (logits, aux2, aux1): the auxiliary logits are those of (4d) and of (4a).
-    `aux` is whether there are any.
+    In training mode it returns (logits, aux2, aux1), where aux2 and aux1 are the logits of the
+    auxiliary classifiers on (4d) and (4a). `aux=False` leaves these out.
     """
 
     classifier = "linear"
-    aux_weight: ClassVar[float] = 0.3  # section 5: of each auxiliary loss in the total
+    aux_weight: ClassVar[float] = 0.3  # of each auxiliary loss (section 5)
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, aux: bool = True) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class GoogLeNetBN(Classifier):
 
     # fmt: off
     def up_to_4a(self, x: Tensor) -> Tensor:
-        """Return the maps that the first auxiliary classifier sees."""
+        """Return the output of (4a), the input of the first auxiliary classifier."""
         require_size(x, 15)
         x = self.conv1(x)              # N 3 224 224 -> N   64 112 112
         x = self.pool1(x)              #                N   64  56  56
@@ -156,13 +157,13 @@ class GoogLeNetBN(Classifier):
         return self.inception4a(x)     #                N  512  14  14
 
     def up_to_4d(self, x: Tensor) -> Tensor:
-        """Return the maps that the second auxiliary classifier sees."""
+        """Return the output of (4d), the input of the second auxiliary classifier."""
         x = self.inception4b(x)        #                N  512  14  14
         x = self.inception4c(x)        #                N  512  14  14
         return self.inception4d(x)     #                N  528  14  14
 
     def up_to_5b(self, x: Tensor) -> Tensor:
-        """Return the last maps, which the head averages."""
+        """Return the output of (5b), the last maps."""
         x = self.inception4e(x)        #                N  832  14  14
         x = self.pool4(x)              #                N  832   7   7
         x = self.inception5a(x)        #                N  832   7   7
@@ -195,7 +196,10 @@ class GoogLeNetBN(Classifier):
 
 
 def torchvision_normal_(model: nn.Module) -> None:
-    """Weights from N(0, 0.01^2), as torchvision's; its truncation, at 200 deviations, is none."""
+    """Draw weights from N(0, 0.01^2), in place.
+
+    torchvision truncates that distribution at 200 standard deviations, which has no effect.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, std=0.01)

@@ -1,4 +1,4 @@
-"""What cnn-arch-googlenet offers to cnnzoo."""
+"""The plugin of cnn-arch-googlenet: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -20,59 +20,59 @@ STAGES = (  # Table 1, from top to bottom
     *("inception5a", "inception5b", "avg_pool", "dropout", "linear"),
 )
 
+GOOGLENET = ModelSpec(
+    name="googlenet",
+    target="cnn_arch_googlenet.googlenet:googlenet",
+    family="googlenet",
+    variant="GoogLeNet, 2014",
+    summary="GoogLeNet as published: 5x5, LRN, two auxiliary classifiers in training",
+    paper=PAPER,
+    input=(3, 224, 224),
+    min_size=31,
+    num_classes=1000,
+    params=13_378_280,
+    macs=1_582_671_872,
+    stages=STAGES,
+    cam_stage="inception5b",
+    departures=(
+        "the constants of the local response normalisation and the initialisation are not in "
+        "the paper; they are those of BVLC's replication",
+        "the last average pooling is global, 7x7 at 224x224",
+        "training with the auxiliary classifiers needs images of 223x223 to 270x270",
+    ),
+    tags=("paper", "imagenet"),
+)
+GOOGLENET_BN = ModelSpec(
+    name="googlenet_bn",
+    target="cnn_arch_googlenet.googlenet_bn:googlenet_bn",
+    family="googlenet",
+    variant="GoogLeNet with batch normalisation, as in torchvision",
+    summary="GoogLeNet with batch normalisation and 3x3 instead of 5x5, as in torchvision",
+    paper=PAPER,
+    input=(3, 224, 224),
+    min_size=15,
+    num_classes=1000,
+    params=13_004_888,
+    macs=1_498_376_192,
+    stages=STAGES,
+    cam_stage="inception5b",
+    key_maps="cnn_arch_googlenet.weights:key_maps",
+    departures=(
+        "batch normalisation (eps 0.001) after every convolution, which has no bias",
+        "no local response normalisation",
+        "the 5x5 convolutions are 3x3",
+        "the last max pooling is 2x2",
+        "dropout of 20 %, not 40 %",
+        "the auxiliary classifiers pool to 4x4 adaptively, with windows of 4 and 5 cells",
+        "weights from N(0, 0.01^2)",
+    ),
+    tags=("modern", "imagenet"),
+)
+
 
 @hookimpl
 def cnnzoo_models() -> list[ModelSpec]:
-    return [
-        ModelSpec(
-            name="googlenet",
-            target="cnn_arch_googlenet.googlenet:googlenet",
-            family="googlenet",
-            variant="GoogLeNet, 2014",
-            summary="GoogLeNet as published: 5x5, LRN, two auxiliary classifiers in training",
-            paper=PAPER,
-            input=(3, 224, 224),
-            min_size=31,
-            num_classes=1000,
-            params=13_378_280,
-            macs=1_582_671_872,
-            stages=STAGES,
-            cam_stage="inception5b",
-            departures=(
-                "the constants of the local response normalisation and the initialisation, "
-                "which the paper does not give, are those of BVLC's replication",
-                "the average pool takes whatever the images leave, 7x7 at 224x224",
-                "training with the auxiliary classifiers takes images of 223x223 to 270x270",
-            ),
-            tags=("paper", "imagenet"),
-        ),
-        ModelSpec(
-            name="googlenet_bn",
-            target="cnn_arch_googlenet.googlenet_bn:googlenet_bn",
-            family="googlenet",
-            variant="GoogLeNet with batch normalisation, torchvision's",
-            summary="GoogLeNet with batch normalisation and 3x3 for 5x5, as torchvision has it",
-            paper=PAPER,
-            input=(3, 224, 224),
-            min_size=15,
-            num_classes=1000,
-            params=13_004_888,
-            macs=1_498_376_192,
-            stages=STAGES,
-            cam_stage="inception5b",
-            key_maps="cnn_arch_googlenet.weights:key_maps",
-            departures=(
-                "batch normalisation (eps 0.001) after every convolution, which has no bias",
-                "no local response normalisation",
-                "the 5x5 convolutions are 3x3",
-                "the last max pool is 2x2",
-                "dropout of 20 %, not 40 %",
-                "the auxiliary classifiers pool to 4x4 adaptively, in windows of 4 and 5 cells",
-                "weights from N(0, 0.01^2)",
-            ),
-            tags=("modern", "imagenet"),
-        ),
-    ]
+    return [GOOGLENET, GOOGLENET_BN]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""What other libraries call the parameters of these networks."""
+"""Names of GoogLeNet's parameters in torchvision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ TORCHVISION = (
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the namings that weights of `model` are published under; the paper's has none."""
+    """Return the key map of each naming scheme that has this model; `googlenet` has none."""
     if model == "googlenet":
         return {}
-    return {"torchvision": KeyMap(*TORCHVISION, spare=("aux1.", "aux2."))}  # aux=False
+    # torchvision's files contain the auxiliary classifiers; with aux=False they are ignored.
+    return {"torchvision": KeyMap(*TORCHVISION, spare=("aux1.", "aux2."))}

@@ -1,4 +1,4 @@
-"""LeNet-5 (1998) and its modern form, for cnnzoo."""
+"""LeNet-5 (1998) and its modern variant, for cnnzoo."""
 
 from typing import TYPE_CHECKING
 

@@ -3,7 +3,7 @@
 Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document
 recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section II.B.
 
-    layer   what                    maps @ size    trainable   connections
+    layer   operation               maps @ size    trainable   connections
     input   digit, centred           1 @ 32x32
     C1      convolution 5x5          6 @ 28x28           156       122,304
     S2      sub-sampling 2x2         6 @ 14x14            12         5,880
@@ -15,8 +15,8 @@ recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section I
                                                       60,000       340,908
 
 Departures from the paper:
-  The output is minus the distance, so that the largest, not the smallest, names the class.
-  The paper prints the codes of the output as an image (Fig. 3); these are drawn after it.
+  The output is the negative distance, so that the largest value, not the smallest, wins.
+  The codes of the output are redrawn by hand: the paper prints them as an image (Fig. 3).
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class LeNet5(Classifier):
         self.output = EuclideanRBF(codes(num_classes).to(self.output.codes))
 
 
-# Table I: column j lists the maps of S2 that map j of C3 is computed from. Breaking the
-# symmetry makes different maps extract different features; the last one sees everything.
+# Table I: column j lists the maps of S2 that map j of C3 sees. Different inputs break the symmetry
+# between the maps, so that they learn different features; only the last one sees all of S2.
 TABLE_I = (
     (0, 1, 2),
     (1, 2, 3),
@@ -95,8 +95,8 @@ TABLE_I = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# Fig. 3: each class's code is an image of it, 7 wide and 12 high, so that classes that look
-# alike have codes that are near: confusable characters are then told apart later, by context.
+# Fig. 3: the code of a class is a stylised image of it, 7 pixels wide and 12 high. Characters that
+# look alike have similar codes, so that a later stage of a system can use context to choose.
 GLYPHS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 ..###..  ...#...  ..###..  #######  .....#.  #######  ..####.  #######  ..###..  ..###..
@@ -118,7 +118,7 @@ CODES = [
 
 
 def codes(num_classes: int) -> Tensor:
-    """The ten digits' codes; classes past them get arbitrary ones of -1 and 1, always the same."""
+    """Return the codes of the ten digits, classes x 84; further classes get fixed random codes."""
     draw = random.Random(1998)
     more = [draw.choices((-1.0, 1.0), k=84) for _ in range(10, num_classes)]
     return torch.tensor([*CODES, *more][:num_classes])

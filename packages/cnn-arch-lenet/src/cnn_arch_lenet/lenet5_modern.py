@@ -3,7 +3,7 @@
 After Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document
 recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section II.B.
 
-    layer   what                    maps @ size    trainable
+    layer   operation               maps @ size    trainable
     input   image                  1 @ 32x32
     C1      convolution 5x5, ReLU    6 @ 28x28           156
     S2      max-pooling 2x2          6 @ 14x14
@@ -16,9 +16,9 @@ recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section I
 
 Departures from the paper:
   C3 is dense: every map sees all six maps of S2.
-  S2 and S4 take the maximum and have nothing to train.
-  ReLU in place of the scaled tanh; torch's default initialisation.
-  The output is linear, one logit a class, for the cross-entropy loss.
+  S2 and S4 are max-pooling, without parameters.
+  ReLU instead of the scaled tanh; torch's default initialisation.
+  The output is linear, with one logit per class, for the cross-entropy loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["LeNet5Modern", "lenet5_modern"]
 
 
 class LeNet5Modern(Classifier):
-    """LeNet-5 with today's parts: N C 32 32 -> N classes."""
+    """LeNet-5 from present-day layers: N C 32 32 -> N classes."""
 
     classifier = "output"
 

@@ -1,4 +1,4 @@
-"""What cnn-arch-lenet offers to cnnzoo."""
+"""The plugin of cnn-arch-lenet: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ def cnnzoo_models() -> list[ModelSpec]:
             connections=340_908,
             stages=("c1", "s2", "c3", "s4", "c5", "f6", "output"),
             cam_stage="c3",
-            reported={"mnist": "0.95 % test error; 0.8 % with distorted images added"},
+            reported={
+                "mnist": "0.95 % test error; 0.8 % with distorted images added to the training set"
+            },
             departures=(
-                "the output is minus the distance: the largest names the class",
-                "the codes of the output are drawn after Fig. 3, which is an image",
+                "the output is the negative distance, so that the largest value wins",
+                "the codes of the output are redrawn by hand from Fig. 3, an image",
             ),
             tags=("paper",),
         ),
@@ -54,8 +56,8 @@ def cnnzoo_models() -> list[ModelSpec]:
             cam_stage="c3",
             departures=(
                 "C3 is dense",
-                "S2 and S4 take the maximum and have nothing to train",
-                "ReLU for the scaled tanh, and torch's initialisation",
+                "S2 and S4 are max-pooling, without parameters",
+                "ReLU instead of the scaled tanh, and torch's initialisation",
                 "the output is linear",
             ),
             tags=("modern",),

@@ -34,10 +34,11 @@ arXiv:1704.04861, Table 1.
     0.25       470,072     41,030,272
 
 Departures from the paper:
-  The last depthwise layer has stride 1: Table 1 prints s2, but 7x7 maps behind it as before it.
-  Layers of stride 2 pad one pixel on each side. The paper does not say; the authors' TensorFlow
-  code pads right and below only, which shifts what each unit sees by a pixel.
-  The paper names no initialisation: it is that of He et al. (2015), by fan-out.
+  The last depthwise layer has stride 1: Table 1 prints s2, but also 7x7 maps before and after it.
+  Layers with stride 2 pad one pixel on each side. The paper does not specify the padding; the
+  authors' TensorFlow code pads only at the right and the bottom, which shifts all receptive fields
+  by a pixel.
+  Initialised after He et al. (2015), by fan-out; the paper gives no initialisation.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ __all__ = ["MobileNetV1", "mobilenet_v1"]
 def conv_bn_relu(
     cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """Every layer but the last is followed by batch normalisation and ReLU (section 3.2)."""
+    """Convolution, batch normalisation, ReLU (section 3.2): N cin H W -> N cout H/s W/s."""
     conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(
         OrderedDict(conv=conv, bn=nn.BatchNorm2d(cout), relu=nn.ReLU(inplace=True))
@@ -66,7 +67,7 @@ def conv_bn_relu(
 
 
 def separable(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
-    """Filter each map by itself, then combine the maps of each pixel (Fig. 3, right)."""
+    """Depthwise 3x3, then pointwise 1x1 (Fig. 3, right): N cin H W -> N cout H/s W/s."""
     return nn.Sequential(
         OrderedDict(
             depthwise=conv_bn_relu(cin, cin, kernel=3, stride=stride, groups=cin),
@@ -76,13 +77,13 @@ def separable(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
 
 
 class MobileNetV1(Classifier):
-    """MobileNet v1 (2017): N C H W -> N classes. `width` is the paper's alpha (section 3.3)."""
+    """MobileNet v1 (2017): N C H W -> N classes. `width` is alpha, the width multiplier (3.3)."""
 
     classifier = "fc"
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        c32, c64, c128, c256, c512, c1024 = thinned(width, 32, 64, 128, 256, 512, 1024)
+        c32, c64, c128, c256, c512, c1024 = scale_channels(width, 32, 64, 128, 256, 512, 1024)
         # fmt: off
         self.conv1       = conv_bn_relu(in_channels, c32, kernel=3, stride=2)
         self.separable1  = separable(c32,    c64)
@@ -125,8 +126,8 @@ class MobileNetV1(Classifier):
         return self.fc(x)  #                            N 1000
 
 
-def thinned(width: float, *channels: int) -> list[int]:
-    """Thin each layer to `width` times its channels, but not below 8, as in the authors' code."""
+def scale_channels(width: float, *channels: int) -> list[int]:
+    """Return `width` times each number of channels, at least 8, as in the authors' code."""
     if not width > 0:
         raise UsageError(f"width = {width}: expected more than 0; the paper has 0.25 to 1")
     return [max(8, int(c * width)) for c in channels]

@@ -1,8 +1,8 @@
 """MobileNet v2.
 
 M. Sandler, A. Howard, M. Zhu, A. Zhmoginov, L.-C. Chen, "MobileNetV2: inverted residuals and
-linear bottlenecks", CVPR 2018, arXiv:1801.04381, Table 2. A row is n layers of c channels that
-expand their input t times inside; the first of them has stride s.
+linear bottlenecks", CVPR 2018, arXiv:1801.04381, Table 2. A row describes n layers with c output
+channels and expansion factor t; the first of them has stride s.
 
     stage          operator        t      c   n   s    input size
     conv1          conv2d 3x3      -     32   1   2    224 x 224 x    3
@@ -25,11 +25,11 @@ expand their input t times inside; the first of them has stride s.
     0.35     1,677,128     59,285,808
 
 Departures from the paper:
-  Layers of stride 2 pad one pixel on each side, as torchvision's do. The paper does not say; the
-  authors' TensorFlow code pads right and below only.
+  Layers with stride 2 pad one pixel on each side, as in torchvision. The paper does not specify
+  the padding; the authors' TensorFlow code pads only at the right and the bottom.
   Dropout of 0.2 before the last layer, as in the authors' code; the paper does not mention it.
-  The paper names no initialisation: it is that of He et al. (2015), by fan-out.
-  The paper's Table 4 gives 6.9 million parameters for width 1.4; its network has 6.1 million.
+  Initialised after He et al. (2015), by fan-out; the paper gives no initialisation.
+Table 4 of the paper gives 6.9 million parameters for width 1.4; its network has 6.1 million.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["MobileNetV2", "mobilenet_v2"]
 
 
 def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution and batch normalisation: linear, as it ends a bottleneck."""
+    """Convolution, batch normalisation, no ReLU: N cin H W -> N cout H/s W/s."""
     conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(cout)))
 
@@ -56,16 +56,17 @@ def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) 
 def conv_bn_relu6(
     cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """The same with ReLU6, which low-precision arithmetic does not harm (section 4)."""
+    """The same with ReLU6, which is robust in low-precision arithmetic (section 4)."""
     layer = conv_bn(cin, cout, kernel, stride, groups)
     layer.add_module("relu6", nn.ReLU6(inplace=True))
     return layer
 
 
 class Bottleneck(nn.Module):
-    """Expand t times, filter each map by itself, project without a non-linearity (Table 1).
+    """Expand t times, filter depthwise, project without a non-linearity (Table 1).
 
-    The input is added where the output has its shape: stride 1 and as many channels (Fig. 4d).
+    If input and output have the same shape, the input is added (Fig. 4d).
+    N cin H W -> N cout H/stride W/stride.
     """
 
     def __init__(self, cin: int, cout: int, stride: int, t: int) -> None:
@@ -81,20 +82,20 @@ class Bottleneck(nn.Module):
 
 
 def bottlenecks(cin: int, cout: int, *, t: int, n: int, s: int) -> nn.Sequential:
-    """A row of Table 2: n bottlenecks, the first with stride s."""
+    """One row of Table 2: n bottlenecks, the first with stride s."""
     first = Bottleneck(cin, cout, s, t)
     return nn.Sequential(first, *(Bottleneck(cout, cout, 1, t) for _ in range(n - 1)))
 
 
 class MobileNetV2(Classifier):
-    """MobileNet v2 (2018): N C H W -> N classes. `width` multiplies the channels (section 4)."""
+    """MobileNet v2 (2018): N C H W -> N classes. `width` is the width multiplier (section 4)."""
 
     classifier = "fc"
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        c32, c16, c24, c64, c96, c160, c320 = thinned(width, 32, 16, 24, 64, 96, 160, 320)
-        (c1280,) = thinned(max(width, 1.0), 1280)  # all "except the very last" (section 4)
+        c32, c16, c24, c64, c96, c160, c320 = scale_channels(width, 32, 16, 24, 64, 96, 160, 320)
+        (c1280,) = scale_channels(max(width, 1.0), 1280)  # all "except the very last" (section 4)
         # fmt: off
         self.conv1       = conv_bn_relu6(in_channels, c32, kernel=3, stride=2)
         self.bottleneck1 = bottlenecks(c32,  c16,  t=1, n=1, s=1)
@@ -128,10 +129,10 @@ class MobileNetV2(Classifier):
         return self.fc(self.dropout(x))  #            N 1000
 
 
-def thinned(width: float, *channels: int) -> list[int]:
-    """Take `width` times each count, to the nearest multiple of 8, as in the authors' code.
+def scale_channels(width: float, *channels: int) -> list[int]:
+    """Return `width` times each number of channels, rounded to a multiple of 8, at least 8.
 
-    Never below 8, and never by more than a tenth less than what was asked for: then 8 more.
+    As in the authors' code, a number that rounding would reduce by more than 10 % is rounded up.
     """
     if not width > 0:
         raise UsageError(f"width = {width}: expected more than 0; the paper has 0.35 to 1.4")

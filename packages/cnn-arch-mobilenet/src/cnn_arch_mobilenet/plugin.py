@@ -1,4 +1,4 @@
-"""What cnn-arch-mobilenet offers to cnnzoo."""
+"""The plugin of cnn-arch-mobilenet: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ V2 = Paper(
     url="https://arxiv.org/abs/1801.04381",
 )
 PADDING = (
-    "layers of stride 2 pad one pixel on each side; the authors' TensorFlow code pads right "
-    "and below only"
+    "layers with stride 2 pad one pixel on each side; the authors' TensorFlow code pads only at "
+    "the right and the bottom"
 )
-INITIALISATION = "initialised after He et al. (2015), by fan-out: the paper names none"
+INITIALISATION = (
+    "initialised after He et al. (2015), by fan-out; the paper gives no initialisation"
+)
 
 
 def model(name: str, **facts: Any) -> ModelSpec:
-    """A spec with what the two networks have in common."""
+    """Return a spec with the fields that both networks share."""
     return ModelSpec(
         name=name,
         target=f"cnn_arch_mobilenet.{name}:{name}",
@@ -48,14 +50,14 @@ def cnnzoo_models() -> list[ModelSpec]:
         model(
             "mobilenet_v1",
             variant="MobileNet v1, width 1 (the paper also has 0.75, 0.5 and 0.25)",
-            summary="thirteen depthwise separable convolutions, at any width",
+            summary="thirteen depthwise separable convolutions, with a width multiplier",
             paper=V1,
             params=4_231_976,
             macs=568_740_352,
             stages=("conv1", *(f"separable{i}" for i in range(1, 14)), "fc"),
             cam_stage="separable13",
             departures=(
-                "the last depthwise layer has stride 1: Table 1 prints s2, and 7x7 maps behind it",
+                "the last depthwise layer has stride 1: Table 1 prints s2, but 7x7 maps after it",
                 PADDING,
                 INITIALISATION,
             ),
@@ -63,7 +65,7 @@ def cnnzoo_models() -> list[ModelSpec]:
         model(
             "mobilenet_v2",
             variant="MobileNet v2, width 1 (the paper also has 0.35, 0.5, 0.75 and 1.4)",
-            summary="inverted residuals with linear bottlenecks, at any width",
+            summary="inverted residuals with linear bottlenecks, with a width multiplier",
             paper=V2,
             params=3_504_872,
             macs=300_774_272,

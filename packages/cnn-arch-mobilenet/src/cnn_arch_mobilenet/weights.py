@@ -1,4 +1,4 @@
-"""Names of parameters in other libraries."""
+"""Names of MobileNet's parameters in other libraries."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 
-V1_STAGES = (1, 2, 2, 6, 2)  # timm: blocks of each size of maps
+V1_STAGES = (1, 2, 2, 6, 2)  # timm: number of blocks for each map size
 V2_ROWS = (1, 2, 3, 4, 3, 3, 1)  # n of Table 2
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the key map of each naming: timm's for v1; torchvision's and timm's for v2."""
+    """Return the key map of each naming scheme: timm for v1; torchvision and timm for v2."""
     if model == "mobilenet_v1":
         return {"timm": KeyMap(*_v1_timm())}
     return {"timm": KeyMap(*_v2_timm()), "torchvision": KeyMap(*_v2_torchvision())}

@@ -1,4 +1,4 @@
-"""What cnn-arch-resnet offers to cnnzoo."""
+"""The plugin of cnn-arch-resnet: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PAPER = Paper(
     url="https://arxiv.org/abs/1512.03385",
 )
 
-LOGITS = "the head returns logits: the softmax is in the loss"
+LOGITS = "the network returns logits; the softmax is part of the loss"
 PADDED = "pool1 pads a pixel on each side; the authors' released networks round up instead"
-IN_3X3 = "the stride of a bottleneck is in its 3x3, the authors' in its first 1x1: same shapes"
-STEM = "another network: conv1 is 3x3 with stride 1 and no pooling follows, for 32x32"
-OPTION_B = "option B, a 1x1 convolution where the maps shrink; the paper's CIFAR networks have A"
+IN_3X3 = "bottlenecks have their stride in the 3x3; the authors' have it in the first 1x1"
+STEM = "not a published network: conv1 is 3x3 with stride 1, without pooling, for 32x32"
+OPTION_B = "option B, a 1x1 convolution where maps shrink; the paper's CIFAR networks have A"
 
 # fmt: off
 IMAGENET = (
@@ -65,7 +65,7 @@ def _model(
     tag: str,
     departures: tuple[str, ...],
 ) -> ModelSpec:
-    """A row of one of the tables as a spec; `home` is the module of the network."""
+    """Return the spec for a row of one of the tables; `home` is the network's module."""
     name, _, params, macs = row
     imagenet = home == "resnet"
     last = 4 if home == "resnet_cifar" else 5
@@ -136,8 +136,8 @@ def _cifar_stem() -> list[ModelSpec]:
         _model(
             "resnet_cifar_stem",
             (name, layers, params, macs),
-            f"{layers} layers, 3x3 stem: not of the paper",
-            f"ResNet-{layers} of ImageNet with a 3x3 stem for 32x32: not of the paper",
+            f"{layers} layers, 3x3 stem: not in the paper",
+            f"the ImageNet ResNet-{layers} with a 3x3 stem, for 32x32: not in the paper",
             "cifar-stem",
             departures,
         )

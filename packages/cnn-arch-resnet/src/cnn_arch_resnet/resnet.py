@@ -21,15 +21,16 @@ arXiv:1512.03385 (December 2015), Table 1:
     fc       1x1      average pooling, 1000-d fully connected, softmax
     FLOPs             1.8e9        3.6e9        3.8e9          7.6e9          11.3e9
 
-conv3_1, conv4_1 and conv5_1 halve the maps. In a bottleneck the authors' networks do so in the
-first 1x1, which is what 3.8e9 counts: `resnet50_v1`, `resnet101_v1` and `resnet152_v1`. The names
-without v1 do it in the 3x3 (4.1e9), as fb.resnet.torch and torchvision: parameters of the same
-names and shapes, and yet another function, so weights of one are worthless in the other.
+conv3_1, conv4_1 and conv5_1 halve the maps with stride 2. In the authors' networks the stride of a
+bottleneck is in the first 1x1, which gives the 3.8e9 of the table: `resnet50_v1`, `resnet101_v1`
+and `resnet152_v1`. The models without "_v1" have it in the 3x3 (4.1e9), like fb.resnet.torch and
+torchvision. Parameters have the same names and shapes in both, but the networks compute different
+functions: the weights of one are useless in the other.
 
 Departures from the paper:
-  resnet50, resnet101 and resnet152 have the stride in the 3x3 of the bottleneck.
+  resnet50, resnet101 and resnet152 have the stride of a bottleneck in its 3x3.
   The 3x3 pooling pads a pixel on each side; the authors' released networks round up instead.
-  The head returns logits; the softmax is in the loss.
+  The network returns logits; the softmax is part of the loss.
 """
 
 from __future__ import annotations
@@ -66,20 +67,20 @@ __all__ = [
 
 
 def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, then batch normalisation (section 3.4), whose shift stands for the bias."""
+    """Convolution, then batch normalisation (section 3.4), whose shift replaces the bias."""
     conv = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(cout)))
 
 
 def conv_bn_relu(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """The same, and the activation after it: N cin H W -> N cout H/stride W/stride."""
+    """Convolution, batch normalisation, ReLU: N cin H W -> N cout H/stride W/stride."""
     layer = conv_bn(cin, cout, kernel, stride)
     layer.add_module("relu", nn.ReLU(inplace=True))
     return layer
 
 
 class Residual(nn.Module):
-    """y = relu(F(x) + x), or W x for x where F changes its shape (Fig. 2, Eq. 1 and 2)."""
+    """Fig. 2: y = relu(F(x) + x) (Eq. 1), or relu(F(x) + W x) if F changes the shape (Eq. 2)."""
 
     def __init__(self, *layers: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
@@ -87,12 +88,12 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place: the gradient of normalisation needs its input, not its output.
+        # In place is safe: batch normalisation needs its input, not its output, for the gradient.
         return self.residual(x).add_(self.shortcut(x)).relu_()
 
 
 def projection(cin: int, cout: int, stride: int) -> nn.Module:
-    """Option B (section 3.3): the identity, or a 1x1 convolution W where shapes differ."""
+    """Option B (section 3.3): the identity, or a 1x1 convolution where the shapes differ."""
     return nn.Identity() if (cin, stride) == (cout, 1) else conv_bn(cin, cout, 1, stride)
 
 
@@ -117,7 +118,7 @@ def bottleneck(cin: int, width: int, stride: int) -> Residual:
 
 
 def bottleneck_v1(cin: int, width: int, stride: int) -> Residual:
-    """Fig. 5, right, with the stride in the first 1x1, as the authors' networks have it."""
+    """Fig. 5, right, with the stride in the first 1x1, as in the authors' networks."""
     return Residual(
         conv_bn_relu(cin,       width, 1, stride),
         conv_bn_relu(width,     width, 3),
@@ -127,19 +128,19 @@ def bottleneck_v1(cin: int, width: int, stride: int) -> Residual:
 # fmt: on
 
 
-Block = Callable[[int, int, int], Residual]  # of channels in, width, stride
+Block = Callable[[int, int, int], Residual]  # (input channels, width, stride) -> block
 
 
 def stage(block: Block, cin: int, cout: int, width: int, n: int, stride: int) -> nn.Sequential:
-    """The table's "x n": the first block has the stride and changes the channels."""
+    """n blocks, the "x n" of the table; the first has the stride and changes the channels."""
     return nn.Sequential(block(cin, width, stride), *(block(cout, width, 1) for _ in range(1, n)))
 
 
 class ResNet(Classifier):
-    """Table 1, one column: N C 224 224 -> N classes.
+    """One column of Table 1: N C 224 224 -> N classes.
 
-    `depths` are the blocks of conv2_x to conv5_x; `k` is how much wider a block's output is than
-    its 3x3 convolutions, 4 for bottlenecks.
+    `depths` are the numbers of blocks in conv2_x to conv5_x. A block's output is `k` times as wide
+    as its 3x3 convolutions: 1 for basic blocks, 4 for bottlenecks.
     """
 
     classifier = "fc"
@@ -163,7 +164,7 @@ class ResNet(Classifier):
         self.conv5_x = stage(block, 256 * k, 512 * k, 512, n5, stride=2)
         self.fc      = nn.Linear(512 * k, num_classes)
         # fmt: on
-        he_normal_(self)  # the paper's [13]
+        he_normal_(self)  # section 3.4: as in [13]
 
     def forward_features(self, x: Tensor) -> Tensor:
         require_size(x, 1)

@@ -1,29 +1,31 @@
 """Residual networks for CIFAR-10.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016,
-arXiv:1512.03385 (December 2015), section 4.2. The first layer is a 3x3 convolution; then come
-6n layers of 3x3 convolutions, 2n for each size of the maps, with a shortcut around each pair:
+arXiv:1512.03385 (December 2015), section 4.2. The first layer is a 3x3 convolution. It is followed
+by 6n layers of 3x3 convolutions, 2n for each map size, with a shortcut around each pair:
 
     output map size   32x32   16x16   8x8
     # layers           1+2n      2n    2n
     # filters            16      32    64
 
-and global average pooling, a 10-way fully connected layer, and softmax: 6n+2 layers. Table 6:
+The network ends with global average pooling, a 10-way fully connected layer, and softmax: 6n+2
+layers in total. Table 6:
 
     n                     3       5       7       9      18
     layers               20      32      44      56     110
     parameters         .27M    .46M    .66M    .85M    1.7M
     error on test set  8.75    7.51    7.17    6.97    6.43 %
 
-Shortcuts are identities in all cases (option A of section 3.3): where the maps shrink, a shortcut
-takes every second pixel and zeros for the channels that are new, and has no parameters.
+All shortcuts are free of parameters (option A of section 3.3): where the maps shrink, a shortcut
+takes every second pixel and fills the new channels with zeros.
 
 Departures from the paper:
-  `resnet..._cifar_b` has option B, a 1x1 convolution with normalisation, where the maps shrink;
-  the paper has that in its ImageNet networks alone.
-  The head returns logits; the softmax is in the loss.
-The paper leaves open where the zeros go: here half of them are before the channels and half
-after, as in the checkpoints that are in circulation. The names of stages are those of Table 1.
+  `resnet..._cifar_b` uses option B, a 1x1 convolution with batch normalisation, where the maps
+  shrink; the paper uses it only in its ImageNet networks.
+  The network returns logits; the softmax is part of the loss.
+The paper does not say which channels are the new ones. Here half of the zeros come before the
+existing channels and half after, as in the checkpoints in circulation. Stages are named as in
+Table 1.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ __all__ = [
 
 
 class OptionA(nn.Module):
-    """Every second pixel, and zeros for new channels: N C H W -> N C+new H/2 W/2."""
+    """Option A: every second pixel, and zeros as new channels. N C H W -> N C+new H/2 W/2."""
 
     def __init__(self, new: int) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class OptionA(nn.Module):
 
 
 def basic_a(cin: int, width: int, stride: int) -> Residual:
-    """Two 3x3 convolutions and option A: N cin H W -> N width H/stride W/stride."""
+    """A basic block with option A: N cin H W -> N width H/stride W/stride."""
     # fmt: off
     return Residual(
         conv_bn_relu(cin,   width, 3, stride),
@@ -97,7 +99,7 @@ class CifarResNet(Classifier):
         self.conv4_x = stage(block, 32, 64, 64, n, stride=2)
         self.fc      = nn.Linear(64, num_classes)
         # fmt: on
-        he_normal_(self)
+        he_normal_(self)  # section 4.2: as in [13]
 
     def forward_features(self, x: Tensor) -> Tensor:
         require_size(x, 1)

@@ -1,10 +1,10 @@
-"""Not a network of the paper: the ImageNet network of Table 1 on images of 32x32.
+"""ResNet-18 and ResNet-50 with a 3x3 stem, for 32x32 images. Not published networks.
 
 After K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016,
-arXiv:1512.03385 (December 2015), Table 1, with the first layers of K. Liu,
-https://github.com/kuangliu/pytorch-cifar (2017). Many who write "ResNet-18 on CIFAR-10" mean this
-network, of 11.2 million parameters; the paper's networks for CIFAR-10 are in resnet_cifar.py,
-and the one of 20 layers has .27 million.
+arXiv:1512.03385 (December 2015): the ImageNet networks of Table 1, with the first layer of
+K. Liu, https://github.com/kuangliu/pytorch-cifar (2017). "ResNet-18 on CIFAR-10" often means this
+network, with 11.2 million parameters. The paper's own networks for CIFAR-10 are in
+resnet_cifar.py; the smallest, with 20 layers, has 0.27 million.
 
     stage    output   18 layers       50 layers
     conv1    32x32    3x3, 64, stride 1
@@ -23,9 +23,10 @@ and the one of 20 layers has .27 million.
     fc       1x1      average pooling, 10-d fully connected, softmax
 
 Departures from the paper:
-  conv1 is 3x3 with stride 1 in place of 7x7 with stride 2, and no pooling follows it.
-  The bottleneck of 50 layers has its stride in the 3x3.
-  The head returns logits; the softmax is in the loss.
+  conv1 is 3x3 with stride 1 instead of 7x7 with stride 2, and no pooling follows it: 32x32 images
+  would shrink to 8x8 before the first block.
+  The bottlenecks of resnet50_cifar have their stride in the 3x3.
+  The network returns logits; the softmax is part of the loss.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ __all__ = ["CifarStemResNet", "resnet18_cifar", "resnet50_cifar"]
 
 
 class CifarStemResNet(Classifier):
-    """A column of the table above: N C 32 32 -> N classes.
+    """One column of the table above: N C 32 32 -> N classes.
 
-    `depths` are the blocks of conv2_x to conv5_x; `k` is how much wider a block's output is than
-    its 3x3 convolutions, 4 for bottlenecks.
+    `depths` are the numbers of blocks in conv2_x to conv5_x. A block's output is `k` times as wide
+    as its 3x3 convolutions: 1 for basic blocks, 4 for bottlenecks.
     """
 
     classifier = "fc"

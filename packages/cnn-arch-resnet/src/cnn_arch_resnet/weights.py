@@ -1,10 +1,10 @@
-"""Our names of parameters, and those of the checkpoints that others share.
+"""Names of ResNet's parameters in the checkpoints of other projects.
 
-Names and shapes do not tell v1 from v1.5: the stride of a bottleneck is in neither. What
-torchvision publishes has it in the 3x3 and belongs in `resnet50`, never in `resnet50_v1`, which
-takes files of these names only from those who say `naming="torchvision"`. Nor do they tell option
-A of one CIFAR network from another's: ours puts half of the zeros before the channels and half
-after, as the networks of the naming "akamaster".
+Names and shapes cannot tell v1 from v1.5, since the stride of a bottleneck is in neither.
+torchvision's checkpoints have the stride in the 3x3 and belong in `resnet50`; `resnet50_v1` loads
+files with these names only if the caller asks for `naming="torchvision"`. Names and shapes cannot
+tell variants of option A apart either: ours puts half of the zeros before the channels and half
+after, like the networks of the scheme "akamaster".
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ V15 = "torchvision's bottlenecks have their stride in the 3x3 (v1.5): its files 
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the key map of each naming that checkpoints of this model come in.
+    """Return the key map of each naming scheme in which checkpoints of this model exist.
 
-    "torchvision": the ImageNet networks (timm's names are the same). "akamaster":
-    github.com/akamaster/pytorch_resnet_cifar10, which most CIFAR checkpoints follow. "chenyaofo":
+    "torchvision": the ImageNet networks (timm uses the same names). "akamaster":
+    github.com/akamaster/pytorch_resnet_cifar10, followed by most CIFAR checkpoints. "chenyaofo":
     github.com/chenyaofo/pytorch-cifar-models, which has option B. "kuangliu":
-    github.com/kuangliu/pytorch-cifar, the networks of the 3x3 stem.
+    github.com/kuangliu/pytorch-cifar, the networks with the 3x3 stem.
     """
     if model in ("resnet18_cifar", "resnet50_cifar"):
         return {"kuangliu": _key_map(4, "shortcut", "linear")}
@@ -38,11 +38,11 @@ def key_maps(model: str) -> dict[str, KeyMap]:
 
 
 def _key_map(stages: int, shortcut: str, last: str, beware: str = "") -> KeyMap:
-    """conv1; `stages` stages, of which conv2_x is theirs layer1; the last layer."""
+    """Return the names of conv1, of the stages (our conv2_x is their layer1), and of fc."""
     pairs = [("conv1.conv", "conv1"), ("conv1.bn", "bn1"), ("fc", last)]
     for s in range(1, stages + 1):
         ours, theirs = f"conv{s + 1}_x.{{b}}", f"layer{s}.{{b}}"
-        for i in range(3):  # convolutions of a bottleneck; a basic block has two
+        for i in range(3):  # a bottleneck has three convolutions; a basic block ignores the third
             pairs.append((f"{ours}.residual.{i}.conv", f"{theirs}.conv{i + 1}"))
             pairs.append((f"{ours}.residual.{i}.bn", f"{theirs}.bn{i + 1}"))
         pairs.append((f"{ours}.shortcut.conv", f"{theirs}.{shortcut}.0"))

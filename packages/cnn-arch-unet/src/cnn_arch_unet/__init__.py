@@ -1,4 +1,4 @@
-"""U-Net (2015) and its padded form, for cnnzoo."""
+"""U-Net (2015) and its padded variant, for cnnzoo."""
 
 from typing import TYPE_CHECKING
 

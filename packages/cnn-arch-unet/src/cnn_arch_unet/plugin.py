@@ -1,4 +1,4 @@
-"""What cnn-arch-unet offers to cnnzoo."""
+"""The plugin of cnn-arch-unet: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ PAPER = Paper(
 )
 DOWN = ("down.1", "down.2", "down.3", "down.4")
 UP = ("up.4", "up.3", "up.2", "up.1")
-READINGS = (
-    "concatenation puts the copied maps first, as Fig. 1 draws them; the authors' released code "
-    "puts them last",
-    "dropout of one half before the last pooling and after the bottom, where the released code "
-    'has it; the paper says "at the end of the contracting path"',
+READINGS = (  # of passages of the paper that are ambiguous
+    "the copied maps come first in the concatenation, as drawn in Fig. 1; in the authors' "
+    "released code they come last",
+    "dropout of 0.5 before the last pooling and after the bottom, as in the released code; the "
+    'paper has it "at the end of the contracting path"',
 )
 
 
 def model(name: str, **facts: Any) -> ModelSpec:
-    """A spec with what the two networks have in common."""
+    """Return a spec with the fields that both networks share."""
     return ModelSpec(
         name=name,
         target=f"cnn_arch_unet.{name}:{name}",
@@ -50,7 +50,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             macs=150_428_424_448,
             departures=READINGS,
             reported={
-                "isbi_em": "on the challenge's own test slices: warping error 0.000353, Rand "
+                "isbi_em": "on the test slices of the challenge: warping error 0.000353, Rand "
                 "error 0.0382, pixel error 0.0611"
             },
             tags=("paper",),
@@ -58,14 +58,14 @@ def cnnzoo_models() -> list[ModelSpec]:
         model(
             "unet_same",
             variant="U-Net, padded",
-            summary="U-Net whose output has the input's size, whatever that is",
+            summary="U-Net with padded convolutions: any input size, output of the same size",
             input=(3, 256, 256),
             min_size=1,
             params=31_031_810,
             macs=48_171_581_440,
             departures=(
                 "convolutions pad their input, so that nothing is cropped",
-                "sides that are no multiple of 16 are extended by repeating the border",
+                "sides that are not multiples of 16 are extended by repeating the border",
                 "three input channels",
                 *READINGS,
             ),

@@ -1,11 +1,11 @@
 """U-Net.
 
 O. Ronneberger, P. Fischer, T. Brox, "U-Net: convolutional networks for biomedical image
-segmentation", MICCAI 2015, arXiv:1505.04597, Fig. 1. Two unpadded 3x3 convolutions with ReLU
-a level; 2x2 max-pooling on the way down; 2x2 up-convolutions on the way up, beside the maps of
-the same level, cropped at the centre.
+segmentation", MICCAI 2015, arXiv:1505.04597, Fig. 1. Each level has two unpadded 3x3 convolutions
+with ReLU. The contracting path halves the maps by 2x2 max-pooling; the expanding path doubles them
+by 2x2 up-convolutions and concatenates the maps of the same level, cropped at the centre.
 
-    stage    what                                     maps @ size       copied and cropped
+    stage    operation                                maps @ size       copied and cropped
     input    image tile                                  1 @ 572x572
     down.1   conv 3x3, conv 3x3                         64 @ 568x568    to 392x392
     down.2   max-pool 2x2, conv 3x3, conv 3x3          128 @ 280x280    to 200x200
@@ -20,12 +20,12 @@ the same level, cropped at the centre.
 
 23 convolutional layers, 31,030,658 parameters, 150,428,424,448 multiply-accumulates.
 
-Departures from the paper: none, but where it is silent or open to more than one reading:
-  Concatenation puts the copied maps first, as Fig. 1 draws them; the authors' released code
-  puts them last, and has a ReLU behind each up-convolution, which Fig. 1 has not.
-  An up-convolution is a transposed convolution of stride 2, as in the released code.
-  Dropout "at the end of the contracting path" is where the released code has it, before the last
-  pooling (the copied maps have it too) and after the bottom, and at its rate, one half.
+Departures from the paper: none. Where the paper is silent or ambiguous:
+  The copied maps come first in the concatenation, as drawn in Fig. 1; in the authors' released
+  code they come last, and each up-convolution is followed by a ReLU, which Fig. 1 does not show.
+  An up-convolution is a transposed convolution with stride 2, as in the released code.
+  Dropout "at the end of the contracting path" is placed as in the released code, before the last
+  pooling (so that the copied maps have it too) and after the bottom, with its rate of 0.5.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["UNet", "unet"]
 
 
 def convs(cin: int, cout: int, dropout: float = 0.0) -> nn.Sequential:
-    """Two unpadded 3x3 convolutions with ReLU. N cin H W -> N cout H-4 W-4."""
+    """Two unpadded 3x3 convolutions with ReLU: N cin H W -> N cout H-4 W-4."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(cin, cout, kernel_size=3),
@@ -59,7 +59,7 @@ def convs(cin: int, cout: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 class Up(nn.Module):
-    """Double the size and halve the maps; join what the same level saw on the way down."""
+    """A level of the expanding path: N cin H W, N cin/2 H' W' -> N cin/2 2H-4 2W-4."""
 
     def __init__(self, cin: int) -> None:
         super().__init__()
@@ -68,26 +68,26 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.upconv(x)
-        return self.convs(torch.cat([centre(skip, x.shape[-2:]), x], dim=1))
+        return self.convs(torch.cat([centre_crop(skip, x.shape[-2:]), x], dim=1))
 
 
-def centre(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Crop maps to a size at their centre: unpadded convolutions lose every border."""
+def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Crop maps at their centre to `size`: each unpadded convolution has lost a border pixel."""
     top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
     return x[..., top : top + size[0], left : left + size[1]]
 
 
 class UNet(nn.Module):
-    """U-Net (2015): images, N C H W -> logits of their centre, N classes h w.
+    """U-Net (2015): images, N C H W -> logits of their central part, N classes h w.
 
-    `depth` is the number of poolings and `width` the number of maps at the top.
+    `depth` is the number of pooling layers, `width` the number of maps of the first level.
     """
 
     def __init__(
         self, num_classes: int = 2, in_channels: int = 1, depth: int = 4, width: int = 64
     ) -> None:
         super().__init__()
-        check_positive(depth=depth, width=width)
+        require_positive(depth=depth, width=width)
         self.depth = depth
         levels = range(1, depth + 1)
         maps = [in_channels, *(width * 2**i for i in range(depth + 1))]
@@ -96,10 +96,10 @@ class UNet(nn.Module):
         self.bottom = convs(maps[depth], maps[depth + 1], drop[depth])
         self.up = nn.ModuleDict({f"{i}": Up(maps[i + 1]) for i in reversed(levels)})
         self.output = nn.Conv2d(width, num_classes, kernel_size=1)
-        he_normal_(self)
+        he_normal_(self)  # section 3: sqrt(2/N)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_sizes(x.shape[-2:], self.depth)
+        require_sizes(x.shape[-2:], self.depth)
         skips = []
         for down in self.down.values():
             x = down(x)  #             N    1 572 572 -> N   64 568 568, ... N 512 64 64
@@ -111,26 +111,26 @@ class UNet(nn.Module):
         return self.output(x)  #                         N    2 388 388
 
 
-def check_positive(**values: int) -> None:
-    """Raise UsageError unless each value is a whole number above 0."""
+def require_positive(**values: int) -> None:
+    """Raise UsageError unless each value is a positive integer."""
     for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise UsageError(f"{name} = {value!r}: expected a positive integer")
 
 
-def check_sizes(sizes: Sequence[int], depth: int) -> None:
-    """Raise UsageError unless every pooling meets even sizes (section 2) and something is left.
+def require_sizes(sizes: Sequence[int], depth: int) -> None:
+    """Raise UsageError unless every pooling layer gets maps of even size (section 2).
 
-    For depth 4 these are 188, 204, ... 572, ...
+    For depth 4 the valid sides are 188, 204, ... 572, ...; the smallest leaves an output of 4x4.
     """
     step, least = 2**depth, 12 * 2**depth - 4
     for size in sizes:
         if size < least or (size - least) % step:
             below = max(size - (size - least) % step, least)
             raise UsageError(
-                f"image size {sizes[0]} x {sizes[1]}: U-Net takes sides of "
+                f"image size {sizes[0]} x {sizes[1]}: the sides of U-Net's images must be "
                 f"{least} + {step} k pixels; nearest to {size} are {below} and {below + step}",
-                "mirror the image at its borders to get there, as the paper does",
+                "extend the image by mirroring it at its borders, as in the paper",
             )
 
 

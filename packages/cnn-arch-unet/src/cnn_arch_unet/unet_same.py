@@ -3,7 +3,7 @@
 After O. Ronneberger, P. Fischer, T. Brox, "U-Net: convolutional networks for biomedical image
 segmentation", MICCAI 2015, arXiv:1505.04597, Fig. 1.
 
-    stage    what                                     maps @ size
+    stage    operation                                maps @ size
     input    image                                       3 @ 256x256
     down.1   conv 3x3, conv 3x3                         64 @ 256x256
     down.2   max-pool 2x2, conv 3x3, conv 3x3          128 @ 128x128
@@ -19,9 +19,10 @@ segmentation", MICCAI 2015, arXiv:1505.04597, Fig. 1.
 31,031,810 parameters (31,031,745 for one class), 48,171,581,440 multiply-accumulates.
 
 Departures from the paper:
-  Convolutions pad their input with zeros, so nothing is cropped and the borders are guessed.
-  Sides that are no multiple of 2^depth are extended at the right and below by repeating the
-  border, and the output is cropped back.
+  Convolutions pad their input with zeros: nothing is cropped, and predictions near the border see
+  less of the image.
+  Images with sides that are not multiples of 2^depth are extended at the right and the bottom by
+  repeating the border; the output is cropped back.
   Three input channels by default.
 """
 
@@ -42,7 +43,7 @@ __all__ = ["UNetSame", "unet_same"]
 
 
 def convs(cin: int, cout: int, dropout: float = 0.0) -> nn.Sequential:
-    """Two padded 3x3 convolutions with ReLU. N cin H W -> N cout H W."""
+    """Two padded 3x3 convolutions with ReLU: N cin H W -> N cout H W."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(cin, cout, kernel_size=3, padding=1),
@@ -55,7 +56,7 @@ def convs(cin: int, cout: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 class Up(nn.Module):
-    """Double the size and halve the maps; join what the same level saw on the way down."""
+    """A level of the expanding path: N cin H W, N cin/2 2H 2W -> N cin/2 2H 2W."""
 
     def __init__(self, cin: int) -> None:
         super().__init__()
@@ -66,8 +67,8 @@ class Up(nn.Module):
         return self.convs(torch.cat([skip, self.upconv(x)], dim=1))
 
 
-def extended(x: Tensor, step: int) -> Tensor:
-    """Repeat the right and the lower border until both sides are multiples of `step`."""
+def pad_to_multiple(x: Tensor, step: int) -> Tensor:
+    """Repeat the right and bottom border until both sides are multiples of `step`."""
     below, right = -x.shape[-2] % step, -x.shape[-1] % step
     return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
@@ -75,7 +76,7 @@ def extended(x: Tensor, step: int) -> Tensor:
 class UNetSame(nn.Module):
     """U-Net with padded convolutions: images, N C H W -> logits, N classes H W.
 
-    `depth` is the number of poolings and `width` the number of maps at the top.
+    `depth` is the number of pooling layers, `width` the number of maps of the first level.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class UNetSame(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        x = extended(x, 2 ** len(self.down))
+        # Every pooling needs even sizes, or the maps of the two paths would not match.
+        x = pad_to_multiple(x, 2 ** len(self.down))
         skips = []
         for down in self.down.values():
             x = down(x)  #             N    3 256 256 -> N   64 256 256, ... N 512 32 32
@@ -111,5 +113,5 @@ class UNetSame(nn.Module):
 def unet_same(
     num_classes: int = 2, in_channels: int = 3, depth: int = 4, width: int = 64
 ) -> UNetSame:
-    """U-Net whose output has the input's size: 31,031,810 parameters."""
+    """U-Net with padded convolutions: output of the input's size, 31,031,810 parameters."""
     return UNetSame(num_classes, in_channels, depth, width)

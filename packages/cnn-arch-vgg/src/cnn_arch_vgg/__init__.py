@@ -1,4 +1,4 @@
-"""VGG (2014), with batch normalisation too, and for small images, for cnnzoo."""
+"""VGG (2014), with and without batch normalisation, and for small images, for cnnzoo."""
 
 from typing import TYPE_CHECKING
 

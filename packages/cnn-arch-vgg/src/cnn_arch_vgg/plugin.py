@@ -1,4 +1,4 @@
-"""What cnn-arch-vgg offers to cnnzoo."""
+"""The plugin of cnn-arch-vgg: specs only, no torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PAPER = Paper(
 CONVOLUTIONS = tuple(f"{layer}{i}" for i in range(1, 6) for layer in ("conv", "pool"))
 DEPARTURES = (
     "initialised after He et al. (2015), not from N(0, 0.1^2) or a trained shallower network",
-    "other sizes are averaged to 7x7 before fc6; at 224x224 that changes nothing",
+    "maps of other image sizes are averaged to 7x7 before fc6",
 )
-BN = "batch normalisation behind every convolution"
+BN = "batch normalisation after every convolution"
 
 # fmt: off
 IMAGENET = (  # name, column of Table 1, batch normalisation, params, macs
@@ -76,11 +76,11 @@ def _cifar(name: str, column: str, params: int, macs: int) -> ModelSpec:
         params=params,
         macs=macs,
         stages=(*CONVOLUTIONS, "fc"),
-        cam_stage="conv4",  # 4x4; conv5 has 2x2
+        cam_stage="conv4",  # 4x4 maps; those of conv5 are 2x2, too coarse for a heat map
         key_maps="cnn_arch_vgg.weights:key_maps",
         departures=(
-            "not a published network: one linear layer for fc6 to fc8, and no dropout",
-            "images of 32x32; larger ones are averaged to one position",
+            "not a published network: one linear layer instead of fc6 to fc8, and no dropout",
+            "images are 32x32; the maps of larger ones are averaged to 1x1",
             BN,
             "initialised after He et al. (2015)",
         ),

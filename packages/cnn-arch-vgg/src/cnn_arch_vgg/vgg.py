@@ -1,8 +1,8 @@
 """VGG: very deep networks of 3x3 convolutions.
 
 K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
-ICLR 2015, arXiv:1409.1556. Table 1, its columns A, B, D and E (conv3-64: 64 kernels of 3x3; a
-ReLU behind every convolution):
+ICLR 2015, arXiv:1409.1556. Columns A, B, D and E of Table 1 (conv3-64: 64 kernels of 3x3; every
+convolution is followed by a ReLU):
 
     stage         A               B               D               E         maps @ size
     input                      224x224 RGB image                            3 @ 224x224
@@ -23,12 +23,12 @@ ReLU behind every convolution):
     trainable  132,863,336     133,047,848     138,357,544     143,667,240
     Table 2          133 M           133 M           138 M           144 M
 
-Departures from the paper, all of them torchvision's:
-  Weights of convolutions are drawn after He et al. (2015), of fc6 to fc8 from N(0, 0.01^2); the
-  paper draws all from N(0, 0.1^2) (variance 0.01), and starts B, D and E from a trained A.
-  Sizes other than 224x224 are averaged to 7x7 after pool5, from 32x32 up; at 224x224 that changes
-  nothing. The paper slides fc6 over larger images as a 7x7 convolution instead (section 3.2).
-  vgg11_bn to vgg19_bn have batch normalisation (Ioffe and Szegedy, 2015) behind each convolution.
+Departures from the paper, all as in torchvision:
+  Convolutions are initialised after He et al. (2015), fc6 to fc8 from N(0, 0.01^2); the paper
+  draws all weights from N(0, 0.1^2) (variance 0.01), and starts B, D and E from a trained A.
+  Maps of image sizes other than 224x224, from 32x32 up, are averaged to 7x7 after pool5; the paper
+  applies fc6 to larger images as a 7x7 convolution instead (section 3.2).
+  vgg11_bn to vgg19_bn have batch normalisation (Ioffe and Szegedy, 2015) after each convolution.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 
 
 class ConvReLU(nn.Conv2d):
-    """conv3: a 3x3 convolution that keeps the size, and its ReLU: N cin H W -> N cout H W."""
+    """conv3: a padded 3x3 convolution followed by ReLU: N cin H W -> N cout H W."""
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__(cin, cout, kernel_size=3, padding=1)
@@ -85,12 +85,12 @@ Conv3 = Callable[[int, int], nn.Module]
 
 
 def stage(conv3: Conv3, n: int, cin: int, cout: int) -> nn.Sequential:
-    """n convolutions, all of them `cout` wide: N cin H W -> N cout H W."""
+    """n convolutions with `cout` maps each: N cin H W -> N cout H W."""
     return nn.Sequential(*[conv3(cin if i == 0 else cout, cout) for i in range(n)])
 
 
 class VGG(Classifier):
-    """A column of Table 1, stage by stage under the names of its release: N C H W -> N classes."""
+    """One column of Table 1, with the authors' names of layers: N C H W -> N classes."""
 
     classifier = "fc8"
 
@@ -114,7 +114,7 @@ class VGG(Classifier):
         self.fc7   = nn.Linear(4096, 4096)
         self.fc8   = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(0.5)  # section 3.1
-        he_normal_(self, fan="out", linear_std=0.01)
+        he_normal_(self, fan="out", linear_std=0.01)  # as torchvision
 
     def forward_features(self, x: Tensor) -> Tensor:
         require_size(x, 32)               # N   3 224 224

@@ -1,9 +1,9 @@
 """VGG for 32x32 images, with batch normalisation and one linear layer. Not a published network.
 
 After K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image
-recognition", ICLR 2015, arXiv:1409.1556: the convolutions of columns A and D of Table 1, whose
-five pools leave one position of a 32x32 image. The usual form for CIFAR-10, as in
-github.com/kuangliu/pytorch-cifar.
+recognition", ICLR 2015, arXiv:1409.1556: the convolutions of columns A and D of Table 1. Their
+five pooling layers reduce a 32x32 image to 1x1, so one linear layer suffices. This is the usual
+variant for CIFAR-10, as in github.com/kuangliu/pytorch-cifar.
 
     stage         A               D         maps @ size
     input         32x32 RGB image           3 @ 32x32
@@ -22,10 +22,10 @@ github.com/kuangliu/pytorch-cifar.
     trainable   9,231,114      14,728,266
 
 Departures from the paper:
-  Images are 32x32; larger ones are averaged to one position after pool5.
-  One linear layer over 512 maps for the three fully connected layers; no dropout.
-  Batch normalisation (Ioffe and Szegedy, 2015) behind every convolution.
-  Initialised as vgg11 to vgg19 here: after He et al. (2015), the last layer from N(0, 0.01^2).
+  Images are 32x32; the maps of larger ones are averaged to 1x1 after pool5.
+  One linear layer on 512 maps instead of three fully connected layers; no dropout.
+  Batch normalisation (Ioffe and Szegedy, 2015) after every convolution.
+  Initialised like vgg11 to vgg19: after He et al. (2015), the last layer from N(0, 0.01^2).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["VGGCifar", "vgg11_cifar", "vgg16_cifar"]
 
 
 class VGGCifar(Classifier):
-    """The convolutions of a column of Table 1 and one linear layer: N C H W -> N classes."""
+    """The convolutions of one column of Table 1 and a linear layer: N C H W -> N classes."""
 
     classifier = "fc"
 

@@ -1,4 +1,4 @@
-"""Names of VGG's parameters in other libraries: numbered layers, counted off Table 1."""
+"""Names of VGG's parameters in other libraries, which number the layers of Table 1."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ TORCHVISION_HEAD = [("fc6", "classifier.0"), ("fc7", "classifier.3"), ("fc8", "c
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return, for each naming that has this model, how it names the parameters.
+    """Return the key map of each naming scheme that has this model.
 
-    "kuangliu" is the naming of github.com/kuangliu/pytorch-cifar.
+    "kuangliu" is the scheme of github.com/kuangliu/pytorch-cifar.
     """
     depth, _, form = model.partition("_")
     column = COLUMNS[depth]
@@ -25,12 +25,12 @@ def key_maps(model: str) -> dict[str, KeyMap]:
 
 
 def _features(column: str) -> list[tuple[str, str]]:
-    """Number convolutions and ReLUs, two a layer, and a pool behind each stage."""
+    """Pair our names with torchvision's: a convolution and a ReLU are two numbered layers."""
     return [(conv, f"features.{at}") for conv, at in _convolutions(column, layers=2)]
 
 
 def _features_bn(column: str) -> list[tuple[str, str]]:
-    """Number convolutions, normalisations and ReLUs, three a layer, and a pool a stage."""
+    """Pair our names with theirs: with batch normalisation there are three layers each."""
     return [
         pair
         for conv, at in _convolutions(column, layers=3)
@@ -42,11 +42,11 @@ def _features_bn(column: str) -> list[tuple[str, str]]:
 
 
 def _convolutions(column: str, layers: int) -> list[tuple[str, int]]:
-    """Return our name and the number of each convolution, where each is `layers` layers."""
+    """Return our name and their number of each convolution; each counts as `layers` layers."""
     found, at = [], 0
     for stage, depth in enumerate(TABLE_1[column], start=1):
         for i in range(depth):
             found.append((f"conv{stage}.{i}", at))
             at += layers
-        at += 1
+        at += 1  # the pooling layer after the stage
     return found

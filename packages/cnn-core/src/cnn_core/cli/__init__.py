@@ -1,4 +1,4 @@
-"""The `cnnzoo` command: one file a command, imported when that command is run."""
+"""The `cnnzoo` command line: one file per command, imported only when that command runs."""
 
 from cnn_core.cli.app import app, main
 

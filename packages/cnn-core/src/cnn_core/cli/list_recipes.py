@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.argument("pattern", default="*")
 @json_option
 def command(pattern: str, as_json: bool) -> None:
-    """List the recipes whose name matches PATTERN, with the result each has reached.
+    """List the recipes whose names match PATTERN, a shell pattern, with their measured results.
 
     \b
     Examples:

@@ -18,17 +18,20 @@ __all__ = ["command"]
 @click.option(
     "--kind",
     type=Choice(("arch", "data", "view", "command")),
-    help="What it adds, where its name does not begin with cnn-arch-, -data-, -viz- or -cmd-.",
+    help="The kind, if NAME does not begin with cnn-arch-, cnn-data-, cnn-viz- or cnn-cmd-.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The folder to make, not ./NAME."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder to create; ./NAME if not given.",
 )
 def command(name: str, kind: str | None, out: Path | None) -> None:
-    """Write a plugin that works as it is: a network, a dataset, a view or a command.
+    """Create a working plugin to edit: a network, a dataset, a view or a command.
 
-    NAME is that of the package: cnn-arch-mine. It comes with tests, README and licence, and
-    `pip install -e` makes it part of the zoo. Nothing is overwritten. Prints the folder on
-    stdout, and on stderr what to do next.
+    NAME is the name of the package, such as cnn-arch-mine. The package has tests, a README and a
+    licence; `pip install -e` adds it to the zoo. Existing files are never overwritten. The folder
+    is printed on stdout, the next steps on stderr.
 
     \b
     Examples:

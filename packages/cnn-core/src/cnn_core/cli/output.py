@@ -1,4 +1,4 @@
-"""How commands print: tables for people, one JSON object for programs."""
+"""Output of the commands: tables for people, one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FC = TypeVar("FC", bound="Callable[..., Any] | click.Command")
 
 
 def json_option(f: FC) -> FC:
-    """Give a command `--json`, which it hears as `as_json`."""
+    """Add the option `--json` to a command, passed to it as `as_json`."""
     option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     return option(f)
 
@@ -34,7 +34,7 @@ def emit_json(noun: str, content: Any, **more: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: numbers that are not finite become null."""
+    """Return a value with only JSON's types; NaN and infinity, which JSON lacks, become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -45,12 +45,15 @@ def _plain(value: Any) -> Any:
 
 
 def heading(text: str) -> None:
-    """Print a line that stands above a table."""
+    """Print the heading of a table, in bold."""
     click.secho(printable(text), bold=True)
 
 
 def say_path(path: object, *, err: bool = False) -> None:
-    """Print a path: as it is for a program, with what is unsafe escaped on a terminal."""
+    """Print a path, with unsafe characters escaped on a terminal.
+
+    In a pipe the path is printed unchanged: the program that reads it needs the exact name.
+    """
     seen = (sys.stderr if err else sys.stdout).isatty()
     click.echo(printable(str(path)) if seen or err else path, err=err)
 
@@ -58,10 +61,10 @@ def say_path(path: object, *, err: bool = False) -> None:
 def listing(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()
 ) -> None:
-    """Print rows under column titles without rich, which would double the cost of a listing.
+    """Print rows under column titles, two spaces apart; columns in `right` are right-aligned.
 
-    Columns are separated by two spaces. On a terminal a line ends with the terminal; in a pipe
-    nothing is cut, so that grep and awk work.
+    Written by hand because importing rich would double the start-up time of a listing. Lines are
+    cut at the width of a terminal; in a pipe they are whole, for grep and awk.
     """
     cells = [[printable(_text(value)) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
@@ -81,7 +84,7 @@ def table(
 ) -> None:
     """Print rows under column titles: with colour and rules on a terminal, plain in a pipe.
 
-    Columns named in `right` are aligned to the right.
+    Columns named in `right` are right-aligned.
     """
     if sys.stdout.isatty():
         cells = [[printable(_text(value)) for value in row] for row in rows]

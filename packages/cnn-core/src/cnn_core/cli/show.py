@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from cnn_core.registry.names import recipes_of
 from cnn_core.specs import ModelSpec
 from cnn_core.text import paper_table, printable
 
+if TYPE_CHECKING:
+    from cnn_core.layers import Trace
+
 __all__ = ["command"]
 
 
@@ -21,7 +25,7 @@ __all__ = ["command"]
 @click.argument("model", type=MODEL)
 @json_option
 def command(model: str, as_json: bool) -> None:
-    """Show one architecture: its paper, and what each stage does to an image.
+    """Show a model: its paper, and the output, parameters and receptive field of each stage.
 
     \b
     Examples:
@@ -30,7 +34,7 @@ def command(model: str, as_json: bool) -> None:
     """
     entry = registry.models().entry(model)
     spec = entry.spec
-    # Only once the name is known to be right: torch costs seconds.
+    # Imported only after the name was found: torch takes seconds, a typo should not.
     from cnn_core.create import create_model
     from cnn_core.layers import trace
 
@@ -46,9 +50,8 @@ def command(model: str, as_json: bool) -> None:
         return
     heading(f"{model}: {spec.variant}")
     click.echo(printable(str(spec.paper)))
-    click.echo(
-        printable(f"{spec.summary}; from {entry.plugin.distribution} {entry.plugin.version}")
-    )
+    source = f"{entry.plugin.distribution} {entry.plugin.version}"
+    click.echo(printable(f"{spec.summary}; from {source}"))
     click.echo()
     if published:
         heading("In the paper")
@@ -56,27 +59,34 @@ def command(model: str, as_json: bool) -> None:
             click.echo(printable(line))
         click.echo()
     heading("In the code")
-    counted = bool(spec.connections)
-    table(
-        ("stage", "output", "parameters", "MACs", *["connections"] * counted, "sees"),
-        [
-            (
-                stage.name,
-                "x".join(map(str, stage.output)),
-                stage.params,
-                stage.macs,
-                *[stage.connections] * counted,
-                f"{stage.receptive_field} px",
-            )
-            for stage in [*traced.stages]
-        ]
-        + [("total", "", traced.params, traced.macs, *[traced.connections] * counted, "")],
-        right=("parameters", "MACs", "connections", "sees"),
-    )
+    _stages(traced, with_connections=bool(spec.connections))
     _footnotes(entry)
 
 
+def _stages(traced: Trace, *, with_connections: bool) -> None:
+    """Print a row for each stage and one for the total; only LeNet's paper counts connections."""
+
+    def connections(count: int) -> list[int]:
+        return [count] if with_connections else []
+
+    rows = [
+        (
+            stage.name,
+            "x".join(map(str, stage.output)),
+            stage.params,
+            stage.macs,
+            *connections(stage.connections),
+            f"{stage.receptive_field} px",
+        )
+        for stage in traced.stages
+    ]
+    total = ("total", "", traced.params, traced.macs, *connections(traced.connections), "")
+    titles = ("stage", "output", "parameters", "MACs", *["connections"] * with_connections, "sees")
+    table(titles, [*rows, total], right=("parameters", "MACs", "connections", "sees"))
+
+
 def _footnotes(entry: registry.Entry[ModelSpec]) -> None:
+    """Print the input size, departures, reported results and recipes of a model."""
     spec = entry.spec
     size = "x".join(map(str, spec.input))
     click.echo(f"\ninput {size}, at least {spec.min_size} px; Grad-CAM at {spec.cam_stage}")

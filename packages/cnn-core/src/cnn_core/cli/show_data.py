@@ -23,11 +23,11 @@ __all__ = ["command"]
 @click.command("show-data")
 @click.argument("data", type=DATASET)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--split", default="train", show_default=True, help="The split to draw samples of.")
-@click.option("--out", type=click.Path(path_type=Path), help="Draw samples into this PNG file.")
+@click.option("--split", default="train", show_default=True, help="The split to sample from.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write samples to this PNG file.")
 @json_option
 def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_json: bool) -> None:
-    """Show a dataset: what it is, what is there of it, and samples as an image.
+    """Show a dataset: its classes, sizes, counts and source, and samples as an image.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def _found(spec: DatasetSpec) -> dict[str, object]:
 
 
 def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
-    """Print what a dataset is."""
+    """Print the facts about a dataset; `counts` are the samples on disk, by split."""
     heading(f"{name}: {spec.summary}")
     channels = {1: "grey", 3: "RGB"}.get(spec.image[0], f"{spec.image[0]} channels")
     size = "x".join(map(str, spec.image[1:])) if spec.image[1] else "of different sizes"
@@ -80,9 +80,9 @@ def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
 
 
 def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:
-    """Write the sheet of samples, and say where."""
+    """Write a contact sheet of samples to a PNG file."""
     if dataset is None:
-        raise DatasetMissingError(f"{out} is not drawn: {missing.splitlines()[0]}")
+        raise DatasetMissingError(f"{out} was not written: {missing.splitlines()[0]}")
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: expected a name that ends in .png")
     from cnn_core.data.contact_sheet import draw_sheet

@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
 @json_option
 def command(data: str, data_dir: Path | None, as_json: bool) -> None:
-    """Read all of a dataset and say what is wrong with it; exit 3 if anything is.
+    """Read a whole dataset and list its faults; exit 3 if there are any.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What classifiers have in common, and how to look into any network by its stages."""
+"""The base class of all classifiers, and access to the feature maps of any network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ __all__ = ["Classifier", "features", "require_size"]
 
 
 def require_size(x: Tensor, smallest: int, *, exactly: bool = False) -> None:
-    """Hold images, N C H W, to the size that a network needs, in pixels.
+    """Check that images, N C H W, are at least `smallest` pixels high and wide.
+
+    Called first in `forward_features`: without it, torch would complain about a kernel larger
+    than its input somewhere deep in the network. With `exactly`, no larger size is accepted
+    either.
 
     Raises:
-        UsageError: they are smaller, or not exactly that large; says both sizes.
+        UsageError: the images have another size; the message gives both sizes.
     """
     height, width = x.shape[-2:]
     fits = height == width == smallest if exactly else min(height, width) >= smallest
@@ -27,20 +31,20 @@ def require_size(x: Tensor, smallest: int, *, exactly: bool = False) -> None:
 
 
 class Classifier(nn.Module):
-    """A network that ends in a linear layer over classes: features first, then a head.
+    """A network in two parts: features, then a head that ends in a linear layer.
 
-    A subclass writes `forward_features` (N C H W -> what the head takes) and `forward_head`
-    (-> N classes), and names its last linear layer in `classifier`.
+    A subclass implements `forward_features` (N C H W -> features) and `forward_head`
+    (features -> N classes), and sets `classifier` to the name of its last linear layer.
     """
 
     classifier: ClassVar[str] = "fc"
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return what the network sees in images, N C H W."""
+        """Return the features of images, N C H W; their shape is up to the network."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Return logits, N classes, for what `forward_features` returned."""
+        """Return logits, N classes, for the output of `forward_features`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,14 +52,14 @@ class Classifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new, untrained last layer in place, for another number of classes."""
+        """Replace the last layer by a new, untrained one for `num_classes` classes."""
         parent, _, name = self.classifier.rpartition(".")
         old = self.get_submodule(self.classifier)
         assert isinstance(old, nn.Linear | nn.Conv2d)
         new: nn.Module
         if isinstance(old, nn.Linear):
             new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-        else:  # a 1x1 convolution over pooled maps is the same thing
+        else:  # SqueezeNet's head: a 1x1 convolution, a linear layer at each position
             new = nn.Conv2d(old.in_channels, num_classes, 1, bias=old.bias is not None)
         setattr(self.get_submodule(parent), name, new.to(old.weight.device, old.weight.dtype))
 
@@ -64,7 +68,7 @@ def features(model: nn.Module, x: Tensor, stages: Sequence[str]) -> dict[str, Te
     """Run a network on images, N C H W, and return the outputs of the named stages.
 
     Raises:
-        UnknownNameError: the network has no such stage; suggests names.
+        UnknownNameError: the network has no module of that name; suggests similar ones.
     """
     modules = dict(model.named_modules())
     for stage in stages:
@@ -81,5 +85,5 @@ def features(model: nn.Module, x: Tensor, stages: Sequence[str]) -> dict[str, Te
 
 
 def _keep(found: dict[str, Tensor], stage: str, module: nn.Module, _: Any, output: Tensor) -> None:
-    # A copy: what follows may work in place.
+    # A clone, since the next layer may be an in-place ReLU and overwrite the output.
     found[stage] = output.clone()

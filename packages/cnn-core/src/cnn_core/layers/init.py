@@ -1,4 +1,4 @@
-"""Initialisations, each named for where it was published."""
+"""Initialisations, each named after its authors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def he_normal_(
 ) -> None:
     """Draw weights from N(0, 2/n) and set biases to 0, in place.
 
-    He et al., "Delving deep into rectifiers", ICCV 2015: n is what a unit reads (`fan` "in",
-    Eq. 10) or what reads it ("out", Eq. 14), within its group of maps. Linear layers get
-    N(0, linear_std^2) where that is given. Normalisations stay the identity that they begin as.
+    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015: n is the fan-in
+    of a unit (`fan` "in", Eq. 10) or its fan-out ("out", Eq. 14), counted within its group of
+    channels. Linear layers are drawn from N(0, linear_std^2) if `linear_std` is given.
+    Normalisation layers keep their default, the identity.
     """
     for module in model.modules():
         if not isinstance(module, CONVOLUTIONS | nn.Linear):
@@ -34,11 +35,11 @@ def he_normal_(
 
 
 def _fan(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, fan: str) -> int:
-    """Return how many units one unit reads, or is read by."""
+    """Return the number of inputs of one unit, or the number of units that read it."""
     if isinstance(module, nn.Linear):
         return module.in_features if fan == "in" else module.out_features
     if isinstance(module, nn.ConvTranspose2d) and module.kernel_size == module.stride:
-        positions = 1  # its windows do not overlap
+        positions = 1  # windows do not overlap: each output pixel reads one input pixel
     else:
         positions = module.kernel_size[0] * module.kernel_size[1]
     maps = module.in_channels if fan == "in" else module.out_channels
@@ -49,8 +50,9 @@ def _fan(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, fan: str) -> int:
 def lecun_uniform_(model: nn.Module) -> None:
     """Draw every weight and bias from U(-2.4/F, 2.4/F), F the fan-in of its unit, in place.
 
-    LeCun et al. (1998), appendix A. A layer that has `fan_in()` is asked for it, parameter
-    by parameter; convolutions and linear layers have it from their weight.
+    LeCun et al. (1998), appendix A. The range keeps the weighted sums in the steep part of the
+    scaled tanh. A layer's `fan_in()`, if it has that method, gives F for each of its parameters;
+    convolutions and linear layers have F in the shape of their weight.
     """
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -1,8 +1,9 @@
 """The layers of 1998: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning
 applied to document recognition", Proceedings of the IEEE 86(11), 1998, section II.
 
-`fan_in` gives, for each parameter, the number of inputs of the units it belongs to, for
-initialisation; `connections` counts them as the paper does, biases included.
+Each layer has two methods beside `forward`: `fan_in` returns the number of inputs of a unit for
+each parameter, which `lecun_uniform_` needs; `connections` counts connections as the paper does,
+biases included.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class Subsampling(nn.Module):
         self.bias: nn.Parameter = nn.Parameter(torch.empty(channels))
 
     def fan_in(self) -> dict[str, Tensor]:
-        """4 for each map."""
+        """Return 4 for each map."""
         four = torch.full_like(self.bias, 4)
         return {"coefficient": four, "bias": four}
 
     def connections(self, output: torch.Size) -> int:
-        """Four inputs and a bias for each unit of the output."""
+        """Return the number of connections: four inputs and a bias for each output unit."""
         return output[1:].numel() * (4 + 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,8 +52,8 @@ class Subsampling(nn.Module):
 class SparseConv2d(nn.Module):
     """A convolution in which each output map sees only some of the input maps (C3, table I).
 
-    `table[j]` lists the input maps that output map j sees. There is one kernel for each entry
-    of the table and no other parameter but the biases. N Cin H W -> N len(table) H' W'.
+    `table[j]` lists the input maps that output map j sees. The parameters are one kernel for
+    each entry of the table and one bias for each output map. N Cin H W -> N len(table) H' W'.
     """
 
     def __init__(self, in_channels: int, table: Sequence[Sequence[int]], kernel_size: int) -> None:
@@ -67,18 +68,18 @@ class SparseConv2d(nn.Module):
     pairs: Tensor
 
     def fan_in(self) -> dict[str, Tensor]:
-        """Kernel area times the number of maps that the output map sees."""
+        """Return the kernel area times the number of input maps of each output map."""
         area = self.weight[0].numel()
         maps = [len(inputs) * area for inputs in self.table]
         kernels = [len(inputs) * area for inputs in self.table for _ in inputs]
         return {"weight": torch.tensor(kernels), "bias": torch.tensor(maps)}
 
     def connections(self, output: torch.Size) -> int:
-        """Each unit's inputs and bias, over all units of the output."""
+        """Return the number of connections: all inputs and the bias of each output unit."""
         return output[2:].numel() * (self.weight.numel() + self.bias.numel())
 
     def dense_weight(self) -> Tensor:
-        """The kernels in their places in an ordinary weight, zero elsewhere."""
+        """Return an ordinary convolution weight: the kernels, zeros where the table is empty."""
         dense = self.weight.new_zeros(self.shape)
         return dense.index_put((self.pairs[0], self.pairs[1]), self.weight)
 
@@ -91,11 +92,11 @@ class SparseConv2d(nn.Module):
 
 
 class EuclideanRBF(nn.Module):
-    """Minus the squared distance to each class's fixed code (Eq. 7): N D -> N classes.
+    """The negative squared distance to the fixed code of each class (Eq. 7): N D -> N classes.
 
-    The paper's unit gives the distance itself and the nearest code wins; the sign is turned
-    so that, as with every other classifier, the largest output wins. `codes` is classes x D;
-    it is a buffer: neither trained nor counted among the parameters.
+    In the paper the output is the distance itself and the smallest one wins. Here the sign is
+    reversed so that the largest output wins, as in every other classifier. `codes`, classes x D,
+    is a buffer: it is not trained, and does not count as a parameter.
     """
 
     def __init__(self, codes: Tensor) -> None:
@@ -105,7 +106,7 @@ class EuclideanRBF(nn.Module):
     codes: Tensor
 
     def connections(self, output: torch.Size) -> int:
-        """One for each component of each code."""
+        """Return the number of connections: one for each component of each code."""
         return self.codes.numel()
 
     def forward(self, x: Tensor) -> Tensor:

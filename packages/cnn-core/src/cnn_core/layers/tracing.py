@@ -1,6 +1,7 @@
-"""What each stage of a network does to an image: shape, parameters, MACs, receptive field.
+"""Measure each stage of a network: output shape, parameters, MACs, receptive field.
 
-Runs the network once on torch's meta device, where tensors have shapes but no contents.
+The network runs once on torch's meta device, where tensors have a shape but no data, so that
+even VGG at 224x224 is traced without computing anything.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["Stage", "Trace", "trace"]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One named stage. `output` is C H W (or C); `receptive_field` in input pixels."""
+    """One named stage. `output` is C H W or C; receptive field and stride are in input pixels."""
 
     name: str
     output: tuple[int, ...]
@@ -33,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """The stages of a network in order, and its totals."""
+    """The stages of a network in order, and the totals over the whole network."""
 
     stages: tuple[Stage, ...]
     params: int
@@ -44,10 +45,10 @@ class Trace:
 def trace(
     build: Callable[[], nn.Module], stages: Sequence[str], input: tuple[int, int, int]
 ) -> Trace:
-    """Trace the network that `build` makes, batch 1, on the meta device.
+    """Trace the network that `build` returns, on one image of shape `input`, C H W.
 
-    `stages` are module names. MACs are of convolutions and matrix products, as torch's own
-    flop counter sees them; connections count as in LeCun et al. (1998), biases included.
+    `stages` are module names. MACs are those of convolutions and matrix products, as counted by
+    torch's FlopCounterMode. Connections are counted as in LeCun et al. (1998), biases included.
     """
     with torch.device("meta"):
         model = build().eval()
@@ -63,21 +64,23 @@ def trace(
         model(image)
     counts = flops.get_flop_counts()
     root = type(model).__name__
+
+    def stage(name: str) -> Stage:
+        field = fields[outputs[name]]
+        inside = [n for inner, n in links.items() if f"{inner}.".startswith(f"{name}.")]
+        return Stage(
+            name=name,
+            output=tuple(outputs[name].shape[1:]),
+            params=_trainable(model.get_submodule(name)),
+            macs=_macs(counts.get(f"{root}.{name}", {})),
+            # Padding lets the receptive field grow past the image; there is nothing to see there.
+            receptive_field=min(field.size, max(input[1:])),
+            stride=field.stride,
+            connections=sum(inside),
+        )
+
     return Trace(
-        stages=tuple(
-            Stage(
-                name=name,
-                output=tuple(outputs[name].shape[1:]),
-                params=_trainable(model.get_submodule(name)),
-                macs=_macs(counts.get(f"{root}.{name}", {})),
-                receptive_field=min(fields[outputs[name]].size, max(input[1:])),
-                stride=fields[outputs[name]].stride,
-                connections=sum(
-                    n for inner, n in links.items() if f"{inner}.".startswith(f"{name}.")
-                ),
-            )
-            for name in stages
-        ),
+        stages=tuple(map(stage, stages)),
         params=_trainable(model),
         macs=_macs(counts["Global"]),
         connections=sum(links.values()),
@@ -92,7 +95,7 @@ def _record(
     _: Any,
     output: Any,
 ) -> None:
-    """Keep a module's output, and the connections it makes if it is a layer."""
+    """Record a module's output and, if it is a layer, its connections. A forward hook."""
     if isinstance(output, Tensor):
         outputs[name] = output
         links[name] = links.get(name, 0) + _connections(module, output.shape)
@@ -103,11 +106,11 @@ def _trainable(module: nn.Module) -> int:
 
 
 def _macs(flops: Mapping[Any, int]) -> int:
-    return sum(flops.values()) // 2  # torch counts a multiply-accumulate as two
+    return sum(flops.values()) // 2  # torch counts a multiply-accumulate as two operations
 
 
 def _connections(module: nn.Module, output: torch.Size) -> int:
-    """Inputs of each unit, its bias included, over all units of a layer's output."""
+    """Return the number of inputs, biases included, summed over all units of a layer's output."""
     if hasattr(module, "connections"):
         return int(module.connections(output))  # type: ignore[operator]
     if isinstance(module, nn.Conv2d | nn.Linear):
@@ -118,9 +121,10 @@ def _connections(module: nn.Module, output: torch.Size) -> int:
 
 @dataclass(frozen=True)
 class Field:
-    """How an output position sees the input: `size` and `stride` in input pixels.
+    """The receptive field of one position of a feature map: `size` and `stride` in input pixels.
 
-    `cells` is the side of the feature map, kept where a flatten makes it disappear.
+    `cells` is the side of the feature map. It is kept through a flatten, because a linear layer
+    on the flattened map sees all cells at once.
     """
 
     size: int
@@ -128,25 +132,29 @@ class Field:
     cells: int
 
     def slide(self, kernel: int, stride: int, dilation: int, cells: int) -> Field:
-        """A window of `kernel` cells, `dilation` apart, moved by `stride`."""
+        """Return the field after a sliding window: `kernel` cells, `dilation` apart."""
         size = self.size + (kernel - 1) * dilation * self.stride
         return Field(size, self.stride * stride, cells)
 
     def whole(self) -> Field:
-        """Every cell at once: a global pool, or a linear layer on the flattened map."""
+        """Return the field of all cells together, as a global pool or a linear layer sees them."""
         return Field(self.size + (self.cells - 1) * self.stride, self.stride, 1)
 
 
 class ReceptiveFields(TorchDispatchMode):
-    """Follows every tensor's receptive field through the operations that make it."""
+    """Track the receptive field of every tensor through the operations that produce it.
+
+    A dispatch mode sees the operations themselves, so residual connections and functional calls
+    are covered, which module hooks would miss.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._fields: dict[int, Field] = {}  # by id
-        self._kept: list[Tensor] = []  # so that no id is given twice
+        self._kept: list[Tensor] = []  # a tensor that was freed would give its id to a new one
 
     def start(self, image: Tensor) -> None:
-        """Each pixel of the input sees itself."""
+        """Begin with the input image: each pixel sees itself."""
         self._keep(image, Field(1, 1, image.shape[-1]))
 
     def __getitem__(self, tensor: Tensor) -> Field:
@@ -174,12 +182,13 @@ def _tensors(args: Sequence[Any]) -> list[Tensor]:
 
 
 def _step(op: Any, args: tuple[Any, ...], field: Field, output: Tensor) -> Field:
-    """Return the receptive field after one operation; elementwise ones keep it."""
+    """Return the receptive field after one operation; elementwise operations do not change it."""
     aten = torch.ops.aten
     cells = output.shape[-1] if output.ndim == 4 else field.cells
     if op is aten.convolution:
         kernel, stride, dilation, transposed = args[1].shape[-1], args[3], args[5], args[6]
         if transposed[-1] if isinstance(transposed, list) else transposed:
+            # Upsampling: neighbouring outputs are closer together in the input than its cells.
             step = max(field.stride // stride[-1], 1)
             return Field(field.size + (-(-kernel // stride[-1]) - 1) * field.stride, step, cells)
         return field.slide(kernel, stride[-1], dilation[-1], cells)

@@ -1,1 +1,1 @@
-"""What `cnnzoo new` writes. Imports registry/, no torch."""
+"""Write new plugins for `cnnzoo new`. Imports the registry, and no torch."""

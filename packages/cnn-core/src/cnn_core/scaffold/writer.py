@@ -1,7 +1,7 @@
-"""Write a plugin that works as it is: what `cnnzoo new` does. No torch here.
+"""Write a new, working plugin for `cnnzoo new`. No torch here.
 
-The files are in templates/, those of every kind in templates/any: PACKAGE and WORD in their names
-and `$package`, `$word` and others in their text are replaced.
+The files come from templates/KIND, and from templates/any for every kind. PACKAGE and WORD in
+their names, and `$package`, `$word` and others in their text, are replaced.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from cnn_core.version import __version__
 
 __all__ = ["KINDS", "Kind", "next_steps", "write_plugin"]
 
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # as PEP 503 writes it: also in addresses
-LONGEST = 48  # characters, so that names made of it fit 64
-SHOWN = 80  # characters of a name that is refused
-TAKEN = {  # names that the files themselves use
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # normalised (PEP 503): one spelling only
+LONGEST = 48  # characters, so that names derived from it fit into 64
+SHOWN = 80  # characters of a rejected name that the error quotes
+TAKEN = {  # names used in the templates: a network called `nn` would hide torch's
     *("annotations", "classifier", "command", "conv_bn", "figure", "nn", "plugin", "predictions"),
     *("recipes", "registry", "require_size", "run", "style", "tensor", "torch"),
 }
+# Windows reserves these names for devices, and cannot create files called like that.
 DEVICES = {"aux", "con", "nul", "prn"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(10)}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of plugin: how names of it begin, what it is, what to try it with."""
+    """One kind of plugin: the prefix of its names, a description, and the commands to try it."""
 
     prefix: str
-    what: str
+    description: str
     steps: tuple[str, ...]
     catalogue: Callable[[], registry.Catalogue[Any]]
-    dashes: bool = False  # in the name that it is called by
+    dashes: bool = False  # whether its registered name keeps dashes, as commands do
     needs: tuple[str, ...] = ()
     tests_need: tuple[str, ...] = ()
 
@@ -56,48 +57,48 @@ class Kind:
 KINDS = {
     "arch": Kind(
         "cnn-arch-",
-        "A convolutional network",
+        "a convolutional network",
         ("show $word", "train $word --data digits", "check $distribution"),
         registry.models,
     ),
     "data": Kind(
         "cnn-data-",
-        "A dataset",
+        "a dataset",
         ("show-data $word", "verify-data $word", "check $distribution"),
         registry.datasets,
     ),
     "view": Kind(
         "cnn-viz-",
-        "A figure of a run",
+        "a figure of a run",
         ("viz $word RUN", "report RUN", "check $distribution"),
         registry.views,
         needs=("cnn-viz",),
         tests_need=("cnn-arch-lenet",),
     ),
     "command": Kind(
-        "cnn-cmd-", "A command", ("$short", "check $distribution"), registry.commands, dashes=True
+        "cnn-cmd-", "a command", ("$short", "check $distribution"), registry.commands, dashes=True
     ),
 }
 
 
 def write_plugin(name: str, kind: str = "", out: Path | None = None) -> Path:
-    """Write the plugin called `name` into the new folder `out`, ./`name` if not given; return it.
+    """Write a plugin called `name` into the new folder `out`, by default ./`name`; return it.
 
-    `kind` is one of KINDS; without it the beginning of the name says it.
+    `kind` is a key of KINDS; if it is empty, the prefix of the name decides.
 
     Raises:
-        UsageError: the name is none, or is taken; or the folder is there already.
-        ZooError: the folder cannot be written. Nothing is left of it.
+        UsageError: the name is invalid or taken, or the folder already exists.
+        ZooError: the folder cannot be written; nothing of it is left behind.
     """
     kind = kind or _kind_of(name)
     words = _words(name, kind)
     _require_free(words, KINDS[kind])
     path = Path(name) if out is None else out
     if path.exists() or path.is_symlink():
-        raise UsageError(f"{path}: is there already", f"cnnzoo new {name} --out ANOTHER")
+        raise UsageError(f"{path} already exists", f"cnnzoo new {name} --out ANOTHER")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new_folder(path, replace=False) as folder:
+        with new_folder(path, replace=False) as folder:  # renamed to `path` once it is complete
             for part, text in _files(kind, words):
                 file = folder / part
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ def write_plugin(name: str, kind: str = "", out: Path | None = None) -> Path:
 
 
 def next_steps(path: Path, name: str, kind: str = "") -> list[str]:
-    """Return the commands to try the plugin with that was written into `path`."""
+    """Return the shell commands that install and try the plugin in `path`."""
     kind = kind or _kind_of(name)
     words = _words(name, kind)
     steps = [string.Template(step).substitute(words) for step in KINDS[kind].steps]
@@ -116,33 +117,33 @@ def next_steps(path: Path, name: str, kind: str = "") -> list[str]:
 
 
 def _kind_of(name: str) -> str:
-    """Return the kind that a name's beginning says."""
+    """Return the kind that the prefix of a name stands for."""
     _require_name(name)
     for kind, facts in KINDS.items():
         if name.startswith(facts.prefix):
             return kind
     known = ", ".join(f"{facts.prefix}… ({kind})" for kind, facts in KINDS.items())
     raise UsageError(
-        f"'{name}' begins like no kind of plugin: {known}",
+        f"'{name}' has no prefix of a known kind: {known}",
         f"cnnzoo new {name} --kind KIND; to observe training, copy examples/cnn-track-csv",
     )
 
 
 def _require_name(name: str) -> None:
-    """Raise UsageError unless a distribution can have this name, written in one way only."""
+    """Raise UsageError unless `name` is a valid, normalised name of a distribution."""
     if len(name) <= LONGEST and NAME.fullmatch(name) and name not in DEVICES:
         return
     near = re.sub(r"[-_.]+", "-", name).lower()
     good = near if len(near) <= LONGEST and NAME.fullmatch(near) else "cnn-arch-foo"
     raise UsageError(
-        f"name '{printable(name[:SHOWN])}': expected words of a-z and 0-9 with '-' between them, "
-        f"a letter first, at most {LONGEST} characters",
+        f"name '{printable(name[:SHOWN])}': expected words of a-z and 0-9 joined by '-', "
+        f"beginning with a letter, at most {LONGEST} characters",
         f"for example: cnnzoo new {good}",
     )
 
 
 def _words(name: str, kind: str) -> dict[str, str]:
-    """Return what stands for what in the templates, for a name that Python can take, too."""
+    """Return the value of each template variable; the name must be usable in Python too."""
     _require_name(name)
     facts = KINDS[kind]
     short = name.removeprefix(facts.prefix)
@@ -150,12 +151,12 @@ def _words(name: str, kind: str) -> dict[str, str]:
     class_name = "".join(part.capitalize() for part in short.split("-"))
     if not word.isidentifier() or keyword.iskeyword(word) or keyword.iskeyword(class_name):
         raise UsageError(
-            f"'{name}': '{word}' cannot be a name in Python",
+            f"'{name}': '{word}' is not a valid name in Python",
             f"for example: cnnzoo new {facts.prefix}my-{short}",
         )
     if word in TAKEN | DEVICES or hasattr(builtins, word):
         raise UsageError(
-            f"'{name}': a file or a function called '{word}' would be in the way",
+            f"'{name}': the name '{word}' is reserved",
             f"for example: cnnzoo new {facts.prefix}my-{short}",
         )
     title = " ".join(part.capitalize() for part in short.split("-"))
@@ -169,7 +170,7 @@ def _words(name: str, kind: str) -> dict[str, str]:
         "word": word,
         "class_name": class_name,
         "title": title,
-        "description": f"{title}: {facts.what[0].lower()}{facts.what[1:]} for cnnzoo",
+        "description": f"{title}: {facts.description} for cnnzoo",
         "dependencies": _quoted(needs),
         "test_dependencies": _quoted([*facts.tests_need, "pytest"]),
         "year": time.strftime("%Y"),
@@ -181,7 +182,7 @@ def _quoted(names: list[str]) -> str:
 
 
 def _require_free(words: dict[str, str], kind: Kind) -> None:
-    """Raise UsageError if something has one of the names already; says what."""
+    """Raise UsageError if one of the names is taken; the message names the owner."""
     name, package = words["distribution"], words["package"]
     offered = words["short" if kind.dashes else "word"]
     if owner := _owner(name, package, words["plugin"], offered, kind):
@@ -190,26 +191,27 @@ def _require_free(words: dict[str, str], kind: Kind) -> None:
 
 
 def _owner(name: str, package: str, plugin: str, offered: str, kind: Kind) -> str:
-    """Return what has one of the names already, in words, or an empty string."""
+    """Return a sentence that names the owner of a taken name, or an empty string."""
     try:
-        return f"'{name}' is installed already, version {metadata.version(name)}"
+        return f"'{name}' is already installed, version {metadata.version(name)}"
     except metadata.PackageNotFoundError:
         pass
     if spec := util.find_spec(package):
-        return f"'{package}' is a module already: {printable(str(spec.origin))}"
+        return f"the module '{package}' already exists: {printable(str(spec.origin))}"
     for other in discover():
         if other.name == plugin:
-            return f"plugin '{plugin}' is {other.distribution}'s already ({other.version})"
+            return f"plugin '{plugin}' already belongs to {other.distribution} {other.version}"
     catalogue = kind.catalogue()
     for entry in catalogue.claims(offered):
-        return f"{catalogue.kind} '{offered}' is {entry.plugin.distribution}'s already"
+        return f"{catalogue.kind} '{offered}' already belongs to {entry.plugin.distribution}"
+    # The directory also knows models that are not installed here: a clash would show up later.
     if known := directory().get(catalogue.kind, {}).get(offered):
-        return f"{catalogue.kind} '{offered}' is {known}'s already, which is {_how(known)}"
+        return f"{catalogue.kind} '{offered}' already belongs to {known}, which is {_state(known)}"
     return ""
 
 
-def _how(distribution: str) -> str:
-    """Return how a distribution is whose offers are not there."""
+def _state(distribution: str) -> str:
+    """Return why a distribution's models are not registered, in words."""
     for plugin in plugins().all:
         if plugin.distribution == distribution:
             why = plugin.blocked or "; ".join(fault.cause for fault in plugin.faults)
@@ -218,7 +220,7 @@ def _how(distribution: str) -> str:
 
 
 def _files(kind: str, words: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield each file's path and text."""
+    """Yield the path and the text of each file."""
     templates = resources.files("cnn_core.scaffold") / "templates"
     for folder in ("any", kind):
         for part, file in _walk(templates / folder):
@@ -228,6 +230,7 @@ def _files(kind: str, words: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _walk(folder: Traversable, above: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Yield the relative path and the file of each template, sorted, from a zipped wheel too."""
     for item in sorted(folder.iterdir(), key=lambda item: item.name):
         if item.is_dir():
             yield from _walk(item, f"{above}{item.name}/")

@@ -1,4 +1,4 @@
-"""The conformance kit: what every plugin of the zoo keeps, and third parties can run.
+"""The conformance kit: checks that every plugin must pass; third parties can run them too.
 
     from cnn_core.testing import parametrize_with_checks
 
@@ -6,7 +6,7 @@
     def test_conformance(check, case):
         check(case)
 
-`cnnzoo check cnn-arch-mine` runs the same from the command line.
+`cnnzoo check cnn-arch-mine` runs the same checks from the command line.
 """
 
 from collections.abc import Callable

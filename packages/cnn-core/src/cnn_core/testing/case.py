@@ -1,4 +1,4 @@
-"""What is under test, a model or something else, and what the checks ask of it."""
+"""The objects under test, and the facts about them that several checks need."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ S = TypeVar("S", bound=Spec)
 
 @dataclass(frozen=True)
 class Offer(Generic[S]):
-    """Something that an installed plugin offers."""
+    """One thing that an installed plugin offers: a model, a dataset, a view, and so on."""
 
     entry: registry.Entry[S]
 
     @property
     def spec(self) -> S:
-        """What the plugin says of it."""
+        """The spec with which the plugin describes it."""
         return self.entry.spec
 
     def on_import(self, code: str) -> str:
-        """Return what `code` prints after the plugin is imported in a fresh process."""
+        """Import the plugin in a new process, then run `code`; return everything it printed.
+
+        A new process, because in this one the plugin and all it imports are loaded already.
+        """
         script = f"import sys, os\nbefore = set(os.listdir())\nimport {self.entry.plugin.target}\n"
         done = subprocess.run(
             [sys.executable, "-c", script + code], capture_output=True, text=True, check=True
@@ -52,29 +55,32 @@ class Case(Offer[ModelSpec]):
 
     @property
     def segments(self) -> bool:
-        """Whether the model gives a class for each pixel."""
+        """Whether the model classifies pixels rather than images."""
         return self.spec.task == "segmentation"
 
     def build(self, **options: Any) -> nn.Module:
-        """Return the model, initialised with seed 0; the caller's random state is kept."""
+        """Return the model, initialised with seed 0; the caller's random state is unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return create_model(self.entry.qualified, **options)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model in eval mode, shared between checks that do not change it."""
+        """The model in eval mode, shared by all checks that do not change it."""
         return self.build().eval()
 
     def images(self, count: int = 2, size: int | None = None, channels: int = 0) -> Tensor:
-        """Return the same random images every time, by default of the smallest size."""
+        """Return random images, N C H W, the same every time; `size` defaults to the smallest."""
         size = size or self.spec.min_size
         generator = torch.Generator().manual_seed(0)
         shape = (count, channels or self.spec.input[0], size, size)
         return torch.randn(shape, generator=generator)
 
     def training_size(self, model: nn.Module) -> int:
-        """Return the smallest size, or the paper's where only that can be trained on."""
+        """Return the smallest size the model can be trained on: `min_size`, or else the paper's.
+
+        Auxiliary classifiers, for example, may need larger images in training mode.
+        """
         try:
             with torch.no_grad():
                 copy.deepcopy(model).to("meta").train()(self.images(2).to("meta"))
@@ -84,34 +90,36 @@ class Case(Offer[ModelSpec]):
 
     @cached_property
     def traced(self) -> Trace:
-        """The model's stages, measured on the meta device at the paper's size."""
+        """The stages of the model, traced on the meta device at the paper's size."""
         return trace(self.build, self.spec.stages, self.spec.input)
 
     def module_doc(self) -> str:
-        """Return the docstring of the file that holds the network."""
+        """Return the docstring of the file that defines the network."""
         module = importlib.import_module(self.spec.target.partition(":")[0])
         return module.__doc__ or ""
 
     def paper_table(self) -> str:
-        """Return the table in that docstring."""
+        """Return the table of that docstring, or an empty string."""
         return paper_table(self.module_doc())
 
 
 def cases_of(distribution: str) -> list[Case]:
-    """Return the models of an installed distribution, or of the plugin of that short name.
+    """Return the models of an installed distribution, given by its name or its plugin's name.
 
     Raises:
-        UsageError: it offers no model.
+        UsageError: the distribution offers no model.
     """
     found = [Case(entry) for entry in offered(registry.models(), distribution)]
     if not found:
         known = sorted({entry.plugin.distribution for _, entry in registry.models()})
-        raise UsageError(f"'{distribution}' offers no model", f"those that do: {', '.join(known)}")
+        raise UsageError(
+            f"'{distribution}' offers no model", f"distributions with models: {', '.join(known)}"
+        )
     return found
 
 
 def offered(catalogue: registry.Catalogue[S], distribution: str) -> Iterator[registry.Entry[S]]:
-    """Yield what a distribution, or the plugin of that short name, offers of one kind."""
+    """Yield the entries of one catalogue that belong to a distribution or plugin."""
     for _, entry in catalogue:
         if distribution in (entry.plugin.distribution, entry.plugin.name):
             yield entry

@@ -1,4 +1,4 @@
-"""Run the checks: under pytest, or one after the other with a result for each."""
+"""Run the checks, under pytest or as a generator of results."""
 
 from __future__ import annotations
 
@@ -11,32 +11,41 @@ from unittest import SkipTest
 from cnn_core import registry
 from cnn_core.errors import PluginError, UsageError
 from cnn_core.plugins.discovery import describe, strays
-from cnn_core.testing import checks
+from cnn_core.testing import network_checks, spec_checks
 from cnn_core.testing.case import Case, Offer, offered
-from cnn_core.testing.others import OTHERS, check_plugin_has_no_fault, others_of, plugins_of
+from cnn_core.testing.extension_checks import (
+    EXTENSION_CHECKS,
+    check_plugin_has_no_fault,
+    extensions_of,
+    plugins_of,
+)
 
 __all__ = ["CHECKS", "Check", "Result", "SLOW", "parametrize_with_checks", "run_checks"]
 
 Check = Callable[[Case], None]
 
 SLOW: tuple[Check, ...] = (
-    checks.check_exports,
-    checks.check_compiles_as_one_graph,
-    checks.check_overfits_one_batch,
+    network_checks.check_exports,
+    network_checks.check_compiles_as_one_graph,
+    network_checks.check_overfits_one_batch,
 )
+# In the order of definition. The package's own checks come first: they are the cheapest, and a
+# network that cannot even be imported fails there with the clearest message.
 CHECKS: tuple[Check, ...] = tuple(
     check
-    for name, check in vars(checks).items()
+    for module in (spec_checks, network_checks)
+    for name, check in vars(module).items()
     if name.startswith("check_") and check not in SLOW
 )
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one check of one thing ended, and why.
+    """The outcome of one check, and the reason for it.
 
-    `kind` is "model", "plugin", "dataset", "view", "command" or "observer"; `outcome`
-    "passed", "failed", "expected" to fail, or "skipped": it cannot be tried here.
+    `kind` is "model", "plugin", "dataset", "view", "command" or "observer". `outcome` is "passed",
+    "failed", "expected" (it fails, as the spec's `expected_failures` announces) or "skipped" (it
+    cannot run here, for example because files are missing).
     """
 
     kind: str
@@ -53,20 +62,20 @@ def run_checks(
     data_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[Result]:
-    """Check all that an installed distribution offers; yield a result for each check.
+    """Check everything that an installed distribution offers; yield a result for each check.
 
-    `data_dir` is where the files of its datasets are; `progress` is told how many checks are
-    done, of how many. A check named in
-    `ModelSpec.expected_failures` has to fail: one that passes has failed.
+    `slow` adds export, compilation and training. `data_dir` holds the files of its datasets.
+    `progress` is called with the number of finished checks and the total. A check named in
+    `ModelSpec.expected_failures` must fail: if it passes, its outcome is "failed".
 
     Raises:
         UsageError: the distribution offers nothing that can be checked, or is blocked.
-        PluginError: it requires cnn-core, and has no entry point in the group "cnnzoo".
+        PluginError: it requires cnn-core but has no entry point in the group "cnnzoo".
     """
     offers = _offers_of(distribution, data_dir)
     done, total = 0, sum(len(_checks_of(offer, slow)) for offer in offers)
     while offers:
-        offer = offers.pop(0)  # which keeps a model: one at a time
+        offer = offers.pop(0)  # popped, not iterated over: a Case holds its model in memory
         for check in _checks_of(offer, slow):
             yield _run(offer, check)
             done += 1
@@ -77,15 +86,15 @@ def run_checks(
 def _offers_of(
     distribution: str, data_dir: str | os.PathLike[str] | None = None
 ) -> list[Offer[Any]]:
-    """Return what a distribution offers, networks first, and its plugins, also broken ones."""
-    registry.catalogues()  # calls every hook: what fails is a plugin's fault
+    """Return everything a distribution offers, models first, and its plugins, broken or not."""
+    registry.catalogues()  # calls every hook, so that failures are on record as plugin faults
     mine = plugins_of(distribution)
     if mine and all(plugin.blocked for plugin in mine):
         raise UsageError(f"'{distribution}' is blocked: {mine[0].blocked}", "cnnzoo plugins")
     if not mine and (line := strays().get(distribution)):
         raise PluginError(line)
-    networks = map(Case, offered(registry.models(), distribution))
-    found: list[Offer[Any]] = [*networks, *others_of(distribution, data_dir)]
+    models = map(Case, offered(registry.models(), distribution))
+    found: list[Offer[Any]] = [*models, *extensions_of(distribution, data_dir)]
     if not found:
         raise UsageError(
             f"'{distribution}' offers no model, dataset, view or command, and observes nothing",
@@ -99,17 +108,17 @@ def _checks_of(offer: Offer[Any], slow: bool) -> tuple[Callable[[Any], None], ..
         return CHECKS + (SLOW if slow else ())
     if offer.entry.plugin.status in ("blocked", "broken"):
         return (check_plugin_has_no_fault,)
-    return OTHERS[offer.spec.kind]
+    return EXTENSION_CHECKS[offer.spec.kind]
 
 
-def _excuses(offer: Offer[Any]) -> Mapping[str, str]:
-    """Return the checks that are expected to fail, and why."""
+def _expected_failures(offer: Offer[Any]) -> Mapping[str, str]:
+    """Return the checks that are expected to fail, with the reason for each."""
     return getattr(offer.spec, "expected_failures", {})
 
 
 def _run(offer: Offer[Any], check: Callable[[Any], None]) -> Result:
     name = check.__name__
-    excuse = _excuses(offer).get(name)
+    excuse = _expected_failures(offer).get(name)
     outcome, reason = "passed", ""
     try:
         check(offer)
@@ -124,9 +133,9 @@ def _run(offer: Offer[Any], check: Callable[[Any], None]) -> Result:
 
 
 def parametrize_with_checks(distribution: str, *, slow: bool = False) -> Any:
-    """Return a pytest decorator: the test is called with each (check, case).
+    """Return a pytest decorator that calls the test with every pair (check, case).
 
-    With `slow` it is called with the slow checks, which networks have, otherwise with all others.
+    With `slow`, these are the slow checks, which only models have; otherwise, all other checks.
 
     Raises:
         UsageError: the distribution offers nothing that can be checked.
@@ -135,10 +144,10 @@ def parametrize_with_checks(distribution: str, *, slow: bool = False) -> Any:
 
     parameters = []
     for offer in _offers_of(distribution):
-        slower = SLOW if isinstance(offer, Case) else ()
-        for check in slower if slow else _checks_of(offer, False):
-            excuse = _excuses(offer).get(check.__name__)
-            marks = [pytest.mark.xfail(reason=excuse, strict=True)] if excuse else []
+        slow_checks = SLOW if isinstance(offer, Case) else ()
+        for check in slow_checks if slow else _checks_of(offer, slow=False):
+            reason = _expected_failures(offer).get(check.__name__)
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
             name = f"{offer.spec.name}-{check.__name__}"
             parameters.append(pytest.param(check, offer, id=name, marks=marks))
     return pytest.mark.parametrize(("check", "case"), parameters)
