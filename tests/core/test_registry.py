@@ -12,13 +12,12 @@ import types
 import pytest
 
 from cnn_core import create_model, get_spec, list_models, registry
-from cnn_core import plugins as loader
 from cnn_core.builtin import plugin as builtin
 from cnn_core.cli import main
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
-from cnn_core.plugins import Observers
+from cnn_core.plugins import Observers, loader
 from cnn_core.plugins.discovery import Plugin
-from cnn_core.registry.catalogue import natural
+from cnn_core.registry.catalogue import _wrong, natural
 from cnn_core.registry.names import contested_defaults, recorded_name
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
 from cnn_core.testing.case import Case
@@ -377,7 +376,7 @@ def sound_specs():
 def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
     accepted = refused = 0
     for spec in sound_specs():
-        assert registry._wrong([spec], type(spec)) == ""
+        assert _wrong([spec], type(spec)) == ""
         for field in dataclasses.fields(spec):
             for value in ODD:
                 try:
@@ -385,7 +384,7 @@ def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
                 except Exception:
                     refused += 1
                     continue
-                if registry._wrong([changed], type(spec)):
+                if _wrong([changed], type(spec)):
                     refused += 1
                     continue
                 accepted += 1
