@@ -25,7 +25,7 @@ from cnn_core.registry.names import contested_defaults
 REPORT = "cnn_core.cli.probe: "
 TARGETS = ("target", "render", "key_maps")  # fields of specs that name code
 
-Functions = dict[str, tuple[Any, str, Any]]  # by full name: its module or class, name and value
+Functions = dict[str, Any]
 
 
 def main() -> None:
@@ -76,29 +76,31 @@ def torch_functions() -> Functions:
     if not hasattr(torch, "nn"):  # it failed to import
         return {}
     spaces = {"torch": torch, "torch.nn": torch.nn, "torch.nn.functional": torch.nn.functional}
-    spaces["torch.Tensor"] = torch.Tensor
-    spaces |= {f"torch.nn.{k}": v for k, v in vars(torch.nn).items() if isinstance(v, type)}
+    classes = {f"torch.nn.{k}": v for k, v in vars(torch.nn).items() if isinstance(v, type)}
     return {
-        f"{name}.{key}": (space, key, value)
-        for name, space in spaces.items()
-        for key, value in vars(space).items()
+        f"{name}.{key}": value
+        for name, space in {**spaces, "torch.Tensor": torch.Tensor, **classes}.items()
+        # Inherited ones, too: replacing one puts it into the class itself.
+        for base in reversed(getattr(space, "__mro__", (space,)))
+        for key, value in vars(base).items()
         if callable(value)
     }
 
 
 def replaced(before: Functions) -> list[str]:
     """Return the full names of functions of torch that are no longer as `before`."""
+    now = torch_functions()
     return [
         name
-        for name, (space, key, value) in before.items()
-        if (now := vars(space).get(key)) is not value and not _is_torchs_own(key, now)
+        for name, value in before.items()
+        if now.get(name) is not value and not _is_torchs_own(name, now.get(name))
     ]
 
 
 def _is_torchs_own(name: str, value: object) -> bool:
     """Whether torch itself wrapped a function, as it does when it compiles."""
     code, folder = getattr(value, "__code__", None), sys.modules["torch"].__path__[0]
-    named = getattr(value, "__name__", "") == name
+    named = getattr(value, "__name__", "") == name.rpartition(".")[2]
     return named and code is not None and code.co_filename.startswith(folder)
 
 
