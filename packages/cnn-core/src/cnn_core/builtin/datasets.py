@@ -1,4 +1,4 @@
-"""The datasets that come with the core: what they are, and where they are read. No torch here."""
+"""The specs of core's datasets; each names the function that reads it. No torch here."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ CIFAR10 = DatasetSpec(
     homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
 )
 
-# In the order of their numbers, which is the alphabet's (fine_label_names in the file meta).
+# In the order of their labels, which is alphabetical (fine_label_names in the file meta).
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
 camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
@@ -170,7 +170,7 @@ STL10 = DatasetSpec(
     homepage="https://cs.stanford.edu/~acoates/stl10/",
 )
 
-# In the order of their numbers; as in the names of the files.
+# In the order of their labels, spelled as in the names of the files.
 PETS_BREEDS = """
 Abyssinian american_bulldog american_pit_bull_terrier basset_hound beagle Bengal Birman Bombay
 boxer British_Shorthair chihuahua Egyptian_Mau english_cocker_spaniel english_setter
@@ -188,7 +188,7 @@ PETS_CITATION = (
 def _pets(
     name: str, target: str, summary: str, classes: tuple[str, ...], task: str
 ) -> DatasetSpec:
-    """One of the questions that Oxford-IIIT Pets answers."""
+    """Return the spec of one task on the images of Oxford-IIIT Pets."""
     return DatasetSpec(
         name=name,
         target=f"cnn_core.data.readers.pets:{target}",
