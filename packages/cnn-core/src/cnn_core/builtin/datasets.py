@@ -43,22 +43,15 @@ MNIST = DatasetSpec(
     homepage="http://yann.lecun.com/exdb/mnist/",
 )
 
+FASHION_CLASSES = (
+    "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+)
+
 FASHION_MNIST = DatasetSpec(
     name="fashion_mnist",
     target="cnn_core.data.readers.mnist:load",
     summary="70,000 images of clothes, 28x28: a drop-in replacement for MNIST",
-    classes=(
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    classes=tuple(FASHION_CLASSES.split(", ")),
     image=(1, 28, 28),
     splits={"train": 60_000, "test": 10_000},
     mean=(0.2860,),
@@ -88,22 +81,13 @@ DIGIT_SCENES = DatasetSpec(
     homepage=DIGITS.homepage,
 )
 
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+
 CIFAR10 = DatasetSpec(
     name="cifar10",
     target="cnn_core.data.readers.cifar:load",
     summary="60,000 colour photographs of ten kinds of things, 32x32",
-    classes=(
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ),
+    classes=tuple(CIFAR10_CLASSES.split()),
     image=(3, 32, 32),
     splits={"train": 50_000, "test": 10_000},
     mean=(0.4914, 0.4822, 0.4465),
@@ -142,22 +126,13 @@ CIFAR100 = DatasetSpec(
     homepage=CIFAR10.homepage,
 )
 
+STL10_CLASSES = "airplane bird car cat deer dog horse monkey ship truck"
+
 STL10 = DatasetSpec(
     name="stl10",
     target="cnn_core.data.readers.stl10:load",
     summary="13,000 labelled colour photographs of ten kinds of things, 96x96",
-    classes=(
-        "airplane",
-        "bird",
-        "car",
-        "cat",
-        "deer",
-        "dog",
-        "horse",
-        "monkey",
-        "ship",
-        "truck",
-    ),
+    classes=tuple(STL10_CLASSES.split()),
     image=(3, 96, 96),
     splits={"train": 5_000, "test": 8_000},
     mean=(),

@@ -58,7 +58,7 @@ def _resolve_all() -> None:
     """Import what each plugin's specs name; report those that replace functions of torch."""
     try:
         import torch  # noqa: F401  # first, so that no plugin is taken for its importer
-    except Exception:  # the doctor says so without us
+    except Exception:  # reported among the advice on the environment
         return
     for plugin in plugins().loaded[1:]:
         before = torch_functions()

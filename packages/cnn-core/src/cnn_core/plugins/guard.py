@@ -1,7 +1,7 @@
-"""Global state that no plugin may change for others: settings of the process and of torch, specs.
+"""Protect global state from plugins: settings of the process and of torch, and others' specs.
 
 A plugin is trusted code and can do anything; this guards against accidents. What a plugin changed
-is undone and reported, so that the next plugin, and the next command, find what they expect.
+is undone and reported, so that the next plugin, and the next command, start from the same state.
 Functions of torch that a plugin replaces stay replaced: `cnnzoo doctor` finds them, because
 comparing them around every call would cost too much. Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""Run a plugin's code so that its output, its changes and its failures harm nobody else."""
+"""Run a plugin's code so that its output, its changes and its failures do no harm."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def isolated(
 ) -> Iterator[None]:
     """Run a plugin's code and keep its output, its changes to global state and its failure apart.
 
-    `doing` says in complaints what the plugin was doing. What it prints goes to stderr, or is a
-    fault where plugins are to be `silent`. Its changes to global state are undone and reported.
-    Any error, also one that is no Exception, is given to `failed`, which may raise; without it
-    the error becomes a fault of the plugin. Either way the block then ends, and what follows runs.
+    `doing` names the activity in fault messages. Printed text goes to stderr, or is a fault where
+    the plugin should be `silent`. Changes to global state are undone and reported. An error of
+    any kind, SystemExit included, is passed to `failed`, which may raise; without `failed` it
+    becomes a fault of the plugin. Unless something is raised, the code after the block runs.
 
     Raises:
         KeyboardInterrupt, Terminated: the user, or the system, ends the command.
-        StrictError: a fault was reported under CNNZOO_STRICT=1.
+        StrictError: there is a fault, under CNNZOO_STRICT=1.
     """
     output, error = io.StringIO(), None
     to = output if silent else sys.stderr
@@ -40,7 +40,7 @@ def isolated(
             yield
         except (StrictError, *ENDINGS):
             raise
-        except BaseException as raised:  # SystemExit and GeneratorExit are the plugin's, too
+        except BaseException as raised:  # a plugin may raise SystemExit, too
             error = raised
     if output.getvalue():
         plugin.add_fault(doing, f"prints {output.getvalue()[:40]!r}")
@@ -55,13 +55,13 @@ def isolated(
 def required(plugin: Plugin, failure: str) -> Handler:
     """Return a handler for `isolated` that raises PluginError: "`failure`: cause".
 
-    Errors that need no translation are raised as they are: those that already say what helps,
-    of the system, for lack of memory, and defects of our own.
+    These are raised unchanged, because they are no defect of the plugin or have a hint already:
+    ZooError, OSError, lack of memory, and any error of core's own code.
     """
 
     def fail(error: BaseException) -> None:
-        plain = isinstance(error, ZooError | OSError) or is_out_of_memory(error)
-        if plain or plugin.distribution == "cnn-core":
+        clear = isinstance(error, ZooError | OSError) or is_out_of_memory(error)
+        if clear or plugin.distribution == "cnn-core":
             raise error
         raise plugin.failure(f"{failure}: {describe(error)}") from error
 

@@ -64,7 +64,9 @@ class Plugins:
             complain(line)
         for plugin in self.all:
             if not plugin.blocked:
+                started = time.perf_counter()
                 self._load(plugin)
+                plugin.seconds = time.perf_counter() - started
 
     @property
     def loaded(self) -> list[Plugin]:
@@ -102,7 +104,6 @@ class Plugins:
         self._report_cost(plugin, before, time.perf_counter() - started)
         with isolated(plugin, "hooks", failed=failed, silent=True):  # odd modules run code here
             self._register(plugin)
-        plugin.seconds = time.perf_counter() - started
 
     def _fail(self, plugin: Plugin, error: BaseException) -> None:
         self._unregister(plugin)

@@ -1,4 +1,4 @@
-"""Find the plugin whose code raised an error: remember which plugin each module belongs to."""
+"""Find the plugin that raised an error: remember which plugin each module belongs to."""
 
 from __future__ import annotations
 
