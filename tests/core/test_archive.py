@@ -389,7 +389,7 @@ def test_what_is_there_is_not_touched(tmp_path, there):
     assert listing(tmp_path) == before
 
 
-def test_misuse_is_named(tmp_path):
+def test_misuse_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.rar").touch()
     with pytest.raises(UsageError, match=r"a\.rar: expected the name of an archive"):
         extract(tmp_path / "a.rar", tmp_path / "a")
@@ -398,6 +398,9 @@ def test_misuse_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar_of("a"))
     with pytest.raises(UsageError, match=r"found no .*missing"):
         extract(tmp_path / "a.tar", tmp_path / "missing" / "a")
+    monkeypatch.delattr("tarfile.data_filter")
+    with pytest.raises(UsageError, match=r"Python 3\.11\.4"):
+        extract(tmp_path / "a.tar", tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def _check(archive: Path, folder: Path) -> None:
         raise _exists(folder)
     if not folder.parent.is_dir():
         raise UsageError(f"{folder}: expected a folder to put it in, found no {folder.parent}")
+    if not hasattr(tarfile, "data_filter"):
+        raise UsageError("Python 3.11.4 or newer is needed to unpack archives safely")
 
 
 def _exists(folder: Path) -> UsageError:
