@@ -81,9 +81,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, how, data, start):
         end = min(self.server.drop.pop(0), len(data)) if self.server.drop else len(data)
         if start:
-            said = start + 1 if how == "shifted" else start
+            first = start + 1 if how == "shifted" else start
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {said}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
         else:
             self.send_response(200)
         if how == "unsized":
@@ -211,7 +211,7 @@ def test_no_redirect_leaves_http(server, tmp_path):
     assert names(tmp_path / "to") == ["a.gz"]
 
 
-def test_no_more_is_taken_than_the_size_says(server, tmp_path, monkeypatch):
+def test_no_more_than_the_size_is_taken(server, tmp_path, monkeypatch):
     server.files["large"] = b"x" * 40_000_000
     sizes = {"size": {"large": 1000}}
     written = []
@@ -364,7 +364,7 @@ def test_a_full_disk_keeps_the_part(server, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_disk_that_is_full_while_writing_says_so(server, tmp_path):
+def test_a_disk_that_is_full_while_writing_is_named(server, tmp_path):
     (tmp_path / "large.part").symlink_to("/dev/full")
     with pytest.raises(ResourceError, match="no space left"):
         fetch(server.remote("good", name="large"), tmp_path)

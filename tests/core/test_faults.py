@@ -275,8 +275,8 @@ def ended(zoo, plugin, module, tmp_path, monkeypatch, capsys, command_leaves_no_
 def test_a_command_that_fails_is_its_plugins(ended, body):
     code, lines = ENDS[body]
     found = ended(CLICK.replace("BODY", body), "theirs")
-    said = "imported\n" + lines.format("plugin 'bad' (cnn-arch-bad 1.2.3)")
-    assert found == (code, "done\n" if not code else "", said)
+    expected = "imported\n" + lines.format("plugin 'bad' (cnn-arch-bad 1.2.3)")
+    assert found == (code, "done\n" if not code else "", expected)
 
 
 def test_a_group_without_a_command_shows_its_help(ended):

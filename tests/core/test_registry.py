@@ -102,7 +102,7 @@ def test_a_contested_name_belongs_to_neither_and_each_is_reachable(
         assert f"from {origin} 1.2.3" in capsys.readouterr().out
 
 
-# Whose a contested name is, where someone has said it before
+# Contested names that a recipe or a run decides
 
 
 RECIPES = """
@@ -135,7 +135,7 @@ def test_a_pair_has_its_recipe_by_whatever_names(zoo, plugin, model, data):
     assert find_recipe(model, "mnist", None, {}).lr != 0.5
 
 
-def test_a_contested_pair_has_the_recipe_of_whom_it_is_of(zoo, plugin):
+def test_a_contested_pair_has_its_own_plugins_recipe(zoo, plugin):
     a, b = plugin("a", recipes(a=0.25)), plugin("b", recipes(b=0.5))
     c = plugin("c", source=OTHER_DIGITS)
     for one in (a, b):  # which say what they need: cnn-core, whose digits are meant
@@ -196,7 +196,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("body", WRONG)
-def test_what_a_hook_cannot_return_is_said(zoo, plugin, caplog, body):
+def test_a_wrong_result_of_a_hook_is_reported(zoo, plugin, caplog, body):
     zoo(plugin("a", f"@hookimpl\ndef cnnzoo_models(): {body}\n"))
     assert list_models() == []
     [line] = caplog.messages
@@ -231,7 +231,7 @@ def test_a_name_like_no_other_suggests_nothing(zoo, plugin):
 
 
 @pytest.mark.parametrize("name", ["lenet5", "cnn-arch-lenet/lenet5"])
-def test_a_known_model_that_is_not_installed_says_what_to_install(zoo, capsys, name):
+def test_a_known_model_that_is_not_installed_names_its_package(zoo, capsys, name):
     zoo()
     with pytest.raises(UsageError, match=r"is not installed\npip install cnn-arch-lenet$"):
         get_spec(name)
@@ -265,7 +265,7 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", REASONS)
 @pytest.mark.parametrize("name", ["lenet5", "cnn-arch-lenet/lenet5"])
-def test_a_known_model_whose_plugin_is_there_says_why_it_is_not(
+def test_a_known_model_of_a_broken_plugin_gives_the_reason(
     zoo, monkeypatch, good_source, capsys, kind, name
 ):
     more, reason = REASONS[kind]
@@ -289,7 +289,7 @@ def test_a_known_model_whose_plugin_is_there_says_why_it_is_not(
     assert len(error.splitlines()) <= 3
 
 
-def test_a_known_model_whose_plugin_is_kept_out_says_so(forget, monkeypatch, capsys):
+def test_a_known_model_of_a_blocked_plugin_gives_the_reason(forget, monkeypatch, capsys):
     monkeypatch.setenv("CNNZOO_PLUGINS", "")
     forget()
     try:
