@@ -235,6 +235,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        """Read the next header; raise ReadError where it is broken, or the archive is cut."""
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end
