@@ -1,26 +1,24 @@
-"""Archives under fire: what is sound comes out byte for byte, of what is not, nothing does."""
+"""Archives under fire: a sound one comes out byte for byte, of any other nothing does."""
 
 from __future__ import annotations
 
 import bz2
 import contextlib
 import gzip
-import importlib.util
+import inspect
 import io
-import json
 import lzma
 import os
 import random
 import stat
 import struct
 import subprocess
-import sys
 import tarfile
-import textwrap
 import zipfile
 
 import pytest
 
+from cnn_core.data.fetching import archive as module
 from cnn_core.data.fetching.archive import SUFFIXES, extract, stem
 from cnn_core.errors import (
     CorruptError,
@@ -30,7 +28,6 @@ from cnn_core.errors import (
     UsageError,
 )
 
-TARS = [suffix for suffix in SUFFIXES if suffix != ".zip"]
 PACKERS = {
     ".tar": bytes,
     ".tar.gz": gzip.compress,
@@ -86,287 +83,180 @@ def zip_of(*names, data=b"data", mode=0, **fields):
     return buffer.getvalue()
 
 
-def patched(data, *changes):
+def patched(data, old, new):
     """Return the bytes with some replaced by as many others, all of which must be there."""
-    for old, new in changes:
-        assert old in data
-        assert len(old) == len(new)
-        data = data.replace(old, new)
-    return data
+    assert old in data
+    assert len(old) == len(new)
+    return data.replace(old, new)
 
 
-def zip_patched(data, name, signature, offset, form, value):
+def zip_patched(data, signature, offset, form, value):
     """Return a zip archive with one field of a header changed."""
-    assert name in data
-    at = data.index(signature) + offset
     changed = bytearray(data)
-    struct.pack_into(form, changed, at, value)
+    struct.pack_into(form, changed, data.index(signature) + offset, value)
     return bytes(changed)
 
 
-def header_only(name, size):
-    """Return a tar header that claims a size, and nothing after it."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
-def raw_pax(records, name="a", data=b"data"):
-    """Return a tar archive with one member after extended records as they are given."""
-    body = b"".join(record(*pair) for pair in records)
-    header = tarfile.TarInfo("PaxHeader")
-    header.type, header.size = tarfile.XHDTYPE, len(body)
-    padded = body + bytes(-len(body) % 512)
-    return header.tobuf(tarfile.USTAR_FORMAT) + padded + tar(member(name, data=data))
-
-
-def record(key, value):
-    size = len(key) + len(value) + 3
-    while len(f"{size}") + len(key) + len(value) + 3 != size:
-        size = len(f"{size}") + len(key) + len(value) + 3
-    return f"{size} ".encode() + key + b"=" + value + b"\n"
-
-
-def broken_second_header():
-    data = bytearray(tar_of("a", "b", "c"))
-    data[1024 + 10] ^= 0xFF
-    return bytes(data)
-
-
-def hostile():
-    """Archives that must leave nothing, by what is wrong: suffix, bytes, words of the error."""
-    link = {"kind": tarfile.SYMTYPE, "data": b""}
-    outside = member("l", linkname="..", **link)
-    zeros = bytes(1_000_000)
-    sound, noise = tar_of("a", "b"), random.Random(1).randbytes(50_000)
-    large = tar(member("noise", data=noise), member("b", data=noise))
-    tars = {
-        "up": (tar_of("../up"), r"'\.\./up': .* '\.\.'"),
-        "up in the middle": (tar_of("a/../../up"), r"found '\.\.'"),
-        "up at the end": (tar_of("a/.."), r"found '\.\.'"),
-        "up, a folder": (tar_of("../up", kind=tarfile.DIRTYPE), r"found '\.\.'"),
-        "up, and inside again": (tar_of("a/../b"), r"found '\.\.'"),
-        "absolute": (tar_of("/tmp/absolute"), "found an absolute path"),
-        "absolute, two slashes": (tar_of("//tmp/absolute"), "found an absolute path"),
-        "the root": (tar_of("/", kind=tarfile.DIRTYPE), "found an empty name"),
-        "no name": (tar_of(""), "found an empty name"),
-        "a file called .": (tar_of("."), "name of a folder"),
-        "a file called a/": (tar_of("a/"), "name of a folder"),
-        "drive": (tar_of("C:/up"), "character :"),
-        "drive, relative": (tar_of("C:up"), "character :"),
-        "hidden stream": (tar_of("a.txt:stream"), "character :"),
-        "backslash": (tar_of("..\\up"), r"character \\"),
-        "share": (tar_of("\\\\host\\share"), r"character \\"),
-        "newline": (tar_of("a\nb"), "control characters"),
-        "escape sequence": (tar_of("\x1b[2Ja"), "control characters"),
-        "right to left": (tar_of("a\u202egnp.exe"), "control characters"),
-        "not UTF-8": (
-            tar((tarfile.TarInfo("a\udcff"), b""), form=tarfile.GNU_FORMAT),
-            "not UTF-8",
-        ),
-        "trailing dot": (tar_of("a."), "ends in a dot"),
-        "trailing space": (tar_of("a /b"), "ends in a dot or a space"),
-        "name of 300 bytes": (tar_of("n" * 300), "more than 255 bytes"),
-        "path of 9,000 bytes": (tar_of("n/" * 4500 + "n"), "more than 1,024 bytes"),
-        "100 folders deep": (tar_of("n/" * 100 + "n"), "more than 32 folders"),
-        "symlink": (tar(outside), "found a symbolic link"),
-        "symlink to a member": (tar(member("a"), member("l", linkname="a", **link)), "a symbolic"),
-        "symlink, then through it": (tar(outside, member("l/up")), "found a symbolic link"),
-        "symlink, then its name": (tar(outside, member("l")), "found a symbolic link"),
-        "hard link": (tar(member("l", tarfile.LNKTYPE, b"", linkname="/etc/passwd")), "hard link"),
-        "hard link to a member": (
-            tar(member("a"), member("l", tarfile.LNKTYPE, b"", linkname="a")),
-            "hard link",
-        ),
-        "character device": (tar_of("d", kind=tarfile.CHRTYPE, devmajor=1), "found a device"),
-        "block device": (tar_of("d", kind=tarfile.BLKTYPE, devmajor=8), "found a device"),
-        "FIFO": (tar_of("f", kind=tarfile.FIFOTYPE), "found a FIFO"),
-        "contiguous file": (tar_of("c", kind=tarfile.CONTTYPE), "found type 7"),
-        "unknown type": (tar_of("c", kind=b"Q"), "found type Q"),
-        "sparse": (tar_of("s", kind=tarfile.GNUTYPE_SPARSE), "found a sparse file"),
-        "duplicate": (tar_of("a", "b", "a"), "each name once"),
-        "duplicate by another way": (tar_of("a/b", "a/./b"), "each name once"),
-        "duplicate folder": (tar_of("a", "a", kind=tarfile.DIRTYPE), "each name once"),
-        "case": (tar_of("set/A", "set/a"), "'set/a': .* differ in more than case, found 'set/A'"),
-        "case of a folder": (tar_of("set/x/a", "Set/x/b"), "found 'set' as well"),
-        "case, sharp s": (tar_of("straße", "STRASSE"), "more than case"),
-        "composed and not": (tar_of("\xe9", "e\u0301"), "more than case"),
-        "through a file": (tar_of("a", "a/b"), "expected a folder 'a'"),
-        "a folder's name": (tar_of("a/b", "a"), "expected a file 'a'"),
-        "empty tar file": (b"", "a sound archive, found empty file"),
-        "text": (b"<!doctype html><title>404</title>" * 50, "a sound archive"),
-        "broken header": (broken_second_header(), "no end, or a broken header"),
-        "no end": (tar(member("a"), end=False), "no end, or a broken header"),
-        "a second archive behind": (sound + tar_of("c"), "something after its end"),
-        "claims 8 GB": (header_only("a", 2**33 - 1) + bytes(512), "unexpected end"),
-        "claims less than nothing": (header_only("a", -512) + bytes(1024), "of -512 bytes"),
-        "folder with contents": (
-            patched_size(tar_of("d", kind=tarfile.DIRTYPE), 512) + bytes(512),
-            "a folder of 512 bytes",
-        ),
-        "PAX path": (raw_pax([(b"path", b"../up")]), r"found '\.\.'"),
-        "PAX path, absolute": (raw_pax([(b"path", b"/tmp/up")]), "an absolute path"),
-        "PAX path, NUL": (raw_pax([(b"path", b"a\0b")]), r"'a\\x00b': .* control"),
-        "PAX size": (raw_pax([(b"size", b"99999999")]), "unexpected end"),
-        "PAX size, negative": (raw_pax([(b"size", b"-512")]), "of -512 bytes"),
-        "PAX record of no length": (
-            patched(raw_pax([(b"path", b"abc")]), (b"12 path", b"00 path")),
-            "a sound archive",
-        ),
-        "PAX sparse 0.1": (
-            raw_pax([(b"GNU.sparse.map", b"0,4"), (b"GNU.sparse.size", b"4")]),
-            "found a sparse file",
-        ),
-        "PAX sparse 1.0": (
-            raw_pax(
-                [
-                    (b"GNU.sparse.major", b"1"),
-                    (b"GNU.sparse.minor", b"0"),
-                    (b"GNU.sparse.name", b"../up"),
-                    (b"GNU.sparse.realsize", b"99999999999"),
-                ],
-                data=b"1\n0\n4\n".ljust(512, b"\0") + b"data",
-            ),
-            r"found '\.\.'",
-        ),
-        "PAX global path": (
-            tar(*global_pax(b"path", b"../up"), member("a"), form=tarfile.USTAR_FORMAT),
-            r"found '\.\.'",
-        ),
-        "GNU long name": (
-            tar(member("x/" * 60 + "../up"), form=tarfile.GNU_FORMAT),
-            "more than 32 folders",
-        ),
-        "1,000 extended headers in a row": (nested_headers(1_000), "a sound archive"),
-        "5 MB of extended header": (
-            raw_pax([(b"comment", bytes(5 << 20))]),
-            "headers without end",
-        ),
-    }
-    for name in ("CON", "nul.txt", "Aux", "com1", "lpt9.tar.gz", "COM¹", "conin$", "prn .txt"):
-        tars[f"Windows, {name}"] = (tar_of(f"a/{name}"), "a device on Windows")
-    for character in '<>"|?*':
-        tars[f"Windows, {character}"] = (tar_of(f"a{character}b"), "found the character")
-    cases = {f"tar: {name}": (".tar", *rest) for name, rest in tars.items()}
-    for suffix in TARS[1:]:
-        pack = PACKERS[suffix]
-        cases[f"{suffix}: up"] = (suffix, pack(tar_of("../up")), r"'\.\.'")
-        cases[f"{suffix}: symlink"] = (suffix, pack(tar(outside)), "a symbolic link")
-        cases[f"{suffix}: bomb"] = (
-            suffix,
-            pack(tar(member("zeros", data=zeros))),
-            "at most 200 bytes for each byte",
-        )
-        cases[f"{suffix}: empty"] = (suffix, b"", "a sound archive")
-        cases[f"{suffix}: not packed"] = (suffix, sound, "a sound archive")
-        cases[f"{suffix}: zeros without end"] = (
-            suffix,
-            pack(sound + bytes(8 << 20)),
-            "headers without end",
-        )
-        for part in (0.02, 0.3, 0.6, 0.9):
-            cut = pack(large)[: int(len(pack(large)) * part)]
-            cases[f"{suffix}: cut at {part}"] = (suffix, cut, "a sound archive")
-        cases[f"{suffix}: cut by a byte"] = (suffix, pack(large)[:-1], "a sound archive")
-        cases[f"{suffix}: flipped"] = (suffix, flipped(pack(large)), "a sound archive")
-    for at in (1, 300, 512, 700, 51_000, 51_500, 52_000, 100_000):
-        cases[f"tar: cut at {at}"] = (".tar", large[:at], "a sound archive")
-    return cases | {f"zip: {name}": (".zip", *rest) for name, rest in hostile_zips(noise).items()}
-
-
-def patched_size(data, size):
+def sized(data, size):
     """Return a tar archive whose first header has another size, and the right checksum."""
     changed = bytearray(data)
-    changed[124:136] = b"%011o\0" % size
+    changed[124:136] = b"%011o\0" % size if size >= 0 else b"\xff" * 4 + struct.pack(">q", size)
     changed[148:156] = b" " * 8
     changed[148:156] = b"%06o\0 " % sum(changed[:512])
     return bytes(changed)
 
 
-def global_pax(key, value):
-    body = record(key, value)
-    info = tarfile.TarInfo("GlobalHeader")
-    info.type, info.size = tarfile.XGLTYPE, len(body)
-    return [(info, body)]
-
-
-def nested_headers(count):
-    body = record(b"comment", b"x")
+def pax(*records, kind=tarfile.XHDTYPE):
+    """Return a tar archive with one member after an extended header with these records."""
+    body = b""
+    for key, value in records:
+        size = len(key) + len(value) + 5  # two digits, a blank, "=" and the end of the line
+        body += b"%d %s=%s\n" % (size, key, value)
     header = tarfile.TarInfo("PaxHeader")
-    header.type, header.size = tarfile.XHDTYPE, len(body)
-    one = header.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
-    return one * count + tar_of("a")
+    header.type, header.size = kind, len(body)
+    return header.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512) + tar_of("a")
 
 
-def flipped(data):
+def flipped(data, at=None):
     changed = bytearray(data)
-    changed[len(data) // 2] ^= 0x55
+    changed[len(data) // 2 if at is None else at] ^= 0x55
     return bytes(changed)
 
 
-def hostile_zips(noise):
-    local, central, end = b"PK\3\4", b"PK\1\2", b"PK\5\6"
-    sound = zip_of("aaaa", "bbbb")
-    large = zip_of("noise", "more", data=noise)
-    cases = {
-        "up": (zip_of("../up"), r"'\.\./up': .* '\.\.'"),
-        "up in the middle": (zip_of("a/../../up"), r"'\.\.'"),
-        "up, a folder": (zip_of("../up/"), r"'\.\.'"),
-        "absolute": (zip_of("/tmp/absolute"), "an absolute path"),
-        "drive": (zip_of("C:/up"), "character :"),
-        "backslash": (zip_of("..\\up"), r"character \\"),
-        "NUL": (patched(zip_of("a@b"), (b"a@b", b"a\0b")), r"'a\\x00b': .* control characters"),
-        "newline": (zip_of("a\nb"), "control characters"),
-        "no name": (zip_of(""), "an empty name"),
-        "symlink": (zip_of("l", data=b"..", mode=stat.S_IFLNK | 0o777), "a symbolic link"),
-        "device": (zip_of("d", mode=stat.S_IFCHR | 0o666), "a device"),
-        "FIFO": (zip_of("f", mode=stat.S_IFIFO | 0o666), "a FIFO"),
-        "socket": (zip_of("s", mode=stat.S_IFSOCK | 0o666), "a socket"),
-        "unknown mode": (zip_of("s", mode=0o170000), "an unknown kind of file"),
-        "file that is a folder": (
-            zip_of("d", mode=stat.S_IFDIR | 0o755),
-            "folder named as a file",
-        ),
-        "folder that is a file": (zip_of("d/", mode=stat.S_IFREG | 0o644), "file named as a"),
-        "folder with contents": (
-            patched(zip_of("dd"), (b"dd", b"d/")),
-            "a folder of 4 bytes",
-        ),
-        "duplicate": (zip_of("a", "a"), "each name once"),
-        "case": (zip_of("set/A", "set/a"), "more than case"),
-        "through a file": (zip_of("a", "a/b"), "expected a folder 'a'"),
-        "Windows": (zip_of("a/NUL.txt"), "a device on Windows"),
-        "bomb": (zip_of("zeros", data=bytes(1_000_000)), "200 bytes for each byte"),
-        "bomb in parts": (zip_of(*"abcdefghij", data=bytes(500_000)), "200 bytes for each byte"),
-        "other name in the local header": (
-            zip_patched(sound, b"aaaa", local, 30, "<4s", b"zzzz"),
-            "sound archive",
-        ),
-        "claims less": (zip_patched(sound, b"aaaa", central, 24, "<I", 2), "sound archive"),
-        "claims more": (
-            zip_patched(sound, b"aaaa", central, 24, "<I", 2**31),
-            r"expected 2,147,483,648 bytes, found 4",
-        ),
-        "encrypted": (zip_patched(sound, b"aaaa", central, 8, "<H", 1), "an encrypted file"),
-        "wrong CRC": (zip_patched(sound, b"aaaa", central, 16, "<I", 1), "sound archive"),
-        "unknown compression": (zip_patched(sound, b"aaaa", central, 10, "<H", 99), "method 99"),
-        "bzip2": (zip_of("a", compress_type=zipfile.ZIP_BZIP2), "method 12"),
-        "overlapping": (
-            zip_patched(sound, b"aaaa", sound[sound.rindex(central) :][:46], 42, "<I", 0),
-            "sound archive",
-        ),
-        "directory of 4 GB": (
-            zip_patched(sound, b"aaaa", end, 12, "<I", 2**32 - 2),
-            "sound archive",
-        ),
-        "directory beyond": (zip_patched(sound, b"aaaa", end, 16, "<I", 2**31), "sound archive"),
-        "empty": (b"", "sound archive"),
-        "text": (b"<!doctype html>", "sound archive"),
-        "a tar": (tar_of("a"), "sound archive"),
-        "flipped": (flipped(large), "sound archive"),
-    }
-    for part in (0.0001, 0.3, 0.6, 0.9, 0.9999):
-        cases[f"cut at {part}"] = (large[: int(len(large) * part)], "sound archive")
+LINK = {"kind": tarfile.SYMTYPE, "data": b""}
+OUTSIDE = member("l", linkname="..", **LINK)
+HARD = {"kind": tarfile.LNKTYPE, "data": b""}
+NOISE = random.Random(1).randbytes(50_000)
+SOUND = tar_of("a", "b")
+LARGE = tar(member("noise", data=NOISE), member("b", data=NOISE))
+ZIP = zip_of("aaaa", "bbbb")
+LARGE_ZIP = zip_of("noise", "more", data=NOISE)
+LOCAL, CENTRAL, END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
+BROKEN = "a sound archive"
+
+# Names, of files in tar and in zip archives, by what the error says was found.
+NAMES = {
+    r"'\.\.'": ("../up", "a/../../up", "a/..", "a/../b", "x/" * 10 + "../up"),
+    "an absolute path": ("/absolute", "//absolute"),
+    "no name of a file": ("", ".", "./."),
+    "control characters": ("a\nb", "\x1b[2Ja", "a\u202egnp.exe"),
+    "'C:": ("C:/up", "C:up"),
+    "'a": ("a.txt:stream", "a.", "a /b", *(f"a{character}b" for character in '<>"|?*')),
+    r"\\": ("..\\up", "\\\\host\\share"),
+    "more than 1,024 bytes": ("n/" * 4500 + "n",),
+    "more than 32 folders": ("n/" * 100 + "n",),
+    "'nnn": ("n" * 300,),
+    "(?i)found '(con|nul|aux|com|lpt|prn)": (
+        *("CON", "nul.txt", "b/Aux", "com1", "lpt9.tar.gz", "COM¹", "conin$", "prn .txt"),
+    ),
+}
+# Pairs of names, and what the error expects of the second one.
+PAIRS = {
+    "no other 'b'": ("b", "b"),
+    "no other 'b/c'": ("b/c", "b/./c"),
+    "no other 'set/a'": ("set/A", "set/a"),
+    "no other 'Set', in any case, found a folder 'set'": ("set/x/a", "Set/x/b"),
+    "no other 'STRASSE'": ("straße", "STRASSE"),
+    "no other 'e\u0301'": ("\xe9", "e\u0301"),
+    "no other 'd', in any case, found a file 'd'": ("d", "d/e"),
+    "no other 'f', in any case, found a folder 'f'": ("f/g", "f"),
+}
+TARS = {
+    "up, a folder": (tar_of("../up", kind=tarfile.DIRTYPE), r"found '\.\.'"),
+    "the root": (tar_of("/", kind=tarfile.DIRTYPE), "no name of a file"),
+    "not UTF-8": (tar((tarfile.TarInfo("a\udcff"), b""), form=tarfile.GNU_FORMAT), "not UTF-8"),
+    "symlink": (tar(OUTSIDE), "found a symbolic link"),
+    "symlink to a member": (tar(member("a"), member("l", linkname="a", **LINK)), "a symbolic"),
+    "symlink, then through it": (tar(OUTSIDE, member("l/up")), "found a symbolic link"),
+    "symlink, then its name": (tar(OUTSIDE, member("l")), "found a symbolic link"),
+    "hard link": (tar(member("l", linkname="/etc/passwd", **HARD)), "a hard link"),
+    "hard link to a member": (tar(member("a"), member("l", linkname="a", **HARD)), "hard link"),
+    "character device": (tar_of("d", kind=tarfile.CHRTYPE, devmajor=1), "entry of type b'3'"),
+    "block device": (tar_of("d", kind=tarfile.BLKTYPE, devmajor=8), "entry of type b'4'"),
+    "FIFO": (tar_of("f", kind=tarfile.FIFOTYPE), "entry of type b'6'"),
+    "contiguous file": (tar_of("c", kind=tarfile.CONTTYPE), "entry of type b'7'"),
+    "unknown type": (tar_of("c", kind=b"Q"), "entry of type b'Q'"),
+    "sparse": (tar_of("s", kind=tarfile.GNUTYPE_SPARSE), "found a sparse file"),
+    "empty file": (b"", BROKEN),
+    "text": (b"<!doctype html><title>404</title>" * 50, BROKEN),
+    "broken header": (flipped(tar_of("a", "b", "c"), 1034), "no end, or a broken header"),
+    "no end": (tar(member("a"), end=False), "no end, or a broken header"),
+    "a second archive behind": (SOUND + tar_of("c"), "something after its end"),
+    "claims 8 GB": (sized(tar_of("a"), 2**33 - 1), "at most 4,294,967,296 bytes"),
+    "claims less than nothing": (sized(tar_of("a"), -512), "of -512 bytes"),
+    "folder with contents": (sized(tar_of("d", kind=tarfile.DIRTYPE), 512), "of 512 bytes"),
+    "PAX path": (pax((b"path", b"../up")), r"found '\.\.'"),
+    "PAX path, absolute": (pax((b"path", b"/tmp/up")), "an absolute path"),
+    "PAX path, NUL": (pax((b"path", b"abc\0d")), r"'abc\\x00d': .* control"),
+    "PAX size": (pax((b"size", b"9999999")), "at most 200 bytes for each byte"),
+    "PAX size, small": (pax((b"size", b"0099999")), BROKEN),
+    "PAX size, negative": (pax((b"size", b"-512")), "of -512 bytes"),
+    "PAX record of no length": (patched(pax((b"path", b"abc")), b"12 path", b"00 path"), BROKEN),
+    "PAX sparse": (pax((b"GNU.sparse.map", b"0,4"), (b"GNU.sparse.size", b"4")), "a sparse file"),
+    "PAX global path": (pax((b"path", b"../up"), kind=tarfile.XGLTYPE), r"found '\.\.'"),
+    "GNU long name": (tar(member("x/" * 60 + "../up"), form=tarfile.GNU_FORMAT), "32 folders"),
+    "1,000 extended headers in a row": (pax((b"comment", b"x"))[:1024] * 1000 + SOUND, BROKEN),
+    **{f"cut at {at}": (LARGE[:at], BROKEN) for at in (1, 300, 512, 700, 51_000, 51_500, 52_000)},
+}
+ZIPS = {
+    "up, a folder": (zip_of("../up/"), r"'\.\.'"),
+    "NUL": (patched(zip_of("a@b"), b"a@b", b"a\0b"), r"'a\\x00b': .* control characters"),
+    "symlink": (zip_of("l", data=b"..", mode=stat.S_IFLNK | 0o777), "a symbolic link"),
+    "device": (zip_of("d", mode=stat.S_IFCHR | 0o666), "a special file"),
+    "FIFO": (zip_of("f", mode=stat.S_IFIFO | 0o666), "a special file"),
+    "socket": (zip_of("s", mode=stat.S_IFSOCK | 0o666), "a special file"),
+    "unknown mode": (zip_of("s", mode=0o170000), "a special file"),
+    "file that is a folder": (zip_of("d", mode=stat.S_IFDIR | 0o755), "folder named as a file"),
+    "folder that is a file": (zip_of("d/", mode=stat.S_IFREG | 0o644), "file named as a folder"),
+    "folder with contents": (patched(zip_of("dd"), b"dd", b"d/"), "a folder of 4 bytes"),
+    "bomb in parts": (zip_of(*"abcdefghij", data=bytes(500_000)), "200 bytes for each byte"),
+    "other name in the local header": (zip_patched(ZIP, LOCAL, 30, "<4s", b"zzzz"), BROKEN),
+    "claims less": (zip_patched(ZIP, CENTRAL, 24, "<I", 2), BROKEN),
+    "claims more": (zip_patched(ZIP, CENTRAL, 24, "<I", 9), "expected 9 bytes, found 4"),
+    "claims 2 GB": (zip_patched(ZIP, CENTRAL, 24, "<I", 2**31), "200 bytes for each byte"),
+    "encrypted": (zip_patched(ZIP, CENTRAL, 8, "<H", 1), "an encrypted file"),
+    "wrong CRC": (zip_patched(ZIP, CENTRAL, 16, "<I", 1), BROKEN),
+    "unknown compression": (zip_patched(ZIP, CENTRAL, 10, "<H", 99), "method 99"),
+    "bzip2": (zip_of("a", compress_type=zipfile.ZIP_BZIP2), "method 12"),
+    "overlapping": (zip_patched(ZIP, ZIP[ZIP.rindex(CENTRAL) :][:46], 42, "<I", 0), BROKEN),
+    "directory of 4 GB": (zip_patched(ZIP, END, 12, "<I", 2**32 - 2), BROKEN),
+    "directory beyond": (zip_patched(ZIP, END, 16, "<I", 2**31), BROKEN),
+    "empty": (b"", BROKEN),
+    "text": (b"<!doctype html>", BROKEN),
+    "a tar": (tar_of("a"), BROKEN),
+    "flipped": (flipped(LARGE_ZIP), BROKEN),
+    **{f"cut at {part}": (LARGE_ZIP[: int(100_300 * part)], BROKEN) for part in (1e-4, 0.3, 0.99)},
+}
+
+
+def hostile():
+    """Archives that must leave nothing, by what is wrong: suffix, bytes, words of the error."""
+    cases = {f"tar: {name}": (".tar", *rest) for name, rest in TARS.items()}
+    cases |= {f"zip: {name}": (".zip", *rest) for name, rest in ZIPS.items()}
+    for suffix, pack in ((".tar", tar_of), (".zip", zip_of)):
+        for words, names in NAMES.items():
+            for name in names:
+                if name not in (".", "./.") or suffix == ".tar":
+                    cases[f"{suffix}: name {name[:9]!a}"] = (suffix, pack(name), words)
+        for words, names in PAIRS.items():
+            cases[f"{suffix}: {names!a}"] = (suffix, pack(*names), words)
+    zeros = tar(member("zeros", data=bytes(1_000_000)))
+    for suffix, pack in PACKERS.items():
+        if suffix != ".tar":
+            packed = pack(LARGE)
+            contents = {
+                "up": (pack(tar_of("../up")), r"'\.\.'"),
+                "symlink": (pack(tar(OUTSIDE)), "a symbolic link"),
+                "bomb": (pack(zeros), "at most 200 bytes for each byte"),
+                "empty": (b"", BROKEN),
+                "not packed": (SOUND, BROKEN),
+                "zeros without end": (pack(SOUND + bytes(8 << 20)), "something after its end"),
+                "cut at the start": (packed[:500], BROKEN),
+                "cut in the middle": (packed[: len(packed) // 2], BROKEN),
+                "cut by a byte": (packed[:-1], BROKEN),
+                "flipped": (flipped(packed), BROKEN),
+            }
+            cases |= {f"{suffix}: {what}": (suffix, *rest) for what, rest in contents.items()}
     return cases
 
 
@@ -387,15 +277,15 @@ def refused(tmp_path, suffix, data, words, **caps):
     archive.write_bytes(data)
     (tmp_path / "a").write_text("not to be touched")
     before = listing(tmp_path)
-    with pytest.raises(DatasetCorruptError, match=rf"(?s)hostile{suffix}.*{words}") as caught:
+    with pytest.raises(DatasetCorruptError) as caught:
         extract(archive, tmp_path / "in" / "out", **caps)
     assert listing(tmp_path) == before
-    assert str(caught.value).count("\n") == 1
-    assert str(caught.value).isprintable() or "\n" in str(caught.value)
-    assert max(map(len, str(caught.value).splitlines())) < 500
-    assert "expected" in str(caught.value)
-    assert "found" in str(caught.value)
     assert isinstance(caught.value, CorruptError)
+    assert caught.match(rf"(?s)hostile{suffix}.*expected.*found")
+    assert caught.match(words)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 2
+    assert all(line.isprintable() and len(line) < 500 for line in lines)
 
 
 @pytest.mark.parametrize("case", sorted(HOSTILE))
@@ -403,46 +293,32 @@ def test_a_hostile_archive_is_one_error_and_leaves_nothing(tmp_path, case):
     refused(tmp_path, *HOSTILE[case])
 
 
-def test_there_are_enough_of_them():
-    assert len(HOSTILE) >= 40
+def test_there_are_enough_of_them_and_no_check_is_an_assertion():
+    assert len(HOSTILE) >= 160
+    assert "assert" not in inspect.getsource(module)  # python -O would leave it out
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
 @pytest.mark.parametrize(
-    ("caps", "words"),
+    ("names", "caps", "words"),
     [
-        ({"max_entries": 3}, "at most 3 entries, found more"),
-        ({"max_bytes": 15}, "at most 15 bytes in all, found more"),
+        ("abcd", {"max_entries": 3}, "at most 3 files and folders, found more"),
+        (["a/b/c/d/e"], {"max_entries": 3}, "at most 3 files and folders, found more"),
+        ("abcd", {"max_bytes": 15}, "at most 15 bytes in all, found more"),
     ],
 )
-def test_caps_hold(tmp_path, suffix, caps, words):
-    data = (tar_of if suffix == ".tar" else zip_of)("a", "b", "c", "d")
-    refused(tmp_path, suffix, data, words, **caps)
-
-
-def test_folders_that_only_paths_name_count_as_well(tmp_path):
-    refused(tmp_path, ".tar", tar_of("a/b/c/d/e"), "3 files and folders", max_entries=3)
-
-
-def test_as_many_as_the_caps_say_are_accepted(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar_of("a", "b", "c", "d"))
-    extract(tmp_path / "a.tar", tmp_path / "a", max_entries=4, max_bytes=16)
-    assert len(list((tmp_path / "a").iterdir())) == 4
-
-
-def test_a_directory_of_a_zip_that_is_too_large_is_not_read(tmp_path):
-    data = zip_of(*(f"{number:0100}" for number in range(60_000)), data=b"")
-    refused(tmp_path, ".zip", data, "a directory of .* bytes", max_entries=10)
+def test_caps_hold(tmp_path, suffix, names, caps, words):
+    refused(tmp_path, suffix, (tar_of if suffix == ".tar" else zip_of)(*names), words, **caps)
 
 
 def packed(suffix, contents, form=tarfile.PAX_FORMAT):
     if suffix != ".zip":
         members = [member(name, data=data) for name, data in contents.items()]
-        folders = [member("./", tarfile.DIRTYPE, b""), member("./set", tarfile.DIRTYPE, b"")]
+        folders = [member(name, tarfile.DIRTYPE, b"") for name in ("./", "./set", "./set")]
         return PACKERS[suffix](tar(*folders, *members, form=form))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        file.mkdir("set") if hasattr(file, "mkdir") else file.writestr("set/", b"")
+        file.mkdir("set")
         for name, data in contents.items():
             file.writestr(name, data)
     return buffer.getvalue()
@@ -461,6 +337,9 @@ def files(folder):
 def test_a_sound_archive_comes_out_byte_for_byte(tmp_path, suffix, form):
     archive = tmp_path / f"good{suffix}"
     archive.write_bytes(packed(suffix, CONTENTS, form))
+    stale = tmp_path / f".good.{os.getpid()}.tmp"  # of a killed process that had our number
+    stale.mkdir()
+    (stale / "half").write_text("half")
     extract(archive, tmp_path / "good")
     assert files(tmp_path / "good") == CONTENTS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good", archive.name]
@@ -470,9 +349,8 @@ def test_the_systems_own_tar_is_understood(tmp_path):
     (tmp_path / "set").mkdir()
     for number in range(20):
         (tmp_path / "set" / f"{number}.bin").write_bytes(random.Random(number).randbytes(3000))
-    command = ["tar", "-czf", "set.tgz", "set"]
     try:
-        subprocess.run(command, cwd=tmp_path, check=True)
+        subprocess.run(["tar", "-czf", "set.tgz", "set"], cwd=tmp_path, check=True)
     except FileNotFoundError:
         pytest.skip("no tar")
     extract(tmp_path / "set.tgz", tmp_path / "out")
@@ -490,12 +368,13 @@ def test_modes_are_those_of_new_files(tmp_path, suffix):
     assert not (tmp_path / "a" / "s").stat().st_mode & 0o7111
 
 
-def test_empty_archives_make_empty_folders(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar())
-    (tmp_path / "b.zip").write_bytes(zip_of())
+@pytest.mark.parametrize("names", ["", "abcd"])
+def test_empty_archives_and_those_at_their_caps_are_accepted(tmp_path, names):
+    (tmp_path / "a.tar").write_bytes(tar_of(*names))
+    (tmp_path / "b.zip").write_bytes(zip_of(*names))
     for name in ("a.tar", "b.zip"):
-        extract(tmp_path / name, tmp_path / stem(name))
-        assert list((tmp_path / stem(name)).iterdir()) == []
+        extract(tmp_path / name, tmp_path / stem(name), max_entries=4, max_bytes=16)
+        assert len(list((tmp_path / stem(name)).iterdir())) == len(names)
 
 
 @pytest.mark.parametrize("there", ["file", "folder", "dangling link"])
@@ -510,7 +389,7 @@ def test_what_is_there_is_not_touched(tmp_path, there):
     assert listing(tmp_path) == before
 
 
-def test_misuse_is_named(tmp_path):
+def test_misuse_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.rar").touch()
     with pytest.raises(UsageError, match=r"a\.rar: expected the name of an archive"):
         extract(tmp_path / "a.rar", tmp_path / "a")
@@ -519,6 +398,9 @@ def test_misuse_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar_of("a"))
     with pytest.raises(UsageError, match=r"found no .*missing"):
         extract(tmp_path / "a.tar", tmp_path / "missing" / "a")
+    monkeypatch.delattr("tarfile.data_filter")
+    with pytest.raises(UsageError, match=r"Python 3\.11\.4"):
+        extract(tmp_path / "a.tar", tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -535,82 +417,28 @@ def test_what_has_no_stem_is_refused(name):
         stem(name)
 
 
-def test_what_a_dead_process_left_is_no_obstacle(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar_of("a"))
-    stale = tmp_path / f".out.{os.getpid()}.tmp"
-    stale.mkdir()
-    (stale / "half").write_text("half")
-    extract(tmp_path / "a.tar", tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "out"]
-    assert files(tmp_path / "out") == {"a": b"data"}
-
-
 @pytest.mark.parametrize(
-    ("number", "error"), [(28, ResourceError), (13, PermissionError), (5, OSError)]
+    ("function", "raised", "error"),
+    [
+        ("tarfile.TarFile.makefile", OSError(28, "as the test wants it"), ResourceError),
+        ("tarfile.TarFile.makefile", OSError(13, "as the test wants it"), PermissionError),
+        ("tarfile.TarFile.makefile", OSError(5, "as the test wants it"), OSError),
+        ("tarfile.TarFile.makefile", KeyboardInterrupt(), KeyboardInterrupt),
+        ("os.rename", KeyboardInterrupt(), KeyboardInterrupt),
+    ],
 )
-def test_a_disk_that_fails_is_not_the_archives_fault(tmp_path, monkeypatch, number, error):
+def test_a_disk_that_fails_or_an_interrupt_leaves_nothing(
+    tmp_path, monkeypatch, function, raised, error
+):
     (tmp_path / "a.tar").write_bytes(tar_of("a", "b"))
 
-    def fail(self, *_, **__):
-        raise OSError(number, "as the test wants it")
+    def fail(*_, **__):
+        raise raised
 
-    monkeypatch.setattr("pathlib.Path.open", fail)
+    monkeypatch.setattr(function, fail)
     with pytest.raises(error):
         extract(tmp_path / "a.tar", tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-
-
-def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
-    (tmp_path / "a.tar").write_bytes(tar_of("a", "b"))
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        extract(tmp_path / "a.tar", tmp_path / "a")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-
-
-CHILD = """
-    import json, sys, types
-    from pathlib import Path
-    data = types.ModuleType("cnn_core.data")  # without torch, which this has no need of
-    data.__path__ = [sys.argv[1]]
-    sys.modules["cnn_core.data"] = data
-    from cnn_core.data.fetching.archive import extract
-    from cnn_core.errors import DatasetCorruptError
-    outcomes = {"optimised": not __debug__}
-    for archive in sorted(Path().iterdir()):
-        try:
-            extract(archive, Path(f"{archive.name} out"))
-            outcomes[archive.name] = "accepted"
-        except DatasetCorruptError:
-            outcomes[archive.name] = "refused"
-    print(json.dumps(outcomes))
-"""
-
-
-def test_python_without_assertions_refuses_the_same(tmp_path):
-    for number, case in enumerate(sorted(HOSTILE)):
-        suffix, data, _ = HOSTILE[case]
-        (tmp_path / f"{number}{suffix}").write_bytes(data)
-    (tmp_path / "good.tar").write_bytes(tar_of("a"))
-    source = os.path.dirname(importlib.util.find_spec("cnn_core.data").origin)
-    done = subprocess.run(
-        [sys.executable, "-O", "-c", textwrap.dedent(CHILD), source],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    outcomes = json.loads(done.stdout)
-    assert outcomes.pop("optimised") is True
-    assert outcomes.pop("good.tar") == "accepted"
-    assert set(outcomes.values()) == {"refused"}
-    assert len(outcomes) == len(HOSTILE)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["good.tar out"]
 
 
 def fuzz(tmp_path, count):

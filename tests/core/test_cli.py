@@ -120,7 +120,7 @@ def test_training_prints_the_run_on_stdout_and_a_line_per_epoch_on_stderr(cnnzoo
     assert cnnzoo("train", "--resume", out).out == f"{out}\n"
 
 
-def test_evaluate_says_what_training_said(cnnzoo, run):
+def test_evaluate_agrees_with_training(cnnzoo, run):
     done = cnnzoo("evaluate", run.path, "--json")
     assert done.code == 0
     assert json.loads(done.out)["metrics"] == run.test_metrics()
@@ -150,13 +150,13 @@ def test_predict_names_the_classes_of_pictures(cnnzoo, run, pictures):
     done = cnnzoo("predict", run.path, *names, "--top-k", 2, "--json", cwd=folder)
     assert done.code == 0, done.err
     found = json.loads(done.out)["predictions"]
-    said = predictions(run)
+    whole = predictions(run)
     for number, prediction in enumerate(found):
         assert prediction["path"] == names[number]
-        assert prediction["classes"][0] == str(said.predicted[number].item())
+        assert prediction["classes"][0] == str(whole.predicted[number].item())
         assert prediction["probabilities"][0] >= prediction["probabilities"][1]
         if number < 3:
-            expected = said.probabilities[number].max().item()
+            expected = whole.probabilities[number].max().item()
             assert prediction["probabilities"][0] == pytest.approx(expected, abs=1e-5)
 
 
@@ -273,7 +273,7 @@ def test_training_is_live_on_a_terminal(tmp_path):
         assert part in written
 
 
-def test_without_plugins_the_core_works_and_says_what_to_install(cnnzoo):
+def test_without_plugins_the_core_works_and_names_packages_to_install(cnnzoo):
     assert cnnzoo("list-models", CNNZOO_PLUGINS="").code == 0
     assert cnnzoo("list-datasets", CNNZOO_PLUGINS="").out.count("\n") == 15
     done = cnnzoo("list-views", CNNZOO_PLUGINS="")

@@ -16,8 +16,8 @@ import torch
 from cnn_core import create_model, list_models, load_dataset, registry
 from cnn_core.cli import main
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, PluginError
-from cnn_core.plugins import ENDINGS
 from cnn_core.plugins.discovery import Plugin
+from cnn_core.plugins.isolation import ENDINGS
 from cnn_core.tasks import score_of
 from cnn_core.training.epoch_metrics import EpochMetrics
 
@@ -127,14 +127,14 @@ def test_what_is_no_fault_of_a_loader_goes_through(loaded, body, kind):
     assert not isinstance(caught.value, PluginError)
 
 
-def test_a_loader_that_prints_and_changes_torch_is_kept_apart(loaded, capsys, caplog):
-    before = torch.nn.Conv2d.forward
-    body = "print('loading'); torch.nn.Conv2d.forward = len; train = made()"
+def test_a_loader_that_prints_and_changes_torch_is_isolated(loaded, capsys, caplog):
+    body = "print('loading'); torch.set_default_dtype(torch.float64); train = made()"
     assert len(loaded(body).split("train")) == 6
-    assert torch.nn.Conv2d.forward is before
+    assert torch.get_default_dtype() is torch.float32
     assert capsys.readouterr().out == ""
     [line] = caplog.messages
-    assert "plugin 'bad' (cnn-arch-bad 1.2.3): loading of theirs: changes torch.nn.Conv2d" in line
+    where = "plugin 'bad' (cnn-arch-bad 1.2.3): loading of theirs"
+    assert f"{where}: changes torch's default dtype, undone" in line
 
 
 # Metrics
@@ -275,8 +275,8 @@ def ended(zoo, plugin, module, tmp_path, monkeypatch, capsys, command_leaves_no_
 def test_a_command_that_fails_is_its_plugins(ended, body):
     code, lines = ENDS[body]
     found = ended(CLICK.replace("BODY", body), "theirs")
-    said = "imported\n" + lines.format("plugin 'bad' (cnn-arch-bad 1.2.3)")
-    assert found == (code, "done\n" if not code else "", said)
+    expected = "imported\n" + lines.format("plugin 'bad' (cnn-arch-bad 1.2.3)")
+    assert found == (code, "done\n" if not code else "", expected)
 
 
 def test_a_group_without_a_command_shows_its_help(ended):
@@ -332,7 +332,7 @@ def test_no_error_of_a_plugin_keeps_the_others_from_their_work(
 
 @pytest.mark.parametrize("error", ENDINGS)
 def test_what_ends_a_command_ends_it_in_a_plugin_too(zoo, plugin, error):
-    late = f"@hookimpl\ndef cnnzoo_models():\n    from cnn_core.plugins import {error.__name__}\n"
+    late = f"@hookimpl\ndef cnnzoo_models():\n    from cnn_core.errors import {error.__name__}\n"
     if error is KeyboardInterrupt:
         late = "@hookimpl\ndef cnnzoo_models():\n"
     zoo(plugin("late", f"{late}    raise {error.__name__}\n"))
@@ -340,7 +340,7 @@ def test_what_ends_a_command_ends_it_in_a_plugin_too(zoo, plugin, error):
         list_models()
 
 
-# Settings that are everyone's
+# Settings of the process and of torch
 
 SETTINGS = {
     "os.chdir('/')": ("the working directory", os.getcwd),
@@ -361,7 +361,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("change", SETTINGS)
-def test_a_setting_that_a_plugin_changes_is_put_back_and_named(zoo, plugin, caplog, change):
+def test_a_setting_that_a_plugin_changes_is_restored_and_reported(zoo, plugin, caplog, change):
     name, read = SETTINGS[change]
     before = read()
     hook = "@hookimpl\ndef cnnzoo_models():\n    import logging, os, torch\n    return [model()]\n"
@@ -369,24 +369,24 @@ def test_a_setting_that_a_plugin_changes_is_put_back_and_named(zoo, plugin, capl
     assert list_models() == ["tiny"]
     assert read() == before
     [line] = caplog.messages
-    assert f"hook cnnzoo_models: changes {name}, put back" in line
+    assert f"hook cnnzoo_models: changes {name}, undone" in line
 
 
-def test_settings_are_put_back_where_a_plugin_is_the_first_to_import_torch(site):
+def test_settings_are_restored_where_a_plugin_is_the_first_to_import_torch(site):
     site.add("import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(3)\n")
     code = (
         "from cnn_core import list_models; list_models(); import torch; print(torch.ones(1).dtype)"
     )
     done = site.run(code)
     assert done.stdout == "torch.float32\n", done.stderr
-    assert "changes torch's default dtype, torch's number of threads, put back" in done.stderr
+    assert "changes torch's default dtype, torch's number of threads, undone" in done.stderr
 
 
-# What is said of a plugin that works
+# Faults of a plugin that works
 
 
-def test_an_import_that_takes_long_is_said(zoo, plugin, monkeypatch, caplog):
-    monkeypatch.setattr("cnn_core.plugins.SLOW", 0.0)
+def test_an_import_that_takes_long_is_reported(zoo, plugin, monkeypatch, caplog):
+    monkeypatch.setattr("cnn_core.plugins.loader.SLOW", 0.0)
     zoo(plugin("bad"))
     (line,) = [line for line in caplog.messages if "plugin 'bad'" in line]
     assert re.search(r"import: takes 0\.0 s: every start is slower", line)
@@ -394,7 +394,7 @@ def test_an_import_that_takes_long_is_said(zoo, plugin, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("metadata", [None, "Metadata-Version: 2.1\nName: cnn-arch-bad\n"])
-def test_a_distribution_without_a_version_is_said(
+def test_a_distribution_without_a_version_is_reported(
     site, good_source, metadata, monkeypatch, forget, caplog
 ):
     site.add(good_source)

@@ -707,13 +707,13 @@ def python(site, *arguments):
     return done.stdout.split()
 
 
-# Plugins that reach for what is others'
+# Plugins that change global state
 
 
-PATCH = """
+SETTINGS = """
 import torch
-torch.nn.Conv2d.forward = lambda self, x: x
-torch.nn.functional.relu = torch.relu = lambda x: 0 * x
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
 """
 MUTATION = """
 @hookimpl
@@ -745,18 +745,18 @@ NEWER = "from cnn_core import create_model_in_3d"
 
 # What each does, what it is blamed for, and by which commands.
 RUDE = {
-    "patch": (
-        PATCH,
-        r"import: changes torch\.relu, torch\.nn\.functional\.relu, torch\.nn\.Conv2d",
+    "settings": (
+        SETTINGS,
+        "import: changes torch's default dtype, torch's grad mode, undone",
         ".*",
     ),
-    "lazy": ("", r"import of cnn_arch_lazy_net: changes torch\.nn\.Linear\.forward", "own"),
+    "lazy": ("", "import of cnn_arch_lazy_net: changes torch's default dtype, undone", "own"),
     "pin": ("", r"requirements: needs cnn-core>=99", ".*"),
     "newer": (NEWER, "import: ImportError: cannot import name 'create_model_in_3d'", ".*"),
     "mutation": (
         MUTATION,
         r"hook cnnzoo_commands: changes model 'cnn-arch-lenet/lenet5', "
-        r"model 'cnn-arch-lenet/lenet5_modern', put back",
+        r"model 'cnn-arch-lenet/lenet5_modern', undone",
         "--help|plugins|no-such-command|check|viz|report",
     ),
     "late": (LATE, "hook cnnzoo_step_end, now silenced for this run: .*: at step 100", "train"),
@@ -791,7 +791,7 @@ def admit_rude(site, good_source):
         own = good_source.replace('"tiny", **', f'"{name}", **').replace('"tiny_net:tiny"', target)
         needs = ("cnn-core>=99",) if name == "pin" else ("cnn-core",)
         site.add(own + source, distribution=distribution, name=name, requires=needs)
-    net = "import torch\ntorch.nn.Linear.forward = torch.nn.Linear.extra_repr\ndef tiny(): 1 / 0\n"
+    net = "import torch\ntorch.set_default_dtype(torch.float64)\ndef tiny(): 1 / 0\n"
     (site.path / "cnn_arch_lazy_net.py").write_text(net)
     install_good(site, good_source)
     (site.path / "tiny_net.py").write_text(SOUND_NET)
@@ -844,7 +844,7 @@ def test_rude_plugins_are_named_once_and_change_nothing(
     assert "Traceback" not in outcome.err
 
 
-def test_what_rude_plugins_change_is_as_it_was(site, good_source):
+def test_changes_of_rude_plugins_are_undone(site, good_source):
     admit_rude(site, good_source)
     code = (
         "import logging; logging.disable()\n"
@@ -853,7 +853,7 @@ def test_what_rude_plugins_change_is_as_it_was(site, good_source):
         "import torch\n"
         "spec = get_spec('lenet5')\n"
         "print(spec.params, dict(spec.expected_failures), spec.paper.year)\n"
-        "print(torch.relu(torch.ones(1)).item())\n"
+        "print(torch.ones(1, requires_grad=True).mul(2).requires_grad)\n"
         "model = create_model('lenet5_modern')\n"
         "print(tuple(model(torch.zeros(1, 1, 32, 32)).shape))\n"
         "try: create_model('lazy')\n"
@@ -862,27 +862,62 @@ def test_what_rude_plugins_change_is_as_it_was(site, good_source):
     )
     done = site.run(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["60000 {} 1998", "1.0", "(1, 10)", "(1, 10)"]
+    assert done.stdout.splitlines() == ["60000 {} 1998", "True", "(1, 10)", "(1, 10)"]
 
 
-def test_torchs_own_changes_are_left_alone():
-    """It wraps some of its functions itself when it compiles."""
+REPLACED = {
+    "eager": (
+        "import torch\ntorch.nn.functional.relu = torch.relu = torch.sigmoid\n",
+        "",
+        "import",
+    ),
+    "hook": (
+        hook("import torch; torch.Tensor.add = torch.Tensor.mul; return []", "views"),
+        "",
+        "torch: replaces torch.Tensor.add",
+    ),
+    "net": ("", "import torch\ntorch.nn.Conv2d.forward = len\n", "torch.nn.Conv2d.forward"),
+    "sound": ("", SOUND_NET, ""),
+    "quits": ("", "raise SystemExit(0)", ""),
+}
+
+
+def test_doctor_names_plugins_that_replace_functions_of_torch(cnnzoo, site, good_source):
+    """When they are imported, in a hook, or when the code of their networks is imported."""
+    for name, (source, net, _) in REPLACED.items():
+        target = good_source.replace('"tiny", **', f'"{name}", **')
+        target = target.replace('"tiny_net:', f'"{name}_net:')
+        site.add(target + source, distribution=f"cnn-arch-{name}", name=name)
+        (site.path / f"{name}_net.py").write_text(net)
+    done = cnnzoo("doctor", "--json", site=site.path, CNNZOO_PLUGINS=",".join(REPLACED))
+    assert done.code == 6
+    report = json.loads(done.out)
+    found = {row["plugin"].split("/")[1]: row for row in report["plugins"]}
+    for name, (_, _, reason) in REPLACED.items():
+        assert found[name]["status"] == ("faulty" if reason else "ok"), found[name]
+        assert reason in found[name]["reason"]
+        assert (f"cnn-arch-{name}/{name}" in done.err) is bool(reason)
+    assert report["clashes"] == []
+
+
+def test_functions_that_torch_wraps_itself_are_not_reported():
+    """It does so when it compiles."""
     code = (
         "import torch\n"
-        "from cnn_core.plugins.guard import guarded\n"
-        "with guarded() as changed:\n"
-        "    import torchvision, torch._dynamo, torch.export\n"
-        "    before = torch.manual_seed\n"
-        "print(changed, torch.manual_seed is before)\n"
+        "from cnn_core.cli.probe import replaced, torch_functions\n"
+        "before = torch_functions()\n"
+        "import torchvision, torch._dynamo, torch.export\n"
+        "print(len(before) > 1000, torch.manual_seed, replaced(before))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[] True\n"
+    assert done.stdout.startswith("True ")
+    assert done.stdout.endswith(" []\n")
 
 
-def test_a_hook_on_its_way_out_is_said_and_still_called(
+def test_a_deprecated_hook_is_reported_and_still_called(
     monkeypatch, caplog, site, good_source, tmp_path
 ):
-    """With a hook made up for this test: no real one is on its way out."""
+    """With a hook made up for this test: no real one is deprecated."""
     from types import ModuleType
 
     from cnn_core import hookspecs
@@ -909,7 +944,7 @@ def test_a_hook_on_its_way_out_is_said_and_still_called(
     assert [result for _, result in found.call("cnnzoo_pictures", run=3)] == [[3]]
 
 
-# Plugins that change torch while they work, not while they are imported
+# Plugins that change settings of torch while they work, not while they are imported
 
 
 WATCHERS = {
@@ -918,13 +953,13 @@ from cnn_core import hookimpl
 @hookimpl
 def cnnzoo_{hook}(run):
     import torch
-    torch.nn.Conv2d.forward = lambda self, x: 0 * x
+    torch.set_default_dtype(torch.float64)
 """
     for hook in ("fit_start", "step_end", "epoch_end", "checkpoint", "fit_end")
 }
 
 
-def test_observers_that_change_torch_are_named_once_and_change_no_run(
+def test_observers_that_change_settings_are_named_once_and_change_no_run(
     cnnzoo, site, tmp_path, trained
 ):
     for hook, source in WATCHERS.items():
@@ -937,55 +972,46 @@ def test_observers_that_change_torch_are_named_once_and_change_no_run(
     for hook in WATCHERS:
         name = hook.replace("_", "-")
         (line,) = [line for line in done.err.splitlines() if f"plugin '{name}'" in line]
-        assert f"hook cnnzoo_{hook}: changes torch.nn.Conv2d.forward, put back" in line
+        assert f"hook cnnzoo_{hook}: changes torch's default dtype, undone" in line
     same = [(path / "weights.safetensors").read_bytes() for path in (run, trained)]
     assert same[0] == same[1]
 
 
 class Late:
-    """Changes torch in the middle of an epoch."""
+    """Changes a setting in the middle of an epoch."""
 
     def cnnzoo_step_end(self, step):
         import torch
 
         if step == 3:
-            torch.nn.Softplus.forward = torch.nn.Softplus.extra_repr
+            torch.set_grad_enabled(False)
 
 
 class Bystander:
-    """Hears the same."""
+    """Observes the same hook."""
 
     def cnnzoo_step_end(self, step):
         pass
 
 
-@pytest.mark.parametrize(
-    ("watching", "blamed"),
-    [
-        ([Late()], ["changes"]),
-        ([Late(), Bystander()], ["it or another that hears it changes"] * 2),
-    ],
-)
-def test_what_is_changed_at_a_later_step_is_put_back_after_the_last(caplog, watching, blamed):
+def test_a_change_at_any_step_is_undone_at_once_and_of_its_plugin_alone(caplog):
     import torch
 
     from cnn_core.plugins import Observers
 
-    before = torch.nn.Softplus.forward
-    observers = Observers(None, watching)
+    observers = Observers(None, [Bystander(), Late(), Bystander()])
     for epoch in (1, 2):
         for step in range(6):
             observers.notify("step_end", run=None, epoch=epoch, step=step, loss=None)
-        observers.notify("epoch_end", run=None, epoch=epoch, metrics={})
-        assert torch.nn.Softplus.forward is before
-    assert [record.message.split("cnnzoo_step_end: ")[1] for record in caplog.records] == [
-        f"{who} torch.nn.Softplus.forward, put back (cnnzoo doctor -v says more)" for who in blamed
-    ]
+            assert torch.is_grad_enabled()
+    (line,) = caplog.messages
+    assert "plugin 'Late'" in line
+    assert "hook cnnzoo_step_end: changes torch's grad mode, undone" in line
 
 
-def test_a_constructor_that_changes_torch_is_named_and_undone(site, good_source):
+def test_a_constructor_that_changes_a_setting_is_named_and_undone(site, good_source):
     site.add(good_source)
-    change = "    import torch\n    torch.nn.Conv2d.forward = torch.nn.Conv2d.extra_repr\n"
+    change = "    import torch\n    torch.set_default_device('meta')\n"
     head = "def tiny(num_classes=10, in_channels=1):\n"
     (site.path / "tiny_net.py").write_text(SOUND_NET.replace(head, head + change))
     code = (
@@ -996,15 +1022,15 @@ def test_a_constructor_that_changes_torch_is_named_and_undone(site, good_source)
     done = site.run(code)
     assert (done.returncode, done.stdout) == (0, "(1, 10)\n"), done.stderr
     assert done.stderr.count("plugin 'bad'") == 1
-    assert "building of tiny: changes torch.nn.Conv2d.forward, put back" in done.stderr
+    assert "building of tiny: changes torch's default device, undone" in done.stderr
 
 
-def test_a_view_that_changes_torch_is_named_and_undone(
+def test_a_view_that_changes_a_setting_is_named_and_undone(
     cnnzoo, site, good_source, trained, tmp_path
 ):
     draw = (
         "    import torch; from matplotlib.figure import Figure\n"
-        "    torch.relu = torch.nn.functional.relu = torch.sigmoid\n"
+        "    torch.use_deterministic_algorithms(True)\n"
         "    return Figure()\n"
     )
     source = "from cnn_core import hookimpl\n" + VIEW.replace(
@@ -1014,4 +1040,4 @@ def test_a_view_that_changes_torch_is_named_and_undone(
     done = cnnzoo("viz", "broken", trained, "--out", tmp_path / "figures", site=site.path)
     assert done.code == 0, done.err
     (line,) = [line for line in done.err.splitlines() if "plugin 'view'" in line]
-    assert "drawing of broken: changes torch.relu, torch.nn.functional.relu, put back" in line
+    assert "drawing of broken: changes torch's deterministic mode, undone" in line

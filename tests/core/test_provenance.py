@@ -1,4 +1,4 @@
-"""Where everything is from: plugins, surroundings, and what runs record of them."""
+"""Origins: plugins, the environment, and the records of both in runs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def run(cnnzoo, mine, tmp_path):
     return Run.open(out)
 
 
-def test_a_run_without_its_plugin_says_what_to_install(cnnzoo, mine, run, tmp_path):
+def test_a_run_without_its_plugin_names_the_package(cnnzoo, mine, run, tmp_path):
     recorded = run.environment()
     origin = {"distribution": "cnn-arch-mine", "version": "1.2.3"}
     assert recorded["origins"] == {"model": origin, "data": origin}
@@ -105,7 +105,7 @@ def test_a_run_without_its_plugin_says_what_to_install(cnnzoo, mine, run, tmp_pa
     assert cnnzoo("compare", run.path, copy).code == 0  # reads files only
 
 
-def test_a_run_whose_data_set_is_missing_says_what_to_install(cnnzoo, mine, run):
+def test_a_run_without_its_dataset_names_the_package(cnnzoo, mine, run):
     text = (run.path / "recipe.toml").read_text()
     assert 'model = "tiny"' in text
     (run.path / "recipe.toml").write_text(text.replace('"tiny"', '"lenet5"'))
@@ -125,7 +125,7 @@ def test_a_plugin_that_is_there_and_broken_is_blamed_itself(cnnzoo, mine, run):
     assert "libfoo" in done.err
 
 
-def test_a_run_is_of_whom_it_records_whatever_another_plugin_offers(cnnzoo, mine, run, tmp_path):
+def test_a_run_uses_the_plugin_it_records_whatever_another_offers(cnnzoo, mine, run, tmp_path):
     source = (mine.path / "cnn_arch_mine_plugin.py").read_text()
     others = source.replace("tiny_net:", "no_net:").replace("tiny_data:", "no_data:")
     mine.add(others, distribution="cnn-arch-twin", name="twin")

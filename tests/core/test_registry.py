@@ -12,13 +12,12 @@ import types
 import pytest
 
 from cnn_core import create_model, get_spec, list_models, registry
-from cnn_core import plugins as loader
 from cnn_core.builtin import plugin as builtin
 from cnn_core.cli import main
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
-from cnn_core.plugins import Observers
+from cnn_core.plugins import Observers, loader
 from cnn_core.plugins.discovery import Plugin
-from cnn_core.registry.catalogue import natural
+from cnn_core.registry.catalogue import _wrong, natural
 from cnn_core.registry.names import contested_defaults, recorded_name
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
 from cnn_core.testing.case import Case
@@ -103,7 +102,7 @@ def test_a_contested_name_belongs_to_neither_and_each_is_reachable(
         assert f"from {origin} 1.2.3" in capsys.readouterr().out
 
 
-# Whose a contested name is, where someone has said it before
+# Contested names that a recipe or a run decides
 
 
 RECIPES = """
@@ -136,7 +135,7 @@ def test_a_pair_has_its_recipe_by_whatever_names(zoo, plugin, model, data):
     assert find_recipe(model, "mnist", None, {}).lr != 0.5
 
 
-def test_a_contested_pair_has_the_recipe_of_whom_it_is_of(zoo, plugin):
+def test_a_contested_pair_has_its_own_plugins_recipe(zoo, plugin):
     a, b = plugin("a", recipes(a=0.25)), plugin("b", recipes(b=0.5))
     c = plugin("c", source=OTHER_DIGITS)
     for one in (a, b):  # which say what they need: cnn-core, whose digits are meant
@@ -197,7 +196,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("body", WRONG)
-def test_what_a_hook_cannot_return_is_said(zoo, plugin, caplog, body):
+def test_a_wrong_result_of_a_hook_is_reported(zoo, plugin, caplog, body):
     zoo(plugin("a", f"@hookimpl\ndef cnnzoo_models(): {body}\n"))
     assert list_models() == []
     [line] = caplog.messages
@@ -232,7 +231,7 @@ def test_a_name_like_no_other_suggests_nothing(zoo, plugin):
 
 
 @pytest.mark.parametrize("name", ["lenet5", "cnn-arch-lenet/lenet5"])
-def test_a_known_model_that_is_not_installed_says_what_to_install(zoo, capsys, name):
+def test_a_known_model_that_is_not_installed_names_its_package(zoo, capsys, name):
     zoo()
     with pytest.raises(UsageError, match=r"is not installed\npip install cnn-arch-lenet$"):
         get_spec(name)
@@ -266,7 +265,7 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", REASONS)
 @pytest.mark.parametrize("name", ["lenet5", "cnn-arch-lenet/lenet5"])
-def test_a_known_model_whose_plugin_is_there_says_why_it_is_not(
+def test_a_known_model_of_a_broken_plugin_gives_the_reason(
     zoo, monkeypatch, good_source, capsys, kind, name
 ):
     more, reason = REASONS[kind]
@@ -290,7 +289,7 @@ def test_a_known_model_whose_plugin_is_there_says_why_it_is_not(
     assert len(error.splitlines()) <= 3
 
 
-def test_a_known_model_whose_plugin_is_kept_out_says_so(forget, monkeypatch, capsys):
+def test_a_known_model_of_a_blocked_plugin_gives_the_reason(forget, monkeypatch, capsys):
     monkeypatch.setenv("CNNZOO_PLUGINS", "")
     forget()
     try:
@@ -377,7 +376,7 @@ def sound_specs():
 def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
     accepted = refused = 0
     for spec in sound_specs():
-        assert registry._wrong([spec], type(spec)) == ""
+        assert _wrong([spec], type(spec)) == ""
         for field in dataclasses.fields(spec):
             for value in ODD:
                 try:
@@ -385,7 +384,7 @@ def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
                 except Exception:
                     refused += 1
                     continue
-                if registry._wrong([changed], type(spec)):
+                if _wrong([changed], type(spec)):
                     refused += 1
                     continue
                 accepted += 1

@@ -104,7 +104,7 @@ def notify(self, hook, **facts):
         late = ("torchvision", "matplotlib", "sklearn", "umap", "torch._dynamo")
         found = [name for name in late if name in sys.modules]
         os._exit(1 if found else 0)
-Observers.notify, Observers.hear = notify, lambda self, hook: True
+Observers.notify, Observers.wants = notify, lambda self, hook: True
 from cnn_core.cli import main
 main(["train", "lenet5", "--data", "digits", "--out", sys.argv[1]])
 os._exit(2)

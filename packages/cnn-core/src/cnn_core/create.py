@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
-from cnn_core.plugins import answerable
+from cnn_core.plugins import isolated, required
 from cnn_core.specs import ModelSpec
 from cnn_core.text import did_you_mean
 
@@ -55,7 +55,8 @@ def create_model(
         "in_channels": _positive("in_channels", in_channels, spec.input[0]),
     }
     what = f"model '{name}' ({entry.plugin.origin})"
-    with answerable(entry.plugin, f"building of {name}", f"{what} cannot be built"):
+    failed = required(entry.plugin, f"{what} cannot be built")
+    with isolated(entry.plugin, f"building of {name}", failed=failed):
         model = build(**sizes, **options)
     from torch import nn  # the architecture has imported it
 
@@ -122,7 +123,8 @@ def _heads(
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         more = {**sizes, "num_classes": sizes["num_classes"] + 1}
         what = f"model '{entry.spec.name}' ({entry.plugin.origin}) cannot be built"
-        with answerable(entry.plugin, f"building of {entry.spec.name}", what):
+        failed = required(entry.plugin, what)
+        with isolated(entry.plugin, f"building of {entry.spec.name}", failed=failed):
             ours, others = (build(**s, **options).state_dict() for s in (sizes, more))
     return [name for name in ours if ours[name].shape != others[name].shape]
 

@@ -1,7 +1,7 @@
-"""The errors a user can meet: each knows its exit code and says what to do about it.
+"""The errors that users see; each has an exit code and a hint.
 
-An error reads as one to three lines: what happened, with the offending value and the
-file or plugin at fault, and then the change or command that helps.
+A message has one to three lines: the problem, with the offending value and the file or plugin at
+fault, then the change or command that helps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class ZooError(Exception):
-    """Base of every error that cnnzoo raises on purpose; `hint` says what helps."""
+    """The base of all errors that cnnzoo raises on purpose; `hint` is the change that helps."""
 
     exit_code = 1
 
@@ -44,13 +44,13 @@ class ZooError(Exception):
 
 
 class UsageError(ZooError):
-    """The command, a name or a setting was misused."""
+    """A wrong command, name or setting."""
 
     exit_code = 2
 
 
 class UnknownNameError(UsageError, LookupError):
-    """A name that nothing answers to; suggests the names nearest by edit distance."""
+    """An unknown name; the message suggests the most similar known names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         nearest = did_you_mean(name, known)
@@ -58,49 +58,49 @@ class UnknownNameError(UsageError, LookupError):
 
 
 class SpecError(UsageError, ValueError):
-    """A plugin described something with a value that its spec does not allow."""
+    """A field of a plugin's spec has an invalid value."""
 
 
 class CorruptError(ZooError):
-    """A file is not what it claims to be, or comes from someone not to be trusted."""
+    """A corrupt file, or one that must not be trusted."""
 
     exit_code = 3
 
 
 class DatasetCorruptError(CorruptError):
-    """A data file that breaks its own format: names file, offset, expected, found."""
+    """A data file that violates its format; gives file, offset, expected and found."""
 
 
 class DatasetMissingError(ZooError):
-    """The dataset is not where it was looked for."""
+    """The files of a dataset are missing."""
 
 
 class CheckpointCorruptError(CorruptError):
-    """Weights or a training state that are not what was written; names file and difference."""
+    """Weights or a checkpoint that differ from the ones written; gives file and difference."""
 
 
 class RunError(CorruptError):
-    """A run directory that lacks a file, or holds one that cannot be read."""
+    """A run directory with a missing or unreadable file."""
 
 
 class UntrustedWeightsError(CorruptError):
-    """Weights of others in a file that holds, or claims to hold, anything but tensors."""
+    """A weights file of another library that contains anything but tensors."""
 
 
 class NumericalError(ZooError):
-    """The loss became infinite or not a number, or one network computes two different things."""
+    """An infinite loss or NaN, or two results of one network that should agree and do not."""
 
     exit_code = 4
 
 
 class ResourceError(ZooError):
-    """Out of memory or disk."""
+    """Out of memory or disk space."""
 
     exit_code = 5
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived."""
+    """SIGTERM arrived. Like KeyboardInterrupt, no `except Exception` catches it."""
 
 
 class PluginError(ZooError):
@@ -117,6 +117,6 @@ OUT_OF_MEMORY = (  # torch's, its CPU allocator's, oneDNN's
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch's are plain RuntimeErrors on the CPU."""
+    """Whether memory ran out; on the CPU, torch raises plain RuntimeErrors for that."""
     words = str(error).lower()
     return isinstance(error, MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Files and folders that are either the old or the new one, never half of either."""
+"""Write files and folders so that they are the old or the new ones, never half of either."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Data = bytes | memoryview
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path`; on leaving, sync it and rename it into place.
+    """Open a temporary file beside `path`; on leaving, sync it and rename it to `path`.
 
-    If the block raises, or the machine stops, `path` is as it was. The file gets the mode
-    that the umask gives to new files.
+    If the block raises, or the machine stops, `path` is as it was. The file gets the mode that
+    the umask gives to new files.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -45,32 +45,33 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, *parts: Data) -> None:
-    """Replace a file's contents, atomically."""
+    """Replace the contents of a file, atomically."""
     with write_atomically(path) as file:
         for part in parts:
             file.write(part)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's contents by UTF-8 text, atomically."""
+    """Replace the contents of a file with UTF-8 text, atomically."""
     write_bytes(path, text.encode())
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Yield a temporary folder to write files into; on leaving, it is synced and gets its name.
+    """Yield a temporary folder to write files into; on leaving, sync it and rename it to `path`.
 
-    If the block raises, or the machine stops, what was at `path` is as it was. Where it may not
-    `replace` anything, what has come to be at `path` meanwhile is an OSError.
+    If the block raises, or the machine stops, `path` is as it was. With `replace` false a file or
+    a full folder that is at `path` by then raises an OSError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
     try:
         os.mkdir(temporary)
         yield temporary
         _sync_folder(temporary)
         if replace:
             remove_folder(path)
-        os.rename(temporary, path)  # which fails where there is a folder with anything in it
+        os.rename(temporary, path)  # fails where there is a folder that is not empty
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -78,10 +79,11 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def write_new(path: Path, *parts: Data) -> None:
-    """Write a file that is not there yet, part after part; sync it, and read it back.
+    """Write a new file, part after part; sync it and read it back.
 
     Raises:
-        OSError: the disk is full or cannot be written, or does not give back what was written.
+        OSError: the file exists, the disk is full or cannot be written, or reading it back gives
+            other bytes.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -112,7 +114,7 @@ def _require_equal(path: Path, handle: int, parts: tuple[Data, ...]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, if it is there; first its name, so that nobody meets half of it."""
+    """Remove a folder if it exists; first rename it, so that nobody finds half of it."""
     if path.is_dir():
         gone = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
         os.rename(path, gone)
@@ -120,7 +122,7 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Remove what a process that was killed in the middle of writing left in a folder."""
+    """Remove the temporary files and folders that killed processes left in a folder."""
     for path in folder.glob(pattern):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -129,7 +131,7 @@ def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; Windows has no way to."""
+    """Make a rename survive a power cut; Windows offers no way to."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

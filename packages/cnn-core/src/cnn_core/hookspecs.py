@@ -1,4 +1,4 @@
-"""Every extension point of cnnzoo.
+"""The extension points of cnnzoo: hooks that plugins implement.
 
 Providers return specs; observers return nothing. A plugin is a module, named by an entry
 point of the group "cnnzoo", with functions marked `@cnn_core.hookimpl`:

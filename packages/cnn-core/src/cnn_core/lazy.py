@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first used."""
+"""Import public names when they are first used, so that importing a package stays cheap."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["lazy_names"]
 
 
 def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """Return a module `__getattr__` that finds each name in its home module.
+    """Return a module-level `__getattr__` that imports each name from its home module.
 
-    `homes` maps modules to the names that `package` re-exports from them. Types are seen by
-    type checkers through the imports that stand under TYPE_CHECKING beside the call.
+    `homes` maps modules to the names that `package` re-exports from them. Type checkers see the
+    names through imports under TYPE_CHECKING beside the call.
     """
     home = {name: module for module, names in homes.items() for name in names}
 

@@ -1,7 +1,7 @@
-"""What plugins return: frozen, keyword-only descriptions, checked when they are made.
+"""Specs: the frozen, keyword-only descriptions that plugins return, checked on creation.
 
-Nothing here imports torch. A `target` or `render` names code as "package.module:name";
-it is imported only when someone asks for the thing itself.
+Nothing here imports torch. A `target` or `render` names code as "package.module:name", which is
+imported only when it is used: listing hundreds of models stays cheap.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """The publication a network or dataset comes from.
+    """The publication of a network or dataset.
 
     Raises:
-        SpecError: a field is of another type; names field and value.
+        SpecError: a field has the wrong type; gives field and value.
     """
 
     title: str
@@ -67,10 +67,10 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What every spec has: a name, and values of the declared kind.
+    """The base of all specs: a name, and checks of field values.
 
     Raises:
-        SpecError: a field has a value that it does not allow; names field and value.
+        SpecError: a field has an invalid value; gives field and value.
     """
 
     kind: ClassVar[str] = "spec"
@@ -81,7 +81,7 @@ class Spec:
         self.require("name", isinstance(self.name, str) and _NAME.fullmatch(self.name))
 
     def require(self, field_name: str, holds: object, expected: str = "") -> None:
-        """Raise SpecError for `field_name` unless `holds`."""
+        """Raise SpecError for `field_name` unless the condition `holds`."""
         if holds:
             return
         value = getattr(self, field_name)
@@ -131,13 +131,13 @@ def _positive(value: object) -> bool:
 class ModelSpec(Spec):
     """One network that `create_model` can build.
 
-    `params`, `macs` and `connections` are claims that tests hold exactly: trainable
-    parameters; multiply-accumulates of convolutions and linear layers as torch's flop
-    counter sees them, batch 1; connections as LeCun et al. (1998) count them (0: no claim).
-    `stages` are module names in the order of the paper; `cam_stage` is Grad-CAM's default.
-    `key_maps` names a function `(model name) -> {naming: KeyMap}` for other libraries' weights;
-    `expected_failures` gives the reason for each conformance check that cannot hold; `reported`
-    what the paper reports, in words, by dataset.
+    `params`, `macs` and `connections` are checked exactly by tests: trainable parameters;
+    multiply-accumulates of convolutions and linear layers by torch's flop counter, for one image;
+    connections as LeCun et al. (1998) count them (0: not given). `stages` are module names in the
+    order of the paper; `cam_stage` is the default of Grad-CAM. `key_maps` names a function
+    `(model name) -> {naming: KeyMap}` for weights of other libraries. `expected_failures` maps
+    conformance checks that cannot pass to the reasons; `reported` maps datasets to the paper's
+    results, in words.
     """
 
     kind: ClassVar[str] = "model"
@@ -189,12 +189,12 @@ class ModelSpec(Spec):
 class DatasetSpec(Spec):
     """One dataset that `load_dataset` can load.
 
-    `target` names a function `(spec, root, download) -> Dataset`. `splits` maps each split
-    to its number of samples. `image` is (channels, height, width), 0 and 0 where images differ
-    in size. `mean` and `std` are per channel, of training images in [0, 1]; empty, they are
-    computed. `fit` says how images smaller than a network's input get there: "pad" (MNIST
-    digits, as in 1998) or "resize". A `folder` is named with a path, "imagefolder:PATH", and
-    what it leaves empty is found there.
+    `target` names a function `(spec, root, download) -> Dataset`. `splits` maps each split to its
+    number of samples. `image` is (channels, height, width), with 0 and 0 where images differ in
+    size. `mean` and `std` are per channel, of training images in [0, 1]; where empty, they are
+    computed. `fit` enlarges images to a network's input: "pad" (MNIST digits, as in 1998) or
+    "resize". A `folder` is used with a path, "imagefolder:PATH"; its empty fields are filled in
+    from the files there.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -232,11 +232,11 @@ class DatasetSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec(Spec):
-    """How to train one model on one dataset: hyper-parameters, and what they reached.
+    """How to train one model on one dataset: hyper-parameters and the measured result.
 
-    `settings` are the keys of `cnn_core.training.Recipe`; `origin` is "paper" for the
-    authors' own recipe and "ours" otherwise; `claim` is the measured result (metric, mean,
-    std, n, seeds, hardware) or empty; `default` recipes are used when none is named.
+    `settings` are keys of `cnn_core.training.Recipe`; `origin` is "paper" for the authors' own
+    recipe, else "ours"; `claim` is the measured result (metric, mean, std, n, seeds, hardware) or
+    empty; `default` recipes are used when none is named.
     """
 
     kind: ClassVar[str] = "recipe"
@@ -264,13 +264,13 @@ class RecipeSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec(Spec):
-    """One number about a whole split, or several that are taken from the same sums.
+    """One number for a whole split, or several that are computed from the same sums.
 
-    `target` names a factory `(num_classes) -> metric`, where `metric.update(logits, targets)`
-    takes a batch, `metric.sums` is one tensor of all that it has seen so far, and
-    `metric.compute()` returns a float, or floats by name. Sums are saved within an epoch and put
-    back, and those of several processes added. One that is `eval_only` is for evaluation, and not
-    taken every epoch; `data` are the datasets that it is for, empty for all.
+    `target` names a factory `(num_classes) -> metric`. `metric.update(logits, targets)` adds a
+    batch to the tensor `metric.sums`, and `metric.compute()` returns a float, or floats by name.
+    Checkpoints within an epoch save and restore the sums; several processes add theirs up. An
+    `eval_only` metric is computed in evaluation and not every epoch; `data` are the datasets that
+    it applies to, all where empty.
     """
 
     kind: ClassVar[str] = "metric"
@@ -293,14 +293,14 @@ class MetricSpec(Spec):
 class ViewSpec(Spec):
     """One figure of a run.
 
-    `render` names a function that returns a matplotlib `Figure`. It is called with one
-    keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
+    `render` names a function that returns a matplotlib `Figure`. It gets a keyword argument for
+    each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
     trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, some images of the
     test split, of every class), "predictions" (`cnn_core.training.Predictions`, the whole split),
-    "validation" (the same of the images that training held out, None without any), "segmented"
-    (`cnn_core.training.SegmentationOutput`, one of each image, made anew at each iteration) and
-    "embedded" (`cnn_viz.results.embeddings.Embedded`, features of images and their places in
-    2-D). One that is `costly` is drawn when it is asked for by name, and not in reports.
+    "validation" (the same for the images that training held out, None without any), "segmented"
+    (`cnn_core.training.SegmentationOutput` of each image, computed again in each iteration) and
+    "embedded" (`cnn_viz.results.embeddings.Embedded`, features of images and their positions in
+    2-D). A `costly` view is drawn only by name, not in reports.
     """
 
     kind: ClassVar[str] = "view"
@@ -323,9 +323,9 @@ class ViewSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec(Spec):
-    """Pretrained weights of one model: where they are from and what they reach.
+    """Pretrained weights of one model: their source and claimed accuracy.
 
-    `sha256` is of the file at `url`; `accuracy` maps metrics to the claimed fractions.
+    `sha256` is the hash of the file at `url`; `accuracy` maps metrics to fractions.
     """
 
     kind: ClassVar[str] = "weights"
@@ -346,7 +346,7 @@ class WeightsSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class CommandSpec(Spec):
-    """One command of `cnnzoo`: `target` names a `click.Command`, imported when it is run."""
+    """One command of `cnnzoo`: `target` names a `click.Command`, which is imported to run it."""
 
     kind: ClassVar[str] = "command"
 
@@ -360,7 +360,7 @@ class CommandSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Spec):
-    """A plugin's own health check: `check` returns "" when all is well, else what to do."""
+    """A plugin's own health check: `check` returns "", or what is wrong and how to fix it."""
 
     kind: ClassVar[str] = "check"
 

@@ -1,4 +1,4 @@
-"""Text that came from elsewhere: made safe to print, and matched against known names."""
+"""Make text from elsewhere safe to print, and match it against known names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def paper_table(docstring: str) -> str:
-    """Return the table in the docstring of a network's file: its first indented block, or ""."""
+    """Return the first indented block of a docstring, or "": the paper's table in a model file."""
     lines = itertools.dropwhile(lambda line: not line.startswith("    "), docstring.splitlines())
     block = itertools.takewhile(lambda line: not line.strip() or line.startswith("    "), lines)
     return textwrap.dedent("\n".join(block)).strip("\n")

@@ -1,4 +1,4 @@
-"""The version of cnn-core, which importing it costs nothing to ask for."""
+"""The version of cnn-core, in a module that costs nothing to import."""
 
 __all__ = ["__version__"]
 

@@ -1,4 +1,4 @@
-"""The datasets that come with the core: what they are, and where they are read. No torch here."""
+"""The specs of core's datasets; each names the function that reads it. No torch here."""
 
 from __future__ import annotations
 
@@ -43,22 +43,15 @@ MNIST = DatasetSpec(
     homepage="http://yann.lecun.com/exdb/mnist/",
 )
 
+FASHION_CLASSES = (
+    "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+)
+
 FASHION_MNIST = DatasetSpec(
     name="fashion_mnist",
     target="cnn_core.data.readers.mnist:load",
     summary="70,000 images of clothes, 28x28: a drop-in replacement for MNIST",
-    classes=(
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    classes=tuple(FASHION_CLASSES.split(", ")),
     image=(1, 28, 28),
     splits={"train": 60_000, "test": 10_000},
     mean=(0.2860,),
@@ -88,22 +81,13 @@ DIGIT_SCENES = DatasetSpec(
     homepage=DIGITS.homepage,
 )
 
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+
 CIFAR10 = DatasetSpec(
     name="cifar10",
     target="cnn_core.data.readers.cifar:load",
     summary="60,000 colour photographs of ten kinds of things, 32x32",
-    classes=(
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ),
+    classes=tuple(CIFAR10_CLASSES.split()),
     image=(3, 32, 32),
     splits={"train": 50_000, "test": 10_000},
     mean=(0.4914, 0.4822, 0.4465),
@@ -116,7 +100,7 @@ CIFAR10 = DatasetSpec(
     homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
 )
 
-# In the order of their numbers, which is the alphabet's (fine_label_names in the file meta).
+# In the order of their labels, which is alphabetical (fine_label_names in the file meta).
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
 camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
@@ -142,22 +126,13 @@ CIFAR100 = DatasetSpec(
     homepage=CIFAR10.homepage,
 )
 
+STL10_CLASSES = "airplane bird car cat deer dog horse monkey ship truck"
+
 STL10 = DatasetSpec(
     name="stl10",
     target="cnn_core.data.readers.stl10:load",
     summary="13,000 labelled colour photographs of ten kinds of things, 96x96",
-    classes=(
-        "airplane",
-        "bird",
-        "car",
-        "cat",
-        "deer",
-        "dog",
-        "horse",
-        "monkey",
-        "ship",
-        "truck",
-    ),
+    classes=tuple(STL10_CLASSES.split()),
     image=(3, 96, 96),
     splits={"train": 5_000, "test": 8_000},
     mean=(),
@@ -170,7 +145,7 @@ STL10 = DatasetSpec(
     homepage="https://cs.stanford.edu/~acoates/stl10/",
 )
 
-# In the order of their numbers; as in the names of the files.
+# In the order of their labels, spelled as in the names of the files.
 PETS_BREEDS = """
 Abyssinian american_bulldog american_pit_bull_terrier basset_hound beagle Bengal Birman Bombay
 boxer British_Shorthair chihuahua Egyptian_Mau english_cocker_spaniel english_setter
@@ -188,7 +163,7 @@ PETS_CITATION = (
 def _pets(
     name: str, target: str, summary: str, classes: tuple[str, ...], task: str
 ) -> DatasetSpec:
-    """One of the questions that Oxford-IIIT Pets answers."""
+    """Return the spec of one task on the images of Oxford-IIIT Pets."""
     return DatasetSpec(
         name=name,
         target=f"cnn_core.data.readers.pets:{target}",

@@ -1,4 +1,4 @@
-"""Core's own plugin: its datasets, metrics and commands come through the same hooks."""
+"""Core's own plugin: its datasets, metrics and commands use the same hooks as any other."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from cnn_core.specs import CommandSpec, DatasetSpec, MetricSpec
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
-    "demo": "Train LeNet-5 on real digits and open what it learned: the tour",
-    "list-models": "The architectures",
-    "list-datasets": "The datasets",
-    "list-recipes": "The recipes, with what they reached",
-    "list-views": "The figures that can be drawn of a run",
-    "show": "One model: paper, stages, shapes, parameters, receptive field",
-    "show-data": "One dataset: what it is, what is there of it, samples as an image",
-    "verify-data": "Read all of a dataset and say what is wrong with it",
-    "train": "Train a model on a dataset, or go on with a run",
-    "lr-find": "Try learning rates, one step each, and see where the loss falls",
-    "batch-find": "Find how many images of a batch fit in memory at once",
-    "evaluate": "Measure a run's weights on a split",
-    "compare": "Runs side by side: what differs in their recipes, and what they reached",
+    "demo": "Take the tour: train LeNet-5 on real digits and open the report",
+    "list-models": "List the architectures",
+    "list-datasets": "List the datasets",
+    "list-recipes": "List the recipes with their results",
+    "list-views": "List the figures that can be drawn of a run",
+    "show": "Show a model: paper, stages, shapes, parameters, receptive field",
+    "show-data": "Show a dataset: facts, files found, samples as an image",
+    "verify-data": "Read a whole dataset and report its faults",
+    "train": "Train a model on a dataset, or resume a run",
+    "lr-find": "Try learning rates, one step each, to see where the loss falls",
+    "batch-find": "Find how many images fit in memory at once",
+    "evaluate": "Evaluate a run's weights on a split",
+    "compare": "Compare runs: differences of their recipes, and results",
     "predict": "Classify images with a run's weights",
-    "export": "Write a run's network into a file that runs without its Python: .pt2, ONNX",
-    "check": "Hold what an installed package offers to the conformance checks",
-    "new": "Write a plugin that works as it is: a network, a dataset, a view, a command",
-    "plugins": "The installed plugins, and where they are from",
-    "doctor": "Find what is wrong with plugins and surroundings",
+    "export": "Export a run's network to a file that needs no Python code: .pt2, ONNX",
+    "check": "Run the conformance checks on an installed package",
+    "new": "Write a working plugin: a network, a dataset, a view or a command",
+    "plugins": "List the installed plugins and their distributions",
+    "doctor": "Find faults of plugins and of the environment",
 }
 
-THOROUGH = {  # of segmentation: taken when a run is evaluated
+THOROUGH = {  # for segmentation, computed only in evaluation: too slow for every epoch
     "regions": (
         "cnn_core.tasks.regions:Regions",
-        "Dice, precision and recall, means of the classes; IoU of each class",
+        "Dice, precision and recall, means over classes; IoU of each class",
     ),
     "per_image": (
         "cnn_core.tasks.regions:PerImage",
-        "means over images of each image's own mIoU and Dice",
+        "mIoU and Dice of each image, means over images",
     ),
     "curves": (
         "cnn_core.tasks.curves:Curves",
-        "average precision and area under the ROC curve of pixels, means of the classes",
+        "average precision and area under the ROC curve of pixels, means over classes",
     ),
     "calibration": (
         "cnn_core.tasks.curves:Calibration",
@@ -72,7 +72,7 @@ def cnnzoo_metrics() -> list[MetricSpec]:
             name="miou",
             target="cnn_core.tasks.segmentation:MeanIoU",
             task="segmentation",
-            summary="intersection over union of each class over a split, mean of the classes",
+            summary="intersection over union of each class over a split, mean over classes",
         ),
         MetricSpec(
             name="pixel_accuracy",

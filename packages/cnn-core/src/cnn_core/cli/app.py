@@ -1,4 +1,4 @@
-"""The group of commands, and `main`, which turns every outcome into an exit code.
+"""The command group, and `main`, which turns every outcome into an exit code.
 
 Exit codes: 0 done, 1 failed, 2 misused, 3 corrupt or untrusted input, 4 numerical failure,
 5 out of resources, 6 plugin failure, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
@@ -38,7 +38,7 @@ Examples:
 
 
 class Zoo(click.Group):
-    """Core's commands, known without loading a plugin, and those that plugins add."""
+    """Core's commands, which need no plugin to be loaded, and those of plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from cnn_core import registry
@@ -65,12 +65,12 @@ class Zoo(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0].startswith("-"):  # let click complain of an unknown option
+        if args[0].startswith("-"):  # click reports an unknown option
             return super().resolve_command(ctx, args)
         return args[0], self.get_command(ctx, args[0]), args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List names and summaries from the specs, importing no command."""
+        """List names and summaries from the specs, without importing any command."""
         from cnn_core import registry
         from cnn_core.registry.names import base_name
 
@@ -110,7 +110,7 @@ def app(traceback: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; the console script."""
+    """Run a command line and return its exit code. This is the console script."""
     args = list(sys.argv[1:] if argv is None else argv)
     if instruction := os.environ.get("_CNNZOO_COMPLETE"):
         from click.shell_completion import shell_complete
@@ -121,12 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _warnings_on_stderr():
             return _run(args)
-    finally:  # a handler that was not set by Python cannot be put back
+    finally:  # a handler that Python did not set is None, and cannot be restored
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _run(args: list[str]) -> int:
-    """Run one command line; turn whatever ends it into an exit code and a few lines."""
+    """Run a command line; turn every exception into an exit code and a few lines."""
     traceback = "--traceback" in args[: _command_position(args)]
     try:
         code = _invoke(args)
@@ -141,7 +141,7 @@ def _run(args: list[str]) -> int:
         return _stopped("terminated", stop, signal.SIGTERM)
     except SystemExit:
         raise
-    except BaseException as error:  # a plugin's may be of any kind
+    except BaseException as error:  # plugins can raise any kind
         if traceback:
             raise
         return _fail(error)
@@ -149,10 +149,10 @@ def _run(args: list[str]) -> int:
 
 
 def _invoke(args: list[str]) -> int:
-    """Parse and run; what click would turn into exit 1 (Ctrl-C, a closed pipe) gets out."""
+    """Parse and run; Ctrl-C and a closed pipe, which click turns into exit 1, are raised."""
     try:
         with app.make_context("cnnzoo", args) as ctx:
-            if os.environ.get("NO_COLOR"):  # click itself does not look
+            if os.environ.get("NO_COLOR"):  # click ignores it
                 ctx.color = False
             app.invoke(ctx)
     except click.exceptions.Exit as done:
@@ -161,7 +161,7 @@ def _invoke(args: list[str]) -> int:
 
 
 def _command_position(args: list[str]) -> int:
-    """Return the index of the command among the arguments of the group."""
+    """Return the index of the command's name in the arguments."""
     for position, arg in enumerate(args):
         named = position > 0 and args[position - 1] == "--no-plugin"
         if not arg.startswith("-") and not named:
@@ -178,7 +178,7 @@ def _fail(error: BaseException) -> int:
 
 
 def _misuse(error: click.ClickException) -> int:
-    """Print click's complaint about the command line in two lines; a group's help whole."""
+    """Print click's error message and a pointer to the help; for a bare group its whole help."""
     message = "\n".join(map(printable, error.format_message().split("\n")))
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(message, err=True)
@@ -190,7 +190,7 @@ def _misuse(error: click.ClickException) -> int:
 
 
 def _stopped(how: str, stop: BaseException, signum: int) -> int:
-    """Say how to go on, if there is something to go on with."""
+    """Print how the command was stopped and, if it can be resumed, the command for that."""
     click.echo("\n".join(map(printable, [how, *_notes(stop)])), err=True)
     return 128 + signum
 
@@ -200,7 +200,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _as_zoo_error(error: BaseException) -> ZooError:
-    """Give an error from elsewhere the exit code and the words that fit it."""
+    """Return a ZooError with the exit code and the hint that fit an error from elsewhere."""
     if isinstance(error, OSError):
         return _os_error(error)
     if is_out_of_memory(error):
@@ -217,7 +217,7 @@ def _as_zoo_error(error: BaseException) -> ZooError:
 
 
 def _os_error(error: OSError) -> ZooError:
-    """Name the file and the reason of a failed system call."""
+    """Return an error that gives the file and the reason of a failed system call."""
     where = f"{error.filename}: " if error.filename else ""
     message = f"{where}{error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -226,7 +226,7 @@ def _os_error(error: OSError) -> ZooError:
 
 
 def _closed_pipe() -> int:
-    """The reader has seen enough (`| head`): end quietly, as done."""
+    """End quietly and with success when the reader, such as `head`, has closed the pipe."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     return 0
@@ -238,7 +238,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
-    """Print core's warnings (a broken plugin, a contested name) as plain lines."""
+    """Print core's warnings, such as a broken plugin, as plain lines."""
     logger, handler = logging.getLogger("cnn_core"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     propagate, logger.propagate = logger.propagate, False

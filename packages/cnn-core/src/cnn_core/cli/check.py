@@ -17,14 +17,13 @@ __all__ = ["command"]
 @click.command("check")
 @click.argument("distribution")
 @click.option("--slow", is_flag=True, help="Also export, compile and overfit: minutes.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where its dataset's files are.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its dataset's files.")
 @json_option
 def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
-    """Hold what an installed DISTRIBUTION offers to the conformance checks.
+    """Run the conformance checks on an installed DISTRIBUTION.
 
-    Its models, datasets, views, commands and observers of training; and its plugins: that they
-    load and no hook fails. Prints what does not hold, and what cannot be tried here; exit 6 if
-    something does not hold.
+    Checks its models, datasets, views, commands and observers of training, and that its plugins
+    load and no hook fails. Prints the checks that fail or cannot run here; exit 6 if one fails.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""cnnzoo doctor: each plugin is loaded in a process of its own, with a time limit."""
+"""cnnzoo doctor: load each plugin in a process of its own, with a time limit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from cnn_core.text import printable
 
 __all__ = ["command"]
 
-LIMIT = 10.0  # seconds, which importing torch fits into
+LIMIT = 10.0  # seconds: a plugin may import torch
+RESOLVE_LIMIT = 30.0  # seconds: importing torch, matplotlib and all networks on a slow machine
 
 
 @dataclass
 class Finding:
-    """What the doctor says of one plugin."""
+    """The state of one plugin: "ok", "faulty", "broken" or "blocked", with the reason."""
 
     plugin: str
     distribution: str
@@ -39,11 +40,12 @@ class Finding:
 @click.option("--timeout", default=LIMIT, show_default=True, help="Seconds for each plugin.")
 @json_option
 def command(verbose: bool, timeout: float, as_json: bool) -> None:
-    """Find what is wrong with plugins and surroundings; exit 6 if a plugin is at fault.
+    """Find faults of plugins and of the environment; exit 6 if a plugin is at fault.
 
-    Each plugin is probed in a process of its own: one that hangs, or ends the process, is
-    found out and harms nobody. Versions, editable installs, extras, the device and the folder
-    of datasets are looked at, too: what could be better is said, and is no failure.
+    Each plugin is loaded in a process of its own, so one that hangs or exits is found and does
+    no harm. A plugin that replaces functions of torch is at fault: all networks use them.
+    Versions, editable installs, extras, the device and the dataset folder are checked, too;
+    advice on them is no failure.
 
     \b
     Examples:
@@ -51,8 +53,7 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
       cnnzoo doctor -v --timeout 30
     """
     findings = [probe(plugin, timeout) for plugin in discover()]
-    sound = [f.plugin for f in findings if f.status == "ok"]
-    clashes = _clashes([p for p in discover() if p.origin in sound], timeout)
+    clashes = _examine_together([f for f in findings if f.status == "ok"], timeout)
     advice = environment_faults(discover(), timeout)
     if as_json:
         rows = [asdict(finding) for finding in findings]
@@ -79,22 +80,49 @@ def probe(plugin: Plugin, timeout: float) -> Finding:
     answer = _ask([plugin.origin], timeout)
     if isinstance(answer, str):
         finding.status, finding.reason = "broken", answer
-        return finding
-    for fault in answer["faults"]:
+    else:
+        _add_faults(finding, answer["faults"])
+    return finding
+
+
+def _add_faults(finding: Finding, faults: list[dict[str, str]]) -> None:
+    for fault in faults:
         if finding.status != "broken":
             finding.status = "broken" if fault["fatal"] else "faulty"
         finding.reason = "; ".join(filter(None, (finding.reason, fault["reason"])))
         finding.traceback += fault["traceback"]
-    return finding
 
 
-def _ask(origins: list[str], timeout: float) -> dict[str, list[dict[str, str]]] | str:
-    """Return what the probe reports of some plugins, or how it died."""
+def _examine_together(sound: list[Finding], timeout: float) -> list[str]:
+    """Return the names that several of the sound plugins, and core, claim.
+
+    Adds the faults of plugins that show only when the code that their specs name is imported:
+    in one process for all, because importing torch in each would take minutes.
+    """
+    origins = [finding.plugin for finding in sound]
+    answer = _ask(origins, timeout + len(origins))
+    if isinstance(answer, str):
+        return [f"all of them together: {answer}"]
+    clashes = [str(line) for line in answer["conflicts"]]
+    if not origins:
+        return clashes
+    resolved = _ask(origins, max(timeout, RESOLVE_LIMIT) + len(origins), "resolve")
+    if isinstance(resolved, str):
+        return [*clashes, f"the code of all of them together: {resolved}"]
+    for finding in sound:
+        _add_faults(finding, [f for f in resolved["faults"] if f["plugin"] == finding.plugin])
+    return clashes
+
+
+def _ask(
+    origins: list[str], timeout: float, *arguments: str
+) -> dict[str, list[dict[str, str]]] | str:
+    """Return the probe's report on some plugins, or how its process died."""
     environment = {**os.environ, "CNNZOO_PLUGINS": ",".join(origins), "CNNZOO_STRICT": ""}
     environment.pop("CNNZOO_PLUGINS_DISABLE", None)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "cnn_core.cli.probe"],
+            [sys.executable, "-m", "cnn_core.cli.probe", *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -111,21 +139,14 @@ def _ask(origins: list[str], timeout: float) -> dict[str, list[dict[str, str]]] 
     for line in lines:
         if line not in reports:
             cause = f"prints {printable(line[:40])!r} when loaded"
-            answer["faults"].append({"reason": cause, "traceback": "", "fatal": ""})
+            fault = {"plugin": "", "reason": cause, "traceback": "", "fatal": ""}
+            answer["faults"].append(fault)
             break
     return answer
 
 
-def _clashes(plugins: list[Plugin], timeout: float) -> list[str]:
-    """Return names that several of the sound plugins claim, core's among them."""
-    answer = _ask([p.origin for p in plugins], timeout + len(plugins))
-    if isinstance(answer, str):
-        return [f"all of them together: {answer}"]
-    return [str(line) for line in answer["conflicts"]]
-
-
 def _environment() -> dict[str, str | int | None]:
-    """Return what the surroundings are, without importing torch."""
+    """Return the versions of Python and of the main packages, without importing torch."""
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, str | int | None] = {

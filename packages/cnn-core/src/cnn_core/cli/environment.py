@@ -1,7 +1,7 @@
-"""What `cnnzoo doctor` looks at beside plugins: versions, editable installs, extras, device, data.
+"""The checks of `cnnzoo doctor` beside plugins: versions, editable installs, extras, device, data.
 
-Each finding is a line that ends with what to do. Nothing is imported here but metadata; the
-device is asked of torch in a process of its own.
+Each finding is a line that ends with the remedy. Only metadata is read here; torch, which can
+fail to load, is asked for the device in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEVICE = (
 
 
 def environment_faults(plugins: list[Plugin], timeout: float) -> list[str]:
-    """Return a line for each thing that could be better, with what helps."""
+    """Return a line of advice for each fault of the environment."""
     names = {"cnn-core", *(p.distribution for p in plugins if p.distribution != "unknown")}
     dists = [dist for name in sorted(names) if (dist := _distribution(name)) is not None]
     lines = [line for dist in dists for line in (*_requirements(dist), *_stale(dist))]
@@ -44,7 +44,7 @@ def _distribution(name: str) -> metadata.Distribution | None:
 
 
 def _requirements(dist: metadata.Distribution) -> list[str]:
-    """Look at what a distribution needs: missing, of another version, or an extra not there."""
+    """Return the requirements that are missing or of a wrong version, and missing extras."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     name, lines = dist.name, []
@@ -69,7 +69,7 @@ def _requirements(dist: metadata.Distribution) -> list[str]:
 
 
 def editable_folder(dist: metadata.Distribution | None) -> Path | None:
-    """Return the folder that pip installed a distribution from with -e (PEP 610), or None."""
+    """Return the source folder of an editable install (PEP 610), or None."""
     text = dist.read_text("direct_url.json") if dist is not None else None
     try:
         origin = json.loads(text or "")
@@ -81,7 +81,7 @@ def editable_folder(dist: metadata.Distribution | None) -> Path | None:
 
 
 def _stale(dist: metadata.Distribution) -> list[str]:
-    """Compare what pip noted of an editable install with what its pyproject.toml says now."""
+    """Report an editable install whose pyproject.toml has changed since pip read it."""
     folder = editable_folder(dist)
     if folder is None:
         return []
@@ -97,12 +97,12 @@ def _stale(dist: metadata.Distribution) -> list[str]:
         "entry points": project.get("entry-points", {}).get("cnnzoo", {}),
         "requirements": {_normal(text) for text in project.get("dependencies", [])},
     }
-    noted = {
+    installed = {
         "version": dist.version,
         "entry points": {e.name: e.value for e in dist.entry_points.select(group="cnnzoo")},
         "requirements": {_normal(t) for t in dist.requires or [] if "extra ==" not in t},
     }
-    changed = [key for key in now if now[key] != noted[key]]
+    changed = [key for key in now if now[key] != installed[key]]
     if not changed:
         return []
     return [f"{dist.name}: {', '.join(changed)} changed since it was installed: {again}"]
@@ -113,7 +113,7 @@ def _normal(requirement: str) -> str:
 
 
 def _device(timeout: float) -> list[str]:
-    """Ask torch for a device that it was built for and does not see."""
+    """Report a torch that does not load, or does not see the GPU it was built for."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", DEVICE],
@@ -135,7 +135,7 @@ def _device(timeout: float) -> list[str]:
 
 
 def _data() -> list[str]:
-    """Look at the folder that datasets are downloaded to."""
+    """Report a dataset folder that cannot be written."""
     from cnn_core.data.fetching.cache import cache_dir
 
     folder = cache_dir()

@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.option("-v", "--verbose", is_flag=True, help="Also models, hooks, files and load times.")
 @json_option
 def command(verbose: bool, as_json: bool) -> None:
-    """List the installed plugins: where each is from, and whether it works.
+    """List the installed plugins: distribution, version and status.
 
     \b
     Examples:
@@ -27,7 +27,7 @@ def command(verbose: bool, as_json: bool) -> None:
       CNNZOO_PLUGINS=lenet cnnzoo plugins --json
     """
     loaded = plugins()
-    registry.catalogues()  # finds the hooks that fail
+    registry.catalogues()  # calls all hooks, so that failing ones are listed
     rows = [_facts(loaded, plugin) for plugin in loaded.all]
     if as_json:
         emit_json("plugins", rows)

@@ -1,47 +1,118 @@
 """Load the plugins that the environment selects, call their providers, report as JSON.
 
-Run by `cnnzoo doctor` in a process of its own: `python -m cnn_core.cli.probe`. One line of stdout
-is `REPORT` and {"faults": [...], "conflicts": [...]}; others are what plugins print.
+`cnnzoo doctor` runs this in a process of its own: `python -m cnn_core.cli.probe`. With the
+argument "resolve" it also imports the code that the specs name, which needs torch. One line of
+stdout is `REPORT` and {"faults": [...], "conflicts": [...]}; plugins may print other lines.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
+import sys
 import traceback
+from typing import Any
 
 from cnn_core import registry
-from cnn_core.plugins import ENDINGS, plugins
-from cnn_core.plugins.discovery import Fault
+from cnn_core.errors import PluginError
+from cnn_core.plugins import isolated, plugins
+from cnn_core.plugins.discovery import Fault, Plugin, some
+from cnn_core.plugins.guard import when_torch_is_imported
 from cnn_core.registry.names import contested_defaults
 
 REPORT = "cnn_core.cli.probe: "
+TARGETS = ("target", "render", "key_maps")  # fields of specs that name code
+
+Functions = dict[str, Any]
 
 
 def main() -> None:
     """Print the report."""
     logging.disable()
-    catalogues = registry.catalogues()
-    for _, entry in registry.checks():
-        try:
-            advice = entry.spec.check()
-        except ENDINGS:
-            raise
-        except BaseException as error:
-            entry.plugin.add_fault(f"check {entry.spec.name}", error)
-        else:
-            if advice:
-                entry.plugin.add_fault(f"check {entry.spec.name}", advice)
-    faults = [_as_dict(fault) for plugin in plugins().all for fault in plugin.faults]
+    before: Functions = {}
+    with when_torch_is_imported(lambda: before.update(torch_functions())):
+        catalogues = registry.catalogues()
+        _run_checks()
+    if sys.argv[1:] == ["resolve"]:
+        _resolve_all()
+    elif before:
+        for plugin in plugins().loaded[1:]:  # without core's; one in its own process
+            _report_replaced(plugin, before)
     conflicts = [*plugins().conflicts]
     conflicts += [line for catalogue in catalogues for line in catalogue.conflicts]
     conflicts += contested_defaults()
+    faults = [_as_dict(plugin, fault) for plugin in plugins().all for fault in plugin.faults]
     print("\n" + REPORT + json.dumps({"faults": faults, "conflicts": conflicts}))
 
 
-def _as_dict(fault: Fault) -> dict[str, object]:
+def _run_checks() -> None:
+    for _, entry in registry.checks():
+        with isolated(entry.plugin, f"check {entry.spec.name}", silent=True):
+            if advice := entry.spec.check():
+                entry.plugin.add_fault(f"check {entry.spec.name}", advice)
+
+
+def _resolve_all() -> None:
+    """Import what each plugin's specs name; report those that replace functions of torch."""
+    try:
+        import torch  # noqa: F401  # first, so that no plugin is taken for its importer
+    except Exception:  # reported among the advice on the environment
+        return
+    for plugin in plugins().loaded[1:]:
+        before = torch_functions()
+        entries = [e for c in registry.catalogues() for e in c.entries if e.plugin is plugin]
+        for entry, field in itertools.product(entries, TARGETS):
+            if getattr(entry.spec, field, None):
+                with contextlib.suppress(PluginError):  # reported when it is used
+                    registry.resolve(entry, field)
+        _report_replaced(plugin, before)
+
+
+def torch_functions() -> Functions:
+    """Return the functions of torch that networks are made of, by their full names."""
+    torch = sys.modules["torch"]
+    if not hasattr(torch, "nn"):  # it failed to import
+        return {}
+    spaces = {"torch": torch, "torch.nn": torch.nn, "torch.nn.functional": torch.nn.functional}
+    classes = {f"torch.nn.{k}": v for k, v in vars(torch.nn).items() if isinstance(v, type)}
+    return {
+        f"{name}.{key}": value
+        for name, space in {**spaces, "torch.Tensor": torch.Tensor, **classes}.items()
+        # Inherited ones, too: replacing one puts it into the class itself.
+        for base in reversed(getattr(space, "__mro__", (space,)))
+        for key, value in vars(base).items()
+        if callable(value)
+    }
+
+
+def replaced(before: Functions) -> list[str]:
+    """Return the full names of functions of torch that are no longer as `before`."""
+    now = torch_functions()
+    return [
+        name
+        for name, value in before.items()
+        if now.get(name) is not value and not _is_torchs_own(name, now.get(name))
+    ]
+
+
+def _is_torchs_own(name: str, value: object) -> bool:
+    """Whether torch itself wrapped a function, as it does when it compiles."""
+    code, folder = getattr(value, "__code__", None), sys.modules["torch"].__path__[0]
+    named = getattr(value, "__name__", "") == name.rpartition(".")[2]
+    return named and code is not None and code.co_filename.startswith(folder)
+
+
+def _report_replaced(plugin: Plugin, before: Functions) -> None:
+    if names := replaced(before):
+        plugin.add_fault("torch", f"replaces {some(names)}, for all networks")
+
+
+def _as_dict(plugin: Plugin, fault: Fault) -> dict[str, object]:
     text = "".join(traceback.format_exception(fault.exception)) if fault.exception else ""
     return {
+        "plugin": plugin.origin,
         "reason": f"{fault.where}: {fault.cause}",
         "traceback": text,
         "fatal": fault.fatal,

@@ -14,7 +14,7 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.data.fetching.cache import cache_dir
 from cnn_core.errors import DatasetCorruptError, UsageError
-from cnn_core.plugins import answerable
+from cnn_core.plugins import isolated, required
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
@@ -182,7 +182,8 @@ def load_dataset(
         root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
     load = registry.resolve(entry)
     what = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
-    with answerable(entry.plugin, f"loading of {entry.spec.name}", f"{what} cannot be loaded"):
+    failed = required(entry.plugin, f"{what} cannot be loaded")
+    with isolated(entry.plugin, f"loading of {entry.spec.name}", failed=failed):
         dataset = load(entry.spec, root, download)
     # The loader may be anybody's: wrong types are its plugin's fault, wrong data the files'.
     _check_types(entry.plugin, f"{what}: {entry.spec.target} returned", dataset)

@@ -1,7 +1,7 @@
-"""Plugins: found, checked, loaded, isolated, reported. Imports builtin/ and what is below it."""
+"""Plugins: find, check, load, isolate and report them. Imports builtin/ and the layers below."""
 
-from cnn_core.plugins.isolation import ENDINGS, answerable, unchanged
+from cnn_core.plugins.isolation import isolated, required
 from cnn_core.plugins.loader import HEAVY, Plugins, plugins
 from cnn_core.plugins.observers import Observers
 
-__all__ = ["ENDINGS", "HEAVY", "Observers", "Plugins", "answerable", "plugins", "unchanged"]
+__all__ = ["HEAVY", "Observers", "Plugins", "isolated", "plugins", "required"]

@@ -1,4 +1,4 @@
-"""Known plugins, installed or not, as directory.toml lists them."""
+"""The known plugins of directory.toml, installed or not: they tell users what to install."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Installed plugins and what went wrong with them, before and without importing any.
+"""Find installed plugins without importing any, and record their faults.
 
 Nothing here imports torch.
 """
@@ -32,18 +32,18 @@ __all__ = [
 ]
 
 GROUP = "cnnzoo"
-LONGEST = 300  # characters of a cause that are shown
+LONGEST = 300  # characters of a cause that are printed
 
 log: logging.Logger = logging.getLogger("cnn_core.plugins")
 
 
 class StrictError(PluginError):
-    """What would be a warning, under CNNZOO_STRICT=1."""
+    """A warning that became an error under CNNZOO_STRICT=1."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with one plugin; `fatal` if the plugin could not be loaded."""
+    """A fault of a plugin; `fatal` if the plugin could not be loaded."""
 
     where: str
     cause: str
@@ -53,7 +53,7 @@ class Fault:
 
 @dataclass
 class Plugin:
-    """One entry point of the group "cnnzoo", and how loading it went."""
+    """An entry point of the group "cnnzoo", with the result of loading it."""
 
     name: str
     distribution: str
@@ -67,7 +67,7 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """The name that is always unique: "distribution/name"."""
+        """The unique name: "distribution/name"."""
         return f"{self.distribution}/{self.name}"
 
     @property
@@ -87,10 +87,10 @@ class Plugin:
         fatal: bool = False,
         again: bool = False,
     ) -> None:
-        """Remember what went wrong, and say so: one line for each plugin, or `again`.
+        """Record a fault; warn of a plugin's first one, and of each one with `again`.
 
         Raises:
-            PluginError: instead, if the environment has CNNZOO_STRICT=1.
+            StrictError: instead of the warning, under CNNZOO_STRICT=1.
         """
         exception = cause if isinstance(cause, BaseException) else None
         fault = Fault(where, describe(cause), fatal, exception)
@@ -100,28 +100,28 @@ class Plugin:
 
     @property
     def who(self) -> str:
-        """What complaints call it: its name, distribution and version."""
+        """Its name, distribution and version, for error messages."""
         return printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
 
     def failure(self, message: str) -> PluginError:
-        """Return an error that says how to do without this plugin."""
+        """Return an error whose hint tells how to leave this plugin out."""
         name = shlex.quote(printable(self.name))
         return PluginError(message, f"fix it, or leave it out: cnnzoo --no-plugin {name} …")
 
     def report(self, fault: Fault) -> str:
-        """One line that names plugin, distribution, version, place and cause."""
+        """Return a line with plugin, distribution, version, place and cause."""
         return f"{self.who}: {fault.where}: {fault.cause}"
 
 
 def complain(message: str, cause: BaseException | None = None) -> None:
-    """Warn; or raise PluginError, if the environment has CNNZOO_STRICT=1."""
+    """Log a warning; under CNNZOO_STRICT=1 raise StrictError instead."""
     if os.environ.get("CNNZOO_STRICT") == "1":
         raise StrictError(message) from cause
     log.warning("%s", message)
 
 
 def describe(cause: str | BaseException) -> str:
-    """Return one printable line for what went wrong, cut where it is very long."""
+    """Return a printable line that describes a cause, cut where it is very long."""
     text = cause if isinstance(cause, str) else _describe_exception(cause)
     return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
@@ -130,13 +130,13 @@ def _describe_exception(error: BaseException) -> str:
     name = type(error).__name__
     try:
         text = " ".join(str(error).split())
-    except Exception:  # a broken __str__ is the plugin's, too
+    except Exception:  # the __str__ of a plugin's exception can be broken, too
         return name
     return f"{name}: {text}" if text else name
 
 
 def some(names: list[str]) -> str:
-    """Return the first three names, and how many there are more."""
+    """Return the first three names and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -154,7 +154,7 @@ def discover() -> list[Plugin]:
 
 
 def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
-    """Return the entry points of the group; a file that cannot be read hides its own only."""
+    """Return the group's entry points; an unreadable file hides those of its distribution only."""
     try:
         return importlib.metadata.entry_points(group=GROUP)
     except Exception:
@@ -165,7 +165,7 @@ def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
     found: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for dist in importlib.metadata.distributions():
         name, version = _identity(dist)
-        if name in found:  # the first on the path is the one that is imported
+        if name in found:  # Python imports the first one on the path
             continue
         try:
             found[name] = list(dist.entry_points.select(group=GROUP))
@@ -180,18 +180,18 @@ def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
     """Return a distribution's normalised name and its version, "unknown" where it has none."""
     try:
         name, version = dist.metadata["Name"], dist.metadata["Version"]
-    except Exception:  # METADATA is gone, or is no text
+    except Exception:  # METADATA is missing, or is no text
         name = version = ""
     return _normal(name or "unknown"), version or "unknown"
 
 
 def _normal(name: str) -> str:
-    """Return a distribution's name as PEP 503 writes it."""
+    """Return a distribution's name, normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def requirements(plugin: Plugin) -> set[str]:
-    """Return the normalised names of the distributions that a plugin's own requires."""
+    """Return the normalised names of the distributions that a plugin's distribution requires."""
     dist = plugin.entry.dist if plugin.entry is not None else None
     return _required(dist) if dist is not None else set()
 
@@ -203,16 +203,16 @@ def _required(dist: importlib.metadata.Distribution) -> set[str]:
 
 
 def strays() -> dict[str, str]:
-    """Return, by distribution, a line on each that requires cnn-core and registers no plugin."""
+    """Return a line for each distribution that requires cnn-core and registers no plugin."""
     found: dict[str, str] = {}
     for dist in importlib.metadata.distributions():
         name, version = _identity(dist)
-        if name in found:  # the first on the path is the one that is imported
+        if name in found:  # Python imports the first one on the path
             continue
         try:
             groups = {entry.group for entry in dist.entry_points}
             is_stray = GROUP not in groups and "cnn-core" in _required(dist)
-        except Exception:  # its files cannot be read, which `discover` says
+        except Exception:  # its files cannot be read: `discover` reports that
             continue
         found[name] = _astray(f"{name} {version}", groups) if is_stray else ""
     return {name: line for name, line in sorted(found.items()) if line and name != "cnnzoo"}
@@ -229,7 +229,7 @@ def _astray(who: str, groups: set[str]) -> str:
 
 
 def blocked(plugin: Plugin) -> str:
-    """Return why the environment keeps this plugin out, or an empty string."""
+    """Return the reason why the environment leaves this plugin out, or an empty string."""
     only = os.environ.get("CNNZOO_PLUGINS")
     if only is not None and not _named(plugin, only):
         return f"not in CNNZOO_PLUGINS={only}"
@@ -239,7 +239,7 @@ def blocked(plugin: Plugin) -> str:
 
 
 def block(name: str) -> None:
-    """Keep a plugin out of this process and those it starts; before the first load."""
+    """Leave a plugin out of this process and its child processes; call it before `plugins()`."""
     kept_out = os.environ.get("CNNZOO_PLUGINS_DISABLE", "")
     os.environ["CNNZOO_PLUGINS_DISABLE"] = f"{kept_out},{name}".strip(",")
 
@@ -250,7 +250,7 @@ def _named(plugin: Plugin, names: str) -> bool:
 
 
 def pin_violation(plugin: Plugin) -> str:
-    """Return how the plugin's distribution excludes this cnn-core, or an empty string."""
+    """Return the requirement that excludes this version of cnn-core, or an empty string."""
     from cnn_core.version import __version__
 
     dist = plugin.entry.dist if plugin.entry is not None else None
@@ -263,10 +263,10 @@ def pin_violation(plugin: Plugin) -> str:
 
 
 def _admits(requirement: str, version: str) -> bool:
-    """Whether a requirement holds for `version`; `~=` to the patch, ours, without packaging."""
+    """Whether a requirement admits `version`."""
     release = version.rpartition(".")[0]
     if re.fullmatch(rf"[\w.-]+\s*~=\s*{re.escape(release)}\.0", requirement):
-        return True  # what first-party plugins declare: saves importing packaging, 25 ms
+        return True  # first-party plugins require this: saves importing packaging, 25 ms
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:

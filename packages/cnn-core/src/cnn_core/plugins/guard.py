@@ -1,7 +1,9 @@
-"""What is everyone's, and no plugin's to change: torch's functions, settings, others' specs.
+"""Protect global state from plugins: settings of the process and of torch, and others' specs.
 
-A plugin is code and can do anything; this is against accidents. What was changed is put back and
-said, so that the next plugin, and the next command, find what they expect. No torch here.
+A plugin is trusted code and can do anything; this guards against accidents. What a plugin changed
+is undone and reported, so that the next plugin, and the next command, start from the same state.
+Functions of torch that a plugin replaces stay replaced: `cnnzoo doctor` finds them, because
+comparing them around every call would cost too much. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -18,120 +20,92 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Protocol
 
-__all__ = ["guarded", "watch"]
-
-Space = tuple[str, Any, dict[str, Any]]  # its name, a module or a class, what was callable in it
+__all__ = ["restored", "watch", "when_torch_is_imported"]
 
 Setting = tuple[str, Callable[[], Any], Callable[[Any], object]]  # its name, to read, to set it
+Snapshot = list[tuple[Setting, Any]]
 
 
 class Watched(Protocol):
-    """Something that knows how it was."""
+    """An object that remembers its original state."""
 
-    def put_back(self) -> list[str]:
-        """Undo what was changed; return what that was, in words."""
+    def undo_changes(self) -> list[str]:
+        """Undo what was changed; return the names of the changed things."""
 
 
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(thing: Watched) -> None:
-    """Have `thing` put back what plugins change in it."""
+    """Undo what plugins change in `thing`, from now on, after each of their calls."""
     _watched.add(thing)
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[list[str]]:
-    """Run a plugin's code; then undo its changes to what is everyone's, and list them."""
+def restored() -> Iterator[list[str]]:
+    """Run a plugin's code, then undo its changes to global state; yield the list of them.
+
+    The list is empty until the block ends.
+    """
     changed: list[str] = []
-    with _torch_kept(changed):
-        before = _read(_of_the_process())
+    before = _read(_process_settings())
+    with when_torch_is_imported(lambda: before.extend(_read(_torch_settings()))):
         try:
             yield changed
         finally:
             changed += _set_again(before)
             for thing in list(_watched):
-                changed += thing.put_back()
+                changed += thing.undo_changes()
 
 
 @contextlib.contextmanager
-def _torch_kept(changed: list[str]) -> Iterator[None]:
-    """Put back torch's functions, also where torch is only imported meanwhile."""
-    finder = _TorchFinder()
-    if "torch" not in sys.modules:
-        sys.meta_path.insert(0, finder)
+def when_torch_is_imported(act: Callable[[], object]) -> Iterator[None]:
+    """Call `act` now if torch is imported, else as soon as the block's code has imported it.
+
+    That is before the code that imports torch for the first time can change anything in it.
+    """
+    if "torch" in sys.modules:
+        act()
+        yield
+        return
+    finder = _TorchFinder(act)
+    sys.meta_path.insert(0, finder)
     try:
-        finder.look()
         yield
     finally:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # torch was imported: it has removed itself
             sys.meta_path.remove(finder)
-        settings = _set_again(finder.settings)  # first: some of them swap functions
-        for name, space, before in finder.spaces:
-            now = vars(space)
-            for key, value in before.items():
-                if now.get(key) is not value and not _is_torchs_own(key, now.get(key)):
-                    setattr(space, key, value)
-                    changed.append(f"{name}.{key}")
-        changed += settings
-
-
-def _is_torchs_own(name: str, value: object) -> bool:
-    """Whether a function was wrapped by torch itself, which does so when it compiles."""
-    code, folder = getattr(value, "__code__", None), sys.modules["torch"].__path__[0]
-    named = getattr(value, "__name__", "") == name
-    return named and code is not None and code.co_filename.startswith(folder)
 
 
 class _TorchFinder(MetaPathFinder):
-    """Finds torch where it always is, and notes what is in it before anyone else sees it."""
+    """Finds torch where it always is, and acts once its module has been executed."""
 
-    def __init__(self) -> None:
-        self.spaces: list[Space] = []
-        self.settings: list[tuple[Setting, Any]] = []
-
-    def look(self) -> None:
-        """Note torch's functions and settings; none if it is not imported."""
-        self.spaces = _spaces()
-        self.settings = _read(_of_torch()) if self.spaces else []
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act = act
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Return where torch is, once; None for any other module."""
+        """Return the spec of torch; None for any other module."""
         if fullname != "torch":
             return None
-        sys.meta_path.remove(self)
+        sys.meta_path.remove(self)  # or `util.find_spec` would ask this finder again
         spec = util.find_spec("torch")
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                self.look()
+                self.act()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _spaces() -> list[Space]:
-    """Return the modules and classes of torch that networks are made of; none if not imported."""
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "nn"):
-        return []
-    modules = {"torch": torch, "torch.nn": torch.nn, "torch.nn.functional": torch.nn.functional}
-    layers = {f"torch.nn.{k}": v for k, v in vars(torch.nn).items() if isinstance(v, type)}
-    spaces: dict[str, Any] = {**modules, "torch.Tensor": torch.Tensor, **layers}
-    return [
-        (name, space, {key: value for key, value in vars(space).items() if callable(value)})
-        for name, space in spaces.items()
-    ]
-
-
-def _read(settings: list[Setting]) -> list[tuple[Setting, Any]]:
+def _read(settings: list[Setting]) -> Snapshot:
     return [(setting, setting[1]()) for setting in settings]
 
 
-def _set_again(before: list[tuple[Setting, Any]]) -> list[str]:
-    """Set what is no longer as it was; return the names of these settings."""
+def _set_again(before: Snapshot) -> list[str]:
+    """Restore the settings that differ from `before`; return their names."""
     changed = []
     for (name, read, set_), value in before:
         if read() != value:
@@ -140,27 +114,29 @@ def _set_again(before: list[tuple[Setting, Any]]) -> list[str]:
     return changed
 
 
-def _of_the_process() -> list[Setting]:
+def _process_settings() -> list[Setting]:
     return [
-        ("the working directory", _folder, _go_to),
+        ("the working directory", _working_directory, _change_directory),
         ("logging.disable", lambda: logging.root.manager.disable, logging.disable),
     ]
 
 
-def _folder() -> str:
+def _working_directory() -> str:
     try:
         return os.getcwd()
-    except OSError:  # it is gone
+    except OSError:  # it was deleted
         return ""
 
 
-def _go_to(folder: str) -> None:
+def _change_directory(folder: str) -> None:
     with contextlib.suppress(OSError):
         os.chdir(folder)
 
 
-def _of_torch() -> list[Setting]:
+def _torch_settings() -> list[Setting]:
     torch = sys.modules["torch"]
+    if not hasattr(torch, "nn"):  # it failed to import, or is being imported right now
+        return []
     mkldnn, modes = torch.backends.mkldnn, torch.get_deterministic_debug_mode
     return [
         ("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
@@ -177,6 +153,6 @@ def _of_torch() -> list[Setting]:
 
 
 def _default_device() -> Any:
-    """Return what was set, or None; `torch.get_default_device` would wake a GPU to answer."""
-    places = getattr(sys.modules["torch"], "_GLOBAL_DEVICE_CONTEXT", None)
-    return getattr(getattr(places, "device_context", None), "device", None)
+    """Return the device that was set, or None; `torch.get_default_device` would wake a GPU."""
+    context = getattr(sys.modules["torch"], "_GLOBAL_DEVICE_CONTEXT", None)
+    return getattr(getattr(context, "device_context", None), "device", None)

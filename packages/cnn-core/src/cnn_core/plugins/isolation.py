@@ -1,61 +1,68 @@
-"""Run a plugin's code so that what it prints, changes or raises stays its own."""
+"""Run a plugin's code so that its output, its changes and its failures do no harm."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cnn_core.errors import Terminated, ZooError, is_out_of_memory
-from cnn_core.plugins.discovery import Plugin, describe, some
-from cnn_core.plugins.guard import guarded
+from cnn_core.plugins.discovery import Plugin, StrictError, describe, some
+from cnn_core.plugins.guard import restored
 
-__all__ = ["ENDINGS", "answerable", "kept_apart", "unchanged"]
+__all__ = ["ENDINGS", "isolated", "required"]
 
-ENDINGS = (KeyboardInterrupt, Terminated)  # what ends a command in the midst of a plugin's code
+ENDINGS = (KeyboardInterrupt, Terminated)  # they end a command, even inside a plugin's code
 
-
-@contextlib.contextmanager
-def kept_apart(plugin: Plugin, where: str) -> Iterator[None]:
-    """Keep what a plugin prints out of our results, and what it changes from others; say so."""
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output), unchanged(plugin, where):
-            yield
-    finally:
-        if output.getvalue():
-            plugin.add_fault(where, f"prints {output.getvalue()[:40]!r}")
+Handler = Callable[[BaseException], object]
 
 
 @contextlib.contextmanager
-def unchanged(plugin: Plugin, where: str) -> Iterator[None]:
-    """Put back what a plugin's code changes of what is everyone's, and say so."""
-    changed: list[str] = []
-    try:
-        with guarded() as changed:
-            yield
-    finally:
-        if changed:
-            plugin.add_fault(where, f"changes {some(changed)}, put back")
+def isolated(
+    plugin: Plugin, doing: str, *, failed: Handler | None = None, silent: bool = False
+) -> Iterator[None]:
+    """Run a plugin's code and keep its output, its changes to global state and its failure apart.
 
-
-@contextlib.contextmanager
-def answerable(plugin: Plugin, doing: str, what: str) -> Iterator[None]:
-    """Run a plugin's code that must succeed, apart from others; a failure names the plugin.
-
-    `doing` is for complaints about what it changes, `what` is what could not be done. Core's own
-    failures, and errors that know what to say, are left as they are.
+    `doing` names the activity in fault messages. Printed text goes to stderr, or is a fault where
+    the plugin should be `silent`. Changes to global state are undone and reported. An error of
+    any kind, SystemExit included, is passed to `failed`, which may raise; without `failed` it
+    becomes a fault of the plugin. Unless something is raised, the code after the block runs.
 
     Raises:
-        PluginError: its code fails, or wants to end the process.
+        KeyboardInterrupt, Terminated: the user, or the system, ends the command.
+        StrictError: there is a fault, under CNNZOO_STRICT=1.
     """
-    try:
-        with contextlib.redirect_stdout(sys.stderr), unchanged(plugin, doing):
+    output, error = io.StringIO(), None
+    to = output if silent else sys.stderr
+    with contextlib.redirect_stdout(to), restored() as changed:
+        try:
             yield
-    except (ZooError, OSError, *ENDINGS):
-        raise
-    except BaseException as error:
-        if is_out_of_memory(error) or plugin.distribution == "cnn-core":
+        except (StrictError, *ENDINGS):
             raise
-        raise plugin.failure(f"{what}: {describe(error)}") from error
+        except BaseException as raised:  # a plugin may raise SystemExit, too
+            error = raised
+    if output.getvalue():
+        plugin.add_fault(doing, f"prints {output.getvalue()[:40]!r}")
+    if changed:
+        plugin.add_fault(doing, f"changes {some(changed)}, undone")
+    if error is not None and failed is not None:
+        failed(error)
+    elif error is not None:
+        plugin.add_fault(doing, error)
+
+
+def required(plugin: Plugin, failure: str) -> Handler:
+    """Return a handler for `isolated` that raises PluginError: "`failure`: cause".
+
+    These are raised unchanged, because they are no defect of the plugin or have a hint already:
+    ZooError, OSError, lack of memory, and any error of core's own code.
+    """
+
+    def fail(error: BaseException) -> None:
+        clear = isinstance(error, ZooError | OSError) or is_out_of_memory(error)
+        if clear or plugin.distribution == "cnn-core":
+            raise error
+        raise plugin.failure(f"{failure}: {describe(error)}") from error
+
+    return fail

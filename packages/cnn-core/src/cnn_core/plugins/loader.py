@@ -1,7 +1,7 @@
 """Load each plugin in isolation, and call the hooks of those that work.
 
-Dispatch is pluggy's; loading is ours, because `load_setuptools_entrypoints` stops at the
-first plugin that raises and silently drops a second plugin of the same name. A broken
+pluggy dispatches the calls. It does not load plugins, because `load_setuptools_entrypoints` stops
+at the first plugin that raises and silently drops a second plugin of the same name. A broken
 plugin costs one line on stderr; everything else goes on. Nothing here imports torch.
 """
 
@@ -22,36 +22,28 @@ from typing import Any
 import pluggy
 
 from cnn_core import hookspecs
-from cnn_core.errors import (
-    PluginError,
-)
-from cnn_core.plugins.discovery import (
-    Plugin,
-    StrictError,
-    complain,
-    discover,
-    pin_violation,
-)
-from cnn_core.plugins.isolation import ENDINGS, kept_apart
+from cnn_core.errors import PluginError
+from cnn_core.plugins.discovery import Plugin, complain, discover, pin_violation
+from cnn_core.plugins.isolation import isolated
 from cnn_core.plugins.origins import claim
 from cnn_core.text import did_you_mean, printable
 
 __all__ = ["HEAVY", "Plugins", "plugins"]
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "sklearn", "umap")
-SLOW = 1.0  # seconds that an import may take; that of a light module takes a hundredth
+SLOW = 1.0  # seconds that an import may take: a hundred times as long as a light module needs
 
 _loading: list[bool] = []
 
 
 @functools.cache
 def plugins() -> Plugins:
-    """Return this process's plugins, loading them at the first call.
+    """Return this process's plugins; the first call loads them.
 
     Raises:
-        PluginError: a plugin calls it while it is itself being loaded.
+        PluginError: a plugin calls this while plugins are being loaded.
     """
-    if _loading:
+    if _loading:  # or it would load all plugins once more, itself among them, without end
         raise PluginError("asks for plugins while plugins are being loaded")
     _loading.append(True)
     try:
@@ -72,7 +64,9 @@ class Plugins:
             complain(line)
         for plugin in self.all:
             if not plugin.blocked:
+                started = time.perf_counter()
                 self._load(plugin)
+                plugin.seconds = time.perf_counter() - started
 
     @property
     def loaded(self) -> list[Plugin]:
@@ -84,7 +78,7 @@ class Plugins:
         return module is not None and self.manager.get_plugin(plugin.origin) is module
 
     def _twins(self) -> list[str]:
-        """One line for each name that several plugins have: all are loaded, none owns it."""
+        """Return a line for each name that several plugins have; all of them are loaded."""
         by_name: dict[str, list[str]] = {}
         for plugin in self.all:
             if not plugin.blocked:
@@ -96,34 +90,31 @@ class Plugins:
         ]
 
     def _load(self, plugin: Plugin) -> None:
-        """Gate, import and register one plugin; any failure is its own."""
-        started = time.perf_counter()
-        try:
+        """Check the requirements of one plugin, import it and register its hooks."""
+        failed = functools.partial(self._fail, plugin)
+        before, started = set(sys.modules), time.perf_counter()
+        with isolated(plugin, "import", failed=failed, silent=True):
             if cause := pin_violation(plugin):
                 plugin.add_fault("requirements", cause, fatal=True)
                 return
-            self._import(plugin)
-            self._register(plugin)
-            if plugin.entry is not None and "unknown" in (plugin.distribution, plugin.version):
-                plugin.add_fault("METADATA", "has no Name or no Version: install it again")
-        except (StrictError, *ENDINGS):
-            raise
-        except BaseException as error:
-            self._unregister(plugin)
-            plugin.add_fault("import", error, fatal=True)
-        finally:
-            plugin.seconds = time.perf_counter() - started
-
-    def _import(self, plugin: Plugin) -> None:
-        """Import the plugin's light module, kept apart from all others."""
-        before, started = set(sys.modules), time.perf_counter()
-        claim(plugin.target, plugin)
-        with kept_apart(plugin, "import"):
+            claim(plugin.target, plugin)
             plugin.module = importlib.import_module(plugin.target)
+        if plugin.module is None:
+            return
+        self._report_cost(plugin, before, time.perf_counter() - started)
+        with isolated(plugin, "hooks", failed=failed, silent=True):  # odd modules run code here
+            self._register(plugin)
+
+    def _fail(self, plugin: Plugin, error: BaseException) -> None:
+        self._unregister(plugin)
+        plugin.add_fault("import", error, fatal=True)
+
+    def _report_cost(self, plugin: Plugin, before: set[str], seconds: float) -> None:
+        """Report an import that slows every start."""
         heavy = [name for name in HEAVY if name in sys.modules and name not in before]
         if heavy:
             plugin.add_fault("import", f"imports {', '.join(heavy)}: every start is slower")
-        elif (seconds := time.perf_counter() - started) > SLOW:
+        elif seconds > SLOW:
             plugin.add_fault("import", f"takes {seconds:.1f} s: every start is slower")
 
     def _register(self, plugin: Plugin) -> None:
@@ -134,7 +125,7 @@ class Plugins:
             plugin.add_fault(where, cause, fatal=True)
             return
         try:
-            with warnings.catch_warnings(record=True) as leaving:
+            with warnings.catch_warnings(record=True) as deprecated:
                 warnings.simplefilter("always")
                 self.manager.register(plugin.module, name=plugin.origin)
                 self.manager.check_pending()
@@ -148,11 +139,13 @@ class Plugins:
             plugin.add_fault(where, cause, fatal=True)
         elif not self.manager.get_hookcallers(plugin.module):
             plugin.add_fault(where, f"{plugin.target} implements no hook")
-        for warning in leaving:  # hooks that are on their way out
+        for warning in deprecated:
             plugin.add_fault(where, str(warning.message))
+        if plugin.entry is not None and "unknown" in (plugin.distribution, plugin.version):
+            plugin.add_fault("METADATA", "has no Name or no Version: install it again")
 
     def _unregister(self, plugin: Plugin) -> None:
-        """Take a plugin out again, also when pluggy left it half registered."""
+        """Remove a plugin's hooks, also where pluggy left it half registered."""
         if self._registered(plugin):
             self.manager.unregister(name=plugin.origin)
 
@@ -162,7 +155,7 @@ class Plugins:
         return sorted(caller.name for caller in callers or ())
 
     def callers(self, hook: str) -> list[tuple[Plugin, Callable[..., list[Any]]]]:
-        """Return, for each plugin that implements `hook`, pluggy's caller of it alone."""
+        """Return each plugin that implements `hook`, with a function that calls it alone."""
         return [
             (plugin, self.manager.subset_hook_caller(hook, remove_plugins=self._all_but(plugin)))
             for plugin in self.loaded
@@ -173,43 +166,39 @@ class Plugins:
         return [other.module for other in self.loaded if other is not plugin]
 
     def call(self, hook: str, **arguments: Any) -> Iterator[tuple[Plugin, Any]]:
-        """Call one hook plugin by plugin; yield each plugin with what it returned.
+        """Call one hook plugin by plugin; yield each plugin with its result.
 
-        Iterables are materialised here, where a generator that raises late is caught.
-        A plugin that raises is reported, and skipped.
+        A plugin that raises is reported and skipped.
         """
         for plugin, caller in self.callers(hook):
-            try:
-                with kept_apart(plugin, f"hook {hook}"):
-                    result = _materialised(caller(**arguments))
-            except (StrictError, *ENDINGS):
-                raise
-            except BaseException as error:
-                plugin.add_fault(f"hook {hook}", _explain_set(error))
-            else:
+            results = []
+            with isolated(plugin, f"hook {hook}", silent=True):
+                results.append(_result(caller, arguments))
+            for result in results:  # none if it failed; outside, so that our caller may raise
                 yield plugin, result
 
 
-def _explain_set(error: BaseException) -> BaseException:
-    """Turn Python's complaint about a set of specs, which have no hash, into one that helps."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not isinstance(error, TypeError) or frames[-1].f_code.co_name != "__hash__":
-        return error
-    helpful = TypeError("specs cannot be in a set, or keys of a dict: return a list")
-    helpful.__cause__ = error
-    return helpful
+def _result(caller: Callable[..., list[Any]], arguments: dict[str, Any]) -> Any:
+    """Call one plugin's hook; return its result, as a list where it is an iterable.
 
-
-def _materialised(results: list[Any]) -> Any:
-    """Return the one result of a plugin, as a list if it is to be iterated over."""
-    result = results[0] if results else None  # pluggy leaves out None
-    if isinstance(result, Iterable) and not isinstance(result, str | Mapping):
-        return list(result)
-    return result
+    Raises:
+        TypeError: also where it puts specs, which have no hash, into a set.
+    """
+    try:
+        found = caller(**arguments)
+        result = found[0] if found else None  # pluggy leaves out None
+        if isinstance(result, Iterable) and not isinstance(result, str | Mapping):
+            return list(result)  # here, because a generator fails when it is iterated over
+        return result
+    except TypeError as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if frames[-1].f_code.co_name != "__hash__":
+            raise
+        raise TypeError("specs cannot be in a set, or keys of a dict: return a list") from error
 
 
 def core_plugin() -> Plugin:
-    """Return the plugin that holds core's own datasets, metrics and commands."""
+    """Return the plugin of core's own datasets, metrics and commands."""
     from cnn_core.builtin import plugin as builtin
     from cnn_core.version import __version__
 
@@ -218,7 +207,7 @@ def core_plugin() -> Plugin:
 
 
 def unmarked_hooks(module: ModuleType | None) -> list[str]:
-    """Return functions of a plugin that are named like hooks but are not marked."""
+    """Return the functions of a plugin that are named like hooks but lack the decorator."""
     return [
         name
         for name, value in vars(module).items()
@@ -229,7 +218,7 @@ def unmarked_hooks(module: ModuleType | None) -> list[str]:
 
 
 def _explain_hook(error: pluggy.PluginValidationError, plugin: Plugin) -> str:
-    """Turn pluggy's message about a hook into one that names the nearest hook."""
+    """Turn pluggy's message about a hook into a line that suggests the nearest hook."""
     known = [name for name in vars(hookspecs) if name.startswith("cnnzoo_")]
     unknown = re.match(r"unknown hook '(\w+)'", str(error))
     if unknown is None:

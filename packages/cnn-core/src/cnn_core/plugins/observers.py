@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from cnn_core.errors import UsageError
-from cnn_core.plugins.discovery import Plugin, StrictError, some
-from cnn_core.plugins.guard import guarded
-from cnn_core.plugins.isolation import ENDINGS, unchanged
+from cnn_core.plugins.discovery import Plugin
+from cnn_core.plugins.isolation import isolated
 from cnn_core.plugins.loader import Plugins
 from cnn_core.text import did_you_mean
 
@@ -19,10 +17,9 @@ __all__ = ["Observers"]
 
 
 class Observers:
-    """The plugins that watch one training; one that raises is reported and heard no more.
+    """The plugins that watch one training; one that raises is reported and called no more.
 
-    What they change of what is everyone's is put back after each call; of a stretch of steps
-    after the first, and after the last. One that was found out is looked at after every step.
+    Changes to global state are undone and reported after each call.
     """
 
     HOOKS = ("fit_start", "step_end", "epoch_end", "checkpoint", "fit_end")
@@ -33,69 +30,39 @@ class Observers:
             for hook in self.HOOKS
         }
         for observer in watching:
+            plugin = _as_plugin(observer)
             for hook, caller in _hooks_of(observer).items():
-                self._callers[hook].append((_guest(observer), caller))
-        self._steps = contextlib.ExitStack()
-        self._stepping = False
-        self._changed: list[str] = []
+                self._callers[hook].append((plugin, caller))
 
-    def hear(self, hook: str) -> bool:
-        """Whether anyone listens: what nobody hears need not be made."""
+    def wants(self, hook: str) -> bool:
+        """Whether any observer has this hook: for none, its arguments need not be computed."""
         return bool(self._callers[hook])
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call "fit_start", "step_end", "epoch_end", "checkpoint" or "fit_end"."""
-        name, later = f"hook cnnzoo_{hook}", hook == "step_end" and self._stepping
-        if hook != "step_end":
-            self._end_steps()
-        elif not later:
-            self._begin_steps()
+        name = f"hook cnnzoo_{hook}"
         for plugin, caller in list(self._callers[hook]):
-            trusted = later and all(fault.where != name for fault in plugin.faults)
-            guard = contextlib.nullcontext() if trusted else unchanged(plugin, name)
-            try:
-                with contextlib.redirect_stdout(sys.stderr), guard:
-                    caller(**arguments)
-            except (StrictError, *ENDINGS):
-                raise
-            except BaseException as error:
-                self._silence(plugin)
-                where = f"{name}, now silenced for this run"
-                plugin.add_fault(where, error, again=True)
+            with isolated(plugin, name, failed=functools.partial(self._silence, plugin, name)):
+                caller(**arguments)
 
-    def _begin_steps(self) -> None:
-        """Note what is everyone's before a stretch of steps: at each it would cost too much."""
-        self._stepping = True
-        self._changed = self._steps.enter_context(guarded())
-
-    def _end_steps(self) -> None:
-        """Put back what was changed in a stretch of steps; blame those who heard them."""
-        self._steps.close()
-        self._stepping = False
-        changed, self._changed = self._changed, []
-        if not changed:
-            return
-        heard = self._callers["step_end"]
-        who = "it or another that hears it " if len(heard) > 1 else ""
-        for plugin, _ in heard:
-            plugin.add_fault("hook cnnzoo_step_end", f"{who}changes {some(changed)}, put back")
-
-    def _silence(self, plugin: Plugin) -> None:
+    def _silence(self, plugin: Plugin, name: str, error: BaseException) -> None:
+        """Report a plugin's failure, and call none of its hooks for the rest of the training."""
         for hook, callers in self._callers.items():
             self._callers[hook] = [(p, caller) for p, caller in callers if p is not plugin]
+        plugin.add_fault(f"{name}, now silenced for this run", error, again=True)
 
 
-def _guest(observer: Any) -> Plugin:
-    """Return what stands for an object that watches one training, in complaints about it."""
+def _as_plugin(observer: Any) -> Plugin:
+    """Return a plugin that stands for an observer object in complaints about it."""
     kind = type(observer)
     return Plugin(kind.__qualname__, kind.__module__, "an observer", kind.__module__)
 
 
 def _hooks_of(observer: Any) -> dict[str, Callable[..., Any]]:
-    """Return an observer's methods by hook, each called with the arguments that it names.
+    """Return an observer's methods by hook; each is called with only the arguments it names.
 
     Raises:
-        UsageError: it has none, or one that is no hook's name.
+        UsageError: no method is named like a hook, or one is named like an unknown hook.
     """
     found = {}
     for name in dir(observer):
@@ -104,7 +71,7 @@ def _hooks_of(observer: Any) -> dict[str, Callable[..., Any]]:
             if hook not in Observers.HOOKS:
                 nearest = did_you_mean(hook, Observers.HOOKS)
                 raise UsageError(f"{type(observer).__name__}.{name} observes no hook{nearest}")
-            found[hook] = _with_its_own(getattr(observer, name))
+            found[hook] = _with_named_arguments(getattr(observer, name))
     if not found:
         raise UsageError(
             f"{type(observer).__name__} has no method that is named like a hook",
@@ -113,6 +80,6 @@ def _hooks_of(observer: Any) -> dict[str, Callable[..., Any]]:
     return found
 
 
-def _with_its_own(method: Callable[..., Any]) -> Callable[..., Any]:
+def _with_named_arguments(method: Callable[..., Any]) -> Callable[..., Any]:
     names = list(inspect.signature(method).parameters)
     return lambda **arguments: method(**{name: arguments[name] for name in names})

@@ -1,4 +1,4 @@
-"""Whose code an error came through: what is imported for plugins is remembered."""
+"""Find the plugin that raised an error: remember which plugin each module belongs to."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from cnn_core.plugins.discovery import Plugin
 
 __all__ = ["claim", "plugin_at_fault"]
 
-EVERYONES = ("cnn_core", "torch", "torchvision", "numpy", "matplotlib", *sys.stdlib_module_names)
+SHARED = ("cnn_core", "torch", "torchvision", "numpy", "matplotlib", *sys.stdlib_module_names)
 
-_code: dict[str, Plugin] = {}  # modules, and the packages that they are in
+_code: dict[str, Plugin] = {}  # by module, and by the package that contains it
 
 
 def claim(module: str, plugin: Plugin) -> None:
-    """Remember that a module, and what is beside it in its package, is a plugin's."""
-    if module.partition(".")[0] not in EVERYONES:
+    """Remember that a module, and its neighbours in its package, belong to a plugin."""
+    if module.partition(".")[0] not in SHARED:
         _code[module] = plugin
         if package := module.rpartition(".")[0]:
             _code[package] = plugin
 
 
 def plugin_at_fault(error: BaseException) -> Plugin | None:
-    """Return the third-party plugin whose code an error came through, the innermost; or None."""
+    """Return the third-party plugin whose code is innermost in an error's traceback, or None."""
     if not _code:
         return None
     ours = {"cnn-core", *(name for known in directory().values() for name in known.values())}

@@ -1,4 +1,4 @@
-"""Names to specs: what plugins offer, conflicts, suggestions. Imports plugins/, no torch."""
+"""Find the specs of plugins by name, with suggestions. Imports plugins/, no torch."""
 
 from cnn_core.registry.catalogue import (
     Catalogue,

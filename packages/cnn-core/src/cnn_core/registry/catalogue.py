@@ -1,28 +1,26 @@
-"""Names to specs: what plugins offer, with conflicts, suggestions and where to get more.
+"""Find the specs of plugins by name; report conflicts, suggest names and what to install.
 
-A name that two plugins claim belongs to neither: it raises, and prints both origins. Each
-stays reachable as "distribution/name". Nothing here imports torch.
+A name that two plugins claim belongs to neither: looking it up raises an error that gives both
+origins. Each stays reachable as "distribution/name". Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import fnmatch
 import functools
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
-from cnn_core.plugins import ENDINGS, plugins, unchanged
+from cnn_core.plugins import isolated, plugins
 from cnn_core.plugins.directory import directory
-from cnn_core.plugins.discovery import Plugin, StrictError, complain, describe
+from cnn_core.plugins.discovery import Plugin, complain, describe
 from cnn_core.plugins.guard import watch
 from cnn_core.plugins.origins import claim
 from cnn_core.specs import (
@@ -73,7 +71,7 @@ class Entry(Generic[S]):
         return f"{self.plugin.distribution}/{self.spec.name}"
 
     def as_dict(self, name: str) -> dict[str, Any]:
-        """Return the spec's fields, under the name it is shown by, and where it is from."""
+        """Return the spec's fields, with `name` as its name, and its distribution."""
         fields = _fields(self.spec)
         return {**fields, "name": name, "distribution": self.plugin.distribution}
 
@@ -84,22 +82,15 @@ def _fields(spec: Spec) -> dict[str, Any]:
     return values if paper is None else {**values, "paper": dataclasses.asdict(paper)}
 
 
-def _contents(spec: Spec) -> dict[str, Any]:
-    """Return a copy of what a spec says."""
-    said = dict(vars(spec))
-    for name, value in said.items():
-        if isinstance(value, Mapping):
-            said[name] = copy.deepcopy(dict(value))
-        elif isinstance(value, Paper):
-            said[name] = dict(vars(value))
-    return said
+def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a spec's fields with copies of those that can be changed in place."""
+    return {name: _copy(value) for name, value in fields.items()}
 
 
-def _restore(spec: Spec, said: dict[str, Any]) -> None:
-    """Make a spec say again what it said."""
-    for name, value in said.items():
-        whole = Paper(**value) if name == "paper" else copy.deepcopy(value)
-        object.__setattr__(spec, name, whole)
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return copy.deepcopy(dict(value))
+    return copy.copy(value) if isinstance(value, Paper) else value
 
 
 class Catalogue(Generic[S]):
@@ -119,21 +110,21 @@ class Catalogue(Generic[S]):
             for name in _names(entry.spec):
                 self._claims.setdefault(name, []).append(entry)
         self._report_conflicts()
-        self._contents = [_contents(entry.spec) for entry in self.entries]
+        self._originals = [_copied(vars(entry.spec)) for entry in self.entries]
         watch(self)
 
-    def put_back(self) -> list[str]:
-        """Undo what was changed in specs since they were listed; return what that was."""
+    def undo_changes(self) -> list[str]:
+        """Undo changes to specs since they were listed; return the changed specs' names."""
         changed = []
-        for entry, before in zip(self.entries, self._contents, strict=True):
-            if _contents(entry.spec) != before:
+        for entry, original in zip(self.entries, self._originals, strict=True):
+            if vars(entry.spec) != original:
                 changed.append(f"{self.kind} '{entry.qualified}'")
-                _restore(entry.spec, before)
+                vars(entry.spec).update(_copied(original))  # specs are frozen: past __setattr__
         return changed
 
     @property
     def conflicts(self) -> list[str]:
-        """One line for each name that more than one plugin claims."""
+        """A line for each name that more than one plugin claims."""
         return [
             printable(f"{self.kind} name '{name}' is claimed twice: use ")
             + " or ".join(printable(f"'{entry.qualified}'") for entry in claims)
@@ -146,7 +137,7 @@ class Catalogue(Generic[S]):
             complain(line)
 
     def __iter__(self) -> Iterator[tuple[str, Entry[S]]]:
-        """Yield (name, entry), sorted naturally; a contested name is given qualified."""
+        """Yield (name, entry) in natural order; a contested name is qualified."""
         named = [(self.shown_name(entry), entry) for entry in self.entries]
         return iter(sorted(named, key=lambda pair: natural(pair[0])))
 
@@ -158,7 +149,7 @@ class Catalogue(Generic[S]):
     def match(self, pattern: str) -> list[tuple[str, Entry[S]]]:
         """Return (name, entry) for the names that match a shell pattern: "resnet*".
 
-        A contested name is found as it is shown, and as it is without its distribution.
+        A contested name matches with its distribution and without.
         """
         return [
             (name, entry)
@@ -171,15 +162,15 @@ class Catalogue(Generic[S]):
         return [name for name, _ in self]
 
     def claims(self, name: str) -> list[Entry[S]]:
-        """Return those that have this name, or this alias."""
+        """Return the entries with this name or alias."""
         return self._claims.get(name, [])
 
     def get(self, name: str) -> S:
         """Return the spec called `name`, an alias of it, or "distribution/name".
 
         Raises:
-            UnknownNameError: nothing has that name; suggests, and says what to install.
-            PluginError: two plugins claim it, or its own plugin could not be loaded.
+            UnknownNameError: nothing has that name; suggests similar ones, or what to install.
+            PluginError: two plugins claim it, or its plugin could not be loaded.
         """
         return self.entry(name).spec
 
@@ -197,7 +188,7 @@ class Catalogue(Generic[S]):
         return claims[0]
 
     def _missing(self, name: str) -> Exception:
-        """Return the error that says why there is no such name, and what to do."""
+        """Return the error that explains why there is no such name, and what to do."""
         asked, _, bare = name.rpartition("/")
         known = directory().get(self.kind, {})
         distribution = asked or known.get(bare)
@@ -230,7 +221,7 @@ def _names(spec: Spec) -> tuple[str, ...]:
 
 
 def _wrong(specs: Any, kind: type[Spec]) -> str:
-    """Return what is wrong with a hook's result, or an empty string."""
+    """Return the fault of a hook's result, or an empty string."""
     if not isinstance(specs, list):
         return f"returned {type(specs).__name__}, expected an iterable of {kind.__name__}"
     for spec in specs:
@@ -307,7 +298,7 @@ def checks() -> Catalogue[Check]:
 
 
 def catalogues() -> list[Catalogue[Any]]:
-    """Return all catalogues, which calls every provider of every plugin."""
+    """Return all catalogues; this calls every provider of every plugin."""
     return [
         models(),
         datasets(),
@@ -321,41 +312,40 @@ def catalogues() -> list[Catalogue[Any]]:
 
 
 def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
-    """Return the names of the models that match a shell pattern and a task, sorted."""
+    """Return the names of the models that match a shell pattern and a task, in natural order."""
     found = models().match(pattern)
     return [name for name, entry in found if task in (None, entry.spec.task)]
 
 
 def get_spec(name: str) -> ModelSpec:
-    """Return the spec of one model; raises `UnknownNameError` or `PluginError`."""
+    """Return the spec of one model.
+
+    Raises:
+        UnknownNameError, PluginError: as `Catalogue.get`.
+    """
     return models().get(name)
 
 
 def origin(catalogue: Catalogue[Any], name: str) -> dict[str, str]:
-    """Return the distribution, and its version, that `name` is from: what a run records."""
+    """Return the distribution that `name` comes from, and its version, for a run's records."""
     plugin = catalogue.entry(name).plugin
     return {"distribution": plugin.distribution, "version": plugin.version}
 
 
 def resolve(entry: Entry[Any], field: str = "target") -> Any:
-    """Import what a spec's `field` names ("package.module:name") and return it.
+    """Import the object that a spec's `field` names, "package.module:name", and return it.
 
     Raises:
-        PluginError: the module or the name is not there; names plugin and distribution.
+        PluginError: the module or the name does not exist, or the import fails.
     """
-    target = getattr(entry.spec, field)
-    module_name, _, name = target.partition(":")
-    claim(module_name, entry.plugin)
-    try:
-        where = f"import of {module_name}"
-        with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, where):
-            return getattr(import_module(module_name), name)
-    except (StrictError, *ENDINGS):
-        raise
-    except BaseException as error:
-        plugin = entry.plugin
-        raise PluginError(
-            f"{entry.spec.kind} '{entry.spec.name}' of {plugin.who}: "
-            f"cannot import {target}: {describe(error)}",
-            f"fix or remove it: pip uninstall {plugin.distribution}",
-        ) from error
+    spec, plugin, target = entry.spec, entry.plugin, getattr(entry.spec, field)
+    module, _, name = target.partition(":")
+    claim(module, plugin)
+
+    def failed(error: BaseException) -> NoReturn:
+        what = f"{spec.kind} '{spec.name}' of {plugin.who}: cannot import {target}"
+        hint = f"fix or remove it: pip uninstall {plugin.distribution}"
+        raise PluginError(f"{what}: {describe(error)}", hint) from error
+
+    with isolated(plugin, f"import of {module}", failed=failed):
+        return getattr(import_module(module), name)

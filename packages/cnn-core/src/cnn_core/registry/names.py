@@ -1,7 +1,7 @@
-"""What a name means to those who wrote it: who types it, a plugin's recipe, or a run.
+"""Resolve names by their context: a command line, a plugin's recipe, or a run.
 
-A name that two plugins claim is nobody's in `registry`; whose it is here depends on who says it.
-Nothing here imports torch.
+A name that two plugins claim is ambiguous in `registry`; here the context can decide, such as the
+plugin whose recipe uses the name. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ S = TypeVar("S", bound=Spec)
 
 
 def base_name(name: str) -> str:
-    """Return a name alone: "imagefolder" of "cnn-core/imagefolder:PATH"."""
+    """Return the bare name: "imagefolder" of "cnn-core/imagefolder:PATH"."""
     return name.partition(":")[0].rpartition("/")[2]
 
 
 def canonical_name(catalogue: Catalogue[Any], name: str) -> str:
-    """Return the shortest name of what is called `name`; a dataset's :PATH stays.
+    """Return the shortest unambiguous form of a name; a dataset's :PATH is kept.
 
     Raises:
-        UnknownNameError: nothing is called so.
+        UnknownNameError: nothing has that name.
         PluginError: two plugins claim it.
     """
     return _with_path(catalogue, catalogue.entry(name.partition(":")[0]), name)
@@ -57,11 +57,13 @@ def _with_path(catalogue: Catalogue[S], entry: Entry[S], name: str) -> str:
 
 
 def resolve_for(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
-    """Return what a plugin means by a name: its own, of what it requires, or anyone's.
+    """Return the entry that a plugin means by a name.
+
+    That is its own, else the one of a distribution it requires, else the only one.
 
     Raises:
-        UnknownNameError: nothing is called so.
-        PluginError: others than those claim it, and more than one.
+        UnknownNameError: nothing has that name.
+        PluginError: several plugins claim it, and none of these rules chooses one.
     """
     head = name.partition(":")[0]
     claims = catalogue.claims(head)
@@ -74,10 +76,10 @@ def resolve_for(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
 
 
 def resolved_name(recipe: Entry[RecipeSpec], key: str) -> str:
-    """Return a plugin's recipe's "model" or "data" by a name that leads to it alone.
+    """Return an unambiguous name of a recipe's "model" or "data".
 
     Raises:
-        ZooError: it is not there, or nobody knows which is meant.
+        ZooError: it is not installed, or the name is ambiguous.
     """
     if key == "model":
         models = registry.models()
@@ -87,22 +89,22 @@ def resolved_name(recipe: Entry[RecipeSpec], key: str) -> str:
 
 
 def recipes_of(model: Entry[ModelSpec]) -> list[Entry[RecipeSpec]]:
-    """Return the recipes of all plugins that mean this model."""
+    """Return the recipes of all plugins for this model."""
     found, models = [], registry.models()
     for _, recipe in registry.recipes():
-        with contextlib.suppress(ZooError):  # what it is for is not there
+        with contextlib.suppress(ZooError):  # its model is not installed
             if resolve_for(models, recipe.spec.model, recipe.plugin).qualified == model.qualified:
                 found.append(recipe)
     return found
 
 
 def default_recipe(model: str, data: str) -> Entry[RecipeSpec] | None:
-    """Return the recipe that a pair is trained by where none is named; names are `canonical_name`.
+    """Return the default recipe of a model and dataset, given by their canonical names.
 
-    That is the one of the model's distribution, else of the dataset's, else anyone's.
+    That is the one from the model's distribution, else from the dataset's, else from any.
 
     Raises:
-        PluginError: two of equal right are there.
+        PluginError: two recipes have equal precedence.
     """
     found = _defaults().get((model, data), [])
     if len(found) > 1:
@@ -115,7 +117,7 @@ def default_recipe(model: str, data: str) -> Entry[RecipeSpec] | None:
 
 
 def contested_defaults() -> list[str]:
-    """One line for each pair that has more than one default recipe of equal right."""
+    """Return a line for each pair with several default recipes of equal precedence."""
     return [
         printable(f"default recipe of {model} on {data} is claimed twice: use --recipe ")
         + " or ".join(printable(f"'{entry.qualified}'") for entry in found)
@@ -125,12 +127,12 @@ def contested_defaults() -> list[str]:
 
 
 def _defaults() -> dict[tuple[str, str], list[Entry[RecipeSpec]]]:
-    """Return the default recipes of each pair that have the best right to be it."""
+    """Return the default recipes of highest precedence for each (model, dataset)."""
     by_pair: dict[tuple[str, str], list[Entry[RecipeSpec]]] = {}
     for _, recipe in registry.recipes():
         if not recipe.spec.default:
             continue
-        with contextlib.suppress(ZooError):  # what it is for is not there
+        with contextlib.suppress(ZooError):  # its model or dataset is not installed
             pair = resolved_name(recipe, "model"), resolved_name(recipe, "data")
             by_pair.setdefault(pair, []).append(recipe)
     return {pair: _nearest(pair, found) for pair, found in by_pair.items()}
@@ -149,12 +151,12 @@ def _nearest(pair: tuple[str, str], found: list[Entry[RecipeSpec]]) -> list[Entr
 
 
 def recorded_name(catalogue: Catalogue[Any], name: str, recorded: Any, where: object) -> str:
-    """Return the name that leads to what `name` was when `where` was written.
+    """Return the current name of the entry that `name` meant when the run `where` was written.
 
-    `recorded` is what `registry.origin` returned then; without it the name is as it is.
+    `recorded` is the result of `registry.origin` at that time; without it `name` is returned.
 
     Raises:
-        PluginError: its distribution is not installed, or does not offer it; says what helps.
+        PluginError: its distribution is not installed, or no longer offers it.
     """
     if not isinstance(recorded, Mapping) or "distribution" not in recorded:
         return name

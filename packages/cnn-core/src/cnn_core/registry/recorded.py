@@ -1,4 +1,4 @@
-"""Open a run under the names that its model and dataset have today."""
+"""Open a run under the current names of its model and dataset."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["open_run"]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run directory whose model and dataset are needed, not only its files.
+    """Open a run directory, and check that the plugins of its model and dataset are there.
 
     Raises:
-        UsageError: there is no such directory.
+        UsageError: the directory does not exist.
         PluginError: the model or the dataset is from a plugin that is not installed.
-        RunError: a file that every run has is missing or broken.
+        RunError: a required file is missing or broken.
     """
     run = Run.open(path)
     origins = run.environment().get("origins")

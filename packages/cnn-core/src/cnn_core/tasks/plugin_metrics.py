@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cnn_core import registry
 from cnn_core.errors import PluginError, is_out_of_memory
-from cnn_core.plugins import ENDINGS, unchanged
-from cnn_core.plugins.discovery import StrictError
+from cnn_core.plugins import isolated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,16 +27,10 @@ def build(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric | Non
     """
     if entry.plugin.distribution == "cnn-core":
         return _made(name, entry, num_classes)
-    try:
-        with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, f"metric {name}"):
-            return PluginMetric(name, entry, _made(name, entry, num_classes))
-    except (StrictError, *ENDINGS):
-        raise
-    except BaseException as error:
-        if is_out_of_memory(error):
-            raise
-        _report(name, entry, error)
-        return None
+    failed = functools.partial(_report, name, entry)
+    with isolated(entry.plugin, f"metric {name}", failed=failed):
+        return PluginMetric(name, entry, _made(name, entry, num_classes))
+    return None
 
 
 def _made(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric:
@@ -62,6 +54,8 @@ def _where(name: str) -> str:
 
 
 def _report(name: str, entry: Entry[MetricSpec], error: BaseException) -> None:
+    if is_out_of_memory(error):  # no fault of the metric: fewer images at once may fit
+        raise error
     if not fault_of(name, entry):
         cause = error.message if isinstance(error, PluginError) else error
         entry.plugin.add_fault(_where(name), cause, again=True)
@@ -100,16 +94,13 @@ class PluginMetric:
     def _try(self, act: Callable[[], Any]) -> Any:
         if self._failed:
             return None
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                return act()
-        except ENDINGS:
-            raise
-        except BaseException as error:
-            if is_out_of_memory(error):
-                raise
-            self._failed = True
-            _report(self._name, self._entry, error)
+        with isolated(self._entry.plugin, f"metric {self._name}", failed=self._fail):
+            return act()
+        return None
+
+    def _fail(self, error: BaseException) -> None:
+        _report(self._name, self._entry, error)
+        self._failed = True
 
 
 def _numbers(found: Any) -> dict[str, float]:

@@ -112,7 +112,7 @@ def fit(model: nn.Module, job: Fit, state: Checkpoint) -> Checkpoint:
                 train_state.step(lr, epoch * steps + step)
 
                 job.progress.step(len(batch.indices) * job.world.size, epoch_metrics.compute)
-                if job.observers.hear("step_end"):
+                if job.observers.wants("step_end"):
                     facts = {"epoch": epoch + 1, "step": step, "loss": loss.detach()}
                     job.observers.notify("step_end", run=job.run, **facts)
                 if asked or _due(recipe, step + 1, steps):

@@ -1,9 +1,9 @@
 """Optimizers over named parameters, with their whole state in named tensors.
 
-The arithmetic is torch's own, in its fused form where there is one: bit for bit what
-`torch.optim.SGD(fused=True)`, `AdamW(fused=True)` and `RMSprop` compute. The classes around it
-are not used: making one imports torch's compiler, which costs as much CPU as two thirds of
-`import torch`, a step of theirs costs several times as much, and their state needs a pickle or a
+The arithmetic is torch's own, fused where torch has a fused form: bit for bit the results of
+`torch.optim.SGD(fused=True)`, `AdamW(fused=True)` and `RMSprop`. Torch's optimizer classes are
+not used: making one imports torch's compiler, which costs two thirds of the CPU time of
+`import torch`; their step costs several times as much; and saving their state needs pickle or a
 mapping from numbers to parameters.
 """
 
@@ -35,14 +35,24 @@ class Group:
     weight_decay: float = 0.0
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """Parameters of one group and their state, each list in the order of the parameters."""
+
+    parameters: list[Tensor]
+    kept: list[list[Tensor]]  # a list for each name in the optimizer's `kept`
+    counts: list[Tensor]  # steps taken; empty unless the optimizer counts them
+    weight_decay: float
+
+
 class Optimizer:
     """Changes parameters along their gradients.
 
-    `state` are tensors by name: what is kept for a parameter, as "momentum.c1.weight". A parameter
-    without a gradient is left alone.
+    `state` maps names such as "momentum.c1.weight" to the tensors that are kept for a parameter.
+    A parameter without a gradient is not changed.
     """
 
-    kept: tuple[str, ...] = ()  # tensors like the parameter, for each
+    kept: tuple[str, ...] = ()  # names of the tensors of a parameter's shape that are kept for it
     counted = False  # whether each parameter's steps are counted
 
     def __init__(self, groups: Iterable[Group]) -> None:
@@ -50,12 +60,10 @@ class Optimizer:
         self.parameters: dict[str, nn.Parameter] = {}
         for group in self.groups:
             self.parameters |= group.parameters
-        # what GradScaler looks at
+        # torch's GradScaler reads this to unscale the gradients
         self.param_groups: list[dict[str, Any]] = [{"params": [*self.parameters.values()]}]
         self.state: dict[str, Tensor] = {}
-        self._lists: dict[
-            tuple[str, ...], tuple[list[Tensor], list[list[Tensor]], list[Tensor]]
-        ] = {}
+        self._tensors: dict[tuple[str, ...], Tensors] = {}  # by the names of the parameters
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -64,19 +72,17 @@ class Optimizer:
             found = [(n, p.grad) for n, p in group.parameters.items() if p.grad is not None]
             if found:
                 names, gradients = zip(*found, strict=True)
-                self._update([*gradients], *self._of(group, names), lr * group.factor, group)
+                self._update([*gradients], self._tensors_of(group, names), lr * group.factor)
 
-    def _of(
-        self, group: Group, names: tuple[str, ...]
-    ) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
-        """Return parameters, what is kept for them, and their counts: looked up once."""
-        if names not in self._lists:
+    def _tensors_of(self, group: Group, names: tuple[str, ...]) -> Tensors:
+        """Return the named parameters and their state, which is looked up only once."""
+        if names not in self._tensors:
             parameters: list[Tensor] = [group.parameters[name] for name in names]
             self._begin(names, parameters)
             kept = [[self.state[f"{what}.{name}"] for name in names] for what in self.kept]
             counts = [self.state[f"step.{name}"] for name in names] if self.counted else []
-            self._lists[names] = (parameters, kept, counts)
-        return self._lists[names]
+            self._tensors[names] = Tensors(parameters, kept, counts, group.weight_decay)
+        return self._tensors[names]
 
     def _begin(self, names: Iterable[str], parameters: list[Tensor]) -> None:
         """Make the state of parameters that have none yet."""
@@ -87,15 +93,8 @@ class Optimizer:
                 count = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 self.state.setdefault(f"step.{name}", count)
 
-    def _update(
-        self,
-        gradients: list[Tensor],
-        parameters: list[Tensor],
-        kept: list[list[Tensor]],
-        counts: list[Tensor],
-        lr: float,
-        group: Group,
-    ) -> None:
+    def _update(self, gradients: list[Tensor], of: Tensors, lr: float) -> None:
+        """Take one step: change the parameters, the kept tensors and the counts in place."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -104,8 +103,8 @@ class Optimizer:
             parameter.grad = None
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take a saved state, each tensor laid out in memory as its parameter is."""
-        self._lists.clear()
+        """Load a saved state; each tensor gets the memory layout of its parameter."""
+        self._tensors.clear()
         for name, tensor in state.items():
             what, _, parameter = name.partition(".")
             like = self.parameters[parameter]
@@ -128,21 +127,13 @@ class SGD(Optimizer):
         self.nesterov: bool = nesterov and momentum > 0
         self.kept: tuple[str, ...] = ("momentum",) if momentum > 0 else ()
 
-    def _update(
-        self,
-        gradients: list[Tensor],
-        parameters: list[Tensor],
-        kept: list[list[Tensor]],
-        counts: list[Tensor],
-        lr: float,
-        group: Group,
-    ) -> None:
+    def _update(self, gradients: list[Tensor], of: Tensors, lr: float) -> None:
         sgd(
-            parameters,
+            of.parameters,
             gradients,
-            [*kept[0]] if kept else [None for _ in parameters],
+            [*of.kept[0]] if of.kept else [None for _ in gradients],
             fused=True,
-            weight_decay=group.weight_decay,
+            weight_decay=of.weight_decay,
             momentum=self.momentum,
             lr=lr,
             dampening=0.0,
@@ -162,28 +153,20 @@ class AdamW(Optimizer):
         self.betas = betas
         self.eps = eps
 
-    def _update(
-        self,
-        gradients: list[Tensor],
-        parameters: list[Tensor],
-        kept: list[list[Tensor]],
-        counts: list[Tensor],
-        lr: float,
-        group: Group,
-    ) -> None:
+    def _update(self, gradients: list[Tensor], of: Tensors, lr: float) -> None:
         adamw(
-            parameters,
+            of.parameters,
             gradients,
-            kept[0],
-            kept[1],
+            of.kept[0],
+            of.kept[1],
             [],
-            counts,
+            of.counts,
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
             lr=lr,
-            weight_decay=group.weight_decay,
+            weight_decay=of.weight_decay,
             eps=self.eps,
             maximize=False,
         )
@@ -201,27 +184,19 @@ class RMSprop(Optimizer):
         self.alpha = alpha
         self.eps = eps
 
-    def _update(
-        self,
-        gradients: list[Tensor],
-        parameters: list[Tensor],
-        kept: list[list[Tensor]],
-        counts: list[Tensor],
-        lr: float,
-        group: Group,
-    ) -> None:
+    def _update(self, gradients: list[Tensor], of: Tensors, lr: float) -> None:
         rmsprop(
-            parameters,
+            of.parameters,
             gradients,
-            kept[0],
+            of.kept[0],
             [],
-            kept[1],
-            counts,
+            of.kept[1],
+            of.counts,
             foreach=True,
             lr=lr,
             alpha=self.alpha,
             eps=self.eps,
-            weight_decay=group.weight_decay,
+            weight_decay=of.weight_decay,
             momentum=self.momentum,
             centered=False,
         )
@@ -231,7 +206,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """Return the recipe's optimizer over the model's trainable parameters.
 
     Raises:
-        UsageError: `stage_lr` or `freeze` names no stage of the network, or nothing can learn.
+        UsageError: `stage_lr` or `freeze` names an unknown stage, or every stage is frozen.
     """
     groups = _groups(model, recipe)
     if recipe.optimizer == "adamw":
@@ -242,14 +217,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[Group]:
-    """Return the trainable parameters by factor of the rate and weight decay."""
+    """Return the trainable parameters, grouped by learning-rate factor and weight decay."""
     for stage in (*recipe.stage_lr, *recipe.freeze):
         _require_stage(model, stage)
     found: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or stage_of(name, recipe.freeze):
             continue
-        # Biases, and the scales and shifts of normalisation, are vectors.
+        # Vectors are the biases, and the scales and shifts of normalisation.
         exempt = recipe.weight_decay_on == "weights" and parameter.ndim <= 1
         decay = 0.0 if exempt else recipe.weight_decay
         factor = recipe.stage_lr.get(stage_of(name, recipe.stage_lr), 1.0)
@@ -260,13 +235,13 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[Group]:
 
 
 def stage_of(name: str, stages: Iterable[str]) -> str:
-    """Return the longest of `stages` that a parameter or module is in, or ""."""
+    """Return the longest of `stages` that contains a parameter or module, or ""."""
     inside = [s for s in stages if name == s or name.startswith(f"{s}.")]
     return max(inside, key=len, default="")
 
 
 def _require_stage(model: nn.Module, stage: str) -> None:
-    """Raise UsageError unless the network has a module of that name; suggests one."""
+    """Raise UsageError unless the network has a module of that name; suggest similar ones."""
     known = [name for name, _ in model.named_modules() if name]
     if stage not in known:
         top = [name for name, _ in model.named_children()]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import io
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -16,11 +15,10 @@ from matplotlib.figure import Figure
 from cnn_core import registry
 from cnn_core.errors import PluginError, UsageError, ZooError
 from cnn_core.files import write_bytes
-from cnn_core.plugins import ENDINGS, unchanged
+from cnn_core.plugins import isolated
 from cnn_core.plugins.discovery import describe, log
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
-from cnn_core.text import printable
 from cnn_core.training import Run
 from cnn_viz import style
 from cnn_viz.plugin import VIEWS
@@ -149,32 +147,24 @@ def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: 
     """Render a view and encode its figure: all that its code can make fail."""
     with style.applied():
         figure = _render(name, entry, arguments)
-        try:
+        failed = functools.partial(_fail, name, entry)
+        with isolated(entry.plugin, f"drawing of {name}", failed=failed):
             png, svg = encoded(figure, "png", dpi=DPI), encoded(figure, "svg")
             printed = encoded(figure, "pdf") if pdf else b""
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
                 page = encoded(figure, "svg")
-        except ENDINGS:
-            raise
-        except BaseException as error:
-            raise _fault(name, entry, error) from error
     return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=printed, page=page)
 
 
 def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Figure:
-    """Call a view, with what it prints kept off our standard output."""
+    """Call a view, isolated from everything else, and return its figure."""
     render = registry.resolve(entry, "render")
-    try:
-        where = f"drawing of {name}"
-        with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, where):
-            figure = render(**arguments)
-    except (ZooError, *ENDINGS):
-        raise
-    except BaseException as error:
-        raise _fault(name, entry, error) from error
+    failed = functools.partial(_fail, name, entry)
+    with isolated(entry.plugin, f"drawing of {name}", failed=failed):
+        figure = render(**arguments)
     if not isinstance(figure, Figure):
-        wrong = TypeError(f"returned {type(figure).__name__}, expected a matplotlib Figure")
-        raise _fault(name, entry, wrong)
+        found = type(figure).__name__
+        _fail(name, entry, TypeError(f"returned {found}, expected a matplotlib Figure"))
     return figure
 
 
@@ -186,14 +176,14 @@ def encoded(figure: Figure, format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _fault(name: str, entry: Entry[ViewSpec], error: BaseException) -> PluginError:
-    hint = f"fix it, or leave it out: cnnzoo --no-plugin {printable(entry.plugin.name)} …"
-    return PluginError(_blame(name, entry, error), hint)
+def _fail(name: str, entry: Entry[ViewSpec], error: BaseException) -> NoReturn:
+    """Raise the PluginError of a view that failed; a ZooError is raised as it is."""
+    if isinstance(error, ZooError):
+        raise error
+    raise entry.plugin.failure(_blame(name, entry, error)) from error
 
 
 def _blame(name: str, entry: Entry[ViewSpec], error: BaseException) -> str:
-    """One line that names view, plugin, distribution and cause."""
-    plugin = entry.plugin
-    who = printable(f"plugin '{plugin.name}' ({plugin.distribution} {plugin.version})")
+    """Return a line that names view, plugin, distribution and cause."""
     cause = error.message if isinstance(error, ZooError) else describe(error)
-    return f"view '{name}' of {who}: {cause}"
+    return f"view '{name}' of {entry.plugin.who}: {cause}"

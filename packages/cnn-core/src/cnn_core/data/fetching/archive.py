@@ -1,85 +1,60 @@
-"""Unpack archives that may be hostile: plain files and folders, or nothing at all.
+"""Unpack archives: plain files and folders inside the target folder, or nothing at all.
 
-An archive that one system could not hold, or would hold differently, is refused on all.
+An archive that one operating system could not hold, or would hold differently, is refused on all.
+`tarfile` and `zipfile` unpack; the rules here are checked before they write an entry.
 """
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import errno
-import functools
-import gzip
-import io
-import lzma
 import os
 import re
-import shutil
 import stat
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NoReturn, cast
+from typing import IO, NoReturn, Self, cast
 
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, ResourceError, UsageError
+from cnn_core.files import new_folder
 from cnn_core.text import printable
 
 __all__ = ["extract", "stem"]
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
+TAR_MODES = {
+    ".tar": "r:",
+    ".tar.gz": "r:gz",
+    ".tgz": "r:gz",
+    ".tar.xz": "r:xz",
+    ".tar.bz2": "r:bz2",
+}
+SUFFIXES = (*TAR_MODES, ".zip")
 
-BLOCK = 1 << 16  # bytes read and written at a time
-HEADERS = 4 << 20  # bytes that the headers of a tar archive may take, beside ...
-HEADER = 4 << 10  # ... those for each entry
-DIRECTORY_ENTRY = 256  # bytes of a zip archive's directory for each entry
+BLOCK = 1 << 16  # bytes read at a time
+MAX_PADDING = 1 << 20  # bytes of zeros after the end of a tar archive: tar pads to its block size
 MAX_DEPTH = 32  # folders within folders
-MAX_NAME = 255  # bytes of a file's name: the bound of every common file system
+MAX_NAME = 255  # bytes of a file's name: the limit of every common file system
 MAX_PATH = 1024  # bytes of a path in the archive
 
-FORBIDDEN = '\\:<>"|?*'  # not in a name on Windows; a colon makes a drive or a hidden stream
+# A name that Windows accepts, too: a colon makes a drive or a hidden stream there.
+PORTABLE = re.compile(r'[^\\:<>"|?*]*[^\\:<>"|?*. ]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\.|$)", re.I)
 
-FILE = "a file"
-FOLDER = "a folder"
+FILE, FOLDER = "a file", "a folder"
 TAR_KINDS = {
     tarfile.REGTYPE: FILE,
     tarfile.AREGTYPE: FILE,
     tarfile.DIRTYPE: FOLDER,
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a FIFO",
 }
-ZIP_KINDS = {
-    stat.S_IFREG: FILE,
-    stat.S_IFDIR: FOLDER,
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-}
-OPENERS: dict[str, Callable[[Path], object]] = {
-    ".tar": functools.partial(open, mode="rb"),
-    ".tar.gz": gzip.open,
-    ".tgz": gzip.open,
-    ".tar.xz": lzma.open,
-    ".tar.bz2": bz2.open,
-}
+ZIP_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: FOLDER, stat.S_IFLNK: "a symbolic link"}
 
-
-@dataclass(frozen=True)
-class Entry:
-    """What an archive says it holds; `kind` is a file, a folder, or what is refused."""
-
-    name: str
-    kind: str
-    size: int
-    open: Callable[[], IO[bytes]]
+# The archive's fault; others, such as a disk that fails, are not. Libraries set no number.
+CORRUPT = (None, errno.EINVAL, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 def extract(
@@ -92,27 +67,22 @@ def extract(
 ) -> None:
     """Unpack a .tar, .tar.gz, .tgz, .tar.xz, .tar.bz2 or .zip into a new folder: all or nothing.
 
-    Only files and folders are made, with the mode that the umask gives. `max_ratio` is the
-    number of bytes written for each byte of the archive.
+    Only files and folders are made, with the mode that the umask gives. `max_ratio` limits the
+    bytes written for each byte of the archive.
 
     Raises:
         DatasetCorruptError: names the archive, the entry, what was expected and what was found.
-        UsageError: the folder is there already, or the archive is of no known kind.
+        UsageError: the folder exists already, or the archive is of no known kind.
     """
     _check(archive, folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # from a dead process that had our number
-    writer = _Writer(archive, temporary, max_entries, max_bytes, max_ratio)
+    rules = _Rules(archive, max_entries, max_bytes, max_ratio)
+    unpack = _unpack_zip if _suffix(archive.name) == ".zip" else _unpack_tar
     try:
-        temporary.mkdir()
-        with writer.blamed():
-            entries = _zip_entries if _suffix(archive.name) == ".zip" else _tar_entries
-            with contextlib.closing(entries(archive, max_entries)) as found:
-                for entry in found:
-                    writer.add(entry)
-        _move(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(folder, replace=False) as inside, rules.enforced():
+            unpack(archive, inside, rules)
+    except OSError as error:
+        if os.path.lexists(folder):  # another process was faster
+            raise _exists(folder) from error
         raise
 
 
@@ -120,7 +90,7 @@ def stem(name: str) -> str:
     """Return the name of an archive without its suffix.
 
     Raises:
-        UsageError: it has no suffix that we know, or nothing else.
+        UsageError: it has no known suffix, or nothing but a suffix.
     """
     whole = name[: len(name) - len(_suffix(name))]
     if whole == name or not whole.strip("."):
@@ -138,154 +108,109 @@ def _check(archive: Path, folder: Path) -> None:
     if not archive.is_file():
         raise DatasetMissingError(f"{archive}: expected an archive, found no file")
     if os.path.lexists(folder):
-        raise _there(folder)
+        raise _exists(folder)
     if not folder.parent.is_dir():
         raise UsageError(f"{folder}: expected a folder to put it in, found no {folder.parent}")
+    if not hasattr(tarfile, "data_filter"):
+        raise UsageError("Python 3.11.4 or newer is needed to unpack archives safely")
 
 
-def _there(folder: Path) -> UsageError:
+def _exists(folder: Path) -> UsageError:
     return UsageError(f"{folder}: expected nothing there, found a file or folder", "delete it")
 
 
-def _move(temporary: Path, folder: Path) -> None:
-    try:
-        os.replace(temporary, folder)
-    except OSError as error:
-        if os.path.lexists(folder):  # another process was quicker
-            raise _there(folder) from error
-        raise
+class _Rules:
+    """The caps on an archive, and the entries that were admitted so far."""
 
-
-class _Writer:
-    """Writes entries below `folder`, and holds what they say against the caps and each other."""
-
-    def __init__(
-        self, archive: Path, folder: Path, max_entries: int, max_bytes: int, max_ratio: int
-    ) -> None:
+    def __init__(self, archive: Path, max_entries: int, max_bytes: int, max_ratio: int) -> None:
         self.archive = archive
-        self.folder = folder
-        self.max_entries = max_entries
-        self.max_bytes = max_bytes
-        self.max_ratio = max_ratio
-        self.most = max_ratio * archive.stat().st_size
-        self.entry = ""  # the one at work
+        self.max_entries, self.max_bytes, self.max_ratio = max_entries, max_bytes, max_ratio
+        self.entry = ""  # the current one's name, for error messages
         self.entries = 0
-        self.written = 0
+        self.bytes = 0
         self.seen: dict[str, tuple[str, str]] = {}  # by name without case: name, kind
-        self.listed: set[str] = set()  # those that have an entry of their own
 
     @contextlib.contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Turn whatever a library makes of a broken archive into the one error."""
+    def enforced(self) -> Iterator[None]:
+        """Turn any error that a library raises at a broken archive into DatasetCorruptError."""
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ResourceError(
-                    f"{self.archive}: no space to unpack it below {self.folder.parent}",
+                    f"{self.archive}: no space to unpack it",
                     "nothing was unpacked; free some space and try again",
                 ) from error
-            if error.errno in (None, errno.EINVAL, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ):
-                self.refuse("a sound archive", _said(error), error)
-            raise
-        except (DatasetCorruptError, ResourceError):
+            if error.errno not in CORRUPT:
+                raise
+            self.refuse("a sound archive", _describe(error), error)
+        except DatasetCorruptError:
             raise
         except Exception as error:  # fed with garbage, tarfile and zipfile raise anything
-            self.refuse("a sound archive", _said(error), error)
+            self.refuse("a sound archive", _describe(error), error)
 
     def refuse(self, expected: str, found: str, cause: Exception | None = None) -> NoReturn:
-        """Raise the one error, with the entry at work."""
+        """Raise DatasetCorruptError for the current entry."""
         where = f": entry '{_short(self.entry)}'" if self.entry else ""
         raise DatasetCorruptError(
             f"{self.archive}{where}: expected {expected}, found {found}",
             "nothing was unpacked; delete it and fetch it again",
         ) from cause
 
-    def add(self, entry: Entry) -> None:
-        """Write one entry, or refuse it."""
-        self.entry = entry.name
-        self.entries += 1
-        if self.entries > self.max_entries:
-            self.refuse(f"at most {self.max_entries:,} entries", "more")
-        if fault := _fault(entry):
-            self.refuse("a relative path that every system can hold", fault)
-        if entry.kind not in (FILE, FOLDER):
-            self.refuse("a file or a folder", entry.kind)
-        parts = _parts(entry.name)
-        self._claim(parts, entry.kind)
-        path = self.folder.joinpath(*parts)
-        if entry.kind == FOLDER:
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(path, entry)
-        self.entry = ""
+    def admit(self, name: str, kind: str, size: int) -> None:
+        """Refuse an entry unless it is a file or folder, has a safe name and keeps the caps.
 
-    def _claim(self, parts: list[str], kind: str) -> None:
-        """Refuse a name that is taken, differs in case only, or goes through a file."""
+        Neither library writes more bytes than `size`, the number that the archive gives.
+        """
+        self.entry = name
+        if fault := _name_fault(name, kind):
+            self.refuse("a relative path that every system can hold", fault)
+        if kind not in (FILE, FOLDER):
+            self.refuse("a file or a folder", kind)
+        if size < 0 or (size and kind == FOLDER):
+            self.refuse("a file or a folder", f"{kind} of {size:,} bytes")
+        self._add_names(_parts(name), kind)
+        self.entries += 1
+        self.bytes += size
+        if max(self.entries, len(self.seen)) > self.max_entries:
+            self.refuse(f"at most {self.max_entries:,} files and folders", "more")
+        if self.bytes > self.max_bytes:
+            self.refuse(f"at most {self.max_bytes:,} bytes in all", "more")
+        if self.bytes > self.max_ratio * self.archive.stat().st_size:
+            self.refuse(f"at most {self.max_ratio} bytes for each byte of the archive", "more")
+
+    def _add_names(self, parts: list[str], kind: str) -> None:
+        """Refuse a name that is taken, differs in case only, or leads through a file."""
         for depth in range(1, len(parts) + 1):
             name = "/".join(parts[:depth])
             wanted = kind if depth == len(parts) else FOLDER
-            spelled, there = self.seen.setdefault(_folded(name), (name, wanted))
-            if spelled != name:
-                self.refuse("names that differ in more than case", f"'{_short(spelled)}' as well")
-            if there != wanted:
-                self.refuse(f"{wanted} '{_short(name)}'", f"that {there} has that name")
-        if len(self.seen) > self.max_entries:
-            self.refuse(f"at most {self.max_entries:,} files and folders", "more")
-        whole = "/".join(parts)
-        if whole in self.listed:
-            self.refuse("each name once", "it twice")
-        self.listed.add(whole)
-
-    def _write(self, path: Path, entry: Entry) -> None:
-        size = 0
-        with entry.open() as source, path.open("xb") as file:
-            while block := source.read(BLOCK):
-                size += len(block)
-                self._count(len(block))
-                file.write(block)
-        if size != entry.size:
-            self.refuse(f"{entry.size:,} bytes", f"{size:,}")
-
-    def _count(self, size: int) -> None:
-        """Count bytes before they are written: what an archive says of them proves nothing."""
-        self.written += size
-        if self.written > self.max_bytes:
-            self.refuse(f"at most {self.max_bytes:,} bytes in all", "more")
-        if self.written > self.most:
-            self.refuse(f"at most {self.max_ratio} bytes for each byte of the archive", "more")
+            key, known = _folded(name), (name, wanted)
+            if key in self.seen and (self.seen[key] != known or wanted == FILE):
+                spelled, there = self.seen[key]
+                self.refuse(f"no other '{_short(name)}', in any case", f"{there} '{spelled}'")
+            self.seen[key] = known
 
 
-def _fault(entry: Entry) -> str:
-    """Return what keeps the name from being a path on every system, or ''."""
-    name = entry.name
-    if not name or name.startswith("/"):
-        return "an absolute path" if name else "an empty name"
-    if len(name.encode(errors="replace")) > MAX_PATH:
-        return f"more than {MAX_PATH:,} bytes"
+def _name_fault(name: str, kind: str) -> str:
+    """Return the reason why a name is no path on every system, or an empty string."""
+    if name.startswith("/"):
+        return "an absolute path"
     if printable(name) != name:
         return "control characters, or bytes that are not UTF-8"
+    if len(name.encode()) > MAX_PATH:
+        return f"more than {MAX_PATH:,} bytes"
     parts = _parts(name)
-    if entry.kind == FILE and (name.endswith("/") or not parts):
-        return "a file with the name of a folder"
+    if not name or (kind == FILE and (name.endswith("/") or not parts)):
+        return "no name of a file"
     if len(parts) > MAX_DEPTH:
         return f"more than {MAX_DEPTH} folders within each other"
-    return next(filter(None, map(_part_fault, parts)), "")
+    return next((f"'{_short(part)}'" for part in parts if not _is_portable(part)), "")
 
 
-def _part_fault(part: str) -> str:
-    if part == "..":
-        return "'..'"
-    if len(part.encode()) > MAX_NAME:
-        return f"a name of more than {MAX_NAME} bytes"
-    if found := [c for c in FORBIDDEN if c in part]:
-        return f"the character {found[0]}"
-    if RESERVED.match(part):
-        return f"'{part}', a device on Windows"
-    if part.endswith((".", " ")):
-        return "a name that ends in a dot or a space"
-    return ""
+def _is_portable(part: str) -> bool:
+    """Whether every system can hold a file of this name; none can of '..', which ends in a dot."""
+    fits = len(part.encode()) <= MAX_NAME and PORTABLE.fullmatch(part) is not None
+    return fits and not RESERVED.match(part)
 
 
 def _parts(name: str) -> list[str]:
@@ -293,7 +218,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """Return what names have in common that some file system takes for the same."""
+    """Return the form of a name that file systems which ignore case or composition compare."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
@@ -301,107 +226,66 @@ def _short(name: str) -> str:
     return printable(name if len(name) <= 100 else name[:99] + "…")
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return _short(str(error)) or type(error).__name__
 
 
-class _Forward:
-    """What tarfile reads from: it never steps back, and headers take no more than they may.
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header that must be sound: tarfile takes a broken one for the end of the archive."""
 
-    tarfile stops without a word at a header that is broken; `last` is what it read there.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.at = 0
-        self.allowance = HEADERS
-        self.last = b""
-
-    def tell(self) -> int:
-        """Return how many bytes were read."""
-        return self.at
-
-    def seek(self, offset: int) -> None:
-        """Go forward."""
-        if offset < self.at:
-            raise tarfile.ReadError("a step back")
-        while self.at < offset and self.read(min(offset - self.at, BLOCK)):
-            pass
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes: fewer at the end."""
-        if not 0 <= size <= self.allowance:
-            raise tarfile.ReadError("headers without end")
-        self.last = self.file.read(size)
-        self.at += len(self.last)
-        self.allowance -= len(self.last)
-        return self.last
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        """Read the next header; raise ReadError where it is broken, or the archive is cut."""
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end, or a broken header: {error}") from error
 
 
-def _tar_entries(archive: Path, max_entries: int) -> Generator[Entry, None, None]:
-    with cast(IO[bytes], OPENERS[_suffix(archive.name)](archive)) as file:
-        forward = _Forward(file)
-        with tarfile.TarFile(fileobj=cast(IO[bytes], forward)) as tar:
-            while (member := tar.next()) is not None:
-                forward.allowance += HEADER
-                content = functools.partial(_tar_content, tar, member, forward)
-                yield Entry(member.name, _tar_kind(member), member.size, content)
-                tar.members = []  # type: ignore[attr-defined]  # it keeps them all
-        _check_end(forward)
+def _unpack_tar(archive: Path, folder: Path, rules: _Rules) -> None:
+    mode = TAR_MODES[_suffix(archive.name)]
+    with tarfile.open(archive, mode, tarinfo=_StrictTarInfo, errorlevel=2) as tar:  # type: ignore[call-overload]
+        for member in tar:
+            kind = TAR_KINDS.get(member.type, f"an entry of type {member.type!r}")
+            rules.admit(member.name, "a sparse file" if member.issparse() else kind, member.size)
+            tar.extract(member, folder, filter=_with_default_mode)
+        rules.entry = ""
+        _read_padding(cast("IO[bytes]", tar.fileobj))
 
 
-def _tar_kind(member: tarfile.TarInfo) -> str:
-    if member.issparse():
-        return "a sparse file"
-    kind = TAR_KINDS.get(member.type, f"type {_short(member.type.decode('latin-1'))}")
-    if member.size < 0 or (member.size and kind == FOLDER):
-        return f"{kind} of {member.size:,} bytes"
-    return kind
+def _with_default_mode(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Check a member as tarfile's "data" filter does; its mode and times are not taken over."""
+    checked = tarfile.data_filter(member, folder)
+    return checked.replace(mode=None, mtime=None, deep=False)  # type: ignore[arg-type]
 
 
-def _tar_content(tar: tarfile.TarFile, member: tarfile.TarInfo, forward: _Forward) -> IO[bytes]:
-    forward.allowance += member.size
-    return cast(IO[bytes], tar.extractfile(member))
-
-
-def _check_end(forward: _Forward) -> None:
-    """An archive ends in blocks of zeros, and so does what is compressed."""
-    if forward.last != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("no end, or a broken header")
-    while block := forward.read(tarfile.BLOCKSIZE):
-        if any(block):
+def _read_padding(file: IO[bytes]) -> None:
+    """Read on to the end, which checks the checksum of gzip and xz; only zeros may be there."""
+    size = 0
+    while block := file.read(BLOCK):
+        size += len(block)
+        if any(block) or size > MAX_PADDING:
             raise tarfile.ReadError("something after its end")
 
 
-class _Frugal(io.FileIO):
-    """What zipfile reads from: it reads a whole directory at once, of the size that it claims."""
-
-    most = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes, never more than an honest directory has."""
-        if size is not None and size > self.most:
-            raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
-        return super().read(-1 if size is None else size)
-
-
-def _zip_entries(archive: Path, max_entries: int) -> Generator[Entry, None, None]:
-    with _Frugal(archive) as file:
-        file.most = HEADERS + max_entries * DIRECTORY_ENTRY
-        with zipfile.ZipFile(cast(IO[bytes], file)) as opened:
-            for info in opened.infolist():
-                content = functools.partial(opened.open, info)
-                yield Entry(info.orig_filename, _zip_kind(info), info.file_size, content)
+def _unpack_zip(archive: Path, folder: Path, rules: _Rules) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            rules.admit(info.orig_filename, _zip_kind(info), info.file_size)
+            path = Path(opened.extract(info, folder))
+            if not info.is_dir() and path.stat().st_size != info.file_size:
+                rules.refuse(f"{info.file_size:,} bytes", f"{path.stat().st_size:,}")
 
 
 def _zip_kind(info: zipfile.ZipInfo) -> str:
     if info.flag_bits & 1:
         return "an encrypted file"
+    # The others unpack as much at once as the archive likes, before it can be counted.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"compression method {info.compress_type}, neither stored nor deflated"
-    kind = FOLDER if info.orig_filename.endswith("/") else FILE
+    named = FOLDER if info.orig_filename.endswith("/") else FILE
     mode = stat.S_IFMT(info.external_attr >> 16)
-    if kind == FOLDER and info.file_size:
-        return f"a folder of {info.file_size:,} bytes"
-    found = ZIP_KINDS.get(mode, "an unknown kind of file") if mode else kind
-    return found if found == kind or found not in (FILE, FOLDER) else f"{found} named as {kind}"
+    kind = ZIP_KINDS.get(mode, "a special file") if mode else named
+    return f"{kind} named as {named}" if {kind, named} == {FILE, FOLDER} else kind

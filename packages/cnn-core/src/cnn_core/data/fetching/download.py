@@ -1,6 +1,6 @@
-"""Fetch files from mirrors and keep them only if their checksum is right.
+"""Download files from mirrors, and keep them only if their checksums match.
 
-What is interrupted goes on where it stopped; of several processes one downloads.
+An interrupted download continues where it stopped; of several processes one downloads.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import glob
 import hashlib
 import http.client
 import os
 import re
-import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -24,23 +24,24 @@ from urllib.parse import quote, urlsplit
 
 from cnn_core.data.fetching.archive import extract, stem
 from cnn_core.errors import DatasetMissingError, ResourceError, SpecError, UnknownNameError
+from cnn_core.files import sweep
 from cnn_core.text import printable
 
 __all__ = ["Remote", "fetch", "fetch_and_extract"]
 
 TIMEOUT = 30  # seconds without a byte
 BLOCK = 1 << 16  # bytes read and written at a time
-MAX_BYTES = 8 * 2**30  # of a file whose size is not known
-PLAIN = re.compile(r"[^/\\:\0]+")  # a name that is no path
+MAX_BYTES = 8 * 2**30  # of a file of unknown size
+PLAIN = re.compile(r"[^/\\:\0]+")  # a name, not a path
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """Where a dataset's files are published: base addresses, and checksums by file name.
+    """The published files of a dataset: base addresses, and checksums by file name.
 
-    Every file has an MD5 or a SHA-256; sizes are in bytes. Whatever is given is verified.
+    Every file has an MD5 or a SHA-256; sizes are in bytes. All that are given are verified.
 
     Raises:
         SpecError: an address is not http or https, or a file has no checksum or no plain name.
@@ -63,11 +64,11 @@ class Remote:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files, in the order that they are listed in."""
+        """The names of the files, in the order of the checksums."""
         return tuple({**self.md5, **self.sha256})
 
     def fault(self, name: str, path: Path) -> str:
-        """Return what is wrong with a file that should be `name`, or ''."""
+        """Return how a file differs from the published `name`, or an empty string."""
         size = path.stat().st_size
         if size != self.size.get(name, size):
             return f"{size:,} bytes, expected {self.size[name]:,}"
@@ -78,11 +79,11 @@ class Remote:
 
 
 class _UnusableError(Exception):
-    """An answer that is of no use; what is there so far may still be."""
+    """A server's answer is useless; the bytes downloaded so far may still be right."""
 
 
 class _WrongError(Exception):
-    """The bytes are wrong; if the first of them are from before, they may be at fault."""
+    """The bytes are wrong; after a resumption the old ones may be at fault."""
 
     def __init__(self, message: str, *, resumed: bool) -> None:
         super().__init__(message)
@@ -90,13 +91,13 @@ class _WrongError(Exception):
 
 
 def fetch(remote: Remote, root: Path) -> None:
-    """Bring every file that is missing into `root`, from the first mirror that has it.
+    """Download every missing file into `root`, from the first mirror that has it.
 
-    A file that is not whole yet is NAME.part, which the next call completes.
+    An incomplete file is NAME.part, which the next call completes.
 
     Raises:
         DatasetMissingError: no mirror gave a file with the right checksum; says why for each.
-        ResourceError: the disk is full; what has come so far is kept.
+        ResourceError: the disk is full; the bytes downloaded so far are kept.
     """
     root.mkdir(parents=True, exist_ok=True)
     for name in remote.names:
@@ -106,13 +107,13 @@ def fetch(remote: Remote, root: Path) -> None:
 
 
 def fetch_and_extract(remote: Remote, name: str, root: Path) -> Path:
-    """Fetch the archive `name` and unpack it, unless that is done; return its folder.
+    """Download the archive `name` and unpack it, if not done already; return its folder.
 
-    The folder is in `root`, and has the archive's name without the suffix.
+    The folder is in `root` and has the archive's name without the suffix.
 
     Raises:
         UnknownNameError, UsageError: the remote has no such file, or it is no archive.
-        DatasetCorruptError: the archive holds what no dataset should.
+        DatasetCorruptError: the archive has an entry that is unsafe or broken.
         DatasetMissingError, ResourceError: as `fetch`.
     """
     if name not in remote.names:
@@ -121,7 +122,8 @@ def fetch_and_extract(remote: Remote, name: str, root: Path) -> Path:
     if not folder.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root, name):
-            _sweep(folder)
+            # Whoever unpacked here before was killed: it would still hold the lock.
+            sweep(root, f".{glob.escape(folder.name)}.[0-9]*.tmp")
             if not folder.is_dir():
                 _fetch_one(remote, root / name)
                 extract(root / name, folder)
@@ -129,11 +131,11 @@ def fetch_and_extract(remote: Remote, name: str, root: Path) -> Path:
 
 
 def _fetch_one(remote: Remote, path: Path) -> None:
-    """Bring one file; the caller holds its lock."""
-    if _is_sound(remote, path):  # another process was quicker
+    """Download one file; the caller holds its lock."""
+    if _is_sound(remote, path):  # another process was faster
         return
     part = path.with_name(f"{path.name}.part")
-    with _disk_full_is_said(part), _Progress(path.name) as progress:
+    with _disk_full_reported(part), _Progress(path.name) as progress:
         if not part.is_file() or remote.fault(path.name, part):
             _try_mirrors(remote, path.name, part, progress)
         with part.open("rb+") as file:
@@ -160,7 +162,7 @@ def _try_mirrors(remote: Remote, name: str, part: Path, progress: _Progress) -> 
 
 
 def _complete(remote: Remote, name: str, address: str, part: Path, progress: _Progress) -> None:
-    """Download what `part` lacks; if that does not fit what is there, everything."""
+    """Download the rest of `part`; where the result is wrong, download everything again."""
     try:
         _download(remote, name, address, part, progress, _size(part))
     except _WrongError as error:
@@ -172,7 +174,7 @@ def _complete(remote: Remote, name: str, address: str, part: Path, progress: _Pr
 def _download(
     remote: Remote, name: str, address: str, part: Path, progress: _Progress, start: int
 ) -> None:
-    """Download from byte `start` on, or from 0 if that is what the server sends."""
+    """Download from byte `start` on, or from 0 where the server ignores ranges."""
     limit = remote.size.get(name, MAX_BYTES)
     if start and start >= limit:
         raise _WrongError("nothing is left to download", resumed=True)
@@ -196,7 +198,7 @@ def _expected(remote: Remote, name: str) -> str:
 
 
 def _open(address: str, start: int) -> http.client.HTTPResponse:
-    """Ask for a file from that byte on. Nothing but http and https, redirected or not."""
+    """Ask for a file from byte `start` on, over http or https only, redirected or not."""
     headers = {"User-Agent": "cnnzoo", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -214,6 +216,7 @@ def _open(address: str, start: int) -> http.client.HTTPResponse:
 
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
+    """Return an opener without the handlers of file:, ftp: and data: addresses."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -229,7 +232,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _span(answer: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
-    """Return the first byte that is sent, and the size of the whole file where it is said."""
+    """Return the position of the first byte sent, and the size of the whole file if known."""
     if answer.status == http.HTTPStatus.OK:
         return 0, answer.length
     found = answer.headers.get("Content-Range", "")
@@ -245,7 +248,7 @@ def _span(answer: http.client.HTTPResponse, start: int) -> tuple[int, int | None
 def _save(
     answer: http.client.HTTPResponse, part: Path, reached: int, end: int, advance: Advance
 ) -> int:
-    """Write what comes into `part`, from `reached` and up to `end`; return how far it got."""
+    """Write the answer into `part` from byte `reached` up to `end`; return the last position."""
     with part.open("ab" if reached else "wb") as file:
         while block := _read(answer, min(BLOCK, end - reached)):
             file.write(block)
@@ -262,29 +265,29 @@ def _read(answer: http.client.HTTPResponse, size: int) -> bytes:
 
 
 class _Progress(contextlib.ExitStack):
-    """Says on stderr what is on its way: a bar on a terminal, else one line for each file."""
+    """Reports downloads on stderr: a bar on a terminal, otherwise a line for each file."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = printable(name)
-        self.said = False
+        self.reported = False
 
     def begin(self, address: str, start: int, total: int | None) -> Advance:
-        """Say that a mirror answers; return what to call with each number of bytes."""
+        """Report that a mirror answers; return a function to call with each number of bytes."""
         if sys.stderr is not None and sys.stderr.isatty():
             return self._bar(start, total)
-        if sys.stderr is not None and not self.said:
+        if sys.stderr is not None and not self.reported:
             size = f" ({total / 1e6:.1f} MB)" if total else ""
             host = printable(urlsplit(address).netloc.rpartition("@")[2])
             print(f"downloading {self.name}{size} from {host}", file=sys.stderr, flush=True)
-        self.said = True
+        self.reported = True
         return lambda size: None
 
     def _bar(self, start: int, total: int | None) -> Advance:
         from rich import progress
         from rich.console import Console
 
-        self.close()  # the bar of the mirror before
+        self.close()  # the previous mirror's bar
         bar = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=20),
@@ -300,7 +303,7 @@ class _Progress(contextlib.ExitStack):
 
 
 @contextlib.contextmanager
-def _disk_full_is_said(part: Path) -> Iterator[None]:
+def _disk_full_reported(part: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -314,79 +317,15 @@ def _disk_full_is_said(part: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(root: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a file of `root`; wait for a process that has it."""
-    path = root / f".{name}.lock"
-    handle = _acquire(path)
-    try:
-        yield
-    finally:
-        if os.name != "nt":
-            path.unlink(missing_ok=True)
-        os.close(handle)
-        if os.name == "nt":  # deletes no open file
-            with contextlib.suppress(OSError):
-                path.unlink()
+    """Hold the lock of one file of `root`; wait for another process or thread that holds it.
 
-
-def _acquire(path: Path) -> int:
-    """Return the locked lock file.
-
-    It is deleted while it is held, so a lock is worth something only if its file is there.
+    The system releases the lock of a process that dies. The lock file stays: where it is deleted,
+    two processes can hold locks on two files of one name.
     """
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(handle)
-            if _is_same(handle, path):
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+    from filelock import FileLock  # here: it imports asyncio, which no other command needs
 
-
-def _lock(handle: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        while True:
-            try:
-                msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
-                return
-            except OSError as error:
-                if error.errno != errno.EDEADLK:  # it gives up after ten seconds
-                    raise
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX)
-
-
-def _is_same(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what processes that were killed left of unpacking into `folder`."""
-    for path in folder.parent.iterdir():
-        match = re.fullmatch(re.escape(f".{folder.name}.") + r"(\d{1,9})\.tmp", path.name)
-        if match and path.is_dir() and not _is_alive(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # os.kill would end it; whoever holds the lock is alone
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
+    with FileLock(root / f".{name}.lock"):
+        yield
 
 
 def _is_sound(remote: Remote, path: Path) -> bool:
