@@ -214,14 +214,14 @@ def test_mnist_digits_are_padded_not_scaled():
     assert (inputs == -2).all()  # the frame is black, like the background
 
 
-def test_small_pictures_are_enlarged_where_the_data_set_says_so():
+def test_small_images_are_enlarged_where_the_data_set_says_so():
     images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     found = preprocessing("resize", image_size=(8, 8)).resized(images)
     expected = F.interpolate(images / 255, (32, 32), mode="bilinear", antialias=True)
     assert torch.allclose(found, expected.clamp(0, 1))
 
 
-def test_a_large_picture_gets_the_data_sets_size_before_its_frame():
+def test_a_large_image_gets_the_data_sets_size_before_its_frame():
     white = torch.full((1, 1, 100, 60), 255, dtype=torch.uint8)
     resized = preprocessing().resized(white)
     assert resized.shape == (1, 1, 32, 32)
@@ -229,7 +229,7 @@ def test_a_large_picture_gets_the_data_sets_size_before_its_frame():
     assert resized.sum().item() == pytest.approx(28 * 28)
 
 
-def test_pictures_can_be_had_back():
+def test_images_can_be_had_back():
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     prepare = preprocessing()
     assert torch.allclose(prepare.denormalise(prepare(images)), prepare.resized(images), atol=1e-6)

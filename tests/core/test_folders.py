@@ -12,7 +12,7 @@ from PIL import Image
 from cnn_core import load_dataset
 from cnn_core.data import Files
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.streaming import Decoder, in_memory
+from cnn_core.data.streaming import Decoder, decode_to_memory
 from cnn_core.errors import (
     DatasetCorruptError,
     DatasetMissingError,
@@ -24,7 +24,7 @@ from cnn_core.training.prediction import image_files, unlike
 from cnn_core.training.trained import load_data
 
 
-def picture(path, size=(12, 10), mode="RGB", seed=0):
+def save_image(path, size=(12, 10), mode="RGB", seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (*size, 3) if mode == "RGB" else size
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -45,7 +45,7 @@ def flowers(tmp_path):
     root, seed = tmp_path / "flowers", 0
     for name, count in (("rose", 10), ("aster", 7), ("tulip", 12)):
         for number in range(count):
-            picture(root / name / f"{number}.png", seed=seed)
+            save_image(root / name / f"{number}.png", seed=seed)
             seed += 1
     (root / "aster" / "notes.txt").write_text("not an image")
     (root / ".cache").mkdir()
@@ -56,7 +56,7 @@ def test_folders_without_images_and_names_that_are_one_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     with pytest.raises(UsageError, match=r"a folder without images\nfiles \.jpg, .*\.tiff$"):
         list(image_files([tmp_path]))
-    files = [picture(tmp_path / name) for name in ("a.bmp", "a.png")]
+    files = [save_image(tmp_path / name) for name in ("a.bmp", "a.png")]
     assert list(image_files([tmp_path])) == files
     with pytest.raises(
         UsageError, match=r"a\.png have one name, and so would the files .*\none at a time"
@@ -87,7 +87,7 @@ def test_folders_of_splits_are_taken_as_they_are(tmp_path):
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         for name in ("a", "b"):
             for number in range(count):
-                picture(tmp_path / split / name / f"{number}.jpg", seed=count * number)
+                save_image(tmp_path / split / name / f"{number}.jpg", seed=count * number)
     data = load_dataset(f"imagefolder:{tmp_path}")
     assert data.spec.splits == {"train": 8, "val": 4, "test": 6}
     train, val = data.hold_out(0.1, seed=0)
@@ -98,17 +98,17 @@ def test_without_a_folder_test_what_was_kept_to_validate_is_measured(tmp_path):
     for split in ("train", "valid"):
         for name in ("a", "b"):
             for number in range(3):
-                picture(tmp_path / split / name / f"{number}.png")
+                save_image(tmp_path / split / name / f"{number}.png")
     assert set(load_dataset(f"imagefolder:{tmp_path}").splits) == {"train", "test"}
 
 
-def test_grey_pictures_have_one_channel_and_sizes_may_differ(tmp_path):
+def test_grey_images_have_one_channel_and_sizes_may_differ(tmp_path):
     for name in ("a", "b"):
         for number in range(5):
-            picture(tmp_path / name / f"{number}.png", (8 + number, 9), "L")
+            save_image(tmp_path / name / f"{number}.png", (8 + number, 9), "L")
     data = load_dataset(f"imagefolder:{tmp_path}")
     assert data.spec.image == (1, 0, 0)
-    picture(tmp_path / "a" / "rgb.png")
+    save_image(tmp_path / "a" / "rgb.png")
     assert load_dataset(f"imagefolder:{tmp_path}").spec.image == (3, 0, 0)
 
 
@@ -124,12 +124,12 @@ def test_what_is_wrong_with_folders_is_said(tmp_path, flowers):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetCorruptError, match="0 folders of images"):
         load_dataset(f"imagefolder:{tmp_path / 'empty'}")
-    picture(tmp_path / "s" / "train" / "a" / "0.png")
-    picture(tmp_path / "s" / "train" / "b" / "0.png")
-    picture(tmp_path / "s" / "test" / "c" / "0.png")
-    with pytest.raises(DatasetCorruptError, match="class 'c' is not among those of train"):
+    save_image(tmp_path / "s" / "train" / "a" / "0.png")
+    save_image(tmp_path / "s" / "train" / "b" / "0.png")
+    save_image(tmp_path / "s" / "test" / "c" / "0.png")
+    with pytest.raises(DatasetCorruptError, match="class 'c' is not in the training split"):
         load_dataset(f"imagefolder:{tmp_path / 's'}")
-    picture(tmp_path / "t" / "test" / "a" / "0.png")
+    save_image(tmp_path / "t" / "test" / "a" / "0.png")
     with pytest.raises(DatasetCorruptError, match="has test, but no folder 'train'"):
         load_dataset(f"imagefolder:{tmp_path / 't'}")
 
@@ -187,7 +187,7 @@ def test_a_run_notices_that_its_folder_has_changed(flowers, tmp_path, cnnzoo, mo
     data = load_data(Run.open(out), moved)  # wherever it is now
     assert data.split("test").images[0].is_relative_to(moved)
     moved.rename(flowers)
-    picture(flowers / "rose" / "new.png", seed=99)
+    save_image(flowers / "rose" / "new.png", seed=99)
     for command in (["evaluate", str(out)], ["train", "--resume", str(out)]):
         done = cnnzoo(*command)
         assert done.code == 3
@@ -204,25 +204,25 @@ def test_a_folder_without_images_is_no_class(flowers, name):
 def test_hidden_folders_and_capital_letters(tmp_path):
     for split in ("Train", "TEST"):
         for name in ("a", "b"):
-            picture(tmp_path / split / name / "0.png", seed=len(split))
-            picture(tmp_path / split / name / ".checkpoints" / "0.png")
+            save_image(tmp_path / split / name / "0.png", seed=len(split))
+            save_image(tmp_path / split / name / ".checkpoints" / "0.png")
     data = load_dataset(f"imagefolder:{tmp_path}")
     assert data.spec.splits == {"train": 2, "test": 2}
     (tmp_path / "val").mkdir()
     (tmp_path / "valid").mkdir()
-    with pytest.raises(DatasetCorruptError, match="a second folder val"):
+    with pytest.raises(DatasetCorruptError, match="a second val split"):
         load_dataset(f"imagefolder:{tmp_path}")
     few = tmp_path / "few"
     for name in ("a", "b"):
-        picture(few / name / "0.png")
-    with pytest.raises(DatasetCorruptError, match="2 images are too few to hold a fifth"):
+        save_image(few / name / "0.png")
+    with pytest.raises(DatasetCorruptError, match="2 images are too few to hold out a fifth"):
         load_dataset(f"imagefolder:{few}")
 
 
 def test_masks_in_folders_of_their_own_keep_apart(tmp_path):
     for camera in ("cam1", "cam2"):
         for number in range(3):
-            picture(tmp_path / "images" / camera / f"{number}.png", seed=number)
+            save_image(tmp_path / "images" / camera / f"{number}.png", seed=number)
             mask(tmp_path / "masks" / camera / f"{number}.png", [0, 1])
     data = load_dataset(f"maskfolder:{tmp_path}")
     assert sum(map(len, data.splits.values())) == 6
@@ -264,7 +264,7 @@ def test_a_broken_file_is_named_before_the_first_epoch_or_left_out(flowers, tmp_
 
 def test_masks_go_with_images_by_stem_and_two_values_are_two_classes(tmp_path):
     for number in range(10):
-        picture(tmp_path / "images" / f"{number}.jpg", seed=number)
+        save_image(tmp_path / "images" / f"{number}.jpg", seed=number)
         mask(tmp_path / "masks" / f"{number}.png", [0, 255, 255])
     (tmp_path / "classes.txt").write_text("ground\ncell\n")
     data = load_dataset(f"maskfolder:{tmp_path}")
@@ -273,7 +273,7 @@ def test_masks_go_with_images_by_stem_and_two_values_are_two_classes(tmp_path):
     for split in data.splits.values():
         for image, path in zip(split.images, split.targets, strict=True):
             assert image.stem == path.stem
-    loaded = in_memory(data.split("train"), None)
+    loaded = decode_to_memory(data.split("train"), None)
     assert loaded.targets.shape == (8, 12, 10)
     assert loaded.targets.unique().tolist() == [0, 1]
     assert loaded.targets.float().mean() == pytest.approx(2 / 3)
@@ -281,16 +281,17 @@ def test_masks_go_with_images_by_stem_and_two_values_are_two_classes(tmp_path):
 
 def test_masks_of_class_numbers_keep_them_and_255_counts_in_nothing(tmp_path):
     for number in range(5):
-        picture(tmp_path / "images" / f"{number}.png", seed=number)
+        save_image(tmp_path / "images" / f"{number}.png", seed=number)
         mask(tmp_path / "masks" / f"{number}.png", [0, 1, 2, 255])
     data = load_dataset(f"maskfolder:{tmp_path}")
     assert data.spec.classes == ("0", "1", "2")
-    assert in_memory(data.split("train"), None).targets.unique().tolist() == [0, 1, 2, IGNORED]
+    targets = decode_to_memory(data.split("train"), None).targets
+    assert targets.unique().tolist() == [0, 1, 2, IGNORED]
 
 
 def test_what_is_wrong_with_masks_is_said(tmp_path):
     for number in range(6):
-        picture(tmp_path / "images" / f"{number}.png")
+        save_image(tmp_path / "images" / f"{number}.png")
     with pytest.raises(DatasetMissingError, match="masks: no such folder"):
         load_dataset(f"maskfolder:{tmp_path}")
     for number in range(6):
@@ -300,13 +301,13 @@ def test_what_is_wrong_with_masks_is_said(tmp_path):
     for number in range(6):
         mask(tmp_path / "masks" / f"{number}.png", [0, 1, 2], size=(11, 10))
     data = load_dataset(f"maskfolder:{tmp_path}")
-    with pytest.raises(DatasetCorruptError, match=r"\d\.png: mask of 11x10, its image has 12x10"):
+    with pytest.raises(DatasetCorruptError, match=r"\d\.png: mask is 11x10, its image is 12x10"):
         Decoder(data.split("train"), None)[0]
     (tmp_path / "classes.txt").write_text("one\ntwo\n")
-    with pytest.raises(UsageError, match="2 names, the masks have 3 classes"):
+    with pytest.raises(UsageError, match="2 names, but the masks have 3 classes"):
         load_dataset(f"maskfolder:{tmp_path}")
     mask(tmp_path / "masks" / "5.bmp", [0, 1, 2])
-    with pytest.raises(DatasetCorruptError, match=r"5\.png: of the same name as 5\.bmp"):
+    with pytest.raises(DatasetCorruptError, match=r"5\.png: same name as 5\.bmp"):
         load_dataset(f"maskfolder:{tmp_path}")
     (tmp_path / "masks" / "5.png").unlink()
     (tmp_path / "masks" / "5.bmp").unlink()
@@ -325,7 +326,7 @@ def pets(tmp_path):
     for part, rows in lists.items():
         for number, (stem, breed, species, within) in enumerate(names):
             stem = f"{stem}{number}{part}"  # noqa: PLW2901
-            picture(tmp_path / "images" / f"{stem}.jpg", (20, 16), seed=number)
+            save_image(tmp_path / "images" / f"{stem}.jpg", (20, 16), seed=number)
             trimap = np.full((20, 16), 2, dtype=np.uint8)
             trimap[4:16, 4:12] = 3
             trimap[6:14, 6:10] = 1
@@ -386,7 +387,7 @@ def test_what_is_wrong_with_pets_is_said(pets, tmp_path):
 
 def test_six_slices_of_the_membranes_are_held_out(tmp_path):
     for number in range(30):
-        picture(tmp_path / "isbi" / "images" / f"{number}.png", (32, 32), "L", number)
+        save_image(tmp_path / "isbi" / "images" / f"{number}.png", (32, 32), "L", number)
         mask(tmp_path / "isbi" / "masks" / f"{number}.png", [0, 255], (32, 32))
     data = load_dataset("isbi_em", data_dir=tmp_path)
     stems = {name: [int(p.stem) for p in split.images] for name, split in data.splits.items()}

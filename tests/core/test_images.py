@@ -27,7 +27,7 @@ from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 LOSSLESS = {"png": "PNG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
 
 
-def picture(mode="RGB", height=5, width=7):
+def pil_image(mode="RGB", height=5, width=7):
     """An image of random pixels; the palette of "P" is random too."""
     rng = np.random.default_rng(0)
     channels = len(Image.new(mode, (1, 1)).getbands())
@@ -70,7 +70,7 @@ def png(height, width, bits, colour, pixels):
 @pytest.mark.parametrize("suffix", sorted(LOSSLESS))
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pixels_come_back_channel_by_channel_and_row_by_row(tmp_path, suffix, channels):
-    image = picture("P" if suffix == "gif" else "RGB")
+    image = pil_image("P" if suffix == "gif" else "RGB")
     path = tmp_path / f"a.{suffix}"
     image.save(path)
     found = read_image(path, channels)
@@ -111,7 +111,7 @@ def test_a_photograph_is_nearly_what_it_was(tmp_path):
     ],
 )
 def test_every_mode_is_converted_as_pillow_does(tmp_path, mode, kind, channels):
-    image = picture(mode)
+    image = pil_image(mode)
     path = tmp_path / "a"
     image.save(path, kind)
     wanted = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
@@ -122,7 +122,7 @@ def test_every_mode_is_converted_as_pillow_does(tmp_path, mode, kind, channels):
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(256))])
 def test_a_palette_with_transparency_loses_it_and_nothing_is_warned_of(tmp_path, transparency):
-    image = picture("P")
+    image = pil_image("P")
     path = tmp_path / "a.png"
     image.save(path, transparency=transparency)
     expected = np.array(image.convert("RGB")).transpose(2, 0, 1)
@@ -151,7 +151,7 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_masks_and_their_sizes_are_upright(tmp_path, kind, orientation):
+def test_images_masks_and_their_sizes_are_upright(tmp_path, kind, orientation):
     upright = np.zeros((16, 32), np.uint8)
     upright[:8, :8] = 255  # the corner on the left and at the top
     upright[:8, 8:16] = 120
@@ -178,12 +178,12 @@ def test_pictures_masks_and_their_sizes_are_upright(tmp_path, kind, orientation)
 @pytest.mark.parametrize("orientation", [0, 9, 60000])
 def test_an_orientation_that_is_none_changes_nothing(tmp_path, orientation):
     path = tmp_path / "a.png"
-    picture("L").save(path, exif=turned(orientation))
-    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(np.array(picture("L"))))
+    pil_image("L").save(path, exif=turned(orientation))
+    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(np.array(pil_image("L"))))
 
 
 def test_an_orientation_behind_the_pixels_counts_nowhere(tmp_path):
-    data = encoded(picture("L"), "PNG", exif=turned(6))
+    data = encoded(pil_image("L"), "PNG", exif=turned(6))
     start = data.index(b"eXIf") - 4
     size = 12 + struct.unpack_from(">I", data, start)[0]
     late = data[:start] + data[start + size : -12] + data[start : start + size] + data[-12:]
@@ -218,7 +218,7 @@ def test_more_than_eight_bits_a_channel_are_refused_by_name(tmp_path, case):
 
 def test_other_modes_are_refused_by_name(tmp_path):
     path = tmp_path / "a.tiff"
-    picture("LAB").save(path)
+    pil_image("LAB").save(path)
     with pytest.raises(DatasetCorruptError, match="mode LAB: expected one of 1, L, LA, P"):
         read_image(path, 3)
 
@@ -244,21 +244,21 @@ def test_a_mask_with_a_palette_is_its_indices(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
 def test_a_grey_mask_is_its_values(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    picture("L").save(path)
-    assert torch.equal(read_mask(path), torch.from_numpy(np.array(picture("L"))))
+    pil_image("L").save(path)
+    assert torch.equal(read_mask(path), torch.from_numpy(np.array(pil_image("L"))))
 
 
 def test_a_mask_of_one_bit_is_black_and_white(tmp_path):
     path = tmp_path / "a.png"
-    picture("1").save(path)
-    expected = torch.from_numpy(np.array(picture("1")))
+    pil_image("1").save(path)
+    expected = torch.from_numpy(np.array(pil_image("1")))
     assert torch.equal(read_mask(path), expected.to(torch.uint8) * 255)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_a_mask_of_colours_is_refused_by_name(tmp_path, mode):
     path = tmp_path / "a.png"
-    picture(mode).save(path)
+    pil_image(mode).save(path)
     with pytest.raises(DatasetCorruptError, match=f"mode {mode}: expected grey or a palette"):
         read_mask(path)
 
@@ -269,7 +269,7 @@ def test_a_grey_mask_of_few_bits_is_refused_because_pillow_scales_it(tmp_path):
     assert read_image(path, 1).tolist() == [[[17, 34, 51, 68]]]
     with pytest.raises(DatasetCorruptError, match=r"4-bit grey \(L;4\): expected 1 or 8 bits"):
         read_mask(path)
-    few = picture("P").point(lambda value: value % 4)
+    few = pil_image("P").point(lambda value: value % 4)
     few.save(path, bits=2)
     assert torch.equal(read_mask(path), torch.from_numpy(np.array(few)))  # a palette may be
 
@@ -283,15 +283,15 @@ READERS = {
 
 def broken():
     """Files that are no image, by what is wrong; and what the error has to say."""
-    sound = encoded(picture("L", 40, 40), "PNG")
+    sound = encoded(pil_image("L", 40, 40), "PNG")
     return {
         "empty": (b"", "an empty file, not an image"),
         "html": (b"\n<!DOCTYPE html><title>404</title>", "HTML, not an image"),
         "html in capitals": (b"\xef\xbb\xbf<HTML>", "HTML, not an image"),
         "text": (b"hello there", "it starts with the bytes 68 65 6c 6c 6f 20 74 68"),
-        "webp": (encoded(picture(), "WEBP"), "it starts with the bytes 52 49 46 46"),
-        "icon": (encoded(picture(), "ICO"), "not a readable image"),
-        "postscript": (encoded(picture(), "EPS"), "it starts with the bytes 25 21 50 53"),
+        "webp": (encoded(pil_image(), "WEBP"), "it starts with the bytes 52 49 46 46"),
+        "icon": (encoded(pil_image(), "ICO"), "not a readable image"),
+        "postscript": (encoded(pil_image(), "EPS"), "it starts with the bytes 25 21 50 53"),
         "half a header": (sound[:20], "not a readable image"),
         "a wrong checksum": (sound[:20] + b"\x99" + sound[21:], "not a readable image"),
         "nothing wide": (png(4, 0, 8, 0, b"\0" * 4), "not a readable image|0 x 4 pixels"),
@@ -326,7 +326,7 @@ def test_what_is_no_file_is_the_same_error(tmp_path, reader):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_cut_in_its_pixels_is_refused_but_its_header_is_read(tmp_path, kind):
-    data = encoded(picture("L", 60, 70), kind)
+    data = encoded(pil_image("L", 60, 70), kind)
     path = tmp_path / "cut"
     path.write_bytes(data[: len(data) * 3 // 4])
     for read in (READERS["image"], read_mask):
@@ -339,7 +339,7 @@ def test_a_file_cut_in_its_pixels_is_refused_but_its_header_is_read(tmp_path, ki
 def test_a_header_is_read_without_the_pixels(tmp_path, monkeypatch):
     paths = [tmp_path / kind for kind in FORMATS]
     for path in paths:
-        picture("L").save(path, path.name)
+        pil_image("L").save(path, path.name)
 
     def load(image):
         raise AssertionError("the pixels were read")
@@ -353,7 +353,7 @@ def test_a_header_is_read_without_the_pixels(tmp_path, monkeypatch):
 
 def test_out_of_memory_is_not_called_a_broken_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    picture().save(path)
+    pil_image().save(path)
 
     def load(image):
         raise MemoryError
@@ -405,26 +405,26 @@ def test_names_are_sorted_and_there():
 
 
 def sound_files():
-    grey, colours = picture("L", 24, 31), picture("RGB", 24, 31)
+    grey, colours = pil_image("L", 24, 31), pil_image("RGB", 24, 31)
     return {
         "png": [
             encoded(colours, "PNG", exif=turned(6)),
-            encoded(picture("P", 24, 31), "PNG", transparency=bytes(range(256))),
-            encoded(picture("LA", 24, 31), "PNG"),
+            encoded(pil_image("P", 24, 31), "PNG", transparency=bytes(range(256))),
+            encoded(pil_image("LA", 24, 31), "PNG"),
         ],
         "jpeg": [
             encoded(colours, "JPEG", exif=turned(5)),
             encoded(grey, "JPEG", progressive=True),
-            encoded(picture("CMYK", 24, 31), "JPEG"),
+            encoded(pil_image("CMYK", 24, 31), "JPEG"),
         ],
-        "gif": [encoded(picture("P", 24, 31), "GIF"), encoded(grey, "GIF", interlace=0)],
-        "bmp": [encoded(colours, "BMP"), encoded(picture("P", 24, 31), "BMP")],
+        "gif": [encoded(pil_image("P", 24, 31), "GIF"), encoded(grey, "GIF", interlace=0)],
+        "bmp": [encoded(colours, "BMP"), encoded(pil_image("P", 24, 31), "BMP")],
         "tiff": [
             encoded(colours, "TIFF", exif=turned(8)),
             encoded(colours, "TIFF", compression="tiff_lzw"),
             encoded(colours, "TIFF", compression="jpeg"),
-            encoded(picture("1", 24, 31), "TIFF", compression="group4"),
-            encoded(picture("P", 24, 31), "TIFF", compression="tiff_adobe_deflate"),
+            encoded(pil_image("1", 24, 31), "TIFF", compression="group4"),
+            encoded(pil_image("P", 24, 31), "TIFF", compression="tiff_adobe_deflate"),
         ],
     }
 

@@ -109,7 +109,7 @@ class Poison:
         if self.place == "images":
             batch.images[place, 0, 3, 5] = self.value
         elif self.place == "target":
-            batch.mix.part[place] = self.value
+            batch.mix.lam[place] = self.value
         elif self.place == "weight":
             self.parameter.data.view(-1)[0] = self.value
         self.disk = contents(self.run)

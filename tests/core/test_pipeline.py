@@ -17,9 +17,15 @@ from cnn_core import registry
 from cnn_core.data import Dataset, Files, Preprocessing, Split, batches
 from cnn_core.data.augment import IGNORED, Augmentation
 from cnn_core.data.batching import batch_sizes, permutation, shard
-from cnn_core.data.colour import jittered, turned
+from cnn_core.data.colour import jitter, rotate_hue
 from cnn_core.data.counter_rng import key_of, normal, uniform
-from cnn_core.data.streaming import BadSamples, in_memory, place, sound, statistics
+from cnn_core.data.streaming import (
+    BadSamples,
+    decode_to_memory,
+    drop_bad_files,
+    load_splits,
+    statistics,
+)
 from cnn_core.errors import DatasetCorruptError
 
 EVERYTHING = {
@@ -45,7 +51,7 @@ def prepare(size=(32, 32), image_size=(32, 32), fit="resize", channels=3):
     return Preprocessing(size=size, image_size=image_size, fit=fit, mean=mean, std=std)
 
 
-def pictures(count=40, size=32, channels=3):
+def random_images(count=40, size=32, channels=3):
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(count, channels, 8, 8, generator=generator)
     smooth = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
@@ -53,7 +59,7 @@ def pictures(count=40, size=32, channels=3):
 
 
 def split_of(count=40, size=32, channels=3):
-    return Split(pictures(count, size, channels), torch.arange(count) % 10)
+    return Split(random_images(count, size, channels), torch.arange(count) % 10)
 
 
 def run(split, changes, seed=0, epoch=0, size=16, **more):
@@ -163,7 +169,7 @@ def test_a_sample_changes_with_the_epoch_and_the_seed_but_not_with_its_batch(cha
 
 
 @CHANGES
-def test_a_changed_picture_is_still_one(changes):
+def test_a_changed_image_is_still_one(changes):
     for batch in run(split_of(), changes):
         assert batch.images.shape[1:] == (3, 32, 32)
         assert batch.images.dtype == torch.float32
@@ -187,7 +193,7 @@ def test_shift_and_flip_are_random_crop_and_mirror_written_out():
     split, changes = split_of(), EVERYTHING["both"]
     found = by_index(run(split, changes))
     draws = Augmentation(**changes).draws(0, 0)
-    down, right, mirrored = draws.windows(np.arange(40))
+    down, right, mirrored = draws.shifts(np.arange(40))
     assert (down.min(), down.max(), right.min(), right.max()) == (-4, 4, -4, 4)
     assert 10 < mirrored.sum() < 30
     for index, image in found.items():
@@ -198,7 +204,7 @@ def test_shift_and_flip_are_random_crop_and_mirror_written_out():
         assert torch.equal(image, expected)
 
 
-def test_a_shift_beyond_the_picture_leaves_it_black():
+def test_a_shift_beyond_the_image_leaves_it_black():
     split = split_of(30)
     found = torch.cat([batch.images for batch in run(split, {"shift": 1000})])
     assert (found == -2).flatten(1).all(1).sum() >= 25
@@ -262,19 +268,19 @@ def test_an_elastic_deformation_has_the_deviation_it_says():
 
 
 def test_jitter_is_torchvisions():
-    images = pictures(6).float() / 255
+    images = random_images(6).float() / 255
     half = torch.full((6, 4), 0.75)  # half of each amount, upwards
     only = {0: tv.adjust_brightness, 1: tv.adjust_contrast, 2: tv.adjust_saturation}
     for number, theirs in only.items():
         amounts = [0.0, 0.0, 0.0, 0.0]
         amounts[number] = 0.8
         expected = torch.stack([theirs(image, 1.4) for image in images])
-        assert torch.allclose(jittered(images, amounts, half), expected, atol=2e-3)
+        assert torch.allclose(jitter(images, amounts, half), expected, atol=2e-3)
     expected = tv.adjust_hue(images, 0.1)
-    assert torch.allclose(turned(images, torch.full((6, 1, 1, 1), 0.1)), expected, atol=1e-4)
-    assert torch.equal(jittered(images, (), half), images)
-    grey = pictures(3, channels=1).float() / 255
-    assert jittered(grey, (0.4, 0.4, 0.4, 0.4), half[:3]).shape == grey.shape
+    assert torch.allclose(rotate_hue(images, torch.full((6, 1, 1, 1), 0.1)), expected, atol=1e-4)
+    assert torch.equal(jitter(images, (), half), images)
+    grey = random_images(3, channels=1).float() / 255
+    assert jitter(grey, (0.4, 0.4, 0.4, 0.4), half[:3]).shape == grey.shape
 
 
 def test_erasing_hits_as_often_and_as_much_as_it_says():
@@ -302,9 +308,9 @@ def test_mixing_says_what_it_mixed(changes):
     for batch in run(split, changes):
         mix = batch.mix
         assert torch.equal(mix.targets, batch.targets.roll(1))
-        assert 0 <= mix.part.min() <= mix.part.max() <= 1
-        assert mix.part.std() > 0.05
-        expected = mix.part * plain[batch.targets] + (1 - mix.part) * plain[mix.targets]
+        assert 0 <= mix.lam.min() <= mix.lam.max() <= 1
+        assert mix.lam.std() > 0.05
+        expected = mix.lam * plain[batch.targets] + (1 - mix.lam) * plain[mix.targets]
         assert torch.allclose(batch.images.mean((1, 2, 3)), expected, atol=1e-4)
 
 
@@ -313,7 +319,7 @@ def test_mixing_says_what_it_mixed(changes):
 
 @pytest.mark.parametrize("name", ["shift", "flip", "both", "crop", "rotate", "elastic"])
 def test_masks_go_where_their_pixels_go(name):
-    images = pictures(20)
+    images = random_images(20)
     masks = (images[:, 0] > 127).to(torch.uint8)
     draws = Augmentation(**EVERYTHING[name]).draws(0, 0)
     for batch in batches(Split(images, masks), prepare(), 10, draws=draws):
@@ -328,7 +334,7 @@ def test_masks_go_where_their_pixels_go(name):
 
 
 def test_the_frame_of_a_padded_mask_counts_in_nothing():
-    split = Split(pictures(2, 28), torch.ones(2, 28, 28, dtype=torch.uint8))
+    split = Split(random_images(2, 28), torch.ones(2, 28, 28, dtype=torch.uint8))
     (batch,) = batches(split, prepare((32, 32), (28, 28), "pad"), 2)
     assert (batch.targets[:, 2:30, 2:30] == 1).all()
     assert (batch.targets == IGNORED).sum() == 2 * (32 * 32 - 28 * 28)
@@ -368,7 +374,7 @@ def test_the_number_of_workers_changes_no_pixel(files, workers):
 
 def test_files_are_decoded_into_memory_as_they_are(files):
     split, on_disk = files
-    decoded = in_memory(on_disk, None, threads=2)
+    decoded = decode_to_memory(on_disk, None, threads=2)
     assert torch.equal(decoded.images, split.images)
     assert torch.equal(decoded.targets, split.targets)
 
@@ -377,7 +383,10 @@ def test_what_is_broken_is_found_before_training_and_listed(files):
     _, on_disk = files
     for number in (3, 17):
         on_disk.images[number].write_bytes(on_disk.images[number].read_bytes()[:60])
-    for use in (lambda bad: in_memory(on_disk, None, 1, bad), lambda bad: sound(on_disk, 2, bad)):
+    for use in (
+        lambda bad: decode_to_memory(on_disk, None, 1, bad),
+        lambda bad: drop_bad_files(on_disk, 2, bad),
+    ):
         with pytest.raises(DatasetCorruptError, match=r"2 samples .*03\.png.*17\.png.*\n.*skip:2"):
             use(None)
         bad = BadSamples(allowed=2)
@@ -387,18 +396,18 @@ def test_what_is_broken_is_found_before_training_and_listed(files):
         bad.require_few()
 
 
-def test_pictures_of_other_sizes_are_scaled_with_antialiasing(tmp_path):
+def test_images_of_other_sizes_are_scaled_with_antialiasing(tmp_path):
     paths = []
     for number, size in enumerate((48, 32, 100)):
-        image = pictures(1, size)[0].permute(1, 2, 0).numpy()
+        image = random_images(1, size)[0].permute(1, 2, 0).numpy()
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(image).save(paths[-1])
-    decoded = in_memory(Files(tuple(paths), torch.arange(3)), (32, 32))
-    expected = tv.resize(pictures(1, 100)[0], [32, 32], antialias=True)
+    decoded = decode_to_memory(Files(tuple(paths), torch.arange(3)), (32, 32))
+    expected = tv.resize(random_images(1, 100)[0], [32, 32], antialias=True)
     assert (decoded.images[2].int() - expected.int()).abs().max() <= 1
 
 
-def test_a_crop_of_large_pictures_is_cut_on_disk_where_the_grid_would_look(tmp_path):
+def test_a_crop_of_large_images_is_cut_on_disk_where_the_grid_would_look(tmp_path):
     paths, split = [], split_of(12, 96)
     for number, image in enumerate(split.images):
         paths.append(tmp_path / f"{number}.png")
@@ -408,7 +417,7 @@ def test_a_crop_of_large_pictures_is_cut_on_disk_where_the_grid_would_look(tmp_p
     differing = prepare((32, 32), (0, 0))  # as if they were not of one size
     found = by_index(list(batches(on_disk, differing, 4, draws=draws)))
     again = by_index(list(batches(on_disk, differing, 4, draws=draws, workers=1)))
-    small = in_memory(on_disk, (32, 32))
+    small = decode_to_memory(on_disk, (32, 32))
     grid = by_index(list(batches(small, differing, 4, draws=draws)))
     for index, image in found.items():
         assert torch.equal(image, again[index])
@@ -446,8 +455,8 @@ print(loaded - before, peak() - loaded)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     loaded, more = map(int, done.stdout.split())
-    picture_bytes, batch_bytes = 60_000 * 3072, 1000 * 3072 * 4
-    assert loaded < picture_bytes * 1.05
+    image_bytes, batch_bytes = 60_000 * 3072, 1000 * 3072 * 4
+    assert loaded < image_bytes * 1.05
     # The batch in use, the next one, and the bytes that it is made of.
     assert more < 2.3 * batch_bytes
 
@@ -461,7 +470,7 @@ def test_no_batch_of_training_is_a_single_image():
     assert batch_sizes(32, 16, training=True) == [16, 16]
 
 
-def test_a_split_is_divided_without_copying_a_picture():
+def test_a_split_is_divided_without_copying_a_image():
     spec = registry.datasets().get("digits")
     data = Dataset(spec, {"train": split_of(60)})
     copied = data.hold_out(0.2, seed=1)
@@ -478,11 +487,11 @@ def test_a_split_is_divided_without_copying_a_picture():
         assert torch.equal(batch.targets, copy.targets[three])
 
 
-def test_a_picture_of_another_size_than_all_is_named(files):
+def test_a_image_of_another_size_than_all_is_named(files):
     _, on_disk = files
     Image.new("RGB", (31, 32)).save(on_disk.images[7])
     with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
-        in_memory(on_disk, None, exact=(32, 32))
+        decode_to_memory(on_disk, None, exact=(32, 32))
     with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
         list(batches(on_disk, prepare(), 8))
 
@@ -503,7 +512,7 @@ def test_pipeline_auto_keeps_what_fits_in_memory(files, monkeypatch):
     dataset = Dataset(spec, {"train": files[1]})
     kinds = {}
     for pipeline in ("auto", "memory", "streaming"):
-        kinds[pipeline] = type(place(dataset, prepare(), pipeline).split("train"))
+        kinds[pipeline] = type(load_splits(dataset, prepare(), pipeline).split("train"))
     assert kinds == {"auto": Split, "memory": Split, "streaming": Files}
     monkeypatch.setattr(streaming, "IN_MEMORY", 1000)
-    assert isinstance(place(dataset, prepare(), "auto").split("train"), Files)
+    assert isinstance(load_splits(dataset, prepare(), "auto").split("train"), Files)

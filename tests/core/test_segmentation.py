@@ -13,7 +13,7 @@ from cnn_core import create_model
 from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.tasks import loss_of, metrics_of
-from cnn_core.tasks.segmentation import MeanIoU, PixelAccuracy, centred, loss_function
+from cnn_core.tasks.segmentation import MeanIoU, PixelAccuracy, center_crop, loss_function
 from cnn_core.training import Recipe, predict
 from cnn_core.training.setup import find_recipe
 
@@ -112,7 +112,7 @@ def test_ignored_pixels_change_neither_loss_nor_gradient_nor_metric():
 
 def test_logits_of_the_centre_are_held_to_the_targets_centre():
     targets = torch.arange(36, dtype=torch.uint8).view(1, 6, 6)
-    assert torch.equal(centred(targets, torch.zeros(1, 2, 2, 4)), targets[:, 2:4, 1:5])
+    assert torch.equal(center_crop(targets, torch.zeros(1, 2, 2, 4)), targets[:, 2:4, 1:5])
 
 
 def test_what_only_whole_images_can_have_is_refused():

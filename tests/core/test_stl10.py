@@ -34,7 +34,7 @@ SPEC = DatasetSpec(
 )
 
 
-def pictures(count, seed=0):
+def random_images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)
 
 
@@ -47,9 +47,9 @@ def write(folder, **changed):
     """Write 3 images to train on and 2 to test with; `changed` ones get the bytes given."""
     folder.mkdir(parents=True, exist_ok=True)
     sound = {
-        "train_X": stored(pictures(3)),
+        "train_X": stored(random_images(3)),
         "train_y": bytes([1, 10, 5]),
-        "test_X": stored(pictures(2, seed=1)),
+        "test_X": stored(random_images(2, seed=1)),
         "test_y": bytes([2, 9]),
     }
     for name, data in {**sound, **changed}.items():
@@ -61,15 +61,15 @@ def test_both_splits_are_read(tmp_path):
     data = stl10.load(SPEC, tmp_path, False)
     train, test = data.split("train"), data.split("test")
     assert list(data.splits) == ["train", "test"]
-    assert torch.equal(train.images, torch.from_numpy(pictures(3)))
-    assert torch.equal(test.images, torch.from_numpy(pictures(2, seed=1)))
+    assert torch.equal(train.images, torch.from_numpy(random_images(3)))
+    assert torch.equal(test.images, torch.from_numpy(random_images(2, seed=1)))
     assert train.images.is_contiguous()
     assert (train.targets.tolist(), test.targets.tolist()) == ([0, 9, 4], [1, 8])
     assert train.targets.dtype == torch.int64
 
 
 def test_blocks_meet_where_more_images_than_one_block_are_read(tmp_path):
-    images = pictures(203)
+    images = random_images(203)
     write(tmp_path, train_X=stored(images), train_y=bytes([1]) * 203)
     assert torch.equal(
         stl10.load(SPEC, tmp_path, False).split("train").images, torch.from_numpy(images)
@@ -159,7 +159,7 @@ def test_more_images_than_the_original_are_refused_before_they_are_read(tmp_path
 
 
 def test_images_without_labels_are_those_of_the_file_and_it_stays_as_it_is(tmp_path):
-    images = pictures(4, seed=2)
+    images = random_images(4, seed=2)
     write(tmp_path / "stl10_binary", unlabeled_X=stored(images))
     found = stl10.load_unlabelled(tmp_path)
     assert found.dtype == torch.uint8

@@ -20,10 +20,10 @@ from cnn_core.data.augment import IGNORED, Augmentation
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Split
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.data.windows import mirrored
-from cnn_core.tasks.pixel_weights import balanced, border_weights
+from cnn_core.data.windows import crop_reflected
+from cnn_core.tasks.pixel_weights import balance_weights, border_weights
 from cnn_core.tasks.segmentation import loss_function
-from cnn_core.tasks.tiles import flip_mean, margin_of, overlap_tile
+from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.training import Recipe, segment
 
 
@@ -38,17 +38,17 @@ def test_windows_are_mirrored_as_numpy_does(box):
     image = torch.arange(20.0).view(5, 4)
     wide = np.pad(image.numpy(), 64, mode="reflect")
     expected = wide[64 + top : 64 + top + height, 64 + left : 64 + left + width]
-    assert np.array_equal(mirrored(image, *box).numpy(), expected)
+    assert np.array_equal(crop_reflected(image, *box).numpy(), expected)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(404, 404), (300, 420), (100, 217)])
 def test_tiles_say_what_one_pass_over_all_says(size):
     model, images = valid(), torch.rand(1, 1, *size)
-    margin = margin_of(model, 252, 1, torch.device("cpu"))
+    margin = tile_margin(model, 252, 1, torch.device("cpu"))
     assert margin == 92
     height, width = (188 + math.ceil((side - 4) / 16) * 16 for side in size)
-    whole = model(mirrored(images, -92, -92, height, width))[..., : size[0], : size[1]]
+    whole = model(crop_reflected(images, -92, -92, height, width))[..., : size[0], : size[1]]
     tiles = overlap_tile(model, images, 252, margin)
     assert tiles.shape == (1, 2, *size)
     assert (tiles - whole).abs().max() < 1e-5
@@ -59,7 +59,7 @@ import re, sys
 from pathlib import Path
 import torch
 from cnn_core import create_model
-from cnn_core.data.windows import mirrored
+from cnn_core.data.windows import crop_reflected
 from cnn_core.tasks.tiles import overlap_tile
 
 how, width, saved = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -77,7 +77,7 @@ with torch.inference_mode():
     if how == "tiles":
         logits = overlap_tile(model, images, 572, 92)
     else:
-        logits = model(mirrored(images, -92, -92, 1212, 1212))[..., :1024, :1024].clone()
+        logits = model(crop_reflected(images, -92, -92, 1212, 1212))[..., :1024, :1024].clone()
     print(peak() - before)
 torch.save(logits, saved)
 """
@@ -85,7 +85,7 @@ torch.save(logits, saved)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what the peak was")
 @pytest.mark.parametrize("width", [16, pytest.param(64, marks=pytest.mark.slow)])
-def test_tiles_of_a_large_picture_are_equal_to_one_pass_and_need_a_third_of_the_memory(
+def test_tiles_of_a_large_image_are_equal_to_one_pass_and_need_a_third_of_the_memory(
     width, tmp_path
 ):
     peaks, logits = {}, {}
@@ -112,10 +112,10 @@ def test_padded_networks_see_more_than_they_are_asked_for():
 @torch.inference_mode()
 def test_flips_are_undone():
     images = torch.rand(1, 2, 8, 6)
-    assert torch.allclose(flip_mean(lambda x: x, images).exp(), images.softmax(1), atol=1e-6)
+    assert torch.allclose(flip_tta(lambda x: x, images).exp(), images.softmax(1), atol=1e-6)
 
 
-def test_tiles_of_a_training_lie_within_pictures_and_go_with_their_masks():
+def test_tiles_of_a_training_lie_within_images_and_go_with_their_masks():
     images = torch.arange(64 * 80).remainder(251).to(torch.uint8).view(1, 1, 64, 80)
     masks = images[:, 0] % 2
     shape = {
@@ -197,7 +197,7 @@ def test_border_weights_are_those_of_all_pairs_of_pixels():
 
 def test_balanced_classes_weigh_the_same():
     masks = torch.tensor([[[0, 0, 0, 1], [0, 0, 2, IGNORED]]], dtype=torch.uint8)
-    weights = balanced(masks, 4)
+    weights = balance_weights(masks, 4)
     assert [float(weights[masks == k].sum()) for k in (0, 1, 2)] == pytest.approx([7 / 3] * 3)
     assert not weights[masks == IGNORED].any()
 

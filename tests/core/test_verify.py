@@ -15,7 +15,7 @@ from cnn_core.data.verify import verify
 COUNT = 8  # images of each class, and of masks
 
 
-def picture(seed, mode="RGB", size=(16, 16)):
+def pil_image(seed, mode="RGB", size=(16, 16)):
     channels = {"RGB": 3, "RGBA": 4, "CMYK": 4, "LA": 2}.get(mode, 1)
     shape = (*size, channels) if channels > 1 else size
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -38,12 +38,12 @@ def folders(tmp_path_factory):
             folder = root / "images" / split / name
             folder.mkdir(parents=True)
             for number in range(COUNT):
-                (folder / f"{number}.png").write_bytes(encoded(picture(seed)))
+                (folder / f"{number}.png").write_bytes(encoded(pil_image(seed)))
                 seed += 1
     for part in ("images", "masks"):
         (root / "masked" / part).mkdir(parents=True)
     for number in range(COUNT):
-        (root / "masked" / "images" / f"{number}.png").write_bytes(encoded(picture(seed)))
+        (root / "masked" / "images" / f"{number}.png").write_bytes(encoded(pil_image(seed)))
         values = np.random.default_rng(number).choice([0, 1, 2, 255], (16, 16)).astype(np.uint8)
         path = root / "masked" / "masks" / f"{number}.png"
         path.write_bytes(encoded(Image.fromarray(values, "L")))
@@ -74,11 +74,11 @@ def image_faults():
     yield "text", lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
     yield "zeros", lambda data: bytes(len(data))
     for form in ("WEBP", "ICO", "PPM"):
-        yield form, lambda data, form=form: encoded(picture(1), form)
+        yield form, lambda data, form=form: encoded(pil_image(1), form)
     for mode in ("L", "RGBA", "LA"):
-        yield mode, lambda data, mode=mode: encoded(picture(2, mode))
+        yield mode, lambda data, mode=mode: encoded(pil_image(2, mode))
     yield "16 bit", lambda data: encoded(Image.fromarray(np.zeros((16, 16), np.uint16)))
-    yield "CMYK", lambda data: encoded(picture(3, "CMYK"), "JPEG")
+    yield "CMYK", lambda data: encoded(pil_image(3, "CMYK"), "JPEG")
     for at in (30, 45, 60, 90, 150, 300, 500):
         yield f"a bit of {at}", lambda data, at=at: harmed(data, at)
 
@@ -93,7 +93,7 @@ PLACES = [("train", "cat", 0), ("train", "dog", 5), ("test", "cat", 7)]
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
 @pytest.mark.parametrize(("what", "harm"), IMAGE_FAULTS, ids=[what for what, _ in IMAGE_FAULTS])
-def test_a_broken_picture_is_found(folders, tmp_path, place, what, harm):
+def test_a_broken_image_is_found(folders, tmp_path, place, what, harm):
     root = shutil.copytree(folders / "images", tmp_path / "data")
     path = root / place[0] / place[1] / f"{place[2]}.png"
     path.write_bytes(harm(path.read_bytes()))
@@ -103,7 +103,7 @@ def test_a_broken_picture_is_found(folders, tmp_path, place, what, harm):
 
 
 @pytest.mark.parametrize("number", range(COUNT))
-def test_a_test_picture_that_is_trained_on_is_found(folders, tmp_path, number):
+def test_a_test_image_that_is_trained_on_is_found(folders, tmp_path, number):
     root = shutil.copytree(folders / "images", tmp_path / "data")
     shutil.copy(root / "train" / "dog" / f"{number}.png", root / "test" / "dog" / "copy.png")
     (fault,) = verify(f"imagefolder:{root}")
@@ -124,7 +124,7 @@ MASK_FAULTS = {
     "another height": paint(np.zeros((15, 16))),
     "another width": paint(np.zeros((16, 17))),
     "transposed": paint(np.zeros((20, 12))),
-    "a colour": encoded(picture(0)),
+    "a colour": encoded(pil_image(0)),
     "16 bit": encoded(Image.fromarray(np.zeros((16, 16), np.uint16))),
     "empty": b"",
     "HTML": b"<html>no</html>",
@@ -143,7 +143,7 @@ def test_a_broken_mask_is_found(folders, tmp_path, number, what):
 
 
 @pytest.mark.parametrize("part", ["images", "masks"])
-def test_a_picture_without_its_mask_is_found(folders, tmp_path, part):
+def test_a_image_without_its_mask_is_found(folders, tmp_path, part):
     root = shutil.copytree(folders / "masked", tmp_path / "data")
     (root / part / "3.png").unlink()
     assert "3.png: has no" in verify(f"maskfolder:{root}")[0]

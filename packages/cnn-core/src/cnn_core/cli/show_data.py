@@ -85,8 +85,8 @@ def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:
         raise DatasetMissingError(f"{out} is not drawn: {missing.splitlines()[0]}")
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: expected a name that ends in .png")
-    from cnn_core.data.contact_sheet import sheet
+    from cnn_core.data.contact_sheet import draw_sheet
 
-    picture = sheet(dataset, split)
+    picture = draw_sheet(dataset, split)
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)

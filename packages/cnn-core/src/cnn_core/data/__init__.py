@@ -1,4 +1,4 @@
-"""Datasets: adapters behind one contract, whole in memory, batches prepared on the fly."""
+"""Datasets behind one contract, in memory or on disk, and the batches made from them."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and hue of a batch of images, each by its own amount."""
+"""Colour jitter: brightness, contrast, saturation and hue of a batch, an amount for each image."""
 
 from __future__ import annotations
 
@@ -7,48 +7,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["jittered"]
+__all__ = ["jitter", "rotate_hue"]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue look
 
 
-def jittered(pictures: Tensor, amounts: Sequence[float], u: Tensor) -> Tensor:
-    """Return changed images, N C H W in [0, 1], by draws `u` in [0, 1), N x 4.
+def jitter(images: Tensor, amounts: Sequence[float], u: Tensor) -> Tensor:
+    """Return jittered images, N C H W in [0, 1], from uniform numbers `u` in [0, 1), N x 4.
 
-    With amounts (b, c, s, h) brightness, contrast and saturation are multiplied by 1 - b to 1 + b
-    and so on, and hue turns by up to h of the circle either way. Grey images have the first
-    two only.
+    With amounts (b, c, s, h), brightness is multiplied by a factor from 1 - b to 1 + b, contrast
+    and saturation likewise by c and s, and hue is rotated by up to h of the circle in either
+    direction. Missing amounts are 0. Images of other than three channels have no saturation
+    or hue.
     """
     amounts = (*amounts, 0.0, 0.0, 0.0, 0.0)[:4]
-    swing = (2 * u - 1)[:, :, None, None, None].to(pictures.dtype)
-    by = [1 + amount * swing[:, i] for i, amount in enumerate(amounts[:3])]
+    swing = (2 * u - 1)[:, :, None, None, None].to(images.dtype)
+    factors = [1 + amount * swing[:, i] for i, amount in enumerate(amounts[:3])]
+    # A fixed order, unlike torchvision's random one: a whole batch goes through each step at once.
     if amounts[0]:
-        pictures = (pictures * by[0]).clamp(0, 1)
+        images = (images * factors[0]).clamp(0, 1)
     if amounts[1]:
-        pictures = _blend(pictures, grey(pictures).mean((2, 3), keepdim=True), by[1])
-    if pictures.shape[1] == 3 and amounts[2]:
-        pictures = _blend(pictures, grey(pictures), by[2])
-    if pictures.shape[1] == 3 and amounts[3]:
-        pictures = turned(pictures, amounts[3] * swing[:, 3])
-    return pictures
+        images = _blend(images, luminance(images).mean((2, 3), keepdim=True), factors[1])
+    if images.shape[1] == 3 and amounts[2]:
+        images = _blend(images, luminance(images), factors[2])
+    if images.shape[1] == 3 and amounts[3]:
+        images = rotate_hue(images, amounts[3] * swing[:, 3])
+    return images
 
 
-def _blend(pictures: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
-    return (towards + factor * (pictures - towards)).clamp(0, 1)
+def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
+    return (towards + factor * (images - towards)).clamp(0, 1)
 
 
-def grey(pictures: Tensor) -> Tensor:
-    """Return how bright images look, N 1 H W."""
-    if pictures.shape[1] != 3:
-        return pictures.mean(1, keepdim=True)
-    return (pictures * pictures.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+def luminance(images: Tensor) -> Tensor:
+    """Return the luminance of images, N 1 H W; the channel mean where they are not RGB."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
-def turned(pictures: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of RGB images by a part of the circle, N 1 1 1, by way of HSV."""
-    value, chroma = pictures.amax(1), pictures.amax(1) - pictures.amin(1)
-    safe = chroma.clamp(min=1e-12)
-    red, green, blue = pictures.unbind(1)
+def rotate_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Rotate the hue of RGB images by a fraction of the circle, N 1 1 1, through HSV."""
+    value, chroma = images.amax(1), images.amax(1) - images.amin(1)
+    safe = chroma.clamp(min=1e-12)  # grey pixels have no hue: any will do, but not NaN
+    red, green, blue = images.unbind(1)
     hue = torch.where(
         value == red,
         (green - blue) / safe,

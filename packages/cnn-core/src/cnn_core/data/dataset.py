@@ -1,4 +1,4 @@
-"""The contract of a dataset, in memory or on disk, and loading one by name."""
+"""The contract of a dataset, in memory or on disk, and how to load one by name."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ __all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images as uint8, N C H W, and targets: class numbers from 0.
+    """A split in memory: images as uint8, N C H W, and targets, class numbers from 0.
 
-    Of images they are int64, N; of pixels uint8, N H W, where 255 counts in nothing. `weights`,
-    float32 N H W, is how much each pixel counts in the loss; without them all count alike.
+    Targets are int64, N, for classification and uint8, N H W, for segmentation, where pixels of
+    255 are ignored. `weights`, float32 N H W, are the weights of the pixels in the loss; None
+    weighs all alike.
     """
 
     images: Tensor
@@ -45,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Subset(Split):
-    """Some samples of a split, which stays where it is: `rows` are their places, N."""
+    """Some samples of a split that share its tensors: `rows`, N, are their positions there."""
 
     rows: Tensor = field(kw_only=True)
 
@@ -59,10 +60,10 @@ class Subset(Split):
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, and targets: class numbers, int64 N, or files of masks.
+    """A split on disk: image files, and targets, class numbers, int64 N, or mask files.
 
-    `channels` is 1 (grey) or 3 (RGB); `values` maps the values in masks to class numbers, or to
-    255 for pixels that count in nothing.
+    `channels` is 1 (grey) or 3 (RGB). `values` maps the values in masks to class numbers, or to
+    255 for pixels to ignore.
     """
 
     images: tuple[Path, ...]
@@ -84,45 +85,52 @@ class Files:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset: what it is, and its splits by name, in memory or on disk."""
+    """A dataset: its description and its splits by name, in memory or on disk."""
 
     spec: DatasetSpec
     splits: Mapping[str, Split | Files]
 
     def split(self, name: str) -> Split | Files:
-        """Return one split; raises `UsageError` if there is none of that name."""
+        """Return the split called `name`.
+
+        Raises:
+            UsageError: there is no such split.
+        """
         if name not in self.splits:
             nearest = did_you_mean(name, self.splits)
             raise UsageError(
                 f"dataset '{self.spec.name}' has no split '{name}'{nearest}",
-                f"it has: {', '.join(self.splits)}",
+                f"one of {', '.join(self.splits)}",
             )
         return self.splits[name]
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
-        """Return (train, validation): the dataset's own, or train in two by `seed`.
+        """Return (train, validation): the dataset's own, or train divided at random by `seed`.
 
-        Where images have classes, each class is divided alike. A split in memory is copied.
+        `fraction`, from 0 to 1, of the training split becomes the validation split; where images
+        have classes, that fraction of each class. A split in memory is copied.
         """
         train = self.split("train")
         if "val" in self.splits:
             return train, self.splits["val"]
-        kept, held = self._divided(fraction, seed)
+        kept, held = self._divide_indices(fraction, seed)
         return train.subset(kept), train.subset(held)
 
     def divide(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
-        """Do the same without copying an image."""
+        """Do the same as `hold_out`, without copying the images of a split in memory."""
         train = self.split("train")
         if "val" in self.splits or isinstance(train, Files):
             return self.hold_out(fraction, seed)
-        kept, held = self._divided(fraction, seed)
+        kept, held = self._divide_indices(fraction, seed)
+        # Both parts share the tensors: a copy would double the memory of the training split.
         whole = (train.images, train.targets, train.weights)
         return Subset(*whole, rows=kept), Subset(*whole, rows=held)
 
-    def _divided(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the places of those that stay, and of those that are held out."""
+    def _divide_indices(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the indices of the samples to keep and of those to hold out, both ascending."""
         train = self.split("train")
         groups = [torch.arange(len(train))]
+        # Class by class, or a rare class could be missing on either side.
         if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
             numbers = range(len(self.spec.classes))
             groups = [(train.targets == number).nonzero().squeeze(1) for number in numbers]
@@ -134,10 +142,14 @@ class Dataset:
         return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
     def fingerprint(self) -> str:
-        """Return what tells this dataset from another: its classes, counts, names of files."""
+        """Return 16 hex digits that identify the dataset: its classes, counts and file names.
+
+        Pixels are not read: they may be many gigabytes.
+        """
         digest = hashlib.sha256(repr(self.spec.classes).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"{name}/{len(split)}".encode())
+            # Names below their common folder, so that a dataset may be moved.
             if isinstance(split, Files) and len(split) > 1:
                 root = os.path.commonpath(split.images)
                 names = "\n".join(os.path.relpath(path, root) for path in split.images)
@@ -148,19 +160,21 @@ class Dataset:
 def load_dataset(
     name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
 ) -> Dataset:
-    """Load the dataset called `name`: into memory, or as files that are read when needed.
+    """Load the dataset called `name`, into memory or as files to read later.
 
-    "imagefolder:PATH" and "maskfolder:PATH" are your own files. Others are looked for in
-    `data_dir`, else in the cache (`$CNNZOO_CACHE`, else ~/.cache/cnnzoo). Nothing is fetched
+    "imagefolder:PATH" and "maskfolder:PATH" load your own files. Other datasets are looked for in
+    `data_dir`, else in the cache (`$CNNZOO_CACHE`, else ~/.cache/cnnzoo). Nothing is downloaded
     unless `download` is true.
 
     Raises:
         UnknownNameError: there is no such dataset.
-        DatasetMissingError: its files are not there; says where it looked.
+        UsageError: a path is missing, or the dataset takes none.
+        DatasetMissingError: its files were not found; the message names the folder.
         DatasetCorruptError: a file breaks its format, or files contradict each other.
+        PluginError: the plugin of the dataset failed or returned something else.
     """
-    bare, colon, path = name.partition(":")
-    entry = registry.datasets().entry(bare)
+    base_name, colon, path = name.partition(":")
+    entry = registry.datasets().entry(base_name)
     _require_path(entry.spec, path, bool(colon))
     if colon:
         root = Path(path)
@@ -170,48 +184,50 @@ def load_dataset(
     what = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
     with answerable(entry.plugin, f"loading of {entry.spec.name}", f"{what} cannot be loaded"):
         dataset = load(entry.spec, root, download)
-    _check_kinds(entry.plugin, f"{what}: {entry.spec.target} returned", dataset)
+    # The loader may be anybody's: wrong types are its plugin's fault, wrong data the files'.
+    _check_types(entry.plugin, f"{what}: {entry.spec.target} returned", dataset)
     assert isinstance(dataset, Dataset)
     for split_name, split in dataset.splits.items():
         _check(dataset.spec, split_name, split)
     return dataset
 
 
-def _check_kinds(plugin: Plugin, returned: str, dataset: object) -> None:
-    """Raise PluginError unless a loader returned what it must, with the splits of its spec."""
+def _check_types(plugin: Plugin, returned: str, dataset: object) -> None:
+    """Raise PluginError unless a loader returned a Dataset with the splits of its spec."""
     if not isinstance(dataset, Dataset):
         raise plugin.failure(f"{returned} {type(dataset).__name__}, expected Dataset")
     if not isinstance(dataset.splits, Mapping):
-        raise plugin.failure(f"{returned} {_kind(dataset.splits)} of splits, expected a dict")
+        raise plugin.failure(f"{returned} {_type_name(dataset.splits)} of splits, expected a dict")
     for name, split in dataset.splits.items():
-        if fault := _wrong_kind(split):
+        if fault := _wrong_type(split):
             raise plugin.failure(f"{returned} split '{name}' as {fault}")
     missing = [name for name in dataset.spec.splits if name not in dataset.splits]
     if missing:
         raise plugin.failure(f"{returned} no split '{missing[0]}', which its spec has")
 
 
-def _wrong_kind(split: object) -> str:
-    """Return what a split is and should be, or an empty string if it is of the right kind."""
+def _wrong_type(split: object) -> str:
+    """Return the actual and the expected type of a split, or an empty string if it is right."""
     if isinstance(split, Files):
         if not isinstance(split.targets, Tensor | tuple):
-            return f"Files with {_kind(split.targets)} of targets, expected a Tensor or a tuple"
+            found = _type_name(split.targets)
+            return f"Files with {found} of targets, expected a Tensor or a tuple"
         return ""
     if not isinstance(split, Split):
-        return f"{_kind(split)}, expected Split or Files"
+        return f"{_type_name(split)}, expected Split or Files"
     for name in ("images", "targets"):
         if not isinstance(getattr(split, name), Tensor):
-            return f"a Split with {_kind(getattr(split, name))} of {name}, expected a Tensor"
+            return f"a Split with {_type_name(getattr(split, name))} of {name}, expected a Tensor"
     return ""
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     name = type(value).__name__
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
-    """Raise UsageError unless a path is there where, and only where, a dataset has one."""
+    """Raise UsageError if a path is missing, or given to a dataset that takes none."""
     if spec.folder and not path:
         raise UsageError(f"dataset '{spec.name}' needs a folder", f"{spec.name}:PATH")
     if given and not spec.folder:
@@ -221,7 +237,9 @@ def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
 
 
 def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
-    """Hold a split to its spec: counts of images and labels, image size, label range."""
+    """Check a split against its spec: counts of images and labels, image size, label range."""
+    # Here, where the dataset is known: on a GPU, a label out of range ends training in an
+    # assertion that names neither dataset nor sample.
     where = f"dataset '{spec.name}', split '{name}'"
     images, targets = split.images, split.targets
     if len(images) != len(targets):
@@ -231,16 +249,16 @@ def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
     if isinstance(images, Tensor):
         _check_images(spec, where, images)
     if isinstance(targets, Tensor):
-        _check_numbers(spec.task, where, targets)
+        _check_target_type(spec.task, where, targets)
         _check_labels(spec, where, targets)
 
 
-def _check_numbers(task: str, where: str, targets: Tensor) -> None:
-    """Hold targets to their type: one number an image, or one a pixel."""
-    kind, dims, expected = (torch.int64, 1, "int64, N")
+def _check_target_type(task: str, where: str, targets: Tensor) -> None:
+    """Check dtype and shape of targets: a class number for each image, or for each pixel."""
+    dtype, dims, expected = (torch.int64, 1, "int64, N")
     if task == "segmentation":
-        kind, dims, expected = (torch.uint8, 3, "uint8, N H W")
-    if targets.dtype != kind or targets.ndim != dims:
+        dtype, dims, expected = (torch.uint8, 3, "uint8, N H W")
+    if targets.dtype != dtype or targets.ndim != dims:
         found = f"{targets.dtype} {tuple(targets.shape)}".removeprefix("torch.")
         raise DatasetCorruptError(f"{where}: labels are {found}, expected {expected}")
 
@@ -254,7 +272,7 @@ def _check_images(spec: DatasetSpec, where: str, images: Tensor) -> None:
 def _check_labels(spec: DatasetSpec, where: str, targets: Tensor) -> None:
     counted = targets[targets != 255] if targets.ndim == 3 else targets
     if len(counted) == 0:
-        raise DatasetCorruptError(f"{where}: no pixel of any mask counts")
+        raise DatasetCorruptError(f"{where}: every mask pixel is ignored (255)")
     low, high = int(counted.min()), int(counted.max())
     if low < 0 or high >= len(spec.classes):
         raise DatasetCorruptError(

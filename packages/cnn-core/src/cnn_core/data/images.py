@@ -1,7 +1,11 @@
-"""Image files opened safely: few formats, a cap on pixels, one error for whatever is wrong.
+"""Read image files safely: five formats, a limit on pixels, and one error for every fault.
 
-A file's orientation (EXIF) is what its header notes; a PNG may note it behind the pixels as
-well, which is not looked at, so that `probe_image` and the readers always agree.
+Files of a dataset come from anywhere. Few formats mean few decoders to attack; the limit on pixels
+stops a small file that unpacks to gigabytes; and a caller has one exception to catch.
+
+Images are turned upright by the EXIF orientation in the file's header. A PNG may repeat it after
+the pixels; that is not read, so that `probe_image`, which reads headers only, and the readers
+always agree.
 """
 
 from __future__ import annotations
@@ -26,14 +30,14 @@ from cnn_core.text import printable
 __all__ = ["FORMATS", "MAX_PIXELS", "probe_image", "read_image", "read_mask"]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # 300 MB as RGB, more than today's cameras give
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 MASK_MODES = ("1", "L", "P")
 NAMES = {"I": "32-bit integers (I)", "F": "32-bit floats (F)"}
 
-# What Pillow's readers raise on files that are broken, or made to break them.
+# Pillow documents none of these: its decoders raise them on broken and on hostile files.
 PILLOW_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -62,7 +66,12 @@ TRANSPOSES = {
 
 
 class _Quiet:
-    """Ignores warnings while any thread reads: the filters are the process's, not a thread's."""
+    """Ignore warnings while any thread reads.
+
+    Warning filters belong to the process, not to a thread. If each thread saved and restored
+    them, one could restore another's filters for good; here the first saves and the last
+    restores.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,62 +97,63 @@ _QUIET = _Quiet()
 
 
 def read_image(path: Path, channels: int) -> Tensor:
-    """Read an image as uint8, C H W, upright: 1 channel is grey, 3 are RGB, 4 are RGBA.
+    """Read an image as uint8, C H W, upright, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
-    Of an animation, the first frame. Transparency is dropped, except by 4 channels.
+    Of an animation, read the first frame. Transparency is dropped unless there are 4 channels.
 
     Raises:
-        UsageError: `channels` is none of these.
-        DatasetCorruptError: not an image, broken, too large, or not of 8 bits a channel.
-        ResourceError: there is no memory for its pixels.
+        UsageError: `channels` is not 1, 3 or 4.
+        DatasetCorruptError: not an image, broken, too large, or more than 8 bits per channel.
+        ResourceError: not enough memory for the pixels.
     """
     if channels not in CHANNELS:
-        raise UsageError(f"channels = {channels}: images are read with 1, 3 or 4")
-    with _opened(path) as image:
+        raise UsageError(f"channels = {channels}: expected 1, 3 or 4")
+    with _open(path) as image:
         if image.mode not in MODES:
             deep = image.mode.startswith("I") or image.mode == "F"
+            # Pillow would convert them to 8 bits, and clip most values, without a warning.
             expected = "8 bits a channel" if deep else f"one of {', '.join(MODES)}"
-            raise _unwanted(path, image.mode, expected)
-        picture = _upright(image).convert(CHANNELS[channels])
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels.view(picture.height, picture.width, channels).permute(2, 0, 1).contiguous()
+            raise _wrong_mode(path, image.mode, expected)
+        converted = _upright(image).convert(CHANNELS[channels])
+    pixels = torch.from_numpy(np.array(converted))
+    return pixels.view(converted.height, converted.width, channels).permute(2, 0, 1).contiguous()
 
 
 def read_mask(path: Path) -> Tensor:
-    """Read a mask as uint8, H W, upright: the grey values, or the indices into the palette.
+    """Read a mask as uint8, H W, upright: its grey values, or its indices into the palette.
 
-    A mask of one bit has the values 0 and 255.
+    A 1-bit mask has the values 0 and 255.
 
     Raises:
         DatasetCorruptError: not an image, broken, too large, or neither grey nor a palette;
-            also grey of 2 or 4 bits, whose values Pillow scales.
-        ResourceError: there is no memory for its pixels.
+            also grey of 2 or 4 bits, whose values Pillow scales to 0 to 255.
+        ResourceError: not enough memory for the pixels.
     """
-    with _opened(path) as image:
+    with _open(path) as image:
         if image.mode not in MASK_MODES:
-            raise _unwanted(path, image.mode, "grey or a palette (1, L or P)")
+            raise _wrong_mode(path, image.mode, "grey or a palette (1, L or P)")
         if (raw := _raw_mode(image)).startswith(("L;2", "L;4")):
-            raise _unwanted(path, f"{raw[2]}-bit grey ({raw})", "1 or 8 bits, or a palette")
-        picture = _upright(image)
-        picture = picture.convert("L") if picture.mode == "1" else picture
-    return torch.from_numpy(np.array(picture))
+            raise _wrong_mode(path, f"{raw[2]}-bit grey ({raw})", "1 or 8 bits, or a palette")
+        mask = _upright(image)
+        mask = mask.convert("L") if mask.mode == "1" else mask
+    return torch.from_numpy(np.array(mask))
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:
-    """Return height and width of the upright image and Pillow's mode, without its pixels.
+    """Return height and width of the upright image and Pillow's mode, from the header alone.
 
     Raises:
         DatasetCorruptError: not an image, a broken header, or too large.
     """
-    with _opened(path) as image:
-        across = _orientation(image) in (5, 6, 7, 8)
+    with _open(path) as image:
+        across = _orientation(image) in (5, 6, 7, 8)  # turned by a quarter: sides swap
         height, width = image.size if across else image.size[::-1]
         return height, width, image.mode
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image, its pixels not yet read; turn what Pillow raises into one error."""
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open an image without reading its pixels; turn all of Pillow's exceptions into one."""
     size = ""
     try:
         if not path.is_file():
@@ -169,6 +179,7 @@ def _check_start(path: Path, file: IO[bytes]) -> None:
     file.seek(0)
     if not start:
         raise _corrupt(path, "an empty file, not an image")
+    # A download that a login or error page replaced is common enough to get its own message.
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
         raise _corrupt(path, "HTML, not an image")
 
@@ -179,23 +190,24 @@ def _start(path: Path) -> str:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """Return the header's EXIF orientation; none for TIFF, which Pillow turns itself."""
+    """Return the EXIF orientation of the header; None for TIFF, which Pillow turns itself."""
     if image.format == "TIFF":
         return None
-    # Not image.getexif(): that of PNG reads the pixels first.
+    # Not image.getexif(): a PNG's own reads the pixels first.
     found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     return found if isinstance(found, int) else None
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Read the pixels and turn them as the header says."""
+    """Read the pixels and turn the image upright."""
+    # The orientation first: reading a PNG's pixels adds the EXIF data that may follow them.
     method = TRANSPOSES.get(_orientation(image) or 1)
     image.load()
     return image if method is None else image.transpose(method)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return how PNG and TIFF store a pixel, in Pillow's words: "L;4" for grey of 4 bits."""
+    """Return how PNG and TIFF store a pixel, in Pillow's notation: "L;4" for 4-bit grey."""
     tiles = getattr(image, "tile", None)
     if not tiles or image.format not in ("PNG", "TIFF"):
         return ""
@@ -203,7 +215,7 @@ def _raw_mode(image: Image.Image) -> str:
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
-def _unwanted(path: Path, mode: str, expected: str) -> DatasetCorruptError:
+def _wrong_mode(path: Path, mode: str, expected: str) -> DatasetCorruptError:
     grey = f"16-bit grey ({mode})" if mode.startswith("I;16") else f"mode {mode}"
     found = mode if " " in mode else NAMES.get(mode, grey)
     return DatasetCorruptError(f"{path}: {found}: expected {expected}", "convert it")

@@ -1,4 +1,4 @@
-"""How an image becomes the input of a network."""
+"""Preprocessing: from uint8 images to the input of a network."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.windows import mirrored
+from cnn_core.data.windows import crop_reflected
 
 __all__ = ["Preprocessing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the input of a network; travels with the weights.
+    """How an image becomes the input of a network; saved with the weights.
 
-    `size` is the input's (height, width), `image` that of the dataset's own images. With
-    `fit` "resize" an image is scaled to `size`, bilinearly and with antialiasing; with "pad" it
-    is scaled to `image`, if it is not of that size already, and framed with zeros. With "tile"
-    it stays as it is, and is seen in tiles of `size`, of which a network cuts off `margin` on
-    each side (`cnn_core.tasks.tiles`).
+    `size` is the (height, width) of the input, `image_size` that of the dataset's images. `fit`:
+
+    - "resize": scale to `size`, bilinearly with antialiasing.
+    - "pad": scale to `image_size` where an image has another size, then pad with zeros to `size`.
+    - "tile": keep the image's own size; the network sees tiles of `size` and crops `margin`
+      pixels from each side of a tile (`cnn_core.tasks.tiles`).
+
     `mean` and `std` are per channel, of images in [0, 1].
     """
 
@@ -36,19 +38,20 @@ class Preprocessing:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return uint8 images, N C h w, as the network's input, float32, N C H W."""
-        if images.shape[-2:] == self.target:  # at once: (x / 255 - mean) / std
+        if images.shape[-2:] == self.target:
+            # Nothing to scale: (x / 255 - mean) / std is one multiplication and one subtraction.
             scale, shift = _affine(self.mean, self.std, images.device)
             return self.padded(images).float().mul_(scale).sub_(shift)
         return self.normalise(self.resized(images))
 
     @property
     def target(self) -> tuple[int, int]:
-        """The size that images of a dataset are scaled to, before they are framed."""
+        """The (height, width) that images are scaled to, before padding."""
         return self.image_size if self._pads or self.tiled else self.size
 
     @property
     def tiled(self) -> bool:
-        """Whether images are seen in tiles."""
+        """Whether the network sees images in tiles."""
         return self.fit == "tile"
 
     @property
@@ -57,43 +60,46 @@ class Preprocessing:
 
     def resized(self, images: Tensor) -> Tensor:
         """Return uint8 images at the input's size, as float32 in [0, 1]."""
-        pictures = images.float() / 255
-        if pictures.shape[-2:] != self.target and not self.tiled:
-            pictures = F.interpolate(pictures, self.target, mode="bilinear", antialias=True)
-        return self.padded(pictures.clamp(0, 1))
+        images = images.float() / 255
+        if images.shape[-2:] != self.target and not self.tiled:
+            images = F.interpolate(images, self.target, mode="bilinear", antialias=True)
+        return self.padded(images.clamp(0, 1))
 
     def resized_masks(self, masks: Tensor) -> Tensor:
-        """Return masks, uint8 N h w, at the input's size; the frame counts in no loss."""
+        """Return masks, uint8 N h w, at the input's size; the padding is ignored (255)."""
         if masks.shape[-2:] != self.target and not self.tiled:
+            # Class numbers cannot be averaged: only the nearest pixel gives no new ones.
             masks = F.interpolate(masks[:, None].float(), self.target, mode="nearest-exact")
             masks = masks[:, 0].to(torch.uint8)
         return self.padded(masks, IGNORED)
 
     def cropped(self, images: Tensor, u: Tensor) -> Tensor:
-        """Return a tile of each of images, N … H W, at a place that `u`, N x 2 in [0, 1), draws.
+        """Return a random tile of each image, N … H W, at positions from `u`, N x 2 in [0, 1).
 
-        What the network says of a tile is within the image, if that is large enough.
+        The tile minus its margin, for which the network gives logits, lies within the image if
+        the image is large enough; the margin may reach beyond it and is reflected.
         """
         room = torch.tensor(images.shape[-2:]) - torch.tensor(self.size) + 2 * self.margin
         starts = torch.where(room < 0, room.float() / 2, u * (room + 1)).floor().long()
         corners = zip(images, (starts - self.margin).tolist(), strict=True)
-        return torch.stack([mirrored(i, top, left, *self.size) for i, (top, left) in corners])
+        tiles = [crop_reflected(image, top, left, *self.size) for image, (top, left) in corners]
+        return torch.stack(tiles)
 
-    def padded(self, pictures: Tensor, value: int = 0) -> Tensor:
-        """Put a frame around images that are smaller than the input, if they get one."""
+    def padded(self, images: Tensor, value: int = 0) -> Tensor:
+        """Pad images to the input's size with `value`, centred, if `fit` asks for it."""
         if not self._pads or self.size == self.image_size:
-            return pictures
+            return images
         rows, columns = self.size[0] - self.image_size[0], self.size[1] - self.image_size[1]
         top, left = rows // 2, columns // 2
-        return F.pad(pictures, (left, columns - left, top, rows - top), value=value)
+        return F.pad(images, (left, columns - left, top, rows - top), value=value)
 
-    def normalise(self, pictures: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation, channel by channel."""
-        mean, std = self._statistics(pictures)
-        return (pictures - mean) / std
+        mean, std = self._statistics(images)
+        return (images - mean) / std
 
     def denormalise(self, inputs: Tensor) -> Tensor:
-        """Undo `normalise`: return inputs as images in [0, 1], to look at."""
+        """Undo `normalise`: return inputs as images in [0, 1], for display."""
         mean, std = self._statistics(inputs)
         return (inputs * std + mean).clamp(0, 1)
 
@@ -102,6 +108,7 @@ class Preprocessing:
         return mean[:, None, None], std[:, None, None]
 
 
+# Cached: otherwise every batch would copy two small tensors to the device and wait for them.
 @functools.lru_cache(maxsize=64)
 def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device

@@ -1,4 +1,4 @@
-"""Whether what is on disk is sound: every file read, every count and label held to its claim."""
+"""Verify a dataset on disk: decode every file, check every count and label against the spec."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.images import probe_image
-from cnn_core.data.streaming import BadSamples, Progress, sound
+from cnn_core.data.streaming import BadSamples, Progress, drop_bad_files
 from cnn_core.errors import CorruptError, DatasetCorruptError
 
 __all__ = ["verify"]
 
 GREY = ("1", "L", "LA")
-SLACK = 1 << 16  # bytes that cameras and editors add behind the end
+SLACK = 1 << 16  # bytes that cameras and editors append after the end of the image
 
 
 def verify(
@@ -28,49 +28,50 @@ def verify(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Return what is wrong with a dataset on disk, a line for each fault; none if it is sound.
+    """Return the faults of a dataset on disk, one line each; an empty list if there are none.
 
     Raises:
-        DatasetMissingError: its files are not there.
+        DatasetMissingError: its files were not found.
     """
     try:
         dataset = load_dataset(name, data_dir=data_dir)
     except CorruptError as error:
         return [error.message]
-    found = [*_counts(dataset)]
+    found = [*_wrong_counts(dataset)]
     for split in dataset.splits.values():
         if isinstance(split, Files):
             bad = BadSamples(allowed=len(split))
-            sound(split, threads, bad, progress)
+            drop_bad_files(split, threads, bad, progress)
             found += bad.found
+            # One line for each file: one that cannot be decoded is often cut off as well.
             named = {line.partition(": ")[0] for line in bad.found}
-            more = [*_odd_modes(split), *_without_end(split)]
+            more = [*_odd_modes(split), *_truncated(split)]
             found += [line for line in more if line.partition(": ")[0] not in named]
-    found += _sizes(dataset)
-    return [*found, *_repeated(dataset)]
+    found += _wrong_sizes(dataset)
+    return [*found, *_duplicates(dataset)]
 
 
-def _counts(dataset: Dataset) -> Iterator[str]:
-    """Say which splits are not as long as they should be, and which classes are empty."""
+def _wrong_counts(dataset: Dataset) -> Iterator[str]:
+    """Report splits that are not as long as in the spec, and classes without samples."""
     for name, split in dataset.splits.items():
         claimed = dataset.spec.splits.get(name, len(split))
         if len(split) != claimed:
             yield f"split '{name}': {len(split):,} samples, expected {claimed:,}"
         if isinstance(split.targets, Tensor) and split.targets.ndim == 1:
-            there = set(split.targets.unique().tolist())
+            present = set(split.targets.unique().tolist())
             for number, label in enumerate(dataset.spec.classes):
-                if number not in there:
+                if number not in present:
                     yield f"split '{name}': no sample of class '{label}'"
 
 
 def _odd_modes(files: Files) -> Iterator[str]:
-    """Say which images have other channels than most."""
+    """Report images with other channels than most: readers convert them without a warning."""
     modes = {}
     for path in files.images:
         try:
             modes[path] = probe_image(path)[2]
         except DatasetCorruptError:
-            continue  # found already
+            continue  # reported when it was decoded
     kinds = Counter("grey" if mode in GREY else mode for mode in modes.values())
     most = kinds.most_common(1)[0][0] if kinds else ""
     for path, mode in modes.items():
@@ -79,32 +80,33 @@ def _odd_modes(files: Files) -> Iterator[str]:
             yield f"{path}: mode {mode}, most are {most}"
 
 
-def _without_end(files: Files) -> Iterator[str]:
-    """Say which files stop before their format's last bytes, though all pixels can be read."""
+def _truncated(files: Files) -> Iterator[str]:
+    """Report files that end before the format's last bytes, though all pixels can be decoded."""
     for path in files.images:
-        if not _whole(data := _bytes(path)):
+        if not _complete(data := _bytes(path)):
             yield f"{path}: cut off after {len(data):,} bytes"
 
 
-def _whole(data: bytes) -> bool:
-    """Whether an image file has the end that its format has; others are taken to be whole."""
+def _complete(data: bytes) -> bool:
+    """Return whether PNG, JPEG or GIF data has its end marker; other formats always pass."""
     if data.startswith(b"\x89PNG"):
         return b"IEND\xaeB`\x82" in data[-SLACK:]
     if data.startswith(b"\xff\xd8"):
+        # The last "end of image" after the last "start of scan": thumbnails have both, too.
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     return not data.startswith(b"GIF8") or data.rstrip(b"\0").endswith(b";")
 
 
 def _bytes(path: Path) -> bytes:
-    """Return a file's contents; nothing of one that cannot be read, which is found elsewhere."""
+    """Return the contents of a file; none if it cannot be read, which is reported elsewhere."""
     try:
         return path.read_bytes()
     except OSError:
         return b""
 
 
-def _sizes(dataset: Dataset) -> Iterator[str]:
-    """Say which images are not of the size that all of a dataset's are said to have."""
+def _wrong_sizes(dataset: Dataset) -> Iterator[str]:
+    """Report images of another size than the spec's; folders and mixed sizes have none."""
     height, width = dataset.spec.image[1:]
     if dataset.spec.folder or height == 0:
         return
@@ -118,18 +120,18 @@ def _sizes(dataset: Dataset) -> Iterator[str]:
                 yield f"{path}: {found[0]}x{found[1]} pixels, expected {height}x{width}"
 
 
-def _repeated(dataset: Dataset) -> Iterator[str]:
-    """Say which test images are training images too."""
+def _duplicates(dataset: Dataset) -> Iterator[str]:
+    """Report images that are in several splits: test results on training images are worthless."""
     seen: dict[bytes, tuple[str, str]] = {}
     for name, split in sorted(dataset.splits.items(), key=lambda pair: pair[0] != "train"):
-        for what, digest in _digests(split):
-            first, where = seen.setdefault(digest, (what, name))
+        for sample, digest in _digests(split):
+            first, where = seen.setdefault(digest, (sample, name))
             if where != name:
-                yield f"split '{name}': {what} is also {first} of split '{where}'"
+                yield f"split '{name}': {sample} is also {first} of split '{where}'"
 
 
 def _digests(split: Split | Files) -> Iterator[tuple[str, bytes]]:
-    """Yield a name of each image and a digest of its pixels, or of its file."""
+    """Yield a name for each image and a digest of its pixels, or of its file on disk."""
     if isinstance(split, Files):
         for path in split.images:
             if data := _bytes(path):

@@ -1,7 +1,7 @@
-"""Segmentation: how far boundaries are from each other, in pixels.
+"""Segmentation: distances between boundaries, in pixels.
 
-The boundary of a mask is those of its pixels that have one of their four neighbours outside it;
-beyond the image all is outside.
+A boundary pixel is a pixel of the mask with at least one of its four neighbours outside the mask.
+Beyond the image everything is outside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BAND = 0.02  # of the diagonal: Cheng et al. 2021, section 5.1
 
 
 def boundary(masks: Tensor) -> Tensor:
-    """Return the pixels of masks, bool, … x H x W, that have a 4-neighbour outside."""
+    """Return the boundary pixels of masks, bool, … x H x W."""
     wide = F.pad(masks, (1, 1, 1, 1))
     rows = wide[..., :-2, 1:-1] & wide[..., 2:, 1:-1]
     columns = wide[..., 1:-1, :-2] & wide[..., 1:-1, 2:]
@@ -35,25 +35,27 @@ def boundary(masks: Tensor) -> Tensor:
 def _bands(masks: Tensor) -> Tensor:
     """Return the pixels of masks, C x H x W, at most 2 % of the diagonal from the outside.
 
-    That is Chebyshev distance, rounded to whole pixels, at least 1.
+    The distance is Chebyshev's; the limit is rounded to whole pixels, and is at least 1.
     """
     width = max(round(BAND * math.hypot(*masks.shape[-2:])), 1)
     inside, window = F.pad(masks, (width,) * 4), 2 * width + 1
+    # Erosion by a square, one axis at a time. Doubling the run of pixels known to be inside takes
+    # log2(window) steps instead of `window`.
     for axis in (-2, -1):
-        seen = 1  # pixels that are known to be inside from each place on
-        while seen < window:
-            step = min(seen, window - seen)
-            left = inside.shape[axis] - step
-            inside = inside.narrow(axis, 0, left) & inside.narrow(axis, step, left)
-            seen += step
+        run = 1
+        while run < window:
+            step = min(run, window - run)
+            length = inside.shape[axis] - step
+            inside = inside.narrow(axis, 0, length) & inside.narrow(axis, step, length)
+            run += step
     return masks & ~inside
 
 
 def boundary_iou(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return Boundary IoU of masks, bool, C x H x W; of two empty ones, 1.
+    """Return the Boundary IoU of masks, bool, C x H x W; 1 if both are empty.
 
-    Intersection over union of the bands along both boundaries, each inside its mask (Cheng et
-    al. 2021, arXiv:2103.16562, Eq. 2).
+    It is the intersection over union of the bands inside both masks along their boundaries (Cheng
+    et al. 2021, arXiv:2103.16562, Eq. 2).
     """
     ours, theirs = _bands(predicted), _bands(target)
     found = (ours & theirs, ours | theirs)
@@ -64,46 +66,48 @@ def boundary_iou(predicted: Tensor, target: Tensor) -> Tensor:
 def surface_scores(
     predicted: Tensor, target: Tensor, tolerance: float = TOLERANCE
 ) -> dict[str, float]:
-    """Return what the distances between the boundaries of two masks, bool, H x W, say.
+    """Return scores of the distances between the boundaries of two masks, bool, H x W.
 
-    "boundary_f1": of the fractions of either boundary that are at most `tolerance` from the other
-    (Csurka et al. 2013, section 4); "hausdorff" and "hd95": the largest and the 95th percentile,
-    linear, of the distances to the nearest pixel of the other boundary, the larger of the two
-    directions; "assd": their mean over both directions. If one mask is empty, F1 is 0 and all
-    distances are the image's diagonal; if both are, 1 and 0.
+    "boundary_f1": F1 of the fractions of each boundary within `tolerance` of the other (Csurka et
+    al. 2013, section 4). "hausdorff" and "hd95": maximum and 95th percentile, with linear
+    interpolation, of the distances to the nearest pixel of the other boundary, the larger of both
+    directions. "assd": the mean of these distances over both directions. If one mask is empty, F1
+    is 0 and all distances are the image's diagonal; if both are, F1 is 1 and distances are 0.
     """
     from scipy.spatial import cKDTree
 
     ours, theirs = (boundary(m).nonzero().double().cpu().numpy() for m in (predicted, target))
     if not len(ours) or not len(theirs):
+        # No distance exists. The diagonal is finite, so that means stay finite, and worse than
+        # every real distance, so that predicting nothing never pays.
         same = len(ours) == len(theirs)
         far = 0.0 if same else math.hypot(*target.shape)
         return {"boundary_f1": float(same), "hausdorff": far, "hd95": far, "assd": far}
-    there, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
-    precision, recall = ((d <= tolerance).mean() for d in (there, back))
+    to_theirs, to_ours = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
+    precision, recall = ((d <= tolerance).mean() for d in (to_theirs, to_ours))
     return {
         "boundary_f1": float(2 * precision * recall / max(precision + recall, 1e-300)),
-        "hausdorff": float(max(there.max(), back.max())),
-        "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
-        "assd": float(np.concatenate([there, back]).mean()),
+        "hausdorff": float(max(to_theirs.max(), to_ours.max())),
+        "hd95": float(max(np.percentile(to_theirs, 95), np.percentile(to_ours, 95))),
+        "assd": float(np.concatenate([to_theirs, to_ours]).mean()),
     }
 
 
 class Boundaries(Means):
-    """Mean of `surface_scores` and Boundary IoU over images and classes; 0 is the background.
+    """Means of `surface_scores` and Boundary IoU over images and classes but the background, 0.
 
-    A pair of image and class counts where the target or the prediction has the class. Ignored
-    pixels are of no class.
+    A class of an image counts if the target or the prediction has it. Ignored pixels have no
+    class.
     """
 
     names: ClassVar[tuple[str, ...]] = ("boundary_f1", "boundary_iou", "hausdorff", "hd95", "assd")
 
     def scores(self, predicted: Tensor, target: Tensor) -> Iterable[Mapping[str, float]]:
-        """Return the numbers of each class that is there."""
+        """Return the scores of each class that is present."""
         classes = torch.arange(1, self.num_classes, device=target.device).view(-1, 1, 1)
         ours, theirs = (predicted == classes) & (target != IGNORED), target == classes
-        there = (ours | theirs).any(2).any(1)
-        ours, theirs = ours[there], theirs[there]
+        present = (ours | theirs).any(2).any(1)
+        ours, theirs = ours[present], theirs[present]
         ious = boundary_iou(ours, theirs).tolist()
         for mask, true, iou in zip(ours, theirs, ious, strict=True):
             yield {**surface_scores(mask, true), "boundary_iou": iou}

@@ -1,4 +1,8 @@
-"""Classification: losses, and metrics accumulated over a whole split."""
+"""Classification: losses, and metrics accumulated over a whole split.
+
+Metrics keep integer sums, such as hits and images. Integers add up exactly in any order, so a
+metric does not depend on batch size, on the number of processes, or on where a run was resumed.
+"""
 
 from __future__ import annotations
 
@@ -28,26 +32,27 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 
 class Metric(Protocol):
-    """A number about a whole split, fed some images at a time.
+    """A metric over a whole split, updated batch by batch.
 
-    `sums` is one tensor with all that it has seen so far; those of two parts of a split, added,
-    are those of both: so it is saved within an epoch, and added up over processes.
+    `sums` is one tensor with the state of the metric. It has to be additive: the sums of two
+    parts of a split, added, are those of both. So checkpoints within an epoch can save it, and
+    processes can add theirs up.
     """
 
     sums: Tensor
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take a batch: logits N x classes, targets N."""
+        """Add a batch: logits N x classes, targets N."""
 
     def compute(self) -> float | dict[str, float]:
-        """Return the number for all batches so far, or several by name."""
+        """Return the metric over all batches so far, or several metrics by name."""
 
 
 class TopK:
-    """Fraction of images whose class is among the k highest logits.
+    """Top-k accuracy: the fraction of images with their class among the k highest logits.
 
-    Of equal logits the lower class number comes first, so that a network that says the same
-    of every class is not taken for a good one.
+    Of equal logits the lower class number ranks first. If the true class did, a network with
+    constant outputs would score 100 %.
     """
 
     def __init__(self, k: int) -> None:
@@ -55,32 +60,33 @@ class TopK:
         self.sums: Tensor = torch.zeros(2, dtype=torch.int64)  # hits, images
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take a batch; the sums stay on the device, so that nothing waits for it."""
+        """Add a batch; the sums stay on the device, so that the CPU need not wait for it."""
         if self.k == 1:
             hits = logits.argmax(1) == targets
         else:
+            # By comparison: `torch.topk` leaves the order of equal logits undefined.
             own = logits.gather(1, targets[:, None])
             before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
             rank = ((logits > own) | ((logits == own) & before)).sum(1)
-            hits = (rank < self.k) & ~own.squeeze(1).isnan()
+            hits = (rank < self.k) & ~own.squeeze(1).isnan()  # nothing is greater than NaN
         more = torch.stack([hits.sum(), hits.new_tensor(len(hits), dtype=torch.int64)])
         self.sums = self.sums.to(more.device) + more
 
     def compute(self) -> float:
-        """Return the fraction, from 0 to 1."""
+        """Return the accuracy, from 0 to 1."""
         hits, count = self.sums.tolist()
         return float(hits / max(count, 1))
 
 
 class Top1(TopK):
-    """Accuracy: the fraction of images whose class has the highest logit."""
+    """Top-1 accuracy: the fraction of images where the true class has the highest logit."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(1)
 
 
 def top_k(num_classes: int, topk: int) -> dict[str, Metric]:
-    """Return top-k accuracy by name, "top5"; with k = 0 that is 5, or as many as there are.
+    """Return top-k accuracy by name, such as "top5"; k = 0 means 5, or all of fewer classes.
 
     Raises:
         UsageError: k is larger than the number of classes.
@@ -95,7 +101,7 @@ def top_k(num_classes: int, topk: int) -> dict[str, Metric]:
 
 
 class Loss(Protocol):
-    """What training makes small, mean over a batch."""
+    """A loss: the mean over a batch."""
 
     def __call__(
         self,
@@ -104,35 +110,38 @@ class Loss(Protocol):
         mix: Mix | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Take logits, N x classes, also of auxiliary heads; targets, N; what was mixed in.
+        """Return the loss, a scalar.
 
-        Of pixels: logits N x classes x h x w, targets N x H x W, and their weights.
+        Classification: logits N x classes, also those of auxiliary heads, targets N, and the
+        images that were mixed in. Segmentation: logits N x classes x h x w, targets N x H x W,
+        and pixel weights, N x H x W.
         """
 
 
 def loss_function(recipe: Recipe) -> Loss:
-    """Return the loss that the recipe names, mean over the batch.
+    """Return the recipe's loss for classification, mean over the batch.
+
+    If a network returns a tuple, its logits and those of auxiliary heads, the heads' losses are
+    added with the recipe's weight (Szegedy et al. 2015, arXiv:1409.4842, section 5).
 
     Raises:
-        UsageError: the recipe wants what only pixels can have.
-
-    Where a network gives a tuple, logits and those of auxiliary heads, theirs are added with
-    the recipe's weight (Szegedy et al. 2015, arXiv:1409.4842, section 5).
+        UsageError: a setting of the recipe is for segmentation.
     """
     if recipe.loss not in ("cross_entropy", "map"):
-        raise UsageError(f"loss = '{recipe.loss}' is for segmentation")
+        raise UsageError(f"loss = '{recipe.loss}' is only for segmentation")
     if recipe.tile or recipe.balance or recipe.border_weight:
-        raise UsageError("tile, balance and border_weight are for segmentation")
+        raise UsageError("tile, balance and border_weight are only for segmentation")
     cross_entropy = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
 
-    def of(logits: Tensor, targets: Tensor, mix: Mix | None) -> Tensor:
+    def head_loss(logits: Tensor, targets: Tensor, mix: Mix | None) -> Tensor:
         if recipe.loss == "map":
             return map_loss(logits, targets, margin=recipe.map_margin)
         if mix is None:
             return cross_entropy(logits, targets)
+        # Not one loss of mixed one-hot targets, which is equal but needs N x classes of memory.
         own = cross_entropy(logits, targets, reduction="none")
         other = cross_entropy(logits, mix.targets, reduction="none")
-        return (mix.part * own + (1 - mix.part) * other).mean()
+        return (mix.lam * own + (1 - mix.lam) * other).mean()
 
     def loss(
         outputs: Outputs,
@@ -141,20 +150,21 @@ def loss_function(recipe: Recipe) -> Loss:
         weights: Tensor | None = None,
     ) -> Tensor:
         if isinstance(outputs, Tensor):
-            return of(outputs, targets, mix)
+            return head_loss(outputs, targets, mix)
         logits, *auxiliary = outputs
-        others = sum(of(a, targets, mix) for a in auxiliary)
-        return of(logits, targets, mix) + recipe.aux_weight * others
+        others = sum(head_loss(head, targets, mix) for head in auxiliary)
+        return head_loss(logits, targets, mix) + recipe.aux_weight * others
 
     return loss
 
 
 def map_loss(logits: Tensor, targets: Tensor, margin: float) -> Tensor:
-    """The discriminative criterion of LeCun et al. (1998), Eq. 9, mean over the batch.
+    """Return the discriminative criterion of LeCun et al. (1998), Eq. 9, mean over the batch.
 
     y(D) + log(exp(-j) + sum_i exp(-y(i))), with distances y = -logits and j = `margin`: the
-    right class is pulled near, and wrong ones are pushed away until they are farther than j.
+    true class is pulled closer, and others are pushed away until they are farther than j.
     """
+    # The paper's "rubbish" class, at a fixed distance: it bounds the push on the other classes.
     rubbish = torch.full_like(logits[:, :1], -margin)
-    right = logits.gather(1, targets[:, None]).squeeze(1)
-    return (torch.cat([logits, rubbish], dim=1).logsumexp(1) - right).mean()
+    own = logits.gather(1, targets[:, None]).squeeze(1)
+    return (torch.cat([logits, rubbish], dim=1).logsumexp(1) - own).mean()

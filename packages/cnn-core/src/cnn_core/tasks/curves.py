@@ -1,8 +1,9 @@
-"""Segmentation: how well scores rank pixels, and whether a confidence is a frequency.
+"""Segmentation: precision-recall and ROC curves of pixels, and the calibration of confidences.
 
-All from histograms that add up over batches and processes. A ranking is of log-odds, not of
-probabilities: BINS equal steps between -LIMIT and LIMIT tell 1e-6 from 2e-6, and 1 - 1e-6 from
-1 - 2e-6, as well as 0.3 from 0.5. A step is 1 / 128, 0.8 % of the odds.
+A split has too many pixels to sort, so all numbers come from histograms, which add up over
+batches and processes. The bins are of log-odds, not of probabilities: BINS equal steps between
+-LIMIT and LIMIT separate 1e-6 from 2e-6, and 1 - 1e-6 from 1 - 2e-6, as well as 0.3 from 0.5. A
+step is 1 / 128, 0.8 % of the odds.
 """
 
 from __future__ import annotations
@@ -11,47 +12,47 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.tasks.segmentation import centred, two_sided
+from cnn_core.tasks.segmentation import center_crop, two_class_logits
 
 __all__ = [
     "Calibration",
     "Curves",
     "area_under_roc",
     "average_precision",
+    "log_odds_bins",
     "precision_recall",
     "reliability",
     "roc",
-    "rounded",
 ]
 
 BINS = 4096
-LIMIT = 16  # log-odds of 1 - 1.1e-7: the nearest to 1 that float32 can tell from it
-GROUPS = 15  # of confidences, as in Guo et al. 2017, Table 1
+LIMIT = 16  # log-odds of 1 - 1.1e-7, the float32 nearest to 1
+GROUPS = 15  # bins of confidence, as in Guo et al. 2017, Table 1
 
 
 def _pixels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits, pixels x classes, float64, and targets, of the pixels that count."""
-    logits = two_sided(logits)
-    targets = centred(targets, logits)
+    """Return float64 logits, pixels x classes, and targets, without ignored pixels."""
+    logits = two_class_logits(logits)
+    targets = center_crop(targets, logits)
     counted = targets != IGNORED
     logits = logits.movedim(1, -1)
-    if counted.all():  # which is many times faster
+    if counted.all():  # the usual case: a reshape is many times faster than masking
         logits, targets = logits.reshape(-1, logits.shape[-1]), targets.flatten()
     else:
         logits, targets = logits[counted], targets[counted]
-    if logits.device.type == "mps":  # which has no float64
+    if logits.device.type == "mps":  # it has no float64
         logits, targets = logits.cpu(), targets.cpu()
     return logits.double(), targets
 
 
-def rounded(logits: Tensor) -> Tensor:
-    """Return bins of each class's log-odds against all others, from logits … x classes.
+def log_odds_bins(logits: Tensor) -> Tensor:
+    """Return the bins of each class's log-odds against all others, from logits … x classes.
 
-    log(p / (1 - p)) with p the softmax, in float64; bins from 0 to BINS - 1, the outermost with
-    all that is beyond -LIMIT or LIMIT. NaN is in the lowest.
+    Log-odds are log(p / (1 - p)) with p the softmax, in float64. Bins are 0 to BINS - 1; the
+    outermost also hold everything beyond -LIMIT or LIMIT, and NaN is in the lowest.
     """
     logits = logits.double()
-    if logits.shape[-1] == 2:  # what is below comes to this
+    if logits.shape[-1] == 2:  # the general case reduces to this, at a fraction of the cost
         odds = logits - logits.flip(-1)
     else:
         log_p = logits.log_softmax(-1)
@@ -61,16 +62,17 @@ def rounded(logits: Tensor) -> Tensor:
 
 
 def _descending(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many of either are at least as high as each score there is, highest first."""
-    there = (positives + negatives).flip(0) > 0
-    hits, alarms = (counts.flip(0)[there].cumsum(0) for counts in (positives, negatives))
+    """Return true and false positives at each threshold that has pixels, highest first."""
+    occupied = (positives + negatives).flip(0) > 0
+    hits, alarms = (counts.flip(0)[occupied].cumsum(0) for counts in (positives, negatives))
     return hits.double(), alarms.double()
 
 
 def precision_recall(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Return precision and recall at each score, from the lowest to the highest, then (1, 0).
+    """Return precision and recall at each threshold, from the lowest to the highest, then (1, 0).
 
-    `positives` and `negatives` are histograms of scores, ascending; without positives recall is 0.
+    `positives` and `negatives` are histograms of scores, ascending. Without positives recall is
+    0. The same points as scikit-learn's `precision_recall_curve`.
     """
     hits, alarms = _descending(positives, negatives)
     precision, recall = hits / (hits + alarms), hits / positives.sum().clamp(min=1)
@@ -79,9 +81,10 @@ def precision_recall(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tens
 
 
 def roc(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Return false and true positive rates, (0, 0), then at each score from the highest.
+    """Return false and true positive rates: (0, 0), then at each threshold from the highest.
 
-    `positives` and `negatives` are histograms of scores, ascending; the rate of none is 0.
+    `positives` and `negatives` are histograms of scores, ascending. A rate is 0 if its histogram
+    is empty.
     """
     hits, alarms = _descending(positives, negatives)
     zero = hits.new_zeros(1)
@@ -91,13 +94,16 @@ def roc(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average_precision(positives: Tensor, negatives: Tensor) -> float:
-    """Return the sum of precisions by the steps of recall, from 0 to 1; no interpolation."""
+    """Return average precision, from 0 to 1: the sum of precision times step of recall.
+
+    Without interpolation between thresholds, which would be too optimistic.
+    """
     precision, recall = precision_recall(positives, negatives)
     return float(-(recall.diff() * precision[:-1]).sum())
 
 
 def area_under_roc(positives: Tensor, negatives: Tensor) -> float:
-    """Return how often a positive scores more than a negative, from 0 to 1; ties are a half."""
+    """Return how often a positive scores higher than a negative, from 0 to 1; ties count half."""
     false, true = roc(positives, negatives)
     return float(torch.trapezoid(true, false))
 
@@ -105,7 +111,7 @@ def area_under_roc(positives: Tensor, negatives: Tensor) -> float:
 class Curves:
     """Average precision and area under the ROC curve of pixels, each class against all others.
 
-    `sums` are histograms of `rounded` scores, classes x BINS x 2: pixels of the class, others.
+    `sums` are histograms of `log_odds_bins`, classes x BINS x 2: pixels of the class, and others.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -113,16 +119,20 @@ class Curves:
         self.sums: Tensor = torch.zeros(num_classes, BINS, 2, dtype=torch.int64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
+        """Add a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
         logits, targets = _pixels(logits, targets)
         classes = torch.arange(self.num_classes, device=logits.device)
         others = targets[:, None] != classes
-        cells = (classes * BINS + rounded(logits)) * 2 + others
+        # All histograms in one count: each (class, bin, positive or negative) is a cell.
+        cells = (classes * BINS + log_odds_bins(logits)) * 2 + others
         found = torch.bincount(cells.flatten(), minlength=self.sums.numel())
         self.sums = self.sums.to(found.device) + found.view_as(self.sums)
 
     def compute(self) -> dict[str, float]:
-        """Return "ap" and "auc", means of the classes with pixels and with others; of none, 0."""
+        """Return "ap" and "auc", means over the classes with both positives and negatives.
+
+        Both are 0 if there is no such class.
+        """
         both = [pair for pair in self.sums.cpu().unbind() if (pair.sum(0) > 0).all()]
         pairs = [pair.unbind(1) for pair in both]
         count = max(len(pairs), 1)
@@ -135,8 +145,9 @@ class Curves:
 class Calibration:
     """Expected calibration error of pixels (Guo et al. 2017, arXiv:1706.04599, Eq. 3 and 5).
 
-    The confidence is the highest probability, and a group ((m - 1) / 15, m / 15] of it. `sums` is
-    15 x 3: pixels, their confidences, hits. A NaN is a confidence of 0.
+    Confidence is the highest probability; group m of 15 is ((m - 1) / 15, m / 15]. `sums` is
+    15 x 3: the pixels of each group, the sum of their confidences, and the correct ones. NaN is a
+    confidence of 0.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -144,11 +155,11 @@ class Calibration:
         self.sums: Tensor = torch.zeros(GROUPS, 3, dtype=torch.float64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
+        """Add a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
         logits, targets = _pixels(logits, targets)
-        highest, said = logits.max(1)
-        confidence = 1 / (logits - highest[:, None]).exp().sum(1)  # of the softmax the highest
-        confidence, hits = confidence.nan_to_num(nan=0.0), (said == targets).double()
+        highest, predicted = logits.max(1)
+        confidence = 1 / (logits - highest[:, None]).exp().sum(1)  # the softmax's maximum
+        confidence, hits = confidence.nan_to_num(nan=0.0), (predicted == targets).double()
         borders = torch.arange(1, GROUPS, dtype=torch.float64, device=logits.device) / GROUPS
         group = torch.bucketize(confidence, borders)
         columns = [
@@ -158,16 +169,16 @@ class Calibration:
         self.sums = self.sums.to(logits.device) + torch.stack(columns, 1)
 
     def compute(self) -> dict[str, float]:
-        """Return "ece", from 0 to 1, for all batches so far; of no pixels, 0."""
+        """Return "ece", from 0 to 1, over all batches so far; 0 without pixels."""
         count, confidence, hits = self.sums.unbind(1)
         return {"ece": float((hits - confidence).abs().sum() / count.sum().clamp(min=1))}
 
 
 def reliability(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean confidence, accuracy and fraction of pixels of each group that has some.
+    """Return mean confidence, accuracy and fraction of pixels of each group with pixels.
 
-    `sums` are those of `Calibration`: the points of a reliability diagram (Guo et al. 2017,
-    Fig. 1).
+    These are the points of a reliability diagram (Guo et al. 2017, Fig. 1), from the `sums` of
+    `Calibration`.
     """
     count, confidence, hits = sums[sums[:, 0] > 0].unbind(1)
     return confidence / count, hits / count, count / count.sum()

@@ -1,9 +1,14 @@
-"""Segmentation: the errors of the ISBI 2012 challenge, cells in electron microscopy.
+"""Segmentation: the errors of the ISBI 2012 challenge, for cells in electron microscopy.
 
-Arganda-Carreras et al. 2015, Front. Neuroanat. 9:142. Class 1 is cell, 0 membrane, as is all
-beyond the image; ignored pixels are membrane of both. Cells are 4-connected, membranes
-8-connected: a diagonal line parts two cells. Predictions are taken as they are, at a threshold of
-0.5; the challenge took the best threshold, and thinned membranes.
+Class 1 is cell, class 0 membrane. Everything beyond the image is membrane, and ignored pixels are
+membrane in both masks. Cells are 4-connected and membranes 8-connected, so a diagonal line
+separates two cells. Predictions are thresholded at 0.5; the challenge used the best threshold and
+thinned membranes, so its errors are often lower.
+
+A pixel error hardly notices a gap of one pixel in a membrane, though it merges two cells. The
+Rand and warping errors measure that: wrong pairs of pixels, and wrong topology.
+
+Source: Arganda-Carreras et al. 2015, Front. Neuroanat. 9:142.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def _cells(predicted: Tensor, target: Tensor) -> tuple[Mask, Mask]:
-    """Return where the prediction, and where the target has cells."""
+    """Return the cell pixels of prediction and target."""
     ours, theirs = (predicted == 1) & (target != IGNORED), target == 1
     return ours.cpu().numpy(), theirs.cpu().numpy()
 
@@ -37,16 +42,16 @@ def _fraction(pixels: Tensor, target: Tensor) -> float:
 
 
 def pixel_error(predicted: Tensor, target: Tensor) -> float:
-    """Return the fraction of pixels of the wrong class; classes, each H x W."""
+    """Return the fraction of pixels with the wrong class, from masks, H x W."""
     return _fraction((predicted != target) & (target != IGNORED), target)
 
 
 def rand_error(predicted: Tensor, target: Tensor) -> float:
-    """Return 1 - F-score of the pairs of pixels that are in one cell, over the target's cells.
+    """Return 1 - F-score of the pairs of pixels in the same cell, over the target's cells.
 
-    1 - 2 sum p_ij^2 / (sum s_i^2 + sum t_j^2) (section 2.4), p_ij being pixels of cell i of the
-    prediction and j of the target; one that the prediction says is membrane is a cell by itself.
-    Without cells in the target, 0.
+    It is 1 - 2 sum p_ij^2 / (sum s_i^2 + sum t_j^2) (section 2.4), where p_ij counts the pixels in
+    cell i of the prediction and cell j of the target. A pixel predicted as membrane is a cell by
+    itself. Without cells in the target the error is 0.
     """
     from scipy.ndimage import label
 
@@ -54,16 +59,18 @@ def rand_error(predicted: Tensor, target: Tensor) -> float:
     s, t = (label(cells)[0][theirs].astype(np.int64) for cells in (ours, theirs))
     single = int((s == 0).sum())
     s, both = s[s > 0], t[s > 0]
+    # One number for each pair (i, j): a table of all pairs could be larger than the image.
     _, joint = np.unique(both * (s.max(initial=0) + 1) + s, return_counts=True)
     pairs, of_s, of_t = (int((n**2).sum()) for n in (joint, np.bincount(s), np.bincount(t)))
     return 1 - 2 * (pairs + single) / max(of_s + of_t + single, 1) if len(t) else 0.0
 
 
 def _simple(neighbours: int) -> bool:
-    """Whether a pixel may flip without making, joining or parting cells or membranes.
+    """Return whether a pixel may flip without creating, merging or splitting cells or membranes.
 
-    Bits are its neighbours, clockwise from the one above: cells 4-connected, so the connectivity
-    number sum x_k - x_k x_k+1 x_k+2 over k = 0, 2, 4, 6 (Yokoi et al. 1975) has to be 1.
+    Bits are its neighbours, clockwise from the one above. Cells are 4-connected, so the
+    connectivity number sum x_k - x_k x_k+1 x_k+2 over k = 0, 2, 4, 6 has to be 1 (Yokoi et al.
+    1975).
     """
     x = [neighbours >> k & 1 for k in (0, 1, 2, 3, 4, 5, 6, 7, 0)]
     return sum(x[k] - x[k] * x[k + 1] * x[k + 2] for k in (0, 2, 4, 6)) == 1
@@ -73,40 +80,42 @@ SIMPLE = tuple(_simple(neighbours) for neighbours in range(256))
 
 
 def topology_errors(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return where the target still differs after it was warped to the prediction: bool, H x W.
+    """Return the pixels that still differ once the target is warped to the prediction, H x W.
 
-    To warp is to flip simple pixels that differ until there are none (Jain et al. 2010, Fig. 3):
-    first in the order of rows, then neighbours of what was flipped, first come, first served.
+    Warping flips simple pixels that differ until there are none (Jain et al. 2010, Fig. 3): first
+    row by row, then the neighbours of flipped pixels in the order in which they were flipped.
     """
     goal, start = (np.pad(cells, 1) for cells in _cells(predicted, target))
     width = start.shape[1]
     steps = (-width, 1 - width, 1, 1 + width, width, width - 1, -1, -width - 1)
     around = [np.roll(start.ravel(), -step).astype(np.uint8) << k for k, step in enumerate(steps)]
+    # Each pixel's neighbours as one byte, in bytearrays: the loop below visits single pixels, and
+    # indexing NumPy arrays from Python is several times slower.
     codes = bytearray(np.bitwise_or.reduce(around).tobytes())
     differs = bytearray((start != goal).tobytes())
     queue = deque(np.flatnonzero(start != goal).tolist())
     while queue:
-        place = queue.popleft()
-        if differs[place] and SIMPLE[codes[place]]:
-            differs[place] = 0
+        pixel = queue.popleft()
+        if differs[pixel] and SIMPLE[codes[pixel]]:
+            differs[pixel] = 0
             for k, step in enumerate(steps):
-                codes[place + step] ^= 1 << (k ^ 4)  # it is seen from the other side
-                if differs[place + step]:
-                    queue.append(place + step)
+                codes[pixel + step] ^= 1 << (k ^ 4)  # the neighbour sees it in direction k + 4
+                if differs[pixel + step]:
+                    queue.append(pixel + step)
     left = np.frombuffer(differs, dtype=np.bool_).reshape(start.shape)[1:-1, 1:-1]
     return torch.from_numpy(left.copy())
 
 
 def warping_error(predicted: Tensor, target: Tensor) -> float:
-    """Return the fraction of pixels that warping leaves: those that break topology."""
+    """Return the fraction of pixels that differ after warping: those with wrong topology."""
     return _fraction(topology_errors(predicted, target), target)
 
 
 class ChallengeErrors(Means):
-    """Means over images of pixel, Rand and warping error; one without a pixel that counts is out.
+    """Means over images of pixel, Rand and warping error, without images that are all ignored.
 
     Raises:
-        UsageError: there are not two classes.
+        UsageError: the number of classes is not 2.
     """
 
     names: ClassVar[tuple[str, ...]] = ("pixel_error", "rand_error", "warping_error")
@@ -114,7 +123,7 @@ class ChallengeErrors(Means):
     def __init__(self, num_classes: int) -> None:
         if num_classes != 2:
             raise UsageError(
-                f"the errors of ISBI 2012 are for membrane and cell, not for {num_classes} classes"
+                f"ISBI 2012 errors need two classes, membrane and cell, found {num_classes}"
             )
         super().__init__(num_classes)
 

@@ -1,9 +1,10 @@
-"""How much each pixel counts in the loss: O. Ronneberger et al. 2015, section 3, Eq. 2.
+"""Weights of pixels in the loss: O. Ronneberger et al. 2015, section 3, Eq. 2.
 
     w(x) = w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2))
 
-w_c balances the classes; d_1 and d_2 are the distances of a background pixel (class 0) to the
-nearest and to the second nearest object, so that what parts two objects that touch counts most.
+w_c balances the classes. d_1 and d_2 are the distances of a background pixel (class 0) to the
+nearest and second nearest object: the weight is largest in the thin gaps between objects that
+almost touch. Such gaps are few pixels, and without weights the loss hardly notices if they close.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor
 from cnn_core.data.augment import IGNORED
 from cnn_core.runs.recipe import Recipe
 
-__all__ = ["balanced", "border_weights", "pixel_weights"]
+__all__ = ["balance_weights", "border_weights", "pixel_weights"]
 
-REACH = 6  # sigmas: d_1 + d_2 beyond it adds less than 2e-8 of w_0, and nothing is added
+REACH = 6  # sigmas: where d_1 + d_2 is larger, less than 2e-8 of w_0 is missing
 
 
 def pixel_weights(
@@ -30,8 +31,8 @@ def pixel_weights(
     num_classes: int,
     progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
-    """Return the weights of masks, uint8 N H W, as a recipe wants them: float32 N H W."""
-    weights = balanced(masks, num_classes) if recipe.balance else torch.ones(masks.shape)
+    """Return the weights that a recipe gives to the pixels of masks, uint8 to float32, N H W."""
+    weights = balance_weights(masks, num_classes) if recipe.balance else torch.ones(masks.shape)
     if recipe.border_weight:
         for number, mask in enumerate(masks):
             weights[number] += recipe.border_weight * border_weights(mask, recipe.border_sigma)
@@ -40,8 +41,8 @@ def pixel_weights(
     return weights
 
 
-def balanced(masks: Tensor, num_classes: int) -> Tensor:
-    """Return w_c: pixels of a class weigh together as much as those of any other; mean 1."""
+def balance_weights(masks: Tensor, num_classes: int) -> Tensor:
+    """Return w_c: the pixels of each class have the same total weight; the mean weight is 1."""
     counts = torch.bincount(masks.flatten(), minlength=IGNORED + 1)[:num_classes]
     present = int((counts > 0).sum())
     of_class = torch.zeros(IGNORED + 1)
@@ -52,9 +53,10 @@ def balanced(masks: Tensor, num_classes: int) -> Tensor:
 def border_weights(mask: Tensor, sigma: float) -> Tensor:
     """Return exp(-(d_1 + d_2)^2 / (2 sigma^2)) at background pixels of a mask, uint8 H W, else 0.
 
-    Objects are the 4-connected parts of each class but 0; with fewer than two there is no border.
+    Objects are the 4-connected components of each class but 0. With fewer than two objects all
+    weights are 0.
     """
-    first, second = two_nearest(_objects(mask.numpy()), round(REACH * sigma))
+    first, second = nearest_distances(_objects(mask.numpy()), round(REACH * sigma))
     border = np.exp(-((first + second) ** 2) / (2 * sigma**2)) * (mask.numpy() == 0)
     return torch.from_numpy(border.astype(np.float32))
 
@@ -70,14 +72,13 @@ def _objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     return objects
 
 
-def two_nearest(objects: npt.NDArray[np.int32], reach: int) -> tuple[Any, Any]:
-    """Return distances to the nearest and second nearest object; infinite beyond `reach` pixels.
-
-    Each object's distances are taken in the window that it reaches, not in the whole image.
-    """
+def nearest_distances(objects: npt.NDArray[np.int32], reach: int) -> tuple[Any, Any]:
+    """Return distances to the nearest and second nearest object; infinite beyond `reach`."""
     from scipy.ndimage import distance_transform_edt, find_objects
 
     first, second = np.full(objects.shape, np.inf), np.full(objects.shape, np.inf)
+    # Each object's distances within its reach only: over the whole image the time would grow with
+    # the number of objects times the number of pixels.
     for number, box in enumerate(find_objects(objects), 1):
         window = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in box)
         distance = distance_transform_edt(objects[window] != number)

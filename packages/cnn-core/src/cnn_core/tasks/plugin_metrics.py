@@ -1,4 +1,4 @@
-"""The metrics of plugins: one that fails is reported once and left out, and the others go on."""
+"""Metrics of plugins: one that fails is reported once and left out; the others go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ __all__ = ["PluginMetric", "build", "fault_of"]
 
 
 def build(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric | None:
-    """Return a fresh metric, or None where a plugin's fails; raises where core's own does."""
+    """Return a new metric, or None if a plugin's cannot be built, which is reported.
+
+    A metric of cnn-core itself raises: that is a bug here, not somebody else's.
+    """
     if entry.plugin.distribution == "cnn-core":
         return _made(name, entry, num_classes)
     try:
@@ -43,13 +46,13 @@ def _made(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric:
     if not hasattr(metric, "sums"):
         raise PluginError(
             f"metric '{name}' ({entry.plugin.origin}) has no tensor `sums`",
-            "what it has seen so far, to be saved and added up over processes",
+            "keep the metric's state in it, to be saved and added up over processes",
         )
     return metric
 
 
 def fault_of(name: str, entry: Entry[MetricSpec]) -> str:
-    """Return why a metric is left out, or an empty string."""
+    """Return the reason why a metric was left out, or an empty string."""
     found = [fault for fault in entry.plugin.faults if fault.where == _where(name)]
     return entry.plugin.report(found[0]) if found else ""
 
@@ -65,9 +68,10 @@ def _report(name: str, entry: Entry[MetricSpec], error: BaseException) -> None:
 
 
 class PluginMetric:
-    """A plugin's metric; from its first failure on there are no numbers of it.
+    """A plugin's metric, which stops at its first failure and then computes nothing.
 
-    Its sums stay, since all processes of a training add up the same ones.
+    Its sums stay. Every process adds up the same list of tensors: one that dropped a metric
+    would leave the others waiting, or shift all the sums behind it.
     """
 
     def __init__(self, name: str, entry: Entry[MetricSpec], metric: Metric) -> None:
@@ -76,20 +80,20 @@ class PluginMetric:
 
     @property
     def sums(self) -> Tensor:
-        """All that it has seen so far."""
+        """The state of the metric."""
         return self._metric.sums
 
     @sums.setter
     def sums(self, sums: Tensor) -> None:
-        """Go on from these."""
+        """Restore the state of the metric."""
         self._metric.sums = sums
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take a batch: logits N x classes, targets N."""
+        """Add a batch: logits N x classes, targets N."""
         self._try(lambda: self._metric.update(logits, targets))
 
     def compute(self) -> float | dict[str, float]:
-        """Return its number, or several by name; none if it failed."""
+        """Return the metric, or several by name; an empty dict if it failed."""
         numbers: dict[str, float] = self._try(lambda: _numbers(self._metric.compute())) or {}
         return numbers.get("", numbers)
 
@@ -109,7 +113,7 @@ class PluginMetric:
 
 
 def _numbers(found: Any) -> dict[str, float]:
-    """Return what a metric computed by name, its one number by ""."""
+    """Return the results of a metric by name; a single number gets the name ""."""
     if isinstance(found, Mapping):
         return {str(name): float(number) for name, number in found.items()}
     return {"": float(found)}

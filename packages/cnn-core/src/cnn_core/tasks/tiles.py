@@ -1,8 +1,10 @@
-"""Overlap-tile: images of any size through a network of one, in bounded memory.
+"""Overlap-tile: segment images of any size with a network of fixed input size.
 
-O. Ronneberger, P. Fischer, T. Brox, "U-Net: convolutional networks for biomedical image
-segmentation", MICCAI 2015, arXiv:1505.04597, section 2 and Fig. 2: where a tile reaches beyond the
-image, the image is mirrored.
+Memory is bounded by the tile, not by the image. Where a tile reaches beyond the image, the image
+is reflected.
+
+Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net: convolutional networks for biomedical image
+segmentation", MICCAI 2015, arXiv:1505.04597, section 2 and Fig. 2.
 """
 
 from __future__ import annotations
@@ -12,17 +14,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from cnn_core.data.windows import mirrored
+from cnn_core.data.windows import crop_reflected
 
-__all__ = ["flip_mean", "margin_of", "overlap_tile"]
+__all__ = ["flip_tta", "overlap_tile", "tile_margin"]
 
-STEP = 32  # tiles begin at its multiples: poolings of up to five levels fall as in a single pass
-TOGETHER = 2**18  # pixels of tiles that a network is given at once
+# Tiles start at multiples of 2^5 pixels. The windows of up to five 2x2 poolings then lie on the
+# image as in a single pass over all of it; between them, each tile would pool other pixels.
+STEP = 32
+GROUP = 2**18  # pixels of tiles per forward pass
 
 
 @torch.inference_mode()
-def margin_of(model: nn.Module, tile: int, in_channels: int, device: torch.device) -> int:
-    """Return how many pixels of a tile a network says nothing of, on each side."""
+def tile_margin(model: nn.Module, tile: int, in_channels: int, device: torch.device) -> int:
+    """Return how many pixels a network crops from each side of a tile, by running it once."""
     training = model.training
     logits = model.eval()(torch.zeros(1, in_channels, tile, tile, device=device))
     model.train(training)
@@ -32,48 +36,57 @@ def margin_of(model: nn.Module, tile: int, in_channels: int, device: torch.devic
 def overlap_tile(
     model: Callable[[Tensor], Tensor], images: Tensor, tile: int, margin: int
 ) -> Tensor:
-    """Return logits, N classes H W, of images, N C H W, seen tile by tile.
+    """Return logits, N classes H W, of images, N C H W, computed tile by tile.
 
-    `margin` is what the network cuts off on each side of a tile. One that cuts nothing off, but
-    guesses at borders, sees an eighth of the tile more on each side than is taken from it.
+    `margin` is the number of pixels that the network crops from each side of a tile.
     """
     count, _, height, width = images.shape
     out = tile - 2 * margin
+    # A network with padding sees zeros beyond a tile, so its logits near the tile's border are
+    # guesses. Tiles overlap, and an eighth of each is discarded at sides inside the image.
     halo = 0 if margin else tile // 8
-    places = [
+    corners = [
         (number, top, left)
         for number in range(count)
         for top in _starts(height, out, halo)
         for left in _starts(width, out, halo)
     ]
     result = images.new_empty(0)
-    for group in _groups(places, max(TOGETHER // tile**2, 1)):
-        windows = (mirrored(images[n], r - margin, c - margin, tile, tile) for n, r, c in group)
+    for group in _groups(corners, max(GROUP // tile**2, 1)):
+        windows = (
+            crop_reflected(images[n], top - margin, left - margin, tile, tile)
+            for n, top, left in group
+        )
         logits = model(torch.stack([*windows])).float()
         if not len(result):
             result = logits.new_empty(count, logits.shape[1], height, width)
         for (number, top, left), found in zip(group, logits, strict=True):
-            down, right = top + halo * (top > 0), left + halo * (left > 0)
-            part = found[:, down - top : height - top, right - left : width - left]
-            result[number, :, down : top + out, right : left + out] = part
+            # The halo at the top and left is skipped; the next tile overwrites it at the other
+            # sides. At the image's own border there is no neighbour, and all is kept.
+            first_row, first_column = top + halo * (top > 0), left + halo * (left > 0)
+            part = found[:, first_row - top : height - top, first_column - left : width - left]
+            result[number, :, first_row : top + out, first_column : left + out] = part
     return result
 
 
 def _starts(size: int, out: int, halo: int) -> range:
-    """Return where the tiles begin that cover `size` pixels, each saying something of `out`."""
+    """Return the start positions of tiles that cover `size` pixels with outputs of `out`."""
     stride = out - 2 * halo
     stride = max(stride // STEP * STEP, min(stride, STEP))
     return range(0, max(size - out + stride, 1), stride)
 
 
 def _groups(
-    places: list[tuple[int, int, int]], count: int
+    corners: list[tuple[int, int, int]], count: int
 ) -> Iterator[list[tuple[int, int, int]]]:
-    return (places[start : start + count] for start in range(0, len(places), count))
+    return (corners[start : start + count] for start in range(0, len(corners), count))
 
 
-def flip_mean(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return the logarithm of the mean probability, N classes H W, over four flips of images."""
+def flip_tta(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Test-time augmentation: average probabilities over four flips of the images.
+
+    Return their logarithm, N classes H W, which is used like logits.
+    """
     total = torch.zeros(())
     for axes in ((), (-1,), (-2,), (-2, -1)):
         total = total.to(images.device) + predict(images.flip(axes)).float().softmax(1).flip(axes)

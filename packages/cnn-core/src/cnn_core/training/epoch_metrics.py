@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
 from cnn_core.tasks import metrics_of
-from cnn_core.tasks.segmentation import centred
+from cnn_core.tasks.segmentation import center_crop
 
 if TYPE_CHECKING:
     from cnn_core.training.distributed import World
@@ -92,4 +92,4 @@ def _counted(logits: Tensor, targets: Tensor) -> int:
     """Return over how many images, or pixels, the mean loss of a batch was taken."""
     if targets.ndim == 1:
         return len(targets)
-    return int((centred(targets, logits) != IGNORED).sum())
+    return int((center_crop(targets, logits) != IGNORED).sum())

@@ -12,7 +12,7 @@ from torch import Tensor
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split
 from cnn_core.errors import UsageError
-from cnn_core.tasks.segmentation import centred, classes_of, two_sided
+from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits
 from cnn_core.training.evaluation import eval_batch_size, predictor
 from cnn_core.training.trained import Source, Trained
 
@@ -64,7 +64,7 @@ class SegmentationOutput:
     @property
     def predicted(self) -> Tensor:
         """The class with the highest logit, H x W."""
-        return classes_of(self.logits[None])[0]
+        return predicted_classes(self.logits[None])[0]
 
 
 def predictions(
@@ -107,9 +107,9 @@ def _predict(trained: Trained, part: Split | Files) -> Predictions:
     """Return the network's outputs for every image of a split."""
     model, weights = trained.model, trained.weights
     if isinstance(part, Files):
-        from cnn_core.data.streaming import in_memory
+        from cnn_core.data.streaming import decode_to_memory
 
-        part = in_memory(part, weights.preprocessing.target)
+        part = decode_to_memory(part, weights.preprocessing.target)
     size = eval_batch_size(weights.preprocessing)
     with torch.inference_mode():
         found = batches(part, weights.preprocessing, size, device=trained.device)
@@ -142,9 +142,9 @@ def _segment(trained: Trained, part: Split | Files) -> Iterator[SegmentationOutp
     logits_of = predictor(trained.model, preprocessing)
     size = eval_batch_size(preprocessing)
     for batch in batches(part, preprocessing, size, device=trained.device):
-        logits = two_sided(logits_of(batch.images).float())
-        targets = centred(batch.targets, logits)
-        images = centred(preprocessing.denormalise(batch.images), logits)
+        logits = two_class_logits(logits_of(batch.images).float())
+        targets = center_crop(batch.targets, logits)
+        images = center_crop(preprocessing.denormalise(batch.images), logits)
         rows = (images.cpu(), logits.cpu(), targets.cpu())
         for index, *row in zip(batch.indices.tolist(), *rows, strict=True):
             yield SegmentationOutput(index, *row)

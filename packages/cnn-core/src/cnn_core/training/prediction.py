@@ -17,8 +17,8 @@ from cnn_core.data.images import read_image
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.readers.folders import SUFFIXES, sorted_files
 from cnn_core.errors import UsageError
-from cnn_core.tasks.segmentation import two_sided
-from cnn_core.tasks.tiles import flip_mean, margin_of, overlap_tile
+from cnn_core.tasks.segmentation import two_class_logits
+from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 
@@ -126,8 +126,8 @@ def _segment(trained: Trained, images: Images, flips: bool) -> Iterator[Segmenta
     for path in image_files(images):
         image = read_image(path, weights.in_channels)
         inputs = weights.preprocessing(image[None].to(trained.device))
-        logits = flip_mean(logits_of, inputs) if flips else logits_of(inputs)
-        found = _own_size(two_sided(logits.float()), image, weights.preprocessing)
+        logits = flip_tta(logits_of, inputs) if flips else logits_of(inputs)
+        found = _own_size(two_class_logits(logits.float()), image, weights.preprocessing)
         yield Segmentation(path, image, found.softmax(1)[0].cpu(), weights.classes)
 
 
@@ -137,7 +137,7 @@ def _whole_images(trained: Trained) -> Callable[[Tensor], Tensor]:
     height, width = preprocessing.size
     margin = preprocessing.margin
     if not preprocessing.tiled and height == width:
-        margin = margin_of(model, height, trained.weights.in_channels, trained.device)
+        margin = tile_margin(model, height, trained.weights.in_channels, trained.device)
     if preprocessing.tiled or margin:
         return partial(overlap_tile, model, tile=height, margin=margin)
     return model

@@ -22,7 +22,7 @@ from cnn_core.registry.names import canonical_name, default_recipe, resolved_nam
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
 from cnn_core.tasks import loss_of, score_of
-from cnn_core.tasks.tiles import margin_of
+from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, synchronised
@@ -235,14 +235,14 @@ def _decoded(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: b
     """
     in_memory = all(isinstance(split, Split) for split in dataset.splits.values())
     if recipe.pipeline == "streaming" or not in_memory:
-        from cnn_core.data.streaming import BadSamples, place
+        from cnn_core.data.streaming import BadSamples, load_splits
 
         bad = BadSamples(recipe.bad_samples())
         with counting("reading files", shown) as progress:
-            dataset = place(
+            dataset = load_splits(
                 dataset,
                 geometry,
-                recipe.pipeline,
+                pipeline=recipe.pipeline,
                 threads=torch.get_num_threads(),
                 bad=bad,
                 progress=progress,
@@ -279,7 +279,7 @@ def _geometry(
     picture = dataset.spec.image[1:]
     if recipe.tile:
         device = next(model.parameters()).device
-        margin = margin_of(model, side, dataset.spec.image[0], device)
+        margin = tile_margin(model, side, dataset.spec.image[0], device)
         return Preprocessing(
             size=size, image_size=picture, fit="tile", mean=(), std=(), margin=margin
         )

@@ -112,6 +112,6 @@ def _readable(split: Split | Files, allowed: int) -> Split | Files:
     """Return a split without the files that the run left out."""
     if not isinstance(split, Files):
         return split
-    from cnn_core.data.streaming import BadSamples, sound
+    from cnn_core.data.streaming import BadSamples, drop_bad_files
 
-    return sound(split, torch.get_num_threads(), BadSamples(allowed))
+    return drop_bad_files(split, torch.get_num_threads(), BadSamples(allowed))

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.errors import UnknownNameError, UsageError
-from cnn_core.tasks.segmentation import two_sided
+from cnn_core.tasks.segmentation import two_class_logits
 from cnn_viz.attribution.cam_perturbation import PERTURBING, class_weights
 from cnn_viz.attribution.cam_scale import SCALES, shares
 from cnn_viz.attribution.target import Classes, Target
@@ -221,7 +221,7 @@ def _explained(
     found: dict[str, dict[str, Cam]] = {method: {} for method in methods}
     with untouched(model, images):
         maps, gradients, logits, target = _looked(model, images, stages, call, target_of)
-        said = logits if target.region is None else two_sided(logits)
+        said = logits if target.region is None else two_class_logits(logits)
         for method in methods:
             for stage, a, g in zip(stages, maps, gradients, strict=True):
                 if method in EQUATIONS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cnn_core.errors import UsageError
-from cnn_core.tasks.segmentation import two_sided
+from cnn_core.tasks.segmentation import two_class_logits
 
 __all__ = ["Classes", "Target"]
 
@@ -45,7 +45,7 @@ class Target:
         """
         if logits.ndim != 4:
             raise UsageError(f"logits of shape {list(logits.shape)}: expected N classes h w")
-        logits = two_sided(logits)
+        logits = two_class_logits(logits)
         chosen = _chosen(classes, logits)
         pixels = logits.argmax(1) == chosen[:, None, None] if region is None else region
         if pixels.shape != logits[:, 0].shape:
@@ -59,7 +59,7 @@ class Target:
         numbers = torch.arange(len(self.classes), device=logits.device)
         if self.region is None:
             return logits[numbers, self.classes]
-        return (two_sided(logits)[numbers, self.classes] * self.region).sum((1, 2))
+        return (two_class_logits(logits)[numbers, self.classes] * self.region).sum((1, 2))
 
     def __getitem__(self, rows: Tensor) -> Target:
         """Return the targets of some of the images."""

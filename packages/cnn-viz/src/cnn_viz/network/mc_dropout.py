@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.errors import UsageError
-from cnn_core.tasks.segmentation import two_sided
+from cnn_core.tasks.segmentation import two_class_logits
 from cnn_viz.network.inspection import evaluating, same_random_state
 
 __all__ = ["Uncertainty", "mc_dropout"]
@@ -59,7 +59,7 @@ def mc_dropout(model: nn.Module, images: Tensor, passes: int = 20, seed: int = 0
     with same_random_state(images), evaluating(model, but=dropping):
         torch.manual_seed(seed)
         for _ in range(passes):
-            p = two_sided(model(images).float()).softmax(1)
+            p = two_class_logits(model(images).float()).softmax(1)
             mean = mean.to(p.device) + p / passes
             expected = expected.to(p.device) + _entropy(p) / passes
     return Uncertainty(probabilities=mean, entropy=_entropy(mean), expected=expected)

@@ -148,8 +148,8 @@ def pixel_scores(classes: Sequence[str], pixels: Tensor) -> list[PixelScore]:
     overlap = Overlap.of(pixels)
     predicted, targets = pixels.sum(0) > 0, pixels.sum(1) > 0
     columns = (
-        overlap.iou.where(overlap.there, math.nan),
-        overlap.dice.where(overlap.there, math.nan),
+        overlap.iou.where(overlap.present, math.nan),
+        overlap.dice.where(overlap.present, math.nan),
         overlap.precision.where(predicted, math.nan),
         overlap.recall.where(targets, math.nan),
         pixels.sum(1),

@@ -13,7 +13,7 @@ from cnn_core.data.augment import IGNORED
 from cnn_core.tasks.boundaries import Boundaries
 from cnn_core.tasks.curves import Calibration, Curves
 from cnn_core.tasks.regions import image_scores
-from cnn_core.tasks.segmentation import confusion
+from cnn_core.tasks.segmentation import confusion_matrix
 from cnn_core.training import SegmentationOutput
 
 __all__ = ["Measured", "Segmentations", "spread"]
@@ -88,7 +88,7 @@ class Segmentations:
         curves, calibration, boundaries = Curves(count), Calibration(count), Boundaries(count)
         for one in self:
             predicted = one.predicted
-            pixels += confusion(predicted, one.target, count)
+            pixels += confusion_matrix(predicted, one.target, count)
             curves.update(one.logits[None], one.target[None])
             calibration.update(one.logits[None], one.target[None])
             if (one.target == IGNORED).all():

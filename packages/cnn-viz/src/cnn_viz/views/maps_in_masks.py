@@ -11,7 +11,7 @@ from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
-from cnn_core.tasks.segmentation import centred, classes_of, two_sided
+from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
@@ -39,10 +39,10 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
     stages = (spec.cam_stage, spec.stages[-2])
     pixels = strides(weights)
     with untouched(model, batch.images):
-        logits = two_sided(model(batch.images).float())
-    targets = centred(batch.targets, logits)
+        logits = two_class_logits(model(batch.images).float())
+    targets = center_crop(batch.targets, logits)
     most = min(PAIRS, max(PIXELS // batch.images[0, 0].numel(), 1))
-    rows, classes = _pairs(classes_of(logits), targets, most)
+    rows, classes = _pairs(predicted_classes(logits), targets, most)
     images = batch.images[rows]
     counted = targets[rows] != IGNORED
     inside = targets[rows] == classes[:, None, None]
@@ -67,7 +67,7 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
         maps[RANDOM] = random_cam(maps[METHODS[0]])
         heats = {name: cam.heat(stride=pixels[stage]) for name, cam in maps.items()}
         heats[EDGES] = edge_map(images)
-        seen = {name: centred(heat, targets) * counted for name, heat in heats.items()}
+        seen = {name: center_crop(heat, targets) * counted for name, heat in heats.items()}
         dots(
             left,
             f"{stage}: energy in the mask",

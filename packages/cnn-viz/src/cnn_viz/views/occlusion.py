@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor, nn
 
 from cnn_core.data import Batch
-from cnn_core.tasks.segmentation import classes_of, two_sided
+from cnn_core.tasks.segmentation import predicted_classes, two_class_logits
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
@@ -34,10 +34,10 @@ def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fig
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // sides, 2)
     with torch.no_grad(), evaluating(model):
-        classes, regions = _largest(two_sided(model(images).float()))
+        classes, regions = _largest(two_class_logits(model(images).float()))
 
         def score(covered: Tensor) -> Tensor:
-            said = two_sided(model(covered).float()).softmax(1)
+            said = two_class_logits(model(covered).float()).softmax(1)
             p = said[torch.arange(len(covered)), classes]
             return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
 
@@ -90,7 +90,7 @@ def _plan(images: Tensor) -> tuple[int, int]:
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return each image's largest class but the background, N, and the pixels of it, N h w."""
-    masks = classes_of(logits)
+    masks = predicted_classes(logits)
     counts = torch.stack([mask.flatten().bincount(minlength=logits.shape[1]) for mask in masks])
     counts = counts[:, 1:]
     classes = torch.where(counts.amax(1) > 0, counts.argmax(1) + 1, 0)

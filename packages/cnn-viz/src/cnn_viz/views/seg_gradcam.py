@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data import Batch
-from cnn_core.tasks.segmentation import two_sided
+from cnn_core.tasks.segmentation import two_class_logits
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
@@ -30,7 +30,7 @@ def seg_gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
     spec = registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     with torch.no_grad():
-        said = two_sided(model(batch.images[:IMAGES]).float()).argmax(1)
+        said = two_class_logits(model(batch.images[:IMAGES]).float()).argmax(1)
     pairs = [(n, k) for n, mask in enumerate(said) for k in _classes(mask)]
     images = batch.images[[n for n, _ in pairs]]
     pictures = weights.preprocessing.denormalise(images).cpu()

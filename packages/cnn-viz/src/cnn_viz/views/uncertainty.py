@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
-from cnn_core.tasks.segmentation import centred
+from cnn_core.tasks.segmentation import center_crop
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
@@ -32,8 +32,8 @@ def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
     count = min(max(PIXELS // batch.images[0, 0].numel(), 1), IMAGES, len(batch.images))
     images = batch.images[:count]
     found = mc_dropout(model, images, PASSES)
-    targets = centred(batch.targets[:count], found.probabilities).cpu()
-    pictures = centred(weights.preprocessing.denormalise(images), found.probabilities).cpu()
+    targets = center_crop(batch.targets[:count], found.probabilities).cpu()
+    pictures = center_crop(weights.preprocessing.denormalise(images), found.probabilities).cpu()
     wrong = (found.probabilities.argmax(1).cpu() != targets) & (targets != IGNORED)
     mutual, most = found.mutual.cpu(), float(np.log2(found.probabilities.shape[1]))
     top = max(float(mutual.max()), 1e-6)

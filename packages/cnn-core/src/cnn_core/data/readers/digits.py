@@ -1,9 +1,8 @@
-"""The 1,797 handwritten digits that scikit-learn ships, shipped here as well: no download.
+"""The 1,797 handwritten digits that scikit-learn ships; cnn-core ships them, too: no download.
 
 They are the test part of UCI's "Optical Recognition of Handwritten Digits": 8x8 counts of ink
-from 0 to 16, here scaled to 0 to 255. The dataset has no test split of its own; this one
-is the first fifth of each class, in a fixed order, by a fixed shuffle. The same people wrote
-digits of both splits.
+from 0 to 16, here scaled to 0 to 255. The dataset has no test split of its own, so a fixed random
+fifth of each class becomes one. Digits of both splits were written by the same people.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["load"]
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return the digits; `root` and `download` are not needed."""
+    """Return the digits; `root` and `download` are not used."""
     with resources.as_file(resources.files("cnn_core.data") / "files") as folder:
         ink = read_idx(folder / "digits-images-idx3-ubyte.gz", 3)
         labels = read_idx(folder / "digits-labels-idx1-ubyte.gz", 1)

@@ -1,4 +1,4 @@
-"""People's own files: `imagefolder:PATH`, a folder for each class, and `maskfolder:PATH`."""
+"""Your own files: `imagefolder:PATH`, with a folder for each class, and `maskfolder:PATH`."""
 
 from __future__ import annotations
 
@@ -21,38 +21,44 @@ __all__ = ["SUFFIXES", "load_images", "load_masks", "sorted_files"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 GREY = ("1", "L", "LA")
-TEST = 0.2  # of a folder without splits of its own, held out with seed 0, each class alike
+TEST = 0.2  # the fraction of each class that becomes the test split, if there are no splits
 
 
 def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Return PATH/CLASS/FILE, or PATH/SPLIT/CLASS/FILE with splits train, val and test.
 
-    Classes are the folders' names, sorted. Without a folder test, val is measured at the end;
-    without splits, a fifth of each class is.
+    Classes are the folder names, sorted. Without a folder test, val is the test split; without
+    splits, a fifth of each class is.
 
     Raises:
-        DatasetMissingError: no such folder. DatasetCorruptError: no images, or other classes.
+        DatasetMissingError: no such folder.
+        DatasetCorruptError: no images, or classes that differ between splits.
     """
     folders = _split_folders(root)
     classes = sorted(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
         raise DatasetCorruptError(
-            f"{root}: {len(classes)} folders of images, expected one for each of several classes",
+            f"{root}: {len(classes)} folders of images, expected at least 2, one for each class",
             f"{root}/CLASS/FILE or {root}/train/CLASS/FILE, files {', '.join(SUFFIXES)}",
         )
     splits = {
         name: _labelled(folder, classes, name == "train") for name, folder in folders.items()
     }
-    channels, size = _picture(itertools.chain(*(split.images for split in splits.values())))
+    channels, size = _image_type(itertools.chain(*(split.images for split in splits.values())))
     splits = {n: dataclasses.replace(split, channels=channels) for n, split in splits.items()}
-    return _completed(spec, tuple(classes), splits, (channels, *size))
+    return _with_test_split(spec, tuple(classes), splits, (channels, *size))
 
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Return PATH/images/NAME.* with PATH/masks/NAME.*, or the same below train, val and test.
 
-    Masks are grey or palette images of class numbers; of two values, as 0 and 255, the lower is
-    class 0. PATH/classes.txt may name the classes, a line each.
+    Masks are grey or palette images of class numbers. If they have only two values, such as 0
+    and 255, the lower is class 0. PATH/classes.txt may name the classes, one per line.
+
+    Raises:
+        DatasetMissingError: no such folder.
+        DatasetCorruptError: images and masks do not pair up, or masks have other values.
+        UsageError: classes.txt has another number of classes than the masks.
     """
     folders = {"train": root}
     if not (root / "images").is_dir():
@@ -61,29 +67,30 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     masks = [mask for images, masks in pairs.values() for mask in masks]
     values = _class_numbers(masks)
     images = [image for images, _ in pairs.values() for image in images]
-    channels, size = _picture(images)
+    channels, size = _image_type(images)
     splits = {name: Files(i, m, channels, values) for name, (i, m) in pairs.items()}
     count = len(set(values.values()) - {IGNORED})
-    return _completed(spec, _class_names(root, count), splits, (channels, *size))
+    return _with_test_split(spec, _class_names(root, count), splits, (channels, *size))
 
 
-def _completed(
+def _with_test_split(
     spec: DatasetSpec,
     classes: tuple[str, ...],
     splits: Mapping[str, Files],
     image: tuple[int, int, int],
 ) -> Dataset:
-    """Return the dataset with what was found filled in, and with a test split."""
+    """Return the dataset, its spec completed from the files, with a test split."""
     found = dataclasses.replace(spec, classes=classes, image=image)
     splits = dict(splits)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     if "test" not in splits:
+        # Always seed 0: the test split must not change with the seed of a run.
         kept, held_out = Dataset(found, splits).hold_out(TEST, seed=0)
         if len(held_out) == 0:
             raise DatasetCorruptError(
-                f"{len(kept)} images are too few to hold a fifth of each class out to test",
-                "three of each class are enough, or a folder test beside a folder train",
+                f"{len(kept)} images are too few to hold out a fifth of each class for testing",
+                "add images until each class has three, or add a folder test beside train",
             )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
     counts = {name: len(split) for name, split in splits.items()}
@@ -91,17 +98,17 @@ def _completed(
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders of the splits, or the folder itself as train."""
+    """Return the folders of the splits; if there are none, the folder itself as train."""
     if not root.is_dir():
         raise DatasetMissingError(
             f"{root}: no such folder",
-            "the path after ':' says where it is; of a run, --data-dir DIR says where it is now",
+            "give its path after ':'; if a run's folder has moved, use --data-dir DIR",
         )
     found: dict[str, Path] = {}
     for folder in _subfolders(root):
         if split := SPLITS.get(folder.name.lower()):
             if split in found:
-                raise DatasetCorruptError(f"{folder}: a second folder {split}: {found[split]}")
+                raise DatasetCorruptError(f"{folder}: a second {split} split: {found[split]}")
             found[split] = folder
     if found and "train" not in found:
         raise DatasetCorruptError(f"{root}: has {', '.join(sorted(found))}, but no folder 'train'")
@@ -113,7 +120,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def sorted_files(folder: Path) -> list[Path]:
-    """Return the image files in a folder and below it, by name; hidden ones are left out."""
+    """Return the image files in a folder and its subfolders, sorted, without hidden ones.
+
+    Sorted, since file systems list files in different orders, and random splits depend on it.
+    """
     return sorted(
         path
         for path in folder.rglob("*")
@@ -124,12 +134,13 @@ def sorted_files(folder: Path) -> list[Path]:
 
 
 def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
-    """Return the files of a split with the numbers of their classes."""
+    """Return the files of a split with their class numbers."""
     names = [f.name for f in _subfolders(folder)]
+    # Class numbers are those of train, in every split: an unknown class has no output unit.
     for name in names:
         if name not in classes:
             raise DatasetCorruptError(
-                f"{folder}: class '{printable(name)}' is not among those of train"
+                f"{folder}: class '{printable(name)}' is not in the training split"
             )
     images, targets = [], []
     for number, name in enumerate(classes):
@@ -137,17 +148,17 @@ def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
         if training and not files:
             raise DatasetCorruptError(
                 f"{folder / name}: no images ({', '.join(SUFFIXES)})",
-                "a folder here is a class: fill it, move it, or begin its name with a dot",
+                "each folder here is a class: fill it, move it, or start its name with a dot",
             )
         images += files
         targets += [number] * len(files)
     return Files(tuple(images), torch.tensor(targets, dtype=torch.int64))
 
 
-def _picture(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
-    """Return the channels of images, and their size: (0, 0) where they differ.
+def _image_type(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
+    """Return the channels of images, and their (height, width), which is (0, 0) if they differ.
 
-    Files that cannot be read say nothing here: they are found, all of them, when each is decoded.
+    Files that cannot be read are skipped: all of them are reported later, when each is decoded.
     """
     modes, sizes = set(), set()
     for path in paths:
@@ -157,21 +168,23 @@ def _picture(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
             continue
         modes.add(mode)
         sizes.add((height, width))
+    # One colour image makes the dataset RGB: grey images can be read as RGB without loss.
     channels = 1 if modes and modes <= set(GREY) else 3
     return channels, sizes.pop() if len(sizes) == 1 else (0, 0)
 
 
 def _pairs(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the images of a folder and their masks, by their paths below it without suffix."""
+    """Return the images and masks of a folder, paired by their relative paths without suffix."""
     images, masks = _by_name(folder / "images"), _by_name(folder / "masks")
-    for one, other, what in ((images, masks, "mask"), (masks, images, "image")):
+    for one, other, missing in ((images, masks, "mask"), (masks, images, "image")):
         if alone := sorted(one.keys() - other.keys()):
-            raise DatasetCorruptError(f"{one[alone[0]]}: has no {what} ({len(alone)} such files)")
+            count = f"{len(alone)} files without one"
+            raise DatasetCorruptError(f"{one[alone[0]]}: has no {missing} ({count})")
     return tuple(images.values()), tuple(masks[name] for name in images)
 
 
 def _by_name(folder: Path) -> dict[Path, Path]:
-    """Return the image files below a folder, by their paths there without suffix."""
+    """Return the image files below a folder by their relative paths without suffix."""
     if not folder.is_dir():
         raise DatasetMissingError(
             f"{folder}: no such folder", f"{folder.parent}/images/NAME.* and masks/NAME.*"
@@ -180,16 +193,17 @@ def _by_name(folder: Path) -> dict[Path, Path]:
     for path in sorted_files(folder):
         name = path.relative_to(folder).with_suffix("")
         if name in found:
-            raise DatasetCorruptError(f"{path}: of the same name as {found[name].name}")
+            raise DatasetCorruptError(f"{path}: same name as {found[name].name}")
         found[name] = path
     return found
 
 
 def _class_numbers(masks: list[Path]) -> dict[int, int]:
-    """Return the values in masks, each with its class number.
+    """Return the values in masks with their class numbers.
 
-    0, 1, 2, … are class numbers themselves, and then 255 is ignored; any two values are 0 and 1.
-    Masks that cannot be read say nothing here: they are found when each is decoded.
+    Values 0, 1, 2, … are class numbers themselves, and 255 is then ignored. If there are only two
+    values, whatever they are, they are classes 0 and 1. Masks that cannot be read are skipped:
+    they are reported later, when each is decoded.
     """
     found: dict[int, Path] = {}  # where each value was seen first
     for mask in masks:
@@ -199,11 +213,12 @@ def _class_numbers(masks: list[Path]) -> dict[int, int]:
             continue
         for value in values:
             found.setdefault(value, mask)
+    # Binary masks are drawn with any two values: 0 and 255, 0 and 1, or a palette's.
     if len(found) == 2:
         return {value: number for number, value in enumerate(sorted(found))}
     numbers = sorted(found.keys() - {IGNORED})
     if numbers != list(range(len(numbers))) or len(numbers) < 2:
-        odd = next((n for place, n in enumerate(numbers) if n != place), None)
+        odd = next((n for number, n in enumerate(numbers) if n != number), None)
         where = found[odd] if odd is not None else masks[0].parent
         raise DatasetCorruptError(
             f"{where}: masks hold the values {', '.join(map(str, numbers[:8]))}, "
@@ -213,12 +228,12 @@ def _class_numbers(masks: list[Path]) -> dict[int, int]:
 
 
 def _class_names(root: Path, count: int) -> tuple[str, ...]:
-    """Return the lines of classes.txt, or "0", "1", …; 255 is no class."""
+    """Return the lines of classes.txt, or "0", "1", … without it."""
     path = root / "classes.txt"
     if not path.is_file():
         return tuple(map(str, range(count)))
     names = tuple(path.read_text("utf-8").split("\n"))
     names = tuple(name.strip() for name in names if name.strip())
     if len(names) != count:
-        raise UsageError(f"{path}: {len(names)} names, the masks have {count} classes")
+        raise UsageError(f"{path}: {len(names)} names, but the masks have {count} classes")
     return names

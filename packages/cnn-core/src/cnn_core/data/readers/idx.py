@@ -1,8 +1,9 @@
-"""Reader of IDX files, the format of MNIST: two zero bytes, type, number of dimensions, the
-dimensions as big-endian 32-bit integers, then the elements. Gzipped or not.
+"""Reader of IDX files, MNIST's format, gzipped or not.
 
-What a file claims is held against its size before anything is allocated for it. A file of
-dataset images or labels has unsigned bytes; other element types are refused.
+A file is two zero bytes, the element type, the number of dimensions, the dimensions as big-endian
+32-bit integers, then the elements. The header is checked against the file's size before memory is
+allocated, since sixteen bytes can claim terabytes. Datasets use unsigned bytes; other element
+types are rejected.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_BYTES = 2**31  # more than 30 times the largest MNIST file; a bound for host
 
 
 class Readable(Protocol):
-    """What a file and a gzip file have in common."""
+    """A file or a gzip file."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -35,7 +36,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     """Return the contents as a uint8 tensor with that many dimensions.
 
     Raises:
-        DatasetCorruptError: names the file, the offset, what was expected and what was found.
+        DatasetCorruptError: the message names the file, the byte, the expected and the found.
     """
     zipped = path.suffix == ".gz"
     try:
@@ -43,6 +44,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             shape = _read_header(file, path, dimensions)
             size = math.prod(shape)
             header = 4 + 4 * dimensions
+            # A gzip file does not say how long its contents are: they are counted while reading.
             if not zipped and path.stat().st_size != header + size:
                 found = path.stat().st_size - header
                 raise _corrupt(path, header, f"{size:,} bytes for {_by(shape)}", f"{found:,}")
@@ -50,7 +52,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
                 raise _corrupt(path, 4, f"at most {MAX_BYTES:,} bytes", f"{size:,}")
             return _read_elements(file, path, shape)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _corrupt(path, 0, "a sound gzip file", str(error)) from error
+        raise _corrupt(path, 0, "a valid gzip file", str(error)) from error
 
 
 def _read_header(file: Readable, path: Path, dimensions: int) -> tuple[int, ...]:
@@ -65,7 +67,10 @@ def _read_header(file: Readable, path: Path, dimensions: int) -> tuple[int, ...]
 
 
 def _read_elements(file: Readable, path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read exactly the elements; grow with what is there, never with what is claimed."""
+    """Read the elements, and one byte more to notice a file that is too long.
+
+    The buffer grows with the bytes that arrive, never with the size that the header claims.
+    """
     size = math.prod(shape)
     header = 4 + 4 * len(shape)
     data = bytearray()

@@ -1,4 +1,4 @@
-"""The membranes of the ISBI 2012 challenge, U-Net's first dataset: 30 slices with masks."""
+"""Reader of the ISBI 2012 challenge, U-Net's first dataset: 30 slices with membrane masks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from cnn_core.specs import DatasetSpec
 
 __all__ = ["load"]
 
-HELD_OUT = 6  # slices of the 30, by seed 0: the challenge's own test masks are not public
+HELD_OUT = 6  # of the 30 slices, chosen by seed 0: the challenge's test masks are not public
 VALUES = {0: 0, 255: 1}  # membrane, cell
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return images/N.png with masks/N.png, in `root` or in the folder isbi below it."""
+    """Return images/N.png with masks/N.png, from `root` or its subfolder isbi."""
     folder = next((f for f in (root, root / "isbi") if (f / "images").is_dir()), None)
     if folder is None or not (folder / "masks").is_dir():
         raise DatasetMissingError(
             f"dataset '{spec.name}': no folders images and masks in {root}",
-            f"--data-dir DIR says where they are ({spec.homepage})",
+            f"give their folder with --data-dir DIR ({spec.homepage})",
         )
     images = {path.stem: path for path in sorted_files(folder / "images")}
     masks = {path.stem: path for path in sorted_files(folder / "masks")}
@@ -31,7 +31,7 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     if images.keys() != masks.keys() or len(stems) != sum(spec.splits.values()):
         raise DatasetCorruptError(
             f"{folder}: {len(images)} images and {len(masks)} masks, "
-            f"expected {sum(spec.splits.values())} of each, of the same names"
+            f"expected {sum(spec.splits.values())} of each, with the same names"
         )
     paths = tuple(images[stem] for stem in stems), tuple(masks[stem] for stem in stems)
     whole = Files(*paths, channels=1, values=VALUES)

@@ -1,4 +1,4 @@
-"""MNIST and the datasets in its format: four IDX files."""
+"""Reader of MNIST and of datasets in its format: four IDX files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
-# MD5 of the gzipped files, as torchvision.datasets has them.
+# MD5 of the gzipped files, as in torchvision.datasets.
 REMOTES = {
     "mnist": Remote(
         mirrors=(
@@ -44,7 +44,7 @@ REMOTES = {
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Read the four files, gzipped or not, from `root`; fetch them first if asked to."""
+    """Read the four files, gzipped or not, from `root`; download them first if asked to."""
     if download:
         fetch(REMOTES[spec.name], root)
     splits = {}
@@ -57,12 +57,12 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
 
 def _find(spec: DatasetSpec, root: Path, name: str) -> Path:
-    """Return the file, unpacked or gzipped, in `root` or in the raw/ that torchvision makes."""
+    """Return the file, gzipped or not, in `root` or in torchvision's subfolder raw/."""
     for folder in (root, root / "raw"):
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
     raise DatasetMissingError(
         f"dataset '{spec.name}': no {name} or {name}.gz in {root}",
-        f"--data-dir DIR says where it is, --download fetches it ({spec.homepage})",
+        f"give its folder with --data-dir DIR, or fetch it with --download ({spec.homepage})",
     )

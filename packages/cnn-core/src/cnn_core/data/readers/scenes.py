@@ -1,7 +1,7 @@
-"""`digit_scenes`: real digits on a textured ground, with a mask: segmentation without a download.
+"""`digit_scenes`: digits on a textured background with masks, for segmentation without a download.
 
-Drawn from the digits that come with cnn-core, the same ones every time: scenes of the training
-split show its digits only, those of the test split only the others.
+Scenes are drawn from the digits that come with cnn-core, and are the same every time. Training
+scenes contain only digits of their training split, test scenes only those of the test split.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from cnn_core.specs import DatasetSpec
 
 __all__ = ["load"]
 
-SIZE = 64  # pixels, of a scene
-DIGITS = 3  # in a scene
-INK = 96  # of 255: from here on a pixel belongs to the digit
+SIZE = 64  # pixels, the side of a scene
+DIGITS = 3  # per scene
+INK = 96  # of 255: a pixel with at least this much ink belongs to the digit
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return the scenes; `root` and `download` are not needed."""
+    """Return the scenes; `root` and `download` are not used."""
     digits = load_digits(spec, root, download)
     splits = {}
     for name, count in spec.splits.items():
@@ -34,14 +34,17 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         assert isinstance(source, Split)
         key = key_of(0, 0, f"scenes/{name}")
         scenes = [scene(source.images, draw) for draw in uniform(key, np.arange(count), 64)]
-        pictures, masks = zip(*scenes, strict=True)
-        splits[name] = Split(torch.stack(pictures), torch.stack(masks))
+        images, masks = zip(*scenes, strict=True)
+        splits[name] = Split(torch.stack(images), torch.stack(masks))
     return Dataset(spec, splits)
 
 
 def scene(digits: Tensor, draw: Floats) -> tuple[Tensor, Tensor]:
-    """Draw one scene: an image, uint8 1 64 64, and its mask, 1 where there is a digit."""
-    picture = ground(draw[:32])
+    """Draw one scene: an image, uint8 1 64 64, and its mask, 64 64, which is 1 on digits.
+
+    `draw` are 64 uniform numbers: 32 for the background, then five for each digit.
+    """
+    image = background(draw[:32])
     mask = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
     for number in range(DIGITS):
         which, side, top, left, bright = draw[32 + 5 * number : 37 + 5 * number]
@@ -51,13 +54,14 @@ def scene(digits: Tensor, draw: Floats) -> tuple[Tensor, Tensor]:
         ink = F.interpolate(ink, (edge, edge), mode="bicubic").clamp(0, 255)[0, 0]
         where = (slice(row, row + edge), slice(column, column + edge))
         alpha = ink / 255
-        picture[where] = (1 - alpha) * picture[where] + alpha * (150 + 105 * float(bright))
+        # Brighter than the background, but only a little at times: a threshold is not enough.
+        image[where] = (1 - alpha) * image[where] + alpha * (150 + 105 * float(bright))
         mask[where] |= (ink >= INK).to(torch.uint8)
-    return picture.round().to(torch.uint8)[None], mask
+    return image.round().to(torch.uint8)[None], mask
 
 
-def ground(draw: Floats) -> Tensor:
-    """Return a cloudy ground, grey levels 20 to 140, 64 x 64: coarse noise and stripes."""
+def background(draw: Floats) -> Tensor:
+    """Return a texture of coarse noise and stripes, grey levels 20 to 140, 64 x 64."""
     coarse = torch.from_numpy(draw[:25]).float().view(1, 1, 5, 5)
     clouds = F.interpolate(coarse, (SIZE, SIZE), mode="bicubic", align_corners=True)[0, 0]
     angle, period, phase = draw[25:28]

@@ -1,4 +1,4 @@
-"""STL-10: images stored column by column, labels from 1, folds, and images without labels."""
+"""Reader of STL-10: images stored column by column, labels from 1, folds, unlabelled images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["folds", "load", "load_unlabelled"]
 IMAGE = (3, 96, 96)
 PIXELS = 3 * 96 * 96
 CLASSES = 10
-MAX_LABELLED = 8_000  # images: those of test_X.bin
+MAX_LABELLED = 8_000  # images, as many as test_X.bin has
 MAX_UNLABELLED = 100_000
-BLOCK = 100  # images that are read and turned at a time
+BLOCK = 100  # images that are read and transposed at once
 FOLDS, FOLD, TRAIN = 10, 1_000, 5_000
 
 HOMEPAGE = "https://cs.stanford.edu/~acoates/stl10/"
@@ -36,13 +36,13 @@ REMOTES = {
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Read the labelled images, train and test, from `root`; fetch the archive if asked to.
+    """Read the labelled images, train and test, from `root`; download the archive if asked to.
 
-    Also looks in the folder stl10_binary, which the published archive makes.
+    Also looks in the folder stl10_binary, which the published archive contains.
 
     Raises:
-        DatasetMissingError: a file is not there; says where it looked.
-        DatasetCorruptError: a file breaks its format; names the file and the byte.
+        DatasetMissingError: a file was not found; the message names the folder.
+        DatasetCorruptError: a file breaks its format; the message names the file and the byte.
     """
     if download:
         fetch_and_extract(REMOTES[spec.name], ARCHIVE, root)
@@ -54,14 +54,14 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
 
 def load_unlabelled(root: Path) -> Tensor:
-    """Return the images without labels, uint8 N 3 96 96, mapped from the file and not read.
+    """Return the unlabelled images, uint8 N 3 96 96, memory-mapped: 2.6 GB are not read at once.
 
-    They are a view whose columns come first in memory; writing to it does not change the file,
-    which must not be cut while it is in use.
+    The tensor is a transposed view. Writing to it does not change the file, and the file must not
+    be truncated while the tensor is in use.
 
     Raises:
         DatasetMissingError: there is no unlabeled_X.bin.
-        DatasetCorruptError: its size is not that of whole images.
+        DatasetCorruptError: its size is not a multiple of an image's.
     """
     path = _find(root, "unlabeled_X.bin")
     count = _count(path, MAX_UNLABELLED)
@@ -70,13 +70,14 @@ def load_unlabelled(root: Path) -> Tensor:
 
 
 def folds(root: Path) -> list[Tensor]:
-    """Return the ten published folds: each 1,000 indices into the training split, int64.
+    """Return the ten published folds, each 1,000 indices into the training split, int64.
 
     Raises:
         DatasetMissingError: there is no fold_indices.txt.
         DatasetCorruptError: not ten lines of 1,000 distinct numbers from 0 to 4,999.
     """
     path = _find(root, "fold_indices.txt")
+    # Checked before it is read: the file of another dataset may be gigabytes.
     if (size := path.stat().st_size) > FOLDS * FOLD * 10:
         raise _corrupt(path, 0, f"at most {FOLDS * FOLD * 10:,} bytes", f"{size:,}")
     lines = path.read_bytes().splitlines(keepends=True)
@@ -92,30 +93,31 @@ def folds(root: Path) -> list[Tensor]:
 def _fold(path: Path, offset: int, line: bytes) -> Tensor:
     words = line.split()
     for word in words:
+        # The length first: converting a word of a million digits would take minutes.
         if not word.isdigit() or len(word) > 4 or int(word) >= TRAIN:
             shown = printable(word[:20].decode("latin-1"))
             raise _corrupt(path, offset, f"indices from 0 to {TRAIN - 1:,}", f"'{shown}'")
     indices = torch.tensor([int(word) for word in words], dtype=torch.int64)
     if len(indices) != FOLD or len(indices.unique()) != FOLD:
-        what = f"{len(indices):,}, {len(indices.unique()):,} of them distinct"
-        raise _corrupt(path, offset, f"{FOLD:,} distinct indices", what)
+        found = f"{len(indices):,}, {len(indices.unique()):,} of them distinct"
+        raise _corrupt(path, offset, f"{FOLD:,} distinct indices", found)
     return indices
 
 
 def _find(root: Path, name: str) -> Path:
-    """Return the file in `root` or where the archive puts it."""
+    """Return the file, in `root` or where extracting the archive puts it."""
     below = root / "stl10_binary"
     for folder in (root, below, below / "stl10_binary"):
         if (folder / name).is_file():
             return folder / name
     raise DatasetMissingError(
         f"dataset 'stl10': no {name} in {root}",
-        f"--data-dir DIR says where it is, --download fetches it ({HOMEPAGE})",
+        f"give its folder with --data-dir DIR, or fetch it with --download ({HOMEPAGE})",
     )
 
 
 def _count(path: Path, most: int = MAX_LABELLED) -> int:
-    """Return how many images a file has, by its size."""
+    """Return how many images a file has, from its size, before any memory is allocated."""
     size = path.stat().st_size
     count, rest = divmod(size, PIXELS)
     if rest or not count:
@@ -126,7 +128,10 @@ def _count(path: Path, most: int = MAX_LABELLED) -> int:
 
 
 def _read_images(path: Path) -> Tensor:
-    """Read images block by block, and turn columns into rows."""
+    """Read images and transpose them: the file has columns first, as Matlab does.
+
+    Block by block, so that no second copy of the split is in memory.
+    """
     count = _count(path)
     images = torch.empty((count, *IMAGE), dtype=torch.uint8)
     with path.open("rb") as file:
@@ -141,7 +146,7 @@ def _read_images(path: Path) -> Tensor:
 
 
 def _read_labels(path: Path, count: int) -> Tensor:
-    """Read labels, one byte each, from 1 in the file and from 0 in what is returned."""
+    """Read labels, one byte each; they count from 1 in the file and from 0 in the result."""
     if (size := path.stat().st_size) != count:
         raise _corrupt(path, 0, f"{count:,} labels, one for each image", f"{size:,}")
     labels = np.frombuffer(path.read_bytes(), np.uint8).astype(np.int64) - 1
