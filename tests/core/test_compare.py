@@ -259,7 +259,7 @@ def test_a_run_of_a_model_that_is_not_installed_can_be_read(cnnzoo, runs):
 
 def test_a_plot_without_cnn_viz_says_what_to_install(runs, tmp_path):
     code = (
-        "import sys; import cnn_core.plugins as p; p.discover = lambda: []\n"
+        "import sys; from cnn_core.plugins import loader; loader.discover = lambda: []\n"
         "from cnn_core.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     paths = [run.path for run in runs.values()]
