@@ -44,7 +44,7 @@ from cnn_viz.views.confusion import confusion
 from cnn_viz.views.coverage import coverage
 from cnn_viz.views.predictions import predictions
 from cnn_viz.views.rankings import rankings
-from cnn_viz.views.weights import spreads
+from cnn_viz.views.weights import value_histograms
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +455,7 @@ def test_spreads_count_weights_outputs_and_dead_units():
     with torch.no_grad():
         model[0].bias[:2] = -1e3  # never above 0
     images = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    found = spreads(model, images, ["0", "1", "absent"])
+    found = value_histograms(model, images, ["0", "1", "absent"])
     assert list(found) == ["0", "1"]
     inside, before = found["0"]
     assert inside is not None
@@ -478,7 +478,7 @@ def test_weights_has_a_row_for_each_stage(view_inputs):
     figure = draw("weights", view_inputs.run, device="cpu")
     stages = list(cnn_core.get_spec("lenet5_modern").stages)
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == stages
-    found = spreads(view_inputs.model, view_inputs.batch.images, stages)
+    found = value_histograms(view_inputs.model, view_inputs.batch.images, stages)
     dead, units = (sum(getattr(o, key) for _, o in found.values()) for key in ("dead", "units"))
     assert figure.get_supxlabel().endswith(f"{dead:,} of {units:,}.")
 

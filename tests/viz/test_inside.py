@@ -18,13 +18,13 @@ from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
 from cnn_viz import draw
-from cnn_viz.attribution.activation_maximisation import maximised
+from cnn_viz.attribution.activation_maximisation import maximise_logits
 from cnn_viz.network.convolution import number
-from cnn_viz.network.graph import wiring
-from cnn_viz.network.receptive_field import evenly, receptive_fields
+from cnn_viz.network.graph import model_graph
+from cnn_viz.network.receptive_field import pick_evenly, receptive_fields
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.activation_maximisation import steps_for
-from cnn_viz.views.filters import before_training
+from cnn_viz.views.filters import initial_model
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ class Crossing(nn.Module):
 
 
 def test_wiring_follows_maps_past_stages_and_through_what_is_between():
-    found = wiring(Crossing, ["first", "second", "last", "unused", "absent"], (1, 8, 8))
+    found = model_graph(Crossing, ["first", "second", "last", "unused", "absent"], (1, 8, 8))
     assert found.stages == ("first", "second", "last")
     assert found.edges == {
         ("input", "first"),
@@ -96,14 +96,14 @@ def test_wiring_follows_maps_past_stages_and_through_what_is_between():
 )
 def test_a_chain_has_the_residual_blocks_of_its_table_and_nothing_else(model, additions, joins):
     spec = cnn_core.get_spec(model)
-    found = wiring(lambda: create_model(model), spec.stages, spec.input)
+    found = model_graph(lambda: create_model(model), spec.stages, spec.input)
     assert found.edges == set(zip(("input", *spec.stages), spec.stages, strict=False))
     assert (found.additions, found.joins) == (additions, joins)
 
 
 def test_every_inception_module_concatenates_once():
     spec = cnn_core.get_spec("googlenet")
-    found = wiring(lambda: create_model("googlenet"), spec.stages, spec.input)
+    found = model_graph(lambda: create_model("googlenet"), spec.stages, spec.input)
     assert found.joins == {name: 1 for name in spec.stages if name.startswith("inception")}
     assert not found.additions
 
@@ -154,17 +154,17 @@ def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
         weight_decay=0.0,
         seed=7,
     )
-    before = before_training(still).state_dict()
+    before = initial_model(still).state_dict()
     kept = ViewInputs(still, device="cpu").model.state_dict()
     assert before.keys() == kept.keys()
     assert all(torch.equal(before[name], kept[name]) for name in kept)
-    other = before_training(run)  # of another seed
+    other = initial_model(run)  # of another seed
     assert not torch.equal(other.c1.weight, before["c1.weight"])
 
 
 def test_building_it_again_leaves_the_random_state_as_it_was(run):
     state = torch.get_rng_state()
-    before_training(run)
+    initial_model(run)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -212,7 +212,7 @@ def test_an_even_size_under_a_padded_stride_is_placed_by_what_is_seen():
     assert (found.position, found.start) == ((2, 2), (3, 3))
 
 
-@pytest.mark.parametrize("name", ["ingredients", "segmenting"])
+@pytest.mark.parametrize("name", ["view_inputs", "segmenting"])
 def test_the_effective_field_lies_within_the_theoretical_one(name, request):
     made = request.getfixturevalue(name)
     spec, images = cnn_core.get_spec(made.run.recipe.model), made.batch.images[:8]
@@ -224,7 +224,7 @@ def test_the_effective_field_lies_within_the_theoretical_one(name, request):
         in_channels=weights.in_channels,
         **weights.options,
     )
-    stages = wiring(build, spec.stages, tuple(images.shape[1:])).stages
+    stages = model_graph(build, spec.stages, tuple(images.shape[1:])).stages
     traced = trace(build, stages, tuple(images.shape[1:])).stages
     sizes = {s.name: (s.receptive_field, s.stride) for s in traced if len(s.output) == 3}
     found = receptive_fields(made.model, images, sizes)
@@ -269,11 +269,11 @@ def test_looking_leaves_no_trace(view_inputs):
 
 @pytest.mark.parametrize(("count", "places"), [(3, [0, 1, 2]), (6, [0, 1, 2, 3, 4, 5])])
 def test_few_stages_are_all_shown(count, places):
-    assert evenly([str(n) for n in range(count)], 6) == [str(n) for n in places]
+    assert pick_evenly([str(n) for n in range(count)], 6) == [str(n) for n in places]
 
 
 def test_many_stages_are_shown_evenly():
-    found = evenly([str(n) for n in range(18)], 6)
+    found = pick_evenly([str(n) for n in range(18)], 6)
     assert (len(found), found[0], found[-1]) == (6, "0", "17")
 
 
@@ -375,7 +375,12 @@ def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(view
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     find = partial(
-        maximised, model, range(10), (1, 32, 32), torch.tensor(known.mean), torch.tensor(known.std)
+        maximise_logits,
+        model,
+        range(10),
+        (1, 32, 32),
+        torch.tensor(known.mean),
+        torch.tensor(known.std),
     )
     pictures, first, last = find(steps=64)
     assert (pictures.min() >= 0) & (pictures.max() <= 1)

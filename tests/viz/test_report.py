@@ -30,14 +30,14 @@ from cnn_core.weights.native import read_weights, write_weights
 from cnn_viz import plugin, write_report
 from cnn_viz.commands.cli import viz
 from cnn_viz.page.charts import charts
-from cnn_viz.page.explorer import BY_HAND
-from cnn_viz.page.svg import inlined
+from cnn_viz.page.explorer import INTERACTIVE_VIEWS
+from cnn_viz.page.svg import inline_svg
 from cnn_viz.results import inputs
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import wilson
 
 VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks and not spec.costly]
-SHOWN = [name for name in VIEWS if name not in BY_HAND["classification"]]  # as figures
+SHOWN = [name for name in VIEWS if name not in INTERACTIVE_VIEWS["classification"]]  # as figures
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -189,7 +189,7 @@ def test_inlined_figures_say_what_the_figure_says():
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(file, format="svg")
-    markup = inlined("made", "a figure", file.getvalue(), b"")
+    markup = inline_svg("made", "a figure", file.getvalue(), b"")
     assert html.escape(words, quote=False) in markup
     assert "stroke-opacity: 0.35" in markup
     assert len(markup) < 0.75 * len(file.getvalue())
@@ -224,7 +224,7 @@ def test_kernels_in_rgb_are_exact_and_photographs_are_small():
     with matplotlib.rc_context({"image.composite_image": False}):
         figure.savefig(file, format="svg")
     drawn = images(file.getvalue().decode())
-    *shown, last = images(inlined("made", "a figure", file.getvalue(), b""))
+    *shown, last = images(inline_svg("made", "a figure", file.getvalue(), b""))
     assert [abs(a - b).max() for a, b in zip(drawn, shown, strict=False)] == [0, 0, 0]
     assert abs(drawn[-1] - last).max() > 0
 

@@ -19,10 +19,10 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import read_weights
 from cnn_viz import Cam, seg_grad_cam, style, write_report
-from cnn_viz.attribution.saliency import falls
-from cnn_viz.drawing.render import draw_all, draw_one, fitting
+from cnn_viz.attribution.saliency import score_drops
+from cnn_viz.drawing.render import draw_one, draw_or_report, views_for
 from cnn_viz.network.mc_dropout import mc_dropout
-from cnn_viz.page.explorer import BY_HAND
+from cnn_viz.page.explorer import INTERACTIVE_VIEWS
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, pixel_scores
 from cnn_viz.results.segmentations import Segmentations, spread
@@ -51,7 +51,7 @@ VIEWS = [
     "weights",
     "filters",
 ]
-SHOWN = [view for view in VIEWS if view not in BY_HAND["segmentation"]]  # as figures
+SHOWN = [view for view in VIEWS if view not in INTERACTIVE_VIEWS["segmentation"]]  # as figures
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
-    assert [name for name, _ in fitting(run)] == VIEWS
+    assert [name for name, _ in views_for(run)] == VIEWS
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -135,10 +135,10 @@ def test_outcomes_of_two_classes_are_true_and_false_positives_and_false_negative
     found = masks.outcomes(one.predicted, one.target)
     said, true = one.predicted.numpy()[4:], one.target.numpy()[4:]
     assert (found == masks.RIGHT).sum() == ((said == 1) & (true == 1)).sum()
-    assert (found == masks.ALARM).sum() == ((said == 1) & (true == 0)).sum()
+    assert (found == masks.FALSE_ALARM).sum() == ((said == 1) & (true == 0)).sum()
     assert (found == masks.MISSED).sum() == ((said == 0) & (true == 1)).sum()
-    assert (found == masks.CONFUSED).sum() == 0
-    assert (found == masks.UNCOUNTED).sum() == 4 * 24
+    assert (found == masks.WRONG_CLASS).sum() == 0
+    assert (found == masks.IGNORED_PIXEL).sum() == 4 * 24
 
 
 def test_entropy_is_that_of_a_loop():
@@ -265,13 +265,13 @@ def test_uncertainty_is_that_of_a_loop_over_passes():
 
 
 def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(view_inputs, caplog):
-    (pair,) = (pair for pair in fitting(view_inputs.run) if pair[0] == "uncertainty")
+    (pair,) = (pair for pair in views_for(view_inputs.run) if pair[0] == "uncertainty")
     with pytest.MonkeyPatch.context() as patch:
         for module in view_inputs.model.modules():
             if isinstance(module, nn.Dropout):
                 patch.setattr(module, "p", 0.0)
-        drawing = draw_all(*pair, view_inputs)
-    assert "has no dropout" in drawing.unfit
+        drawing = draw_or_report(*pair, view_inputs)
+    assert "has no dropout" in drawing.skipped
     assert not drawing.error
     assert not drawing.png
     (line,) = (record.getMessage() for record in caplog.records)
@@ -348,7 +348,9 @@ def test_energy_lies_in_the_mask_of_a_network_that_knows_it(run, valid, monkeypa
 def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel(window, stride):
     torch.manual_seed(0)
     weights, image = torch.randn(2, 7, 10), torch.rand(2, 7, 10)
-    found = falls(lambda x: (x * weights).sum((1, 2, 3)), image[None], window, stride, 0.3)[0]
+    found = score_drops(lambda x: (x * weights).sum((1, 2, 3)), image[None], window, stride, 0.3)[
+        0
+    ]
     losses = ((image - 0.3) * weights).sum(0)
     by_pixel: dict[tuple[int, int], list[float]] = {}
     for y in range(0, 7, stride):
@@ -366,7 +368,7 @@ def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel(window, 
 
 def test_occlusion_finds_the_pixels_that_a_network_looks_at():
     images = torch.rand(2, 1, 16, 16) + 1
-    found = falls(lambda x: x[:, 0, 10:14, 2:6].mean((1, 2)), images, 4, 2)
+    found = score_drops(lambda x: x[:, 0, 10:14, 2:6].mean((1, 2)), images, 4, 2)
     for fall in found:
         assert fall[10:14, 2:6].mean() > 4 * fall.mean()
         assert fall[:6].abs().max() < 1e-6

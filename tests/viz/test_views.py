@@ -47,14 +47,14 @@ from cnn_viz.attribution.faithfulness import (
     randomisation,
 )
 from cnn_viz.commands.cli import viz
-from cnn_viz.drawing.render import draw_all, draw_one, fitting, write
+from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import wilson
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
-from cnn_viz.views.features import features, walk
-from cnn_viz.views.filters import before_training, filters
-from cnn_viz.views.gradcam import gradcam, overlay, require_places
+from cnn_viz.views.features import features, stage_outputs
+from cnn_viz.views.filters import filters, initial_model
+from cnn_viz.views.gradcam import gradcam, overlay, require_spatial_maps
 from cnn_viz.views.predictions import predictions
 
 VIEWS = [
@@ -170,7 +170,7 @@ def test_drawing_leaves_matplotlib_as_it_was(run):
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
-    assert [name for name, _ in fitting(run)] == [n for n in VIEWS if n not in COSTLY]
+    assert [name for name, _ in views_for(run)] == [n for n in VIEWS if n not in COSTLY]
 
 
 # curves
@@ -439,7 +439,7 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(view_inputs):
 
 def test_filters_are_the_first_convolutions_on_one_scale(view_inputs):
     before, after, bar = draw("filters", view_inputs.run, device="cpu").axes
-    first = before_training(view_inputs.run).c1.weight.detach()
+    first = initial_model(view_inputs.run).c1.weight.detach()
     weight = view_inputs.model.c1.weight.detach()
     limit = max(float(first.abs().max()), float(weight.abs().max()))
     for ax, part in ((before, first), (after, weight)):
@@ -491,7 +491,7 @@ def test_features_walk_through_every_stage_with_its_shape(view_inputs):
 def test_a_walk_sees_stages_as_they_were_before_work_in_place():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten())
     image = torch.randn(1, 1, 5, 5)
-    outputs, logits = walk(model, image, ["0", "1"])
+    outputs, logits = stage_outputs(model, image, ["0", "1"])
     assert torch.equal(outputs["0"], model[0](image)[0])
     assert outputs["0"].min() < 0 <= outputs["1"].min()
     assert logits.shape == (1, 18)
@@ -578,7 +578,7 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry[ViewSpec
 def test_a_view_that_fails_is_named_and_harms_no_other(
     function, cause, view_inputs, third_party, caplog
 ):
-    drawing = draw_all("theirs", third_party(function), view_inputs)
+    drawing = draw_or_report("theirs", third_party(function), view_inputs)
     assert not drawing.png
     assert len(caplog.records) == 1
     for text in (drawing.error, caplog.text):
@@ -591,7 +591,7 @@ def test_a_view_that_fails_is_named_and_harms_no_other(
 def test_strict_mode_does_not_contain(view_inputs, third_party, monkeypatch):
     monkeypatch.setenv("CNNZOO_STRICT", "1")
     with pytest.raises(PluginError, match="ValueError"):
-        draw_all("theirs", third_party("raises"), view_inputs)
+        draw_or_report("theirs", third_party("raises"), view_inputs)
 
 
 def test_the_view_in_the_readme_works(view_inputs, monkeypatch):
@@ -606,7 +606,7 @@ def test_the_view_in_the_readme_works(view_inputs, monkeypatch):
     monkeypatch.setitem(sys.modules, "cnn_confidence", ModuleType("cnn_confidence"))
     (spec,) = modules["cnn_confidence.plugin"].cnnzoo_views()
     origin = Plugin("confidence", "cnn-confidence", "0.1.0", "cnn_confidence.plugin")
-    drawing = draw_all(spec.name, Entry(spec, origin), view_inputs)
+    drawing = draw_or_report(spec.name, Entry(spec, origin), view_inputs)
     assert not drawing.error
     assert style.THEMED in drawing.svg.decode()
 
@@ -769,7 +769,7 @@ def test_maps_of_one_value_are_not_drawn(view_inputs):
     net = nn.Sequential(nn.Conv2d(1, 10, 32), nn.Flatten())
     cam = cams(net, view_inputs.batch.images[:2], "0")["0"]
     with pytest.raises(UsageError, match=r"stage 0 has maps of 1 x 1 for images of 32 x 32"):
-        require_places(cam, "0")
+        require_spatial_maps(cam, "0")
 
 
 def test_files_are_written_whole_or_not_at_all(view_inputs, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["maximised"]
 
@@ -25,7 +25,7 @@ BLUR_EVERY = 4  # steps
 KERNEL = (0.1, 0.8, 0.1)  # of the blur, each way
 
 
-def maximised(
+def maximise_logits(
     model: nn.Module,
     classes: Sequence[int],
     shape: tuple[int, int, int],
@@ -44,7 +44,7 @@ def maximised(
     noise = torch.randn(len(classes), *shape, generator=generator).to(mean)
     pictures = (0.5 + NOISE * noise).clamp(0, 1)
     mean, std = mean[:, None, None], std[:, None, None]
-    with untouched(model, pictures):
+    with inspection_mode(model, pictures):
         before = model((pictures - mean) / std).float()
         for step in range(steps):
             shift = [_drawn(side, generator) for side in shape[1:]]

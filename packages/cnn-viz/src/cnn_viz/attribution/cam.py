@@ -36,8 +36,8 @@ from cnn_core.tasks.segmentation import two_sided
 from cnn_viz.attribution.cam_perturbation import PERTURBING, class_weights
 from cnn_viz.attribution.cam_scale import SCALES, shares
 from cnn_viz.attribution.target import Classes, Target
-from cnn_viz.network.hooks import at
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.hooks import hook_stages
+from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["Cam", "METHODS", "cams", "cams_by_method", "grad_cam", "seg_grad_cam"]
 
@@ -219,7 +219,7 @@ def _explained(
     images = images.detach()
     size = (images.shape[-2], images.shape[-1])
     found: dict[str, dict[str, Cam]] = {method: {} for method in methods}
-    with untouched(model, images):
+    with inspection_mode(model, images):
         maps, gradients, logits, target = _looked(model, images, stages, call, target_of)
         said = logits if target.region is None else two_sided(logits)
         for method in methods:
@@ -249,7 +249,7 @@ def _looked(
         kept[stage] = maps if maps.requires_grad else maps.detach().requires_grad_()
         return kept[stage].clone()  # what follows may work in place: on a copy
 
-    with torch.no_grad(), at(model, stages, keep, call):
+    with torch.no_grad(), hook_stages(model, stages, keep, call):
         logits = model(images.clone())
         target = target_of(logits)
         # Images do not influence each other in eval mode: one sum gives every gradient.
@@ -286,7 +286,7 @@ def cost(
         channels = maps.shape[1]
         return maps
 
-    with untouched(model, images), at(model, [stage], count, call):
+    with inspection_mode(model, images), hook_stages(model, [stage], count, call):
         model(images[:1].clone())
     if method not in PERTURBING:
         return len(images)

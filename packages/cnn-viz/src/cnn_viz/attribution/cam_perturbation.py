@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.errors import UsageError
-from cnn_viz.attribution.cam_scale import enlarged
+from cnn_viz.attribution.cam_scale import resize_to_image
 from cnn_viz.attribution.target import Target
-from cnn_viz.network.hooks import at
+from cnn_viz.network.hooks import hook_stages
 
 __all__ = ["PERTURBING", "ablation_cam", "class_weights", "score_cam"]
 
@@ -63,7 +63,7 @@ def score_cam(
     """
     scores = torch.empty(maps.shape[:2], device=maps.device)
     for n, k in _pairs(maps, batch):
-        masks = enlarged(maps[n, k], (images.shape[-2], images.shape[-1]))
+        masks = resize_to_image(maps[n, k], (images.shape[-2], images.shape[-1]))
         low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
         masks = torch.where(high > low, (masks - low) / (high - low), 0)
         logits = model(images[n] * masks[:, None].to(images.dtype))
@@ -86,7 +86,7 @@ def ablation_cam(
     """
 
     def scores(n: Tensor, change: Callable[[str, Tensor], Tensor]) -> Tensor:
-        with at(model, [stage], change, call):
+        with hook_stages(model, [stage], change, call):
             return target[n].scores(model(images[n])).float()
 
     before = torch.empty(len(maps), device=maps.device)

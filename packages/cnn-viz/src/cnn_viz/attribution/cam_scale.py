@@ -13,7 +13,7 @@ __all__ = ["SCALES", "box", "enlarged", "shares"]
 Size = tuple[int, int]
 
 
-def enlarged(maps: Tensor, size: Size) -> Tensor:
+def resize_to_image(maps: Tensor, size: Size) -> Tensor:
     """Return maps, N h w, at a size (H, W): bilinear, corners not aligned; N H W."""
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -36,7 +36,7 @@ def shares(raw: Tensor, size: Size, stride: int = 0) -> Tensor:
     It lies in its `box`; around it is 0.
     """
     top, left, height, width = box((raw.shape[1], raw.shape[2]), size, stride)
-    maps = enlarged(raw.relu(), (height, width))
+    maps = resize_to_image(raw.relu(), (height, width))
     maps = F.pad(maps, (left, size[1] - left - width, top, size[0] - top - height))
     highest = maps.amax((1, 2), keepdim=True)
     return torch.where(highest > 0, maps / highest, 0.0)
@@ -44,7 +44,7 @@ def shares(raw: Tensor, size: Size, stride: int = 0) -> Tensor:
 
 def pytorch_grad_cam(raw: Tensor, size: Size) -> Tensor:
     """Scale as pytorch-grad-cam 1.5 does: from minimum to maximum, before and after enlarging."""
-    return _stretched(enlarged(_stretched(raw.relu(), 1e-7), size), 1e-7)
+    return _stretched(resize_to_image(_stretched(raw.relu(), 1e-7), size), 1e-7)
 
 
 def torch_cam(raw: Tensor, size: Size) -> Tensor:

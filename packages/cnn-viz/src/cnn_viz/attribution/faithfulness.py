@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_core.errors import UnknownNameError, UsageError
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 
 __all__ = [
     "deletion",
@@ -198,7 +198,7 @@ def _revealed(
 
 
 def _probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    with untouched(model, images):
+    with inspection_mode(model, images):
         probabilities: Tensor = model(images.clone()).float().softmax(1)
     return probabilities.gather(1, classes[:, None])[:, 0]
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from cnn_core.errors import UsageError
 from cnn_viz.attribution.target import Classes, Target
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["falls", "guided_backprop", "integrated_gradients", "occlusion", "smooth_grad"]
 
@@ -48,7 +48,7 @@ def guided_backprop(model: nn.Module, images: Tensor, classes: Classes = None) -
         UsageError: the classes do not fit.
     """
     images = images.detach()
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target = _target(model, images, classes)
         with GuidedReLU():
             return _gradient(model, images, target)
@@ -76,7 +76,7 @@ def smooth_grad(
     images = images.detach()
     sigma = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     generator = torch.Generator().manual_seed(seed)
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target, total = _target(model, images, classes), torch.zeros_like(images)
         for _ in range(samples):
             drawn = torch.randn(images.shape, generator=generator).to(images)
@@ -105,7 +105,7 @@ def integrated_gradients(
     """
     _require_positive("steps", steps)
     images = images.detach()
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target, total = _target(model, images, classes), torch.zeros_like(images)
         way = images - baseline
         for step in range(steps):
@@ -134,12 +134,12 @@ def occlusion(
         UsageError: the classes do not fit, or window or stride is not positive.
     """
     images = images.detach()
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target = _target(model, images, classes)
-        return falls(lambda x: target.scores(model(x)).float(), images, window, stride, fill)
+        return score_drops(lambda x: target.scores(model(x)).float(), images, window, stride, fill)
 
 
-def falls(
+def score_drops(
     score: Callable[[Tensor], Tensor],
     images: Tensor,
     window: int,

@@ -22,10 +22,10 @@ from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams, cost, grad_cam
 from cnn_viz.attribution.cam_perturbation import PERTURBING
 from cnn_viz.drawing.image_grid import as_rgb
-from cnn_viz.drawing.render import encoded
+from cnn_viz.drawing.render import encode_figure
 from cnn_viz.network.graph import strides
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
+from cnn_viz.views.gradcam import evidence_colorbar, overlay, require_spatial_maps
 
 __all__ = ["explain_files"]
 
@@ -81,7 +81,7 @@ def explain_files(
         with style.applied():
             picture = weights.preprocessing.denormalise(inputs)[0]
             figure = _beside(title, path, weights, picture, cam, stride)
-            write_bytes(target, encoded(figure, "png", dpi=150))
+            write_bytes(target, encode_figure(figure, "png", dpi=150))
         yield target
 
 
@@ -98,7 +98,7 @@ def _require_stage(model: nn.Module, images: Tensor, stage: str, name: str) -> N
     known = [module for module, _ in model.named_modules() if module]
     if stage not in known:
         raise UnknownNameError("stage", stage, known, hint)
-    require_places(grad_cam(model, images, stage), stage, hint)
+    require_spatial_maps(grad_cam(model, images, stage), stage, hint)
 
 
 def _beside(
@@ -124,5 +124,5 @@ def _beside(
     for ax, image in zip(axes, (plain, overlay(plain, heat)), strict=True):
         ax.imshow(image)
         ax.set_axis_off()
-    evidence_bar(figure, axes, 0.8)
+    evidence_colorbar(figure, axes, 0.8)
     return figure

@@ -56,7 +56,7 @@ def viz(
     if view != "all":
         registry.views().entry(view)  # an unknown name fails before torch is imported
 
-    from cnn_viz.drawing.render import draw_all, draw_one, fitting, write
+    from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
     from cnn_viz.results.inputs import ViewInputs
 
     view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
@@ -64,7 +64,9 @@ def viz(
     if view != "all":
         drawings = iter([draw_one(view, view_inputs, pdf=pdf)])
     else:
-        drawings = (draw_all(*pair, view_inputs, pdf=pdf) for pair in fitting(view_inputs.run))
+        drawings = (
+            draw_or_report(*pair, view_inputs, pdf=pdf) for pair in views_for(view_inputs.run)
+        )
     for drawing in drawings:
         if drawing.png:
             for path in write(drawing, folder):

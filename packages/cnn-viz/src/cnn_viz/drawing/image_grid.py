@@ -29,7 +29,7 @@ def as_rgb(picture: Tensor) -> Pixels:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
-def inches(
+def tile_height(
     width: float, columns: int, image: Sequence[int], *, gap: float, between: float = 0.0
 ) -> float:
     """Return how high `tiles` shows an image of shape (…, H, W), in a row `width` inches wide."""

@@ -47,7 +47,7 @@ class Drawing:
     pdf: bytes = b""
     page: bytes = b""
     error: str = ""
-    unfit: str = ""
+    skipped: str = ""
 
 
 def draw(
@@ -76,7 +76,7 @@ def draw_one(view: str, view_inputs: ViewInputs, *, pdf: bool = False) -> Drawin
     return _drawing(name, entry, view_inputs.select(entry.spec.needs), pdf)
 
 
-def draw_all(
+def draw_or_report(
     name: str, entry: Entry[ViewSpec], view_inputs: ViewInputs, *, pdf: bool = False
 ) -> Drawing:
     """Draw one view among several: one that raises is reported, and holds its error.
@@ -107,10 +107,10 @@ def draw_all(
 
 def _unfit(name: str, entry: Entry[ViewSpec], why: str) -> Drawing:
     log.warning("%s is not drawn: %s", name, why)
-    return Drawing(name=name, entry=entry, unfit=why)
+    return Drawing(name=name, entry=entry, skipped=why)
 
 
-def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
+def views_for(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
     """Return the views for the run's task: ours in reading order, then others by name.
 
     Those that are costly are left out.
@@ -150,10 +150,10 @@ def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: 
     with style.applied():
         figure = _render(name, entry, arguments)
         try:
-            png, svg = encoded(figure, "png", dpi=DPI), encoded(figure, "svg")
-            printed = encoded(figure, "pdf") if pdf else b""
+            png, svg = encode_figure(figure, "png", dpi=DPI), encode_figure(figure, "svg")
+            printed = encode_figure(figure, "pdf") if pdf else b""
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
-                page = encoded(figure, "svg")
+                page = encode_figure(figure, "svg")
         except ENDINGS:
             raise
         except BaseException as error:
@@ -178,7 +178,7 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
     return figure
 
 
-def encoded(figure: Figure, format: str, **options: Any) -> bytes:
+def encode_figure(figure: Figure, format: str, **options: Any) -> bytes:
     """Return a figure as a file's contents: the same for the same figure, without a date."""
     file = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}

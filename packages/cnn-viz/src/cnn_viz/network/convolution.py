@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnn_core.errors import UsageError
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["Arithmetic", "Place", "first_maps", "number"]
 
-Place = tuple[int, int, int]  # channel, row, column
+MapPosition = tuple[int, int, int]  # channel, row, column
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic:
+class ConvolutionStep:
     """One output of a convolution: sum(window * kernel) + bias, and what activations make of it.
 
     `window` and `kernel` are C k k, float64. The window begins at `corner`, (row, column) of the
@@ -50,7 +50,7 @@ class Arithmetic:
         return float(self.products.sum()) + (self.bias or 0.0)
 
 
-def number(model: nn.Module, image: Tensor, place: Place | None = None) -> Arithmetic:
+def number(model: nn.Module, image: Tensor, place: MapPosition | None = None) -> ConvolutionStep:
     """Return how an output of the first convolution comes about, for an image 1 C H W.
 
     `place` is its channel, row and column; by default those of the highest output. Leaves the
@@ -63,7 +63,7 @@ def number(model: nn.Module, image: Tensor, place: Place | None = None) -> Arith
     return _explained(name, conv, following)
 
 
-def first_maps(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
+def first_feature_maps(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
     """Return the first convolution's name, and what it makes of an image 1 C H W: maps, C h w.
 
     Raises:
@@ -74,13 +74,13 @@ def first_maps(model: nn.Module, image: Tensor) -> tuple[str, Tensor]:
 
 
 def _followed(
-    model: nn.Module, image: Tensor, place: Place | None
+    model: nn.Module, image: Tensor, place: MapPosition | None
 ) -> tuple[str, nn.Conv2d, _Following]:
     name, conv = _first(model)
     following = _Following(place)
     hook = conv.register_forward_pre_hook(following.arm)
     try:
-        with untouched(model, image), following:
+        with inspection_mode(model, image), following:
             model(image.detach().clone())
     finally:
         hook.remove()
@@ -96,7 +96,7 @@ def _first(model: nn.Module) -> tuple[str, nn.Conv2d]:
     raise UsageError(f"{type(model).__name__} has no convolution: nothing to explain")
 
 
-def _explained(name: str, conv: nn.Conv2d, following: _Following) -> Arithmetic:
+def _explained(name: str, conv: nn.Conv2d, following: _Following) -> ConvolutionStep:
     """Cut out what the output that was followed, of y = conv(x), is computed from."""
     x, y, weight, *bias = following.kept
     flat = torch.tensor(following.place)
@@ -114,7 +114,7 @@ def _explained(name: str, conv: nn.Conv2d, following: _Following) -> Arithmetic:
         top : top + span[0] : steps_of[0],
         left : left + span[1] : steps_of[1],
     ]
-    return Arithmetic(
+    return ConvolutionStep(
         layer=name,
         channel=channel,
         position=(row, column),
@@ -160,7 +160,7 @@ class _Following(TorchDispatchMode):
     A layer may do more than convolve: what counts is the operation itself.
     """
 
-    def __init__(self, wanted: Place | None) -> None:
+    def __init__(self, wanted: MapPosition | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.wanted = wanted
         self.steps: list[tuple[str, float]] = []

@@ -25,7 +25,7 @@ NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Wiring:
+class ModelGraph:
     """Which stage's output reaches which stage directly, and what happens inside of them.
 
     `stages` are those that took part, in the order given. `edges` are (from, to), `INPUT` being
@@ -44,7 +44,7 @@ def traced(weights: Weights) -> Trace:
     image = (weights.in_channels, *weights.preprocessing.size)
     stages = registry.get_spec(weights.model).stages
     build = partial(untrained, weights)
-    return trace(build, wiring(build, stages, image).stages, image)
+    return trace(build, model_graph(build, stages, image).stages, image)
 
 
 def strides(weights: Weights) -> dict[str, int]:
@@ -53,9 +53,9 @@ def strides(weights: Weights) -> dict[str, int]:
 
 
 @torch.no_grad()
-def wiring(
+def model_graph(
     build: Callable[[], nn.Module], stages: Sequence[str], input: tuple[int, int, int]
-) -> Wiring:
+) -> ModelGraph:
     """Return how those of the named stages that `build`'s network has are connected, C H W in."""
     with torch.device("meta"):
         model = build().eval()
@@ -69,7 +69,7 @@ def wiring(
     with found:
         model(image)
     took_part = tuple(stage for stage in stages if stage in found.seen)
-    return Wiring(took_part, frozenset(found.edges), dict(found.additions), dict(found.joins))
+    return ModelGraph(took_part, frozenset(found.edges), dict(found.additions), dict(found.joins))
 
 
 class _Origins(TorchDispatchMode):

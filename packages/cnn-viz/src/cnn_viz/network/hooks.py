@@ -16,7 +16,7 @@ __all__ = ["at"]
 
 
 @contextlib.contextmanager
-def at(
+def hook_stages(
     model: nn.Module,
     stages: Sequence[str],
     act: Callable[[str, Tensor], Tensor],

@@ -12,7 +12,7 @@ __all__ = ["evaluating", "same_random_state", "untouched"]
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
+def eval_mode(model: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
     """Put a model into eval mode, `but` those into training mode; afterwards as each was."""
     before = {module: module.training for module in model.modules()}
     for module in before:
@@ -24,21 +24,21 @@ def evaluating(model: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[No
             module.training = training
 
 
-def same_random_state(images: Tensor) -> contextlib.AbstractContextManager[None]:
+def preserved_random_state(images: Tensor) -> contextlib.AbstractContextManager[None]:
     """Give the random state back as it was, also if the network draws in eval mode."""
     return torch.random.fork_rng([images.device] if images.is_cuda else [])
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, images: Tensor) -> Iterator[None]:
+def inspection_mode(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Run a model in eval mode, without a graph unless one is asked for, and leave no trace.
 
     Works inside `inference_mode` and `autocast`, whose cache of weights nothing is added to.
     """
     device = images.device.type
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(same_random_state(images))
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(preserved_random_state(images))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         if torch.is_autocast_enabled(device):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import two_sided
-from cnn_viz.network.inspection import evaluating, same_random_state
+from cnn_viz.network.inspection import eval_mode, preserved_random_state
 
 __all__ = ["Uncertainty", "mc_dropout"]
 
@@ -56,7 +56,7 @@ def mc_dropout(model: nn.Module, images: Tensor, passes: int = 20, seed: int = 0
             "uncertainty by dropout is for networks that were trained with it",
         )
     mean, expected = torch.zeros(()), torch.zeros(())
-    with same_random_state(images), evaluating(model, but=dropping):
+    with preserved_random_state(images), eval_mode(model, but=dropping):
         torch.manual_seed(seed)
         for _ in range(passes):
             p = two_sided(model(images).float()).softmax(1)

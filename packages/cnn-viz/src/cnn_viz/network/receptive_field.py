@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cnn_viz.network.hooks import at
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.hooks import hook_stages
+from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["FLOOR", "Receptive", "evenly", "receptive_fields"]
 
@@ -23,7 +23,7 @@ FLOOR = 1 - 0.9545  # of the highest: what counts as seen (section 3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receptive:
+class ReceptiveField:
     """What the middle position of a stage's maps sees; pixels as (row, column).
 
     `effective` is the absolute gradient of the mean over channels, summed over the image's
@@ -44,7 +44,7 @@ class Receptive:
 
 def receptive_fields(
     model: nn.Module, images: Tensor, sizes: Mapping[str, tuple[int, int]]
-) -> dict[str, Receptive]:
+) -> dict[str, ReceptiveField]:
     """Return what the middle position of each stage sees, for images N C H W.
 
     `sizes` are the size and the stride of each stage's theoretical field, in pixels. The field is
@@ -58,9 +58,9 @@ def receptive_fields(
         return maps.clone()  # what follows may work in place
 
     found = {}
-    with untouched(model, images), torch.enable_grad():
+    with inspection_mode(model, images), torch.enable_grad():
         image = images.detach().clone().requires_grad_()
-        with at(model, list(sizes), keep):
+        with hook_stages(model, list(sizes), keep):
             model(image * 1)  # a layer may work in place, which a leaf forbids
         for stage, (size, stride) in sizes.items():
             maps = kept[stage]
@@ -73,7 +73,7 @@ def receptive_fields(
                 _start(heat.sum(1 - axis), middle[axis], maps.shape[-2 + axis], size, stride)
                 for axis in (0, 1)
             ]
-            found[stage] = Receptive(
+            found[stage] = ReceptiveField(
                 position=middle, effective=heat, start=(starts[0], starts[1]), size=size
             )
     return found
@@ -95,7 +95,7 @@ def _start(profile: Tensor, place: int, cells: int, size: int, stride: int) -> i
     return start
 
 
-def evenly(names: Sequence[str], count: int) -> list[str]:
+def pick_evenly(names: Sequence[str], count: int) -> list[str]:
     """Return up to `count` of the names, evenly spaced, the first and the last among them."""
     if len(names) <= count:
         return list(names)

@@ -26,14 +26,14 @@ from cnn_core.training import Predictions
 from cnn_viz.attribution.cam import cams_by_method
 from cnn_viz.attribution.cam_scale import box
 from cnn_viz.network.graph import strides
-from cnn_viz.results.embeddings import FEWEST, Embedded, even, neighbours_of
+from cnn_viz.results.embeddings import MIN_IMAGES, Embedded, even, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import clustered, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.confusion import ORDERED
 from cnn_viz.views.embedding import COLOURS, ON_DARK, words
-from cnn_viz.views.features import walk
-from cnn_viz.views.gradcam import require_places
+from cnn_viz.views.features import stage_outputs
+from cnn_viz.views.gradcam import require_spatial_maps
 
 __all__ = ["BY_HAND", "NOTHING", "explored", "stages_of"]
 
@@ -46,14 +46,14 @@ AROUND = 5  # neighbours of an image, where there are as many
 LARGEST = 16  # positions along a map's side
 EXPLAINED = 12  # images under maps, of which at most the half are mistakes
 OFFERED = 10  # classes with maps on every image; of more, those that these images are or seem
-BY_HAND = {  # views that the page has itself, to be explored
+INTERACTIVE_VIEWS = {  # views that the page has itself, to be explored
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
 }
 NOTHING: dict[str, Any] = dict.fromkeys(("matrix", "order", "cams", "embedding", "explorer"))
 
 
-def explored(view_inputs: ViewInputs) -> dict[str, Any]:
+def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return what the templates and the script need to explore a run that classifies."""
     predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
@@ -163,14 +163,14 @@ def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
     scale = math.ceil(CAM_SIDE / max(size))
     columns = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
     offered = _offered(len(predictions.classes), *columns.values())
-    stages = stages_of(view_inputs.model, spec, images[:1])
+    stages = cam_stages(view_inputs.model, spec, images[:1])
     pixels, (height, width) = strides(view_inputs.weights), images.shape[-2:]
     maps: dict[str, dict[str, list[Tensor]]] = {
         name: {stage: [] for stage in stages} for name in NAMES.values()
     }
     for k in offered:
         found = cams_by_method(view_inputs.model, images, stages, [k] * len(chosen), tuple(NAMES))
-        require_places(found["grad-cam"][spec.cam_stage], spec.cam_stage)
+        require_spatial_maps(found["grad-cam"][spec.cam_stage], spec.cam_stage)
         for method, name in NAMES.items():
             for stage in stages:
                 maps[name][stage].append(found[method][stage].raw.cpu())
@@ -208,9 +208,9 @@ def _offered(count: int, *found: Tensor) -> list[int]:
     return list(range(count)) if count <= OFFERED else torch.cat(found).unique().tolist()
 
 
-def stages_of(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
+def cam_stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
     """Return the CAM's stage, and up to two before it whose maps are no larger than 16 x 16."""
-    outputs, _ = walk(model, images, spec.stages)
+    outputs, _ = stage_outputs(model, images, spec.stages)
     before = spec.stages[: spec.stages.index(spec.cam_stage)] if spec.cam_stage in outputs else ()
     fits = [
         stage
@@ -228,7 +228,7 @@ def _embedding(embedded: Embedded) -> dict[str, Any] | None:
 
     Places are 16-bit shares of a square. None of a split that is too small.
     """
-    if len(embedded.features) < FEWEST:
+    if len(embedded.features) < MIN_IMAGES:
         return None
     methods = {}
     for method in embedded.drawn():

@@ -27,10 +27,10 @@ from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
 from cnn_core.training.selection import kept_epoch
 from cnn_viz import style
-from cnn_viz.drawing.render import Drawing, draw_all, fitting, write
+from cnn_viz.drawing.render import Drawing, draw_or_report, views_for, write
 from cnn_viz.page.charts import LEFT, RIGHT, charts
-from cnn_viz.page.explorer import BY_HAND, NOTHING, explored
-from cnn_viz.page.svg import inlined
+from cnn_viz.page.explorer import INTERACTIVE_VIEWS, NOTHING, explorer_data
+from cnn_viz.page.svg import inline_svg
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
 from cnn_viz.version import __version__
@@ -68,9 +68,9 @@ def write_report(
         write_text(path, json.dumps(_plain(content), indent=1) + "\n")
         return path
     drawings = []
-    for name, entry in fitting(opened):
+    for name, entry in views_for(opened):
         progress(f"drawing {name}")
-        drawings.append(draw_all(name, entry, view_inputs))
+        drawings.append(draw_or_report(name, entry, view_inputs))
         if drawings[-1].png:
             write(drawings[-1], opened.figures)
     shown = {
@@ -80,7 +80,7 @@ def write_report(
         "hardware": _hardware(content["environment"]),
     }
     if form == "md":
-        text = template_of("report.md").render(shown, drawings=drawings)
+        text = load_template("report.md").render(shown, drawings=drawings)
     else:
         text = _page(view_inputs, shown, drawings)
     write_text(path, "\n".join(map(printable, text.split("\n"))))
@@ -89,15 +89,17 @@ def write_report(
 
 def _page(view_inputs: ViewInputs, shown: dict[str, Any], drawings: list[Drawing]) -> str:
     """Return the report as one page of HTML."""
-    run, script = view_inputs.run, script_of("report.js")
+    run, script = view_inputs.run, read_script("report.js")
     task = registry.get_spec(run.recipe.model).task
-    return template_of(f"{task}.html").render(
+    return load_template(f"{task}.html").render(
         shown,
         charts=charts(run.history(), shown["training"]["kept_epoch"]),
         left=LEFT,
         right=RIGHT,
-        **(explored(view_inputs) if task == "classification" else NOTHING),
-        figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task] or not d.png],
+        **(explorer_data(view_inputs) if task == "classification" else NOTHING),
+        figures=[
+            _figure(d) for d in drawings if d.name not in INTERACTIVE_VIEWS[task] or not d.png
+        ],
         sections=_sections(run),
         numbers=_plain({key: shown[key] for key in shown if key not in WORDS}),
         script=script,
@@ -220,7 +222,7 @@ def _commands(run: Run) -> list[str]:
     ]
 
 
-def script_of(name: str) -> Markup:
+def read_script(name: str) -> Markup:
     """Return a script of ours, for a page."""
     path = resources.files("cnn_viz.page").joinpath("templates", name)
     return Markup(path.read_text("utf-8"))
@@ -240,10 +242,12 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
         "summary": spec.summary,
         "origin": "" if plugin.name == "viz" else f"{plugin.distribution} {plugin.version}",
         "error": drawing.error,
-        "unfit": drawing.unfit,
+        "unfit": drawing.skipped,
         "markup": ""
         if not drawing.png
-        else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png),
+        else inline_svg(
+            drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png
+        ),
     }
 
 
@@ -260,7 +264,7 @@ def _sections(run: Run) -> list[Markup]:
     return sections
 
 
-def template_of(name: str) -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
     """Return a template of ours: HTML that escapes what it is given; Markdown does not."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz.page"),

@@ -33,11 +33,11 @@ from cnn_core.training.prediction import task_of
 from cnn_viz import style
 from cnn_viz.attribution.cam import cams
 from cnn_viz.drawing.image_grid import as_image, as_rgb
-from cnn_viz.drawing.render import encoded
-from cnn_viz.network.convolution import Place, first_maps, number
+from cnn_viz.drawing.render import encode_figure
+from cnn_viz.network.convolution import MapPosition, first_feature_maps, number
 from cnn_viz.network.graph import strides
-from cnn_viz.page.explorer import stages_of
-from cnn_viz.page.report import script_hash, script_of, template_of, write_report
+from cnn_viz.page.explorer import cam_stages
+from cnn_viz.page.report import load_template, read_script, script_hash, write_report
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.arithmetic import drawn
 from cnn_viz.views.cam_methods import NAMES
@@ -85,14 +85,14 @@ class _Desk:
         height, width = weights.preprocessing.target
         blank = torch.zeros(1, weights.in_channels, height, width, device=view_inputs.device)
         self.view_inputs, self.weights = view_inputs, weights
-        self.stages = stages_of(view_inputs.model, registry.get_spec(weights.model), blank)
+        self.stages = cam_stages(view_inputs.model, registry.get_spec(weights.model), blank)
         self.strides = strides(weights)
         self.busy = Lock()
 
     async def home(self, request: Request) -> Response:
         """Return the page."""
-        script, run = script_of("live.js"), self.view_inputs.run
-        page = template_of("live.html").render(
+        script, run = read_script("live.js"), self.view_inputs.run
+        page = load_template("live.html").render(
             run=run.path.absolute().name,
             model=self.weights.model,
             data=run.recipe.data,
@@ -154,19 +154,19 @@ class _Desk:
             return _error(error.message, 400)
 
     def _maps(self, inputs: torch.Tensor) -> dict[str, Any]:
-        layer, maps = first_maps(self.view_inputs.model, inputs)
+        layer, maps = first_feature_maps(self.view_inputs.model, inputs)
         limit = float(maps.abs().max()) or 1.0
         colours = colormaps[style.DIVERGING](np.asarray(maps[:MAPS].cpu()) / limit / 2 + 0.5)
         pictures = [_png(picture[..., :3]) for picture in colours]
         return {"layer": layer, "size": list(maps.shape[1:]), "maps": pictures, "limit": limit}
 
-    def _number(self, inputs: torch.Tensor, place: Place) -> dict[str, Any]:
+    def _number(self, inputs: torch.Tensor, place: MapPosition) -> dict[str, Any]:
         found = number(self.view_inputs.model, inputs, place)
         what = f"Map {place[0]} of {found.layer}, at its row {place[1]} and column {place[2]}."
         picture = as_image(self.weights.preprocessing.denormalise(inputs)[0])
         with style.applied():
             figure = drawn(found, picture, f"One number of {found.layer}", what)
-            content = encoded(figure, "png", dpi=110)
+            content = encode_figure(figure, "png", dpi=110)
         return {"value": found.output, "figure": base64.b64encode(content).decode()}
 
     def _explained(

@@ -28,7 +28,7 @@ THEME = {
 }
 
 
-def inlined(name: str, title: str, svg: bytes, png: bytes) -> Markup:
+def inline_svg(name: str, title: str, svg: bytes, png: bytes) -> Markup:
     """Return a figure as markup that needs no other file; `title` describes it in words."""
     text = _slim(svg.decode())
     if len(text) > LARGEST_SVG and len(picture := _webp(png)) < len(text):

@@ -43,8 +43,8 @@ __all__ = [
 Matrix = NDArray[np.float32]
 SEED = 0
 NEAREST = 10  # neighbours of the quality's accuracy and trustworthiness
-FEWEST = 4  # images: of fewer there is no image
-JUDGED = 2_000  # images that the quality is of, at most: it grows with their square
+MIN_IMAGES = 4  # images: of fewer there is no image
+QUALITY_SAMPLE = 2_000  # images that the quality is of, at most: it grows with their square
 
 
 def _pca(x: Matrix) -> Any:
@@ -157,13 +157,15 @@ def placed(features: Tensor, labels: Tensor, method: str, classes: bool = True) 
         UsageError: there are fewer than four images, their features are all the same or no
             numbers, or UMAP is not installed.
     """
-    if len(features) < FEWEST:
-        raise UsageError(f"{len(features)} images: expected at least {FEWEST} for an embedding")
+    if len(features) < MIN_IMAGES:
+        raise UsageError(
+            f"{len(features)} images: expected at least {MIN_IMAGES} for an embedding"
+        )
     make, most = METHODS[method]
     indices = np.asarray(even(len(features), most))
     x = _centred(np.asarray(features[indices], dtype=np.float64))
     xy = np.asarray(make(x), dtype=np.float32)
-    judged = np.asarray(even(len(x), JUDGED))
+    judged = np.asarray(even(len(x), QUALITY_SAMPLE))
     truth = np.asarray(labels[indices])[judged] if classes else None
     return Placed(indices=indices, xy=xy, quality=quality(x[judged], xy[judged], truth))
 

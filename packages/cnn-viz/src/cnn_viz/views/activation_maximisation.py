@@ -14,7 +14,7 @@ from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights, read_weights
 from cnn_viz import style
-from cnn_viz.attribution.activation_maximisation import maximised
+from cnn_viz.attribution.activation_maximisation import maximise_logits
 from cnn_viz.drawing.image_grid import as_image
 
 __all__ = ["activation_maximisation", "steps_for"]
@@ -31,7 +31,7 @@ def activation_maximisation(run: Run, model: nn.Module, batch: Batch) -> Figure:
     classes = list(range(min(CLASSES, weights.num_classes)))
     steps = steps_for(weights, len(classes))
     like, known = batch.images, weights.preprocessing
-    pictures, before, after = maximised(
+    pictures, before, after = maximise_logits(
         model,
         classes,
         (weights.in_channels, *known.size),

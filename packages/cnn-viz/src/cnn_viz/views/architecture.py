@@ -20,7 +20,7 @@ from cnn_core.layers.tracing import Stage, trace
 from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.network.graph import INPUT, Wiring, wiring
+from cnn_viz.network.graph import INPUT, ModelGraph, model_graph
 
 __all__ = ["architecture", "stage_by_stage"]
 
@@ -41,7 +41,7 @@ def stage_by_stage(
     name: str, build: Callable[[], nn.Module], stages: Sequence[str], image: tuple[int, int, int]
 ) -> Figure:
     """Draw the network that `build` returns, by its stages; `image` is C H W."""
-    wires = wiring(build, stages, image)
+    wires = model_graph(build, stages, image)
     if not wires.stages:
         raise UsageError(f"{name} names no stages that take part: nothing to draw")
     traced = trace(build, wires.stages, image)
@@ -63,7 +63,7 @@ def stage_by_stage(
     return figure
 
 
-def _caption(params: int, macs: int, skips: bool, wires: Wiring) -> str:
+def _caption(params: int, macs: int, skips: bool, wires: ModelGraph) -> str:
     """Return what the boxes, the numbers and the marks mean, and the totals."""
     marks = []
     if skips:
@@ -81,7 +81,7 @@ def _caption(params: int, macs: int, skips: bool, wires: Wiring) -> str:
     ).rstrip()
 
 
-def _skips(names: Sequence[str], wires: Wiring) -> list[tuple[int, int]]:
+def _skips(names: Sequence[str], wires: ModelGraph) -> list[tuple[int, int]]:
     """Return the connections that pass over a stage, as places of boxes, the shortest first."""
     pairs = [(names.index(start), names.index(end)) for start, end in wires.edges]
     return sorted(
@@ -101,7 +101,9 @@ def _rows(boxes: Sequence[Stage], *, whole: bool) -> list[Sequence[Stage]]:
     return [boxes[n : n + length] for n in range(0, len(boxes), length)]
 
 
-def _row(ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], wires: Wiring, room: int) -> None:
+def _row(
+    ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], wires: ModelGraph, room: int
+) -> None:
     """Draw a row's boxes with their labels, and the arrows between them."""
     sizes = [_size(stage, boxes) for stage in boxes]
     begin = boxes.index(row[0])
@@ -155,7 +157,7 @@ def _box(ax: Axes, place: int, stage: Stage, width: float, height: float) -> Non
         ax.text(place, y, text, ha="center", va="top", color=ink, fontsize=size, weight=weight)
 
 
-def _marks(name: str, wires: Wiring) -> str:
+def _marks(name: str, wires: ModelGraph) -> str:
     """Return how often a stage adds or concatenates maps of its own; those of arcs are not."""
     inputs = sum(end == name for _, end in wires.edges)
     joins = max(wires.joins.get(name, 0) - (inputs > 1), 0)

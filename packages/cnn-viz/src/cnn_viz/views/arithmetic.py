@@ -15,7 +15,7 @@ from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
-from cnn_viz.network.convolution import Arithmetic, number
+from cnn_viz.network.convolution import ConvolutionStep, number
 
 __all__ = ["arithmetic", "drawn"]
 
@@ -40,7 +40,7 @@ def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
     return drawn(found, picture, title, what)
 
 
-def drawn(found: Arithmetic, picture: Pixels, title: str, what: str) -> Figure:
+def drawn(found: ConvolutionStep, picture: Pixels, title: str, what: str) -> Figure:
     """Draw how a number comes about, beside the image; `what` says which one it is."""
     rows = min(len(found.kernel), ROWS)
     figure = style.figure(10.5, 1.9 + 2.5 * rows, title, _caption(found, rows, what))
@@ -64,11 +64,11 @@ def drawn(found: Arithmetic, picture: Pixels, title: str, what: str) -> Figure:
     return figure
 
 
-def _parts(found: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
+def _parts(found: ConvolutionStep) -> tuple[Tensor, Tensor, Tensor]:
     return found.window, found.kernel, found.products
 
 
-def _caption(found: Arithmetic, rows: int, what: str) -> str:
+def _caption(found: ConvolutionStep, rows: int, what: str) -> str:
     """Return which number this is, and what is not shown."""
     count = len(found.kernel)
     lines = [
@@ -83,7 +83,7 @@ def _caption(found: Arithmetic, rows: int, what: str) -> str:
     return "\n".join(lines)
 
 
-def _sentence(found: Arithmetic) -> str:
+def _sentence(found: ConvolutionStep) -> str:
     """Return the sum, the bias and the activations as one line."""
     line = f"sum {style.signed(float(found.products.sum()), '.4f')}"
     if found.bias is not None:
@@ -93,7 +93,7 @@ def _sentence(found: Arithmetic) -> str:
     return line
 
 
-def _image(ax: Axes, picture: Pixels, found: Arithmetic) -> None:
+def _image(ax: Axes, picture: Pixels, found: ConvolutionStep) -> None:
     """Show the image and where the window lies."""
     height, width = picture.shape[:2]
     ax.imshow(picture, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1)

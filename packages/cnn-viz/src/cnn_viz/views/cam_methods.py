@@ -14,10 +14,10 @@ from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams_by_method
-from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
+from cnn_viz.drawing.image_grid import as_rgb, tile_height, tiles
 from cnn_viz.network.graph import strides
 from cnn_viz.results.inputs import round_robin_by_class
-from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
+from cnn_viz.views.gradcam import evidence_colorbar, overlay, require_spatial_maps
 
 __all__ = ["NAMES", "cam_methods"]
 
@@ -43,9 +43,9 @@ def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
     found = {
         method: stages[stage] for method, stages in cams_by_method(model, images, stage).items()
     }
-    require_places(next(iter(found.values())), stage)
+    require_spatial_maps(next(iter(found.values())), stage)
     pictures = weights.preprocessing.denormalise(images)
-    unit = inches(9.3, 1 + len(found), pictures.shape, gap=GAP)
+    unit = tile_height(9.3, 1 + len(found), pictures.shape, gap=GAP)
     height, width = next(iter(found.values())).raw.shape[1:]
     figure = style.figure(
         10.5,
@@ -61,7 +61,7 @@ def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
     targets = batch.targets[shown].tolist()
     stride = strides(weights).get(stage, 0)
     _rows(ax, pictures, found, weights.classes, targets, stride=stride, above=WORDS / unit)
-    evidence_bar(figure, ax, 0.4)
+    evidence_colorbar(figure, ax, 0.4)
     return figure
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.drawing.image_grid import as_image, inches, tiles
+from cnn_viz.drawing.image_grid import as_image, tile_height, tiles
 from cnn_viz.results.metrics import confused_pairs, confusion_counts
 
 __all__ = ["confused"]
@@ -25,7 +25,7 @@ def confused(run: Run, predictions: Predictions) -> Figure:
     counts = confusion_counts(predictions)
     pairs = confused_pairs(counts, PAIRS)
     mistakes = int(counts.sum() - counts.trace())
-    unit = inches(WIDE, EXAMPLES, predictions.images.shape, gap=GAP)
+    unit = tile_height(WIDE, EXAMPLES, predictions.images.shape, gap=GAP)
     rows = -(-len(pairs) // 2)
     figure = style.figure(
         10.5,

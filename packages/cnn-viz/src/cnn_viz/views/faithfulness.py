@@ -30,7 +30,7 @@ from cnn_viz.network.graph import strides
 from cnn_viz.results.inputs import round_robin_by_class
 from cnn_viz.results.metrics import bootstrap
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.gradcam import require_places
+from cnn_viz.views.gradcam import require_spatial_maps
 
 __all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness", "random_cam"]
 
@@ -56,7 +56,7 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     found = cams_by_method(model, images, stage, methods=METHODS)
     maps = {method: found[method][stage] for method in METHODS}
     first = maps[METHODS[0]]
-    require_places(first, stage)
+    require_spatial_maps(first, stage)
     maps[RANDOM] = random_cam(first)
     classes, stride = first.classes, strides(read_weights(run.path)).get(stage, 0)
 
@@ -91,7 +91,7 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
         [[*"abc"], ["d", "d", "d"]], height_ratios=(1, 1.1)
     ).values()
     for ax, (title, measure) in zip(tops, measures.items(), strict=True):
-        dots(ax, title, {name: measure(heat) for name, heat in heats.items()})
+        plot_means(ax, title, {name: measure(heat) for name, heat in heats.items()})
         ax.set_xlabel("probability of the class")
     tops[-1].set_xlabel("difference of two such probabilities")
     for ax in tops[1:]:
@@ -111,7 +111,7 @@ def random_cam(cam: Cam) -> Cam:
     return dataclasses.replace(cam, raw=random_map(cam.raw[:, None]))
 
 
-def dots(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
+def plot_means(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
     """Show the mean of each map's numbers, NaN left out, with its interval: rows from the top."""
     for row, (name, found) in enumerate(values.items()):
         colour, marker = LOOK[name]

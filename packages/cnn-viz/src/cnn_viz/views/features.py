@@ -30,7 +30,7 @@ def features(run: Run, model: nn.Module, batch: Batch) -> Figure:
     weights = read_weights(run.path)
     image = batch.images[:1]
     stages = registry.get_spec(run.recipe.model).stages
-    outputs, logits = walk(model, image, stages)
+    outputs, logits = stage_outputs(model, image, stages)
     heights = [1.0, *(1.0 if _spatial(output) else 0.5 for output in outputs.values())]
     figure = style.figure(
         10.5,
@@ -90,7 +90,7 @@ def _name_cells(ax: Axes, logits: Tensor, classes: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def walk(
+def stage_outputs(
     model: nn.Module, images: Tensor, stages: Sequence[str]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return each stage's output for the first image, C H W or C, and the logits, N x classes ….

@@ -65,7 +65,7 @@ def filters(run: Run, model: nn.Module) -> Figure:
     return figure
 
 
-def before_training(run: Run) -> nn.Module:
+def initial_model(run: Run) -> nn.Module:
     """Return the network as training began with it, made again from the recipe's seed.
 
     The random state is as before.
@@ -93,7 +93,7 @@ def before_training(run: Run) -> nn.Module:
 def _initial(run: Run, name: str, trained: Tensor) -> tuple[Tensor | None, str]:
     """Return the weights of the first convolution before training, or None and why not."""
     try:
-        found, weight = _first_convolution(before_training(run))
+        found, weight = _first_convolution(initial_model(run))
     except UsageError as error:
         return None, f"Those before training are left out:\n{error.message}."
     if (found, weight.shape) != (name, trained.shape):

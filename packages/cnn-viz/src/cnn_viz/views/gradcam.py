@@ -18,7 +18,7 @@ from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, grad_cam
-from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
+from cnn_viz.drawing.image_grid import as_rgb, tile_height, tiles
 from cnn_viz.network.graph import strides
 from cnn_viz.results.inputs import round_robin_by_class
 
@@ -36,10 +36,10 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     stage = registry.get_spec(run.recipe.model).cam_stage
     shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
     cam = grad_cam(model, batch.images[shown], stage)
-    require_places(cam, stage)
+    require_spatial_maps(cam, stage)
     pictures = weights.preprocessing.denormalise(batch.images[shown])
     rows = -(-len(shown) // PAIRS)
-    unit = inches(9.3, 2 * PAIRS, pictures.shape, gap=GAP, between=BETWEEN)
+    unit = tile_height(9.3, 2 * PAIRS, pictures.shape, gap=GAP, between=BETWEEN)
     height, width = cam.raw.shape[1:]
     figure = style.figure(
         10.5,
@@ -53,11 +53,11 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     targets = batch.targets[shown].tolist()
     heat = cam.heat(stride=strides(weights).get(stage, 0)).cpu()
     _pairs(ax, pictures, cam, heat, weights.classes, targets, above=WORDS / unit)
-    evidence_bar(figure, ax, 0.5)
+    evidence_colorbar(figure, ax, 0.5)
     return figure
 
 
-def require_places(
+def require_spatial_maps(
     cam: Cam, stage: str, hint: str = "larger images (recipe: image_size) give larger maps"
 ) -> None:
     """Raise UsageError, with a hint, for maps of one value, which say nothing of where."""
@@ -109,7 +109,7 @@ def _pairs(
             )
 
 
-def evidence_bar(figure: Figure, axes: Any, shrink: float) -> None:
+def evidence_colorbar(figure: Figure, axes: Any, shrink: float) -> None:
     """Draw the scale of maps that are shares of their own maximum, at the right of axes."""
     scale = ScalarMappable(cmap=style.HEAT)
     look: dict[str, Any] = {

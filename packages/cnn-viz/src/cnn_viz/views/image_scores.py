@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from cnn_core.training import Run
 from cnn_viz import style
 from cnn_viz.results.segmentations import Segmentations
-from cnn_viz.views.masks import scored
+from cnn_viz.views.masks import require_scores
 
 __all__ = ["image_scores"]
 
@@ -22,7 +22,7 @@ FEW = 12  # images: a point for each instead of a histogram
 
 def image_scores(run: Run, segmented: Segmentations) -> Figure:
     """Draw how mIoU, Dice and boundary F1 are distributed over the images of the test split."""
-    scores = scored(run, segmented)
+    scores = require_scores(run, segmented)
     figure = style.figure(
         10.5,
         3.2,

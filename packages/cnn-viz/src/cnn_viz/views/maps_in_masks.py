@@ -18,10 +18,10 @@ from cnn_viz import style
 from cnn_viz.attribution.cam import seg_grad_cam
 from cnn_viz.attribution.faithfulness import edge_map, energy_in_mask, pointing_game
 from cnn_viz.network.graph import strides
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 from cnn_viz.results.metrics import ENOUGH
-from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots, random_cam
-from cnn_viz.views.masks import part_shown
+from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, plot_means, random_cam
+from cnn_viz.views.masks import tile_note
 
 __all__ = ["maps_in_masks"]
 
@@ -38,7 +38,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     pixels = strides(weights)
-    with untouched(model, batch.images):
+    with inspection_mode(model, batch.images):
         logits = two_sided(model(batch.images).float())
     targets = centred(batch.targets, logits)
     most = min(PAIRS, max(PIXELS // batch.images[0, 0].numel(), 1))
@@ -56,7 +56,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"for the pixels that the network takes for the class; means{intervals}.\n"
         f"Dotted: the mask's share of the image, {style.percent(share)} in the mean, which an "
         "even map has, too. Random numbers and edges know nothing of the network."
-        f"{part_shown(weights)}",
+        f"{tile_note(weights)}",
     )
     axes = figure.subplots(2, 2, sharex="col")
     for (left, right), stage in zip(axes, stages, strict=True):
@@ -68,12 +68,12 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
         heats = {name: cam.heat(stride=pixels[stage]) for name, cam in maps.items()}
         heats[EDGES] = edge_map(images)
         seen = {name: centred(heat, targets) * counted for name, heat in heats.items()}
-        dots(
+        plot_means(
             left,
             f"{stage}: energy in the mask",
             {name: energy_in_mask(heat, inside) for name, heat in seen.items()},
         )
-        dots(
+        plot_means(
             right,
             f"{stage}: pointing game",
             {name: pointing_game(heat, inside).float() for name, heat in seen.items()},

@@ -21,7 +21,7 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.drawing.image_grid import Pixels, as_image, inches, tiles
+from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height, tiles
 from cnn_viz.results.segmentations import Segmentations, spread
 
 __all__ = [
@@ -36,12 +36,12 @@ __all__ = [
     "show",
 ]
 
-NOTHING, RIGHT, ALARM, MISSED, CONFUSED, UNCOUNTED = range(6)
+NOTHING, RIGHT, FALSE_ALARM, MISSED, WRONG_CLASS, IGNORED_PIXEL = range(6)
 OUTCOMES = {  # as Okabe and Ito (2008) tell them apart
     RIGHT: ("right (TP)", "#009e73"),
-    ALARM: ("false alarm (FP)", style.ORANGE),
+    FALSE_ALARM: ("false alarm (FP)", style.ORANGE),
     MISSED: ("missed (FN)", "#56b4e9"),
-    CONFUSED: ("another class", "#cc79a7"),
+    WRONG_CLASS: ("another class", "#cc79a7"),
 }
 GROUND = "#30343b"
 # None of the outcomes; the last three of P. Tol (2021).
@@ -56,10 +56,10 @@ KEY = 0.32  # inches of the legends
 
 def masks(run: Run, segmented: Segmentations) -> Figure:
     """Draw the images of the highest, middling and lowest mIoU: what is there, what was said."""
-    ranked = scored(run, segmented)
+    ranked = require_scores(run, segmented)
     chosen = _groups(ranked)
     found = segmented.pick(int(line["index"]) for group in chosen for line in group)
-    unit = inches(4.95, 4, found[0].target.shape, gap=GAP)
+    unit = tile_height(4.95, 4, found[0].target.shape, gap=GAP)
     row_height = unit + WORDS + 0.42
     figure = style.figure(
         10.5,
@@ -87,9 +87,9 @@ def masks(run: Run, segmented: Segmentations) -> Figure:
 def probability(run: Run, segmented: Segmentations) -> Figure:
     """Draw how probable the foreground is in each pixel, and how uncertain the network is."""
     binary = len(segmented.classes) == 2
-    lines = spread(scored(run, segmented), 6)[::-1]
+    lines = spread(require_scores(run, segmented), 6)[::-1]
     found = segmented.pick(int(line["index"]) for line in lines)
-    unit = inches(4.6, 3, found[0].target.shape, gap=GAP)
+    unit = tile_height(4.6, 3, found[0].target.shape, gap=GAP)
     rows = -(-len(found) // 2)
     what = (
         f"probability of {style.short(segmented.classes[-1])}" if binary else "highest probability"
@@ -134,22 +134,22 @@ def entropy(probabilities: Tensor) -> Tensor:
 def outcomes(predicted: Tensor, target: Tensor) -> Tensor:
     """Return what became of each pixel, H x W, by the names of this module; class 0 is ground."""
     found = torch.full(target.shape, NOTHING)
-    found[(predicted > 0) & (target > 0)] = CONFUSED
+    found[(predicted > 0) & (target > 0)] = WRONG_CLASS
     found[(predicted > 0) & (target == predicted)] = RIGHT
-    found[(predicted > 0) & (target == 0)] = ALARM
+    found[(predicted > 0) & (target == 0)] = FALSE_ALARM
     found[(predicted == 0) & (target > 0)] = MISSED
-    found[target == IGNORED] = UNCOUNTED
+    found[target == IGNORED] = IGNORED_PIXEL
     return found
 
 
-def scored(run: Run, segmented: Segmentations) -> list[dict[str, float]]:
+def require_scores(run: Run, segmented: Segmentations) -> list[dict[str, float]]:
     """Return the numbers of images; raises UsageError if none has a pixel that counts."""
     if not segmented.scores:
         raise UsageError(f"{run.path}: no image of the test split has a pixel that counts")
     return segmented.scores
 
 
-def part_shown(weights: Weights) -> str:
+def tile_note(weights: Weights) -> str:
     """Say which part of an image a batch shows, if it is seen in tiles."""
     return " Of each image the tile at its centre." if weights.preprocessing.tiled else ""
 
@@ -223,7 +223,7 @@ def _judged(picture: Pixels, found: Pixels) -> Pixels:
     for number, (_, colour) in OUTCOMES.items():
         part = (found == number)[..., None]
         colours = np.where(part, 0.3 * colours + 0.7 * np.array(to_rgb(colour)), colours)
-    return _stripes(colours, found == UNCOUNTED)
+    return _stripes(colours, found == IGNORED_PIXEL)
 
 
 def _legends(axes: Sequence[Axes], classes: Sequence[str], seen: Sequence[int]) -> None:

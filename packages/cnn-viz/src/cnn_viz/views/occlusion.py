@@ -16,10 +16,10 @@ from cnn_core.tasks.segmentation import classes_of, two_sided
 from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.attribution.saliency import falls
-from cnn_viz.drawing.image_grid import Pixels, as_image, inches
-from cnn_viz.network.inspection import evaluating
-from cnn_viz.views.masks import GAP, WORDS, part_shown, show
+from cnn_viz.attribution.saliency import score_drops
+from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
+from cnn_viz.network.inspection import eval_mode
+from cnn_viz.views.masks import GAP, WORDS, show, tile_note
 
 __all__ = ["occlusion"]
 
@@ -34,7 +34,7 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
     sides, count = _plan(batch.images)
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // sides, 2)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         classes, regions = _largest(two_sided(model(images).float()))
 
         def score(covered: Tensor) -> Tensor:
@@ -42,10 +42,10 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
             p = said[torch.arange(len(covered)), classes]
             return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
 
-        maps = falls(score, images, patch, max(patch // 2, 1)).cpu()
+        maps = score_drops(score, images, patch, max(patch // 2, 1)).cpu()
     top = max(1e-6, float(maps.abs().max()))
     pictures = weights.preprocessing.denormalise(images).cpu()
-    unit = inches(4.9, 3, images.shape, gap=GAP)
+    unit = tile_height(4.9, 3, images.shape, gap=GAP)
     rows = -(-count // 2)
     figure = style.figure(
         10.5,
@@ -54,7 +54,7 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Where a patch of {patch} x {patch} pixels has the mean colour, how far does the mean "
         "probability of a class fall, in the pixels taken for it (Zeiler and Fergus 2014)?\n"
         f"Patches begin every {max(patch // 2, 1)} pixels; a pixel's value is the mean over all "
-        f"patches that cover it. Below 0: the class gains.{part_shown(weights)}",
+        f"patches that cover it. Below 0: the class gains.{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[count:]:

@@ -23,7 +23,7 @@ from cnn_core.tasks.curves import (
 from cnn_core.training import Run
 from cnn_viz import style
 from cnn_viz.results.segmentations import Segmentations
-from cnn_viz.views.masks import scored
+from cnn_viz.views.masks import require_scores
 
 __all__ = ["pixel_calibration", "pixel_curves"]
 
@@ -33,7 +33,7 @@ BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), 
 
 def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
     """Draw precision against recall, and the ROC curve, of the pixels of each class."""
-    scored(run, segmented)
+    require_scores(run, segmented)
     sums = segmented.measured.curves.cpu()
     shown = _shown(sums)
     if not shown:
@@ -73,7 +73,7 @@ def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
 
 def pixel_calibration(run: Run, segmented: Segmentations) -> Figure:
     """Draw how often pixels of each confidence are right, and how many have it."""
-    scored(run, segmented)
+    require_scores(run, segmented)
     sums = segmented.measured.calibration.cpu()
     confidence, accuracy, share = (np.asarray(x) for x in reliability(sums))
     error = float((share * np.abs(accuracy - confidence)).sum())

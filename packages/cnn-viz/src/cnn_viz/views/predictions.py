@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.drawing.image_grid import as_image, inches, tiles
+from cnn_viz.drawing.image_grid import as_image, tile_height, tiles
 from cnn_viz.results.inputs import round_robin_by_class
 
 __all__ = ["predictions"]
@@ -39,7 +39,7 @@ def predictions(run: Run, predictions: Predictions) -> Figure:
         ("Right, but least sure", ranked_right.flip(0)[:UNSURE], right, "the least sure first"),
         ("Wrong", ranked_wrong[:SHOWN], wrong, "the most confident mistakes first"),
     )
-    unit = inches(10.2, COLUMNS, predictions.images.shape, gap=GAP)
+    unit = tile_height(10.2, COLUMNS, predictions.images.shape, gap=GAP)
     heights = [
         0.4 + -(-len(shown) // COLUMNS) * (unit * (1 + GAP) + WORDS) for _, shown, *_ in kinds
     ]

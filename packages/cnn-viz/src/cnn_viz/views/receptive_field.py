@@ -15,7 +15,7 @@ from cnn_core.weights.native import read_weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
 from cnn_viz.network.graph import traced
-from cnn_viz.network.receptive_field import Receptive, evenly, receptive_fields
+from cnn_viz.network.receptive_field import ReceptiveField, pick_evenly, receptive_fields
 
 __all__ = ["receptive_field"]
 
@@ -29,7 +29,7 @@ def receptive_field(run: Run, model: nn.Module, batch: Batch) -> Figure:
     maps = {stage.name: stage for stage in traced(weights).stages if len(stage.output) == 3}
     if not maps:
         raise UsageError(f"{run.recipe.model} names no stages with maps: nothing to draw")
-    names = evenly(list(maps), SHOWN)
+    names = pick_evenly(list(maps), SHOWN)
     count = max(PIXELS // batch.images[0, 0].numel(), 1)
     images = batch.images[:count]
     found = receptive_fields(
@@ -57,7 +57,7 @@ def receptive_field(run: Run, model: nn.Module, batch: Batch) -> Figure:
 
 
 def _above(
-    ax: Axes, picture: Pixels, field: Receptive, name: str, output: tuple[int, ...]
+    ax: Axes, picture: Pixels, field: ReceptiveField, name: str, output: tuple[int, ...]
 ) -> None:
     """Show the image under the theoretical field."""
     height, width = picture.shape[:2]
@@ -73,7 +73,7 @@ def _above(
     )
 
 
-def _below(ax: Axes, field: Receptive) -> None:
+def _below(ax: Axes, field: ReceptiveField) -> None:
     """Show the effective field, in the same frame."""
     heat = np.asarray(field.effective)
     height, width = heat.shape
@@ -84,7 +84,7 @@ def _below(ax: Axes, field: Receptive) -> None:
     ax.set_title(said, fontsize=8.5)
 
 
-def _frame(ax: Axes, field: Receptive) -> None:
+def _frame(ax: Axes, field: ReceptiveField) -> None:
     """Draw the theoretical field, cut at the image's borders, light on dark and dark on light."""
     height, width = field.effective.shape
     top, left = (max(start, 0) for start in field.start)

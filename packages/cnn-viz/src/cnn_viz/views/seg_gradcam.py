@@ -15,10 +15,10 @@ from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, seg_grad_cam
-from cnn_viz.drawing.image_grid import as_rgb, inches
+from cnn_viz.drawing.image_grid import as_rgb, tile_height
 from cnn_viz.network.graph import strides
-from cnn_viz.views.gradcam import evidence_bar, overlay
-from cnn_viz.views.masks import GAP, WORDS, part_shown, show
+from cnn_viz.views.gradcam import evidence_colorbar, overlay
+from cnn_viz.views.masks import GAP, WORDS, show, tile_note
 
 __all__ = ["seg_gradcam"]
 
@@ -37,7 +37,7 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     cams = [seg_grad_cam(model, images, stage, [k for _, k in pairs]) for stage in stages]
     pixels = strides(weights)
     heats = [cam.heat(stride=pixels[name]) for name, cam in zip(stages, cams, strict=True)]
-    unit = inches(4.7, 4, pictures.shape, gap=GAP)
+    unit = tile_height(4.7, 4, pictures.shape, gap=GAP)
     rows = -(-len(pairs) // 2)
     figure = style.figure(
         10.5,
@@ -45,7 +45,7 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {run.recipe.model} on {run.recipe.data}",
         "What speaks for a class in the pixels that the network takes for it (Vinogradova et al. "
         "2020): the sum of its logits there is explained.\nBrightness is the share of each "
-        f"map's own maximum; each position lies where it looks.{part_shown(weights)}",
+        f"map's own maximum; each position lies where it looks.{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[len(pairs) :]:
@@ -54,7 +54,7 @@ def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
         _row(ax, pictures[place], said[n].cpu() == k, cams, heats, stages, place, unit)
         name = style.short(weights.classes[k])
         ax.set_title(f"image {int(batch.indices[n]) + 1}: {name}", fontsize=9)
-    evidence_bar(figure, axes, min(1, 2.2 / rows))
+    evidence_colorbar(figure, axes, min(1, 2.2 / rows))
     return figure
 
 

@@ -16,9 +16,9 @@ from cnn_core.tasks.segmentation import centred
 from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.drawing.image_grid import Pixels, as_image, inches
+from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
 from cnn_viz.network.mc_dropout import Uncertainty, mc_dropout
-from cnn_viz.views.masks import GAP, WORDS, part_shown, show
+from cnn_viz.views.masks import GAP, WORDS, show, tile_note
 
 __all__ = ["uncertainty"]
 
@@ -38,7 +38,7 @@ def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
     wrong = (found.probabilities.argmax(1).cpu() != targets) & (targets != IGNORED)
     mutual, most = found.mutual.cpu(), float(np.log2(found.probabilities.shape[1]))
     top = max(float(mutual.max()), 1e-6)
-    unit = inches(4.7, 4, targets.shape, gap=GAP)
+    unit = tile_height(4.7, 4, targets.shape, gap=GAP)
     rows = -(-count // 2)
     figure = style.figure(
         10.5,
@@ -46,7 +46,7 @@ def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"Uncertainty by dropout: {run.recipe.model} on {run.recipe.data}",
         f"{PASSES} passes with dropout on (Gal and Ghahramani 2016): the entropy of their mean, "
         "and their mutual information with the weights: what the passes\ndisagree about, and more "
-        f"data could settle. {_compared(found, wrong, targets)}{part_shown(weights)}",
+        f"data could settle. {_compared(found, wrong, targets)}{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[count:]:

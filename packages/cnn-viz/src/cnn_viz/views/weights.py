@@ -26,7 +26,7 @@ BINS = 60
 
 
 @dataclass(frozen=True)
-class Spread:
+class ValueHistogram:
     """How values are spread: counts in 60 even bins between `edges`, mean, deviation, zeros.
 
     `zeros` is a fraction; of an output `dead` of its `units` (channels) are 0 everywhere.
@@ -43,7 +43,7 @@ class Spread:
 
 def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw how each stage's weights, and its outputs on a batch, are spread; count dead units."""
-    found = spreads(model, batch.images, registry.get_spec(run.recipe.model).stages)
+    found = value_histograms(model, batch.images, registry.get_spec(run.recipe.model).stages)
     if not found:
         raise UsageError(f"{run.recipe.model} names no stages that take part: nothing to draw")
     dead, units = (sum(getattr(o, key) for _, o in found.values()) for key in ("dead", "units"))
@@ -67,15 +67,15 @@ def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
 
 
 @torch.no_grad()
-def spreads(
+def value_histograms(
     model: nn.Module, images: Tensor, stages: Sequence[str]
-) -> dict[str, tuple[Spread | None, Spread]]:
+) -> dict[str, tuple[ValueHistogram | None, ValueHistogram]]:
     """Return each stage's weights, None without any, and outputs for images N C H W.
 
     A stage that the network has not, gives no tensor, or takes no part, is left out.
     """
     modules = dict(model.named_modules())
-    outputs: dict[str, Spread] = {}
+    outputs: dict[str, ValueHistogram] = {}
     hooks = [
         modules[stage].register_forward_hook(partial(_measure, stage, outputs))
         for stage in stages
@@ -89,14 +89,14 @@ def spreads(
     return {name: (_inside(modules[name]), outside) for name, outside in outputs.items()}
 
 
-def _inside(module: nn.Module) -> Spread | None:
+def _inside(module: nn.Module) -> ValueHistogram | None:
     """Return how the weights of a module's convolutions and linear layers are spread."""
     matrices = [p.detach().float().cpu().flatten() for p in module.parameters() if p.ndim > 1]
     return _spread(torch.cat(matrices)) if matrices else None
 
 
 def _measure(
-    stage: str, outputs: dict[str, Spread], module: nn.Module, _: Any, output: Any
+    stage: str, outputs: dict[str, ValueHistogram], module: nn.Module, _: Any, output: Any
 ) -> None:
     if isinstance(output, Tensor) and output.ndim > 1:
         units = output.transpose(0, 1).flatten(1)
@@ -105,15 +105,15 @@ def _measure(
         )
 
 
-def _spread(values: Tensor, units: int = 0, dead: int = 0) -> Spread:
+def _spread(values: Tensor, units: int = 0, dead: int = 0) -> ValueHistogram:
     array = np.asarray(values).ravel()
     counts, edges = np.histogram(array, bins=BINS)
     zeros = float((array == 0).mean())
     mean, deviation = (float(f(array, dtype=np.float64)) for f in (np.mean, np.std))
-    return Spread(counts, edges, mean, deviation, zeros, units, dead)
+    return ValueHistogram(counts, edges, mean, deviation, zeros, units, dead)
 
 
-def _histogram(ax: Axes, spread: Spread | None, colour: str) -> None:
+def _histogram(ax: Axes, spread: ValueHistogram | None, colour: str) -> None:
     """Draw one histogram with its numbers beside, or say that there is nothing."""
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
