@@ -1,5 +1,5 @@
-"""Class activation maps without gradients: weights read off, or found by changing the network's
-input or a stage's maps and looking again.
+"""Class activation maps without gradients: weights from the last layer, or from the effect of
+masking the image or ablating a map.
 
 CAM: B. Zhou et al., "Learning deep features for discriminative localization", CVPR 2016,
 arXiv:1512.04150. Score-CAM: H. Wang et al., CVPR workshops 2020, arXiv:1910.01279. Ablation-CAM:
@@ -24,13 +24,14 @@ __all__ = ["PERTURBING", "ablation_cam", "class_weights", "score_cam"]
 
 
 def class_weights(model: nn.Module, stage: str, classes: Tensor, gradient: Tensor) -> Tensor:
-    """Return the weights of each image's class in the last layer: N C 1 1.
+    """Return the weights of each image's class in the last linear layer: N C 1 1.
 
-    After global average pooling over P positions and that layer, the logit's gradient is a
-    class's weight by P everywhere (Zhou et al., Eq. 1): a layer that does not fit is none.
+    After global average pooling over P positions and that layer, the logit's gradient is the
+    class's weight over P at every position (Zhou et al., Eq. 1). A layer is accepted only if its
+    weights match the gradient: the shape alone would also accept unrelated layers.
 
     Raises:
-        UsageError: no linear layer fits, so that CAM is not defined.
+        UsageError: no linear layer matches, so CAM is undefined.
     """
     everywhere = gradient * gradient[0, 0].numel()
     for module in reversed(list(model.modules())):
@@ -44,7 +45,7 @@ def class_weights(model: nn.Module, stage: str, classes: Tensor, gradient: Tenso
             return weights
     raise UsageError(
         f"CAM needs global average pooling and a linear layer after stage '{stage}'",
-        "Grad-CAM needs neither: method grad-cam",
+        "use grad-cam, which needs neither",
     )
 
 
@@ -57,12 +58,13 @@ def score_cam(
     call: int | None,
     batch: int,
 ) -> Tensor:
-    """Weigh each map by the class's logit when the image is dimmed by it, softmax over maps.
+    """Weight each map by the class's logit for the image masked with it, softmax over maps.
 
-    The image without light, whose logit the paper subtracts, adds the same to each: no matter.
+    The paper subtracts the logit of a black baseline image. It is the same for every map, so the
+    softmax cancels it.
     """
     scores = torch.empty(maps.shape[:2], device=maps.device)
-    for n, k in _pairs(maps, batch):
+    for n, k in _image_map_pairs(maps, batch):
         masks = resize_to_image(maps[n, k], (images.shape[-2], images.shape[-1]))
         low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
         masks = torch.where(high > low, (masks - low) / (high - low), 0)
@@ -80,9 +82,9 @@ def ablation_cam(
     call: int | None,
     batch: int,
 ) -> Tensor:
-    """Weigh each map by what part of the class's logit y goes when it is 0: (y - y_k) / |y|.
+    """Weight each map by the relative drop of the class's logit y without it: (y - y_k) / |y|.
 
-    The paper divides by y, which turns the map over where y is below 0.
+    The paper divides by y, which flips the sign of the whole map when y is negative.
     """
 
     def scores(n: Tensor, change: Callable[[str, Tensor], Tensor]) -> Tensor:
@@ -93,10 +95,10 @@ def ablation_cam(
     after = torch.empty(maps.shape[:2], device=maps.device)
     for n in torch.arange(len(maps), device=maps.device).split(batch):
         before[n] = scores(n, lambda _, output: output)
-    for n, k in _pairs(maps, batch):
-        after[n, k] = scores(n, partial(_without, k))
-    lost = before[:, None] - after
-    weights = torch.where(before[:, None] != 0, lost / before.abs()[:, None], lost)
+    for n, k in _image_map_pairs(maps, batch):
+        after[n, k] = scores(n, partial(_zero_map, k))
+    drop = before[:, None] - after
+    weights = torch.where(before[:, None] != 0, drop / before.abs()[:, None], drop)
     return (weights[:, :, None, None] * maps).sum(1)
 
 
@@ -106,15 +108,15 @@ PERTURBING: dict[str, Callable[..., Any]] = {
 }
 
 
-def _pairs(maps: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the numbers of image and map of every map, at most `batch` at a time."""
+def _image_map_pairs(maps: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the image index and map index of every map, at most `batch` pairs at a time."""
     numbers = torch.arange(len(maps) * maps.shape[1], device=maps.device)
-    for some in numbers.split(batch):
-        yield some // maps.shape[1], some % maps.shape[1]
+    for chunk in numbers.split(batch):
+        yield chunk // maps.shape[1], chunk % maps.shape[1]
 
 
-def _without(k: Tensor, stage: str, output: Tensor) -> Tensor:
-    """Return a copy of maps in which that number k[n] of image n is 0."""
+def _zero_map(k: Tensor, stage: str, output: Tensor) -> Tensor:
+    """Return a copy in which map k[n] of image n is 0."""
     changed = output.clone()
     changed[torch.arange(len(k), device=k.device), k] = 0
     return changed

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Pixels", "as_image", "as_rgb", "inches", "tiles"]
+__all__ = ["Pixels", "as_image", "as_rgb", "tile_height", "tiles"]
 
 Pixels = NDArray[Any]
 

@@ -18,7 +18,7 @@ from cnn_core.create import untrained
 from cnn_core.layers.tracing import Trace, trace
 from cnn_core.weights.native import Weights
 
-__all__ = ["INPUT", "Wiring", "strides", "traced", "wiring"]
+__all__ = ["INPUT", "ModelGraph", "strides", "traced", "model_graph"]
 
 INPUT = "input"
 NOTHING: frozenset[str] = frozenset()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnn_core.errors import UnknownNameError, UsageError
 
-__all__ = ["at"]
+__all__ = ["hook_stages"]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cnn_viz.network.hooks import hook_stages
 from cnn_viz.network.inspection import inspection_mode
 
-__all__ = ["FLOOR", "Receptive", "evenly", "receptive_fields"]
+__all__ = ["FLOOR", "ReceptiveField", "pick_evenly", "receptive_fields"]
 
 FLOOR = 1 - 0.9545  # of the highest: what counts as seen (section 3)
 

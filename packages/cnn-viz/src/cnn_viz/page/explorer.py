@@ -35,7 +35,7 @@ from cnn_viz.views.embedding import COLOURS, ON_DARK, words
 from cnn_viz.views.features import stage_outputs
 from cnn_viz.views.gradcam import require_spatial_maps
 
-__all__ = ["BY_HAND", "NOTHING", "explored", "stages_of"]
+__all__ = ["INTERACTIVE_VIEWS", "NOTHING", "explorer_data", "cam_stages"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
 SIDE, SMALLER, FEW = 32, 28, 1_000  # pixels of a thumbnail, at most: of few images, of more

@@ -35,7 +35,7 @@ from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
 from cnn_viz.version import __version__
 
-__all__ = ["script_hash", "script_of", "template_of", "write_report"]
+__all__ = ["script_hash", "read_script", "load_template", "write_report"]
 
 WORDS = ("recorded", "surroundings", "hardware")  # what is said twice
 

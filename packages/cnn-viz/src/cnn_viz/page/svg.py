@@ -13,7 +13,7 @@ from PIL import Image
 
 from cnn_viz import style
 
-__all__ = ["inlined"]
+__all__ = ["inline_svg"]
 
 LARGEST_SVG = 400_000  # bytes; a larger one is shown as an image, if that is smaller
 COLOURS, DATA = 256, 128 * 128  # of a colour map, and pixels of what it drew, to be exact

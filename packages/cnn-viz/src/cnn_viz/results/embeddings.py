@@ -29,7 +29,7 @@ from cnn_core.files import write_bytes
 
 __all__ = [
     "Embedded",
-    "FEWEST",
+    "MIN_IMAGES",
     "METHODS",
     "Placed",
     "even",

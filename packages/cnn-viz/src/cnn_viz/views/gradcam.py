@@ -22,7 +22,7 @@ from cnn_viz.drawing.image_grid import as_rgb, tile_height, tiles
 from cnn_viz.network.graph import strides
 from cnn_viz.results.inputs import round_robin_by_class
 
-__all__ = ["evidence_bar", "gradcam", "overlay", "require_places"]
+__all__ = ["evidence_colorbar", "gradcam", "overlay", "require_spatial_maps"]
 
 PAIRS = 4  # a row
 SHOWN = 12

@@ -30,9 +30,9 @@ __all__ = [
     "entropy",
     "masks",
     "outcomes",
-    "part_shown",
+    "tile_note",
     "probability",
-    "scored",
+    "require_scores",
     "show",
 ]
 

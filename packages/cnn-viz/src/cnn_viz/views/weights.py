@@ -20,7 +20,7 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run
 from cnn_viz import style
 
-__all__ = ["Spread", "spreads", "weights"]
+__all__ = ["ValueHistogram", "value_histograms", "weights"]
 
 BINS = 60
 
