@@ -245,7 +245,7 @@ def test_an_unknown_stage_suggests(lenet, images):
 
 
 def test_a_stage_without_maps_is_refused(lenet, images):
-    with pytest.raises(UsageError, match=r"stage 'f6' gives \[6, 84\]: Grad-CAM needs maps"):
+    with pytest.raises(UsageError, match=r"stage 'f6' outputs \[6, 84\]: Grad-CAM needs maps"):
         grad_cam(lenet, images, "f6")
     assert not lenet.f6._forward_hooks
 
@@ -262,7 +262,7 @@ def test_a_stage_that_runs_twice_or_never_is_refused():
 
     with pytest.raises(UsageError, match="'conv' runs more than once"):
         grad_cam(Twice(), torch.zeros(1, 1, 4, 4), "conv")
-    with pytest.raises(UsageError, match="'idle' took no part"):
+    with pytest.raises(UsageError, match="'idle' is not used"):
         grad_cam(Twice(), torch.zeros(1, 1, 4, 4), "idle")
 
 

@@ -271,7 +271,7 @@ def test_a_call_that_is_not_named_or_not_there_is_refused():
         cams(net, IMAGES, "relu", call=3)
     with pytest.raises(UsageError, match=r"'conv1' runs once: call = -1, expected 0 to 0"):
         cams(net, IMAGES, "conv1", call=-1)
-    with pytest.raises(UsageError, match="'idle' took no part"):
+    with pytest.raises(UsageError, match="'idle' is not used"):
         cams(net, IMAGES, "idle")
 
 

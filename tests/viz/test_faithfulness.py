@@ -109,11 +109,11 @@ def test_road_is_positive_for_the_truth_negative_for_its_opposite_and_small_for_
 
 
 def test_what_road_puts_in_satisfies_its_equation(images):
-    from cnn_viz.attribution.faithfulness import _imputed
+    from cnn_viz.attribution.faithfulness import _impute
 
     gone = random_map(images, seed=2) < 0.6
     gone[:, 0, 0] = gone[:, 15, :] = True  # the border, too
-    filled = _imputed(images, gone, 0.0, torch.Generator())
+    filled = _impute(images, gone, 0.0, torch.Generator())
     weights = torch.tensor([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
     kernel = weights.expand(2, 1, 3, 3)
     total = F.conv2d(torch.ones_like(images), kernel, padding=1, groups=2)

@@ -19,7 +19,7 @@ from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
 from cnn_viz import draw
 from cnn_viz.attribution.activation_maximisation import maximise_logits
-from cnn_viz.network.convolution import number
+from cnn_viz.network.convolution import convolution_step
 from cnn_viz.network.graph import model_graph
 from cnn_viz.network.receptive_field import pick_evenly, receptive_fields
 from cnn_viz.results.inputs import ViewInputs
@@ -295,7 +295,7 @@ def test_the_sum_is_the_networks_own_output(options, seed):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(4, 6, **options), nn.ReLU(inplace=True))
     image = torch.randn(1, 4, 11, 12)
-    found = number(model, image)
+    found = convolution_step(model, image)
     with torch.no_grad():
         output = model[0](image)[0]
     assert found.output == pytest.approx(float(output.max()), abs=1e-5)
@@ -309,7 +309,7 @@ def test_the_sum_is_the_networks_own_output(options, seed):
 def test_a_window_without_padding_is_cut_from_the_image():
     torch.manual_seed(0)
     model, image = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2)), torch.randn(1, 1, 9, 9)
-    found = number(model, image)
+    found = convolution_step(model, image)
     (row, column), (top, left) = found.position, found.corner
     assert (top, left) == (2 * row, 2 * column)
     assert torch.equal(found.window, image[0, :, top : top + 3, left : left + 3].double())
@@ -328,7 +328,7 @@ def test_what_follows_the_convolution_is_named(model, names):
     torch.manual_seed(0)
     spec = cnn_core.get_spec(model)
     made, image = create_model(model).eval(), torch.randn(1, *spec.input)
-    found = number(made, image)
+    found = convolution_step(made, image)
     assert [name for name, _ in found.steps] == names
     assert found.sum == pytest.approx(found.output, abs=1e-5)
 
@@ -344,19 +344,19 @@ def test_a_highest_number_below_0_is_the_convolutions_and_not_the_layers():
     model = nn.Sequential(Rectified(1, 2, 3))
     nn.init.constant_(model[0].weight, -1.0)
     nn.init.constant_(model[0].bias, -0.5)
-    found = number(model, torch.ones(1, 1, 4, 4))
+    found = convolution_step(model, torch.ones(1, 1, 4, 4))
     assert (found.sum, found.output) == (-9.5, -9.5)
     assert found.steps == (("ReLU", 0.0),)
 
 
 def test_a_model_without_convolutions_has_no_arithmetic():
     with pytest.raises(UsageError, match="Linear has no convolution"):
-        number(nn.Linear(2, 2), torch.zeros(1, 2))
+        convolution_step(nn.Linear(2, 2), torch.zeros(1, 2))
 
 
 def test_arithmetic_writes_every_number(view_inputs):
     figure = draw("arithmetic", view_inputs.run, device="cpu")
-    found = number(view_inputs.model, view_inputs.batch.images[:1])
+    found = convolution_step(view_inputs.model, view_inputs.batch.images[:1])
     cells = [float(text.replace("\N{MINUS SIGN}", "-")) for text in written(figure)]
     expected = torch.cat([found.window, found.kernel, found.products]).flatten()
     torch.testing.assert_close(

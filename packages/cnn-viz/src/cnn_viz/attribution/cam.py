@@ -234,7 +234,7 @@ def _compute_cams(
                     raw = (class_weights(model, stage, target.classes, g) * a).sum(1)
                 else:
                     raw = PERTURBING[method](model, images, stage, a, target, call, batch)
-                cams_by_stage[method][stage] = Cam(
+                explained[method][stage] = Cam(
                     raw=raw, logits=class_logits, classes=target.classes, size=size
                 )
     return explained

@@ -250,9 +250,7 @@ def _solve_neighbour_means(image: Any, mask: Any) -> Any:
         y, x = rows + down, columns + across
         inside = np.flatnonzero((y >= 0) & (y < height) & (x >= 0) & (x < width))
         weight = 1 / 12 if down and across else 1 / 6
-        total[inside] += (
-            weight  # border pixels have fewer neighbours: normalise by the weight there is
-        )
+        total[inside] += weight  # smaller at the border, where neighbours are missing
         y, x = y[inside], x[inside]
         unknown = mask[y, x]
         left.append(inside[unknown])

@@ -1,4 +1,4 @@
-"""Look at a network without leaving a trace: modes and the random state are as before."""
+"""Run a network without side effects: restore training flags and the random state."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ __all__ = ["eval_mode", "preserved_random_state", "inspection_mode"]
 
 
 @contextlib.contextmanager
-def eval_mode(model: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
-    """Put a model into eval mode, `but` those into training mode; afterwards as each was."""
-    before = {module: module.training for module in model.modules()}
-    for module in before:
-        module.training = any(module is one for one in but)
+def eval_mode(model: nn.Module, except_for: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Switch to eval mode, modules in `except_for` to training mode; restore each flag afterwards.
+
+    `Module.train` would overwrite the flags of submodules that were deliberately frozen.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        module.training = any(module is excluded for excluded in except_for)
     try:
         yield
     finally:
-        for module, training in before.items():
+        for module, training in modes.items():
             module.training = training
 
 
 def preserved_random_state(images: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Give the random state back as it was, also if the network draws in eval mode."""
+    """Restore the random state afterwards: some networks draw random numbers in eval mode."""
     return torch.random.fork_rng([images.device] if images.is_cuda else [])
 
 
 @contextlib.contextmanager
 def inspection_mode(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Run a model in eval mode, without a graph unless one is asked for, and leave no trace.
+    """Run a model in eval mode, with autograd off until enabled, and restore everything.
 
-    Works inside `inference_mode` and `autocast`, whose cache of weights nothing is added to.
+    Works inside `inference_mode`, which would forbid gradients, and inside `autocast`, whose
+    weight cache is left alone: weights cached without gradients would break a later training step.
     """
     device = images.device.type
     with contextlib.ExitStack() as stack:

@@ -34,7 +34,7 @@ from cnn_viz import style
 from cnn_viz.attribution.cam import cams
 from cnn_viz.drawing.image_grid import as_image, as_rgb
 from cnn_viz.drawing.render import encode_figure
-from cnn_viz.network.convolution import MapPosition, first_feature_maps, number
+from cnn_viz.network.convolution import MapPosition, convolution_step, first_feature_maps
 from cnn_viz.network.graph import strides
 from cnn_viz.page.explorer import cam_stages
 from cnn_viz.page.report import load_template, read_script, script_hash, write_report
@@ -161,13 +161,13 @@ class _Desk:
         return {"layer": layer, "size": list(maps.shape[1:]), "maps": pictures, "limit": limit}
 
     def _number(self, inputs: torch.Tensor, place: MapPosition) -> dict[str, Any]:
-        found = number(self.view_inputs.model, inputs, place)
-        what = f"Map {place[0]} of {found.layer}, at its row {place[1]} and column {place[2]}."
+        step = convolution_step(self.view_inputs.model, inputs, place)
+        what = f"Map {place[0]} of {step.layer}, at its row {place[1]} and column {place[2]}."
         picture = as_image(self.weights.preprocessing.denormalise(inputs)[0])
         with style.applied():
-            figure = drawn(found, picture, f"One number of {found.layer}", what)
+            figure = drawn(step, picture, f"One number of {step.layer}", what)
             content = encode_figure(figure, "png", dpi=110)
-        return {"value": found.output, "figure": base64.b64encode(content).decode()}
+        return {"value": step.output, "figure": base64.b64encode(content).decode()}
 
     def _explained(
         self, inputs: torch.Tensor, method: str, stage: str, explained: list[int] | None

@@ -15,7 +15,7 @@ from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
-from cnn_viz.network.convolution import ConvolutionStep, number
+from cnn_viz.network.convolution import ConvolutionStep, convolution_step
 
 __all__ = ["arithmetic", "drawn"]
 
@@ -28,7 +28,7 @@ def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw how one number of the first feature map comes about: window, kernel, products, sum."""
     weights = read_weights(run.path)
     image = batch.images[:1]
-    found = number(model, image)
+    found = convolution_step(model, image)
     row, column = found.position
     what = (
         f"Row {row} and column {column} of map {found.channel} of {found.layer}, all counted "
