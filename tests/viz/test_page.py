@@ -19,7 +19,7 @@ from cnn_core.training import Predictions, Run
 from cnn_viz import write_report
 from cnn_viz.page import explorer
 from cnn_viz.results import inputs
-from cnn_viz.results.embeddings import Embedded
+from cnn_viz.results.embeddings import Embedding
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.embedding import COLOURS
 
@@ -362,7 +362,7 @@ def large(
     said = Predictions(natural(count), logits, targets, names)
     cams = explorer._cams(ViewInputs(run, device="cpu"))
     features = torch.randn(count, 16, generator=generator) + targets[:, None].float()
-    embedded = Embedded(
+    embedded = Embedding(
         features=features,
         indices=torch.arange(count),
         labels=targets,

@@ -25,7 +25,7 @@ from cnn_viz.network.mc_dropout import mc_dropout
 from cnn_viz.page.explorer import INTERACTIVE_VIEWS
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, pixel_scores
-from cnn_viz.results.segmentations import Segmentations, spread
+from cnn_viz.results.segmentations import SegmentationResults, spread_by_miou
 from cnn_viz.views import masks
 from cnn_viz.views.image_scores import image_scores
 from cnn_viz.views.maps_in_masks import _pairs, maps_in_masks
@@ -68,7 +68,7 @@ def view_inputs(run: Run) -> ViewInputs:
     return ViewInputs(run, device="cpu")
 
 
-def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
+def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults:
     """Images of several classes, with pixels that count in nothing."""
     generator = torch.Generator().manual_seed(0)
     images = []
@@ -79,7 +79,7 @@ def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
         target[:4] = 255
         picture = torch.rand(3, side, side, generator=generator)
         images.append(SegmentationOutput(index, picture, logits, target))
-    return Segmentations([f"class {k}" for k in range(classes)], lambda: iter(images), count)
+    return SegmentationResults([f"class {k}" for k in range(classes)], lambda: iter(images), count)
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
@@ -149,7 +149,7 @@ def test_entropy_is_that_of_a_loop():
 
 
 def test_the_numbers_of_a_split_are_those_that_the_run_recorded(view_inputs):
-    recorded, measured = view_inputs.run.test_metrics(), view_inputs.segmented.measured
+    recorded, measured = view_inputs.run.test_metrics(), view_inputs.segmented.metrics
     assert len(measured.scores) == len(view_inputs.segmented) == 200
     mious = [line["miou"] for line in measured.scores]
     assert np.mean(mious) == pytest.approx(recorded["test/image_miou"], abs=1e-6)
@@ -168,11 +168,11 @@ def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
         calls.append(1)
         return iter(images)
 
-    small = Segmentations(["a", "b", "c"], make, 3)
+    small = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in small] == [one.index for one in small] == [0, 1, 2]
     assert len(calls) == 1
     monkeypatch.setattr("cnn_viz.results.segmentations.KEPT", images[0].logits.numel())
-    large = Segmentations(["a", "b", "c"], make, 3)
+    large = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in large] == [one.index for one in large] == [0, 1, 2]
     assert len(calls) == 3
     assert [one.index for one in large.pick([2, 0])] == [2, 0]
@@ -180,8 +180,8 @@ def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
 
 def test_a_spread_goes_from_the_worst_to_the_best():
     scores = [{"index": n, "miou": value} for n, value in enumerate([0.3, 0.1, 0.9, 0.5, 0.7])]
-    assert [line["miou"] for line in spread(scores, 3)] == [0.1, 0.5, 0.9]
-    assert len(spread(scores, 9)) == 5
+    assert [line["miou"] for line in spread_by_miou(scores, 3)] == [0.1, 0.5, 0.9]
+    assert len(spread_by_miou(scores, 9)) == 5
 
 
 def by_hand(model: nn.Module, images: Tensor, stage: str, number: int) -> Tensor:
@@ -275,7 +275,7 @@ def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(view_inputs
     assert not drawing.error
     assert not drawing.png
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("uncertainty is not drawn: UNetSame has no dropout")
+    assert line.startswith("skipped view uncertainty: UNetSame has no dropout")
     assert "plugin" not in line
 
 

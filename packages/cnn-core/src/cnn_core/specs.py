@@ -299,7 +299,7 @@ class ViewSpec(Spec):
     test split, of every class), "predictions" (`cnn_core.training.Predictions`, the whole split),
     "validation" (the same of the images that training held out, None without any), "segmented"
     (`cnn_core.training.SegmentationOutput`, one of each image, made anew at each iteration) and
-    "embedded" (`cnn_viz.results.embeddings.Embedded`, features of images and their places in
+    "embedded" (`cnn_viz.results.embeddings.Embedding`, features of images and their places in
     2-D). One that is `costly` is drawn when it is asked for by name, and not in reports.
     """
 

@@ -20,7 +20,7 @@ from cnn_core.errors import UsageError
 from cnn_viz.attribution.target import Classes, Target
 from cnn_viz.network.inspection import inspection_mode
 
-__all__ = ["score_drops", "guided_backprop", "integrated_gradients", "occlusion", "smooth_grad"]
+__all__ = ["guided_backprop", "integrated_gradients", "occlusion", "score_drops", "smooth_grad"]
 
 # Every way to call a ReLU; nn.ReLU6 calls hardtanh. Functions are intercepted, not modules:
 # backward hooks on nn.ReLU miss functional calls and fail on in-place ones.

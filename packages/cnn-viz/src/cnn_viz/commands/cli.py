@@ -98,7 +98,7 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
     from cnn_viz.views.embedding import words
 
     embedded = ViewInputs(run, data_dir=data_dir, device=device).embedded
-    click.echo(f"{method}: {words(embedded.places(method).quality)}")
+    click.echo(f"{method}: {words(embedded.placement(method).quality)}")
 
 
 @click.command("cam")

@@ -26,7 +26,7 @@ from cnn_viz import style
 from cnn_viz.plugin import VIEWS
 from cnn_viz.results.inputs import ViewInputs
 
-__all__ = ["Drawing", "draw", "draw_or_report", "draw_one", "encode_figure", "views_for", "write"]
+__all__ = ["Drawing", "draw", "draw_one", "draw_or_report", "encode_figure", "views_for", "write"]
 
 DPI = 150
 

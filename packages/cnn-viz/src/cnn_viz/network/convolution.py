@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cnn_core.errors import UsageError
 from cnn_viz.network.inspection import inspection_mode
 
-__all__ = ["ConvolutionStep", "MapPosition", "first_feature_maps", "convolution_step"]
+__all__ = ["ConvolutionStep", "MapPosition", "convolution_step", "first_feature_maps"]
 
 MapPosition = tuple[int, int, int]  # channel, row, column
 

@@ -23,7 +23,7 @@ from cnn_core.create import untrained
 from cnn_core.layers.tracing import Trace, trace
 from cnn_core.weights.native import Weights
 
-__all__ = ["INPUT", "ModelGraph", "strides", "traced", "model_graph"]
+__all__ = ["INPUT", "ModelGraph", "model_graph", "strides", "traced"]
 
 INPUT = "input"
 NOTHING: frozenset[str] = frozenset()

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["eval_mode", "preserved_random_state", "inspection_mode"]
+__all__ = ["eval_mode", "inspection_mode", "preserved_random_state"]
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from cnn_core.training import Predictions
 from cnn_viz.attribution.cam import cams_by_method
 from cnn_viz.attribution.cam_scale import box
 from cnn_viz.network.graph import strides
-from cnn_viz.results.embeddings import MIN_IMAGES, Embedded, even, neighbours_of
+from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import clustered, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
@@ -35,7 +35,7 @@ from cnn_viz.views.embedding import COLOURS, ON_DARK, words
 from cnn_viz.views.features import stage_outputs
 from cnn_viz.views.gradcam import require_spatial_maps
 
-__all__ = ["INTERACTIVE_VIEWS", "NOTHING", "explorer_data", "cam_stages"]
+__all__ = ["INTERACTIVE_VIEWS", "NOTHING", "cam_stages", "explorer_data"]
 
 MOST = 10_000  # images on the page: of more, so many, chosen evenly
 SIDE, SMALLER, FEW = 32, 28, 1_000  # pixels of a thumbnail, at most: of few images, of more
@@ -83,7 +83,7 @@ def _spared(what: str, make: Callable[[], dict[str, Any] | None]) -> dict[str, A
 def _images(predictions: Predictions) -> dict[str, Any]:
     """Return each image's thumbnail, classes and confidence: of up to `MOST` of the split."""
     count = len(predictions.targets)
-    chosen = even(count, MOST)
+    chosen = evenly_spaced(count, MOST)
     pictures, columns, tile = _sheet(predictions.images[chosen], SIDE if count <= FEW else SMALLER)
     confidence = predictions.probabilities[chosen].amax(1)
     return {
@@ -223,7 +223,7 @@ def cam_stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
     return [spec.cam_stage, *fits[:-3:-1]]
 
 
-def _embedding(embedded: Embedded) -> dict[str, Any] | None:
+def _embedding(embedded: Embedding) -> dict[str, Any] | None:
     """Return where each method places images, and each one's nearest in the features.
 
     Places are 16-bit shares of a square. None of a split that is too small.
@@ -231,8 +231,8 @@ def _embedding(embedded: Embedded) -> dict[str, Any] | None:
     if len(embedded.features) < MIN_IMAGES:
         return None
     methods = {}
-    for method in embedded.drawn():
-        found = embedded.places(method)
+    for method in embedded.methods_to_draw():
+        found = embedded.placement(method)
         low, high = found.xy.min(0), found.xy.max(0)
         middle, span = (low + high) / 2, max(float((high - low).max()), 1e-9)
         shares = (0.94 * (found.xy - middle) / span + 0.5).clip(0, 1)  # with a margin

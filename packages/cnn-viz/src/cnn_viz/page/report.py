@@ -35,7 +35,7 @@ from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
 from cnn_viz.version import __version__
 
-__all__ = ["script_hash", "read_script", "load_template", "write_report"]
+__all__ = ["load_template", "read_script", "script_hash", "write_report"]
 
 WORDS = ("recorded", "surroundings", "hardware")  # what is said twice
 
@@ -154,7 +154,7 @@ def _of_images(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]
 def _of_pixels(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the headline and the tables of a run that segments."""
     segmented = view_inputs.segmented
-    pixels, scores = segmented.measured.pixels, segmented.scores
+    pixels, scores = segmented.metrics.pixels, segmented.scores
     overlap = Overlap.of(pixels)
     mious = [line["miou"] for line in scores]
     headline = {

@@ -20,8 +20,8 @@ from cnn_core.training import Predictions, Run, predictions, segmented
 from cnn_core.training.device import choose_device
 from cnn_core.training.evaluation import eval_batch_size, held_out, load_data
 from cnn_core.weights.native import Weights, read_weights
-from cnn_viz.results.embeddings import METHODS, Embedded, even, features_of
-from cnn_viz.results.segmentations import Segmentations
+from cnn_viz.results.embeddings import METHODS, Embedding, evenly_spaced, features_of
+from cnn_viz.results.segmentations import SegmentationResults
 
 __all__ = ["ViewInputs", "round_robin_by_class"]
 
@@ -101,14 +101,14 @@ class ViewInputs:
         return held_out(self.run, data_dir=self.data_dir, device=str(self.device))
 
     @cached_property
-    def segmented(self) -> Segmentations:
+    def segmented(self) -> SegmentationResults:
         """What the network says of each image of the test split, with the classes' names."""
         make = partial(segmented, self.run, data_dir=self.data_dir, device=str(self.device))
         length = len(load_data(self.run, self.data_dir).split("test"))
-        return Segmentations(self.weights.classes, make, length)
+        return SegmentationResults(self.weights.classes, make, length)
 
     @cached_property
-    def embedded(self) -> Embedded:
+    def embedded(self) -> Embedding:
         """Features of the test split, of up to 10,000 images in even steps.
 
         What goes into the last stage of a network that classifies; what comes out of the CAM's
@@ -116,7 +116,7 @@ class ViewInputs:
         """
         spec, data = registry.get_spec(self.run.recipe.model), load_data(self.run, self.data_dir)
         split, inside = data.split("test"), spec.task == "segmentation"
-        indices = even(len(split), METHODS["PCA"][1])
+        indices = evenly_spaced(len(split), METHODS["PCA"][1])
         stage = spec.cam_stage if inside else spec.stages[-1]
         size = eval_batch_size(self.weights.preprocessing)
         part = split if len(indices) == len(split) else split.subset(indices)
@@ -130,7 +130,7 @@ class ViewInputs:
         file = self.run.path / "weights.safetensors"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         where = "come out of" if inside else "go into"
-        return Embedded(
+        return Embedding(
             features=features,
             indices=indices,
             labels=labels,

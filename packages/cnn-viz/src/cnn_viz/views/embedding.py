@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import style
-from cnn_viz.results.embeddings import Embedded, Placed, nearest
+from cnn_viz.results.embeddings import Embedding, Placement, neighbour_count
 
 __all__ = ["embedding"]
 
@@ -24,23 +24,23 @@ ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}  # 
 SCALE = "viridis"
 
 
-def embedding(run: Run, embedded: Embedded) -> Figure:
+def embedding(run: Run, embedded: Embedding) -> Figure:
     """Draw where each method places the images of the test split, and how far to trust that."""
-    methods = embedded.drawn()
+    methods = embedded.methods_to_draw()
     classes = read_weights(run.path).classes if embedded.coloured == "class" else ()
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,
         f"Embedding: {run.recipe.model} on {run.recipe.data}",
         f"{embedded.about} Axes have no meaning of their own.\n"
-        + _caption(nearest(len(embedded.labels)), classes),
+        + _caption(neighbour_count(len(embedded.labels)), classes),
     )
     axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
     for ax in axes[len(methods) :]:
         ax.set_axis_off()
     labels = np.asarray(embedded.labels)
     for ax, method in zip(axes, methods, strict=False):
-        found = embedded.places(method)
+        found = embedded.placement(method)
         _points(ax, found, labels[found.indices], embedded.coloured)
         ax.set_title(f"{method}, {len(found.xy):,} images\n{words(found.quality)}", fontsize=8.5)
     if embedded.coloured == "class":
@@ -76,7 +76,7 @@ def words(quality: dict[str, float]) -> str:
     return ", ".join(said)
 
 
-def _points(ax: Axes, found: Placed, labels: Any, coloured: str) -> None:
+def _points(ax: Axes, found: Placement, labels: Any, coloured: str) -> None:
     size = float(np.clip(3000 / len(found.xy), 3, 28))
     look: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85, "rasterized": True}
     if coloured == "class":

@@ -32,7 +32,7 @@ from cnn_viz.results.metrics import bootstrap
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import require_spatial_maps
 
-__all__ = ["EDGES", "METHODS", "RANDOM", "plot_means", "faithfulness", "random_cam"]
+__all__ = ["EDGES", "METHODS", "RANDOM", "faithfulness", "plot_means", "random_cam"]
 
 METHODS = ("grad-cam", "hires-cam", "layer-cam")
 RANDOM, EDGES = "random numbers", "edges (Sobel)"

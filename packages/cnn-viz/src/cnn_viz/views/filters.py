@@ -15,7 +15,7 @@ from cnn_core.weights.native import read_weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import tiles
 
-__all__ = ["initial_model", "filters"]
+__all__ = ["filters", "initial_model"]
 
 SHOWN = 64
 COLUMNS = 8

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.results.segmentations import Segmentations
+from cnn_viz.results.segmentations import SegmentationResults
 from cnn_viz.views.masks import require_scores
 
 __all__ = ["image_scores"]
@@ -20,7 +20,7 @@ NAMES = {"miou": "mIoU", "dice": "Dice", "boundary_f1": "Boundary F1, 2 pixels"}
 FEW = 12  # images: a point for each instead of a histogram
 
 
-def image_scores(run: Run, segmented: Segmentations) -> Figure:
+def image_scores(run: Run, segmented: SegmentationResults) -> Figure:
     """Draw how mIoU, Dice and boundary F1 are distributed over the images of the test split."""
     scores = require_scores(run, segmented)
     figure = style.figure(

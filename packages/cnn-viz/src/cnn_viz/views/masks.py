@@ -22,7 +22,7 @@ from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height, tiles
-from cnn_viz.results.segmentations import Segmentations, spread
+from cnn_viz.results.segmentations import SegmentationResults, spread_by_miou
 
 __all__ = [
     "MISSED",
@@ -30,10 +30,10 @@ __all__ = [
     "entropy",
     "masks",
     "outcomes",
-    "tile_note",
     "probability",
     "require_scores",
     "show",
+    "tile_note",
 ]
 
 NOTHING, RIGHT, FALSE_ALARM, MISSED, WRONG_CLASS, IGNORED_PIXEL = range(6)
@@ -54,7 +54,7 @@ NAMED = 10  # classes in the legend
 KEY = 0.32  # inches of the legends
 
 
-def masks(run: Run, segmented: Segmentations) -> Figure:
+def masks(run: Run, segmented: SegmentationResults) -> Figure:
     """Draw the images of the highest, middling and lowest mIoU: what is there, what was said."""
     ranked = require_scores(run, segmented)
     chosen = _groups(ranked)
@@ -84,10 +84,10 @@ def masks(run: Run, segmented: Segmentations) -> Figure:
     return figure
 
 
-def probability(run: Run, segmented: Segmentations) -> Figure:
+def probability(run: Run, segmented: SegmentationResults) -> Figure:
     """Draw how probable the foreground is in each pixel, and how uncertain the network is."""
     binary = len(segmented.classes) == 2
-    lines = spread(require_scores(run, segmented), 6)[::-1]
+    lines = spread_by_miou(require_scores(run, segmented), 6)[::-1]
     found = segmented.pick(int(line["index"]) for line in lines)
     unit = tile_height(4.6, 3, found[0].target.shape, gap=GAP)
     rows = -(-len(found) // 2)
@@ -142,7 +142,7 @@ def outcomes(predicted: Tensor, target: Tensor) -> Tensor:
     return found
 
 
-def require_scores(run: Run, segmented: Segmentations) -> list[dict[str, float]]:
+def require_scores(run: Run, segmented: SegmentationResults) -> list[dict[str, float]]:
     """Return the numbers of images; raises UsageError if none has a pixel that counts."""
     if not segmented.scores:
         raise UsageError(f"{run.path}: no image of the test split has a pixel that counts")

@@ -22,7 +22,7 @@ from cnn_core.tasks.curves import (
 )
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.results.segmentations import Segmentations
+from cnn_viz.results.segmentations import SegmentationResults
 from cnn_viz.views.masks import require_scores
 
 __all__ = ["pixel_calibration", "pixel_curves"]
@@ -31,10 +31,10 @@ UNIT = (-0.02, 1.02)
 BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
 
 
-def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
+def pixel_curves(run: Run, segmented: SegmentationResults) -> Figure:
     """Draw precision against recall, and the ROC curve, of the pixels of each class."""
     require_scores(run, segmented)
-    sums = segmented.measured.curves.cpu()
+    sums = segmented.metrics.curves.cpu()
     shown = _shown(sums)
     if not shown:
         raise UsageError(f"{run.path}: no class has pixels and others beside it in the test split")
@@ -71,10 +71,10 @@ def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
     return figure
 
 
-def pixel_calibration(run: Run, segmented: Segmentations) -> Figure:
+def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
     """Draw how often pixels of each confidence are right, and how many have it."""
     require_scores(run, segmented)
-    sums = segmented.measured.calibration.cpu()
+    sums = segmented.metrics.calibration.cpu()
     confidence, accuracy, share = (np.asarray(x) for x in reliability(sums))
     error = float((share * np.abs(accuracy - confidence)).sum())
     figure = style.figure(
