@@ -18,7 +18,7 @@ from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import grad_cam
 from cnn_viz.commands import cli as commands
-from cnn_viz.commands.cam_files import _beside, _some
+from cnn_viz.commands.cam_files import _class_hint, _side_by_side
 from cnn_viz.commands.cli import cam
 
 TWO = "2 forward passes of an image"
@@ -49,7 +49,7 @@ def invoke(*words: object) -> Result:
     [
         (
             "grad-cam",
-            "grad-cam at c3: 2 forward passes of an image, and as many back to the stage",
+            f"grad-cam at c3: {TWO}, and as many backward passes to the stage",
         ),
         ("score-cam", "score-cam at c3: 34 forward passes of an image"),
         ("ablation-cam", "ablation-cam at c3: 36 forward passes of an image"),
@@ -130,7 +130,7 @@ def test_a_method_is_one_of_those_there_are(run, pictures):
 
 def test_of_many_classes_an_error_names_some():
     names = tuple(f"c{number}" for number in range(1020))
-    assert _some(names).endswith(", c18, c19 and 1,000 more")
+    assert _class_hint(names).endswith(", c18, c19 and 1,000 more")
 
 
 def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
@@ -138,9 +138,9 @@ def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
     inputs = weights.preprocessing(read_image(pictures[0], 1)[None])
     found = grad_cam(build(weights), inputs, "c3")
     picture = weights.preprocessing.denormalise(inputs)[0]
-    figure = _beside("", pictures[0], weights, picture, found, 2)
+    figure = _side_by_side("", pictures[0], weights, picture, found, 2)
     assert figure.axes[-1].get_ylabel() == "evidence for the class"
-    assert "brightness is the share of its own maximum." in figure.get_supxlabel()
+    assert "brightness is relative to its own maximum." in figure.get_supxlabel()
 
 
 def test_help_has_an_example_and_every_method():

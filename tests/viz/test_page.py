@@ -145,9 +145,9 @@ def test_a_cell_of_the_confusion_matrix_shows_its_images(visit):
     assert visit.page.locator("#cell canvas").count() == count
     assert f"{count} image" in visit.text("#cell .note")
     true, said = (cell.get_attribute("data-cell") or "").split()
-    assert f"{true} taken for {said}" in visit.text("#cell .note")
+    assert f"{true} predicted as {said}" in visit.text("#cell .note")
     assert all(
-        text.startswith(f"{said} ") and text.endswith(f"is {true}")
+        text.startswith(f"{said} ") and text.endswith(f"true: {true}")
         for text in visit.page.locator("#cell figcaption").all_text_contents()
     )
     visit.page.check("#shares")
@@ -201,7 +201,7 @@ def test_maps_follow_class_stage_method_and_opacity(visit):
 @pytest.mark.parametrize("method", ["Grad-CAM", "Eigen-CAM"])
 def test_a_class_that_is_chosen_has_the_map_of_that_class(visit, run, method):
     found = ViewInputs(run, device="cpu").predictions
-    items = explorer._explained(found)
+    items = explorer._images_to_explain(found)
     predicted, targets = found.predicted[items].tolist(), found.targets[items].tolist()
     said = shots(visit, ".gallery", method=method, **{"class": "predicted"})
     true = shots(visit, ".gallery", **{"class": "target"})
@@ -220,7 +220,7 @@ def test_maps_are_packed_in_sixteenths_of_their_maximum():
     torch.manual_seed(0)
     maps = torch.randn(3, 3, 5)
     maps[1] = -1.0
-    packed = np.frombuffer(base64.b64decode(explorer._sixteenths(maps)), "u1").reshape(3, 8)
+    packed = np.frombuffer(base64.b64decode(explorer._pack_sixteenths(maps)), "u1").reshape(3, 8)
     values = np.stack([packed & 15, packed >> 4], -1).reshape(3, 16)[:, :15]
     assert not values[1].any()
     for n in (0, 2):
@@ -229,13 +229,13 @@ def test_maps_are_packed_in_sixteenths_of_their_maximum():
 
 
 def test_a_map_lies_on_its_canvas_where_it_looks():
-    assert explorer._box(torch.zeros(1, 10, 8), (32, 32), 2, 4.0) == [32, 24, 64, 80]
-    assert explorer._box(torch.zeros(1, 10, 8), (32, 30), 0, 4.0) == [0, 0, 120, 128]
+    assert explorer._box((10, 8), (32, 32), 2, 4.0) == [32, 24, 64, 80]
+    assert explorer._box((10, 8), (32, 30), 0, 4.0) == [0, 0, 120, 128]
 
 
 def test_of_many_classes_those_that_occur_have_maps():
-    assert explorer._offered(10, torch.tensor([3]), torch.tensor([4])) == list(range(10))
-    found = explorer._offered(11, torch.tensor([3, 9, 3]), torch.tensor([3, 10, 4]))
+    assert explorer._offered_classes(10, torch.tensor([3]), torch.tensor([4])) == list(range(10))
+    found = explorer._offered_classes(11, torch.tensor([3, 9, 3]), torch.tensor([3, 10, 4]))
     assert found == [3, 4, 9, 10]
 
 
@@ -260,7 +260,9 @@ def test_the_embedding_shows_points_neighbours_and_lassos(visit):
     said = visit.text(".tip span")
     assert said.startswith("image ")
     visit.page.mouse.click(x, y)
-    assert visit.text("#picked .note").endswith("and its nearest in the features: 6 images")
+    assert visit.text("#picked .note").endswith(
+        "and its nearest neighbours in the features: 6 images"
+    )
     visit.page.check("[name=lasso]")
     box = visit.page.locator("canvas.map").nth(1).bounding_box()
     corners = [(2, 2), (box["width"] - 2, 2), (box["width"] - 2, box["height"] - 2)]

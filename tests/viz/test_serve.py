@@ -73,8 +73,7 @@ def test_an_image_is_explained_as_predict_says(client, run, digit):
     assert [p for _, p in found["classes"]] == pytest.approx(expected.probabilities, abs=1e-6)
     assert found["explained"] == expected.classes[0]
     sizes = {
-        Image.open(io.BytesIO(base64.b64decode(found[name]))).size
-        for name in ("picture", "overlay")
+        Image.open(io.BytesIO(base64.b64decode(found[name]))).size for name in ("image", "overlay")
     }
     assert sizes == {(32, 32)}
     other = client.post(f"/{QUERY}3", content=digit.read_bytes(), headers=ASKED).json()
@@ -112,7 +111,7 @@ def test_only_the_page_itself_is_answered(client, digit, headers, code):
         (f"{QUERY}10", b"", 400, "no such class"),
         (f"{QUERY}-1", b"", 400, "no such class"),
         (f"{QUERY}{'9' * 400}", b"", 400, "no such class"),
-        (QUERY, b"x" * (serve.LARGEST + 1), 413, "more than 20,000,000 bytes"),
+        (QUERY, b"x" * (serve.MAX_BYTES + 1), 413, "more than 20,000,000 bytes"),
     ],
 )
 def test_what_is_no_image_or_no_question_is_refused_in_words(client, query, content, code, said):
