@@ -138,7 +138,7 @@ def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
     inputs = weights.preprocessing(read_image(pictures[0], 1)[None])
     found = grad_cam(build(weights), inputs, "c3")
     picture = weights.preprocessing.denormalise(inputs)[0]
-    figure = _side_by_side("", pictures[0], weights, picture, found, 2)
+    figure = _side_by_side("", pictures[0], picture, weights=weights, cam=found, stride=2)
     assert figure.axes[-1].get_ylabel() == "evidence for the class"
     assert "brightness is relative to its own maximum." in figure.get_supxlabel()
 

@@ -152,7 +152,7 @@ def test_calibration_fits_on_the_images_that_training_held_out(view_inputs):
 def test_calibration_without_validation_says_so(run):
     with style.applied():
         figure = calibration(run, noisy(100, 3), None)
-    assert drawn(figure).count("no temperature could be fitted") == 1
+    assert drawn(figure).count("held out no images to fit a temperature on") == 1
     assert "recipe: validation = 0" in drawn(figure)
     assert not figure.axes[1].patches
 
@@ -176,7 +176,7 @@ def test_a_temperature_at_the_border_says_so(run):
     )
     with style.applied():
         figure = calibration(run, said, sure)
-    assert "at the border of what was tried, 0.05 to 20" in figure.get_supxlabel()
+    assert "at the limit of the search range, 0.05 to 20" in figure.get_supxlabel()
 
 
 # class scores
@@ -268,7 +268,7 @@ def test_nothing_confused_is_said(run):
     said = noisy(60, 3)
     with style.applied():
         figure = confused(run, replace(said, logits=F.one_hot(said.targets, 3).float()))
-    assert figure.get_supxlabel() == "None of 60 images was taken for another class."
+    assert figure.get_supxlabel() == "None of 60 images was misclassified."
     assert not any(ax.images for ax in figure.axes)
 
 
@@ -325,7 +325,7 @@ def test_rankings_name_the_worst_of_many_and_their_mean(run):
     assert labels == [*expected, f"mean of all, AP {np.mean([s.ap for s in scores]):.3f}"]
     assert len(right.lines) == 40 + 2
     assert {line.get_drawstyle() for line in left.lines[:-1]} == {"steps-pre"}
-    assert "the 6 classes of the lowest AP; grey: the next 34" in figure.get_supxlabel()
+    assert "the 6 classes with the lowest AP; grey: the next 34" in figure.get_supxlabel()
     with style.applied():
         figure = rankings(run, noisy(60, 3))
     assert "All 3 classes" in figure.get_supxlabel()
@@ -376,7 +376,7 @@ def test_coverage_shows_both_orders_and_their_areas(run):
     assert found.get_label() == f"by confidence, AURC {risk.mean():.4f}"
     assert (ideal.get_ydata() >= found.get_ydata() - 1e-9).all()
     ninety = style.percent(float(1 - risk[179]))
-    assert f"{ninety} of the\nsurest 90 %" in drawn(figure)
+    assert f"{ninety} of the\ntop 90 %" in drawn(figure)
     whole = style.percent(float(hit.double().mean()))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels[2] == f"all images, {whole}"
@@ -388,7 +388,7 @@ def test_coverage_shows_both_orders_and_their_areas(run):
 def test_coverage_of_few_images_names_the_shares_there_are(run, count, surest):
     with style.applied():
         (ax,) = coverage(run, noisy(count, 4)).axes
-    assert [text.get_text().split("surest ")[1] for text in ax.texts] == [f"{n} %" for n in surest]
+    assert [text.get_text().split("top ")[1] for text in ax.texts] == [f"{n} %" for n in surest]
 
 
 # confusion

@@ -134,7 +134,7 @@ def test_architecture_draws_a_u_nets_skip_connections(segmenting):
         (names[int(line.get_xdata()[0])], names[int(line.get_xdata()[-1])]) for line in ax.lines
     }
     assert arcs == {("down.1", "up.1"), ("down.2", "up.2")}
-    assert "Arcs: maps that skip stages." in figure.get_supxlabel()
+    assert "Arcs: skip connections." in figure.get_supxlabel()
     assert "Loops" not in figure.get_supxlabel()
 
 
@@ -173,7 +173,10 @@ def test_filters_before_training_are_left_out_where_they_are_not_known(run, view
     facts = json.loads((copy.path / "environment.json").read_text())
     (copy.path / "environment.json").write_text(json.dumps({**facts, "torch": "1.0.0"}))
     figure = draw("filters", copy, device="cpu")
-    assert f"trained with PyTorch 1.0.0, this is {torch.__version__}" in figure.get_supxlabel()
+    assert (
+        f"trained with PyTorch 1.0.0, this is version {torch.__version__}"
+        in figure.get_supxlabel()
+    )
     assert len(figure.axes) == 2  # the trained ones and their scale
     begun = cnn_core.train(
         "lenet5_modern",
@@ -185,7 +188,7 @@ def test_filters_before_training_are_left_out_where_they_are_not_known(run, view
         weights=str(run.path),
     )
     caption = draw("filters", begun, device="cpu").get_supxlabel()
-    assert "left out:\ntraining began with given weights." in caption
+    assert "not shown:\ntraining started from given weights." in caption
 
 
 # receptive fields
@@ -245,7 +248,7 @@ def test_lenets_fields_are_where_its_layers_put_them(view_inputs):
     for part in (
         "c1\n6 x 28 x 28, at (14, 14)\nsees 5 x 5 px",
         "sees 14 x 14 px",
-        "up to all of it",
+        "sees the whole image",
     ):
         assert part in titles
     assert f"effective: {found['c3'].side:.1f} px" in titles

@@ -134,7 +134,7 @@ def test_outcomes_of_two_classes_are_true_and_false_positives_and_false_negative
     one = next(iter(made_up(1, classes=2)))
     found = masks.outcomes(one.predicted, one.target)
     said, true = one.predicted.numpy()[4:], one.target.numpy()[4:]
-    assert (found == masks.RIGHT).sum() == ((said == 1) & (true == 1)).sum()
+    assert (found == masks.CORRECT).sum() == ((said == 1) & (true == 1)).sum()
     assert (found == masks.FALSE_ALARM).sum() == ((said == 1) & (true == 0)).sum()
     assert (found == masks.MISSED).sum() == ((said == 0) & (true == 1)).sum()
     assert (found == masks.WRONG_CLASS).sum() == 0
@@ -307,7 +307,7 @@ def test_maps_are_held_to_the_masks_of_classes_that_are_there_and_found():
     rows, classes = _pairs(said, targets, 32)
     assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 2), (0, 1)]
     assert [part.tolist() for part in _pairs(said, targets, 1)] == [[0], [2]]
-    with pytest.raises(UsageError, match="no class but the background is found"):
+    with pytest.raises(UsageError, match="no foreground class is predicted correctly"):
         _pairs(0 * said, targets, 32)
 
 
@@ -341,7 +341,7 @@ def test_energy_lies_in_the_mask_of_a_network_that_knows_it(run, valid, monkeypa
     for energy, points, expected in ((*means[:2], [1, 0, 1]), (*means[2:], [0, 1, 0])):
         assert energy[:3] == points[:3] == expected
         assert energy[3] == pytest.approx(0.5, abs=0.05)
-    assert "50.0 % in the mean" in " ".join(text.get_text() for text in figure.texts)
+    assert "50.0 % on average" in " ".join(text.get_text() for text in figure.texts)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 2), (4, 4), (5, 1), (7, 3)])

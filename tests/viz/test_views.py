@@ -308,16 +308,16 @@ def test_the_most_confident_mistakes_come_first(run):
     with style.applied():
         figure = predictions(run, said)
     right, unsure, wrong = figure.axes
-    assert unsure.get_title(loc="left").startswith("Right, but least sure: 8 of 60")
-    assert right.get_title(loc="left") == "Right: 16 of 60, from every class in turn"
-    assert wrong.get_title(loc="left").startswith("Wrong: 16 of 40, the most confident")
+    assert unsure.get_title(loc="left").startswith("Correct, but least confident: 8 of 60")
+    assert right.get_title(loc="left") == "Correct: 16 of 60, one of each class in turn"
+    assert wrong.get_title(loc="left").startswith("Wrong: 16 of 40, most confident first")
     labels = [text.get_text() for text in wrong.texts]
     confidence = said.probabilities.amax(1)
     worst = confidence[60:].argsort(descending=True)[:16] + 60
     for label, number in zip(labels, worst.tolist(), strict=True):
         predicted, target = int(said.predicted[number]), int(said.targets[number])
         share = style.confidence(float(confidence[number]))
-        assert label == f"class {predicted}  {share}\nbut is class {target}"
+        assert label == f"class {predicted}  {share}\ntrue: class {target}"
     shown = wrong.images[0].get_array()
     np.testing.assert_allclose(shown, said.images[worst[0], 0] / 255, rtol=1e-6)
 
@@ -377,7 +377,7 @@ def test_gradcam_marks_empty_maps(view_inputs):
 def test_cam_methods_shows_every_method_and_the_networks_own_answers(view_inputs):
     figure = draw("cam_methods", view_inputs.run, device="cpu")
     assert len(figure.axes[0].images) == 6 * 7
-    assert texts(figure)[:7] == ["picture", *NAMES.values()]
+    assert texts(figure)[:7] == ["image", *NAMES.values()]
     shown = round_robin_by_class(view_inputs.batch.targets.tolist(), 6)
     answers = view_inputs.predictions.probabilities[view_inputs.batch.indices[shown]]
     labels = [text for text in texts(figure) if "%" in text]

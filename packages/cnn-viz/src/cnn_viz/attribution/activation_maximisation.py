@@ -48,9 +48,10 @@ def maximise_logits(
         before = model((images - mean) / std).float()
         for step in range(steps):
             shift = [_random_shift(side, generator) for side in shape[1:]]
-            images = (
-                images + RATE * _normalised_gradient(model, images, classes, mean, std, shift)
-            ).clamp(0, 1)
+            gradient = _normalised_gradient(
+                model, images, classes, mean=mean, std=std, shift=shift
+            )
+            images = (images + RATE * gradient).clamp(0, 1)
             if step % BLUR_EVERY == 0:
                 images = _blurred(images)
         after = model((images - mean) / std).float()
@@ -67,6 +68,7 @@ def _normalised_gradient(
     model: nn.Module,
     images: Tensor,
     classes: Sequence[int],
+    *,
     mean: Tensor,
     std: Tensor,
     shift: list[int],

@@ -180,7 +180,13 @@ def cams_by_method(
 ) -> dict[str, dict[str, Cam]]:
     """Explain by several methods that share their passes; return maps by method and stage."""
     return _compute_cams(
-        model, images, stages, methods, call, batch, lambda y: Target.of_images(y, classes)
+        model,
+        images,
+        stages,
+        methods,
+        lambda logits: Target.of_images(logits, classes),
+        call=call,
+        batch=batch,
     )
 
 
@@ -202,7 +208,7 @@ def seg_grad_cam(
         UsageError: as in `cams`, or the logits or the region have the wrong shape.
     """
     return _compute_cams(
-        model, images, [stage], [method], None, 64, lambda y: Target.of_pixels(y, classes, region)
+        model, images, [stage], [method], lambda logits: Target.of_pixels(logits, classes, region)
     )[method][stage]
 
 
@@ -211,9 +217,10 @@ def _compute_cams(
     images: Tensor,
     stages: str | Sequence[str],
     methods: Sequence[str],
-    call: int | None,
-    batch: int,
     target_of: Callable[[Tensor], Target],
+    *,
+    call: int | None = None,
+    batch: int = 64,
 ) -> dict[str, dict[str, Cam]]:
     """Return maps by method and stage; `target_of` chooses the target given the logits."""
     stages = [stages] if isinstance(stages, str) else list(stages)
@@ -233,7 +240,8 @@ def _compute_cams(
                 elif method == "cam":
                     raw = (class_weights(model, stage, target.classes, g) * a).sum(1)
                 else:
-                    raw = PERTURBING[method](model, images, stage, a, target, call, batch)
+                    perturb = PERTURBING[method]
+                    raw = perturb(model, images, stage, a, target, call=call, batch=batch)
                 explained[method][stage] = Cam(
                     raw=raw, logits=class_logits, classes=target.classes, size=size
                 )

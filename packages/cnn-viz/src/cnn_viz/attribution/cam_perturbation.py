@@ -55,6 +55,7 @@ def score_cam(
     stage: str,
     maps: Tensor,
     target: Target,
+    *,
     call: int | None,
     batch: int,
 ) -> Tensor:
@@ -79,6 +80,7 @@ def ablation_cam(
     stage: str,
     maps: Tensor,
     target: Target,
+    *,
     call: int | None,
     batch: int,
 ) -> Tensor:

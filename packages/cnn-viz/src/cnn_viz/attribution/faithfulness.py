@@ -64,7 +64,9 @@ def deletion(
 
     The mean is the area under the curve; lower is better.
     """
-    return _probability_curve(model, images, torch.zeros_like(images), heat, classes, steps)
+    return _probability_curve(
+        model, start=images, end=torch.zeros_like(images), heat=heat, classes=classes, steps=steps
+    )
 
 
 def insertion(
@@ -75,7 +77,9 @@ def insertion(
     N x (steps + 1); higher is better. The Gaussian's standard deviation is an eighth of the
     image's shorter side: enough to hide the object. A black start would add edges of its own.
     """
-    return _probability_curve(model, _blurred(images), images, heat, classes, steps)
+    return _probability_curve(
+        model, start=_blurred(images), end=images, heat=heat, classes=classes, steps=steps
+    )
 
 
 def road(
@@ -191,7 +195,7 @@ def _ranks(heat: Tensor) -> Tensor:
 
 
 def _probability_curve(
-    model: nn.Module, start: Tensor, end: Tensor, heat: Tensor, classes: Tensor, steps: int
+    model: nn.Module, *, start: Tensor, end: Tensor, heat: Tensor, classes: Tensor, steps: int
 ) -> Tensor:
     """Return the class's probability as pixels change from start to end, highest first."""
     if steps < 1:

@@ -72,9 +72,7 @@ def explain_files(
         if not index:
             _require_stage(model, inputs, stage, weights.model)
             passes = cost(model, inputs, stage, method) * len(files)
-            back = "" if method in PERTURBING else ", and as many backward passes to the stage"
-            times = "1 forward pass" if passes == 1 else f"{passes:,} forward passes of an image"
-            progress(f"{method} at {stage}: {times}{back}")
+            progress(f"{method} at {stage}: {_passes_text(passes, method)}")
         classes = [weights.classes.index(class_name)] if class_name else None
         cam = cams(model, inputs, stage, classes, method)[stage]
         out.mkdir(parents=True, exist_ok=True)
@@ -82,9 +80,16 @@ def explain_files(
         title = f"{TITLES[method]} at stage {stage}"
         with style.applied():
             shown = weights.preprocessing.denormalise(inputs)[0]
-            figure = _side_by_side(title, path, weights, shown, cam, stride)
+            figure = _side_by_side(title, path, shown, weights=weights, cam=cam, stride=stride)
             write_bytes(target, encode_figure(figure, "png", dpi=150))
         yield target
+
+
+def _passes_text(passes: int, method: str) -> str:
+    """Return the number of passes as text: perturbing methods need no backward pass."""
+    back = "" if method in PERTURBING else ", and as many backward passes to the stage"
+    times = "1 forward pass" if passes == 1 else f"{passes:,} forward passes of an image"
+    return f"{times}{back}"
 
 
 def _class_hint(classes: tuple[str, ...]) -> str:
@@ -104,7 +109,7 @@ def _require_stage(model: nn.Module, images: Tensor, stage: str, name: str) -> N
 
 
 def _side_by_side(
-    title: str, path: Path, weights: Weights, image: Tensor, cam: Cam, stride: int
+    title: str, path: Path, image: Tensor, *, weights: Weights, cam: Cam, stride: int
 ) -> Figure:
     """Draw an image beside its overlay, with the class and its probability."""
     rgb = as_rgb(image)

@@ -103,10 +103,10 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
       cnnzoo embed runs/lenet5-digits-20260101-120000 --method umap
     """
     from cnn_viz.results.inputs import ViewInputs
-    from cnn_viz.views.embedding import words
+    from cnn_viz.views.embedding import quality_text
 
     embedded = ViewInputs(run, data_dir=data_dir, device=device).embedded
-    click.echo(f"{method}: {words(embedded.placement(method).quality)}")
+    click.echo(f"{method}: {quality_text(embedded.placement(method).quality)}")
 
 
 @click.command("cam")

@@ -31,8 +31,8 @@ from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, nei
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import clustered, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.confusion import ORDERED
-from cnn_viz.views.embedding import COLOURS, ON_DARK, words
+from cnn_viz.views.confusion import CLUSTERED
+from cnn_viz.views.embedding import COLOURS, ON_DARK, quality_text
 from cnn_viz.views.features import stage_outputs
 from cnn_viz.views.gradcam import require_spatial_maps
 
@@ -61,7 +61,7 @@ def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return the data for the templates and the script of a classifier's report."""
     predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
-    order = clustered(counts) if len(counts) > ORDERED else list(range(len(counts)))
+    order = clustered(counts) if len(counts) > CLUSTERED else list(range(len(counts)))
     maps = _part_or_none("class activation maps", lambda: _cams(view_inputs))
     embedding = _part_or_none("embedding", lambda: _embedding(view_inputs.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
@@ -256,7 +256,7 @@ def _embedding(embedded: Embedding) -> dict[str, Any] | None:
         methods[method] = {
             "placed": _as_bytes(placement.indices, "<u2"),
             "xy": _as_bytes((positions * 65535).round(), "<u2"),
-            "note": f"{len(placement.xy):,} images: {words(placement.quality)}",
+            "note": f"{len(placement.xy):,} images: {quality_text(placement.quality)}",
         }
     count = min(NEIGHBOURS, len(embedded.features) - 1)
     neighbours = neighbours_of(np.asarray(embedded.features), count)

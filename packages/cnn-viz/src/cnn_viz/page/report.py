@@ -249,7 +249,7 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
         "summary": spec.summary,
         "origin": "" if plugin.name == "viz" else f"{plugin.distribution} {plugin.version}",
         "error": drawing.error,
-        "unfit": drawing.skipped,
+        "skipped": drawing.skipped,
         "markup": ""
         if not drawing.png
         else inline_svg(

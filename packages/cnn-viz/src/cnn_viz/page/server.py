@@ -40,7 +40,7 @@ from cnn_viz.network.graph import strides
 from cnn_viz.page.explorer import cam_stages
 from cnn_viz.page.report import load_template, read_script, script_hash, write_report
 from cnn_viz.results.inputs import ViewInputs
-from cnn_viz.views.arithmetic import drawn
+from cnn_viz.views.arithmetic import draw_step
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import overlay
 
@@ -169,7 +169,7 @@ class _Handlers:
         caption = f"Map {place[0]} of {step.layer}, row {place[1]}, column {place[2]}."
         image = as_image(self.weights.preprocessing.denormalise(inputs)[0])
         with style.applied():
-            figure = drawn(step, image, f"One number of {step.layer}", caption)
+            figure = draw_step(step, image, f"One value of {step.layer}", caption)
             content = encode_figure(figure, "png", dpi=110)
         return {"value": step.output, "figure": base64.b64encode(content).decode()}
 

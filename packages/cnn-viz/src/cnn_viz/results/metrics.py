@@ -112,7 +112,15 @@ def class_scores(predictions: Predictions) -> list[ClassScore]:
         zero_division=math.nan,
     )
     return [
-        ClassScore(name, float(p), float(r), float(f1), ranked.ap, ranked.ece, int(support))
+        ClassScore(
+            name=name,
+            precision=float(p),
+            recall=float(r),
+            f1=float(f1),
+            ap=ranked.ap,
+            ece=ranked.ece,
+            support=int(support),
+        )
         for name, ranked, p, r, f1, support in zip(
             predictions.classes, one_vs_rest(predictions), *columns, strict=True
         )
