@@ -1,4 +1,4 @@
-"""`cnnzoo cam`: images of image files, and what they will cost said first."""
+"""`cnnzoo cam`: maps of image files, with the cost announced first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"digit{number}.png" for number in range(2)]
     for path, image in zip(paths, load_dataset("digits").split("test").images, strict=False):
@@ -55,10 +55,10 @@ def invoke(*words: object) -> Result:
         ("ablation-cam", "ablation-cam at c3: 36 forward passes of an image"),
     ],
 )
-def test_each_file_becomes_a_picture_and_the_cost_is_said_first(
-    run, pictures, tmp_path, method, said
+def test_each_file_becomes_an_image_and_the_cost_is_printed_first(
+    run, image_files, tmp_path, method, said
 ):
-    done = invoke(run.path, *pictures, "--method", method, "--out", tmp_path / "out")
+    done = invoke(run.path, *image_files, "--method", method, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert done.stderr == f"{said}\n"
     paths = [tmp_path / "out" / f"digit{number}.{method}.png" for number in range(2)]
@@ -72,15 +72,15 @@ def test_each_file_becomes_a_picture_and_the_cost_is_said_first(
         assert right.sum() > 100 > left.sum()  # the image is grey, the overlay is not
 
 
-def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):
+def test_stage_and_class_can_be_chosen(run, image_files, tmp_path):
     images = []
     for number, options in enumerate((["--class", "1"], ["--class", "2"], ["--stage", "c1"])):
         out = tmp_path / str(number)
-        assert invoke(run.path, pictures[0], "--out", out, *options).exit_code == 0
+        assert invoke(run.path, image_files[0], "--out", out, *options).exit_code == 0
         images.append((out / "digit0.grad-cam.png").read_bytes())
     assert len(set(images)) == 3
     assert not (run.path / "cam").exists()
-    assert invoke(run.path, pictures[0]).exit_code == 0
+    assert invoke(run.path, image_files[0]).exit_code == 0
     assert [path.name for path in (run.path / "cam").iterdir()] == ["digit0.grad-cam.png"]
 
 
@@ -99,7 +99,12 @@ def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):
             "unknown class '77', did you mean '7'",
             "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
         ),
-        (["--method", "cam"], UsageError, "CAM needs global average pooling", "method grad-cam"),
+        (
+            ["--method", "cam"],
+            UsageError,
+            "CAM needs global average pooling",
+            "grad-cam, which needs neither",
+        ),
         (
             ["--stage", "c5", "--method", "score-cam"],
             UsageError,
@@ -109,9 +114,9 @@ def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):
     ],
 )
 def test_names_that_are_not_known_are_errors_and_write_nothing(
-    run, pictures, tmp_path, options, kind, message, helps
+    run, image_files, tmp_path, options, kind, message, helps
 ):
-    done = invoke(run.path, pictures[0], "--out", tmp_path / "out", *options)
+    done = invoke(run.path, image_files[0], "--out", tmp_path / "out", *options)
     assert isinstance(done.exception, kind)
     assert str(done.exception).startswith(message)
     assert done.exception.hint.endswith(helps)
@@ -119,11 +124,11 @@ def test_names_that_are_not_known_are_errors_and_write_nothing(
     assert ("forward pass" in done.stderr) == (options == ["--method", "cam"])
 
 
-def test_a_method_is_one_of_those_there_are(run, pictures):
+def test_a_method_is_one_of_those_there_are(run, image_files):
     from cnn_viz.attribution.cam import METHODS
 
     assert commands.METHODS == METHODS
-    done = invoke(run.path, pictures[0], "--method", "gradcam")
+    done = invoke(run.path, image_files[0], "--method", "gradcam")
     assert done.exit_code == 2
     assert "'ablation-cam', did you mean 'grad-cam'" in " ".join(done.stderr.split())
 
@@ -133,12 +138,12 @@ def test_of_many_classes_an_error_names_some():
     assert _class_hint(names).endswith(", c18, c19 and 1,000 more")
 
 
-def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
+def test_the_image_has_a_scale_and_explains_brightness(run, image_files):
     weights = read_weights(run.path)
-    inputs = weights.preprocessing(read_image(pictures[0], 1)[None])
+    inputs = weights.preprocessing(read_image(image_files[0], 1)[None])
     found = grad_cam(build(weights), inputs, "c3")
-    picture = weights.preprocessing.denormalise(inputs)[0]
-    figure = _side_by_side("", pictures[0], picture, weights=weights, cam=found, stride=2)
+    image = weights.preprocessing.denormalise(inputs)[0]
+    figure = _side_by_side("", image_files[0], image, weights=weights, cam=found, stride=2)
     assert figure.axes[-1].get_ylabel() == "evidence for the class"
     assert "brightness is relative to its own maximum." in figure.get_supxlabel()
 

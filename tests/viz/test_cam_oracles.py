@@ -336,7 +336,7 @@ def test_cam_is_grad_cam_times_the_positions_and_reads_the_weights():
 
 
 @torch.no_grad()
-def test_score_cam_and_ablation_cam_are_those_of_loops():
+def test_score_cam_and_ablation_cam_equal_plain_loops():
     fixture = Fixture(CLEAN[1])
     net, images, classes = fixture.model.net, fixture.images, fixture.classes
     for n, (image, k) in enumerate(zip(images, classes, strict=True)):

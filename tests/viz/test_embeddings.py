@@ -1,4 +1,4 @@
-"""Embeddings: what is placed, how well, and that it is kept; never where, which varies."""
+"""Embeddings: features, quality and caching. Coordinates vary by platform and are not tested."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_view_says_when_a_colour_is_several_classes(run, monkeypatch):
     assert f"{len(COLOURS)} colours for 30 classes" in said
 
 
-def test_the_quality_is_that_of_loops(digits):
+def test_quality_equals_a_plain_loop(digits):
     x, xy = np.asarray(digits[0][:60]), np.asarray(digits[0][:60, 20:22])
     labels = np.asarray(digits[1][:60])
     far = ((xy[:, None] - xy[None]) ** 2).sum(2).astype(float)
@@ -125,7 +125,7 @@ def test_four_images_are_enough(method):
     ],
 )
 def test_a_dead_networks_features_are_refused(method, features, says):
-    """Of such features t-SNE would end the process with a segmentation fault."""
+    """On such features t-SNE crashes the process with a segmentation fault."""
     with pytest.raises(UsageError, match=says):
         place_features(features, torch.arange(20) % 2, method)
 
@@ -138,13 +138,13 @@ def test_one_feature_of_any_size_is_enough(method):
         assert found.xy[:, 0].std() > 0
 
 
-def test_places_are_even_and_whole():
+def test_indices_are_evenly_spaced():
     assert evenly_spaced(5, 10).tolist() == [0, 1, 2, 3, 4]
     assert evenly_spaced(9, 5).tolist() == [0, 2, 4, 6, 8]
     assert len(evenly_spaced(100_000, 1_000).unique()) == 1_000
 
 
-def test_features_are_what_goes_into_a_stage_or_comes_out_of_it():
+def test_features_are_the_inputs_or_the_outputs_of_a_stage():
     torch.manual_seed(0)
     conv, pool = nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1)
     model = nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(3, 2)).eval()
@@ -158,7 +158,7 @@ def test_features_are_what_goes_into_a_stage_or_comes_out_of_it():
         features_of(model, "fc", parts)
 
 
-def test_hooks_go_also_after_an_error():
+def test_hooks_are_removed_even_after_an_error():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(9, 9))
     with pytest.raises(RuntimeError):
         features_of(model, "0", [Batch(torch.rand(1, 1, 8, 8), torch.zeros(1), torch.zeros(1))])

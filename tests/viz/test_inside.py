@@ -1,4 +1,4 @@
-"""The figures of what is inside a network: what they draw is what the network does."""
+"""The figures of a network's internals, checked against the network itself."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def segmenting(tmp_path_factory: pytest.TempPathFactory) -> ViewInputs:
 
 
 def written(figure: Figure) -> list[str]:
-    """Everything that is written in the axes of a figure."""
+    """Return all text in the axes of a figure."""
     return [text.get_text() for ax in figure.axes for text in ax.texts if text.get_text()]
 
 
@@ -60,7 +60,7 @@ def written(figure: Figure) -> list[str]:
 
 
 class Crossing(nn.Module):
-    """Two stages that an operation outside of them skips to, and one that takes no part."""
+    """A skip connection outside of all stages, and a stage that is not used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Crossing(nn.Module):
         return self.last(y + x)
 
 
-def test_wiring_follows_maps_past_stages_and_through_what_is_between():
+def test_the_graph_follows_maps_past_stages_and_through_operations_between_them():
     found = model_graph(Crossing, ["first", "second", "last", "unused", "absent"], (1, 8, 8))
     assert found.stages == ("first", "second", "last")
     assert found.edges == {
@@ -142,7 +142,7 @@ def test_architecture_draws_a_u_nets_skip_connections(segmenting):
 
 
 def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
-    """With a learning rate of 0 and no weight decay the kept weights are the initial ones."""
+    """With a learning rate of 0 and no weight decay, the kept weights are the initial ones."""
     still = cnn_core.train(
         "lenet5_modern",
         "digits",
@@ -254,7 +254,7 @@ def test_lenets_fields_are_where_its_layers_put_them(view_inputs):
     assert f"effective: {found['c3'].side:.1f} px" in titles
 
 
-def test_looking_leaves_no_trace(view_inputs):
+def test_inspection_leaves_no_trace(view_inputs):
     model, images = view_inputs.model, view_inputs.batch.images
     state, before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
     model.train()
@@ -337,7 +337,7 @@ def test_what_follows_the_convolution_is_named(model, names):
 
 
 class Rectified(nn.Conv2d):
-    """A layer that is a convolution and more."""
+    """A convolution layer with a built-in ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu_()
@@ -385,13 +385,13 @@ def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(view
         torch.tensor(known.mean),
         torch.tensor(known.std),
     )
-    pictures, first, last = find(steps=64)
-    assert (pictures.min() >= 0) & (pictures.max() <= 1)
+    images, first, last = find(steps=64)
+    assert (images.min() >= 0) & (images.max() <= 1)
     assert last.argmax(1).tolist() == list(range(10))
     assert (last.diagonal() > first.diagonal() + 2).all()
     with torch.no_grad():
-        torch.testing.assert_close(model(known.normalise(pictures)), last)
-    assert torch.equal(find(steps=64)[0], pictures)
+        torch.testing.assert_close(model(known.normalise(images)), last)
+    assert torch.equal(find(steps=64)[0], images)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -411,7 +411,7 @@ def test_the_budget_decides_on_the_steps(view_inputs):
         steps_for(replace(slower, model="vgg16"), 10)
 
 
-def test_every_class_has_its_picture_and_numbers(view_inputs):
+def test_every_class_has_its_image_and_numbers(view_inputs):
     figure = draw("activation_maximisation", view_inputs.run, device="cpu")
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert [title.split("\n")[0] for title in titles] == list(view_inputs.weights.classes)

@@ -1,4 +1,4 @@
-"""Several runs on one figure: each line is its run's numbers, and each run can be found."""
+"""Several runs in one figure: the lines are the runs' metrics, and every run is identifiable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Maker = Callable[..., Run]
 
 @pytest.fixture
 def make(real, tmp_path) -> Maker:
-    """A function that makes a run of made-up numbers; `settings` change its recipe."""
+    """Return a function that writes a run of made-up metrics; `settings` change its recipe."""
 
     def made(
         name: str, scores: list[float], metric: str = "top1", kept: int = 0, **settings
@@ -76,7 +76,7 @@ def lines(ax, label: str) -> list:
 
 
 def cells(figure: Figure) -> list[list[str]]:
-    """The rows of the table, in the order of the runs."""
+    """Return the rows of the table, in the order of the runs."""
     texts = [text.get_text() for text in figure.axes[3].texts]
     return [texts[start : start + 6] for start in range(0, len(texts), 6)]
 
@@ -167,7 +167,7 @@ def test_runs_of_two_tasks_are_not_drawn_together(make):
         drawn(make("a", [0.5]), make("b", [0.5], "miou"))
 
 
-def test_losses_of_different_kinds_are_not_passed_off_as_one(make):
+def test_losses_of_different_kinds_are_labelled_as_such(make):
     figure = drawn(make("a", [0.5]), make("b", [0.6], label_smoothing=0.25))
     assert figure.axes[0].get_ylabel() == "each run's own criterion"
     assert "not comparable (label_smoothing differs): compare the scores" in figure.get_supxlabel()
@@ -321,7 +321,7 @@ def test_the_command_writes_the_file_and_prints_its_path(
     assert out.read_bytes() == written  # the same every time
 
 
-def test_the_picture_is_large_enough_to_read(real, make, tmp_path):
+def test_the_image_is_large_enough_to_read(real, make, tmp_path):
     write_overlay({"a": real, "b": make("b", [0.5, 0.6])}, tmp_path / "o.png")
     with Image.open(tmp_path / "o.png") as image:
         assert image.size[0] == 1575

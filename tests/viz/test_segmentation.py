@@ -1,4 +1,4 @@
-"""The figures and the report of a run that segments: what they show is what the run says."""
+"""The figures and the report of a segmentation run, checked against the run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def view_inputs(run: Run) -> ViewInputs:
 
 
 def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults:
-    """Images of several classes, with pixels that count in nothing."""
+    """Return made-up outputs for several classes, with ignored pixels."""
     generator = torch.Generator().manual_seed(0)
     images = []
     for index in range(count):
@@ -77,8 +77,8 @@ def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults
         logits = torch.randn(classes, side, side, generator=generator)
         logits += (index + 1) * nn.functional.one_hot(target.long(), classes).permute(2, 0, 1)
         target[:4] = 255
-        picture = torch.rand(3, side, side, generator=generator)
-        images.append(SegmentationOutput(index, picture, logits, target))
+        image = torch.rand(3, side, side, generator=generator)
+        images.append(SegmentationOutput(index, image, logits, target))
     return SegmentationResults([f"class {k}" for k in range(classes)], lambda: iter(images), count)
 
 
@@ -141,7 +141,7 @@ def test_outcomes_of_two_classes_are_true_and_false_positives_and_false_negative
     assert (found == masks.IGNORED_PIXEL).sum() == 4 * 24
 
 
-def test_entropy_is_that_of_a_loop():
+def test_entropy_equals_a_plain_loop():
     one = next(iter(made_up(1)))
     p = one.probabilities.double().numpy()
     expected = -(p * np.log2(p)).sum(0)
@@ -178,14 +178,14 @@ def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
     assert [one.index for one in large.pick([2, 0])] == [2, 0]
 
 
-def test_a_spread_goes_from_the_worst_to_the_best():
+def test_images_are_spread_from_the_worst_miou_to_the_best():
     scores = [{"index": n, "miou": value} for n, value in enumerate([0.3, 0.1, 0.9, 0.5, 0.7])]
     assert [line["miou"] for line in spread_by_miou(scores, 3)] == [0.1, 0.5, 0.9]
     assert len(spread_by_miou(scores, 9)) == 5
 
 
 def by_hand(model: nn.Module, images: Tensor, stage: str, number: int) -> Tensor:
-    """Seg-Grad-CAM with hooks of its own, image by image."""
+    """Return Seg-Grad-CAM by plain hooks, image by image."""
     maps = []
     for image in images:
         kept: list[Tensor] = []
@@ -243,13 +243,13 @@ def test_the_report_shows_every_view_and_loads_nothing(run, tmp_path):
 
 
 def dropping() -> nn.Module:
-    """A network whose dropout matters, with normalisation that must stay as it is."""
+    """Return a network with dropout, and with batch norm that must stay in eval mode."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.5))
     return nn.Sequential(*layers, nn.Conv2d(8, 3, 1)).eval()
 
 
-def test_uncertainty_is_that_of_a_loop_over_passes():
+def test_uncertainty_equals_a_loop_over_passes():
     model, images = dropping(), torch.rand(2, 1, 6, 7)
     found = mc_dropout(model, images, passes=5, seed=3)
     torch.manual_seed(3)
@@ -264,7 +264,9 @@ def test_uncertainty_is_that_of_a_loop_over_passes():
     assert 0.001 < float(found.mutual.max()) < float(found.entropy.max()) <= np.log2(3)
 
 
-def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(view_inputs, caplog):
+def test_a_view_that_does_not_apply_to_a_run_is_skipped_without_blaming_a_plugin(
+    view_inputs, caplog
+):
     (pair,) = (pair for pair in views_for(view_inputs.run) if pair[0] == "uncertainty")
     with pytest.MonkeyPatch.context() as patch:
         for module in view_inputs.model.modules():
@@ -282,7 +284,7 @@ def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(view_inputs
 def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():
     model, images = dropping(), torch.rand(2, 1, 6, 7)
     wrong = torch.rand(2, 5, 6, 7)
-    model[1].train()  # as somebody left it
+    model[1].train()  # a flag that must be restored
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     first, second = (mc_dropout(model, images) for _ in range(2))
     assert torch.equal(first.entropy, second.entropy)
@@ -296,14 +298,14 @@ def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():
         mc_dropout(model, images)
 
 
-def test_maps_are_held_to_the_masks_of_classes_that_are_there_and_found():
+def test_maps_are_compared_with_masks_of_classes_present_and_predicted():
     targets = torch.zeros(4, 4, 4, dtype=torch.long)
     targets[0, 0], targets[0, 1:3] = 1, 2
     targets[1, :2] = 1
-    targets[2], targets[2, 0] = 1, 255  # a class that fills what counts
+    targets[2], targets[2, 0] = 1, 255  # a class that fills all pixels that are not ignored
     said = targets.clamp(max=2)
-    said[1] = 0  # is not found
-    said[3, 0] = 2  # is not there
+    said[1] = 0  # not predicted
+    said[3, 0] = 2  # not present
     rows, classes = _pairs(said, targets, 32)
     assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 2), (0, 1)]
     assert [part.tolist() for part in _pairs(said, targets, 1)] == [[0], [2]]
@@ -312,8 +314,8 @@ def test_maps_are_held_to_the_masks_of_classes_that_are_there_and_found():
 
 
 @pytest.mark.parametrize("valid", [False, True])
-def test_energy_lies_in_the_mask_of_a_network_that_knows_it(run, valid, monkeypatch):
-    """One image, whose right half is the class; a map of the right half, and its opposite."""
+def test_energy_and_pointing_game_score_perfect_and_opposite_maps(run, valid, monkeypatch):
+    """The class is the right half of the image; one map is that half, another the left half."""
     weights, batch = read_weights(run.path), ViewInputs(run, device="cpu").batch
     targets = torch.zeros_like(batch.targets[:2])
     targets[:, :, targets.shape[2] // 2 :] = 1
@@ -357,7 +359,9 @@ def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel(window, 
         for x in range(0, 10, stride):
             if y - stride + window >= 7 or x - stride + window >= 10:
                 continue  # the window before this one reached the end
-            part = losses[y : y + window, x : x + window]  # those at the end stand over
+            part = losses[
+                y : y + window, x : x + window
+            ]  # windows at the end extend beyond the image
             for row in range(y, min(y + window, 7)):
                 for column in range(x, min(x + window, 10)):
                     by_pixel.setdefault((row, column), []).append(float(part.sum()))
@@ -374,7 +378,7 @@ def test_occlusion_finds_the_pixels_that_a_network_looks_at():
         assert fall[:6].abs().max() < 1e-6
 
 
-def test_occlusion_explains_each_images_largest_class_but_the_ground():
+def test_occlusion_explains_each_images_largest_foreground_class():
     logits = torch.zeros(3, 3, 4, 4)
     logits[0, 2, :, 0], logits[0, 1, 0, 1], logits[1, 1, 1:3] = 1.0, 1.0, 1.0
     classes, pixels = _largest(logits)

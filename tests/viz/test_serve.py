@@ -1,4 +1,4 @@
-"""cnnzoo explore: what it says of an image, and whom it answers."""
+"""`cnnzoo explore`: its answers for an image, and the requests that it refuses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def client(run: Run) -> TestClient:
     return TestClient(application, base_url="http://127.0.0.1:8765")
 
 
-def test_the_page_says_what_it_may_do(client):
+def test_the_page_has_a_strict_policy(client):
     answer = client.get("/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -114,7 +114,7 @@ def test_only_the_page_itself_is_answered(client, digit, headers, code):
         (QUERY, b"x" * (serve.MAX_BYTES + 1), 413, "more than 20,000,000 bytes"),
     ],
 )
-def test_what_is_no_image_or_no_question_is_refused_in_words(client, query, content, code, said):
+def test_invalid_images_and_queries_are_refused_with_a_message(client, query, content, code, said):
     answer = client.post(f"/{query}", content=content, headers=ASKED)
     assert answer.status_code == code
     assert said in answer.json()["error"]

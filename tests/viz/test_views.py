@@ -1,4 +1,4 @@
-"""The figures: what they show is what the run says, for any names, sizes and counts."""
+"""The figures, checked against the run, for any names, sizes and counts."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def view_inputs(run: Run) -> ViewInputs:
 def made_up(
     classes: int, count: int, right: int, shape: tuple[int, ...] = (1, 8, 8)
 ) -> Predictions:
-    """Predictions of which exactly `right` are right, the first ones."""
+    """Return predictions of which exactly the first `right` are correct."""
     targets = torch.arange(count) % classes
-    said = targets.clone()
-    said[right:] = (said[right:] + 1) % classes
+    outputs = targets.clone()
+    outputs[right:] = (outputs[right:] + 1) % classes
     logits = torch.zeros(count, classes)
-    logits[torch.arange(count), said] = torch.linspace(1, 9, count)
+    logits[torch.arange(count), outputs] = torch.linspace(1, 9, count)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
     return Predictions(images, logits, targets, tuple(f"class {n}" for n in range(classes)))
@@ -130,7 +130,7 @@ def test_every_view_becomes_png_svg_and_pdf_without_warnings(view, view_inputs, 
         warnings.simplefilter("error")
         paths = write(draw_one(view, view_inputs, pdf=True), tmp_path / "figures")
     assert [path.name for path in paths] == [f"{view}.{kind}" for kind in ("png", "svg", "pdf")]
-    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # nothing temporary stays
+    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # no temporary file is left
     with Image.open(paths[0]) as image:
         assert min(image.size) > 300
         assert round(image.info["dpi"][0]) == 150
@@ -212,7 +212,7 @@ def test_curves_of_a_run_without_validation_or_test(run, tmp_path):
 
 
 def test_a_top_k_that_is_always_right_is_no_curve(run, tmp_path):
-    """As the top-2 of two classes: it would press the other curves together."""
+    """For example the top-2 of two classes, which would compress the other curves."""
     copy = tmp_path / "run"
     shutil.copytree(run.path, copy)
     lines = run.history()
@@ -244,7 +244,7 @@ def test_the_epoch_kept_is_the_last_of_the_best_as_in_training(run, tmp_path):
 
 
 def cells(figure: matplotlib.figure.Figure, classes: int) -> np.ndarray:
-    """The numbers written into the matrix, 0 where there is none."""
+    """Return the numbers written in the matrix, 0 for empty cells."""
     found = np.zeros((classes, classes), dtype=int)
     for text in figure.axes[0].texts:
         if text.get_text().isdigit():
@@ -254,15 +254,15 @@ def cells(figure: matplotlib.figure.Figure, classes: int) -> np.ndarray:
 
 
 def test_confusion_cells_are_sklearns_and_recall_stands_at_the_margin(view_inputs):
-    said = view_inputs.predictions
+    outputs = view_inputs.predictions
     figure = draw("confusion", view_inputs.run, device="cpu")
-    expected = confusion_matrix(said.targets, said.predicted)
+    expected = confusion_matrix(outputs.targets, outputs.predicted)
     assert expected.trace() < expected.sum()  # there are mistakes to show
     np.testing.assert_array_equal(cells(figure, 10), expected)
     shares = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(shares, expected / expected.sum(1, keepdims=True))
     margin = figure.axes[0].child_axes[0]
-    recalls = recall_score(said.targets, said.predicted, average=None)
+    recalls = recall_score(outputs.targets, outputs.predicted, average=None)
     for label, recall in zip(margin.get_yticklabels(), recalls, strict=True):
         assert label.get_text().strip("\u2007").startswith(style.percent(recall))
 
@@ -290,9 +290,11 @@ def test_confusion_of_forty_classes_is_written_out_and_of_a_hundred_is_not(run):
 
 
 def test_a_class_that_the_split_lacks_has_no_recall(run):
-    said = made_up(4, 30, 20)
-    some = said.targets != 3
-    without = Predictions(said.images[some], said.logits[some], said.targets[some], said.classes)
+    outputs = made_up(4, 30, 20)
+    some = outputs.targets != 3
+    without = Predictions(
+        outputs.images[some], outputs.logits[some], outputs.targets[some], outputs.classes
+    )
     with style.applied():
         figure = confusion(run, without)
     labels = [label.get_text() for label in figure.axes[0].child_axes[0].get_yticklabels()]
@@ -304,22 +306,22 @@ def test_a_class_that_the_split_lacks_has_no_recall(run):
 
 
 def test_the_most_confident_mistakes_come_first(run):
-    said = made_up(10, 100, 60)
+    outputs = made_up(10, 100, 60)
     with style.applied():
-        figure = predictions(run, said)
+        figure = predictions(run, outputs)
     right, unsure, wrong = figure.axes
     assert unsure.get_title(loc="left").startswith("Correct, but least confident: 8 of 60")
     assert right.get_title(loc="left") == "Correct: 16 of 60, one of each class in turn"
     assert wrong.get_title(loc="left").startswith("Wrong: 16 of 40, most confident first")
     labels = [text.get_text() for text in wrong.texts]
-    confidence = said.probabilities.amax(1)
+    confidence = outputs.probabilities.amax(1)
     worst = confidence[60:].argsort(descending=True)[:16] + 60
     for label, number in zip(labels, worst.tolist(), strict=True):
-        predicted, target = int(said.predicted[number]), int(said.targets[number])
+        predicted, target = int(outputs.predicted[number]), int(outputs.targets[number])
         share = style.confidence(float(confidence[number]))
         assert label == f"class {predicted}  {share}\ntrue: class {target}"
     shown = wrong.images[0].get_array()
-    np.testing.assert_allclose(shown, said.images[worst[0], 0] / 255, rtol=1e-6)
+    np.testing.assert_allclose(shown, outputs.images[worst[0], 0] / 255, rtol=1e-6)
 
 
 def test_right_predictions_show_every_class(run):
@@ -330,7 +332,7 @@ def test_right_predictions_show_every_class(run):
 
 
 @pytest.mark.parametrize(("right", "empty", "full"), [(20, 2, 0), (0, 0, 2)])
-def test_nothing_wrong_or_nothing_right_is_said(run, right, empty, full):
+def test_no_mistakes_or_no_correct_predictions_are_reported(run, right, empty, full):
     with style.applied():
         figure = predictions(run, made_up(10, 20, right))
     assert figure.axes[empty].get_title(loc="left").endswith(": none")
@@ -338,7 +340,7 @@ def test_nothing_wrong_or_nothing_right_is_said(run, right, empty, full):
     assert len(figure.axes[full].images) == 16
 
 
-def test_varied_takes_one_of_each_class_in_turn():
+def test_round_robin_takes_one_of_each_class_in_turn():
     assert round_robin_by_class([5, 5, 5, 2, 2, 9], 4) == [3, 0, 5, 4]
     assert round_robin_by_class([1, 1], 5) == [0, 1]
 
@@ -360,7 +362,7 @@ def test_gradcam_titles_are_the_networks_own_answers(view_inputs):
 
 
 def test_gradcam_marks_empty_maps(view_inputs):
-    """A network whose class is spoken for by what is not there."""
+    """A network of zeros has no evidence for any class."""
     model = cnn_core.create_model("lenet5_modern").eval()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
@@ -488,7 +490,7 @@ def test_features_walk_through_every_stage_with_its_shape(view_inputs):
     np.testing.assert_allclose(rows[1].images[2].get_array(), maps[2], atol=1e-5)
 
 
-def test_a_walk_sees_stages_as_they_were_before_work_in_place():
+def test_stage_outputs_are_those_before_in_place_operations():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten())
     image = torch.randn(1, 1, 5, 5)
     outputs, logits = stage_outputs(model, image, ["0", "1"])
@@ -548,7 +550,7 @@ def fails_late(run: Run) -> matplotlib.figure.Figure:
 
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry[ViewSpec]]:
-    """A function that offers a view, and returns its entry in the catalogue."""
+    """Return a function that offers a view and returns its registry entry."""
     module = ModuleType("cnn_other")
     for function in (raises, leaves, returns_text, fails_late):
         setattr(module, function.__name__, function)
@@ -624,7 +626,7 @@ def test_an_unknown_view_suggests(run):
 
 def test_a_view_for_another_task_is_refused(run, third_party):
     third_party("raises", tasks=("segmentation",))
-    with pytest.raises(UsageError, match="'theirs' is for segmentation, lenet5_modern does"):
+    with pytest.raises(UsageError, match="'theirs' is for segmentation, but lenet5_modern does"):
         draw("theirs", run)
 
 
@@ -663,20 +665,20 @@ def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
 
 
 def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run, monkeypatch):
-    """As folders of images are: their first 64 images may all be of one class."""
+    """Folders of images are sorted: their first 64 images may all be of one class."""
     data = load_data(run, None)
     test = data.split("test")
     order = test.targets.argsort(stable=True)
     split = {"train": data.split("train"), "test": test.subset(order)}
     monkeypatch.setattr("cnn_viz.results.inputs.load_data", lambda *_: Dataset(data.spec, split))
     view_inputs = ViewInputs(run, device="cpu")
-    batch, said = view_inputs.batch, predicted(run, device="cpu")
+    batch, outputs = view_inputs.batch, predicted(run, device="cpu")
     assert isinstance(batch, Batch)
     assert batch.targets.tolist() == [*list(range(10)) * 6, 0, 1, 2, 3]
     assert test.targets[order[batch.indices]].tolist() == batch.targets.tolist()
     with torch.no_grad():
         logits = view_inputs.model(batch.images)
-    expected = said.logits[order[batch.indices]]
+    expected = outputs.logits[order[batch.indices]]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -692,7 +694,7 @@ def test_lines_that_are_longer_than_a_figure_are_broken_and_folders_shortened():
         assert box.x1 <= figure.bbox.width
     below, above = boxes[1].y1, boxes[0].y0
     axes = figure.axes[0].get_tightbbox()
-    assert below < axes.y0 < axes.y1 < above  # nothing lies over anything
+    assert below < axes.y0 < axes.y1 < above  # nothing overlaps
     assert figure.get_suptitle().endswith("/folder/folder")
     assert "imagefolder:/…" in figure.get_suptitle()
 
@@ -752,7 +754,7 @@ def test_scripts_that_the_font_lacks_are_drawn_by_one_that_is_installed(tmp_path
     builder.save(tmp_path / "cjk.ttf")
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
     font_manager.fontManager.addfont(tmp_path / "cjk.ttf")
-    style._installed.cache_clear()
+    style._installed_fallbacks.cache_clear()
     try:
         with style.applied():
             figures = [style.figure(3, 2, name, "caption") for name in ("猫", "犬")]
@@ -761,11 +763,11 @@ def test_scripts_that_the_font_lacks_are_drawn_by_one_that_is_installed(tmp_path
             with pytest.raises(UserWarning, match=r"Glyph .* missing from font"):
                 figures[1].draw_without_rendering()
     finally:
-        style._installed.cache_clear()
+        style._installed_fallbacks.cache_clear()
 
 
 def test_maps_of_one_value_are_not_drawn(view_inputs):
-    """What has one value says nothing of where; the run is told why."""
+    """A map of a single value cannot localise; the error explains why."""
     net = nn.Sequential(nn.Conv2d(1, 10, 32), nn.Flatten())
     cam = cams(net, view_inputs.batch.images[:2], "0")["0"]
     with pytest.raises(UsageError, match=r"stage 0 has maps of 1 x 1 for images of 32 x 32"):

@@ -34,8 +34,8 @@ def calibration(run: Run, predictions: Predictions, validation: Predictions | No
         10.5,
         6.6,
         f"Calibration on the test split: {run.recipe.model} on {run.recipe.data}",
-        f"{len(predictions.targets):,} images in {BINS} bins of confidence, the highest "
-        "probability. ECE: the mean gap, weighted by images; MCE: the largest gap; Brier:\n"
+        f"{len(predictions.targets):,} images in {BINS} bins of confidence (the highest "
+        "probability). ECE: the mean gap, weighted by images; MCE: the largest gap; Brier:\n"
         "the mean squared distance of the probabilities from the one-hot target, 0 to 2; NLL: the "
         f"mean negative log-likelihood of the true class.\n{note}",
     )

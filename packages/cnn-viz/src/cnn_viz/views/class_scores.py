@@ -37,9 +37,9 @@ def class_scores(run: Run, predictions: Predictions) -> Figure:
         10.5,
         1.55 + 0.24 * len(worst),
         f"Scores of the classes on the test split: {run.recipe.model} on {run.recipe.data}",
-        f"{which}, the worst first, with their number of images of {len(predictions.targets):,}. "
-        "Dotted: the mean of all classes. Average precision ranks all images by the class's\n"
-        "probability; class-wise ECE is the mean gap between that probability, in "
+        f"{which}, the worst first, with their numbers of images ({len(predictions.targets):,} in "
+        "all). Dotted: the mean of all classes. Average precision ranks all images by the\n"
+        "class's probability; class-wise ECE is the mean gap between that probability, in "
         f"{metrics.BINS} bins, and the frequency of the class (Kull et al. 2019, "
         "arXiv:1910.12656).",
     )

@@ -52,9 +52,9 @@ def _caption(pairs: int, shown: int, mistakes: int, images: int) -> str:
         return f"None of {images:,} images was misclassified."
     return (
         f"True class \N{RIGHTWARDS ARROW} predicted class, with the number and share of the true "
-        f"class's images.\nShown: {shown:,} of {mistakes:,} mistakes in {images:,} images. "
-        f"Up to {EXAMPLES} images of each pair, with the probability of the predicted class, "
-        "highest first."
+        f"class's images.\nThe pairs shown account for {shown:,} of {mistakes:,} mistakes in "
+        f"{images:,} images. Up to {EXAMPLES} images of each pair, with the probability of the "
+        "predicted class, highest first."
     )
 
 

@@ -29,9 +29,9 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
         10.5,
         5.0,
         f"Accuracy by coverage on the test split: {run.recipe.model} on {run.recipe.data}",
-        f"{count:,} images. The network answers only for the images with the highest confidence "
-        "and abstains on the rest. AURC, the area under the risk-coverage curve, is the mean "
-        f"of 1 {style.MINUS} accuracy;\nlower is better (Geifman et al. 2019, arXiv:1805.08206). "
+        f"{count:,} images. The network answers only for the most confident images and abstains "
+        "on the rest. AURC is the area under the risk-coverage\ncurve, the mean of "
+        f"1 {style.MINUS} accuracy; lower is better (Geifman et al. 2019, arXiv:1805.08206). "
         "Ideal order: all correct images come before all mistakes.\n"
         f"{_ties(confidence.unique().numel(), count)}",
     )
