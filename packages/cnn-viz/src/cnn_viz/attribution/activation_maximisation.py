@@ -41,7 +41,9 @@ def maximise_logits(
     The same seed gives the same images. The network is left unchanged.
     """
     generator = torch.Generator().manual_seed(seed)
+    # Drawn on the CPU, so that a seed gives the same images on every device.
     noise = torch.randn(len(classes), *shape, generator=generator).to(mean)
+    # Start near grey, far from both ends of the range, where clamping stops pixels.
     images = (0.5 + NOISE * noise).clamp(0, 1)
     mean, std = mean[:, None, None], std[:, None, None]
     with inspection_mode(model, images):
@@ -82,6 +84,8 @@ def _normalised_gradient(
         # every image's own gradient.
         score = logits[torch.arange(len(classes)), list(classes)].sum()
         (gradient,) = torch.autograd.grad(score, leaf)
+    # Raw gradients differ by orders of magnitude between networks; one step size fits all after
+    # this.
     rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
     return torch.where(rms > 0, gradient / rms, 0)
 

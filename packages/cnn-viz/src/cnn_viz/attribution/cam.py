@@ -74,6 +74,7 @@ def layercam(a: Tensor, g: Tensor) -> Tensor:
 
 def eigencam(a: Tensor, g: Tensor) -> Tensor:
     """Return A projected onto its first right singular vector v."""
+    # Positions are not centred first: the paper projects the raw activations.
     v: Tensor = torch.linalg.svd(a.flatten(2).mT, full_matrices=False).Vh[:, 0]  # N C
     projected = (v[:, :, None, None] * a).sum(1)
     # The decomposition leaves the sign of v open: choose the one with a positive sum.
@@ -127,6 +128,7 @@ class Cam:
         """
         if like not in SCALES:
             raise UnknownNameError("scale", like, SCALES)
+        # An option without effect would be a silent surprise.
         if stride and like != "cnnzoo":
             raise UsageError(f"stride = {stride}: {like} stretches maps over the image")
         if stride:

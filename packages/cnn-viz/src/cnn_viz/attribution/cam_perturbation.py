@@ -34,6 +34,7 @@ def class_weights(model: nn.Module, stage: str, classes: Tensor, gradient: Tenso
         UsageError: no linear layer matches, so CAM is undefined.
     """
     everywhere = gradient * gradient[0, 0].numel()
+    # From the end: the classifier is the last layer, and earlier ones may have the same shape.
     for module in reversed(list(model.modules())):
         if not isinstance(module, nn.Linear | nn.Conv2d):
             continue
@@ -41,6 +42,7 @@ def class_weights(model: nn.Module, stage: str, classes: Tensor, gradient: Tenso
         if rows.shape[1] != gradient.shape[1] or len(rows) <= int(classes.max()):
             continue
         weights = rows[classes][:, :, None, None]
+        # A tolerance of 1 %, because the gradient may have been computed in half precision.
         if (everywhere - weights).abs().max() <= 0.01 * weights.abs().max():
             return weights
     raise UsageError(
@@ -68,6 +70,7 @@ def score_cam(
     for n, k in _image_map_pairs(maps, batch):
         masks = resize_to_image(maps[n, k], (images.shape[-2], images.shape[-1]))
         low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
+        # A constant map has no range: its mask is 0 and not NaN.
         masks = torch.where(high > low, (masks - low) / (high - low), 0)
         logits = model(images[n] * masks[:, None].to(images.dtype))
         scores[n, k] = target[n].scores(logits).float()
@@ -95,6 +98,7 @@ def ablation_cam(
 
     before = torch.empty(len(maps), device=maps.device)
     after = torch.empty(maps.shape[:2], device=maps.device)
+    # Through the same hook, unchanged, so that both scores come from the same `call`.
     for n in torch.arange(len(maps), device=maps.device).split(batch):
         before[n] = scores(n, lambda _, output: output)
     for n, k in _image_map_pairs(maps, batch):
@@ -112,6 +116,7 @@ PERTURBING: dict[str, Callable[..., Any]] = {
 
 def _image_map_pairs(maps: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the image index and map index of every map, at most `batch` pairs at a time."""
+    # Maps of all images are mixed, so that batches are full even if a stage has few maps.
     numbers = torch.arange(len(maps) * maps.shape[1], device=maps.device)
     for chunk in numbers.split(batch):
         yield chunk // maps.shape[1], chunk % maps.shape[1]

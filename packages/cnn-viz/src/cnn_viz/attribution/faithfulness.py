@@ -51,6 +51,7 @@ def random_map(images: Tensor, seed: int = 0) -> Tensor:
 def edge_map(images: Tensor) -> Tensor:
     """Return the magnitude of the image's gradient, by Sobel filters: N H W, at least 0."""
     grey = images.float().mean(1, keepdim=True)
+    # Over 8, the sum of Sobel's weights, so that a slope of 1 per pixel has magnitude 1.
     down = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]], device=images.device) / 8
     kernels = torch.stack([down, down.T])[:, None]
     gradients = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels)
@@ -102,6 +103,7 @@ def road(
     rank = _ranks(heat)
     generator = torch.Generator().manual_seed(seed)
     difference = torch.zeros(len(images), device=images.device)
+    # Removing the lowest pixels is the control: imputation alone lowers the probability.
     for share in shares:
         highest, lowest = rank < share, rank >= 1 - share
         imputed = [_impute(images, removed, noise, generator) for removed in (lowest, highest)]
@@ -140,6 +142,7 @@ def randomised(
     shuffled = copy.deepcopy(model)
     modules = dict(shuffled.named_modules())
     generator = torch.Generator().manual_seed(seed)
+    # "" is the name of the model itself.
     for stage in [""] if stages is None else stages:
         if stage not in modules:
             raise UnknownNameError("stage", stage, [name for name in modules if name])
@@ -189,6 +192,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 def _ranks(heat: Tensor) -> Tensor:
     """Return each pixel's rank within its image, from 0, the highest value, to below 1: N H W."""
+    # Stable, so that ties, as in a map that is mostly 0, are ranked alike on every device.
     places = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)
     ranks: Tensor = places / places.shape[1]
     return ranks.view_as(heat)
@@ -216,11 +220,13 @@ def _probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 def _blurred(images: Tensor) -> Tensor:
     """Blur images with a Gaussian of standard deviation one eighth of their shorter side."""
     sigma = min(images.shape[-2:]) / 8
+    # Reflection padding has to be narrower than the image.
     reach = min(max(round(3 * sigma), 1), min(images.shape[-2:]) - 1)
     places = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     bell = torch.exp(-places.square() / (2 * sigma * sigma))
     row = (bell / bell.sum()).expand(images.shape[1], 1, 1, -1)
     padded = F.pad(images, (reach,) * 4, mode="reflect")
+    # A Gaussian is separable: two passes of k weights instead of one of k * k.
     across = F.conv2d(padded, row, groups=images.shape[1])
     return F.conv2d(across, row.mT, groups=images.shape[1])
 
@@ -229,6 +235,7 @@ def _impute(images: Tensor, removed: Tensor, noise: float, generator: torch.Gene
     """Replace the pixels in `removed`, bool N H W, by means of their neighbours plus noise."""
     filled = images.clone()
     for number, mask in enumerate(removed.cpu().numpy()):
+        # In float64: the larger the removed region, the worse the system is conditioned.
         values = _solve_neighbour_means(images[number].double().cpu().numpy(), mask)
         noise_values = noise * torch.randn(values.shape, generator=generator)
         places = removed[number].expand_as(filled[number])
@@ -261,6 +268,7 @@ def _solve_neighbour_means(image: Any, mask: Any) -> Any:
         right.append(number[y[unknown], x[unknown]])
         weights.append(np.full(unknown.sum(), weight))
         given[inside[~unknown]] += weight * image[:, y[~unknown], x[~unknown]].T
+    # Without a single known pixel the system is singular.
     if not len(rows) or mask.all():
         return np.zeros((len(image), len(rows)))
     entries = np.concatenate(weights), (np.concatenate(left), np.concatenate(right))

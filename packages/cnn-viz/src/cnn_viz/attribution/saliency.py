@@ -80,6 +80,7 @@ def smooth_grad(
     with inspection_mode(model, images):
         target, total = _target(model, images, classes), torch.zeros_like(images)
         for _ in range(samples):
+            # Drawn on the CPU, so that a seed gives the same noise on every device.
             values = torch.randn(images.shape, generator=generator).to(images)
             total += _gradient(model, images + sigma * values, target)
         return total / samples
@@ -110,6 +111,7 @@ def integrated_gradients(
         target, total = _target(model, images, classes), torch.zeros_like(images)
         difference = images - baseline
         for step in range(steps):
+            # Midpoints need far fewer steps than end points for the same error.
             total += _gradient(model, baseline + difference * ((step + 0.5) / steps), target)
         return difference * total / steps
 
@@ -180,6 +182,7 @@ def _gradient(model: nn.Module, images: Tensor, target: Target) -> Tensor:
 
 def _windows(size: int, window: int, stride: int) -> Iterator[slice]:
     """Yield the windows along one axis; the last one reaches its end."""
+    # At least one window, even if it is larger than the image.
     for start in range(0, max(size - window + stride, 1), stride):
         if start < size:
             yield slice(start, start + window)

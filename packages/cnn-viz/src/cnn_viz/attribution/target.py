@@ -45,6 +45,7 @@ class Target:
         """
         if logits.ndim != 4:
             raise UsageError(f"logits of shape {list(logits.shape)}: expected N classes h w")
+        # A single logit per pixel stands for two classes, background and foreground.
         logits = two_sided(logits)
         chosen = _check_classes(classes, logits)
         pixels = logits.argmax(1) == chosen[:, None, None] if region is None else region
@@ -70,8 +71,10 @@ def _check_classes(classes: Classes, logits: Tensor) -> Tensor:
     """Return the classes to explain, one per image; by default the predicted ones."""
     if classes is None:
         return logits.detach().argmax(1)
+    # A copy: the caller may change its tensor later.
     chosen = torch.as_tensor(classes, device=logits.device).clone()
     count, num_classes = logits.shape[:2]
+    # Checked here, because a negative class would silently index from the end.
     if chosen.shape != (count,) or not bool(((chosen >= 0) & (chosen < num_classes)).all()):
         raise UsageError(
             f"classes = {chosen.tolist()}: expected {count} numbers from 0 to {num_classes - 1}"

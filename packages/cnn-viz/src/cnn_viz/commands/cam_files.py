@@ -69,6 +69,7 @@ def explain_files(
         inputs = weights.preprocessing(
             read_image(path, weights.in_channels)[None].to(torch_device)
         )
+        # Only an input tells the size of the maps, so the stage is checked on the first image.
         if not index:
             _require_stage(model, inputs, stage, weights.model)
             passes = cost(model, inputs, stage, method) * len(files)
@@ -76,6 +77,7 @@ def explain_files(
         classes = [weights.classes.index(class_name)] if class_name else None
         cam = cams(model, inputs, stage, classes, method)[stage]
         out.mkdir(parents=True, exist_ok=True)
+        # "+" in a file name would have to be quoted in addresses.
         target = out / f"{path.stem}.{method.replace('+', 'p')}.png"
         title = f"{TITLES[method]} at stage {stage}"
         with style.applied():

@@ -62,6 +62,7 @@ def viz(
     if view != "all":
         registry.views().entry(view)  # an unknown name fails before torch is imported
 
+    # Imported here, as in all commands: torch would make --help take seconds.
     from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
     from cnn_viz.results.inputs import ViewInputs
 
@@ -265,7 +266,10 @@ def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
     from cnn_viz.results.inputs import ViewInputs
 
     view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
+    # Bind here and not in uvicorn: with --port 0 the handlers must know the port that was
+    # chosen.
     with socket.socket() as listener:
+        # Otherwise the port stays blocked for a minute after the server is stopped.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))

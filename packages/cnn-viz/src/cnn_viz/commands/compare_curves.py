@@ -85,6 +85,7 @@ def overlay(runs: Mapping[str, Run]) -> Figure:
     title, unit = TITLES[metric]
     loss.set(title="Loss", ylabel=_loss_unit(runs))
     score.set(title=title, ylabel=unit)
+    # All three panels share the range of epochs, so that they can be compared.
     longest = max(len(history) for history in histories.values())
     for ax in (loss, score, rate):
         _format_axes(ax, longest)
@@ -118,6 +119,7 @@ def _metric(histories: Histories) -> str:
 
 def _kept(run: Run) -> int | None:
     """Return the epoch whose weights were kept, or None while training is not finished."""
+    # The line with the test metrics is written last, for the epoch that was kept.
     return next((int(line["epoch"]) for line in run.metrics() if "test/loss" in line), None)
 
 
@@ -235,6 +237,7 @@ def _log_scale(ax: Axes, lowest: float, peaks: Sequence[float]) -> None:
     """Make the axis logarithmic, down to a thousandth of the lowest peak; 0 is masked."""
     ax.set_yscale("log", nonpositive="mask")
     ax.set_ylabel(f"{ax.get_ylabel()}, 0 not shown")
+    # Cosine schedules end near 0, which would stretch the axis over many decades.
     ax.set_ylim(0.8 * max(lowest, min(peaks) / 1000), 1.3 * max(peaks))
     ax.yaxis.set_major_formatter(lambda rate, position: f"{rate:g}")
     ax.yaxis.set_minor_locator(NullLocator())

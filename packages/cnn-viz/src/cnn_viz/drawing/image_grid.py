@@ -71,6 +71,7 @@ def tiles(
         xlim=(0, columns * (width_ratio + gap) - gap + (columns - 1) // 2 * between),
         ylim=(rows * (1 + gap + above) - gap, 0),
         aspect="equal",
+        # Left-aligned, under the figure's title.
         anchor="W",
     )
     ax.set_axis_off()

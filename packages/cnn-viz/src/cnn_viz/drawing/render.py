@@ -98,6 +98,7 @@ def draw_or_report(
     except UsageError as error:
         return _skipped(name, entry, error.message)
     except ZooError as error:
+        # For developers of plugins, who want the traceback.
         if os.environ.get("CNNZOO_STRICT") == "1":
             raise
         message = (
@@ -156,6 +157,8 @@ def _render_files(
         try:
             png, svg = encode_figure(figure, "png", dpi=DPI), encode_figure(figure, "svg")
             pdf_bytes = encode_figure(figure, "pdf") if pdf else b""
+            # Text instead of outlines, and simplified paths: the report holds some twenty
+            # figures.
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
                 page = encode_figure(figure, "svg")
         except ENDINGS:
@@ -170,8 +173,11 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
     render = registry.resolve(entry, "render")
     try:
         action = f"drawing of {name}"
+        # A third party's view may print, or change global settings: neither may spread.
         with contextlib.redirect_stdout(sys.stderr), unchanged(entry.plugin, action):
             figure = render(**arguments)
+    # ENDINGS, such as KeyboardInterrupt, stop the program; any other BaseException, even the
+    # SystemExit of a careless view, is only this view's failure.
     except (ZooError, *ENDINGS):
         raise
     except BaseException as error:

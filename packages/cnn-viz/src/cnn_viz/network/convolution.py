@@ -104,9 +104,12 @@ def _describe_step(name: str, conv: nn.Conv2d, tracer: _ConvolutionTracer) -> Co
     flat = torch.tensor(tracer.place)
     channel, row, column = (int(n) for n in torch.unravel_index(flat, y[0].shape))
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    # PyTorch's own resolution of the padding, including padding="same".
     sides = conv._reversed_padding_repeated_twice  # left, right, top, bottom
+    # In float64, so that the sum shows the network's rounding and not ours.
     padded = F.pad(x, sides, mode=mode)[0].double().cpu()
     kernel = weight[channel].double().cpu()
+    # With groups, an output sees only the input channels of its group.
     group = channel // (conv.out_channels // conv.groups) * len(kernel)
     top, left = row * conv.stride[0], column * conv.stride[1]
     dilation, size = conv.dilation, kernel.shape[1:]
@@ -174,6 +177,7 @@ class _ConvolutionTracer(TorchDispatchMode):
 
     def arm(self, module: nn.Module, inputs: Any) -> None:
         """Note that the layer begins: the next convolution is the one to record."""
+        # A copy, as the layer may overwrite its input.
         self._x = inputs[0].clone()
 
     def __torch_dispatch__(
@@ -186,6 +190,7 @@ class _ConvolutionTracer(TorchDispatchMode):
             given = [part.detach() for part in args[1:3] if part is not None]
             self.kept = [self._x, result.clone(), *given]
             self._followed, self.place = result, self._flat_index(result[0])
+        # Copies do not change the value. Batch norm returns a tuple, the output first.
         elif followed and op not in (_ATEN.clone, _ATEN.detach):
             self._record(op, args, result[0] if isinstance(result, tuple | list) else result)
         return result

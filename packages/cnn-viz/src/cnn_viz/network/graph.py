@@ -122,6 +122,7 @@ class _OriginTracker(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         leaves = tree_leaves((args, kwargs))
+        # Parameters have no origin, so adding a bias does not count as merging maps.
         maps = [leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) in self._origins]
         if self._inside and len(maps) > 1:
             self._count(func.overloadpacket, maps)
@@ -134,6 +135,7 @@ class _OriginTracker(TorchDispatchMode):
     def _count(self, op: Any, maps: Sequence[Tensor]) -> None:
         """Count an addition or a concatenation of two maps or more in the innermost stage."""
         aten = torch.ops.aten
+        # Equal shapes only: broadcast additions, as of channel weights, merge no two maps.
         if op in (aten.add, aten.add_) and maps[0].shape == maps[1].shape:
             self.additions[self._inside[-1]] += 1
         elif op is aten.cat:

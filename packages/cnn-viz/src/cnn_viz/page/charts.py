@@ -53,6 +53,7 @@ def _chart(
         lowest, highest = sorted((0.0, 2 * lowest or 1.0))
     ticks = MaxNLocator(4).tick_values(lowest, highest)
     low, high = min(ticks[0], lowest), max(ticks[-1], highest)
+    # Accuracy cannot exceed 100 %, so neither should its axis.
     if scale == 100:
         high = min(high, 100.0)
     last = len(history) - 1

@@ -61,6 +61,7 @@ def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return the data for the templates and the script of a classifier's report."""
     predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
+    # Few classes stay in their own order, which readers know.
     order = clustered(counts) if len(counts) > CLUSTERED else list(range(len(counts)))
     maps = _part_or_none("class activation maps", lambda: _cams(view_inputs))
     embedding = _part_or_none("embedding", lambda: _embedding(view_inputs.embedded))
@@ -100,6 +101,7 @@ def _images(predictions: Predictions) -> dict[str, Any]:
         "tile": tile,
         "targets": _as_bytes(predictions.targets[chosen], "<u2"),
         "predicted": _as_bytes(predictions.predicted[chosen], "<u2"),
+        # Rounded down: 100 % would be a false claim.
         "confidence": _as_bytes((confidence * 255).floor(), "u1"),
     }
 
@@ -116,12 +118,14 @@ def _sprite_sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int
     if size != [height, width]:
         images = torch.cat(
             [
+                # Antialiased, as thin strokes would vanish otherwise; in parts, to save memory.
                 F.interpolate(part.float(), size, mode="bilinear", antialias=True)
                 for part in images.split(256)
             ]
         )
     if channels not in (1, 3):
         images = images.float().mean(1, keepdim=True)
+    # Square, because WebP is limited to 16,383 pixels a side: a row of 10,000 would not fit.
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     padded = images.new_zeros(rows * columns, *images.shape[1:], dtype=torch.uint8)
@@ -167,6 +171,7 @@ def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
     images = preprocessing(predictions.images[chosen].to(view_inputs.device))
     thumbnails = (preprocessing.denormalise(images).cpu() * 255).round().to(torch.uint8)
     sheet, _, size = _sprite_sheet(thumbnails, CAM_SIDE, columns=len(chosen))
+    # A whole factor keeps the pixels of small images sharp.
     scale = math.ceil(CAM_SIDE / max(size))
     predicted, targets = predictions.predicted[chosen], predictions.targets[chosen]
     offered = _offered_classes(len(predictions.classes), predicted, targets)

@@ -84,6 +84,7 @@ def write_report(
         text = load_template("report.md").render(template_data, drawings=drawings)
     else:
         text = _page(view_inputs, template_data, drawings)
+    # Names are untrusted: no control character or bidirectional override gets through.
     write_text(path, "\n".join(map(printable, text.split("\n"))))
     return path
 
@@ -98,6 +99,7 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
         left=LEFT,
         right=RIGHT,
         **(explorer_data(view_inputs) if task == "classification" else EMPTY_EXPLORER),
+        # An interactive part replaces its figure, but not the error of a figure that failed.
         figures=[
             _figure(d) for d in drawings if d.name not in INTERACTIVE_VIEWS[task] or not d.png
         ],
@@ -216,6 +218,7 @@ def _commands(run: Run) -> list[str]:
     """Return the commands that repeat the training, given recipe.toml."""
     recorded = run.environment()
     requirements = [f"{name}=={version}" for name, version in _distributions(recorded)]
+    # Without a local version such as +cu128, which the package index does not have.
     torch = str(recorded.get("torch", "")).partition("+")[0]
     requirements += [f"torch=={torch}"] if torch else []
     data_dir = ["--data-dir", "DIR"] if recorded.get("data_dir") else []
@@ -276,6 +279,7 @@ def load_template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz.page"),
         autoescape=not name.endswith(".md"),
+        # A misspelt name in a template is an error and not an empty text.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

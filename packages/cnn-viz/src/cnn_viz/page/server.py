@@ -49,6 +49,7 @@ __all__ = ["MAX_BYTES", "application"]
 MAX_BYTES = 20_000_000  # of an uploaded image
 TOP_CLASSES = 5  # classes reported for an image
 MAX_MAPS = 16  # of the first convolution, at most
+# Besides the hash of our script: images as data, inline styles, and requests to this server.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; connect-src 'self'; "
     "script-src '{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -113,6 +114,7 @@ class _Handlers:
         inputs = self.view_inputs
         path, weights = inputs.run.path / "report.html", inputs.run.weights
         if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
+            # A fresh one: the old one has cached the network with the old weights.
             now = ViewInputs(inputs.run, data_dir=inputs.data_dir, device=str(inputs.device))
             await run_in_threadpool(self._serialised, lambda: write_report(now))
         return FileResponse(path, media_type="text/html")
@@ -123,6 +125,7 @@ class _Handlers:
         number = request.query_params.get("class", "")
         if method not in NAMES or stage not in self.stages:
             return _error("no such method or stage", 400)
+        # Bounded before int(), which is slow for thousands of digits.
         if number and not (number.isdecimal() and int(number[:6]) < len(self.weights.classes)):
             return _error("no such class", 400)
         explained = [int(number)] if number else None
@@ -204,6 +207,7 @@ def _same_origin_only(answer: Handler, hosts: Collection[str]) -> Handler:
             return _error("this page serves its own machine only", 403)
         response = await answer(request)
         response.headers["X-Content-Type-Options"] = "nosniff"
+        # Answers depend on the weights, which may have been replaced.
         response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -232,6 +236,7 @@ async def _received(request: Request) -> bytes:
 def _decoded(content: bytes, channels: int) -> torch.Tensor:
     """Return an image, uint8 C H W; raise CorruptError if it is damaged or unsupported."""
     with tempfile.TemporaryDirectory() as folder:
+        # A file, because read_image checks formats and sizes of files before decoding them.
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:

@@ -52,6 +52,7 @@ def _compress(svg: str) -> str:
 
 def _round_coordinates(svg: str) -> str:
     """Drop empty elements and round coordinates; leave text untouched."""
+    # matplotlib writes a rotation by -0 degrees for every tick label.
     svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
     svg = re.sub(r'<g id="[^"]*"/>', "", svg)
     svg = re.sub(r">\s+<", "><", svg)

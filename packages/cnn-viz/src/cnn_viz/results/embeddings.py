@@ -59,7 +59,9 @@ def _pca(x: Matrix) -> Any:
 def _tsne(x: Matrix) -> Any:
     from sklearn.manifold import TSNE
 
+    # sklearn's default of 30 needs at least 91 images.
     near = min(30.0, (len(x) - 1) / 3)
+    # Starting from PCA keeps the global arrangement better than starting at random.
     return TSNE(init="pca", perplexity=near, random_state=SEED).fit_transform(x)
 
 
@@ -74,9 +76,8 @@ def _umap(x: Matrix) -> Any:
         return UMAP(n_neighbors=min(15, len(x) - 1), random_state=SEED).fit_transform(x)
 
 
-METHODS: dict[
-    str, tuple[Callable[[Matrix], Any], int]
-] = {  # with the largest number of images, to stay within a minute or so
+# With each method, the most images that it places: more would take minutes.
+METHODS: dict[str, tuple[Callable[[Matrix], Any], int]] = {
     "PCA": (_pca, 10_000),
     "t-SNE": (_tsne, 1_000),
     "UMAP": (_umap, 5_000),
@@ -139,6 +140,7 @@ class Embedding:
         """Return the cached placement, or None if there is none or its file is damaged."""
         try:
             content = io.BytesIO(self._file(method).read_bytes())
+            # The cache is in the run's folder, which may come from someone else: no pickles.
             with np.load(content, allow_pickle=False) as kept:
                 quality = {
                     name: float(kept[name]) for name in kept if name not in ("indices", "xy")

@@ -81,6 +81,7 @@ def clustered(counts: NDArray[np.int64]) -> list[int]:
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
+    # One or two classes have no order to find.
     if len(counts) < 3:
         return list(range(len(counts)))
     rates = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -175,6 +176,7 @@ def bootstrap(values: Sequence[float]) -> list[float] | None:
     """
     if len(values) < ENOUGH:
         return None
+    # Seeded, so that the same run gives the same report.
     resamples = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(np.asarray(values)[resamples].mean(1), [2.5, 97.5])
     return [float(low), float(high)]
@@ -208,6 +210,7 @@ class Reliability:
 
 def reliability(logits: Tensor, targets: Tensor) -> Reliability:
     """Return calibration in 15 bins ((m - 1) / 15, m / 15], from logits N x classes."""
+    # In float64: in float32 confident softmax values round to 1.
     logits = logits.double()
     probabilities = logits.softmax(1)
     confidence, predicted = probabilities.max(1)
@@ -226,6 +229,7 @@ def reliability(logits: Tensor, targets: Tensor) -> Reliability:
 def _binned(score: Tensor, event: Tensor) -> tuple[NDArray[Any], ...]:
     """Return the number, mean score, event frequency and count of each non-empty bin."""
     scores, events = np.asarray(score.double()), np.asarray(event.double())
+    # right=True: a value on a border belongs to the lower bin, as in the paper.
     bin_of = np.digitize(scores, np.arange(1, BINS) / BINS, right=True)
     counts = np.bincount(bin_of, minlength=BINS)
     bins = counts.nonzero()[0]
@@ -276,6 +280,7 @@ def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
         ap = auc = math.nan
         if truth.any():
             ap = float(average_precision_score(truth.numpy(), probability.numpy()))
+        # ROC needs both positives and negatives.
         if truth.any() and not truth.all():
             auc = float(roc_auc_score(truth.numpy(), probability.numpy()))
         rows.append(OneVsRest(ap, auc, ece))

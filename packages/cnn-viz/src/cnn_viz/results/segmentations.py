@@ -87,6 +87,7 @@ class SegmentationResults:
         count = len(self.classes)
         pixels, scores = torch.zeros(count, count, dtype=torch.int64), []
         curves, calibration, boundaries = Curves(count), Calibration(count), Boundaries(count)
+        # One pass for all metrics, because predicting is the expensive part.
         for output in self:
             predicted = output.predicted
             pixels += confusion(predicted, output.target, count)

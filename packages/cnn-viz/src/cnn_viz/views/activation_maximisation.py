@@ -28,6 +28,7 @@ BUDGET = 400 * 10**9  # multiply-accumulates: about 15 seconds on one CPU core
 def activation_maximisation(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw, for each of the first ten classes, an image that maximises its logit."""
     weights = read_weights(run.path)
+    # The first classes and not a choice: every class costs the same long climb.
     classes = list(range(min(CLASSES, weights.num_classes)))
     steps = steps_for(weights, len(classes))
     like, preprocessing = batch.images, weights.preprocessing

@@ -125,6 +125,8 @@ def _size(stage: Stage, boxes: Sequence[Stage]) -> tuple[float, float]:
     """Return the width and height of a stage's box."""
     channels = max(box.output[0] for box in boxes)
     side = max(_side(box) for box in boxes)
+    # Sizes and channels span three orders of magnitude; on a linear scale most boxes would
+    # vanish.
     width = max(MAX_WIDTH * math.sqrt(stage.output[0] / channels), MIN_WIDTH)
     return width, MAX_HEIGHT * (1 + math.log2(_side(stage))) / (1 + math.log2(side))
 

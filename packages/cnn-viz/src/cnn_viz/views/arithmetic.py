@@ -52,6 +52,7 @@ def draw_step(step: ConvolutionStep, image_pixels: Pixels, title: str, descripti
     _image(axes[0][0], image_pixels, step)
     for ax in axes[1:, 0]:
         ax.set_axis_off()
+    # All channels share a scale, as their products are added.
     limits = [float(part.abs().max()) or 1.0 for part in _parts(step)]
     for channel in range(rows):
         of = f", channel {channel}" if len(step.kernel) > 1 else ""
@@ -123,6 +124,7 @@ def _cells(ax: Axes, values: Tensor, limit: float, title: str) -> None:
     side = max(array.shape)
     if side > LEGIBLE:
         return
+    # Small kernels need a third digit to differ from 0.
     digits = 2 if limit >= 0.1 else 3
     for (row, column), value in np.ndenumerate(array):
         ax.text(

@@ -27,6 +27,7 @@ UNIT = (-0.02, 1.02)
 def calibration(run: Run, predictions: Predictions, validation: Predictions | None) -> Figure:
     """Draw reliability diagrams, as trained and with a fitted temperature."""
     note, temperature = "Training held out no images to fit a temperature on.", None
+    # Fitting on the test split would make the result look better than it is.
     if validation is not None:
         temperature = fitted_temperature(validation.logits, validation.targets)
         note = _temperature_note(temperature, len(validation.targets))

@@ -64,6 +64,7 @@ def _name_axes(ax: Axes, names: tuple[str, ...], cell: float) -> None:
     """Label the axes with the classes and draw lines between cells, `cell` inches wide."""
     places = range(len(names)) if len(names) <= NAMED else []
     labels = [style.short(names[place], LONGEST) for place in places]
+    # A character is about 0.1 inches wide.
     upright = 0.1 * max(map(len, labels), default=0) < cell
     size = min(_font_size(names), 0.75 * 72 * cell)
     ax.set_xticks(places, labels, rotation=0 if upright else 90, fontsize=size)

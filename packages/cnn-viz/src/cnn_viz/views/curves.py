@@ -55,6 +55,7 @@ def curves(run: Run) -> Figure:
     loss.set(title="Loss", ylabel=LOSSES.get(run.recipe.loss, run.recipe.loss))
     metrics = {key.partition("/")[2] for key in history[-1]}
     tops = sorted((name for name in metrics if name.startswith("top")), key=natural)
+    # A line at 100 % would compress the other curves.
     tops = [name for name in tops if not _always_perfect(name, history)]
     tops = tops or [name for name in OF_PIXELS if name in metrics]
     _lines(accuracy, history, tops, scale=100)

@@ -31,6 +31,7 @@ def features(run: Run, model: nn.Module, batch: Batch) -> Figure:
     image = batch.images[:1]
     stages = registry.get_spec(run.recipe.model).stages
     outputs, logits = stage_outputs(model, image, stages)
+    # A strip needs only half the height of a row of maps.
     heights = [1.0, *(1.0 if _spatial(output) else 0.5 for output in outputs.values())]
     figure = style.figure(
         10.5,

@@ -79,6 +79,7 @@ def initial_model(run: Run) -> nn.Module:
         raise UsageError("training started from given weights")
     if (version := run.environment().get("torch")) != torch.__version__:
         raise UsageError(f"trained with PyTorch {version}, this is version {torch.__version__}")
+    # On all devices: manual_seed seeds every one of them.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(recipe.seed)
         return create_model(

@@ -34,6 +34,7 @@ def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside their Grad-CAM for the predicted class."""
     weights = read_weights(run.path)
     stage = registry.get_spec(run.recipe.model).cam_stage
+    # Different classes: twelve images of one class would show little.
     shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
     cam = grad_cam(model, batch.images[shown], stage)
     require_spatial_maps(cam, stage)

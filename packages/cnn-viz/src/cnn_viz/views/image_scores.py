@@ -28,8 +28,8 @@ def image_scores(run: Run, segmented: SegmentationResults) -> Figure:
         3.2,
         f"Scores of each image: {run.recipe.model} on {run.recipe.data}",
         f"{len(scores):,} images of the test split. mIoU and Dice are means over the classes in "
-        "the image or its prediction. Boundary F1, with a tolerance of 2 pixels, is the mean over "
-        "the\nforeground classes. The dotted line is the median.",
+        "the image or its prediction. Boundary F1, with a tolerance of 2 pixels, "
+        "is the mean\nover the foreground classes. The dotted line is the median.",
     )
     for ax, (key, name) in zip(figure.subplots(1, len(NAMES)), NAMES.items(), strict=True):
         _distribution(ax, [line[key] for line in scores if key in line], name)

@@ -61,6 +61,7 @@ def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
     axes = figure.subplots(2, 2, sharex="col")
     for (left, right), stage in zip(axes, stages, strict=True):
         heats = _heats(model, images, stage, classes, stride_of[stage])
+        # Ignored pixels belong to no mask, so evidence there would count against every map.
         cropped = {name: centred(heat, targets) * valid for name, heat in heats.items()}
         plot_means(
             left,

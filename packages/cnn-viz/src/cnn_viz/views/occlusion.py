@@ -42,7 +42,9 @@ def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
             p = probabilities[torch.arange(len(covered)), classes]
             return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
 
+        # The network's inputs are normalised, so the default fill of 0 is the mean colour.
         maps = score_drops(score, images, patch, max(patch // 2, 1)).cpu()
+    # One scale for all images, so that weak and strong effects can be compared.
     top = max(1e-6, float(maps.abs().max()))
     denormalised = weights.preprocessing.denormalise(images).cpu()
     unit = tile_height(4.9, 3, images.shape, gap=GAP)

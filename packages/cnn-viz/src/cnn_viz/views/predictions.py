@@ -27,6 +27,7 @@ def predictions(run: Run, predictions: Predictions) -> Figure:
     hit = predictions.predicted == predictions.targets
     right = hit.nonzero().squeeze(1)
     wrong = (~hit).nonzero().squeeze(1)
+    # Stable, so that ties keep the dataset's order and the figure is reproducible.
     by_confidence = confidence.argsort(descending=True, stable=True)
     ranked_right, ranked_wrong = (by_confidence[is_so[by_confidence]] for is_so in (hit, ~hit))
     kinds = (

@@ -40,6 +40,7 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
         "values of recall and false positive rate. Dotted: a random ranking.",
     )
     left, right = figure.subplots(1, 2)
+    # Drawn first, below the named classes; the worst of them on top.
     for number in reversed(others):
         curves = ranking_curves(probabilities, predictions.targets, number)
         options: dict[str, Any] = {"color": style.MUTED, "alpha": 0.35, "linewidth": 0.8}

@@ -72,6 +72,7 @@ def _classes(mask: Tensor) -> list[int]:
 def _row(ax: Axes, image: Tensor, region: Tensor, heats: dict[str, Tensor], unit: float) -> None:
     """Show an image, the pixels explained, and an overlay for each labelled heat map."""
     rgb = as_rgb(image)
+    # Without padding the output is smaller than the image, and describes its centre.
     top, left = ((a - b) // 2 for a, b in zip(rgb.shape[:2], region.shape, strict=True))
     region_image = np.full(rgb.shape[:2], 0.15)
     region_image[top : top + region.shape[0], left : left + region.shape[1]] = (

@@ -33,9 +33,11 @@ def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
     count = min(max(PIXELS // batch.images[0, 0].numel(), 1), IMAGES, len(batch.images))
     images = batch.images[:count]
     result = mc_dropout(model, images, PASSES)
+    # Without padding the output describes only the centre of the image.
     targets = centred(batch.targets[:count], result.probabilities).cpu()
     denormalised = centred(weights.preprocessing.denormalise(images), result.probabilities).cpu()
     wrong = (result.probabilities.argmax(1).cpu() != targets) & (targets != IGNORED)
+    # log2 of the number of classes is the entropy of a uniform prediction.
     mutual, max_entropy = result.mutual.cpu(), float(np.log2(result.probabilities.shape[1]))
     max_mutual = max(float(mutual.max()), 1e-6)
     unit = tile_height(4.7, 4, targets.shape, gap=GAP)

@@ -98,6 +98,8 @@ def value_histograms(
 
 def _weight_histogram(module: nn.Module) -> ValueHistogram | None:
     """Return a histogram of a module's weights, without biases and normalisation."""
+    # Biases and batch norm have one dimension: their few values would be lost in the histogram
+    # anyway.
     matrices = [p.detach().float().cpu().flatten() for p in module.parameters() if p.ndim > 1]
     return _value_histogram(torch.cat(matrices)) if matrices else None
 
@@ -116,6 +118,7 @@ def _value_histogram(values: Tensor, units: int = 0, dead: int = 0) -> ValueHist
     array = np.asarray(values).ravel()
     counts, edges = np.histogram(array, bins=BINS)
     zeros = float((array == 0).mean())
+    # Sums of millions of float32 values lose digits in float32.
     mean, deviation = (float(f(array, dtype=np.float64)) for f in (np.mean, np.std))
     return ValueHistogram(
         counts=counts,
