@@ -1,4 +1,4 @@
-"""How `make docs` builds the pages: from docs/, the READMEs and the code, without the network."""
+"""Sphinx configuration for `make docs`: pages from docs/, the READMEs and the code, offline."""
 
 import sys
 from pathlib import Path

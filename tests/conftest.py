@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +16,24 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cnn_core.training import Run
 
 # Tests run side by side: one thread each. Set before anything imports torch.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 FASHION = ROOT.parent / "shared" / "data" / "fashion-mnist"
+
+
+TRAINED = {
+    "lenet5_modern": {"epochs": 2, "batch_size": 32},
+    "unet_same": {"epochs": 1, "image_size": 32, "options": {"width": 4, "depth": 2}},
+}
 
 
 def beside(site: Path) -> str:
@@ -164,6 +176,41 @@ def fashion() -> Path:
     if not FASHION.is_dir():
         pytest.skip(f"no {FASHION.relative_to(ROOT.parent)} beside the repository")
     return FASHION
+
+
+# One run and one segmentation run for the whole test process: training takes seconds
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """Return a function that trains a model once and returns the folder of the run."""
+
+    @functools.cache
+    def trained(model: str, data: str) -> Path:
+        from cnn_core import train
+
+        out = tmp_path_factory.mktemp("trained") / "run"
+        return train(model, data, out=out, progress=False, device="cpu", **TRAINED[model]).path
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def digits_run(trained_once, tmp_path_factory) -> Run:
+    """A run of lenet5_modern on the digits, 2 epochs; each test file has a copy of its own."""
+    return copy_of(trained_once("lenet5_modern", "digits"), tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def scenes_run(trained_once, tmp_path_factory) -> Run:
+    """A run of a narrow unet_same on digit_scenes, 1 epoch; a copy for each test file."""
+    return copy_of(trained_once("unet_same", "digit_scenes"), tmp_path_factory)
+
+
+def copy_of(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    from cnn_core.training import Run
+
+    return Run.open(shutil.copytree(run, tmp_path_factory.mktemp("copy") / "run"))
 
 
 # Plugins of a test's own, in its own process

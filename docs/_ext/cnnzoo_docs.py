@@ -1,8 +1,8 @@
-"""Pages made of what the repository says elsewhere: READMEs, `--help`, specs, hooks.
+"""Build pages from other parts of the repository: READMEs, `--help`, specs and hooks.
 
-A line `<!-- docs: MAKER ARGUMENT -->` of a page is replaced by the Markdown that the maker
-returns, before Sphinx reads it. Links lead to the page that has a file's text, where there is
-one, and to a copy of the file otherwise.
+Before Sphinx reads a page, each line `<!-- docs: MAKER ARGUMENT -->` is replaced by the Markdown
+that the maker returns. A link to a file leads to the page with that file's text. If there is no
+such page, it leads to a copy of the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)#\s]+)")
 
 
 def expand(text: str, page: str) -> str:
-    """Return a page's Markdown with what its marks stand for; `page` is its path in docs/."""
+    """Return a page's Markdown with its marks expanded; `page` is its path in docs/."""
 
     def made(mark: re.Match[str]) -> str:
         return MAKERS[mark[1]](mark[2], page)
@@ -50,7 +50,11 @@ def expand(text: str, page: str) -> str:
 
 
 def relink(text: str, source: Path, page: str) -> str:
-    """Let the links of `source` hold on `page`; raise FileNotFoundError for one that is broken."""
+    """Rewrite the links of `source` for `page`.
+
+    Raises:
+        FileNotFoundError: a link is broken.
+    """
 
     def moved(link: re.Match[str]) -> str:
         target = Path(os.path.normpath(source.parent / link[1]))
@@ -70,7 +74,7 @@ def pages() -> list[str]:
 
 @cache
 def homes() -> dict[str, str]:
-    """Return the page of each file, and of each folder with a README, that has one."""
+    """Map each file, and each folder with a README, to the page that shows it."""
     found = {"README.md": "index.md"}
     for page in pages():
         for _, argument in _MARK.findall((DOCS / page).read_text(encoding="utf-8")):
@@ -87,18 +91,18 @@ def homes() -> dict[str, str]:
 
 
 def readme(file: str, page: str) -> str:
-    """Return a file without its title."""
+    """Return the text of a file without its title."""
     text = (ROOT / file).read_text(encoding="utf-8")
     return relink(text.partition("\n")[2].strip(), ROOT / file, page)
 
 
 def beginning(file: str, page: str) -> str:
-    """Return what stands between a file's title and its first section."""
+    """Return the text between a file's title and its first section."""
     return re.split(r"^## ", readme(file, page), maxsplit=1, flags=re.M)[0].strip()
 
 
 def section(argument: str, page: str) -> str:
-    """Return one section of a file, without its heading: `README.md Use`."""
+    """Return one section of a file without its heading; `argument` is like `README.md Use`."""
     file, _, title = argument.partition(" ")
     for part in re.split(r"^## ", readme(file, page), flags=re.M)[1:]:
         heading, _, text = part.partition("\n")
@@ -108,7 +112,7 @@ def section(argument: str, page: str) -> str:
 
 
 def networks(plugin: str, page: str) -> str:
-    """Return a figure, and what `cnnzoo show` prints, of the first network of each file."""
+    """Return a figure and the output of `cnnzoo show` for the first network of each file."""
     first: dict[str, str] = {}
     for name, entry in registry.models():
         if entry.plugin.name == plugin:
@@ -120,7 +124,7 @@ def networks(plugin: str, page: str) -> str:
 
 
 def _figure(model: str, page: str) -> str:
-    """Draw a network, into a folder that lasts as long as the build; return its path."""
+    """Draw a network and return the path of the figure; its folder lasts as long as the build."""
     spec, path = registry.get_spec(model), Path(_folder().name) / f"{model}.svg"
     build = partial(create_model, model)
     with style.applied():
@@ -140,7 +144,7 @@ def _shown(model: str) -> str:
 
 
 def commands(_: str, page: str) -> str:
-    """Return the help of `cnnzoo` and of each of its commands."""
+    """Return the help texts of `cnnzoo` and all its commands."""
     group = click.Context(app, info_name="cnnzoo", terminal_width=88, **app.context_settings)
     parts = [_block(app.get_help(group))]
     for name in app.list_commands(group):
@@ -152,7 +156,7 @@ def commands(_: str, page: str) -> str:
 
 
 def hook(name: str, page: str) -> str:
-    """Return a hook's signature and docstring, and the fields of the spec that it returns."""
+    """Return the signature and docstring of a hook, and the fields of the spec that it returns."""
     function = getattr(hookspecs, name)
     parts = [_block(signature(name), "python"), _words(function)]
     if returned := re.search(r"Iterable\[(\w+)\]", signature(name)):
@@ -162,14 +166,14 @@ def hook(name: str, page: str) -> str:
 
 
 def _words(documented: object) -> str:
-    """Return a docstring as Markdown: `<` outside of code is a character, not HTML."""
+    """Return a docstring as Markdown, with `<` escaped outside code: it is not HTML."""
     parts = (inspect.getdoc(documented) or "").split("`")
     parts[::2] = [part.replace("<", r"\<") for part in parts[::2]]
     return "`".join(parts)
 
 
 def signature(name: str) -> str:
-    """Return the line that declares a hook, as it stands in the source."""
+    """Return the line of the source that declares a hook."""
     return _declared()[name]
 
 
@@ -184,7 +188,7 @@ def _declared() -> dict[str, str]:
 
 
 def _fields(spec: type) -> str:
-    """Return a spec's fields as they are written in its class, those of all specs first."""
+    """Return the fields of a spec as its class declares them, after the fields of all specs."""
     lines = [line for cls in (specs.Spec, spec) for line in _annotated(cls)]
     return _block(f"class {spec.__name__}:\n" + "\n".join(f"    {f}" for f in lines), "python")
 
@@ -212,7 +216,7 @@ MAKERS: dict[str, Callable[[str, str], str]] = {
 
 
 def setup(sphinx: Sphinx) -> dict[str, bool]:
-    """Have every page expanded as it is read."""
+    """Expand every page when Sphinx reads it."""
 
     def read(sphinx: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = expand(source[0], f"{docname}.md")

@@ -13,7 +13,6 @@ import time
 
 import pytest
 
-from cnn_core import train
 from cnn_core.builtin import plugin as builtin
 
 COMMAND = [sys.executable, "-m", "cnn_core"]
@@ -27,9 +26,8 @@ READ = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "run"
-    return train("lenet5_modern", "digits", out=out, progress=False, epochs=2)
+def run(digits_run):
+    return digits_run
 
 
 @pytest.mark.parametrize("command", [*READ, "show lenet5"])

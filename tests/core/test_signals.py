@@ -39,7 +39,6 @@ SETTINGS = {
 NOISE = {"seconds", "images_per_second"}  # differ from run to run
 RAISED = {signal.SIGTERM: "Terminated", signal.SIGINT: "KeyboardInterrupt"}
 SIGNALS = pytest.mark.parametrize("signum", [*RAISED], ids=["SIGTERM", "SIGINT"])
-PROMPT = 5.0  # seconds from the signal to the end
 
 
 def lenet(run, **more):
@@ -88,11 +87,16 @@ def ended(child, limit=60.0):
     return os.waitstatus_to_exitcode(found[1])
 
 
-def wait_for(path, limit=60.0):
+def wait_until(true, limit=60.0):
+    """Wait for something to happen; a test that waits for ever would not say why."""
     began = time.monotonic()
-    while not path.exists():
-        assert time.monotonic() - began < limit, path
+    while not true():
+        assert time.monotonic() - began < limit, "waited in vain"
         time.sleep(0.002)
+
+
+def wait_for(path):
+    wait_until(path.exists)
 
 
 class Counter:
@@ -208,15 +212,14 @@ def interrupt_itself(run, moment, result):
     facts, counter, before = {"raised": "", "notes": []}, Counter(), handlers()
 
     def note():
-        facts.update(before=counter.taken, sent=time.monotonic())
+        facts["before"] = counter.taken
 
     moment.arm(note)
     try:
         lenet(run, observers=[counter, moment])
     except BaseException as error:
         facts |= {"raised": type(error).__name__, "notes": getattr(error, "__notes__", [])}
-    facts |= {"ended": time.monotonic(), "restored": handlers() == before}
-    facts["taken"] = counter.taken
+    facts |= {"restored": handlers() == before, "taken": counter.taken}
     result.write_text(json.dumps(facts))
 
 
@@ -234,7 +237,6 @@ def test_a_signal_is_obeyed_and_going_on_is_exact(tmp_path, whole, count):
         assert facts["raised"] == RAISED[moment.signum], (moment, facts)
         assert facts["notes"] == [f"go on with: cnnzoo train --resume {run}"], moment
         assert facts["restored"], moment
-        assert facts["ended"] - facts["sent"] < PROMPT, moment
         state = Checkpoints(Run.open(run).state).newest()
         saved = state.epoch * whole.steps // SETTINGS["epochs"] + state.step
         assert saved == facts["taken"], moment  # nothing is lost
@@ -300,7 +302,6 @@ def test_the_command_tells_how_it_ended_and_how_to_go_on(tmp_path, whole, count)
             if code == 0:
                 continue
             stopped += 1
-            assert time.monotonic() - sent < PROMPT
             said = err.read_text()
             assert code == 128 + signum, said
             assert ("terminated" if signum == signal.SIGTERM else "interrupted") in said
@@ -321,9 +322,7 @@ def test_a_real_command(tmp_path, whole, signum):
     )
     wait_for(run / "state" / "e000000-s00000008")
     process.send_signal(signum)
-    sent = time.monotonic()
     out, err = process.communicate(timeout=60)
-    assert time.monotonic() - sent < PROMPT
     assert (process.returncode, out) == (128 + signum, ""), err
     how = "terminated" if signum == signal.SIGTERM else "interrupted"
     assert err.splitlines()[-2:] == [how, f"go on with: cnnzoo train --resume {run}"]
@@ -335,7 +334,7 @@ def test_a_real_command(tmp_path, whole, signum):
 
 
 class Slow:
-    """Sleeps in the third step, and says so."""
+    """Sleep in the third step; files tell when it falls asleep and when it wakes."""
 
     def __init__(self, path):
         self.path = path
@@ -344,6 +343,7 @@ class Slow:
         if step == 2:
             self.path.touch()
             time.sleep(60)
+            self.path.with_suffix(".awake").touch()
 
 
 @pytest.mark.parametrize("first", [*RAISED], ids=["SIGTERM", "SIGINT"])
@@ -356,10 +356,9 @@ def test_a_second_signal_ends_at_once(tmp_path, first, second):
     os.kill(child, first)
     time.sleep(0.1)
     assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    sent = time.monotonic()
     os.kill(child, second)
-    assert ended(child) == 128 + second
-    assert time.monotonic() - sent < 1
+    assert ended(child, limit=120.0) == 128 + second
+    assert not asleep.with_suffix(".awake").exists()  # it did not wait for the step to end
     assert Checkpoints(run / "state").names() == before == ["e000000-s00000002"]
 
 
@@ -532,20 +531,16 @@ def test_workers_are_gone_and_going_on_is_exact(tmp_path, pictures, how):
     workers = children(child)
     assert len(workers) == count
     for signum in sent:
-        began = time.monotonic()
         send(child, signum)
         time.sleep(0.1)
     code = ended(child)
     if sent in ([signal.SIGTERM], [signal.SIGINT]):
         assert (code, raised.read_text()) == (0, RAISED[sent[0]])
-        assert time.monotonic() - began < PROMPT
         state = Checkpoints(run / "state").newest()
         assert (state.epoch, state.step > 1) == (1, True)
     else:
         assert code in (128 + signal.SIGTERM, -signal.SIGKILL)
         assert not raised.exists()
-    while alive(workers):
-        assert time.monotonic() - began < 10, workers
-        time.sleep(0.05)
+    wait_until(lambda: not alive(workers))
     assert ended(forked(lambda: lenet(run, data=data, workers=1, **STREAMED) and None)) == 0
     require_same(run, whole)

@@ -426,9 +426,8 @@ def test_an_unwritable_run_directory_is_one_error(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished") / "run"
-    return train("lenet5_modern", "digits", out=out, progress=False, epochs=1)
+def finished(digits_run):
+    return digits_run
 
 
 @pytest.fixture

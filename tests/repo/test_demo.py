@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
-import time
 
 import pytest
 
 
-@pytest.mark.xdist_group("timing")
 @pytest.mark.parametrize(
-    ("task", "said", "least"),
+    ("task", "said", "least", "most"),
     [
-        ("classification", "of the digits", 97),
-        pytest.param("segmentation", "mean IoU", 90, marks=pytest.mark.slow),
+        ("classification", "of the digits", 97, 30),
+        pytest.param("segmentation", "mean IoU", 90, 6, marks=pytest.mark.slow),
     ],
 )
-def test_the_demo_gets_there_within_90_seconds(task, said, least, cnnzoo, tmp_path):
-    began = time.perf_counter()
+def test_the_demo_gets_there_in_few_epochs(task, said, least, most, cnnzoo, tmp_path):
     done = cnnzoo("demo", "--task", task, cwd=tmp_path)
-    seconds = time.perf_counter() - began
     assert done.code == 0, done.err
     reached = float(re.search(rf"^([\d.]+) % {said}", done.out, re.M).group(1))
     assert reached >= least
-    assert seconds <= 90
     (run,) = (tmp_path / "runs").iterdir()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["epoch"] for line in lines) <= most
     for name in ("report.html", "weights.safetensors", "metrics.jsonl", "figures"):
         assert str(run.relative_to(tmp_path) / name) in done.out
         assert (run / name).exists()

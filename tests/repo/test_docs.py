@@ -1,4 +1,4 @@
-"""The documentation builds without a warning and offline, and says what the code says."""
+"""The documentation builds offline without a warning, and agrees with the code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def extension() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """What `make docs` builds, by its own command, in another folder."""
+    """Build the pages with the command of `make docs`, in another folder."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (line,) = re.findall(r"^\t\$\(BIN\)/sphinx-build (.*) docs build/docs$", makefile, re.M)
     assert {"--fail-on-warning", "--nitpicky"} <= set(shlex.split(line))
@@ -56,7 +56,7 @@ def site(tmp_path_factory) -> Path:
 
 
 class Page(HTMLParser):
-    """A page's text, the links on it, the names that links can lead to, and what it loads."""
+    """A page: its text, links, link targets and the files it loads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_every_hook_is_there_with_its_exact_signature(built):
 
 
 def plain(docstring: str) -> str:
-    """A docstring as a page has it: code without backticks, typographic quotes."""
+    """Return a docstring as a page shows it: no backticks, typographic quotes."""
     return re.sub(r"`([^`]+)`", r"\1", docstring).replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
 
 

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its plugin works, its numbers are the recipes'."""
+"""The README is true: its commands run, its plugin works, its numbers match the recipes."""
 
 from __future__ import annotations
 

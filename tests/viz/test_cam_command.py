@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-import cnn_core
 from cnn_core.create import build
 from cnn_core.data import load_dataset
 from cnn_core.data.images import read_image
@@ -25,10 +24,8 @@ TWO = "2 forward passes of an image"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("cam") / "run"
-    options = {"epochs": 1, "progress": False, "device": "cpu"}
-    return cnn_core.train("lenet5_modern", "digits", out=out, **options)
+def run(digits_run: Run) -> Run:
+    return digits_run
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-import cnn_core
 from cnn_core.data import Batch
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Run
@@ -39,9 +38,8 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("embedding") / "run"
-    return cnn_core.train("lenet5", "digits", out=out, progress=False, epochs=1, device="cpu")
+def run(digits_run: Run) -> Run:
+    return digits_run
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,8 @@ from cnn_viz.views.weights import value_histograms
 
 
 @pytest.fixture(scope="module")
-def view_inputs(tmp_path_factory: pytest.TempPathFactory) -> ViewInputs:
-    out = tmp_path_factory.mktemp("evaluation") / "run"
-    run = cnn_core.train(
-        "lenet5_modern", "digits", out=out, progress=False, epochs=2, batch_size=32, device="cpu"
-    )
-    return ViewInputs(run, device="cpu")
+def view_inputs(digits_run: Run) -> ViewInputs:
+    return ViewInputs(digits_run, device="cpu")
 
 
 @pytest.fixture(scope="module")

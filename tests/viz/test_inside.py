@@ -28,12 +28,8 @@ from cnn_viz.views.filters import initial_model
 
 
 @pytest.fixture(scope="module")
-def view_inputs(tmp_path_factory: pytest.TempPathFactory) -> ViewInputs:
-    out = tmp_path_factory.mktemp("inside") / "run"
-    run = cnn_core.train(
-        "lenet5_modern", "digits", out=out, progress=False, epochs=2, batch_size=32, device="cpu"
-    )
-    return ViewInputs(run, device="cpu")
+def view_inputs(digits_run: Run) -> ViewInputs:
+    return ViewInputs(digits_run, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +38,8 @@ def run(view_inputs: ViewInputs) -> Run:
 
 
 @pytest.fixture(scope="module")
-def segmenting(tmp_path_factory: pytest.TempPathFactory) -> ViewInputs:
-    out = tmp_path_factory.mktemp("segmenting") / "run"
-    options = {"epochs": 1, "image_size": 32, "options": {"width": 4, "depth": 2}}
-    run = cnn_core.train(
-        "unet_same", "digit_scenes", out=out, progress=False, device="cpu", **options
-    )
-    return ViewInputs(run, device="cpu")
+def segmenting(scenes_run: Run) -> ViewInputs:
+    return ViewInputs(scenes_run, device="cpu")
 
 
 def written(figure: Figure) -> list[str]:

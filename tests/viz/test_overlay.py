@@ -18,7 +18,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-import cnn_core
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
 from cnn_viz import style
@@ -26,10 +25,8 @@ from cnn_viz.commands.compare_curves import LONGEST, overlay, write_overlay
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory) -> Run:
-    out = tmp_path_factory.mktemp("overlay") / "run"
-    settings = {"progress": False, "epochs": 2, "device": "cpu"}
-    return cnn_core.train("lenet5_modern", "digits", out=out, **settings)
+def real(digits_run: Run) -> Run:
+    return digits_run
 
 
 Maker = Callable[..., Run]

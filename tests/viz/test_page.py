@@ -12,7 +12,6 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
-import cnn_core
 from cnn_core.training import Predictions, Run
 from cnn_viz import write_report
 from cnn_viz.page import explorer
@@ -26,11 +25,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get i
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("page") / "run"
-    return cnn_core.train(
-        "lenet5_modern", "digits", out=out, progress=False, epochs=2, device="cpu"
-    )
+def run(digits_run: Run) -> Run:
+    return digits_run
 
 
 @pytest.fixture(scope="module")

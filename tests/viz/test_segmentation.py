@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import cnn_core
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, SegmentationOutput
@@ -55,12 +54,8 @@ SHOWN = [view for view in VIEWS if view not in INTERACTIVE_VIEWS["segmentation"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("segmentation") / "run"
-    options = {"epochs": 1, "image_size": 32, "options": {"width": 4, "depth": 2}}
-    return cnn_core.train(
-        "unet_same", "digit_scenes", out=out, progress=False, device="cpu", **options
-    )
+def run(scenes_run: Run) -> Run:
+    return scenes_run
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,8 @@ QUERY = "explain?method=grad-cam&stage=c3&class="
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("serve") / "run"
-    return cnn_core.train("lenet5", "digits", out=out, progress=False, epochs=2, device="cpu")
+def run(digits_run: Run) -> Run:
+    return digits_run
 
 
 @pytest.fixture(scope="module")

@@ -94,11 +94,8 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("viz") / "run"
-    return cnn_core.train(
-        "lenet5_modern", "digits", out=out, progress=False, epochs=3, batch_size=32, device="cpu"
-    )
+def run(digits_run: Run) -> Run:
+    return digits_run
 
 
 @pytest.fixture(scope="module")
