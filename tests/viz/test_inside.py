@@ -154,17 +154,17 @@ def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
         weight_decay=0.0,
         seed=7,
     )
-    before = before_training(still).state_dict()
-    kept = ViewInputs(still, device="cpu").model.state_dict()
+    trained = ViewInputs(still, device="cpu")
+    before, kept = before_training(still, trained.weights).state_dict(), trained.model.state_dict()
     assert before.keys() == kept.keys()
     assert all(torch.equal(before[name], kept[name]) for name in kept)
-    other = before_training(run)  # of another seed
+    other = before_training(run, trained.weights)  # of another seed
     assert not torch.equal(other.c1.weight, before["c1.weight"])
 
 
-def test_building_it_again_leaves_the_random_state_as_it_was(run):
+def test_building_it_again_leaves_the_random_state_as_it_was(run, view_inputs):
     state = torch.get_rng_state()
-    before_training(run)
+    before_training(run, view_inputs.weights)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -212,7 +212,7 @@ def test_an_even_size_under_a_padded_stride_is_placed_by_what_is_seen():
     assert (found.position, found.start) == ((2, 2), (3, 3))
 
 
-@pytest.mark.parametrize("name", ["ingredients", "segmenting"])
+@pytest.mark.parametrize("name", ["view_inputs", "segmenting"])
 def test_the_effective_field_lies_within_the_theoretical_one(name, request):
     made = request.getfixturevalue(name)
     spec, images = cnn_core.get_spec(made.run.recipe.model), made.batch.images[:8]

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import DATASET, MODEL, RECIPE, Choice
+from cnn_core.cli.params import (
+    DATASET,
+    MODEL,
+    RECIPE,
+    Choice,
+    data_dir_option,
+    device_option,
+)
 from cnn_core.errors import UsageError
 
 __all__ = ["command"]
@@ -52,9 +59,9 @@ __all__ = ["command"]
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
 @click.option("--auto-resume", is_flag=True, help="Go on with the run in --out, if there is one.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
+@data_dir_option
 @click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@device_option
 def command(
     model: str | None,
     data: str | None,

@@ -141,9 +141,7 @@ class Recipe:
     save_steps: int = 0  # steps after which the state is saved within an epoch; 0: only at its end
     keep: int = 2  # checkpoints that are kept, beside the best epoch's
     image_size: int = 0  # 0: the size that the architecture was published for
-    tile: int = (
-        0  # segmentation: images keep their size, and are seen in tiles of so many pixels
-    )
+    tile: int = 0  # segmentation: images keep their size, and are seen in tiles of so many pixels
     mean: tuple[float, ...] = ()  # empty: the dataset's own
     std: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture

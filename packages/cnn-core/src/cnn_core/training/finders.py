@@ -158,9 +158,7 @@ def _endless(setup: Setup) -> Iterator[Batch]:
     return chain.from_iterable(epochs)
 
 
-def _one_step(
-    train_state: TrainState, setup: Setup, batch: Batch, lr: float, steps: int
-) -> float:
+def _one_step(train_state: TrainState, setup: Setup, batch: Batch, lr: float, steps: int) -> float:
     """Take one training step; return its loss."""
     recipe = setup.recipe
     images = batch.images.contiguous(memory_format=FORMATS[recipe.memory_format])

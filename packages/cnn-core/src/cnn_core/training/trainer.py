@@ -88,9 +88,7 @@ def train(
         observers=Observers(plugins(), observers) if world.first else Observers(None),
         fit_memory=fit_memory,
     )
-    with torch.random.fork_rng(
-        devices=[session.device] if session.device.type == "cuda" else []
-    ):
+    with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
             return session.resume(Path(resume), folder)
         assert chosen is not None
@@ -245,9 +243,7 @@ class Session:
         weights, spec, recipe = read_weights(run.path), setup.dataset.spec, setup.recipe
         # Metrics once more: some take too long for every epoch, and are for the test split only.
         metrics = EpochMetrics(spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data)
-        testing = dataclasses.replace(
-            setup, metrics=metrics, preprocessing=weights.preprocessing
-        )
+        testing = dataclasses.replace(setup, metrics=metrics, preprocessing=weights.preprocessing)
         model, split = build(weights).to(self.device), setup.dataset.split("test")
         with stop_requests() as stop:
             # One of several processes must not leave alone: the others would wait for it.

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import build
 from cnn_core.data import Batch, batches
-from cnn_core.registry.recorded import open_run
-from cnn_core.training import Predictions, Run, predictions, segmented
-from cnn_core.training.device import choose_device
-from cnn_core.training.evaluation import eval_batch_size, held_out, load_data
-from cnn_core.weights.native import Weights, read_weights
+from cnn_core.training import Predictions, Trained, predictions, segmented
+from cnn_core.training.evaluation import eval_batch_size
+from cnn_core.training.outputs import held_out
 from cnn_viz.results.embeddings import METHODS, Embedded, even, features_of
 from cnn_viz.results.segmentations import Segmentations
 
@@ -29,33 +23,12 @@ BATCH = 64
 PIXELS = 2**20  # of the batch of a network that segments: its images may be large
 
 
-class ViewInputs:
-    """A run, and what its weights make of the test split; each part is made when asked for.
+class ViewInputs(Trained):
+    """A trained network and its outputs for the test split; each part is made when asked for.
 
     Raises, when asked: what `read_weights` and `load_dataset` raise for files that are missing
     or broken.
     """
-
-    def __init__(
-        self,
-        run: Run | str | os.PathLike[str],
-        *,
-        data_dir: str | os.PathLike[str] | None = None,
-        device: str = "auto",
-    ) -> None:
-        self.run: Run = run if isinstance(run, Run) else open_run(run)
-        self.data_dir = data_dir
-        self.device: torch.device = choose_device(device)
-
-    @cached_property
-    def weights(self) -> Weights:
-        """The kept weights, with the classes' names and the preprocessing."""
-        return read_weights(self.run.path)
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """The network with the kept weights, in eval mode."""
-        return build(self.weights).to(self.device)
 
     @cached_property
     def batch(self) -> Batch:
@@ -64,10 +37,7 @@ class ViewInputs:
         Of pixels with classes the first images, 2^20 pixels at most; of images that are seen tile
         by tile, the tile at the centre.
         """
-        split, preprocessing = (
-            load_data(self.run, self.data_dir).split("test"),
-            self.weights.preprocessing,
-        )
+        split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
         if registry.get_spec(self.run.recipe.model).task == "segmentation":
             height, width = preprocessing.target
             chosen = list(range(min(max(PIXELS // (height * width), 1), BATCH, len(split))))
@@ -93,19 +63,18 @@ class ViewInputs:
     @cached_property
     def predictions(self) -> Predictions:
         """What the network says of the whole test split."""
-        return predictions(self.run, data_dir=self.data_dir, device=str(self.device))
+        return predictions(self)
 
     @cached_property
     def validation(self) -> Predictions | None:
         """What it says of the images that training held out; None where it held out none."""
-        return held_out(self.run, data_dir=self.data_dir, device=str(self.device))
+        return held_out(self)
 
     @cached_property
     def segmented(self) -> Segmentations:
         """What the network says of each image of the test split, with the classes' names."""
-        make = partial(segmented, self.run, data_dir=self.data_dir, device=str(self.device))
-        length = len(load_data(self.run, self.data_dir).split("test"))
-        return Segmentations(self.weights.classes, make, length)
+        length = len(self.dataset.split("test"))
+        return Segmentations(self.weights.classes, partial(segmented, self), length)
 
     @cached_property
     def embedded(self) -> Embedded:
@@ -114,8 +83,8 @@ class ViewInputs:
         What goes into the last stage of a network that classifies; what comes out of the CAM's
         stage, the bottleneck, of one that segments.
         """
-        spec, data = registry.get_spec(self.run.recipe.model), load_data(self.run, self.data_dir)
-        split, inside = data.split("test"), spec.task == "segmentation"
+        spec = registry.get_spec(self.run.recipe.model)
+        split, inside = self.dataset.split("test"), spec.task == "segmentation"
         indices = even(len(split), METHODS["PCA"][1])
         stage = spec.cam_stage if inside else spec.stages[-1]
         size = eval_batch_size(self.weights.preprocessing)
@@ -127,8 +96,6 @@ class ViewInputs:
             labels = torch.tensor([scores.get(n, torch.nan) for n in indices.tolist()])
         else:
             labels = self.predictions.targets[indices]
-        file = self.run.path / "weights.safetensors"
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
         where = "come out of" if inside else "go into"
         return Embedded(
             features=features,
@@ -137,7 +104,7 @@ class ViewInputs:
             about=f"The {features.shape[1]:,} numbers that {where} {stage}, of "
             f"{len(indices):,} images of the test split.",
             folder=self.run.path / "embeddings",
-            key=f"{digest} {data.fingerprint()} {stage} {inside}",
+            key=f"{self.weights.digest} {self.dataset.fingerprint()} {stage} {inside}",
             coloured="mIoU" if inside else "class",
         )
 

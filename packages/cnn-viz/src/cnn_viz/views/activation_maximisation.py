@@ -12,7 +12,7 @@ from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
-from cnn_core.weights.native import Weights, read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.activation_maximisation import maximised
 from cnn_viz.drawing.image_grid import as_image
@@ -25,9 +25,8 @@ MOST, LEAST = 128, 16  # steps
 BUDGET = 400 * 10**9  # multiply-accumulates: some 15 seconds of one core
 
 
-def activation_maximisation(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw an image for each of the first ten classes whose logit has been made high."""
-    weights = read_weights(run.path)
     classes = list(range(min(CLASSES, weights.num_classes)))
     steps = steps_for(weights, len(classes))
     like, known = batch.images, weights.preprocessing

@@ -18,7 +18,7 @@ from cnn_core.create import untrained
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import Stage, trace
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.network.graph import INPUT, Wiring, wiring
 
@@ -30,9 +30,9 @@ LEAST = 0.07  # of a box's width, so that one channel is seen
 LEVEL = 0.42  # the room of a skip connection
 
 
-def architecture(run: Run) -> Figure:
+def architecture(run: Run, weights: Weights) -> Figure:
     """Draw the network stage by stage: how large its maps are, how many, and what skips what."""
-    spec, weights = registry.get_spec(run.recipe.model), read_weights(run.path)
+    spec = registry.get_spec(run.recipe.model)
     image = (weights.in_channels, *weights.preprocessing.size)
     return stage_by_stage(run.recipe.model, partial(untrained, weights), spec.stages, image)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.results.embeddings import Embedded, Placed, nearest
 
@@ -24,10 +24,10 @@ ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}  # 
 SCALE = "viridis"
 
 
-def embedding(run: Run, embedded: Embedded) -> Figure:
+def embedding(run: Run, weights: Weights, embedded: Embedded) -> Figure:
     """Draw where each method places the images of the test split, and how far to trust that."""
     methods = embedded.drawn()
-    classes = read_weights(run.path).classes if embedded.coloured == "class" else ()
+    classes = weights.classes if embedded.coloured == "class" else ()
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cnn_core.create import create_model
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import tiles
 
@@ -21,13 +21,13 @@ SHOWN = 64
 COLUMNS = 8
 
 
-def filters(run: Run, model: nn.Module) -> Figure:
+def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
     """Draw the kernels of the first convolution, all on one scale: RGB ones in colour.
 
     Beside them those that training began with, where these can be made again.
     """
     name, weight = _first_convolution(model)
-    initial, why = _initial(run, name, weight)
+    initial, why = _initial(run, weights, name, weight)
     both = [weight] if initial is None else [initial, weight]
     count, channels, height, width = weight.shape
     limit = max(float(part.abs().max()) for part in both) or 1.0
@@ -65,7 +65,7 @@ def filters(run: Run, model: nn.Module) -> Figure:
     return figure
 
 
-def before_training(run: Run) -> nn.Module:
+def before_training(run: Run, weights: Weights) -> nn.Module:
     """Return the network as training began with it, made again from the recipe's seed.
 
     The random state is as before.
@@ -74,7 +74,7 @@ def before_training(run: Run) -> nn.Module:
         UsageError: it began with given weights, or ran with another PyTorch, whose seeds may
             mean other numbers.
     """
-    recipe, weights = run.recipe, read_weights(run.path)
+    recipe = run.recipe
     if recipe.weights:
         raise UsageError("training began with given weights")
     if (version := run.environment().get("torch")) != torch.__version__:
@@ -90,10 +90,10 @@ def before_training(run: Run) -> nn.Module:
         )
 
 
-def _initial(run: Run, name: str, trained: Tensor) -> tuple[Tensor | None, str]:
+def _initial(run: Run, weights: Weights, name: str, trained: Tensor) -> tuple[Tensor | None, str]:
     """Return the weights of the first convolution before training, or None and why not."""
     try:
-        found, weight = _first_convolution(before_training(run))
+        found, weight = _first_convolution(before_training(run, weights))
     except UsageError as error:
         return None, f"Those before training are left out:\n{error.message}."
     if (found, weight.shape) != (name, trained.shape):

@@ -13,7 +13,7 @@ from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import centred, classes_of, two_sided
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import seg_grad_cam
 from cnn_viz.attribution.faithfulness import edge_map, energy_in_mask, pointing_game
@@ -29,13 +29,13 @@ PAIRS, EACH = 32, 3  # of an image and a class; classes of an image
 PIXELS = 2**21  # of all pairs
 
 
-def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how much of each map lies where the class is, beside maps that know no network.
 
     Raises:
         UsageError: no class but the background is found where one is.
     """
-    weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
+    spec = registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     pixels = strides(weights)
     with untouched(model, batch.images):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cnn_core.data import Batch
 from cnn_core.tasks.segmentation import classes_of, two_sided
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.saliency import falls
 from cnn_viz.drawing.image_grid import Pixels, as_image, inches
@@ -28,9 +28,8 @@ PIXELS = 2**23  # that the network may be given for one figure
 FINEST, COARSEST = 8, 3  # patches along an image's side
 
 
-def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how far the probability of a class falls, in its own pixels, where a patch is grey."""
-    weights = read_weights(run.path)
     sides, count = _plan(batch.images)
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // sides, 2)
