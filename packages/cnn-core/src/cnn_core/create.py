@@ -57,7 +57,7 @@ def create_model(
     what = f"model '{name}' ({entry.plugin.origin})"
     with answerable(entry.plugin, f"building of {name}", f"{what} cannot be built"):
         model = build(**sizes, **options)
-    from torch import nn  # the architecture has imported it
+    from torch import nn  # not above: `import cnn_core` stays light
 
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
@@ -101,7 +101,7 @@ def _load(
         if not path.is_dir() and not is_ours(path):
             has_maps = bool(entry.spec.key_maps)
             maps = registry.resolve(entry, "key_maps")(entry.spec.name) if has_maps else {}
-            load_foreign(model, read_foreign(path), maps, path, naming, fresh)
+            load_foreign(model, read_foreign(path), maps, path, naming=naming, fresh=fresh)
             return
         weights = read_weights(path)
     if weights.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):

@@ -34,7 +34,7 @@ from cnn_core.weights.native import Weights, is_ours, read_weights
 
 __all__ = ["Setup", "find_recipe", "set_up"]
 
-TILES = 2  # the batch size of segmentation without a recipe: 128 large images fit in few memories
+TILES = 2  # a batch of segmentation without a recipe: 128 large images rarely fit in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +237,16 @@ def _decoded(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: b
     if recipe.pipeline == "streaming" or not in_memory:
         from cnn_core.data.streaming import BadSamples, place
 
-        bad, threads = BadSamples(recipe.bad_samples()), torch.get_num_threads()
+        bad = BadSamples(recipe.bad_samples())
         with counting("reading files", shown) as progress:
-            dataset = place(dataset, geometry, recipe.pipeline, threads, bad, progress)
+            dataset = place(
+                dataset,
+                geometry,
+                recipe.pipeline,
+                threads=torch.get_num_threads(),
+                bad=bad,
+                progress=progress,
+            )
         if bad.found:
             names = "; ".join(map(printable, bad.found[:5]))
             print(f"left out {len(bad.found)} samples: {names}", file=sys.stderr)

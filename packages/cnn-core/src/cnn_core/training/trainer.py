@@ -59,13 +59,12 @@ def train(
 ) -> Run:
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
-    `recipe` is the name of one, or a TOML file; `settings` override its keys. `workers` are
-    processes that decode files, where they are not all in memory; they change no result. A run
-    is resumed from its last checkpoint and needs no other argument; on a CPU it ends bit for bit
-    as if it had never stopped. With `auto_resume`, and where torchrun or SLURM start again, a run
-    of the same recipe in `out` is resumed. With `fit_memory` each batch is computed in as many
-    micro-batches as it takes to fit. `observers` are objects with methods named like the hooks
-    that watch a training, as `cnnzoo_epoch_end(run, epoch, metrics)`.
+    `recipe` is a name or a TOML file; `settings` override its keys. `workers` processes decode
+    files that are not in memory; they change no result. A run is resumed from its last
+    checkpoint, without other arguments; on a CPU it ends bit for bit as if it had never stopped.
+    With `auto_resume`, and where torchrun or SLURM start again, a run of the same recipe in `out`
+    is resumed. With `fit_memory` batches are computed in micro-batches that fit. `observers`
+    have methods named like the hooks of a training: `cnnzoo_epoch_end(run, epoch, metrics)`.
 
     SIGTERM and SIGINT end the training after the step, with everything saved. The caller's random
     state is left as it was.
@@ -74,8 +73,7 @@ def train(
         UsageError: an unknown name or key, or a value out of range.
         NumericalError: the loss is not finite.
     """
-    folder = Path(data_dir) if data_dir is not None else None
-    where = Path(out) if out is not None else None
+    folder, where = (None if path is None else Path(path) for path in (data_dir, out))
     chosen = None if resume is not None else find_recipe(model, data, recipe, settings)
     if chosen is not None and where is not None and (auto_resume or restarted()):
         resume = where if resumption.holds_run_of(where, chosen) else None
