@@ -69,7 +69,8 @@ def fit(job: Fit, state: Checkpoint) -> Checkpoint:
     setup, recipe = job.setup, job.setup.recipe
     setup.train_state.load(state)
     network = setup.world.wrapped(setup.model, setup.device)
-    job.progress.start(job.run, setup.steps, state.epoch * setup.steps + state.step)
+    steps = setup.steps
+    job.progress.start(job.run, steps, state.epoch * steps + state.step)
     job.observers.notify("fit_start", run=job.run, model=setup.model, recipe=recipe)
     with stop_requests() as stop:
         while state.epoch < recipe.epochs and not _exhausted(recipe, state):
@@ -85,11 +86,12 @@ def _train_epoch(
 ) -> None:
     """Take the steps of one epoch, from where `state` stands."""
     setup, recipe, train_state = job.setup, job.setup.recipe, job.setup.train_state
+    steps = setup.steps
     # A saved sum is that of all processes: only one continues from it, or it would count twice.
     setup.metrics.load(state.epoch_metrics if setup.world.first else {})
     train_state.train()
     for step, batch in enumerate(_batches(setup, state.epoch, state.step), state.step):
-        lr = learning_rate(recipe, state.epoch + step / setup.steps)
+        lr = learning_rate(recipe, state.epoch + step / steps)
 
         # Gradients of the micro-batches add up in .grad: the step is the whole batch's, with
         # the memory of a part.
@@ -110,13 +112,13 @@ def _train_epoch(
         now = Step(epoch=state.epoch, step=step, batch=batch, loss=step_loss, norm=norm)
         signum = _agreed(job, stop, now)
         train_state.clip(norm)
-        train_state.step(lr, state.epoch * setup.steps + step)
+        train_state.step(lr, state.epoch * steps + step)
 
         job.progress.step(len(batch.indices) * setup.world.size, setup.metrics.compute)
         if job.observers.hear("step_end"):
             facts = {"epoch": state.epoch + 1, "step": step, "loss": loss.detach()}
             job.observers.notify("step_end", run=job.run, **facts)
-        if signum or _due(recipe, step + 1, setup.steps):
+        if signum or _due(recipe, step + 1, steps):
             sums = setup.metrics.total(setup.world, setup.device)
             where = {"step": step + 1, "epoch_metrics": sums}
             job.save(train_state.state(state, seconds=time.perf_counter() - began, **where))

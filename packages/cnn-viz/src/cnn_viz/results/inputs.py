@@ -1,4 +1,4 @@
-"""What views are made from, prepared once for a run: its model, a batch, the predictions."""
+"""The inputs of views, each made once for a run: weights, model, a batch, the predictions."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ PIXELS = 2**20  # of the batch of a network that segments: its images may be lar
 class ViewInputs(Trained):
     """A trained network and its outputs for the test split; each part is made when asked for.
 
-    Raises, when asked: what `read_weights` and `load_dataset` raise for files that are missing
-    or broken.
+    Missing and broken files raise what `read_weights` and `load_dataset` raise, when asked for.
     """
 
     @cached_property
     def batch(self) -> Batch:
         """64 images of the test split, the first of each class in turn: it may be sorted by class.
 
-        Of pixels with classes the first images, 2^20 pixels at most; of images that are seen tile
-        by tile, the tile at the centre.
+        For segmentation it is the first images, at most 2^20 pixels, and of images that are cut
+        into tiles the tile at the centre.
         """
         split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
         if registry.get_spec(self.run.recipe.model).task == "segmentation":
@@ -50,9 +49,7 @@ class ViewInputs(Trained):
         return self._seen(Batch(found.images, found.targets, indices[found.indices.cpu()]))
 
     def _seen(self, batch: Batch) -> Batch:
-        """Return what a network is given of a batch at once: where there are tiles, that at the
-        centre.
-        """
+        """Return the part of a batch that a network sees at once: of tiles, that at the centre."""
         preprocessing = self.weights.preprocessing
         if not preprocessing.tiled:
             return batch
@@ -62,17 +59,17 @@ class ViewInputs(Trained):
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What the network says of the whole test split."""
+        """The network's outputs for the whole test split."""
         return predictions(self)
 
     @cached_property
     def validation(self) -> Predictions | None:
-        """What it says of the images that training held out; None where it held out none."""
+        """The outputs for the images that training held out; None where it held out none."""
         return held_out(self)
 
     @cached_property
     def segmented(self) -> Segmentations:
-        """What the network says of each image of the test split, with the classes' names."""
+        """The network's outputs for each image of the test split, with the classes' names."""
         length = len(self.dataset.split("test"))
         return Segmentations(self.weights.classes, partial(segmented, self), length)
 
@@ -80,8 +77,8 @@ class ViewInputs(Trained):
     def embedded(self) -> Embedded:
         """Features of the test split, of up to 10,000 images in even steps.
 
-        What goes into the last stage of a network that classifies; what comes out of the CAM's
-        stage, the bottleneck, of one that segments.
+        For classification they are the inputs of the last stage, for segmentation the outputs of
+        the CAM's stage, the bottleneck.
         """
         spec = registry.get_spec(self.run.recipe.model)
         split, inside = self.dataset.split("test"), spec.task == "segmentation"
@@ -109,7 +106,7 @@ class ViewInputs(Trained):
         )
 
     def select(self, needs: Iterable[str]) -> dict[str, Any]:
-        """Return what a `ViewSpec` needs, by name."""
+        """Return the needs of a `ViewSpec`, by name."""
         return {name: getattr(self, name) for name in needs}
 
 
