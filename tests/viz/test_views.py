@@ -659,16 +659,14 @@ def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
     assert style.confidence(fraction) == (">99.9 %" if fraction == 1 else shown)
 
 
-def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run, monkeypatch):
+def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run):
     """As folders of images are: their first 64 images may all be of one class."""
     data = load_data(run, None)
     test = data.split("test")
     order = test.targets.argsort(stable=True)
     split = {"train": data.split("train"), "test": test.subset(order)}
-    monkeypatch.setattr(
-        "cnn_core.training.trained.load_data", lambda *_: Dataset(data.spec, split)
-    )
     view_inputs = ViewInputs(run, device="cpu")
+    view_inputs.dataset = Dataset(data.spec, split)
     batch, said = view_inputs.batch, predicted(run, device="cpu")
     assert isinstance(batch, Batch)
     assert batch.targets.tolist() == [*list(range(10)) * 6, 0, 1, 2, 3]
