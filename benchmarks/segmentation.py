@@ -20,8 +20,8 @@ from cnn_core.create import build
 from cnn_core.data import batches
 from cnn_core.training import Run
 from cnn_core.training.device import FORMATS
-from cnn_core.training.evaluation import eval_batch_size, load_data, measure, predictor
-from cnn_core.weights.native import read_weights
+from cnn_core.training.evaluation import eval_batch_size, eval_setup, measure, predictor
+from cnn_core.training.trained import Trained
 
 
 def main() -> None:
@@ -41,9 +41,10 @@ def main() -> None:
 
 def row(run: Run, data_dir: Path | None, rounds: int) -> str:
     """Measure one run; return its line of the table."""
-    weights, data = read_weights(run.path), load_data(run, data_dir)
-    split, preprocessing, recipe = data.split("test"), weights.preprocessing, run.recipe
-    model = build(weights).eval().to(memory_format=FORMATS[recipe.memory_format])
+    trained = Trained(run, data_dir=data_dir, device="cpu")
+    setup, split, recipe = eval_setup(trained), trained.dataset.split("test"), run.recipe
+    preprocessing = setup.preprocessing
+    model = build(trained.weights).to(memory_format=FORMATS[recipe.memory_format])
     outputs, device = predictor(model, preprocessing), torch.device("cpu")
 
     @torch.inference_mode()
@@ -52,21 +53,12 @@ def row(run: Run, data_dir: Path | None, rounds: int) -> str:
             outputs(batch.images.contiguous(memory_format=FORMATS[recipe.memory_format]))
 
     def whole() -> None:
-        measure(
-            model,
-            split,
-            preprocessing,
-            recipe,
-            data.spec.task,
-            weights.num_classes,
-            device,
-            eval_only=True,
-        )
+        measure(model, split, setup)
 
     pairs = [(timed(forward), timed(whole)) for _ in range(rounds + 1)][1:]
     ratio = statistics.median(b / a for a, b in pairs)
     alone, both = (1e3 / len(split) * statistics.median(pair[k] for pair in pairs) for k in (0, 1))
-    height, width = preprocessing.image if preprocessing.tiled else preprocessing.size
+    height, width = preprocessing.image_size if preprocessing.tiled else preprocessing.size
     options = "".join(f", {key} {value}" for key, value in recipe.options.items())
     return (
         f"| `{recipe.model}`{options} | {len(split)} of {height}x{width} "

@@ -48,8 +48,8 @@ import torch
 from cnn_core.create import build
 from cnn_core.training import Run
 from cnn_core.training.checkpoint import Checkpoints
-from cnn_core.training.evaluation import load_data, measure
-from cnn_core.weights.native import read_weights
+from cnn_core.training.evaluation import eval_setup, measure
+from cnn_core.training.trained import Trained
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -194,20 +194,13 @@ def command(
 
 def reached(run: Run, data_dir: Path) -> Iterator[tuple[float, float, float]]:
     """Yield the time of day, epochs and test accuracy of each checkpoint."""
-    weights, data = read_weights(run.path), load_data(run, data_dir)
+    trained = Trained(run, data_dir=data_dir, device="cpu")
+    setup, data = eval_setup(trained), trained.dataset
     checkpoints = Checkpoints(run.state)
     for name in checkpoints.names():
-        state, model = checkpoints.read(name), build(weights)
+        state, model = checkpoints.read(name), build(trained.weights)
         model.load_state_dict(dict(state.kept))
-        found = measure(
-            model,
-            data.split("test"),
-            weights.preprocessing,
-            run.recipe,
-            data.spec.task,
-            weights.num_classes,
-            torch.device("cpu"),
-        )
+        found = measure(model, data.split("test"), setup)
         steps = len(data.split("train")) * (1 - run.recipe.validation) / run.recipe.batch_size
         written = (run.state / name).stat().st_ctime  # of its renaming: when it was whole
         yield written, round(state.epoch + state.step / steps, 2), found["top1"]

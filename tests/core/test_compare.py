@@ -44,7 +44,7 @@ def copied(runs, tmp_path) -> tuple[Run, Run]:
 def rows(text: str) -> dict[str, list[str]]:
     """Return the cells of each row of the second table, by its first; two spaces are between."""
     heading, _, *lines = text.split("\n\n")[1].splitlines()
-    assert heading == "What they reached"
+    assert heading == "Results"
     cells = [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
     return {row[0]: row[1:] for row in cells}
 
@@ -64,14 +64,14 @@ def test_the_recipe_keys_that_differ_are_those_and_no_others(cnnzoo, runs):
     assert (done.code, done.err) == (0, "")
     first, second = done.out.split("\n\n")
     heading, titles, *found = first.splitlines()
-    assert heading == "What differs in their recipes"
+    assert heading == "Differences of the recipes"
     assert titles.split() == ["key", "a", "b"]
     assert [line.split() for line in found] == [
         ["epochs", "2", "1"],
         ["seed", "0", "1"],
         ["flip", "false", "true"],
     ]
-    assert second.startswith("What they reached\n")
+    assert second.startswith("Results\n")
 
 
 def test_the_results_are_those_of_the_runs(cnnzoo, runs):
@@ -128,7 +128,7 @@ def test_the_machine_is_there_where_it_differs(cnnzoo, copied):
 def test_runs_of_one_recipe_say_so(cnnzoo, runs, tmp_path):
     again = shutil.copytree(runs["a"].path, tmp_path / "again")
     done = cnnzoo("compare", runs["a"].path, again)
-    assert done.out.startswith("Their recipes are the same\n\nWhat they reached\n")
+    assert done.out.startswith("The recipes are the same\n\nResults\n")
 
 
 def test_options_are_compared_one_by_one(copied):
@@ -152,8 +152,8 @@ def test_names_are_as_long_as_they_must_be(copied, runs):
     ("arguments", "code", "message"),
     [
         ("", 2, "Missing argument"),
-        ("a", 2, "one run is given, and nothing beside it"),
-        ("a a/../a", 2, "a/../a: is given twice"),
+        ("a", 2, "only one run is given"),
+        ("a a/../a", 2, "a/../a: given twice"),
         ("a nowhere", 2, "nowhere: no such run directory"),
         ("a .", 3, "recipe.toml is missing"),
         ("a b --plot curves.jpg", 2, "curves.jpg: expected a name that ends in .png, .svg or"),

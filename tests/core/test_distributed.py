@@ -50,11 +50,12 @@ STEPS = textwrap.dedent("""
 
     seen, agreed, build = [], loop._agreed, setup.create_model
 
-    def noted(job, stop, trainee, batch, loss, norm, epoch, step):
-        total = torch.tensor([loss / job.world.size], dtype=torch.float64)
-        job.world.sum([total])
-        seen.append((total.item(), norm))
-        return agreed(job, stop, trainee, batch, loss, norm, epoch, step)
+    def noted(job, stop, step):
+        world = job.setup.world
+        total = torch.tensor([step.loss / world.size], dtype=torch.float64)
+        world.sum([total])
+        seen.append((total.item(), step.norm))
+        return agreed(job, stop, step)
 
     def doubled(*args, **options):
         model = build(*args, **options).double()
@@ -182,7 +183,9 @@ SCENES = textwrap.dedent("""
     from cnn_core.data import Preprocessing, Split
     from cnn_core.training import Recipe
     from cnn_core.training.distributed import joined
-    from cnn_core.training.evaluation import measure
+    from cnn_core.tasks import loss_of
+    from cnn_core.training.epoch_metrics import EpochMetrics
+    from cnn_core.training.evaluation import EvalSetup, measure
 
     world, _ = joined("cpu")
     torch.manual_seed(0)
@@ -196,11 +199,16 @@ SCENES = textwrap.dedent("""
     preprocessing = Preprocessing(
         size=size, image_size=size, fit="resize", mean=(0.5,), std=(0.2,)
     )
-    found = measure(
-        model, Split(split.images[:31], targets), preprocessing,
-        Recipe(model="unet_same", data="isbi_em"), "segmentation", 2, torch.device("cpu"),
-        world=world, thorough=True,
+    recipe = Recipe(model="unet_same", data="isbi_em")
+    setup = EvalSetup(
+        recipe=recipe,
+        preprocessing=preprocessing,
+        criterion=loss_of("segmentation", recipe),
+        metrics=EpochMetrics("segmentation", 2, 0, evaluated="isbi_em"),
+        device=torch.device("cpu"),
+        world=world,
     )
+    found = measure(model, Split(split.images[:31], targets), setup)
     if world.first:
         print(json.dumps(found))
 """)
@@ -349,10 +357,10 @@ def test_a_training_that_may_be_started_again_needs_a_folder(monkeypatch):
     from cnn_core.training.trainer import Session
 
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    session = Session(World(0, 2), torch.device("cpu"))
+    session = Session(world=World(0, 2), device=torch.device("cpu"))
     recipe = find_recipe("lenet5", "digits", None, {})
     with pytest.raises(UsageError, match="needs a folder"):
-        session.begin(recipe, None, None, False)
+        session.begin(recipe)
 
 
 def test_a_requeued_job_goes_on_by_itself(tmp_path, monkeypatch):

@@ -43,14 +43,14 @@ def assert_untouched(one, before):
 def test_rates_grow_evenly_until_the_loss_diverges_and_nothing_is_changed():
     one = ready(optimizer="sgd", batch_size=64)
     before = untouched(one)
-    curve = list(lr_curve(one, CPU, 1e-4, 100.0, 60))
+    curve = list(lr_curve(one, low=1e-4, high=100.0, steps=60))
     assert_untouched(one, before)
     rates = [trial.lr for trial in curve]
     ratios = [b / a for a, b in itertools.pairwise(rates)]
     assert ratios == pytest.approx([(1e6) ** (1 / 59)] * len(ratios))
     assert 20 < len(curve) < 60, "it ends where there is nothing more to see"
     assert all(math.isfinite(trial.loss) for trial in curve)
-    again = list(lr_curve(one, CPU, 1e-4, 100.0, 60))
+    again = list(lr_curve(one, low=1e-4, high=100.0, steps=60))
     assert again == curve
 
 
@@ -66,13 +66,13 @@ def test_the_rate_found_is_where_a_known_curve_is_steepest():
 
 def test_the_rate_that_is_found_trains():
     one = ready(optimizer="sgd", batch_size=64)
-    assert 1e-3 < steepest(list(lr_curve(one, CPU, 1e-5, 10.0, 80))) < 1
+    assert 1e-3 < steepest(list(lr_curve(one, low=1e-5, high=10.0, steps=80))) < 1
 
 
 @pytest.mark.parametrize(("low", "high", "steps"), [(0.0, 1.0, 50), (1.0, 0.1, 50), (0.1, 1.0, 3)])
 def test_a_range_that_is_none_is_refused(low, high, steps):
     with pytest.raises(UsageError, match="rates from"):
-        list(lr_curve(ready(), CPU, low, high, steps))
+        list(lr_curve(ready(), low=low, high=high, steps=steps))
 
 
 @pytest.fixture
@@ -81,11 +81,11 @@ def memory(monkeypatch):
     step, seen = finders._one_step, []
 
     def limited(to, message="DefaultCPUAllocator: can't allocate memory: you tried to"):
-        def one(train_state, of, batch, device, lr, steps):
+        def one(train_state, setup, batch, lr, steps):
             seen.append(len(batch.indices))
             if len(batch.indices) > to:
                 raise RuntimeError(message)
-            return step(train_state, of, batch, device, lr, steps)
+            return step(train_state, setup, batch, lr, steps)
 
         monkeypatch.setattr(finders, "_one_step", one)
         return seen
@@ -94,7 +94,7 @@ def memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("room", "batch_size", "pieces"),
+    ("room", "batch_size", "micro_batches"),
     [
         (1000, 128, 1),
         (127, 128, 2),
@@ -109,7 +109,7 @@ def test_the_largest_power_of_two_that_fits_is_found(memory, room, batch_size, m
     seen = memory(room)
     one, told = ready(batch_size=batch_size), []
     before = untouched(one)
-    found = fitting_micro_batches(one, CPU, lambda size, fits: told.append((size, fits)))
+    found = fitting_micro_batches(one, lambda size, fits: told.append((size, fits)))
     assert_untouched(one, before)
     assert found == micro_batches
     assert math.ceil(batch_size / found) <= max(room, 1)
@@ -124,21 +124,21 @@ def test_the_largest_power_of_two_that_fits_is_found(memory, room, batch_size, m
 def test_when_nothing_fits_that_is_said(memory, message):
     memory(0, message)
     with pytest.raises(ResourceError, match="needs more memory than there is") as caught:
-        fitting_micro_batches(ready(batch_size=8), CPU)
+        fitting_micro_batches(ready(batch_size=8))
     assert caught.value.exit_code == 5
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(memory):
     memory(0, "expected scalar type Float but found Byte")
     with pytest.raises(RuntimeError, match="expected scalar type"):
-        fitting_micro_batches(ready(batch_size=8), CPU)
+        fitting_micro_batches(ready(batch_size=8))
 
 
 def test_of_one_image_there_is_no_variance(memory):
     """Batch normalisation needs two; they are not tried one by one."""
     seen = memory(1)
     with pytest.raises(ResourceError):
-        fitting_micro_batches(ready("resnet20_cifar", batch_size=8, image_size=16), CPU)
+        fitting_micro_batches(ready("resnet20_cifar", batch_size=8, image_size=16))
     assert min(seen) == 2
 
 

@@ -20,8 +20,8 @@ from cnn_core.errors import (
     UsageError,
 )
 from cnn_core.training import Run
-from cnn_core.training.evaluation import load_data
 from cnn_core.training.prediction import image_files, unlike
+from cnn_core.training.trained import load_data
 
 
 def picture(path, size=(12, 10), mode="RGB", seed=0):
@@ -59,7 +59,7 @@ def test_folders_without_images_and_names_that_are_one_are_refused(tmp_path):
     files = [picture(tmp_path / name) for name in ("a.bmp", "a.png")]
     assert list(image_files([tmp_path])) == files
     with pytest.raises(
-        UsageError, match=r"a\.png have one name: what is written .*\none at a time"
+        UsageError, match=r"a\.png have one name, and so would the files .*\none at a time"
     ):
         unlike(files)
 

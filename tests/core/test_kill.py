@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnn_core.training import Run, train, trainer
+from cnn_core.training import Run, resumption, train
 from cnn_core.training.checkpoint import Checkpoints
 
 LENET = {
@@ -341,11 +341,11 @@ class Fault:
         self.witness = witness
         for owner, name in (
             (Run, "create"),
-            (trainer, "_mend"),
-            (trainer, "_save"),
+            (resumption, "repair"),
+            (resumption, "save"),
             (Run, "write_metrics"),
         ):
-            setattr(owner, name, self._watched(name.strip("_"), getattr(owner, name)))
+            setattr(owner, name, self._watched(name, getattr(owner, name)))
         for name in CALLS:
             setattr(os, name, self._patched(name))
         opened = Path.open

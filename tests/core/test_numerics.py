@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from cnn_core import create_model
 from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
-from cnn_core.training import Run, loop, train
+from cnn_core.training import Run, loop, setup, train
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
-from cnn_core.training.numerics import gradient_norm, not_finite
+from cnn_core.training.numerics import Step, gradient_norm, not_finite
 from cnn_core.weights.native import read_weights
 
 LENET = {
@@ -69,7 +69,7 @@ class Poison:
         self.disk = self.weights = None
 
     def apply(self, monkeypatch):
-        training_batches, loss_of = loop._training_batches, loop.loss_of
+        training_batches, loss_of = loop._batches, setup.loss_of
 
         def taken(*arguments):
             for batch in training_batches(*arguments):
@@ -85,8 +85,8 @@ class Poison:
 
             return spoilt
 
-        monkeypatch.setattr(loop, "_training_batches", taken)
-        monkeypatch.setattr(loop, "loss_of", losses)
+        monkeypatch.setattr(loop, "_batches", taken)
+        monkeypatch.setattr(setup, "loss_of", losses)
 
     def cnnzoo_fit_start(self, run, model):
         self.run, self.model = run, model
@@ -185,7 +185,7 @@ def test_running_statistics_are_unharmed_on_disk_and_going_on_is_exact(
 ):
     poison = Poison(place, 5, math.nan, choice=40)
     poisoned(tmp_path / "a", poison, monkeypatch, RESNET)
-    buffers = [b for n, b in poison.model.named_buffers() if "epoch_metrics" in n]
+    buffers = [b for n, b in poison.model.named_buffers() if "running" in n]
     lost = not all(buffer.isfinite().all() for buffer in buffers)
     assert lost == (place != "gradient")  # in memory they are lost, before anything could notice
     if place != "images":
@@ -265,7 +265,7 @@ def test_a_gradient_that_overflows_leaves_a_step_out_and_training_goes_on(tmp_pa
             assert all(torch.equal(mine[name], theirs[name]) for name in mine) == left_out
         assert other.scaler["scale"] == (0.5 if left_out else 1.0) * one.scaler["scale"]
         assert all(tensor.isfinite().all() for tensor in other.model.values())
-        assert other.running["loss"].isfinite().all()
+        assert other.epoch_metrics["loss"].isfinite().all()
 
 
 @pytest.mark.parametrize("place", ["images", "loss", "weight"])
@@ -312,7 +312,8 @@ def batch_for(model):
 
 
 def diagnosis(model, batch, loss=math.nan, norm=math.nan):
-    return not_finite(model, batch, loss, norm, 2, 6).message
+    step = Step(epoch=2, step=6, batch=batch, loss=loss, norm=norm)
+    return not_finite(model, step).message
 
 
 @pytest.mark.parametrize("value", VALUES)

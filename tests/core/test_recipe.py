@@ -34,7 +34,7 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"schedule": "step"}, "schedule = 'step' needs step_every, and one factor"),
         ({"schedule": "step", "step_every": 2, "step_factors": [0.1, 0.2]}, "needs step_every"),
         ({"accumulate": 0}, "accumulate = 0: expected 1 to"),
-        ({"accumulate": 33, "batch_size": 32}, "a batch of 32 has no more pieces"),
+        ({"accumulate": 33, "batch_size": 32}, "a batch of 32 has no more images"),
         ({"stage_lr": {"c1": -1.0}}, "stage_lr.c1 = -1.0: expected a factor"),
         ({"stage_lr": {"c1": "fast"}}, "stage_lr.c1 = 'fast': expected a factor"),
         ({"freeze": ["c1", 2]}, "freeze = 2: expected text"),

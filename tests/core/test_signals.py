@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from cnn_core.errors import NumericalError, Terminated
-from cnn_core.training import Run, loop, signals, train, trainer
+from cnn_core.training import Run, loop, resumption, signals, train, trainer
 from cnn_core.training.checkpoint import Checkpoints
 
 app = importlib.import_module("cnn_core.cli.app")  # the module: the package has a group so named
@@ -170,14 +170,14 @@ class Moment:
         elif self.where == "start":
             loop.TrainState.train = self._before(loop.TrainState.train)
         elif self.where == "save":
-            save = trainer._save
+            save = resumption.save
 
             def saving(*arguments):
-                trainer._save = save
+                resumption.save = save
                 os.fsync = self._before(os.fsync)
                 return save(*arguments)
 
-            trainer._save = saving
+            resumption.save = saving
 
     def cnnzoo_step_end(self, epoch, step):
         if self.where == "step":

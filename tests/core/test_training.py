@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -22,10 +23,23 @@ from cnn_core.errors import (
     ZooError,
 )
 from cnn_core.tasks.classification import map_loss
-from cnn_core.training import Recipe, Run, evaluate, predictions, train
+from cnn_core.training import (
+    Recipe,
+    Run,
+    Trained,
+    epoch_metrics,
+    evaluate,
+    predictions,
+    setup,
+    train,
+    train_state,
+    trained,
+    trainer,
+)
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.optim import make_optimizer
 from cnn_core.training.schedule import learning_rate
+from cnn_core.weights import native
 from cnn_core.weights.native import read_weights
 
 
@@ -518,3 +532,71 @@ def test_the_same_run_is_written_with_the_same_bytes(tmp_path):
 def test_metrics_jsonl_is_one_object_a_line(finished):
     for line in (finished.path / "metrics.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line), dict)
+
+
+# --- what is made once ---------------------------------------------------------------------
+
+
+def counted(monkeypatch, *places):
+    """Count the calls of functions, each given as (module, name); return the counts by name."""
+    calls = Counter()
+
+    def watched(name, function):
+        def call(*arguments, **more):
+            calls[name] += 1
+            return function(*arguments, **more)
+
+        return call
+
+    for module, name in places:
+        monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
+    return calls
+
+
+def test_a_training_makes_each_of_its_parts_once(tmp_path, monkeypatch):
+    begin_with = train("lenet5_modern", "digits", out=tmp_path / "a", progress=False, epochs=1)
+    path = tmp_path / "mine.toml"
+    path.write_text(begin_with.recipe.to_toml())
+    places = [
+        (trainer, "find_recipe"),
+        (setup, "read_recipe"),
+        (setup, "create_model"),
+        (setup, "loss_of"),
+        (setup, "score_of"),
+        (setup, "read_weights"),
+        (train_state, "make_optimizer"),
+        (trainer, "load_dataset"),
+    ]
+    calls = counted(monkeypatch, *places)
+    reads = counted(monkeypatch, (native, "_read"))
+    metrics = counted(monkeypatch, (epoch_metrics, "metrics_of"))
+    out = tmp_path / "b"
+    arguments = {"recipe": str(path), "weights": str(begin_with.path), "epochs": 3}
+    train(out=out, auto_resume=True, progress=False, **arguments)
+    assert calls == dict.fromkeys((name for _, name in places), 1)
+    # The weights to begin with, and those that were kept, for the test split.
+    assert reads == {"_read": 2}
+    # For all epochs, training and validation; and with those for evaluations, for the test split.
+    assert metrics == {"metrics_of": 2}
+
+
+def test_an_auto_resumed_training_reads_its_recipe_once(tmp_path, monkeypatch):
+    settings = {"out": tmp_path / "r", "progress": False, "epochs": 1}
+    train("lenet5_modern", "digits", **settings)
+    calls = counted(monkeypatch, (trainer, "find_recipe"))
+    train("lenet5_modern", "digits", auto_resume=True, **settings)
+    assert calls == {"find_recipe": 1}
+
+
+def test_functions_that_share_a_trained_network_read_its_files_once(tmp_path, monkeypatch):
+    run = train("lenet5_modern", "digits", out=tmp_path / "r", progress=False, epochs=1)
+    alone = evaluate(run), predictions(run).logits
+    calls = counted(monkeypatch, (native, "_read"), (trained, "load_dataset"))
+    shared = Trained(run.path, device="cpu")
+    assert torch.equal(predictions(shared).logits, alone[1])
+    assert evaluate(shared) == alone[0]
+    assert torch.equal(predictions(shared).logits, alone[1])
+    assert calls == {"_read": 1, "load_dataset": 1}
+    with torch.inference_mode():
+        inside = Trained(run.path, device="cpu").model
+    assert not any(parameter.is_inference() for parameter in inside.parameters())

@@ -73,14 +73,13 @@ def test_neighbours_are_fewer_than_half_of_the_images(count, near):
     assert neighbour_count(count) == near
 
 
-def test_the_view_says_when_a_colour_is_several_classes(run, monkeypatch):
+def test_the_view_says_when_a_colour_is_several_classes(run):
     view_inputs = ViewInputs(run, device="cpu")
-    few = embedding(run, view_inputs.embedded).get_supxlabel()
+    few = embedding(run, view_inputs.weights, view_inputs.embedded).get_supxlabel()
     assert "are the 10 nearest neighbours in the plot" in few
     assert "colours for" not in few
     many = replace(view_inputs.weights, classes=tuple(map(str, range(30))))
-    monkeypatch.setattr("cnn_viz.views.embedding.read_weights", lambda path: many)
-    said = embedding(run, view_inputs.embedded).get_supxlabel()
+    said = embedding(run, many, view_inputs.embedded).get_supxlabel()
     assert f"{len(COLOURS)} colours for 30 classes" in said
 
 

@@ -145,17 +145,17 @@ def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
         weight_decay=0.0,
         seed=7,
     )
-    before = initial_model(still).state_dict()
-    kept = ViewInputs(still, device="cpu").model.state_dict()
+    trained = ViewInputs(still, device="cpu")
+    before, kept = initial_model(still, trained.weights).state_dict(), trained.model.state_dict()
     assert before.keys() == kept.keys()
     assert all(torch.equal(before[name], kept[name]) for name in kept)
-    other = initial_model(run)  # of another seed
+    other = initial_model(run, trained.weights)  # of another seed
     assert not torch.equal(other.c1.weight, before["c1.weight"])
 
 
-def test_building_it_again_leaves_the_random_state_as_it_was(run):
+def test_building_it_again_leaves_the_random_state_as_it_was(run, view_inputs):
     state = torch.get_rng_state()
-    initial_model(run)
+    initial_model(run, view_inputs.weights)
     assert torch.equal(torch.get_rng_state(), state)
 
 

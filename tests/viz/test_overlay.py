@@ -331,7 +331,7 @@ def test_the_image_is_large_enough_to_read(real, make, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("run --out o.png", "one run is given, and nothing beside it"),
+        ("run --out o.png", "only one run is given"),
         ("run b", "Missing option '--out'"),
         ("run b --out o.gif", "o.gif: expected a name that ends in .png, .svg or .pdf"),
     ],

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,7 +26,8 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score
 import cnn_core
 import cnn_viz.page.report
 from cnn_core.errors import UsageError
-from cnn_core.training import Run, evaluate
+from cnn_core.training import Run, evaluate, trained
+from cnn_core.weights import native
 from cnn_core.weights.native import read_weights, write_weights
 from cnn_viz import plugin, write_report
 from cnn_viz.commands.cli import viz
@@ -498,3 +500,35 @@ def test_a_constant_learning_rate_has_ticks_that_differ(rate):
     labels = [label for _, label in chart["y"]]
     assert len(set(labels)) == len(labels) > 2
     assert f"{rate:g}" in labels
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_report_reads_weights_and_dataset_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """All views share them; no other part of the report opens the file of weights either."""
+    if task == "segmentation":
+        small = {"options": {"width": 4, "depth": 2}, "epochs": 1, "progress": False}
+        run = cnn_core.train("unet_same", "digit_scenes", out=tmp_path / "r", **small)
+    calls: Counter[str] = Counter()
+
+    def watch(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            if name != "read_bytes" or arguments[0].name == run.weights.name:
+                calls[name] += 1
+            return function(*arguments, **more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in (
+        (native, "_read"),
+        (native, "_digest"),
+        (Path, "read_bytes"),
+        (trained, "build"),
+        (trained, "load_dataset"),
+    ):
+        watch(owner, name)
+    write_report(run, device="cpu")
+    assert calls == dict.fromkeys(("_read", "_digest", "read_bytes", "build", "load_dataset"), 1)

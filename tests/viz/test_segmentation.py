@@ -330,7 +330,7 @@ def test_energy_and_pointing_game_score_perfect_and_opposite_maps(run, valid, mo
     monkeypatch.setattr("cnn_viz.views.maps_in_masks.seg_grad_cam", explained)
     two = Batch(batch.images[:2], targets, batch.indices[:2])
     with style.applied():
-        figure = maps_in_masks(run, network, two)
+        figure = maps_in_masks(run, weights, network, two)
     means = [
         [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
         for ax in figure.axes

@@ -35,8 +35,8 @@ from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
 from cnn_core.training import Predictions, Run
 from cnn_core.training import predictions as predicted
-from cnn_core.training.evaluation import load_data
 from cnn_core.training.selection import kept_epoch
+from cnn_core.training.trained import load_data
 from cnn_viz import draw, plugin, style
 from cnn_viz.attribution.cam import cams
 from cnn_viz.attribution.faithfulness import (
@@ -364,7 +364,7 @@ def test_gradcam_marks_empty_maps(view_inputs):
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     with style.applied():
-        figure = gradcam(view_inputs.run, model, view_inputs.batch)
+        figure = gradcam(view_inputs.run, view_inputs.weights, model, view_inputs.batch)
     assert sum("empty map" in text for text in texts(figure)) == 12
     trained = texts(draw("gradcam", view_inputs.run, device="cpu"))
     assert sum("empty map" in text for text in trained) < 12
@@ -398,7 +398,7 @@ def test_cam_methods_marks_empty_maps(view_inputs):
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     with style.applied():
-        figure = cam_methods(view_inputs.run, model, view_inputs.batch)
+        figure = cam_methods(view_inputs.run, view_inputs.weights, model, view_inputs.batch)
     assert sum("empty map" in text for text in texts(figure)) == 36
 
 
@@ -438,7 +438,7 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(view_inputs):
 
 def test_filters_are_the_first_convolutions_on_one_scale(view_inputs):
     before, after, bar = draw("filters", view_inputs.run, device="cpu").axes
-    first = initial_model(view_inputs.run).c1.weight.detach()
+    first = initial_model(view_inputs.run, view_inputs.weights).c1.weight.detach()
     weight = view_inputs.model.c1.weight.detach()
     limit = max(float(first.abs().max()), float(weight.abs().max()))
     for ax, part in ((before, first), (after, weight)):
@@ -449,13 +449,13 @@ def test_filters_are_the_first_convolutions_on_one_scale(view_inputs):
     assert bar.get_ylabel() == "weight"
 
 
-def test_filters_of_three_channels_are_rgb_with_grey_for_zero(run):
+def test_filters_of_three_channels_are_rgb_with_grey_for_zero(run, view_inputs):
     model = nn.Sequential(nn.Conv2d(3, 70, 5))
     nn.init.zeros_(model[0].weight)
     with torch.no_grad():
         model[0].weight[0, 0] = 0.5  # a red kernel
     with style.applied():
-        figure = filters(run, model)
+        figure = filters(run, view_inputs.weights, model)
     (ax,) = figure.axes
     assert len(ax.images) == 64
     assert ax.images[0].get_array()[0, 0].tolist() == [1.0, 0.5, 0.5]
@@ -463,9 +463,9 @@ def test_filters_of_three_channels_are_rgb_with_grey_for_zero(run):
     assert figure.get_supxlabel().startswith("64 of 70 kernels of 5 x 5")
 
 
-def test_a_model_without_convolutions_has_no_filters(run):
+def test_a_model_without_convolutions_has_no_filters(run, view_inputs):
     with pytest.raises(UsageError, match="Linear has no convolution"):
-        filters(run, nn.Linear(2, 2))
+        filters(run, view_inputs.weights, nn.Linear(2, 2))
 
 
 # features
@@ -500,20 +500,17 @@ def test_stage_outputs_are_those_before_in_place_operations():
 # names
 
 
-def test_names_from_elsewhere_harm_no_figure(view_inputs, monkeypatch):
+def test_names_from_elsewhere_harm_no_figure(view_inputs):
     """Markup, mathtext, scripts the font lacks, escape sequences, bidirectional overrides."""
     hostile = replace(view_inputs.predictions, classes=HOSTILE)
     renamed = replace(view_inputs.weights, classes=HOSTILE)
-    monkeypatch.setattr("cnn_viz.views.gradcam.read_weights", lambda path: renamed)
-    monkeypatch.setattr("cnn_viz.views.features.read_weights", lambda path: renamed)
-    monkeypatch.setattr("cnn_viz.views.cam_methods.read_weights", lambda path: renamed)
     run, model, batch = view_inputs.run, view_inputs.model, view_inputs.batch
     makers: list[Callable[[], matplotlib.figure.Figure]] = [
         lambda: confusion(run, hostile),
         lambda: predictions(run, hostile),
-        lambda: gradcam(run, model, batch),
-        lambda: cam_methods(run, model, batch),
-        lambda: features(run, model, batch),
+        lambda: gradcam(run, renamed, model, batch),
+        lambda: cam_methods(run, renamed, model, batch),
+        lambda: features(run, renamed, model, batch),
     ]
     with style.applied():
         for make in makers:
@@ -661,14 +658,14 @@ def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
     assert style.confidence(fraction) == (">99.9 %" if fraction == 1 else shown)
 
 
-def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run, monkeypatch):
+def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run):
     """Folders of images are sorted: their first 64 images may all be of one class."""
     data = load_data(run, None)
     test = data.split("test")
     order = test.targets.argsort(stable=True)
     split = {"train": data.split("train"), "test": test.subset(order)}
-    monkeypatch.setattr("cnn_viz.results.inputs.load_data", lambda *_: Dataset(data.spec, split))
     view_inputs = ViewInputs(run, device="cpu")
+    view_inputs.dataset = Dataset(data.spec, split)
     batch, outputs = view_inputs.batch, predicted(run, device="cpu")
     assert isinstance(batch, Batch)
     assert batch.targets.tolist() == [*list(range(10)) * 6, 0, 1, 2, 3]

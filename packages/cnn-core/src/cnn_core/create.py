@@ -27,7 +27,7 @@ def create_model(
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
-    weights: str | PathLike[str] | None = None,
+    weights: str | PathLike[str] | Weights | None = None,
     naming: str | None = None,
     new_head: bool = False,
     **options: Any,
@@ -35,11 +35,11 @@ def create_model(
     """Build the model called `name`, newly initialised or with `weights` from a file.
 
     `num_classes` and `in_channels` default to the paper's. `weights` is a run directory, its
-    weights.safetensors, or a .safetensors, .pt or .pth file of a library whose names for the
-    parameters the architecture knows (torchvision, timm, …); `naming` says which library's they
-    are, where they alone do not tell. With `new_head` they may be for another number of classes:
-    what depends on that number is then newly initialised. `options` are what the architecture's
-    constructor takes besides.
+    weights.safetensors, what `read_weights` returned, or a .safetensors, .pt or .pth file of a
+    library whose names for the parameters the architecture knows (torchvision, timm, …);
+    `naming` is that library, where the names alone do not tell. With `new_head` the weights may
+    be for another number of classes: layers that depend on it are then newly initialised.
+    `options` are the other arguments of the architecture's constructor.
 
     Raises:
         UnknownNameError: there is no such model; suggests names, or says what to install.
@@ -57,14 +57,14 @@ def create_model(
     what = f"model '{name}' ({entry.plugin.origin})"
     with answerable(entry.plugin, f"building of {name}", f"{what} cannot be built"):
         model = build(**sizes, **options)
-    from torch import nn  # the architecture has imported it
+    from torch import nn  # not above: `import cnn_core` stays light
 
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise entry.plugin.failure(f"{what}: {spec.target} returned {kind}, expected an nn.Module")
     if weights is not None:
         heads = _heads(entry, build, sizes, options) if new_head else ()
-        _load(model, entry, Path(weights), naming, heads)
+        _load(model, entry, weights, naming, fresh=heads)
     return model
 
 
@@ -88,26 +88,28 @@ def build(weights: Weights) -> nn.Module:
 def _load(
     model: nn.Module,
     entry: registry.Entry[ModelSpec],
-    path: Path,
+    weights: str | PathLike[str] | Weights,
     naming: str | None,
     fresh: Collection[str],
 ) -> None:
     """Load a run, its weights, or a file of another library; `fresh` may stay as they are."""
     from cnn_core.weights.foreign import load_foreign, read_foreign
-    from cnn_core.weights.native import is_ours, read_weights
+    from cnn_core.weights.native import Weights, is_ours, read_weights
 
-    if path.is_dir() or is_ours(path):
-        found = read_weights(path)
-        if found.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
-            raise UsageError(
-                f"{found.path}: weights of '{found.model}', not of '{entry.spec.name}'",
-                "parameters of the same names and shapes may still be another function's",
-            )
-        found.load_into(model, fresh)
-        return
-    has_maps = bool(entry.spec.key_maps)
-    maps = registry.resolve(entry, "key_maps")(entry.spec.name) if has_maps else {}
-    load_foreign(model, read_foreign(path), maps, path, naming, fresh)
+    if not isinstance(weights, Weights):
+        path = Path(weights)
+        if not path.is_dir() and not is_ours(path):
+            has_maps = bool(entry.spec.key_maps)
+            maps = registry.resolve(entry, "key_maps")(entry.spec.name) if has_maps else {}
+            load_foreign(model, read_foreign(path), maps, path, naming=naming, fresh=fresh)
+            return
+        weights = read_weights(path)
+    if weights.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
+        raise UsageError(
+            f"{weights.path}: weights of '{weights.model}', not of '{entry.spec.name}'",
+            "parameters of the same names and shapes may still be another function's",
+        )
+    weights.load_into(model, fresh)
 
 
 def _heads(

@@ -29,6 +29,7 @@ __all__ = [
 TASKS = ("classification", "segmentation")
 INGREDIENTS = (
     "run",
+    "weights",
     "model",
     "batch",
     "predictions",
@@ -294,9 +295,10 @@ class ViewSpec(Spec):
     """One figure of a run.
 
     `render` names a function that returns a matplotlib `Figure`. It is called with one
-    keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "model" (the
-    trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, some images of the
-    test split, of every class), "predictions" (`cnn_core.training.Predictions`, the whole split),
+    keyword argument for each of its `needs`: "run" (`cnn_core.training.Run`), "weights"
+    (`cnn_core.weights.native.Weights`, with classes and preprocessing), "model" (the trained
+    `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, some images of the test split, of
+    every class), "predictions" (`cnn_core.training.Predictions`, the whole split),
     "validation" (the same of the images that training held out, None without any), "segmented"
     (`cnn_core.training.SegmentationOutput`, one of each image, made anew at each iteration) and
     "embedded" (`cnn_viz.results.embeddings.Embedding`, features of images and their places in

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "differences", "open_runs"]
 
 NONE = "\N{EN DASH}"
-MACHINE = (  # what environment.json says of where a run was made
+MACHINE = (  # keys of environment.json about the machine
     "device_name",
     "device",
     "cores",
@@ -43,10 +43,10 @@ MACHINE = (  # what environment.json says of where a run was made
 @json_option
 @click.pass_context
 def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
-    """Put runs side by side: what differs in their recipes, and what they reached.
+    """Compare runs side by side: the recipe keys in which they differ, and their results.
 
     Scores are fractions; the validation score is that of the epoch whose weights were kept.
-    What is said of the machines is what differs between them.
+    Of the machines only the differences are shown.
 
     \b
     Examples:
@@ -78,26 +78,26 @@ def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_js
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open runs, by the shortest end of their paths that no other has.
+    """Open runs; return them by the shortest ending of their path that is unique.
 
     Raises:
-        UsageError: fewer than two, one twice, or no run.
+        UsageError: fewer than two runs, the same run twice, or a path without a run.
     """
     from cnn_core.runs.run import Run
 
     if len(paths) < 2:
-        raise UsageError("one run is given, and nothing beside it", "give two runs or more")
+        raise UsageError("only one run is given", "give two runs or more")
     places = [path.resolve() for path in paths]
     for number, place in enumerate(places):
         if place in places[:number]:
-            raise UsageError(f"{paths[number]}: is given twice")
+            raise UsageError(f"{paths[number]}: given twice")
     runs = [Run.open(path) for path in paths]
     names = _names([Path(os.path.abspath(path)).parts for path in paths])
     return dict(zip(names, runs, strict=True))
 
 
 def _names(parts: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the last part of each path, with as many before it as tell them apart."""
+    """Return the last parts of each path, as many as it takes to tell all apart."""
     for length in range(1, max(map(len, parts))):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
@@ -106,9 +106,9 @@ def _names(parts: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str | None]]:
-    """Return the recipe keys in which runs differ, with each run's value, None if it has none.
+    """Return the recipe keys in which runs differ, with each run's value or None.
 
-    Values read as `--set` takes them; those in tables have keys like "options.width".
+    Values are in the form of `--set`; keys in tables are like "options.width".
     """
     flat = [_flat(dataclasses.asdict(run.recipe)) for run in runs]
     keys = {key: None for recipe in flat for key in recipe}  # in the recipe's order
@@ -127,7 +127,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML has it, text without quotes unless it is empty."""
+    """Return a value as TOML, text without quotes unless it is empty."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
@@ -137,7 +137,7 @@ def _toml(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """What a run has reached: `validation` is its score at the kept epoch, named by `score`."""
+    """The results of a run: `validation` is its score at the kept epoch, named by `score`."""
 
     epochs: int
     kept_epoch: int
@@ -166,9 +166,9 @@ def _reached(run: Run) -> Reached:
 
 
 def _machines(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return, for each run, what environment.json says where they do not say the same.
+    """Return, for each run, the entries of environment.json in which the runs differ.
 
-    Of machines; and of the data, where all runs are of one dataset, which should be the same.
+    Compared are the machines and, if all runs have the same dataset, its fingerprint.
     """
     found = [run.environment() for run in runs]
     asked = [
@@ -185,23 +185,23 @@ def _print(
     reached: Sequence[Reached],
     machines: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Print two tables, a column a run."""
+    """Print two tables with a column for each run."""
     names = list(map(printable, named))
     if recipes:
-        heading("What differs in their recipes")
+        heading("Differences of the recipes")
         rows = [(key, *(NONE if v is None else v for v in row)) for key, row in recipes.items()]
         table(("key", *names), rows, right=names)
     else:
-        heading("Their recipes are the same")
+        heading("The recipes are the same")
     click.echo()
-    heading("What they reached")
+    heading("Results")
     wanted = [run.recipe.epochs for run in named.values()]
     rows = [*_results(reached, wanted), *_surroundings(machines)]
     table(("", *names), rows, right=names)
 
 
 def _results(reached: Sequence[Reached], wanted: Sequence[int]) -> list[tuple[str, ...]]:
-    """Return the rows of what was reached; `wanted` are the epochs of the recipes."""
+    """Return the rows of the results; `wanted` are the epochs of the recipes."""
     done = [each.epochs for each in reached]
     rows = [
         (

@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 @dataclass(frozen=True)
 class Tour:
-    """What the demo of a task trains, and how it speaks of it."""
+    """The demo of a task: what it trains, and the texts that it prints."""
 
     model: str
     data: str
@@ -33,21 +33,21 @@ TOURS = {
         data="cnn-core/digits",
         announced="Training LeNet-5 (1998) on real handwritten digits",
         metric="test/top1",
-        reached="of the digits that it has never seen are right",
+        reached="of digits that it has never seen are classified correctly",
         figures="curves, confusion, predictions, Grad-CAM, filters, features",
         next=(
             ("cnnzoo show lenet5", "the network, stage by stage"),
             ("cnnzoo evaluate {run}", ""),
-            ("cnnzoo train lenet5_modern --data digits", "what became of it"),
+            ("cnnzoo train lenet5_modern --data digits", "its modern version"),
             ("cnnzoo list-models", ""),
         ),
     ),
     "segmentation": Tour(
         model="cnn-arch-unet/unet_same",
         data="cnn-core/digit_scenes",
-        announced="Training a U-Net to find the pixels of digits on a textured ground",
+        announced="Training a U-Net to find the pixels of digits on a textured background",
         metric="test/miou",
-        reached="mean IoU of digit and ground, in scenes that it has never seen",
+        reached="mean IoU of digit and background, in scenes that it has never seen",
         figures="masks, probabilities, scores, curves, Seg-Grad-CAM, features",
         next=(
             ("cnnzoo show unet", "the network as published, stage by stage"),
@@ -65,12 +65,12 @@ TOURS = {
     type=click.Choice(list(TOURS)),
     default="classification",
     show_default=True,
-    help="What to train a network for.",
+    help="The task to train a network for.",
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
 @click.pass_context
 def command(ctx: click.Context, task: str, out: Path | None) -> None:
-    """Train a network on real digits, measure it, and draw what it learned.
+    """Train a network on real digits, measure it, and draw figures of it.
 
     The 1998 LeNet-5 tells 1,797 digits apart: half a minute on two cores. A U-Net finds the
     pixels of digits in made-up scenes: a minute. No download.
@@ -95,9 +95,9 @@ def command(ctx: click.Context, task: str, out: Path | None) -> None:
         click.echo("pip install cnn-viz draws figures and a report of it", err=True)
     click.echo(f"\n{reached:.2f} % {tour.reached}.\n")
     for path, what in (
-        ("report.html", "all of it on one page: open it in a browser"),
-        ("weights.safetensors", "what it learned"),
-        ("metrics.jsonl", "how it got there, epoch by epoch"),
+        ("report.html", "everything on one page: open it in a browser"),
+        ("weights.safetensors", "the trained weights"),
+        ("metrics.jsonl", "loss and accuracy, epoch by epoch"),
         ("figures", tour.figures),
     ):
         if (run.path / path).exists():

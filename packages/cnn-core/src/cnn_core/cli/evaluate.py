@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.params import data_dir_option, device_option
 
 __all__ = ["command"]
 
@@ -14,8 +15,8 @@ __all__ = ["command"]
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="test", show_default=True, help="The split to measure on.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@data_dir_option
+@device_option
 @json_option
 def command(run: Path, split: str, data_dir: Path | None, device: str, as_json: bool) -> None:
     """Measure the kept weights of RUN on a split of its dataset.

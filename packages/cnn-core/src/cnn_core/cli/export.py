@@ -18,14 +18,17 @@ __all__ = ["command"]
 @click.option(
     "--format",
     type=Choice(("torch-export", "onnx")),
-    help="What to write: by default what --out ends in, or else torch-export.",
+    help="The format; by default the ending of --out decides, else torch-export.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Not RUN/MODEL.pt2 or .onnx."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The file; by default RUN/MODEL.pt2 or .onnx.",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Take so many images, not any number.")
+@click.option("--batch-size", type=click.IntRange(1), help="Take exactly so many images.")
 @click.option("--pictures", is_flag=True, help="Take uint8 images, and normalise them.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def command(
     run: Path,
@@ -39,14 +42,14 @@ def command(
     """Write the network of RUN into a file that runs without its Python.
 
     torch-export is a .pt2 for torch.export.load; onnx needs pip install "cnn-core[onnx]". The
-    file takes normalised float32, N C H W, or with --images uint8 from 0 to 255 at the size
+    file takes normalised float32, N C H W, or with --pictures uint8 from 0 to 255 at the size
     that training scaled images to; it returns logits. Classes, mean and std are in it. It is
     run, and compared with the network, before it gets its name. Prints its path on stdout.
 
     \b
     Examples:
       cnnzoo export runs/lenet5-digits-20260101-120000
-      cnnzoo export runs/lenet5-digits-20260101-120000 --format onnx --images --out digits.onnx
+      cnnzoo export runs/lenet5-digits-20260101-120000 --format onnx --pictures --out digits.onnx
     """
     from cnn_core.training import export
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from cnn_core.cli.find import finder
 from cnn_core.cli.output import emit_json, json_option
-from cnn_core.cli.params import DATASET, MODEL, RECIPE
+
+if TYPE_CHECKING:
+    from cnn_core.training.finders import LrTrial
+    from cnn_core.training.setup import Setup
 
 __all__ = ["command"]
 
@@ -17,29 +20,13 @@ ROWS, WIDTH = 24, 46
 
 
 @click.command("lr-find")
-@click.argument("model", type=MODEL)
-@click.option("--data", type=DATASET, required=True, help="The dataset.")
-@click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
+@finder
 @click.option("--low", default=1e-5, show_default=True, help="The first rate.")
 @click.option("--high", default=10.0, show_default=True, help="The last rate.")
 @click.option("--steps", default=100, show_default=True, help="Steps from one to the other.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @json_option
-def command(
-    model: str,
-    data: str,
-    recipe: str | None,
-    settings: tuple[str, ...],
-    low: float,
-    high: float,
-    steps: int,
-    data_dir: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Try learning rates on MODEL, one step each, and draw what becomes of the loss.
+def command(setup: Setup, low: float, high: float, steps: int, as_json: bool) -> None:
+    """Try learning rates on MODEL, one step each, and draw the loss.
 
     The range test of Smith (2017): the rate grows with every step until the loss diverges. The
     rate suggested is the one at which the loss falls fastest. Nothing is kept.
@@ -49,11 +36,9 @@ def command(
       cnnzoo lr-find lenet5_modern --data digits
       cnnzoo lr-find resnet20_cifar --data cifar10 --set optimizer=adamw --high 1 --json
     """
-    from cnn_core.cli.find import prepared
     from cnn_core.training.finders import lr_curve, steepest
 
-    setup, where = prepared(model, data, recipe, settings, data_dir, device)
-    curve = list(lr_curve(setup, where, low, high, steps))
+    curve = list(lr_curve(setup, low=low, high=high, steps=steps))
     best = steepest(curve)
     if as_json:
         emit_json("curve", [dataclasses.asdict(trial) for trial in curve], suggestion=best)
@@ -63,8 +48,8 @@ def command(
     click.echo(f"\nthe loss falls fastest at {best:.2g}: --lr {best:.2g}")
 
 
-def _drawn(curve: list[Any], best: float) -> list[str]:
-    """Return the curve as lines, a bar a rate; losses far above the first are cut."""
+def _drawn(curve: list[LrTrial], best: float) -> list[str]:
+    """Return the curve as lines, one bar for each rate; losses far above the first are cut."""
     shown = curve[:: max(len(curve) // ROWS, 1)]
     nearest = min(shown, key=lambda trial: abs(trial.lr - best))
     low = min(trial.smooth for trial in shown)

@@ -1,8 +1,9 @@
-"""Parameter types that complete in the shell and suggest, without importing torch."""
+"""Parameter types that complete in the shell, and options of several commands. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +11,16 @@ from click.shell_completion import CompletionItem
 
 from cnn_core.text import did_you_mean
 
-__all__ = ["Choice", "DATASET", "MODEL", "RECIPE", "RegistryName", "VIEW"]
+__all__ = [
+    "Choice",
+    "DATASET",
+    "MODEL",
+    "RECIPE",
+    "RegistryName",
+    "VIEW",
+    "data_dir_option",
+    "device_option",
+]
 
 
 class RegistryName(click.types.StringParamType):
@@ -27,7 +37,7 @@ class RegistryName(click.types.StringParamType):
 
 
 class Choice(click.Choice[str]):
-    """A click.Choice that says which value was probably meant."""
+    """A click.Choice that suggests the nearest value."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         message = super().get_invalid_choice_message(value, ctx)
@@ -48,3 +58,10 @@ MODEL = RegistryName("model", _names_of("models"))
 DATASET = RegistryName("dataset", _names_of("datasets"))
 RECIPE = RegistryName("recipe", _names_of("recipes"))
 VIEW = RegistryName("view", _names_of("views"))
+
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where the dataset is."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+)

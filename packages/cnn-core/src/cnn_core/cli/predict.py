@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cnn_core.cli.output import emit_json, json_option, say_path, table
+from cnn_core.cli.params import device_option
+
+if TYPE_CHECKING:
+    from cnn_core.training.trained import Trained
 
 __all__ = ["command"]
 
@@ -17,10 +22,13 @@ __all__ = ["command"]
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top-k", default=1, show_default=True, help="How many classes to name.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Masks: not RUN/masks but here."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where masks go; by default RUN/masks.",
 )
 @click.option("--flips", is_flag=True, help="Masks: the mean over mirrored images.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@device_option
 @json_option
 def command(
     run: Path,
@@ -31,12 +39,12 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Say what is on image files, and on those in folders, with the kept weights of RUN.
+    """Classify image files, and those in folders, with the kept weights of RUN.
 
-    A run that classifies names whole images; one that segments writes, for each, a mask (PNG of
-    class numbers, with a palette), an overlay and probabilities (float16, classes x H x W), at the
-    image's own size, and prints the files' paths. Images are turned grey or RGB as in
-    training; the digits of MNIST and its kin are light on dark.
+    A run that classifies prints the classes of whole images. One that segments writes for each
+    image a mask (PNG of class numbers, with a palette), an overlay and probabilities (float16,
+    classes x H x W), at the image's own size, and prints the files' paths. Images are turned grey
+    or RGB as in training; the digits of MNIST and its kin are light on dark.
 
     \b
     Examples:
@@ -45,20 +53,21 @@ def command(
       cnnzoo predict runs/unet_same-isbi_em-20260101-120000 slices/ --out masks
     """
     from cnn_core.training.prediction import task_of
-    from cnn_core.weights.native import read_weights
+    from cnn_core.training.trained import Trained
 
-    if task_of(read_weights(run)) == "segmentation":
-        _masks(run, images, out or run / "masks", flips, device, as_json)
+    trained = Trained(run, device=device)
+    if task_of(trained.weights) == "segmentation":
+        _write_masks(trained, images, out or run / "masks", flips, as_json)
     else:
-        _names(run, images, top_k, device, as_json)
+        _print_classes(trained, images, top_k, as_json)
 
 
-def _names(run: Path, images: tuple[Path, ...], top_k: int, device: str, as_json: bool) -> None:
+def _print_classes(trained: Trained, images: tuple[Path, ...], top_k: int, as_json: bool) -> None:
     from cnn_core.training import predict
 
-    found = predict(run, images, top_k=top_k, device=device)
+    found = predict(trained, images, top_k=top_k)
     if as_json:
-        emit_json("predictions", [dataclasses.asdict(p) for p in found], run=str(run))
+        emit_json("predictions", [dataclasses.asdict(p) for p in found], run=str(trained.path))
         return
     table(
         ("image", "rank", "class", "probability"),
@@ -73,15 +82,15 @@ def _names(run: Path, images: tuple[Path, ...], top_k: int, device: str, as_json
     )
 
 
-def _masks(
-    run: Path, images: tuple[Path, ...], out: Path, flips: bool, device: str, as_json: bool
+def _write_masks(
+    trained: Trained, images: tuple[Path, ...], out: Path, flips: bool, as_json: bool
 ) -> None:
     from cnn_core.training.mask_files import write_masks
     from cnn_core.training.prediction import image_files, segment, unlike
 
     files = unlike(image_files(images))
     written = []
-    for found in segment(run, files, flips=flips, device=device):
+    for found in segment(trained, files, flips=flips):
         paths = [str(path) for path in write_masks(found, out)]
         parts = found.mask.flatten().bincount(minlength=len(found.classes)) / found.mask.numel()
         named = zip(found.classes, parts.tolist(), strict=True)
@@ -90,4 +99,4 @@ def _masks(
             for path in paths:
                 say_path(path)
     if as_json:
-        emit_json("predictions", written, run=str(run))
+        emit_json("predictions", written, run=str(trained.path))

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import DATASET, MODEL, RECIPE, Choice
+from cnn_core.cli.params import (
+    DATASET,
+    MODEL,
+    RECIPE,
+    Choice,
+    data_dir_option,
+    device_option,
+)
 from cnn_core.errors import UsageError
 
 __all__ = ["command"]
+
+ARGUMENTS = (  # options that are no recipe keys, but arguments of `train`
+    "recipe",
+    "resume",
+    "out",
+    "data_dir",
+    "download",
+    "device",
+    "workers",
+    "auto_resume",
+    "fit_memory",
+)
 
 
 @click.command("train")
@@ -25,17 +45,23 @@ __all__ = ["command"]
 @click.option("--lr", type=float, help="Set the recipe key lr.")
 @click.option("--seed", type=int, help="Set the recipe key seed.")
 @click.option("--top-k", "topk", type=int, help="Set the recipe key topk.")
-@click.option("--precision", type=Choice(("auto", "fp32", "bf16", "fp16")), help="Set precision.")
+@click.option(
+    "--precision",
+    type=Choice(("auto", "fp32", "bf16", "fp16")),
+    help="Set the recipe key precision.",
+)
 @click.option(
     "--memory-format",
     type=Choice(("auto", "contiguous", "channels_last")),
-    help="Set how tensors of images lie in memory.",
+    help="Set the recipe key memory_format.",
 )
 @click.option("--compile", is_flag=True, default=None, help="Compile the network first.")
 @click.option("--weights", metavar="RUN|FILE", help="Begin with these weights.")
-@click.option("--freeze", metavar="STAGE", multiple=True, help="Leave a stage as it is. Repeat.")
 @click.option(
-    "--pipeline", type=Choice(("auto", "memory", "streaming")), help="Where files are decoded to."
+    "--freeze", metavar="STAGE", multiple=True, help="Do not train a stage. May be repeated."
+)
+@click.option(
+    "--pipeline", type=Choice(("auto", "memory", "streaming")), help="Where to keep decoded files."
 )
 @click.option("--on-bad-sample", metavar="fail|skip:N", help="What to do with broken files.")
 @click.option(
@@ -46,35 +72,26 @@ __all__ = ["command"]
     help="Processes that decode.",
 )
 @click.option(
-    "--fit-memory", is_flag=True, help="Compute batches in as many pieces as memory needs."
+    "--fit-memory", is_flag=True, help="Compute batches in micro-batches that fit in memory."
 )
 @click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
-@click.option("--auto-resume", is_flag=True, help="Go on with the run in --out, if there is one.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume a run.")
+@click.option("--auto-resume", is_flag=True, help="Resume the run in --out, if there is one.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--download", is_flag=True, help="Fetch the dataset if it is not there.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@data_dir_option
+@click.option("--download", is_flag=True, help="Download the dataset if it is missing.")
+@device_option
 def command(
     model: str | None,
     data: str | None,
-    recipe: str | None,
     settings: tuple[str, ...],
-    resume: Path | None,
-    out: Path | None,
-    data_dir: Path | None,
-    download: bool,
-    device: str,
-    workers: int,
-    auto_resume: bool,
-    fit_memory: bool,
     tensorboard: bool,
-    **keys: Any,
+    **options: Any,
 ) -> None:
-    """Train MODEL on a dataset, or go on with a run.
+    """Train MODEL on a dataset, or resume a run.
 
-    Without --recipe the pair's default recipe is used. A run that is resumed needs nothing
-    else. Ctrl-C and SIGTERM save after the step; a second one ends at once. Prints the run
+    Without --recipe the pair's default recipe is used. A run is resumed without any other
+    option. Ctrl-C and SIGTERM save after the step; a second one ends at once. Prints the run
     directory on stdout; progress goes to stderr. Several processes: torchrun -m cnnzoo train …
 
     \b
@@ -88,8 +105,28 @@ def command(
 
     chosen = parse_settings(settings)
     model, data = chosen.pop("model", model), chosen.pop("data", data)
-    chosen |= {key: value for key, value in keys.items() if value not in (None, ())}
-    if resume is not None and (model or data or recipe or chosen or out):
+    arguments = {name: options.pop(name) for name in ARGUMENTS}
+    chosen |= {key: value for key, value in options.items() if value not in (None, ())}
+    _check(model, data, chosen, arguments)
+
+    from cnn_core.training.trainer import train
+
+    observers = []
+    if tensorboard:
+        from cnn_core.training.tensorboard import TensorBoard
+
+        observers.append(TensorBoard())
+    run = train(model, data, observers=observers, **arguments, **chosen)
+    if os.environ.get("RANK", "0") == "0":
+        report(run)
+
+
+def _check(
+    model: str | None, data: str | None, keys: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> None:
+    """Raise UsageError where a run to resume is given more, or a new run less than it takes."""
+    resume, recipe = arguments["resume"], arguments["recipe"]
+    if resume is not None and (model or data or recipe or keys or arguments["out"]):
         raise UsageError(
             "--resume goes with --device and --data-dir only: the run has all the rest",
             f"cnnzoo train --resume {resume}",
@@ -97,34 +134,9 @@ def command(
     if resume is None and model is None and recipe is None:
         raise UsageError("no model is given", "cnnzoo train MODEL --data DATASET")
 
-    from cnn_core.training.trainer import train
-
-    watching = []
-    if tensorboard:
-        from cnn_core.training.tensorboard import TensorBoard
-
-        watching.append(TensorBoard())
-    run = train(
-        model,
-        data,
-        recipe=recipe,
-        resume=resume,
-        out=out,
-        data_dir=data_dir,
-        download=download,
-        device=device,
-        workers=workers,
-        auto_resume=auto_resume,
-        fit_memory=fit_memory,
-        observers=watching,
-        **chosen,
-    )
-    if os.environ.get("RANK", "0") == "0":
-        report(run)
-
 
 def report(run: Any) -> None:
-    """Say what was reached on stderr, and where it is on stdout."""
+    """Print the test metrics on stderr, and the run's path on stdout."""
     from cnn_core.training.progress import format_metrics
 
     click.echo(f"test: {format_metrics(run.test_metrics())}", err=True)

@@ -93,11 +93,9 @@ class Recipe:
     weight_decay_on: str = "all"  # "weights": not on biases and normalisation
     schedule: str = "cosine"
     warmup_epochs: float = 0.0  # linear, from 0
-    step_every: float = (
-        0.0  # schedule = "step": epochs after which the rate changes, again and again
-    )
+    step_every: float = 0.0  # schedule = "step": the rate changes every so many epochs
     step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": where the rate changes
-    step_factors: tuple[float, ...] = (0.1,)  # what it is multiplied by: one, or one a step
+    step_factors: tuple[float, ...] = (0.1,)  # factors of the rate: one for all, or one each
     rise: float = 0.3  # schedule = "one_cycle": the part of the training in which the rate rises
     power: float = 1.0  # schedule = "polynomial"
     final_lr: float = 0.0  # where cosine and polynomial end
@@ -105,23 +103,23 @@ class Recipe:
     label_smoothing: float = 0.0
     map_margin: float = 1.0  # loss = "map": the j of Eq. 9
     balance: bool = False  # segmentation: classes count in the loss by 1 / their pixels
-    border_weight: float = 0.0  # how much more pixels between two objects count: 10 in the paper
-    border_sigma: float = 5.0  # pixels: how near they have to be
+    border_weight: float = 0.0  # extra weight of pixels between two objects: 10 in the paper
+    border_sigma: float = 5.0  # pixels: how fast that weight falls with the distance to them
     focal_gamma: float = 2.0  # loss = "focal"
-    tversky: tuple[float, ...] = (0.3, 0.7)  # loss = "tversky": what false and missed pixels cost
-    aux_weight: float = 0.3  # of the losses of auxiliary heads, where a network has them
+    tversky: tuple[float, ...] = (0.3, 0.7)  # loss = "tversky": costs of false and missed pixels
+    aux_weight: float = 0.3  # weight of the losses of auxiliary heads, where there are any
     clip_norm: float = 0.0  # largest gradient norm; 0: not clipped
-    accumulate: int = 1  # pieces that a batch is computed in: less memory, the same step
-    ema: float = 0.0  # decay of a moving average of the weights, which is then what is kept
+    accumulate: int = 1  # micro-batches per batch: less memory, the same step
+    ema: float = 0.0  # decay of a moving average of the weights, which is then kept
     patience: int = 0  # epochs without a better score after which training stops; 0: never
-    monitor: str = ""  # the score that chooses the weights to keep; "": val/top1, val/miou
+    monitor: str = ""  # the number that chooses the weights to keep; "": val/top1, val/miou
     weights: str = ""  # a run or a file of weights to begin with
-    freeze: tuple[str, ...] = ()  # stages that stay as they are
+    freeze: tuple[str, ...] = ()  # stages that are not trained
     stage_lr: Mapping[str, float] = field(default_factory=dict)  # factors of the rate by stage
     shift: int = 0  # augmentation (cnn_core.data.augment): pixels, each direction
     flip: bool = False  # mirror left and right
     policy: str = ""  # randaugment, trivialaugment
-    crop: tuple[float, ...] = ()  # least and largest part of the area
+    crop: tuple[float, ...] = ()  # smallest and largest fraction of the area
     rotate: float = 0.0  # degrees, both ways
     zoom: float = 1.0  # factor, both ways
     elastic: float = 0.0  # pixels: the deviation of a 3x3 grid's displacements
@@ -131,17 +129,17 @@ class Recipe:
     mixup: float = 0.0  # alpha
     cutmix: float = 0.0  # alpha
     pipeline: str = "auto"  # memory, streaming; auto: by size
-    on_bad_sample: str = "fail"  # or skip:N, where up to N files may be left out
-    validation: float = 0.1  # part of the training split that chooses the weights to keep
+    on_bad_sample: str = "fail"  # or skip:N: up to N broken files may be left out
+    validation: float = 0.1  # fraction of the training split that chooses the weights to keep
     topk: int = 0  # 0: 5, or the number of classes if that is smaller
     precision: str = "auto"  # auto: bf16 on GPUs that have it, else fp16; fp32 on the CPU
     memory_format: str = "auto"  # auto: channels_last where networks are faster with it
     compile: bool = False  # torch.compile: minutes before the first step, faster ones after it
     sync_batchnorm: bool = False  # several processes: statistics over the whole batch
-    save_steps: int = 0  # steps after which the state is saved within an epoch; 0: only at its end
-    keep: int = 2  # checkpoints that are kept, beside the best epoch's
-    image_size: int = 0  # 0: the size that the architecture was published for
-    tile: int = 0  # segmentation: images keep their size, and are seen in tiles of so many pixels
+    save_steps: int = 0  # a checkpoint every so many steps; 0: only at the end of an epoch
+    keep: int = 2  # checkpoints to keep, besides the best epoch's
+    image_size: int = 0  # pixels; 0: the size that the architecture was published for
+    tile: int = 0  # segmentation: images keep their size and are cut into tiles of so many pixels
     mean: tuple[float, ...] = ()  # empty: the dataset's own
     std: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture
@@ -169,7 +167,7 @@ class Recipe:
                 raise UsageError(f"stage_lr.{printable(stage)} = {factor!r}: expected a factor")
         if self.accumulate > self.batch_size:
             raise UsageError(
-                f"accumulate = {self.accumulate}: a batch of {self.batch_size} has no more pieces"
+                f"accumulate = {self.accumulate}: a batch of {self.batch_size} has no more images"
             )
 
     def _check_schedule(self) -> None:
@@ -204,7 +202,7 @@ class Recipe:
             raise UsageError(f"loss = '{self.loss}' cannot take mixed images")
 
     def bad_samples(self) -> int:
-        """Return how many files that cannot be read may be left out."""
+        """Return how many unreadable files may be left out."""
         what, colon, count = self.on_bad_sample.partition(":")
         if self.on_bad_sample == "fail":
             return 0
@@ -255,7 +253,7 @@ def _converted(key: str, value: Any, kind: Any) -> Any:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Parse "key=value", the value as TOML where it is that, else as text.
+    """Parse "key=value", the value as TOML if it is valid TOML, else as text.
 
     "options.width=0.5" gives {"width": 0.5} for the key "options".
     """
@@ -272,10 +270,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse several of "key=value" into one table; what is set in tables is joined.
+    """Parse several "key=value" into one table; values of the same inner table are merged.
 
     Raises:
-        UsageError: no key of a recipe, or a table and a value for the same one.
+        UsageError: an unknown key, or a table and a value for the same key.
     """
     chosen: dict[str, Any] = {}
     for key, value in map(parse_setting, texts):
@@ -303,7 +301,7 @@ def require_key(key: str, source: str = "") -> None:
 
 
 def read_recipe(path: Path) -> RecipeSpec:
-    """Read a recipe file: the table [recipe], and beside it `summary`, `origin`, [claim].
+    """Read a recipe file: the table [recipe], besides `summary`, `origin` and [claim].
 
     Raises:
         UsageError: not TOML, or not a recipe; names the file.

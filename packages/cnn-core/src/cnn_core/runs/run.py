@@ -1,9 +1,9 @@
-"""A run: the directory that holds everything about one training. No torch here.
+"""A run: the directory with everything about one training. No torch here.
 
 recipe.toml           every hyper-parameter, defaults included
-environment.json      versions, plugins, hardware, where the data was
+environment.json      versions, plugins, hardware, the place of the dataset
 metrics.jsonl         a line per epoch, then one for the test split; metrics.csv is the same
-weights.safetensors   the kept weights, with all that rebuilds the model
+weights.safetensors   the kept weights, with all that is needed to build the model
 state/                checkpoints: the full training state
 figures/  report.html from cnn-viz
 """
@@ -60,7 +60,7 @@ class Run:
         """Make a new run directory: `out`, or runs/<model>-<dataset>-<time>.
 
         Raises:
-            UsageError: `out` is there and not empty.
+            UsageError: `out` exists and is not empty.
             ZooError: the directory cannot be written.
         """
         path = out if out is not None else _unused(recipe)
@@ -113,7 +113,7 @@ class Run:
         return cls(folder, Recipe.from_settings(spec.settings))
 
     def environment(self) -> dict[str, Any]:
-        """Return what environment.json records."""
+        """Return the content of environment.json."""
         return self._read_json(self.path / "environment.json")
 
     def metrics(self) -> list[dict[str, float]]:
@@ -128,7 +128,7 @@ class Run:
         return lines
 
     def history(self) -> list[dict[str, float]]:
-        """Return the lines of metrics.jsonl that are about epochs of training."""
+        """Return the lines of metrics.jsonl for epochs, without that of the test split."""
         return [line for line in self.metrics() if "train/loss" in line]
 
     def test_metrics(self) -> dict[str, float]:
@@ -164,7 +164,7 @@ _RESTORE = "restore it from a copy, or train again: cnnzoo train MODEL --data DA
 def _unused(recipe: Recipe) -> Path:
     """Return runs/<model>-<dataset>-<time>, with a number if that is taken.
 
-    A dataset's path is in it by its end, in letters, digits and dashes.
+    Of a dataset's path only the end is used, in letters, digits and dashes.
     """
     words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
     stem = "-".join(

@@ -1,4 +1,4 @@
-"""Training: the loop, recipes, runs, and what is done with trained weights."""
+"""Training: the loop, recipes, runs, and the use of trained weights."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,15 +8,16 @@ from cnn_core.lazy import lazy_names
 if TYPE_CHECKING:
     from cnn_core.runs.recipe import Recipe
     from cnn_core.runs.run import Run
-    from cnn_core.training.evaluation import (
+    from cnn_core.training.evaluation import evaluate
+    from cnn_core.training.exporting import Exported, export
+    from cnn_core.training.outputs import (
         Predictions,
         SegmentationOutput,
-        evaluate,
         predictions,
         segmented,
     )
-    from cnn_core.training.exporting import Exported, export
     from cnn_core.training.prediction import predict, segment
+    from cnn_core.training.trained import Trained
     from cnn_core.training.trainer import train
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Recipe",
     "Run",
     "SegmentationOutput",
+    "Trained",
     "evaluate",
     "export",
     "predict",
@@ -37,17 +39,18 @@ __all__ = [
 __getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
-        "cnn_core.training.evaluation": (
+        "cnn_core.training.evaluation": ("evaluate",),
+        "cnn_core.training.exporting": ("Exported", "export"),
+        "cnn_core.training.outputs": (
             "Predictions",
             "SegmentationOutput",
-            "evaluate",
             "predictions",
             "segmented",
         ),
-        "cnn_core.training.exporting": ("Exported", "export"),
         "cnn_core.training.prediction": ("predict", "segment"),
         "cnn_core.runs.recipe": ("Recipe",),
         "cnn_core.runs.run": ("Run",),
+        "cnn_core.training.trained": ("Trained",),
         "cnn_core.training.trainer": ("train",),
     },
 )

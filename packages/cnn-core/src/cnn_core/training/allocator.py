@@ -1,4 +1,4 @@
-"""Keep glibc from giving memory back to the kernel at every training step.
+"""Keep glibc from returning memory to the kernel at every training step.
 
 glibc maps large blocks one by one and unmaps them when they are freed, so that each step of a
 training on the CPU pays for fresh, zeroed pages: up to two thirds of a step of a small network.
@@ -19,11 +19,11 @@ PAD = 64 * 2**20  # bytes the heap grows by beyond what is asked for
 
 
 def keep_memory() -> str:
-    """Raise glibc's thresholds for this process; return what was done, for the record.
+    """Raise glibc's thresholds for this process; return a description for environment.json.
 
-    Only on Linux with glibc's own allocator, and not where CNNZOO_MALLOC=default or a
-    MALLOC_ variable or tunable of the user's says otherwise. Memory that was freed then stays with
-    the process until it ends.
+    Only on Linux with glibc's own allocator, and neither with CNNZOO_MALLOC=default nor where the
+    user has set a MALLOC_ variable or tunable. Freed memory then stays with the process until it
+    ends.
     """
     if os.environ.get("CNNZOO_MALLOC") == "default":
         return "default (CNNZOO_MALLOC)"

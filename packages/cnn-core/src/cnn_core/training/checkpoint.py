@@ -1,13 +1,13 @@
-"""The training state on disk: folders that are whole, checked, and kept until a newer one is.
+"""Checkpoints on disk: complete folders, checked by digests, kept until a newer one is complete.
 
 state/e000003-s00000120/   after 3 epochs and 120 steps of the fourth
     model.safetensors      parameters and buffers
-    training.safetensors   the optimizer's tensors, the average's, the running metrics'
-    state.json             where training stands, and in which surroundings
+    training.safetensors   the optimizer's tensors, the average's, the sums of the metrics
+    state.json             epoch, step, scores, and the numerical environment
     MANIFEST.json          size and SHA-256 of each of these, and of itself
 
 A folder is written under another name, synced, read back and renamed; only then are older ones
-removed. Nothing is ever pickled.
+removed, so that at every moment a complete one exists. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ log: logging.Logger = logging.getLogger("cnn_core")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where training stands: all that what follows depends on, beside recipe and data.
+    """The state of a training: with recipe and data, all that the next steps depend on.
 
-    `epoch` epochs are done and `step` steps of the next, whose metrics so far are in
-    `epoch_metrics` and which took `seconds` so far. `average` is empty where weights are not
-    averaged. `best` is the best score, None before there is one. No random state is saved: random
-    numbers depend on (seed, epoch, step) alone.
+    `epoch` epochs are done, and `step` steps of the next; those took `seconds`, and their metrics
+    are in `epoch_metrics`. `average` is empty where weights are not averaged. `best` is the best
+    score, None before there is one. No random state is saved: random numbers depend on (seed,
+    epoch, step) alone.
     """
 
     model: Mapping[str, Tensor] = field(default_factory=dict)
@@ -74,31 +74,31 @@ class Checkpoint:
 
     @property
     def kept(self) -> Mapping[str, Tensor]:
-        """The weights to use: averaged, where they are."""
+        """The weights to use: the averaged ones, where there are any."""
         return self.average or self.model
 
     @property
     def name(self) -> str:
-        """What its folder is called; names sort as the states follow each other."""
+        """The name of its folder; names sort in the order of training."""
         return _name(self.epoch, self.step)
 
 
 class Checkpoints:
-    """The states of a run, in the folder `state/`."""
+    """The checkpoints of a run, in the folder `state/`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """Return the states' names, the oldest first."""
+        """Return the checkpoints' names, the oldest first."""
         return sorted(path.name for path in self.folder.glob("e*-s*") if path.is_dir())
 
     def save(self, state: Checkpoint, keep: int = 2) -> None:
-        """Write a state; then remove all others but the `keep` newest and the best epoch's.
+        """Write a checkpoint; then remove all but the `keep` newest and the best epoch's.
 
         Raises:
             NumericalError: its weights are not finite; nothing is written.
-            OSError: the disk is full, or cannot be written; the states of before are as they were.
+            OSError: the disk is full or read-only; earlier checkpoints are left as they were.
         """
         _require_finite(state)
         self.folder.mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ class Checkpoints:
             "state.json": [memoryview(json.dumps(content, sort_keys=True).encode())],
         }
         with ThreadPoolExecutor(2) as pool, new_folder(self.folder / state.name) as folder:
-            # SHA-256 works outside of Python's lock, while the main thread writes.
+            # hashlib releases Python's lock: the digests cost no time beside the writing.
             digests = [pool.submit(_sha256, parts) for parts in files.values()]
             for name, parts in files.items():
                 write_new(folder / name, *parts)
@@ -124,16 +124,17 @@ class Checkpoints:
             }
             manifest = {"checkpoint": state.name, "files": entries, "schema": SCHEMA}
             write_new(folder / MANIFEST, _signed(manifest))
+        # The best epoch's stays: weights.safetensors can be made from it again.
         newest = [name for name in self.names() if name <= state.name][-keep:]
         for name in self.names():
             if name not in newest and name != _name(state.best_epoch, 0):
                 remove_folder(self.folder / name)
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest state that is sound, and say which were not; None if there are none.
+        """Return the newest sound checkpoint, with a warning for each broken one; or None.
 
         Raises:
-            CheckpointCorruptError: there are some, and none of them is sound.
+            CheckpointCorruptError: there are checkpoints, and none of them is sound.
         """
         refused: list[CheckpointCorruptError] = []
         for name in reversed(self.names()):
@@ -150,17 +151,17 @@ class Checkpoints:
         return None
 
     def best(self, epoch: int) -> Checkpoint | None:
-        """Return the state after an epoch, if it is there and sound."""
+        """Return the checkpoint after an epoch, if it exists and is sound."""
         try:
             return self.read(_name(epoch, 0))
         except CheckpointCorruptError:
             return None
 
     def read(self, name: str) -> Checkpoint:
-        """Read one state, every byte of it held to the manifest.
+        """Read one checkpoint, every byte of it checked against the manifest.
 
         Raises:
-            CheckpointCorruptError: a file is missing, or is not what was written; names it.
+            CheckpointCorruptError: a file is missing or has changed; names it.
         """
         folder = self.folder / name
         files = _checked(folder)
@@ -183,7 +184,7 @@ class Checkpoints:
             raise CheckpointCorruptError(f"{folder}: not a training state: {error}") from error
 
     def sweep(self) -> None:
-        """Remove what a process that was killed while it saved left behind."""
+        """Remove the unfinished folders of processes that were killed while they saved."""
         sweep(self.folder)
 
 
@@ -192,11 +193,12 @@ def _name(epoch: int, step: int) -> str:
 
 
 def _require_finite(state: Checkpoint) -> None:
-    """Raise NumericalError before weights that are not finite take a sound state's place."""
+    """Raise NumericalError if weights are not finite: they may replace no sound checkpoint."""
     for name, tensor in state.model.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        if tensor.sum().isfinite():  # a sum may overflow, but never hides a number
+        # Fast: a sum may overflow, but it is never finite where a number is not.
+        if tensor.sum().isfinite():
             continue
         if not tensor.isfinite().all():
             raise NumericalError(
@@ -206,7 +208,7 @@ def _require_finite(state: Checkpoint) -> None:
 
 
 def _signed(content: dict[str, Any]) -> bytes:
-    """Return MANIFEST.json: what it describes, and the digest of that."""
+    """Return MANIFEST.json: the content, and the digest of the content."""
     whole = {**content, "sha256": _sha256([json.dumps(content, sort_keys=True).encode()])}
     return (json.dumps(whole, sort_keys=True, indent=1) + "\n").encode()
 
@@ -219,7 +221,7 @@ def _sha256(parts: Iterable[bytes | memoryview]) -> str:
 
 
 def _checked(folder: Path) -> dict[str, bytes]:
-    """Return a checkpoint's files, each as the manifest says."""
+    """Return the contents of a checkpoint's files, checked against the manifest."""
     entries = _entries(folder)
     files = {}
     for name, entry in entries.items():
@@ -239,7 +241,7 @@ def _checked(folder: Path) -> dict[str, bytes]:
 
 
 def _entries(folder: Path) -> dict[str, Any]:
-    """Return what the manifest says of each file, if it is whole and of this folder."""
+    """Return the manifest's entries by file, if it is unchanged and of this folder."""
     path = folder / MANIFEST
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, and a record of the surroundings."""
+"""The device, precision and memory format to compute in, and a record of the environment."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return `name`, or for "auto" what is fast and safe on the device.
+    """Return `name`, or for "auto" the fastest precision that is safe on the device.
 
     On a GPU bf16 where it is in the hardware, else fp16, with a scaled loss. On a CPU fp32: there
     autocast made most networks slower, also with bf16 instructions (docs/performance.md).
@@ -86,7 +86,7 @@ def choose_memory_format(name: str, model: nn.Module) -> str:
 
 
 def numerical_environment(device: torch.device, world: int) -> dict[str, Any]:
-    """Return what changes the last bits of a training beside its recipe."""
+    """Return all but the recipe that changes the last bits of a training."""
     found = {
         "torch": torch.__version__,
         "device": _device_name(device),
@@ -109,13 +109,14 @@ def numerical_environment(device: torch.device, world: int) -> dict[str, Any]:
 
 def environment(
     device: torch.device,
+    *,
     data_dir: Path | None,
     data: str,
     fingerprint: str,
     allocator: str,
     world: int = 1,
 ) -> dict[str, Any]:
-    """Return what a run records of its surroundings, and of its dataset."""
+    """Return a run's environment.json: versions, hardware, and where its dataset is."""
     name, colon, folder = data.partition(":")
     return {
         "schema": 1,

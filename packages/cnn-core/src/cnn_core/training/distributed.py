@@ -1,7 +1,7 @@
-"""Several processes that train one network: what torchrun starts, and what they say to each other.
+"""Several processes that train one network, started by torchrun.
 
 The engine is torch.distributed; there is no launcher here. A recipe's batch is that of all
-processes together: a run does the same on one as on eight, but for the last bits.
+processes together: a run gives the same result on one as on eight, but for the last bits.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training, and which of them this one is."""
+    """The processes of a training: how many there are, and the rank of this one."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
@@ -45,7 +45,7 @@ class World:
                 torch.distributed.all_reduce(tensor)
 
     def broadcast(self, value: T) -> T:
-        """Return what the first process has."""
+        """Return the first process's value in every process."""
         if self.size == 1:
             return value
         box: list[Any] = [value]
@@ -53,7 +53,7 @@ class World:
         return cast(T, box[0])
 
     def most(self, numbers: list[float], device: torch.device) -> list[float]:
-        """Return the largest of each number that any process has: a decision that all take."""
+        """Return the largest of each number over all processes, so that all decide alike."""
         if self.size == 1:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
@@ -61,7 +61,7 @@ class World:
         return tensor.tolist()
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have come here."""
         if self.size > 1:
             torch.distributed.barrier()
 
@@ -79,7 +79,7 @@ ALONE = World()
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun, or anything that speaks as it does, started this process among several."""
+    """Whether torchrun, or another launcher with its variables, started several processes."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -92,10 +92,10 @@ def restarted() -> bool:
 def joined(device: str) -> tuple[World, str]:
     """Join the other processes, if there are any; return the world and this process's device.
 
-    Once joined, a process stays so until it ends: the same processes may train again.
+    A process stays joined until it ends: the same processes may train again.
 
     Raises:
-        UsageError: a device that only one of several processes can have.
+        UsageError: the device is one particular GPU, which several processes cannot share.
     """
     if not under_torchrun():
         return ALONE, device
@@ -114,10 +114,10 @@ def joined(device: str) -> tuple[World, str]:
 
 
 def _join(backend: str) -> None:
-    """Meet the other processes; where torchrun lends its store, under this attempt's own names.
+    """Meet the other processes.
 
     torchrun keeps one store over all its restarts, in which a process would find the addresses of
-    the attempt before (pytorch/pytorch#135712).
+    the attempt before (pytorch/pytorch#135712): each attempt gets names of its own in it.
     """
     import torch.distributed.nn  # before there is a group: its functions' defaults would hold it
 
@@ -136,18 +136,18 @@ def _join(backend: str) -> None:
 
 
 def _leave() -> None:
-    """Part from the other processes, and wait for the threads of gloo to end.
+    """Leave the other processes, and wait for the threads of gloo to end.
 
-    They end with the last reference to the group. One that is left, and lets go of a tensor while
+    They end with the last reference to the group. A thread that is left, and frees a tensor while
     the interpreter ends, aborts the process (pytorch/pytorch#190489).
     """
-    gc.collect()  # a network in a cycle has one
+    gc.collect()  # a wrapped network in a reference cycle still refers to the group
     torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process at once: while it waits for others, Python hears nothing."""
+    """Let SIGTERM end the process at once: Python's handler would not run while it waits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is often better than the weights themselves."""
+"""A moving average of the weights, which often generalises better than the weights themselves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Average"]
 class Average:
     """An exponential moving average of a model's weights (Polyak and Juditsky 1992).
 
-    a <- d a + (1 - d) w after every step, with d = min(decay, (1 + n) / (10 + n)) at the n-th, so
-    that a short training is not held at its beginning. Buffers of normalisation are averaged as
-    weights are; whole numbers are copied. `model` is the network with the average in it.
+    a <- d a + (1 - d) w after every step, with d = min(decay, (1 + n) / (10 + n)) at the n-th:
+    a short training would otherwise stay near its initial weights. Buffers of normalisation are
+    averaged as weights are; integers are copied. `model` is the network with the average in it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take the weights after `steps` steps into the average."""
+        """Average in the weights after the step that follows `steps` others."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         ours = [average for _, average in self._floats]
         torch._foreach_lerp_(ours, [value for value, _ in self._floats], 1 - decay)

@@ -1,4 +1,4 @@
-"""Loss and metrics of an epoch, or of a split, as they add up."""
+"""Loss and metrics of an epoch, or of a split, added up batch by batch."""
 
 from __future__ import annotations
 
@@ -17,46 +17,47 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochMetrics"]
 
-ENOUGH = 2**16  # numbers that are waited for: metrics of many small batches are taken at once
+ENOUGH = 2**16  # logits to collect before metrics are updated
 
 
 class EpochMetrics:
     """The metrics of all images so far, and the mean loss of images, or of pixels that count.
 
-    Metrics are of whole numbers, added up: when they are taken changes nothing, so those of
-    small batches wait until there are enough to be worth a call.
+    Metrics are integer sums, so update order does not matter; small batches are buffered until
+    an update is worth its call. One object serves a whole training: `load` starts it again.
     """
 
     def __init__(self, task: str, num_classes: int, topk: int, evaluated: str = "") -> None:
         self._metrics = metrics_of(task, num_classes, topk, evaluated)
+        self._zeros = {name: metric.sums.clone() for name, metric in self._metrics.items()}
         self._loss, self._count = 0.0, 0
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._numbers = 0
+        self._buffer: list[tuple[Tensor, Tensor]] = []
+        self._buffered = 0
 
     def add(self, loss: float, logits: Tensor, targets: Tensor) -> None:
-        """Take a batch: its mean loss, logits N x classes or N x classes x h x w, its targets."""
+        """Add a batch: its mean loss, logits N x classes or N x classes x h x w, its targets."""
         count = _counted(logits, targets)
         self._loss += loss * count
         self._count += count
-        self._waiting.append((logits.detach(), targets))
-        self._numbers += logits.numel()
-        if self._numbers >= ENOUGH:
-            self._take()
+        self._buffer.append((logits.detach(), targets))
+        self._buffered += logits.numel()
+        if self._buffered >= ENOUGH:
+            self._flush()
 
-    def _take(self) -> None:
-        if not self._waiting:
+    def _flush(self) -> None:
+        if not self._buffer:
             return
         logits, targets = (
             torch.cat(parts) if len(parts) > 1 else parts[0]
-            for parts in zip(*self._waiting, strict=True)
+            for parts in zip(*self._buffer, strict=True)
         )
         for metric in self._metrics.values():
             metric.update(logits, targets)
-        self._waiting, self._numbers = [], 0
+        self._buffer, self._buffered = [], 0
 
     def compute(self, prefix: str = "") -> dict[str, float]:
         """Return {"loss": mean, …} with the metrics by name, each behind `prefix`."""
-        self._take()
+        self._flush()
         numbers = {"loss": self._loss / max(self._count, 1)}
         for name, metric in self._metrics.items():
             found = metric.compute()
@@ -64,28 +65,31 @@ class EpochMetrics:
         return {f"{prefix}{name}": value for name, value in numbers.items()}
 
     def sums(self) -> dict[str, Tensor]:
-        """Return all that was added up, as tensors by name."""
-        self._take()
+        """Return copies of all sums, as tensors by name."""
+        self._flush()
         loss = torch.tensor([self._loss, self._count], dtype=torch.float64)
-        return {"loss": loss, **{name: metric.sums for name, metric in self._metrics.items()}}
+        copies = {name: metric.sums.clone() for name, metric in self._metrics.items()}
+        return {"loss": loss, **copies}
+
+    def total(self, world: World, device: torch.device) -> dict[str, Tensor]:
+        """Return the sums over all processes; each process keeps its own."""
+        sums = self.sums()
+        if world.size > 1:
+            sums = {name: tensor.to(device) for name, tensor in sums.items()}
+            world.sum(sums.values())
+        return sums
 
     def load(self, sums: Mapping[str, Tensor]) -> None:
-        """Go on from what `sums` returned; from nothing where that is empty."""
-        if sums:
-            self._loss, self._count = float(sums["loss"][0]), int(sums["loss"][1])
-            for name, metric in self._metrics.items():
-                metric.sums = sums[name]
-
-    def reduce(self, world: World, device: torch.device) -> None:
-        """Add up what all processes have seen; each has the whole afterwards."""
-        if world.size > 1:
-            sums = {name: tensor.to(device) for name, tensor in self.sums().items()}
-            world.sum(sums.values())
-            self.load(sums)
+        """Continue from what `sums` or `total` returned; start again where that is empty."""
+        loss, count = sums["loss"].tolist() if sums else (0.0, 0)
+        self._loss, self._count = loss, int(count)
+        for name, metric in self._metrics.items():
+            metric.sums = (sums or self._zeros)[name].clone()
+        self._buffer, self._buffered = [], 0
 
 
 def _counted(logits: Tensor, targets: Tensor) -> int:
-    """Return how many images, or pixels, the mean loss of a batch is of."""
+    """Return over how many images, or pixels, the mean loss of a batch was taken."""
     if targets.ndim == 1:
         return len(targets)
     return int((centred(targets, logits) != IGNORED).sum())

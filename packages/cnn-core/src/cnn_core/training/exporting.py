@@ -1,6 +1,6 @@
-"""A run's network in a file that runs without its Python: torch.export's, or ONNX.
+"""Export a run's network into a file that runs without its Python: torch.export's, or ONNX.
 
-The file says what it holds: model, classes, preprocessing. In ONNX each is a text among the
+The file holds its description: model, classes, preprocessing. In ONNX each is a text among the
 metadata_props; in a .pt2 they are an extra file, cnnzoo.json.
 """
 
@@ -23,26 +23,26 @@ from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_atomically
 from cnn_core.plugins.discovery import describe
-from cnn_core.runs.run import Run
 from cnn_core.training.prediction import task_of
+from cnn_core.training.trained import Source, Trained
 from cnn_core.version import __version__
-from cnn_core.weights.native import Weights, read_weights
+from cnn_core.weights.native import Weights
 
 __all__ = ["Exported", "FORMATS", "export"]
 
 FORMATS = {"torch-export": ".pt2", "onnx": ".onnx"}
 TOLERANCE = 1e-4  # of the largest output: float32 rounds to about 1e-6 of it
-BATCHES = (2, 1, 3)  # what a file for any number of images is tried with
+BATCHES = (2, 1, 3)  # sizes to try a file with that takes any number of images
 
 Program = torch.export.ExportedProgram
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file with a network, and how far what it computes is from what the network computes.
+    """A file with a network, and how far its outputs are from the network's.
 
     It takes `input`, C H W, of type `dtype`. It was tried with `batches` images at once;
-    `difference` is the largest between two outputs, as a part of the largest output.
+    `difference` is the largest between two outputs, as a fraction of the largest output.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class FromPictures(nn.Module):
 
 
 def export(
-    run: Run | str | os.PathLike[str],
+    run: Trained | Source,
     out: str | os.PathLike[str] | None = None,
     *,
     format: str | None = None,
@@ -78,21 +78,21 @@ def export(
 ) -> Exported:
     """Write the network of a run, in eval mode, into a file that runs without its Python.
 
-    `format` is "torch-export" or "onnx"; if it is not given, what the name of `out` says. `out`
-    is RUN/MODEL.pt2 or .onnx by default. The file takes what the network takes, normalised
-    float32 N C H W, and returns logits; N is any number, or `batch_size`. With `denormalise` it
-    takes uint8, of the size that training scaled images to, and normalises by itself.
+    `format` is "torch-export" or "onnx"; by default the ending of `out` decides. `out` is
+    RUN/MODEL.pt2 or .onnx by default. The file takes the network's inputs, normalised float32
+    N C H W, and returns logits; N is any number, or `batch_size`. With `pictures` it takes uint8
+    images of the size that training scaled images to, and normalises by itself.
 
     Before the file gets its name, it is run on random images and compared with the network.
 
     Raises:
-        UsageError: `out` is there and is not to be replaced (`force`), or is named for another
-            format; ONNX is not installed.
+        UsageError: `out` exists and `force` is not set, or its ending is another format's; ONNX
+            is not installed.
         ZooError: torch cannot export the network.
         NumericalError: an output differs by more than 1e-4 of the largest.
     """
     kind = _format(format, out)
-    weights = read_weights(run.path if isinstance(run, Run) else run)
+    weights = Trained.of(run).weights
     path = _target(weights, out, kind, force)
     model, batches = build(weights), (batch_size,) if batch_size else BATCHES
     images = [_random_pictures(weights, count) for count in batches]

@@ -16,8 +16,6 @@ from torch import nn
 from cnn_core.data.augment import Augmentation
 from cnn_core.data.batching import Batch, batches
 from cnn_core.errors import ResourceError, UsageError, is_out_of_memory
-from cnn_core.runs.recipe import Recipe
-from cnn_core.tasks import loss_of
 from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.setup import Setup
 from cnn_core.training.train_state import TrainState
@@ -25,7 +23,7 @@ from cnn_core.training.train_state import TrainState
 __all__ = ["LrTrial", "fitting_micro_batches", "lr_curve", "steepest"]
 
 SMOOTH = 0.9  # of the running mean of the loss
-DIVERGED = 4.0  # times the lowest loss so far: there is nothing to see after it
+DIVERGED = 4.0  # times the lowest loss so far: the curve ends there
 
 
 @dataclass(frozen=True)
@@ -37,27 +35,24 @@ class LrTrial:
     smooth: float
 
 
-def lr_curve(
-    setup: Setup, device: torch.device, low: float, high: float, steps: int
-) -> Iterator[LrTrial]:
+def lr_curve(setup: Setup, *, low: float, high: float, steps: int) -> Iterator[LrTrial]:
     """Yield a step for each learning rate from `low` to `high`, evenly on a logarithmic scale.
 
     The range test of Smith (2017, arXiv:1506.01186), on a copy of the network; it ends where the
     loss is four times its lowest, or not finite.
 
     Raises:
-        UsageError: no range, or too few steps to see anything.
+        UsageError: the range is empty, or has fewer than 10 steps.
     """
     if not (0 < low < high and steps >= 10):
         raise UsageError(f"rates from {low:g} to {high:g} in {steps} steps", "at least 10 steps")
-    with _untouched(setup.model) as model:
-        train_state = TrainState(model, setup.recipe, device)
-        train_state.train()
+    with _trial(setup) as train_state:
         mean, lowest = 0.0, math.inf
-        for number, batch in enumerate(islice(_endless(setup, device), steps)):
+        for number, batch in enumerate(islice(_endless(setup), steps)):
             lr = low * (high / low) ** (number / (steps - 1))
-            loss = _one_step(train_state, setup, batch, device, lr, number)
+            loss = _one_step(train_state, setup, batch, lr, number)
             mean = SMOOTH * mean + (1 - SMOOTH) * loss
+            # A running mean that starts at 0 is too low at first, by this factor.
             smooth = mean / (1 - SMOOTH ** (number + 1))
             lowest = min(lowest, smooth)
             if not math.isfinite(loss) or smooth > DIVERGED * lowest:
@@ -68,7 +63,8 @@ def lr_curve(
 def steepest(curve: list[LrTrial]) -> float:
     """Return the rate at which the loss falls fastest; raises UsageError if it never falls.
 
-    Falling is measured between points a twentieth of the curve apart, so that noise says little.
+    The fall is measured between points a twentieth of the curve apart: between neighbours it
+    would be mostly noise.
     """
     width = max(len(curve) // 20, 1)
     falls = [
@@ -82,13 +78,14 @@ def steepest(curve: list[LrTrial]) -> float:
 
 
 def fitting_micro_batches(
-    setup: Setup, device: torch.device, told: Callable[[int, bool], object] = lambda n, ok: None
+    setup: Setup, on_trial: Callable[[int, bool], object] = lambda size, fits: None
 ) -> int:
-    """Return into how many pieces a batch has to be cut for a training step to fit in memory.
+    """Return into how many micro-batches a batch must be cut for a step to fit in memory.
 
-    Tries whole steps, forward, backward and the optimizer with its state, on pieces of a power of
-    two images, and leaves a tenth of the memory free on a GPU. The batch stays what it is: its
-    pieces' gradients are added up. `told` hears of each size that was tried, and whether it fits.
+    Tries whole steps, forward, backward and the optimizer with its state, on a power of two
+    images, and leaves a tenth of the memory free on a GPU. The batch stays as it is: the
+    gradients of its micro-batches are added up. `on_trial` is called with each size that was
+    tried, and whether it fits.
 
     Raises:
         ResourceError: not even a single image fits.
@@ -96,9 +93,10 @@ def fitting_micro_batches(
     whole = setup.recipe.batch_size
     size = 1 << max(math.ceil(math.log2(whole)), 0)
     normalised = any(isinstance(module, nn.BatchNorm2d) for module in setup.model.modules())
-    while size >= (2 if normalised and whole > 1 else 1):  # of one image there is no variance
-        fits = _fits(setup, device, min(size, whole))
-        told(min(size, whole), fits)
+    # Batch normalisation needs two images: the variance of one is 0.
+    while size >= (2 if normalised and whole > 1 else 1):
+        fits = _fits(setup, min(size, whole))
+        on_trial(min(size, whole), fits)
         if fits:
             return math.ceil(whole / size)
         size //= 2
@@ -108,16 +106,14 @@ def fitting_micro_batches(
     )
 
 
-def _fits(setup: Setup, device: torch.device, size: int) -> bool:
-    """Whether two steps on `size` images, the second with the optimizer's state there, fit."""
-    recipe = replace(setup.recipe, batch_size=size, accumulate=1)
-    trial = replace(setup, recipe=recipe)
+def _fits(setup: Setup, size: int) -> bool:
+    """Whether two steps on `size` images fit: only the second has the optimizer's state."""
+    device = setup.device
+    setup = replace(setup, recipe=replace(setup.recipe, batch_size=size, accumulate=1))
     try:
-        with _untouched(setup.model) as model:
-            train_state = TrainState(model, recipe, device)
-            train_state.train()
-            for number, batch in enumerate(islice(_endless(trial, device), 2)):
-                _one_step(train_state, trial, batch, device, recipe.lr, number)
+        with _trial(setup) as train_state:
+            for number, batch in enumerate(islice(_endless(setup), 2)):
+                _one_step(train_state, setup, batch, setup.recipe.lr, number)
             if device.type == "cuda":
                 room = torch.cuda.get_device_properties(device).total_memory
                 return torch.cuda.max_memory_reserved(device) <= 0.9 * room
@@ -134,46 +130,40 @@ def _fits(setup: Setup, device: torch.device, size: int) -> bool:
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield a copy to try things on; random numbers are as before afterwards."""
-    home = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[home] if home.type == "cuda" else []):
-        yield copy.deepcopy(model)
+def _trial(setup: Setup) -> Iterator[TrainState]:
+    """Yield a copy of the network, with an optimizer of its own, in train mode.
+
+    The setup's own is not touched, and random numbers are as before afterwards.
+    """
+    device = setup.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        train_state = TrainState(copy.deepcopy(setup.model), setup.recipe, device)
+        train_state.train()
+        yield train_state
 
 
-def _endless(setup: Setup, device: torch.device) -> Iterator[Batch]:
-    """Yield training batches, epoch after epoch; small datasets are seen often."""
-    recipe = setup.recipe
-    kept, _ = setup.dataset.divide(recipe.validation, recipe.seed)
-    what = Augmentation.of(recipe)
+def _endless(setup: Setup) -> Iterator[Batch]:
+    """Yield training batches, epoch after epoch; a small dataset is seen many times."""
+    recipe, augmentation = setup.recipe, Augmentation.of(setup.recipe)
     epochs = (
         batches(
-            kept,
+            setup.train,
             setup.preprocessing,
             recipe.batch_size,
-            device=device,
-            draws=what.draws(recipe.seed, epoch),
+            device=setup.device,
+            draws=augmentation.draws(recipe.seed, epoch),
         )
         for epoch in count()
     )
     return chain.from_iterable(epochs)
 
 
-def _one_step(
-    train_state: TrainState,
-    setup: Setup,
-    batch: Batch,
-    device: torch.device,
-    lr: float,
-    steps: int,
-) -> float:
+def _one_step(train_state: TrainState, setup: Setup, batch: Batch, lr: float, steps: int) -> float:
     """Take one training step; return its loss."""
-    recipe: Recipe = setup.recipe
+    recipe = setup.recipe
     images = batch.images.contiguous(memory_format=FORMATS[recipe.memory_format])
-    with autocast(device, recipe.precision):
-        loss = loss_of(setup.dataset.spec.task, recipe)(
-            train_state.model(images), batch.targets, batch.mix
-        )
+    with autocast(setup.device, recipe.precision):
+        loss = setup.criterion(train_state.model(images), batch.targets, batch.mix)
     train_state.scaler.scale(loss).backward()
     value = loss.item()
     if math.isfinite(value):

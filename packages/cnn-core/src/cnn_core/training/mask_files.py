@@ -17,7 +17,7 @@ __all__ = ["palette", "write_masks"]
 
 # M. Okabe and K. Ito (2008), Color universal design; the background, class 0, is black.
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-SHINE = 0.45  # of a class's colour in an overlay
+SHINE = 0.45  # the opacity of a class's colour in an overlay
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
@@ -32,7 +32,7 @@ def palette(count: int) -> list[tuple[int, int, int]]:
 def write_masks(found: Segmentation, folder: Path) -> list[Path]:
     """Write NAME.mask.png, NAME.overlay.png and NAME.probabilities.npy; return their paths.
 
-    The mask has a byte a pixel, the class's number, and a palette. Probabilities are float16,
+    The mask has one byte per pixel, the class's number, and a palette. Probabilities are float16,
     classes x H x W.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def write_masks(found: Segmentation, folder: Path) -> list[Path]:
 
 
 def _overlay(found: Segmentation, colour: npt.NDArray[np.int64]) -> Image.Image:
-    """Return the image with the classes' colours on it, but for that of the background."""
+    """Return the image with the colours of all classes but the background on it."""
     picture = found.image.permute(1, 2, 0).expand(-1, -1, 3).numpy().astype(np.float32)
     mixed = (1 - SHINE) * picture + SHINE * colour
     shown = np.where(found.mask.numpy()[..., None] > 0, mixed, picture)

@@ -1,8 +1,9 @@
-"""What to do about numbers that are not finite: notice before the step, and say where from."""
+"""Detect numbers that are not finite before the step, and locate their source."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,23 @@ from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training.device import autocast
 
-__all__ = ["gradient_norm", "not_finite"]
+__all__ = ["Step", "gradient_norm", "not_finite"]
 
 SHOWN = 8  # samples that an error names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A training step whose gradients are there and which the optimizer has not taken yet.
+
+    `epoch` and `step` count from 0. `loss` is the batch's mean, `norm` that of all gradients.
+    """
+
+    epoch: int
+    step: int
+    batch: Batch
+    loss: float
+    norm: float
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> float:
@@ -24,76 +39,73 @@ def gradient_norm(parameters: list[nn.Parameter]) -> float:
     if not gradients:
         return 0.0
     norms = torch._foreach_norm(gradients)
-    if gradients[0].device.type == "cpu":  # nothing to wait for: numbers cost less than tensors
+    # On a CPU .item() waits for nothing, and Python's numbers are cheaper than tensors.
+    if gradients[0].device.type == "cpu":
         return math.hypot(*[norm.item() for norm in norms])
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def not_finite(
-    model: nn.Module,
-    batch: Batch,
-    loss: float,
-    norm: float,
-    epoch: int,
-    step: int,
-    micro_batch_size: int = 0,
-    precision: str = "fp32",
+    model: nn.Module, step: Step, *, micro_batch_size: int = 0, precision: str = "fp32"
 ) -> NumericalError:
-    """Return an error that names the step, its samples, and where the first such number is.
+    """Return an error that names the step, its samples, and the first place that is not finite.
 
-    Runs the network once more, `micro_batch_size` samples at a time and in the precision of the
-    training. The batch is already in the running statistics of batch normalisation, so nothing
-    more is lost by it.
+    Runs the network once more, `micro_batch_size` samples at a time (0: the whole batch) and in
+    the training's precision. Batch normalisation's running statistics have seen this batch
+    already, so the second look spoils nothing further.
     """
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-    samples = ", ".join(map(str, batch.indices[:SHOWN].tolist()))
-    more = ", …" if len(batch.indices) > SHOWN else ""
-    size = micro_batch_size or len(batch.indices)
+    finite = math.isfinite(step.loss)
+    what = f"the gradient's norm is {step.norm}" if finite else f"the loss is {step.loss}"
+    indices = step.batch.indices
+    samples = ", ".join(map(str, indices[:SHOWN].tolist()))
+    more = ", …" if len(indices) > SHOWN else ""
+    micro_batches = step.batch.micro_batches(micro_batch_size or len(indices))
+    place = (
+        _bad_input(model, step.batch)
+        or next(filter(None, (_bad_output(model, b, precision) for b in micro_batches)), "")
+        or ("the loss" if not finite else _bad_gradient(model))
+    )
     return NumericalError(
-        f"{what} in epoch {epoch + 1}, step {step + 1} (samples {samples}{more}); "
-        f"first in {_origin(model, batch, loss, size, precision)}",
+        f"{what} in epoch {step.epoch + 1}, step {step.step + 1} (samples {samples}{more}); "
+        f"first in {place}",
         "the last checkpoint is sound: try a lower --lr, or --set clip_norm=1",
     )
 
 
-@torch.no_grad()
-def _origin(
-    model: nn.Module, batch: Batch, loss: float, micro_batch_size: int, precision: str
-) -> str:
-    """Return where the first number that is not finite is: input, parameter, stage, gradient."""
+def _bad_input(model: nn.Module, batch: Batch) -> str:
+    """Return which image or parameter is not finite, or an empty string."""
     if not batch.images.isfinite().all():
         places = (~batch.images.flatten(1).isfinite().all(1)).nonzero().flatten()
         return f"the images (sample {int(batch.indices[places[0]])})"
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return f"the parameter {name}"
-    for part in batch.micro_batches(micro_batch_size):
-        with autocast(batch.images.device, precision):
-            if stage := _first_output(model, part.images):
-                return f"the output of {stage}"
-    if not math.isfinite(loss):
-        return "the loss"
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"the gradient of {name}"
-    return "the sum of all gradients' squares"
+    named = model.named_parameters()
+    return next((f"the parameter {name}" for name, p in named if not p.isfinite().all()), "")
 
 
-def _first_output(model: nn.Module, images: Tensor) -> str:
-    """Return the first module whose output is not finite, or ""."""
+@torch.no_grad()
+def _bad_output(model: nn.Module, batch: Batch, precision: str) -> str:
+    """Return the first module whose output is not finite, or an empty string."""
     found: list[str] = []
     leaves = [(name, m) for name, m in model.named_modules() if name and not any(m.children())]
     handles = [
         module.register_forward_hook(partial(_note, found, name)) for name, module in leaves
     ]
     try:
-        model(images)
+        with autocast(batch.images.device, precision):
+            model(batch.images)
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else ""
+    return f"the output of {found[0]}" if found else ""
 
 
 def _note(found: list[str], name: str, module: nn.Module, _: Any, output: Any) -> None:
     if isinstance(output, Tensor) and not output.isfinite().all():
         found.append(name)
+
+
+def _bad_gradient(model: nn.Module) -> str:
+    """Return whose gradient was the first to be not finite: backward starts at the last."""
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the sum of all gradients' squares"

@@ -1,4 +1,4 @@
-"""Say what is on image files: a class each, or a class for every pixel."""
+"""Classify image files, or each of their pixels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core import registry
-from cnn_core.create import build
 from cnn_core.data.images import read_image
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.readers.folders import SUFFIXES, sorted_files
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import two_sided
 from cnn_core.tasks.tiles import flip_mean, margin_of, overlap_tile
-from cnn_core.training.device import choose_device
-from cnn_core.weights.native import Weights, read_weights
+from cnn_core.training.trained import Source, Trained
+from cnn_core.weights.native import Weights
 
 __all__ = ["Prediction", "Segmentation", "image_files", "predict", "segment", "task_of", "unlike"]
 
@@ -39,7 +38,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """An image file seen pixel by pixel, at its own size.
+    """The classes of an image file's pixels, at the image's own size.
 
     `image` is uint8, C H W; `probabilities` are classes x H x W, in [0, 1].
     """
@@ -56,13 +55,12 @@ class Segmentation:
 
 
 def task_of(weights: Weights) -> str:
-    """Return what weights do: "classification" or "segmentation"."""
+    """Return the task of weights: "classification" or "segmentation"."""
     return registry.models().get(weights.model).task
 
 
-@torch.inference_mode()
 def predict(
-    run: str | os.PathLike[str],
+    run: Trained | Source,
     images: Images,
     *,
     top_k: int = 1,
@@ -72,84 +70,93 @@ def predict(
 
     Raises:
         UsageError: a file is not there, or `top_k` exceeds the number of classes.
-        CorruptError: a file is not an image, or of a format or size that is not let in.
+        CorruptError: a file is not an image, or its format or size is not accepted.
     """
-    weights = read_weights(run)
+    trained = Trained.of(run, device=device)
+    weights = trained.weights
     if (task := task_of(weights)) != "classification":
-        raise UsageError(f"{run}: '{weights.model}' does {task}; segment says what its pixels are")
+        raise UsageError(
+            f"{trained.path}: '{weights.model}' does {task}; use cnn_core.training.segment()"
+        )
     if not 1 <= top_k <= weights.num_classes:
         raise UsageError(
             f"top_k = {top_k}: expected 1 to {weights.num_classes}, the number of classes"
         )
-    where = choose_device(device)
-    model = build(weights).to(where)
     found = []
     for path in image_files(images):
-        picture = read_image(path, weights.in_channels)
-        inputs = weights.preprocessing(picture[None].to(where))
-        best = model(inputs).float().softmax(1)[0].topk(top_k)
+        image = read_image(path, weights.in_channels)
+        with torch.inference_mode():
+            logits = trained.model(weights.preprocessing(image[None].to(trained.device)))
+        best = logits.float().softmax(1)[0].topk(top_k)
         names = tuple(weights.classes[number] for number in best.indices.tolist())
         found.append(Prediction(str(path), names, tuple(best.values.tolist())))
     return found
 
 
-@torch.inference_mode()
 def segment(
-    run: str | os.PathLike[str],
+    run: Trained | Source,
     images: Images,
     *,
     flips: bool = False,
     device: str = "auto",
 ) -> Iterator[Segmentation]:
-    """Yield what each pixel of image files, and of those in folders, is.
+    """Return the classes of the pixels of image files, and of those in folders, one by one.
 
     A run that was trained on tiles sees images as they are, tile by tile; any other sees them
-    scaled to its network's size, and what it says is scaled back. With `flips` it is the mean of
-    what is said of an image, of its mirror images, and of it turned by 180 degrees.
+    scaled to its network's size, and its logits are scaled back. With `flips` they are the mean
+    over an image, its two mirror images, and the image turned by 180 degrees.
 
     Raises:
         UsageError: a file is not there, or the run classifies whole images.
-        CorruptError: a file is not an image, or of a format or size that is not let in.
+        CorruptError: a file is not an image, or its format or size is not accepted.
     """
-    weights = read_weights(run)
+    trained = Trained.of(run, device=device)
+    weights = trained.weights
     if (task := task_of(weights)) != "segmentation":
-        raise UsageError(f"{run}: '{weights.model}' does {task}; predict names whole images")
-    where = choose_device(device)
-    outputs = _whole(weights, where)
+        raise UsageError(
+            f"{trained.path}: '{weights.model}' does {task}; use cnn_core.training.predict()"
+        )
+    return _segment(trained, images, flips)
+
+
+@torch.inference_mode()
+def _segment(trained: Trained, images: Images, flips: bool) -> Iterator[Segmentation]:
+    weights = trained.weights
+    logits_of = _whole_images(trained)
     for path in image_files(images):
-        picture = read_image(path, weights.in_channels)
-        inputs = weights.preprocessing(picture[None].to(where))
-        logits = flip_mean(outputs, inputs) if flips else outputs(inputs)
-        found = _own_size(two_sided(logits.float()), picture, weights.preprocessing)
-        yield Segmentation(path, picture, found.softmax(1)[0].cpu(), weights.classes)
+        image = read_image(path, weights.in_channels)
+        inputs = weights.preprocessing(image[None].to(trained.device))
+        logits = flip_mean(logits_of, inputs) if flips else logits_of(inputs)
+        found = _own_size(two_sided(logits.float()), image, weights.preprocessing)
+        yield Segmentation(path, image, found.softmax(1)[0].cpu(), weights.classes)
 
 
-def _whole(weights: Weights, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return what gives logits for all of its inputs, also where the network says less."""
-    model, preprocessing = build(weights).to(device), weights.preprocessing
+def _whole_images(trained: Trained) -> Callable[[Tensor], Tensor]:
+    """Return a function to the logits of whole images, also of a network that crops its border."""
+    model, preprocessing = trained.model, trained.weights.preprocessing
     height, width = preprocessing.size
     margin = preprocessing.margin
     if not preprocessing.tiled and height == width:
-        margin = margin_of(model, height, weights.in_channels, device)
+        margin = margin_of(model, height, trained.weights.in_channels, trained.device)
     if preprocessing.tiled or margin:
         return partial(overlap_tile, model, tile=height, margin=margin)
     return model
 
 
-def _own_size(logits: Tensor, picture: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return logits, 1 classes h w, without a frame and at the size of an image, C H W."""
+def _own_size(logits: Tensor, image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return logits, 1 classes h w, without padding and at the size of an image, C H W."""
     height, width = preprocessing.target
     if not preprocessing.tiled and logits.shape[-2:] != (height, width):
         top, left = (logits.shape[-2] - height) // 2, (logits.shape[-1] - width) // 2
         logits = logits[..., top : top + height, left : left + width]
-    size = picture.shape[-2:]
+    size = image.shape[-2:]
     if logits.shape[-2:] == size:
         return logits
     return F.interpolate(logits, size, mode="bilinear", antialias=True)
 
 
 def unlike(files: Iterable[Path]) -> list[Path]:
-    """Return files whose names differ, so that what is written of each has a name of its own.
+    """Return the files, if their names differ: the files written for each are named after it.
 
     Raises:
         UsageError: two have one name.
@@ -158,17 +165,17 @@ def unlike(files: Iterable[Path]) -> list[Path]:
     for path in files:
         if (other := seen.setdefault(path.stem, path)) != path:
             raise UsageError(
-                f"{other} and {path} have one name: what is written of them would be one file",
+                f"{other} and {path} have one name, and so would the files written for them",
                 "one at a time, each with its --out DIR",
             )
     return list(seen.values())
 
 
 def image_files(images: Images) -> Iterator[Path]:
-    """Yield files as they are given, and all image files of folders by name.
+    """Yield the files that are given, and all image files of folders by name.
 
     Raises:
-        UsageError: one is neither, or a folder without images.
+        UsageError: a path is neither, or a folder without images.
     """
     for path in map(Path, images):
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""What a training shows of itself: live on a terminal, a line per epoch elsewhere."""
+"""Display the progress of a training: live on a terminal, a line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Numbers = Callable[[], Mapping[str, float]]
 
 
 class Progress(Protocol):
-    """Told about every step and epoch."""
+    """A display that is told about every step and epoch."""
 
     def start(self, run: Run, steps: int, done: int) -> None:
-        """A run of `steps` steps an epoch begins, or goes on after `done` steps in all."""
+        """A run with `steps` steps per epoch begins, or is resumed after `done` steps in all."""
 
     def step(self, images: int, numbers: Numbers) -> None:
         """A step was taken; `numbers` gives the epoch's metrics so far, if asked."""
@@ -151,7 +151,7 @@ PLAIN = {"loss", "hausdorff", "hd95", "assd"}  # no fractions; distances are in 
 
 
 def format_metrics(numbers: Mapping[str, float]) -> str:
-    """Return "loss 0.123  top1 95.10 %": fractions as per cent, losses and pixels as they are."""
+    """Return "loss 0.1230  top1 95.10 %": fractions in per cent, losses and pixels as numbers."""
     parts = []
     for key, value in numbers.items():
         name = key.rpartition("/")[2]
@@ -161,7 +161,7 @@ def format_metrics(numbers: Mapping[str, float]) -> str:
 
 
 def progress_for(shown: bool) -> Progress:
-    """Return what fits stderr: live on a terminal, plain elsewhere; silent if not shown."""
+    """Return the display for stderr: live on a terminal, plain elsewhere; silent if not shown."""
     if not shown:
         return Silent()
     return Live() if sys.stderr.isatty() else Plain()
@@ -169,7 +169,7 @@ def progress_for(shown: bool) -> Progress:
 
 @contextlib.contextmanager
 def counting(title: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield what takes (done, of) and shows a bar of it, on a terminal only."""
+    """Yield a function of (done, total) that updates a bar; None where there is no terminal."""
     if not shown or not sys.stderr.isatty():
         yield None
         return

@@ -13,7 +13,7 @@ START, END = 1 / 25, 1 / 250_000  # of one cycle, as parts of its peak: torch's 
 
 
 def learning_rate(recipe: Recipe, time: float) -> float:
-    """Return the learning rate after `time` epochs, a fraction within an epoch included.
+    """Return the learning rate after `time` epochs, which may be a fraction.
 
     Warm-up rises linearly from 0 to `lr` over `warmup_epochs`. Over what remains "cosine"
     (Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5, without restarts) and "polynomial" fall
@@ -43,5 +43,5 @@ def learning_rate(recipe: Recipe, time: float) -> float:
 
 
 def _cosine(first: float, last: float, progress: float) -> float:
-    """Return what lies between two rates, along half a wave."""
+    """Return the rate after `progress` from 0 to 1 along half a cosine from `first` to `last`."""
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2

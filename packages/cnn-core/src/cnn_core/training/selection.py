@@ -1,4 +1,4 @@
-"""The number of an epoch that chooses the weights to keep. No torch here."""
+"""Choose the epoch whose weights are kept, by a number of it. No torch here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["better", "kept_epoch", "score_name"]
 
 
 def better(score: float, best: float | None, more: bool) -> bool:
-    """Whether a score is the best so far; `more` says that higher ones are better.
+    """Whether a score is the best so far; with `more`, higher scores are better.
 
-    Of equals the later one, trained longer at a lower rate; a NaN is never better.
+    Of equal scores the later is better: it was trained longer, at a lower rate. A NaN never is.
     """
     if math.isnan(score) or best is None:
         return not math.isnan(score)
@@ -22,7 +22,7 @@ def better(score: float, best: float | None, more: bool) -> bool:
 
 
 def score_name(run: Run) -> str:
-    """Return the number that chose a run's weights, as "val/top1"; "" if nothing was held out."""
+    """Return the name of the number that chose a run's weights, as "val/top1"; "" for none."""
     names = [run.recipe.monitor] if run.recipe.monitor else [f"val/{m}" for m in SCORES.values()]
     history = run.history()
     return next((name for name in names if any(name in line for line in history)), "")

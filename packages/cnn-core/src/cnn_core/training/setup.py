@@ -1,4 +1,4 @@
-"""What a training needs: its recipe found and settled, its network built, its data decoded."""
+"""Set up a training: find the recipe, build the network and its optimizer, decode the data."""
 
 from __future__ import annotations
 
@@ -14,71 +14,97 @@ from torch import nn
 
 from cnn_core import registry
 from cnn_core.create import create_model
-from cnn_core.data.dataset import Dataset, Split
+from cnn_core.data.batching import batch_sizes
+from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
-from cnn_core.tasks import loss_of, metrics_of, score_of
+from cnn_core.tasks import loss_of, score_of
 from cnn_core.tasks.tiles import margin_of
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, synchronised
-from cnn_core.training.optim import make_optimizer
+from cnn_core.training.epoch_metrics import EpochMetrics
+from cnn_core.training.evaluation import EvalSetup
 from cnn_core.training.progress import counting
-from cnn_core.training.train_state import frozen
-from cnn_core.weights.native import is_ours, read_weights
+from cnn_core.training.train_state import TrainState
+from cnn_core.weights.native import Weights, is_ours, read_weights
 
-__all__ = ["Setup", "find_recipe", "score", "set_up"]
+__all__ = ["Setup", "find_recipe", "set_up"]
 
-TILES = 2  # images a batch where pixels are classified and no recipe says how many
+TILES = 2  # a batch of segmentation without a recipe: 128 large images rarely fit in memory
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a training needs beside a run: nothing in it is left to choose."""
+@dataclass(frozen=True, kw_only=True)
+class Setup(EvalSetup):
+    """All that a training uses. `set_up` builds each part once, and the loop uses it.
 
-    recipe: Recipe
+    `train` and `validation` are the two parts of the training images. `monitor` is the number of
+    an epoch that chooses the weights to keep, and whether more of it is better.
+    """
+
     spec: ModelSpec
-    model: nn.Module
     dataset: Dataset
-    preprocessing: Preprocessing
+    train: Split | Files
+    validation: Split | Files
+    train_state: TrainState
+    monitor: tuple[str, bool]
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained."""
+        return self.train_state.model
+
+    @property
+    def micro_batch_size(self) -> int:
+        """The samples that a process computes at once."""
+        return -(-self.recipe.batch_size // (self.world.size * self.recipe.accumulate))
+
+    @property
+    def steps(self) -> int:
+        """The optimizer's steps in an epoch."""
+        return len(batch_sizes(len(self.train), self.recipe.batch_size, training=True))
 
 
 def find_recipe(
-    model: str | None, data: str | None, name: str | None, settings: dict[str, Any]
+    model: str | None, data: str | None, name: str | None, settings: Mapping[str, Any]
 ) -> Recipe:
-    """Return the recipe: the one named, else the default one of the pair, with `settings`."""
+    """Return the recipe: the one named, else the default one of the pair, with `settings`.
+
+    Raises:
+        UsageError: no model or dataset, an unknown name or key, a value out of range.
+    """
     given = {}
     if model is not None:
         given["model"] = canonical_name(registry.models(), model)
     if data is not None:
         given["data"] = canonical_name(registry.datasets(), data)
-    found = _settings_of(name, given)
+    found = _named_settings(name, given)
     base = {**(found or {}), **given}
     for key in ("model", "data"):
         if key not in base:
             raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
     if found is None and registry.models().get(base["model"]).task == "segmentation":
-        base["batch_size"] = TILES  # 128 large images are more than most memories hold
+        base["batch_size"] = TILES
     tables = {
-        key: {**base.pop(key, {}), **settings.pop(key, {})} for key in ("options", "stage_lr")
+        key: {**base.get(key, {}), **settings.get(key, {})} for key in ("options", "stage_lr")
     }
     return Recipe.from_settings({**base, **settings, **tables})
 
 
-def _settings_of(name: str | None, given: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return what the named or the default recipe says; its model and data unless `given`."""
+def _named_settings(name: str | None, given: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the settings of the named or the default recipe; model and data unless `given`."""
     if name is not None and name.endswith(".toml"):
         if not Path(name).is_file():
             raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
-        said = dict(read_recipe(Path(name)).settings)
+        settings = dict(read_recipe(Path(name)).settings)
         if "model" not in given:
-            said["model"] = canonical_name(registry.models(), said["model"])
+            settings["model"] = canonical_name(registry.models(), settings["model"])
         if "data" not in given:
-            said["data"] = canonical_name(registry.datasets(), said["data"])
-        return said
+            settings["data"] = canonical_name(registry.datasets(), settings["data"])
+        return settings
     if name is not None:
         recipe = registry.recipes().entry(name)
     elif len(given) == 2 and (default := default_recipe(**given)) is not None:
@@ -93,54 +119,61 @@ def set_up(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
-    world: World = ALONE,
     *,
+    world: World = ALONE,
+    workers: int = 0,
     begun: bool = False,
     shown: bool = True,
 ) -> Setup:
-    """Build the network and decode the data; settle what the recipe leaves open.
+    """Build the network and all that trains it, decode the data, and fill in the recipe.
 
-    Weights to begin with are read only where training has not `begun`.
+    Weights to begin with are read only where training has not `begun`. The cheap checks come
+    first: decoding a dataset may take minutes.
+
+    Raises:
+        UsageError: recipe, model and dataset do not fit each other.
     """
-    spec = registry.models().get(recipe.model)
-    _check(recipe, dataset, spec)
+    spec, classes = registry.models().get(recipe.model), dataset.spec.classes
+    _require_fitting(recipe, dataset, spec)
+    metrics = EpochMetrics(spec.task, len(classes), recipe.topk)
+    criterion = loss_of(spec.task, recipe)
+    top_k = f"top{recipe.topk or min(5, len(classes))}"
+    monitor = score_of(spec.task, recipe.monitor, top_k)
     recipe, model = _build(recipe, dataset, begun)
-    make_optimizer(model, recipe)  # raises where stages are not there, or all are frozen
     recipe = dataclasses.replace(
         recipe,
         precision=choose_precision(recipe.precision, device),
         memory_format=choose_memory_format(recipe.memory_format, model),
     )
-    if recipe.sync_batchnorm and world.size > 1:
-        model = synchronised(model, device)
-    model = frozen(model, recipe.freeze).to(device)
-    model = model.to(memory_format=FORMATS[recipe.memory_format])
-    if recipe.compile:
-        model.compile()
-    geometry = _geometry(recipe, spec, dataset, model)
-    dataset = _placed(recipe, dataset, geometry, shown)
-    if recipe.balance or recipe.border_weight:
-        dataset = _weighed(recipe, dataset, geometry, shown)
-    return Setup(recipe, spec, model, dataset, _normalised(recipe, dataset, geometry))
+    train_state = TrainState(_placed(model, recipe, device, world), recipe, device)
+    geometry = _geometry(recipe, spec, dataset, model=train_state.model)
+    dataset = _decoded(recipe, dataset, geometry, shown)
+    train, validation = dataset.divide(recipe.validation, recipe.seed)
+    return Setup(
+        recipe=recipe,
+        preprocessing=_normalised(recipe, dataset, geometry),
+        criterion=criterion,
+        metrics=metrics,
+        device=device,
+        world=world,
+        workers=workers,
+        spec=spec,
+        dataset=dataset,
+        train=train,
+        validation=validation,
+        train_state=train_state,
+        monitor=monitor,
+    )
 
 
-def score(recipe: Recipe, dataset: Dataset) -> tuple[str, bool]:
-    """Return the number that chooses the weights to keep, and whether more of it is better."""
-    topk = f"top{recipe.topk or min(5, len(dataset.spec.classes))}"
-    return score_of(dataset.spec.task, recipe.monitor, topk)
-
-
-def _check(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
-    """Find what cannot work before anything is written."""
+def _require_fitting(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
+    """Raise UsageError where recipe, dataset and model do not fit each other."""
     if spec.task != dataset.spec.task:
         raise UsageError(
             f"model '{recipe.model}' does {spec.task}, dataset '{recipe.data}' is for "
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
-    metrics_of(spec.task, len(dataset.spec.classes), recipe.topk)
-    loss_of(spec.task, recipe)
-    score(recipe, dataset)
     for key in ("mean", "std"):
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))
         if given not in (0, channels):
@@ -155,10 +188,11 @@ def _check(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
 def _build(recipe: Recipe, dataset: Dataset, begun: bool) -> tuple[Recipe, nn.Module]:
     """Return the recipe's network, initialised by its seed or with its weights.
 
-    Images are normalised as they were for those weights, where they and the recipe say so.
+    Images are then normalised as they were for those weights, unless the recipe says otherwise:
+    the recipe that is returned has their mean and deviation.
     """
     torch.manual_seed(recipe.seed)
-    weights = recipe.weights if recipe.weights and not begun else None
+    weights = _starting_weights(recipe) if recipe.weights and not begun else None
     model = create_model(
         recipe.model,
         num_classes=len(dataset.spec.classes),
@@ -169,29 +203,55 @@ def _build(recipe: Recipe, dataset: Dataset, begun: bool) -> tuple[Recipe, nn.Mo
     )
     if weights is None:
         return recipe, model
-    path = Path(weights).absolute()
-    if (path.is_dir() or is_ours(path)) and not recipe.mean:
-        known = read_weights(path).preprocessing
+    if isinstance(weights, Weights) and not recipe.mean:
+        known = weights.preprocessing
         if len(known.mean) == dataset.spec.image[0]:
             recipe = dataclasses.replace(recipe, mean=known.mean, std=known.std)
-    return dataclasses.replace(recipe, weights=str(path)), model
+    # A run may be resumed from another directory.
+    return dataclasses.replace(recipe, weights=str(Path(recipe.weights).absolute())), model
 
 
-def _placed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
-    """Decode files into memory, or see that they can be decoded, before the first epoch."""
-    if recipe.pipeline != "streaming" and all(
-        isinstance(split, Split) for split in dataset.splits.values()
-    ):
-        return dataset
-    from cnn_core.data.streaming import BadSamples, place
+def _starting_weights(recipe: Recipe) -> Weights | Path:
+    """Return the weights to begin with: read if they are ours, else the path of a file."""
+    path = Path(recipe.weights)
+    return read_weights(path) if path.is_dir() or is_ours(path) else path
 
-    bad = BadSamples(recipe.bad_samples())
-    with counting("reading files", shown) as progress:
-        placed = place(dataset, geometry, recipe.pipeline, torch.get_num_threads(), bad, progress)
-    if bad.found:
-        shown_ones = "; ".join(map(printable, bad.found[:5]))
-        print(f"left out {len(bad.found)} samples: {shown_ones}", file=sys.stderr)
-    return placed
+
+def _placed(model: nn.Module, recipe: Recipe, device: torch.device, world: World) -> nn.Module:
+    """Return the model as it is trained: on the device, laid out, compiled, synchronised."""
+    if recipe.sync_batchnorm and world.size > 1:
+        model = synchronised(model, device)
+    model = model.to(device).to(memory_format=FORMATS[recipe.memory_format])
+    if recipe.compile:
+        model.compile()
+    return model
+
+
+def _decoded(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
+    """Return the dataset decoded and, where the recipe wants it, with pixels weighed.
+
+    Files that are not kept in memory are read all the same: a broken one is found now, and not
+    in the middle of the first epoch.
+    """
+    in_memory = all(isinstance(split, Split) for split in dataset.splits.values())
+    if recipe.pipeline == "streaming" or not in_memory:
+        from cnn_core.data.streaming import BadSamples, place
+
+        bad = BadSamples(recipe.bad_samples())
+        with counting("reading files", shown) as progress:
+            dataset = place(
+                dataset,
+                geometry,
+                recipe.pipeline,
+                threads=torch.get_num_threads(),
+                bad=bad,
+                progress=progress,
+            )
+        if bad.found:
+            names = "; ".join(map(printable, bad.found[:5]))
+            print(f"left out {len(bad.found)} samples: {names}", file=sys.stderr)
+    weighed = recipe.balance or recipe.border_weight
+    return _weighed(recipe, dataset, geometry, shown) if weighed else dataset
 
 
 def _weighed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: bool) -> Dataset:
@@ -201,7 +261,7 @@ def _weighed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: b
     train = dataset.split("train")
     if not isinstance(train, Split):
         raise UsageError(
-            "balance and border_weight are of images in memory", "--set pipeline=memory"
+            "balance and border_weight need pipeline = memory", "--set pipeline=memory"
         )
     masks, classes = geometry.resized_masks(train.targets), len(dataset.spec.classes)
     with counting("weighing pixels", shown) as progress:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while training: first a request, then an order."""
+"""SIGTERM and SIGINT while training: the first asks for a stop, the second forces it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ECHO = 3.0  # seconds: Ctrl-C reaches torchrun's processes at once, and again th
 
 
 class Stop:
-    """Whether somebody asked training to stop: 0, or the number of the signal."""
+    """Whether a signal asked training to stop: its number, else 0."""
 
     signum: int = 0
     since: float = 0.0
@@ -30,7 +30,7 @@ class Stop:
         return Terminated() if signum == signal.SIGTERM else KeyboardInterrupt()
 
     def obey(self) -> None:
-        """End the training, if somebody asked for it."""
+        """End the training, if a signal asked for it."""
         if self.signum:
             raise self.error(self.signum)
 
@@ -39,8 +39,8 @@ class Stop:
 def stop_requests() -> Iterator[Stop]:
     """Take SIGTERM and SIGINT as requests to stop after the step; a second one ends at once.
 
-    The handlers of before are back afterwards. Only a process's main thread hears signals: in
-    another one nothing changes.
+    The former handlers are restored afterwards. Python runs signal handlers in the main thread
+    only: in another thread nothing changes.
     """
     stop = Stop()
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,4 +1,4 @@
-"""A training on TensorBoard: an observer that writes RUN/tensorboard.
+"""Log a training for TensorBoard: an observer that writes RUN/tensorboard.
 
 tensorboard --logdir runs
 """
@@ -32,11 +32,11 @@ log: logging.Logger = logging.getLogger("cnn_core")
 
 
 class TensorBoard:
-    """Writes what a training measures, its network and its figures, for TensorBoard to show.
+    """Writes the metrics, the graph and the figures of a run for TensorBoard.
 
-    Scalars are those of metrics.jsonl, by epoch. When training goes on, the epochs so far are
-    written again and TensorBoard is told to forget the old ones: none is missing, also of what
-    was not watched, and none is there twice.
+    Scalars are those of metrics.jsonl, by epoch. When a run is resumed, all its epochs are
+    written again and TensorBoard is told to drop the old ones: none is missing, not even one
+    trained without this observer, and none is there twice.
 
     Raises:
         UsageError: tensorboard is not installed.
@@ -59,7 +59,7 @@ class TensorBoard:
         history = run.history()
         self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=0)
         ended = time.time() - sum(line.get("seconds", 0.0) for line in history)
-        for line in history:  # each when it ended, had training not been interrupted
+        for line in history:  # at the time when it would have ended without interruptions
             ended += line.get("seconds", 0.0)
             self._scalars(line, ended)
         self._graph(run, model, recipe)
@@ -93,10 +93,10 @@ class TensorBoard:
             self.writer.add_image(f"figures/{path.stem}", pixels, epoch, dataformats="HWC")
 
     def _graph(self, run: Run, model: nn.Module, recipe: Recipe) -> None:
-        """Trace a copy of the network, or say why that cannot be done."""
+        """Trace a copy of the network, or warn why that cannot be done."""
         quiet = (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()))
         with quiet[0], quiet[1], torch.random.fork_rng(devices=[]), torch.no_grad():
-            warnings.simplefilter("ignore")  # tracing is old, and warns of what is not wrong here
+            warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, add_graph needs it
             try:
                 network = copy.deepcopy(model).cpu().eval()
                 self.writer.add_graph(network, _input(network, recipe))
@@ -105,7 +105,7 @@ class TensorBoard:
 
 
 def _input(model: nn.Module, recipe: Recipe) -> Tensor:
-    """Return a black image as the network takes it, 1 C H W."""
+    """Return a black image of the network's input shape, 1 C H W."""
     spec = registry.get_spec(recipe.model)
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     first = next(convolutions, None)

@@ -47,6 +47,7 @@ class Weights:
     preprocessing: Preprocessing
     epoch: int
     path: Path | None = None
+    digest: str = ""  # SHA-256 of all of it, of weights that were read
 
     def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> None:
         """Copy the tensors into a model that has exactly these names and shapes.
@@ -74,7 +75,7 @@ class Weights:
 def write_weights(path: Path, weights: Weights) -> None:
     """Write weights.safetensors."""
     fields = asdict(weights)
-    for name in ("tensors", "path"):
+    for name in ("tensors", "path", "digest"):
         del fields[name]
     origin = registry.models().entry(weights.model).plugin
     versions = {"torch": torch.__version__, origin.distribution: origin.version}
@@ -128,6 +129,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             preprocessing=Preprocessing(**preprocessing),
             epoch=fields["epoch"],
             path=file,
+            digest=fields["digest"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{file}: its description of the model is broken: {error}") from error
@@ -149,7 +151,7 @@ def is_ours(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a file's tensors and what its text says."""
+    """Return a file's tensors, and the fields of its text with the digest of both."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
@@ -168,7 +170,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fields = json.loads(text)
     if fields.get("schema") != SCHEMA:
         raise CorruptError(f"{path}: written by another version of cnnzoo")
-    return tensors, fields
+    return tensors, {**fields, "digest": digest}
 
 
 def _metadata(data: bytes) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,14 +9,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnn_core import registry
-from cnn_core.create import build
 from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
-from cnn_core.training.device import choose_device
 from cnn_core.training.prediction import image_files, task_of, unlike
-from cnn_core.weights.native import Weights, read_weights
+from cnn_core.training.trained import Source, Trained
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams, cost, grad_cam
 from cnn_viz.attribution.cam_perturbation import PERTURBING
@@ -34,7 +32,7 @@ TITLES = {"cam": "CAM", **NAMES, "score-cam": "Score-CAM", "ablation-cam": "Abla
 
 
 def explain_files(
-    run: str | os.PathLike[str],
+    run: Trained | Source,
     images: tuple[Path, ...],
     out: Path,
     *,
@@ -54,20 +52,21 @@ def explain_files(
             stage's maps have only one value.
         CorruptError: a file is not a supported image.
     """
-    weights = read_weights(run)
+    trained = Trained.of(run, device=device)
+    weights = trained.weights
     if task_of(weights) != "classification":
         raise UsageError(
-            f"{run}: '{weights.model}' does {task_of(weights)}", f"cnnzoo viz seg_gradcam {run}"
+            f"{trained.path}: '{weights.model}' does {task_of(weights)}",
+            f"cnnzoo viz seg_gradcam {trained.path}",
         )
     if class_name and class_name not in weights.classes:
         raise UnknownNameError("class", class_name, weights.classes, _class_hint(weights.classes))
     stage = stage or registry.get_spec(weights.model).cam_stage
-    torch_device = choose_device(device)
-    model, stride = build(weights).to(torch_device), strides(weights).get(stage, 0)
+    model, stride = trained.model, strides(weights).get(stage, 0)
     files = unlike(image_files(images))
     for index, path in enumerate(files):
         inputs = weights.preprocessing(
-            read_image(path, weights.in_channels)[None].to(torch_device)
+            read_image(path, weights.in_channels)[None].to(trained.device)
         )
         # Only an input tells the size of the maps, so the stage is checked on the first image.
         if not index:

@@ -12,7 +12,7 @@ from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
-from cnn_core.weights.native import Weights, read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.activation_maximisation import maximise_logits
 from cnn_viz.drawing.image_grid import as_image
@@ -25,9 +25,8 @@ MAX_STEPS, MIN_STEPS = 128, 16
 BUDGET = 400 * 10**9  # multiply-accumulates: about 15 seconds on one CPU core
 
 
-def activation_maximisation(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw, for each of the first ten classes, an image that maximises its logit."""
-    weights = read_weights(run.path)
     # The first classes and not a choice: every class costs the same long climb.
     classes = list(range(min(CLASSES, weights.num_classes)))
     steps = steps_for(weights, len(classes))

@@ -18,7 +18,7 @@ from cnn_core.create import untrained
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import Stage, trace
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.network.graph import INPUT, ModelGraph, model_graph
 
@@ -30,9 +30,9 @@ MIN_WIDTH = 0.07  # so that a single channel is still visible
 ARC_HEIGHT = 0.42  # the vertical space of a skip connection
 
 
-def architecture(run: Run) -> Figure:
+def architecture(run: Run, weights: Weights) -> Figure:
     """Draw the stages as boxes sized like their maps, with skip connections as arcs."""
-    spec, weights = registry.get_spec(run.recipe.model), read_weights(run.path)
+    spec = registry.get_spec(run.recipe.model)
     image = (weights.in_channels, *weights.preprocessing.size)
     return stage_by_stage(run.recipe.model, partial(untrained, weights), spec.stages, image)
 

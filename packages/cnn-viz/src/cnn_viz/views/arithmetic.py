@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
 from cnn_viz.network.convolution import ConvolutionStep, convolution_step
@@ -24,9 +24,8 @@ LEGIBLE = 7  # cells along a side, at most, for numbers to be readable
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def arithmetic(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def arithmetic(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how one value of the first feature map is computed: window, kernel, products, sum."""
-    weights = read_weights(run.path)
     image = batch.images[:1]
     step = convolution_step(model, image)
     row, column = step.position

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams_by_method
 from cnn_viz.drawing.image_grid import as_rgb, tile_height, tiles
@@ -34,9 +34,8 @@ GAP = 0.05  # relative to the height of an image
 LABEL_ROOM = 0.22  # inches above each row
 
 
-def cam_methods(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def cam_methods(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside their maps for the predicted class, by six methods."""
-    weights = read_weights(run.path)
     stage = registry.get_spec(run.recipe.model).cam_stage
     shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
     images = batch.images[shown]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.results.embeddings import Embedding, Placement, neighbour_count
 
@@ -34,10 +34,10 @@ ON_DARK = {
 SCALE = "viridis"
 
 
-def embedding(run: Run, embedded: Embedding) -> Figure:
+def embedding(run: Run, weights: Weights, embedded: Embedding) -> Figure:
     """Draw the test images as each method places them, with the quality of each plot."""
     methods = embedded.methods_to_draw()
-    classes = read_weights(run.path).classes if embedded.coloured == "class" else ()
+    classes = weights.classes if embedded.coloured == "class" else ()
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,

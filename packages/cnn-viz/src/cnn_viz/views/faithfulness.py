@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams, cams_by_method
 from cnn_viz.attribution.faithfulness import (
@@ -48,7 +48,7 @@ FEW, MANY = 5, 16  # images, at least and at most
 STEPS = 8
 
 
-def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw faithfulness scores of maps beside two baselines that ignore the network."""
     spec = registry.get_spec(run.recipe.model)
     stage = spec.cam_stage
@@ -59,7 +59,7 @@ def faithfulness(run: Run, model: nn.Module, batch: Batch) -> Figure:
     first = maps[METHODS[0]]
     require_spatial_maps(first, stage)
     maps[RANDOM] = random_cam(first)
-    classes, stride = first.classes, strides(read_weights(run.path)).get(stage, 0)
+    classes, stride = first.classes, strides(weights).get(stage, 0)
 
     def raw(model: nn.Module, method: str) -> Tensor:
         return cams(model, images, stage, classes, method)[stage].raw

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, tiles
 
@@ -25,9 +25,8 @@ __all__ = ["features"]
 CHANNELS = 10
 
 
-def features(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def features(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw the feature maps of one image at each stage; stages of 1 x 1 maps are strips."""
-    weights = read_weights(run.path)
     image = batch.images[:1]
     stages = registry.get_spec(run.recipe.model).stages
     outputs, logits = stage_outputs(model, image, stages)

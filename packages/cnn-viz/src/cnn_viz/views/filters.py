@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cnn_core.create import create_model
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import tiles
 
@@ -21,13 +21,13 @@ SHOWN = 64
 COLUMNS = 8
 
 
-def filters(run: Run, model: nn.Module) -> Figure:
+def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
     """Draw the kernels of the first convolution on one scale, those of three channels as RGB.
 
     The initial kernels are drawn beside them if they can be reproduced.
     """
     name, weight = _first_convolution(model)
-    initial, note = _initial_weights(run, name, weight)
+    initial, note = _initial_weights(run, weights, name, weight)
     both = [weight] if initial is None else [initial, weight]
     count, channels, height, width = weight.shape
     limit = max(float(part.abs().max()) for part in both) or 1.0
@@ -65,7 +65,7 @@ def filters(run: Run, model: nn.Module) -> Figure:
     return figure
 
 
-def initial_model(run: Run) -> nn.Module:
+def initial_model(run: Run, weights: Weights) -> nn.Module:
     """Return the network before training, rebuilt from the recipe's seed.
 
     The random state is left unchanged.
@@ -74,7 +74,7 @@ def initial_model(run: Run) -> nn.Module:
         UsageError: training started from given weights, or used another version of PyTorch,
             which may draw other numbers from the same seed.
     """
-    recipe, weights = run.recipe, read_weights(run.path)
+    recipe = run.recipe
     if recipe.weights:
         raise UsageError("training started from given weights")
     if (version := run.environment().get("torch")) != torch.__version__:
@@ -91,10 +91,12 @@ def initial_model(run: Run) -> nn.Module:
         )
 
 
-def _initial_weights(run: Run, name: str, trained: Tensor) -> tuple[Tensor | None, str]:
+def _initial_weights(
+    run: Run, weights: Weights, name: str, trained: Tensor
+) -> tuple[Tensor | None, str]:
     """Return the first convolution's initial weights, or None, and a note for the caption."""
     try:
-        initial_name, weight = _first_convolution(initial_model(run))
+        initial_name, weight = _first_convolution(initial_model(run, weights))
     except UsageError as error:
         return None, f"The initial kernels are not shown:\n{error.message}."
     if (initial_name, weight.shape) != (name, trained.shape):

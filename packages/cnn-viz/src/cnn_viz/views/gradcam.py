@@ -15,7 +15,7 @@ from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, grad_cam
 from cnn_viz.drawing.image_grid import as_rgb, tile_height, tiles
@@ -30,9 +30,8 @@ GAP, BETWEEN = 0.04, 0.2  # relative to the height of an image
 LABEL_ROOM = 0.24  # inches above each pair
 
 
-def gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside their Grad-CAM for the predicted class."""
-    weights = read_weights(run.path)
     stage = registry.get_spec(run.recipe.model).cam_stage
     # Different classes: twelve images of one class would show little.
     shown = round_robin_by_class(batch.targets.tolist(), SHOWN)

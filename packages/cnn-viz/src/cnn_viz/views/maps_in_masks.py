@@ -13,7 +13,7 @@ from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import centred, classes_of, two_sided
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import seg_grad_cam
 from cnn_viz.attribution.faithfulness import edge_map, energy_in_mask, pointing_game
@@ -29,13 +29,13 @@ PAIRS, EACH = 32, 3  # pairs of an image and a class; classes per image
 PIXELS = 2**21  # of all pairs together: this view is slow
 
 
-def maps_in_masks(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how well each map matches the class's mask, beside maps that ignore the network.
 
     Raises:
         UsageError: no foreground class is predicted in an image that contains it.
     """
-    weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
+    spec = registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     stride_of = strides(weights)
     with inspection_mode(model, batch.images):

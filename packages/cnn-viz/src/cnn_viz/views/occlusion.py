@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cnn_core.data import Batch
 from cnn_core.tasks.segmentation import classes_of, two_sided
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.saliency import score_drops
 from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
@@ -28,9 +28,8 @@ PIXELS = 2**23  # the budget of one figure: pixels given to the network
 FINEST, COARSEST = 8, 3  # patches along the shorter side of an image
 
 
-def occlusion(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how far a class's probability, in its own pixels, drops when a patch is occluded."""
-    weights = read_weights(run.path)
     patches, count = _plan(batch.images)
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // patches, 2)

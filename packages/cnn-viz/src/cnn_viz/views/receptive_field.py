@@ -11,7 +11,7 @@ from torch import nn
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
 from cnn_viz.network.graph import traced
@@ -23,9 +23,8 @@ SHOWN = 6
 PIXELS = 2**18  # of all images that the gradient is averaged over
 
 
-def receptive_field(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw the theoretical and effective receptive field of the middle position of each stage."""
-    weights = read_weights(run.path)
     maps = {stage.name: stage for stage in traced(weights).stages if len(stage.output) == 3}
     if not maps:
         raise UsageError(f"{run.recipe.model} names no stages with feature maps: nothing to draw")

@@ -12,7 +12,7 @@ from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.tasks.segmentation import two_sided
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import seg_grad_cam
 from cnn_viz.drawing.image_grid import as_rgb, tile_height
@@ -25,9 +25,9 @@ __all__ = ["seg_gradcam"]
 IMAGES, EACH = 3, 2  # images, and classes per image
 
 
-def seg_gradcam(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def seg_gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw the evidence for a class's pixels, at the bottleneck and late in the decoder."""
-    weights, spec = read_weights(run.path), registry.get_spec(run.recipe.model)
+    spec = registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     with torch.no_grad():
         predicted = two_sided(model(batch.images[:IMAGES]).float()).argmax(1)

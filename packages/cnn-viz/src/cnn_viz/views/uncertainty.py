@@ -14,7 +14,7 @@ from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
 from cnn_core.tasks.segmentation import centred
 from cnn_core.training import Run
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
 from cnn_viz.network.mc_dropout import Uncertainty, mc_dropout
@@ -27,9 +27,8 @@ PIXELS = 2**19  # of all images: each is run `PASSES` times
 ERROR_COLOUR = "#009e73"
 
 
-def uncertainty(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw the uncertainty of each pixel, by Monte Carlo dropout, beside the errors."""
-    weights = read_weights(run.path)
     count = min(max(PIXELS // batch.images[0, 0].numel(), 1), IMAGES, len(batch.images))
     images = batch.images[:count]
     result = mc_dropout(model, images, PASSES)
