@@ -19,18 +19,10 @@ from cnn_viz.results.embeddings import Embedding, Placement, neighbour_count
 
 __all__ = ["embedding"]
 
-COLOURS = (
-    *style.RUNS,
-    "#999933",
-    "#332288",
-    "#aa4499",
-    "#44aa99",
-)  # the last four from P. Tol (2021)
-ON_DARK = {
-    style.INK: "#e8eaee",
-    "#882255": "#a04e77",
-    "#332288": "#b8b2d5",
-}  # replacements that are visible on the dark page
+# The last four from P. Tol (2021).
+COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")
+# Replacements that are visible on the dark page.
+ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}
 SCALE = "viridis"
 
 
