@@ -94,7 +94,7 @@ def test_the_table_has_every_family_there_is():
 
 @pytest.mark.parametrize("model", EACH)
 def test_every_view_is_drawn_or_says_why_not(model, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("cnn_viz.views.activation_maximisation.MOST", 2)  # steps
+    monkeypatch.setattr("cnn_viz.views.activation_maximisation.MAX_STEPS", 2)  # steps
     monkeypatch.setattr("cnn_viz.views.faithfulness.randomisation", of_two_stages)
     task = cnn_core.get_spec(model).task
     data = f"{'image' if task == 'classification' else 'mask'}folder:{folders[task]}"
