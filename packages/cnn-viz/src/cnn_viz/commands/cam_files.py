@@ -73,15 +73,13 @@ def explain_files(
             _require_stage(model, inputs, stage, weights.model)
             passes = cost(model, inputs, stage, method) * len(files)
             progress(f"{method} at {stage}: {_passes_text(passes, method)}")
-        classes = [weights.classes.index(class_name)] if class_name else None
-        cam = cams(model, inputs, stage, classes, method)[stage]
+        explained = [weights.classes.index(class_name)] if class_name else None
+        cam = cams(model, inputs, stage, explained, method)[stage]
         out.mkdir(parents=True, exist_ok=True)
-        # "+" in a file name would have to be quoted in addresses.
-        target = out / f"{path.stem}.{method.replace('+', 'p')}.png"
-        title = f"{TITLES[method]} at stage {stage}"
+        target = out / f"{path.stem}.{method.replace('+', 'p')}.png"  # "+" needs quoting in URLs
         with style.applied():
-            shown = weights.preprocessing.denormalise(inputs)[0]
-            figure = _side_by_side(title, path, shown, weights=weights, cam=cam, stride=stride)
+            title = f"{TITLES[method]} at stage {stage}"
+            figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
             write_bytes(target, encode_figure(figure, "png", dpi=150))
         yield target
 
@@ -110,10 +108,10 @@ def _require_stage(model: nn.Module, images: Tensor, stage: str, name: str) -> N
 
 
 def _side_by_side(
-    title: str, path: Path, image: Tensor, *, weights: Weights, cam: Cam, stride: int
+    title: str, path: Path, inputs: Tensor, *, weights: Weights, cam: Cam, stride: int
 ) -> Figure:
     """Draw an image beside its overlay, with the class and its probability."""
-    rgb = as_rgb(image)
+    rgb = as_rgb(weights.preprocessing.denormalise(inputs)[0])
     class_index = int(cam.classes[0])
     probability = style.confidence(float(cam.logits.softmax(1)[0, class_index]))
     height, width = cam.raw.shape[1:]

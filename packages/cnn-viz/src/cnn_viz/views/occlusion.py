@@ -33,16 +33,7 @@ def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fig
     patches, count = _plan(batch.images)
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // patches, 2)
-    with torch.no_grad(), eval_mode(model):
-        classes, regions = _largest(two_sided(model(images).float()))
-
-        def score(covered: Tensor) -> Tensor:
-            probabilities = two_sided(model(covered).float()).softmax(1)
-            p = probabilities[torch.arange(len(covered)), classes]
-            return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
-
-        # The network's inputs are normalised, so the default fill of 0 is the mean colour.
-        maps = score_drops(score, images, patch, max(patch // 2, 1)).cpu()
+    maps, classes, regions = _drops(model, images, patch)
     # One scale for all images, so that weak and strong effects can be compared.
     top = max(1e-6, float(maps.abs().max()))
     denormalised = weights.preprocessing.denormalise(images).cpu()
@@ -79,6 +70,21 @@ def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fig
     bar.set_label("drop of the probability")
     bar.outline.set_visible(False)
     return figure
+
+
+def _drops(model: nn.Module, images: Tensor, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return drops, N H W, of each image's largest foreground class, N, in its pixels, N h w."""
+    with torch.no_grad(), eval_mode(model):
+        classes, regions = _largest(two_sided(model(images).float()))
+
+        def score(covered: Tensor) -> Tensor:
+            probabilities = two_sided(model(covered).float()).softmax(1)
+            p = probabilities[torch.arange(len(covered)), classes]
+            return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
+
+        # The network's inputs are normalised, so the default fill of 0 is the mean colour.
+        maps = score_drops(score, images, patch, max(patch // 2, 1)).cpu()
+    return maps, classes, regions
 
 
 def _plan(images: Tensor) -> tuple[int, int]:
