@@ -20,7 +20,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from cnn_viz.results.embeddings import METHODS, SEED, even, quality
+from cnn_viz.results.embeddings import METHODS, SEED, evenly_spaced, quality
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     x = (centres[labels] + rng.normal(size=(chosen.images, chosen.features))).astype(np.float32)
     print(f"{chosen.images:,} x {chosen.features}, {chosen.rounds} rounds\n")
     print("| method | the library, s | ours, s | ratio | its quality, s |\n|---|--:|--:|--:|--:|")
-    judged = even(len(x), 2_000).numpy()
+    judged = evenly_spaced(len(x), 2_000).numpy()
     for method in chosen.methods:
         ours, theirs = METHODS[method][0], library(method)
         timed(theirs, x[:200]), timed(ours, x[:200])  # numba compiles at the first call

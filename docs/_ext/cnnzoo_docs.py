@@ -25,7 +25,7 @@ from cnn_core import hookspecs, registry, specs
 from cnn_core.cli import app
 from cnn_core.create import create_model
 from cnn_viz import style
-from cnn_viz.drawing.render import encoded
+from cnn_viz.drawing.render import encode_figure
 from cnn_viz.views.architecture import stage_by_stage
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def _figure(model: str, page: str) -> str:
     spec, path = registry.get_spec(model), Path(_folder().name) / f"{model}.svg"
     build = partial(create_model, model)
     with style.applied():
-        path.write_bytes(encoded(stage_by_stage(model, build, spec.stages, spec.input), "svg"))
+        path.write_bytes(
+            encode_figure(stage_by_stage(model, build, spec.stages, spec.input), "svg")
+        )
     return Path(os.path.relpath(path, (DOCS / page).parent)).as_posix()
 
 

@@ -92,8 +92,8 @@ def test_evidence_in_a_known_quadrant_is_found_there(quadrant):
     assert cam.classes.tolist() == [quadrant]
     heat = cam.heat()[0]
     inside = heat[rows, columns].sum() / heat.sum()
-    assert inside > 0.8  # bilinear enlarging lets some of it over the border
-    # The centre of the quadrant, where nothing is blended, has all of it.
+    assert inside > 0.8  # bilinear resizing blurs the border
+    # The centre of the quadrant is not blended with anything.
     assert heat[rows, columns][3:5, 3:5].min() == 1
 
 
@@ -117,7 +117,7 @@ def test_a_following_in_place_relu_changes_nothing():
     images = torch.randn(3, 1, 9, 9)
     expected = grad_cam(clean, images, "stage", [0, 1, 2])
     found = grad_cam(overwriting, images, "stage", [0, 1, 2])
-    # What a hook that does not protect the maps would see is something else.
+    # A hook that does not copy the maps would see the overwritten values.
     after = clean.stage(images).relu()
     assert (after - clean.stage(images)).abs().max() > 0.1
     assert torch.equal(found.raw, expected.raw)
@@ -142,7 +142,7 @@ class Moody(nn.Module):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind_also_after_an_exception(fails):
+def test_nothing_is_left_behind_even_after_an_exception(fails):
     model = Moody()
     model.norm.eval()  # a mixture: only some modules train
     model.fail = fails
@@ -195,7 +195,7 @@ def test_it_works_wherever_it_is_called_and_on_frozen_weights(lenet, images, con
     expected = by_hand(lenet, images, [2] * 6)
     lenet.requires_grad_(not frozen)
     with context():
-        made_inside = images * 1  # under inference_mode a tensor that autograd refuses
+        made_inside = images * 1  # a tensor created under inference_mode, which autograd refuses
         cam = grad_cam(lenet, made_inside, "c3", torch.tensor([2] * 6))
     torch.testing.assert_close(cam.raw, expected, atol=1e-6, rtol=1e-5)
     assert not cam.raw.requires_grad
@@ -245,7 +245,7 @@ def test_an_unknown_stage_suggests(lenet, images):
 
 
 def test_a_stage_without_maps_is_refused(lenet, images):
-    with pytest.raises(UsageError, match=r"stage 'f6' gives \[6, 84\]: Grad-CAM needs maps"):
+    with pytest.raises(UsageError, match=r"stage 'f6' outputs \[6, 84\]: Grad-CAM needs maps"):
         grad_cam(lenet, images, "f6")
     assert not lenet.f6._forward_hooks
 
@@ -262,7 +262,7 @@ def test_a_stage_that_runs_twice_or_never_is_refused():
 
     with pytest.raises(UsageError, match="'conv' runs more than once"):
         grad_cam(Twice(), torch.zeros(1, 1, 4, 4), "conv")
-    with pytest.raises(UsageError, match="'idle' took no part"):
+    with pytest.raises(UsageError, match="'idle' is not used"):
         grad_cam(Twice(), torch.zeros(1, 1, 4, 4), "idle")
 
 
@@ -287,8 +287,8 @@ def test_a_map_with_a_stride_lies_at_the_centre():
 
 
 @pytest.mark.parametrize("stage", ["down.1", "bottom", "up.1"])
-def test_positions_of_a_network_without_padding_lie_where_they_look(stage):
-    """The middle of the pixels that a position depends on is where its stride puts it."""
+def test_positions_of_a_network_without_padding_lie_at_their_receptive_fields(stage):
+    """The centre of the pixels that a position depends on is where its stride places it."""
     torch.manual_seed(0)
     build = partial(create_model, "unet", in_channels=1, width=8, depth=2)
     model = build().double().eval()

@@ -1,4 +1,4 @@
-"""`cnnzoo cam`: images of image files, and what they will cost said first."""
+"""`cnnzoo cam`: maps of image files, with the cost announced first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import grad_cam
 from cnn_viz.commands import cli as commands
-from cnn_viz.commands.cam_files import _beside, _some
+from cnn_viz.commands.cam_files import _class_hint, _side_by_side
 from cnn_viz.commands.cli import cam
 
 TWO = "2 forward passes of an image"
@@ -29,7 +29,7 @@ def run(digits_run: Run) -> Run:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"digit{number}.png" for number in range(2)]
     for path, image in zip(paths, load_dataset("digits").split("test").images, strict=False):
@@ -46,16 +46,16 @@ def invoke(*words: object) -> Result:
     [
         (
             "grad-cam",
-            "grad-cam at c3: 2 forward passes of an image, and as many back to the stage",
+            f"grad-cam at c3: {TWO}, and as many backward passes to the stage",
         ),
         ("score-cam", "score-cam at c3: 34 forward passes of an image"),
         ("ablation-cam", "ablation-cam at c3: 36 forward passes of an image"),
     ],
 )
-def test_each_file_becomes_a_picture_and_the_cost_is_said_first(
-    run, pictures, tmp_path, method, said
+def test_each_file_becomes_an_image_and_the_cost_is_printed_first(
+    run, image_files, tmp_path, method, said
 ):
-    done = invoke(run.path, *pictures, "--method", method, "--out", tmp_path / "out")
+    done = invoke(run.path, *image_files, "--method", method, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert done.stderr == f"{said}\n"
     paths = [tmp_path / "out" / f"digit{number}.{method}.png" for number in range(2)]
@@ -69,15 +69,15 @@ def test_each_file_becomes_a_picture_and_the_cost_is_said_first(
         assert right.sum() > 100 > left.sum()  # the image is grey, the overlay is not
 
 
-def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):
+def test_stage_and_class_can_be_chosen(run, image_files, tmp_path):
     images = []
     for number, options in enumerate((["--class", "1"], ["--class", "2"], ["--stage", "c1"])):
         out = tmp_path / str(number)
-        assert invoke(run.path, pictures[0], "--out", out, *options).exit_code == 0
+        assert invoke(run.path, image_files[0], "--out", out, *options).exit_code == 0
         images.append((out / "digit0.grad-cam.png").read_bytes())
     assert len(set(images)) == 3
     assert not (run.path / "cam").exists()
-    assert invoke(run.path, pictures[0]).exit_code == 0
+    assert invoke(run.path, image_files[0]).exit_code == 0
     assert [path.name for path in (run.path / "cam").iterdir()] == ["digit0.grad-cam.png"]
 
 
@@ -96,7 +96,12 @@ def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):
             "unknown class '77', did you mean '7'",
             "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
         ),
-        (["--method", "cam"], UsageError, "CAM needs global average pooling", "method grad-cam"),
+        (
+            ["--method", "cam"],
+            UsageError,
+            "CAM needs global average pooling",
+            "grad-cam, which needs neither",
+        ),
         (
             ["--stage", "c5", "--method", "score-cam"],
             UsageError,
@@ -106,9 +111,9 @@ def test_stage_and_class_can_be_chosen(run, pictures, tmp_path):
     ],
 )
 def test_names_that_are_not_known_are_errors_and_write_nothing(
-    run, pictures, tmp_path, options, kind, message, helps
+    run, image_files, tmp_path, options, kind, message, helps
 ):
-    done = invoke(run.path, pictures[0], "--out", tmp_path / "out", *options)
+    done = invoke(run.path, image_files[0], "--out", tmp_path / "out", *options)
     assert isinstance(done.exception, kind)
     assert str(done.exception).startswith(message)
     assert done.exception.hint.endswith(helps)
@@ -116,28 +121,27 @@ def test_names_that_are_not_known_are_errors_and_write_nothing(
     assert ("forward pass" in done.stderr) == (options == ["--method", "cam"])
 
 
-def test_a_method_is_one_of_those_there_are(run, pictures):
+def test_a_method_is_one_of_those_there_are(run, image_files):
     from cnn_viz.attribution.cam import METHODS
 
     assert commands.METHODS == METHODS
-    done = invoke(run.path, pictures[0], "--method", "gradcam")
+    done = invoke(run.path, image_files[0], "--method", "gradcam")
     assert done.exit_code == 2
     assert "'ablation-cam', did you mean 'grad-cam'" in " ".join(done.stderr.split())
 
 
 def test_of_many_classes_an_error_names_some():
     names = tuple(f"c{number}" for number in range(1020))
-    assert _some(names).endswith(", c18, c19 and 1,000 more")
+    assert _class_hint(names).endswith(", c18, c19 and 1,000 more")
 
 
-def test_the_picture_has_a_scale_and_says_what_brightness_is(run, pictures):
+def test_the_image_has_a_scale_and_explains_brightness(run, image_files):
     weights = read_weights(run.path)
-    inputs = weights.preprocessing(read_image(pictures[0], 1)[None])
+    inputs = weights.preprocessing(read_image(image_files[0], 1)[None])
     found = grad_cam(build(weights), inputs, "c3")
-    picture = weights.preprocessing.denormalise(inputs)[0]
-    figure = _beside("", pictures[0], weights, picture, found, 2)
+    figure = _side_by_side("", image_files[0], inputs, weights=weights, cam=found, stride=2)
     assert figure.axes[-1].get_ylabel() == "evidence for the class"
-    assert "brightness is the share of its own maximum." in figure.get_supxlabel()
+    assert "brightness is relative to its own maximum." in figure.get_supxlabel()
 
 
 def test_help_has_an_example_and_every_method():

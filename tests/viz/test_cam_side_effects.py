@@ -1,4 +1,4 @@
-"""Explaining a network leaves it as it was: whatever the method, wherever something raises."""
+"""Explaining a network has no side effects, for any method and wherever an error is raised."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def print_nothing(*args: Any) -> None:
 
 
 def state(net: nn.Module) -> dict[str, Any]:
-    """Everything of a network that a method could leave changed, and torch's own modes."""
+    """Return all state of a network, and of torch, that a method could change."""
     return {
         "modules": [(name, id(module)) for name, module in net.named_modules()],
         "training": [module.training for module in net.modules()],
@@ -159,7 +159,7 @@ def test_every_method_works_under_autocast_and_training_goes_on_in_it(method):
 
 
 def test_no_gradient_of_a_weight_is_computed():
-    """Not even one that is thrown away: the graph begins at the stage, and stops there."""
+    """Not even a temporary one: the graph begins at the stage."""
     net, asked = made(), []
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -171,7 +171,7 @@ def test_no_gradient_of_a_weight_is_computed():
 
 
 def alive() -> tuple[int, int]:
-    """How many tensors there are, and how many nodes of graphs they hold."""
+    """Return the number of live tensors and of the graph nodes that they hold."""
     gc.collect()
     tensors = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
     return len(tensors), sum(tensor.grad_fn is not None for tensor in tensors)
@@ -271,7 +271,7 @@ def test_a_call_that_is_not_named_or_not_there_is_refused():
         cams(net, IMAGES, "relu", call=3)
     with pytest.raises(UsageError, match=r"'conv1' runs once: call = -1, expected 0 to 0"):
         cams(net, IMAGES, "conv1", call=-1)
-    with pytest.raises(UsageError, match="'idle' took no part"):
+    with pytest.raises(UsageError, match="'idle' is not used"):
         cams(net, IMAGES, "idle")
 
 
@@ -351,7 +351,7 @@ def test_cam_needs_pooling_and_a_linear_layer():
 
 
 def passes(net: nn.Module, act: Callable[[], object]) -> int:
-    """How many images go through a network while `act` runs."""
+    """Return how many images pass through a network while `act` runs."""
     images: list[int] = []
     handle = net.register_forward_hook(lambda *args: images.append(len(args[1][0])))
     act()

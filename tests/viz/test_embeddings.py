@@ -1,4 +1,4 @@
-"""Embeddings: what is placed, how well, and that it is kept; never where, which varies."""
+"""Embeddings: features, quality and caching. Coordinates vary by platform and are not tested."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cnn_viz.page import explorer
 from cnn_viz.results import embeddings
 from cnn_viz.results.embeddings import (
     METHODS,
-    Embedded,
-    even,
+    Embedding,
+    evenly_spaced,
     features_of,
-    nearest,
+    neighbour_count,
     neighbours_of,
-    placed,
+    place_features,
     quality,
 )
 from cnn_viz.results.inputs import ViewInputs
@@ -46,17 +46,17 @@ def run(digits_run: Run) -> Run:
     ("method", "trusted", "named"), [("PCA", 0.80, 0.5), ("t-SNE", 0.97, 0.9)]
 )
 def test_methods_keep_neighbours(digits, method, trusted, named):
-    found = placed(*digits, method)
+    found = place_features(*digits, method)
     assert found.xy.shape == (400, 2)
     assert found.quality["trustworthiness"] > trusted
     assert found.quality["knn"] > named
-    shuffled = placed(digits[0], digits[1][torch.randperm(400)], method)
+    shuffled = place_features(digits[0], digits[1][torch.randperm(400)], method)
     assert shuffled.quality["knn"] < 0.3
 
 
 @pytest.mark.slow
 def test_umap_keeps_neighbours(digits):
-    found = placed(*digits, "UMAP")
+    found = place_features(*digits, "UMAP")
     assert found.quality["trustworthiness"] > 0.95
     assert found.quality["knn"] > 0.9
 
@@ -64,26 +64,26 @@ def test_umap_keeps_neighbours(digits):
 def test_without_umap_the_error_says_what_to_install(digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UsageError) as caught:
-        placed(*digits, "UMAP")
+        place_features(*digits, "UMAP")
     assert "cnn-viz[umap]" in caught.value.hint
 
 
 @pytest.mark.parametrize(("count", "near"), [(400, 10), (21, 10), (20, 9), (6, 2), (4, 1)])
 def test_neighbours_are_fewer_than_half_of_the_images(count, near):
-    assert nearest(count) == near
+    assert neighbour_count(count) == near
 
 
 def test_the_view_says_when_a_colour_is_several_classes(run):
     view_inputs = ViewInputs(run, device="cpu")
     few = embedding(run, view_inputs.weights, view_inputs.embedded).get_supxlabel()
-    assert "whether the 10 nearest here" in few
+    assert "are the 10 nearest neighbours in the plot" in few
     assert "colours for" not in few
     many = replace(view_inputs.weights, classes=tuple(map(str, range(30))))
     said = embedding(run, many, view_inputs.embedded).get_supxlabel()
     assert f"{len(COLOURS)} colours for 30 classes" in said
 
 
-def test_the_quality_is_that_of_loops(digits):
+def test_quality_equals_a_plain_loop(digits):
     x, xy = np.asarray(digits[0][:60]), np.asarray(digits[0][:60, 20:22])
     labels = np.asarray(digits[1][:60])
     far = ((xy[:, None] - xy[None]) ** 2).sum(2).astype(float)
@@ -102,12 +102,12 @@ def test_the_quality_is_that_of_loops(digits):
 
 def test_too_few_images_are_refused():
     with pytest.raises(UsageError, match="3 images: expected at least 4"):
-        placed(torch.rand(3, 3), torch.zeros(3), "PCA")
+        place_features(torch.rand(3, 3), torch.zeros(3), "PCA")
 
 
 @pytest.mark.parametrize("method", ["PCA", "t-SNE"])
 def test_four_images_are_enough(method):
-    found = placed(torch.rand(4, 5), torch.arange(4), method)
+    found = place_features(torch.rand(4, 5), torch.arange(4), method)
     assert found.xy.shape == (4, 2)
     assert set(found.quality) == {"trustworthiness"}
 
@@ -116,32 +116,32 @@ def test_four_images_are_enough(method):
 @pytest.mark.parametrize(
     ("features", "says"),
     [
-        (torch.zeros(20, 4), "20 images with the same features"),
-        (torch.full((20, 4), 0.1) * (1 + 1e-7 * torch.rand(20, 4)), "the same features"),
-        (torch.full((20, 4), torch.nan), "not numbers"),
+        (torch.zeros(20, 4), "20 images with identical features"),
+        (torch.full((20, 4), 0.1) * (1 + 1e-7 * torch.rand(20, 4)), "identical features"),
+        (torch.full((20, 4), torch.nan), "not finite"),
     ],
 )
 def test_a_dead_networks_features_are_refused(method, features, says):
-    """Of such features t-SNE would end the process with a segmentation fault."""
+    """On such features t-SNE crashes the process with a segmentation fault."""
     with pytest.raises(UsageError, match=says):
-        placed(features, torch.arange(20) % 2, method)
+        place_features(features, torch.arange(20) % 2, method)
 
 
 @pytest.mark.parametrize("method", ["PCA", "t-SNE"])
 def test_one_feature_of_any_size_is_enough(method):
     for size in (1e-30, 1.0, 1e30):
-        found = placed(size * torch.rand(20, 1), torch.arange(20) % 2, method)
+        found = place_features(size * torch.rand(20, 1), torch.arange(20) % 2, method)
         assert np.isfinite(found.xy).all()
         assert found.xy[:, 0].std() > 0
 
 
-def test_places_are_even_and_whole():
-    assert even(5, 10).tolist() == [0, 1, 2, 3, 4]
-    assert even(9, 5).tolist() == [0, 2, 4, 6, 8]
-    assert len(even(100_000, 1_000).unique()) == 1_000
+def test_indices_are_evenly_spaced():
+    assert evenly_spaced(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert evenly_spaced(9, 5).tolist() == [0, 2, 4, 6, 8]
+    assert len(evenly_spaced(100_000, 1_000).unique()) == 1_000
 
 
-def test_features_are_what_goes_into_a_stage_or_comes_out_of_it():
+def test_features_are_the_inputs_or_the_outputs_of_a_stage():
     torch.manual_seed(0)
     conv, pool = nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1)
     model = nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(3, 2)).eval()
@@ -155,7 +155,7 @@ def test_features_are_what_goes_into_a_stage_or_comes_out_of_it():
         features_of(model, "fc", parts)
 
 
-def test_hooks_go_also_after_an_error():
+def test_hooks_are_removed_even_after_an_error():
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(9, 9))
     with pytest.raises(RuntimeError):
         features_of(model, "0", [Batch(torch.rand(1, 1, 8, 8), torch.zeros(1), torch.zeros(1))])
@@ -172,7 +172,7 @@ def test_places_are_kept_by_weights_and_broken_files_made_again(digits, tmp_path
     monkeypatch.setitem(METHODS, "PCA", (counted, 300))
 
     def fresh(key="a"):
-        return Embedded(
+        return Embedding(
             features=digits[0],
             indices=torch.arange(400),
             labels=digits[1],
@@ -181,9 +181,9 @@ def test_places_are_kept_by_weights_and_broken_files_made_again(digits, tmp_path
             key=key,
         )
 
-    first = fresh().places("PCA")
-    assert first.indices.tolist() == even(400, 300).tolist()
-    again = fresh().places("PCA")
+    first = fresh().placement("PCA")
+    assert first.indices.tolist() == evenly_spaced(400, 300).tolist()
+    again = fresh().placement("PCA")
     assert calls == [300]
     assert np.array_equal(first.xy, again.xy)
     assert first.quality == again.quality
@@ -191,31 +191,31 @@ def test_places_are_kept_by_weights_and_broken_files_made_again(digits, tmp_path
     whole = file.read_bytes()
     for broken in (b"", whole[:100], whole[:-40], b"PK" + whole[2:50]):
         file.write_bytes(broken)
-        assert np.array_equal(fresh().places("PCA").xy, first.xy)
+        assert np.array_equal(fresh().placement("PCA").xy, first.xy)
     assert calls == [300] * 5
-    fresh("other weights").places("PCA")
+    fresh("other weights").placement("PCA")
     assert len(list(tmp_path.iterdir())) == 2
     with pytest.raises(UnknownNameError, match="unknown method 'pca', did you mean 'PCA'"):
-        fresh().places("pca")
+        fresh().placement("pca")
 
 
 def test_a_run_is_embedded_by_what_goes_into_its_last_stage(run, cnnzoo, monkeypatch):
     embedded = ViewInputs(run, device="cpu").embedded
     assert embedded.features.shape == (359, 84)  # F6
     assert embedded.labels.unique().tolist() == list(range(10))
-    assert embedded.drawn() == ["PCA", "t-SNE"]
+    assert embedded.methods_to_draw() == ["PCA", "t-SNE"]
     done = cnnzoo("embed", run.path, "--method", "pca", "--device", "cpu")
     assert done.code == 0, done.err
     assert done.out.startswith("PCA: trustworthiness 0.")
     monkeypatch.setitem(METHODS, "UMAP", (embeddings._pca, 50))
-    embedded.places("UMAP")
-    assert ViewInputs(run, device="cpu").embedded.drawn() == ["PCA", "t-SNE", "UMAP"]
+    embedded.placement("UMAP")
+    assert ViewInputs(run, device="cpu").embedded.methods_to_draw() == ["PCA", "t-SNE", "UMAP"]
 
 
 @pytest.mark.parametrize("count", [4, 5, 7])
 def test_few_images_have_an_embedding_on_the_page(count, tmp_path):
     torch.manual_seed(0)
-    embedded = Embedded(
+    embedded = Embedding(
         features=torch.randn(count, 3),
         indices=torch.arange(count),
         labels=torch.arange(count) % 2,

@@ -1,4 +1,4 @@
-"""The figures that say how good a classifier is: their numbers are sklearn's, or counted."""
+"""The evaluation figures of a classifier, checked against sklearn or against plain counting."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from cnn_viz.views.confusion import confusion
 from cnn_viz.views.coverage import coverage
 from cnn_viz.views.predictions import predictions
 from cnn_viz.views.rankings import rankings
-from cnn_viz.views.weights import spreads
+from cnn_viz.views.weights import value_histograms
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def run(view_inputs: ViewInputs) -> Run:
 
 
 def noisy(count: int, classes: int, sharpness: float = 2.0) -> Predictions:
-    """Predictions that are right more often than by chance, with logits of a known sharpness."""
+    """Return predictions better than chance, with logits of a known sharpness."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(count) % classes
     logits = torch.randn(count, classes, generator=generator)
@@ -69,7 +69,7 @@ def noisy(count: int, classes: int, sharpness: float = 2.0) -> Predictions:
 
 
 def drawn(text: Figure) -> str:
-    """Everything that is written on a figure."""
+    """Return all text of a figure."""
     inside = [t.get_text() for ax in text.axes for t in ax.texts]
     titles = [ax.get_title(loc="left") for ax in text.axes]
     return "\n".join([text.get_suptitle(), text.get_supxlabel(), *titles, *inside])
@@ -79,7 +79,7 @@ def drawn(text: Figure) -> str:
 
 
 def counted(logits: Tensor, targets: Tensor) -> tuple[list[int], list[int], list[float]]:
-    """Of each bin with images: its number, how many, and the gap (Guo et al. 2017, Eq. 2-5)."""
+    """Return each non-empty bin's number, count and gap (Guo et al. 2017, Eq. 2-5)."""
     groups: dict[int, list[tuple[float, bool]]] = {}
     for row, target in zip(logits.double().softmax(1), targets, strict=True):
         confidence = float(row.max())
@@ -91,24 +91,24 @@ def counted(logits: Tensor, targets: Tensor) -> tuple[list[int], list[int], list
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_reliability_is_what_counting_gives(classes):
-    said = noisy(500, classes)
-    found = reliability(said.logits, said.targets)
-    bins, counts, gaps = counted(said.logits, said.targets)
+def test_reliability_equals_counting(classes):
+    outputs = noisy(500, classes)
+    found = reliability(outputs.logits, outputs.targets)
+    bins, counts, gaps = counted(outputs.logits, outputs.targets)
     assert len(bins) > 3
     assert found.bins.tolist() == bins
     np.testing.assert_allclose(found.share, np.array(counts) / 500)
     assert found.ece == pytest.approx(np.dot(counts, gaps) / 500)
     assert found.mce == pytest.approx(max(gaps))
-    shares = said.logits.double().softmax(1).numpy()
-    assert found.nll == pytest.approx(log_loss(said.targets, shares))
-    truth = np.eye(classes)[said.targets]
+    shares = outputs.logits.double().softmax(1).numpy()
+    assert found.nll == pytest.approx(log_loss(outputs.targets, shares))
+    truth = np.eye(classes)[outputs.targets]
     assert found.brier == pytest.approx(
         np.mean([((p - t) ** 2).sum() for p, t in zip(shares, truth, strict=True)])
     )
 
 
-def test_a_temperature_that_was_put_in_is_found():
+def test_a_known_temperature_is_recovered():
     """Targets drawn from the softmax itself: sharpened threefold, a temperature of 3 fixes it."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(20_000, 5, generator=generator)
@@ -118,29 +118,31 @@ def test_a_temperature_that_was_put_in_is_found():
     before, after = reliability(3 * logits, targets), reliability(logits, targets)
     assert after.ece < 0.02 < before.ece
     grid = np.geomspace(1, 9, 100)
-    best = min(float(F.cross_entropy(3 * logits / float(heat), targets)) for heat in grid)
-    heat = fitted_temperature(3 * logits, targets)
-    assert float(F.cross_entropy(3 * logits / heat, targets)) <= best + 1e-7
+    best = min(
+        float(F.cross_entropy(3 * logits / float(temperature), targets)) for temperature in grid
+    )
+    temperature = fitted_temperature(3 * logits, targets)
+    assert float(F.cross_entropy(3 * logits / temperature, targets)) <= best + 1e-7
 
 
 def test_calibration_fits_on_the_images_that_training_held_out(view_inputs):
-    said, held_out = view_inputs.predictions, view_inputs.validation
+    outputs, held_out = view_inputs.predictions, view_inputs.validation
     run = view_inputs.run
     train = cnn_core.load_dataset("digits")
     _, part = train.divide(run.recipe.validation, run.recipe.seed)
-    assert torch.equal(held_out.targets, part.targets[part.rows])  # as the trainer divides
+    assert torch.equal(held_out.targets, part.targets[part.rows])  # the same split as in training
     assert torch.equal(held_out.images, part.images[part.rows])
     best = max(line["val/top1"] for line in run.history())
     share = (held_out.predicted == held_out.targets).double().mean()
-    assert float(share) == pytest.approx(best)  # those that chose the weights
+    assert float(share) == pytest.approx(best)  # the images that selected the weights
     with style.applied():
-        figure = calibration(run, said, held_out)
-    heat = fitted_temperature(held_out.logits, held_out.targets)
+        figure = calibration(run, outputs, held_out)
+    temperature = fitted_temperature(held_out.logits, held_out.targets)
     found = drawn(figure)
-    assert f"a temperature of {heat:.3f}" in found
+    assert f"a temperature of {temperature:.3f}" in found
     assert f"{len(part):,} images of the validation split" in found
-    for logits in (said.logits, said.logits / heat):
-        numbers = reliability(logits, said.targets)
+    for logits in (outputs.logits, outputs.logits / temperature):
+        numbers = reliability(logits, outputs.targets)
         assert f"ECE {style.percent(numbers.ece, 2)}, " in found
         assert f"NLL {numbers.nll:.4f}" in found
 
@@ -148,7 +150,7 @@ def test_calibration_fits_on_the_images_that_training_held_out(view_inputs):
 def test_calibration_without_validation_says_so(run):
     with style.applied():
         figure = calibration(run, noisy(100, 3), None)
-    assert drawn(figure).count("no temperature could be fitted") == 1
+    assert drawn(figure).count("held out no images to fit a temperature on") == 1
     assert "recipe: validation = 0" in drawn(figure)
     assert not figure.axes[1].patches
 
@@ -163,27 +165,27 @@ def test_a_run_without_validation_has_none(run, tmp_path):
 
 
 def test_a_temperature_at_the_border_says_so(run):
-    said = noisy(60, 3)
+    outputs = noisy(60, 3)
     sure = replace(
-        said, logits=F.one_hot(said.targets, 3).float()
-    )  # all right: the colder the better
+        outputs, logits=F.one_hot(outputs.targets, 3).float()
+    )  # all correct: the lower the temperature, the better
     assert fitted_temperature(sure.logits, sure.targets) == pytest.approx(
         TEMPERATURES[0], rel=0.01
     )
     with style.applied():
-        figure = calibration(run, said, sure)
-    assert "at the border of what was tried, 0.05 to 20" in figure.get_supxlabel()
+        figure = calibration(run, outputs, sure)
+    assert "at the limit of the search range, 0.05 to 20" in figure.get_supxlabel()
 
 
 # class scores
 
 
 @pytest.mark.parametrize("classes", [2, 7])
-def test_each_class_against_the_rest_is_what_sklearn_and_counting_give(classes):
-    said = noisy(300, classes)
-    shares = said.logits.double().softmax(1).numpy()
-    truth = np.eye(classes)[said.targets]
-    found = one_vs_rest(said)
+def test_one_vs_rest_scores_equal_sklearn_and_counting(classes):
+    outputs = noisy(300, classes)
+    shares = outputs.logits.double().softmax(1).numpy()
+    truth = np.eye(classes)[outputs.targets]
+    found = one_vs_rest(outputs)
     expected = average_precision_score(truth, shares, average=None)
     np.testing.assert_allclose([row.ap for row in found], expected)
     expected = roc_auc_score(truth, shares, average=None)
@@ -198,16 +200,19 @@ def test_each_class_against_the_rest_is_what_sklearn_and_counting_give(classes):
 
 
 def test_the_worst_class_comes_first_and_a_class_without_images_last(run):
-    said = noisy(200, 5)
-    some = said.targets != 2
-    said = replace(
-        said, images=said.images[some], logits=said.logits[some], targets=said.targets[some]
+    outputs = noisy(200, 5)
+    some = outputs.targets != 2
+    outputs = replace(
+        outputs,
+        images=outputs.images[some],
+        logits=outputs.logits[some],
+        targets=outputs.targets[some],
     )
-    said.logits[:, 2] = -9.0  # nor is it ever said
+    outputs.logits[:, 2] = -9.0  # and it is never predicted
     with style.applied():
-        figure = class_scores(run, said)
+        figure = class_scores(run, outputs)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    f1 = f1_score(said.targets, said.predicted, average=None, labels=[0, 1, 3, 4])
+    f1 = f1_score(outputs.targets, outputs.predicted, average=None, labels=[0, 1, 3, 4])
     order = np.array([0, 1, 3, 4])[np.argsort(f1, kind="stable")]
     assert names == [f"class {k}  (40)" for k in order] + ["class 2  (0)"]
     widths = [bar.get_width() for bar in figure.axes[2].patches]
@@ -239,32 +244,32 @@ def test_confused_pairs_are_the_largest_cells_beside_the_diagonal():
 
 
 def test_confused_shows_the_images_of_each_pair(run):
-    said = noisy(300, 4)
+    outputs = noisy(300, 4)
     with style.applied():
-        figure = confused(run, said)
-    counts = confusion_matrix(said.targets, said.predicted)
+        figure = confused(run, outputs)
+    counts = confusion_matrix(outputs.targets, outputs.predicted)
     np.fill_diagonal(counts, 0)
     true, predicted = np.unravel_index(counts.argmax(), counts.shape)
     first = figure.axes[0]
     assert first.get_title(loc="left").startswith(
         f"class {true} \N{RIGHTWARDS ARROW} class {predicted}:  {counts.max()} of 75 ("
     )
-    cell = (said.targets == int(true)) & (said.predicted == int(predicted))
-    confidence = said.probabilities.amax(1).where(cell, -1.0)
+    cell = (outputs.targets == int(true)) & (outputs.predicted == int(predicted))
+    confidence = outputs.probabilities.amax(1).where(cell, -1.0)
     best = confidence.argsort(descending=True)[:6]
     assert len(first.images) == len(first.texts) == 6
     for image, text, place in zip(first.images, first.texts, best.tolist(), strict=True):
-        np.testing.assert_allclose(image.get_array(), said.images[place, 0] / 255, rtol=1e-6)
+        np.testing.assert_allclose(image.get_array(), outputs.images[place, 0] / 255, rtol=1e-6)
         assert text.get_text() == style.confidence(float(confidence[place]))
     shown = np.sort(counts, axis=None)[::-1][:10].sum()
     assert f"{shown:,} of {counts.sum():,} mistakes in 300 images" in figure.get_supxlabel()
 
 
-def test_nothing_confused_is_said(run):
-    said = noisy(60, 3)
+def test_a_run_without_mistakes_says_so(run):
+    outputs = noisy(60, 3)
     with style.applied():
-        figure = confused(run, replace(said, logits=F.one_hot(said.targets, 3).float()))
-    assert figure.get_supxlabel() == "None of 60 images was taken for another class."
+        figure = confused(run, replace(outputs, logits=F.one_hot(outputs.targets, 3).float()))
+    assert figure.get_supxlabel() == "None of 60 images was misclassified."
     assert not any(ax.images for ax in figure.axes)
 
 
@@ -272,17 +277,19 @@ def test_nothing_confused_is_said(run):
 
 
 def test_curves_have_sklearns_areas(run):
-    said = noisy(300, 4)
-    for number, score in enumerate(one_vs_rest(said)):
+    outputs = noisy(300, 4)
+    for number, score in enumerate(one_vs_rest(outputs)):
         (recall, precision), (false, true) = ranking_curves(
-            said.logits.double().softmax(1), said.targets, number
+            outputs.logits.double().softmax(1), outputs.targets, number
         )
         assert auc(false, true) == pytest.approx(score.auc)
         assert (np.diff(recall) > 0).all()
-        assert (np.diff(recall) * precision[1:]).sum() == pytest.approx(score.ap)  # the steps'
-        # Each point is what counting above one threshold gives.
-        order = said.logits.double().softmax(1)[:, number].argsort(descending=True)
-        hits = (said.targets[order] == number).double().cumsum(0).numpy()
+        assert (np.diff(recall) * precision[1:]).sum() == pytest.approx(
+            score.ap
+        )  # the area under the steps
+        # Each point can be found by counting above some threshold.
+        order = outputs.logits.double().softmax(1)[:, number].argsort(descending=True)
+        hits = (outputs.targets[order] == number).double().cumsum(0).numpy()
         points = {
             (round(h / hits[-1], 9), round(h / n, 9)) for n, h in enumerate(hits, start=1)
         } | {(0, 1)}
@@ -291,29 +298,29 @@ def test_curves_have_sklearns_areas(run):
 
 
 def test_the_mean_of_equal_curves_is_the_curve_and_of_others_lies_between():
-    said = noisy(300, 4)
-    (grid, one), (_, rate) = mean_curves(said.logits.double().softmax(1), said.targets, [2])
+    outputs = noisy(300, 4)
+    (grid, one), (_, rate) = mean_curves(outputs.logits.double().softmax(1), outputs.targets, [2])
     (_, twice), (_, rate_twice) = mean_curves(
-        said.logits.double().softmax(1), said.targets, [2, 2]
+        outputs.logits.double().softmax(1), outputs.targets, [2, 2]
     )
     np.testing.assert_allclose(one, twice)
     np.testing.assert_allclose(rate, rate_twice)
-    (_, other), _ = mean_curves(said.logits.double().softmax(1), said.targets, [3])
-    (_, both), _ = mean_curves(said.logits.double().softmax(1), said.targets, [2, 3])
+    (_, other), _ = mean_curves(outputs.logits.double().softmax(1), outputs.targets, [3])
+    (_, both), _ = mean_curves(outputs.logits.double().softmax(1), outputs.targets, [2, 3])
     np.testing.assert_allclose(both, (one + other) / 2)
     # Precision at a recall is that of the fewest images that reach it.
-    order = said.logits.double().softmax(1)[:, 2].argsort(descending=True)
-    hits = (said.targets[order] == 2).double().cumsum(0).numpy()
+    order = outputs.logits.double().softmax(1)[:, 2].argsort(descending=True)
+    hits = (outputs.targets[order] == 2).double().cumsum(0).numpy()
     for recall, precision in list(zip(grid, one, strict=True))[1::20]:
         n = int((hits / hits[-1] >= recall - 1e-9).argmax()) + 1
         assert precision == pytest.approx(hits[n - 1] / n)
 
 
 def test_rankings_name_the_worst_of_many_and_their_mean(run):
-    said = noisy(600, 50)
+    outputs = noisy(600, 50)
     with style.applied():
-        figure = rankings(run, said)
-    scores = one_vs_rest(said)
+        figure = rankings(run, outputs)
+    scores = one_vs_rest(outputs)
     worst = np.argsort([score.ap for score in scores], kind="stable")[:6]
     left, right = figure.axes
     labels = [text.get_text() for text in left.get_legend().get_texts()]
@@ -321,16 +328,16 @@ def test_rankings_name_the_worst_of_many_and_their_mean(run):
     assert labels == [*expected, f"mean of all, AP {np.mean([s.ap for s in scores]):.3f}"]
     assert len(right.lines) == 40 + 2
     assert {line.get_drawstyle() for line in left.lines[:-1]} == {"steps-pre"}
-    assert "the 6 classes of the lowest AP; grey: the next 34" in figure.get_supxlabel()
+    assert "the 6 classes with the lowest AP; grey: the next 34" in figure.get_supxlabel()
     with style.applied():
         figure = rankings(run, noisy(60, 3))
     assert "All 3 classes" in figure.get_supxlabel()
 
 
 def test_a_split_of_one_class_has_no_ranking(run):
-    said = noisy(60, 3)
+    outputs = noisy(60, 3)
     with pytest.raises(UsageError, match="images of one class only"):
-        rankings(run, replace(said, targets=torch.zeros_like(said.targets)))
+        rankings(run, replace(outputs, targets=torch.zeros_like(outputs.targets)))
 
 
 # coverage
@@ -348,7 +355,7 @@ def test_risk_is_the_fraction_of_mistakes_among_the_surest():
         assert risk[count - 1] == pytest.approx(1 - float(hit[order[:count]].double().mean()))
 
 
-def test_images_as_sure_as_each_other_count_as_their_mean_over_all_orders():
+def test_images_of_equal_confidence_count_with_their_mean_over_all_orders():
     confidence = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.2])
     hit = torch.tensor([True, True, False, False, True])
     orders = [[0, *middle, 4] for middle in permutations([1, 2, 3])]
@@ -358,21 +365,21 @@ def test_images_as_sure_as_each_other_count_as_their_mean_over_all_orders():
 
 
 def test_coverage_shows_both_orders_and_their_areas(run):
-    said = noisy(200, 4)
+    outputs = noisy(200, 4)
     with style.applied():
-        figure = coverage(run, said)
-    hit = said.predicted == said.targets
+        figure = coverage(run, outputs)
+    hit = outputs.predicted == outputs.targets
     (ax,) = figure.axes
     ideal, found = ax.lines[:2]
     mistakes = int((~hit).sum())
     area = np.maximum(np.arange(1, 201) - (200 - mistakes), 0) / np.arange(1, 201)
     np.testing.assert_allclose(ideal.get_ydata(), 100 * (1 - area))
     assert ideal.get_label() == f"ideal order, AURC {area.mean():.4f}"
-    risk = risk_coverage(said.logits.double().softmax(1).amax(1), hit)
+    risk = risk_coverage(outputs.logits.double().softmax(1).amax(1), hit)
     assert found.get_label() == f"by confidence, AURC {risk.mean():.4f}"
     assert (ideal.get_ydata() >= found.get_ydata() - 1e-9).all()
     ninety = style.percent(float(1 - risk[179]))
-    assert f"{ninety} of the\nsurest 90 %" in drawn(figure)
+    assert f"{ninety} of the\ntop 90 %" in drawn(figure)
     whole = style.percent(float(hit.double().mean()))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels[2] == f"all images, {whole}"
@@ -384,7 +391,7 @@ def test_coverage_shows_both_orders_and_their_areas(run):
 def test_coverage_of_few_images_names_the_shares_there_are(run, count, surest):
     with style.applied():
         (ax,) = coverage(run, noisy(count, 4)).axes
-    assert [text.get_text().split("surest ")[1] for text in ax.texts] == [f"{n} %" for n in surest]
+    assert [text.get_text().split("top ")[1] for text in ax.texts] == [f"{n} %" for n in surest]
 
 
 # confusion
@@ -398,8 +405,8 @@ def test_clustering_brings_classes_together_that_are_confused():
     counts += 90 * np.eye(15, dtype=counts.dtype)
     order = clustered(counts)
     assert sorted(order) == list(range(15))
-    eval_batch_size = group[order].reshape(5, 3)
-    assert (eval_batch_size == eval_batch_size[:, :1]).all()
+    ordered_groups = group[order].reshape(5, 3)
+    assert (ordered_groups == ordered_groups[:, :1]).all()
 
 
 def test_the_order_of_three_classes_puts_the_confused_ones_side_by_side():
@@ -411,10 +418,10 @@ def test_the_order_of_three_classes_puts_the_confused_ones_side_by_side():
 
 
 def test_a_matrix_of_many_classes_is_ordered_and_says_so(run):
-    said = noisy(400, 13)
+    outputs = noisy(400, 13)
     with style.applied():
-        figure, few = confusion(run, said), confusion(run, noisy(400, 12))
-    counts = confusion_matrix(said.targets, said.predicted)
+        figure, few = confusion(run, outputs), confusion(run, noisy(400, 12))
+    counts = confusion_matrix(outputs.targets, outputs.predicted)
     order = clustered(counts)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [f"class {k}" for k in order]
@@ -430,28 +437,28 @@ def test_a_matrix_of_many_classes_is_ordered_and_says_so(run):
 # predictions
 
 
-def test_the_least_sure_of_those_that_are_right_are_shown(run):
-    said = noisy(200, 4)
+def test_the_least_confident_correct_predictions_are_shown(run):
+    outputs = noisy(200, 4)
     with style.applied():
-        figure = predictions(run, said)
-    confidence = said.probabilities.amax(1)
-    right = (said.predicted == said.targets).nonzero().squeeze(1)
+        figure = predictions(run, outputs)
+    confidence = outputs.probabilities.amax(1)
+    right = (outputs.predicted == outputs.targets).nonzero().squeeze(1)
     least = right[confidence[right].argsort()[:8]]
     texts = [text.get_text() for text in figure.axes[1].texts]
     assert texts == [
-        f"class {int(said.targets[k])}\n{style.confidence(float(confidence[k]))}" for k in least
+        f"class {int(outputs.targets[k])}\n{style.confidence(float(confidence[k]))}" for k in least
     ]
 
 
 # weights
 
 
-def test_spreads_count_weights_outputs_and_dead_units():
+def test_histograms_count_weights_outputs_and_dead_units():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
     with torch.no_grad():
         model[0].bias[:2] = -1e3  # never above 0
     images = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    found = spreads(model, images, ["0", "1", "absent"])
+    found = value_histograms(model, images, ["0", "1", "absent"])
     assert list(found) == ["0", "1"]
     inside, before = found["0"]
     assert inside is not None
@@ -474,7 +481,7 @@ def test_weights_has_a_row_for_each_stage(view_inputs):
     figure = draw("weights", view_inputs.run, device="cpu")
     stages = list(cnn_core.get_spec("lenet5_modern").stages)
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == stages
-    found = spreads(view_inputs.model, view_inputs.batch.images, stages)
+    found = value_histograms(view_inputs.model, view_inputs.batch.images, stages)
     dead, units = (sum(getattr(o, key) for _, o in found.values()) for key in ("dead", "units"))
     assert figure.get_supxlabel().endswith(f"{dead:,} of {units:,}.")
 
@@ -484,9 +491,9 @@ def test_weights_has_a_row_for_each_stage(view_inputs):
 
 def test_names_from_elsewhere_harm_no_figure(run):
     hostile = ("<script>alert(1)</script>", "$\\foo$", "a\nb\x1b[31m", "\u202eevil", "")
-    said = replace(noisy(200, 5), classes=hostile)
+    outputs = replace(noisy(200, 5), classes=hostile)
     with style.applied():
-        for figure in (class_scores(run, said), confused(run, said), rankings(run, said)):
+        for figure in (class_scores(run, outputs), confused(run, outputs), rankings(run, outputs)):
             figure.draw_without_rendering()
             ticks = "".join(t.get_text() for t in figure.axes[0].get_yticklabels())
             legend = figure.axes[0].get_legend()

@@ -1,4 +1,4 @@
-"""Numbers of how good a map is, on networks and maps of which they are known."""
+"""Faithfulness scores, on networks and maps for which the scores are known."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_truth_is_deleted_soon_and_inserted_soon(images):
 
 
 def test_insertion_rises_where_the_evidence_gets_sharp():
-    """A fine chequered corner, of which a blur leaves nothing."""
+    """A fine chequered corner, which a blur erases completely."""
 
     class Chequered(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_insertion_rises_where_the_evidence_gets_sharp():
     assert (good > chance + 0.2).all()
 
 
-def test_deletion_is_that_of_a_loop(images):
+def test_deletion_equals_a_plain_loop(images):
     heat = random_map(images, seed=5)
     found = deletion(Patch(), images, heat, ONES, steps=4)
     for n in range(3):
@@ -97,7 +97,7 @@ def test_deletion_is_that_of_a_loop(images):
 
 
 def test_road_is_positive_for_the_truth_negative_for_its_opposite_and_small_for_chance():
-    """The corner is bright, all else dark: what is removed of it takes on the dark."""
+    """Only the corner is bright: pixels removed from it are filled in dark."""
     images = torch.zeros(3, 2, 16, 20)
     images[:, :, :8, :8] = 1
     true, wrong, chance = (
@@ -108,12 +108,12 @@ def test_road_is_positive_for_the_truth_negative_for_its_opposite_and_small_for_
     assert chance.abs().max() < 0.3
 
 
-def test_what_road_puts_in_satisfies_its_equation(images):
-    from cnn_viz.attribution.faithfulness import _imputed
+def test_roads_imputed_pixels_satisfy_its_equation(images):
+    from cnn_viz.attribution.faithfulness import _impute
 
     gone = random_map(images, seed=2) < 0.6
     gone[:, 0, 0] = gone[:, 15, :] = True  # the border, too
-    filled = _imputed(images, gone, 0.0, torch.Generator())
+    filled = _impute(images, gone, 0.0, torch.Generator())
     weights = torch.tensor([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
     kernel = weights.expand(2, 1, 3, 3)
     total = F.conv2d(torch.ones_like(images), kernel, padding=1, groups=2)

@@ -1,4 +1,4 @@
-"""Every view of a network of every family makes a figure, or one line says why there is none."""
+"""Every view draws a network of every family, or is skipped with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cnn_viz.results.inputs import ViewInputs
 
 CLASSES = ("disc", "square", "猫", "مرحبا")
 COARSE = "has maps of 1 x 1"  # of networks for 224 pixels, at 32
-# What is not drawn, and a part of the reason.
+# The views that are skipped, with a part of the reason.
 TABLE = {
     "lenet5_modern": {},
     "alexnet_small": {},
@@ -48,7 +48,7 @@ SIZES = {"alexnet_small": 16, "resnet20_cifar": 16, "densenet40_cifar": 16, "une
 
 
 def shapes(size: int, kinds: list[int], seed: int) -> tuple[Image.Image, Image.Image]:
-    """A colour image of shapes on noise, half as high again as wide, and its mask."""
+    """Return a colour image of shapes on noise, 1.5 times as high as wide, and its mask."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 90, (3 * size // 2, size, 3), dtype=np.uint8)
     picture, mask = Image.fromarray(noise), Image.new("L", (size, 3 * size // 2))
@@ -83,7 +83,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def of_two_stages(
     model: nn.Module, stages: Sequence[str], *rest: Any, **options: Any
 ) -> dict[str, Tensor]:
-    """What shuffling does, for less: weights of millions are shuffled again and again."""
+    """Shuffle only two stages: shuffling millions of weights many times would be slow."""
     return randomisation(model, stages[-2:], *rest, **options)
 
 
@@ -94,7 +94,7 @@ def test_the_table_has_every_family_there_is():
 
 @pytest.mark.parametrize("model", EACH)
 def test_every_view_is_drawn_or_says_why_not(model, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("cnn_viz.views.activation_maximisation.MOST", 2)  # steps
+    monkeypatch.setattr("cnn_viz.views.activation_maximisation.MAX_STEPS", 2)  # steps
     monkeypatch.setattr("cnn_viz.views.faithfulness.randomisation", of_two_stages)
     task = cnn_core.get_spec(model).task
     data = f"{'image' if task == 'classification' else 'mask'}folder:{folders[task]}"

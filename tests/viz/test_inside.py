@@ -1,4 +1,4 @@
-"""The figures of what is inside a network: what they draw is what the network does."""
+"""The figures of a network's internals, checked against the network itself."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
 from cnn_viz import draw
-from cnn_viz.attribution.activation_maximisation import maximised
-from cnn_viz.network.convolution import number
-from cnn_viz.network.graph import wiring
-from cnn_viz.network.receptive_field import evenly, receptive_fields
+from cnn_viz.attribution.activation_maximisation import maximise_logits
+from cnn_viz.network.convolution import convolution_step
+from cnn_viz.network.graph import model_graph
+from cnn_viz.network.receptive_field import pick_evenly, receptive_fields
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.activation_maximisation import steps_for
-from cnn_viz.views.filters import before_training
+from cnn_viz.views.filters import initial_model
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def segmenting(scenes_run: Run) -> ViewInputs:
 
 
 def written(figure: Figure) -> list[str]:
-    """Everything that is written in the axes of a figure."""
+    """Return all text in the axes of a figure."""
     return [text.get_text() for ax in figure.axes for text in ax.texts if text.get_text()]
 
 
@@ -51,7 +51,7 @@ def written(figure: Figure) -> list[str]:
 
 
 class Crossing(nn.Module):
-    """Two stages that an operation outside of them skips to, and one that takes no part."""
+    """A skip connection outside of all stages, and a stage that is not used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class Crossing(nn.Module):
         return self.last(y + x)
 
 
-def test_wiring_follows_maps_past_stages_and_through_what_is_between():
-    found = wiring(Crossing, ["first", "second", "last", "unused", "absent"], (1, 8, 8))
+def test_the_graph_follows_maps_past_stages_and_through_operations_between_them():
+    found = model_graph(Crossing, ["first", "second", "last", "unused", "absent"], (1, 8, 8))
     assert found.stages == ("first", "second", "last")
     assert found.edges == {
         ("input", "first"),
@@ -87,14 +87,14 @@ def test_wiring_follows_maps_past_stages_and_through_what_is_between():
 )
 def test_a_chain_has_the_residual_blocks_of_its_table_and_nothing_else(model, additions, joins):
     spec = cnn_core.get_spec(model)
-    found = wiring(lambda: create_model(model), spec.stages, spec.input)
+    found = model_graph(lambda: create_model(model), spec.stages, spec.input)
     assert found.edges == set(zip(("input", *spec.stages), spec.stages, strict=False))
     assert (found.additions, found.joins) == (additions, joins)
 
 
 def test_every_inception_module_concatenates_once():
     spec = cnn_core.get_spec("googlenet")
-    found = wiring(lambda: create_model("googlenet"), spec.stages, spec.input)
+    found = model_graph(lambda: create_model("googlenet"), spec.stages, spec.input)
     assert found.joins == {name: 1 for name in spec.stages if name.startswith("inception")}
     assert not found.additions
 
@@ -125,7 +125,7 @@ def test_architecture_draws_a_u_nets_skip_connections(segmenting):
         (names[int(line.get_xdata()[0])], names[int(line.get_xdata()[-1])]) for line in ax.lines
     }
     assert arcs == {("down.1", "up.1"), ("down.2", "up.2")}
-    assert "Arcs: maps that skip stages." in figure.get_supxlabel()
+    assert "Arcs: skip connections." in figure.get_supxlabel()
     assert "Loops" not in figure.get_supxlabel()
 
 
@@ -133,7 +133,7 @@ def test_architecture_draws_a_u_nets_skip_connections(segmenting):
 
 
 def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
-    """With a learning rate of 0 and no weight decay the kept weights are the initial ones."""
+    """With a learning rate of 0 and no weight decay, the kept weights are the initial ones."""
     still = cnn_core.train(
         "lenet5_modern",
         "digits",
@@ -146,16 +146,16 @@ def test_the_network_before_training_is_what_the_trainer_builds(run, tmp_path):
         seed=7,
     )
     trained = ViewInputs(still, device="cpu")
-    before, kept = before_training(still, trained.weights).state_dict(), trained.model.state_dict()
+    before, kept = initial_model(still, trained.weights).state_dict(), trained.model.state_dict()
     assert before.keys() == kept.keys()
     assert all(torch.equal(before[name], kept[name]) for name in kept)
-    other = before_training(run, trained.weights)  # of another seed
+    other = initial_model(run, trained.weights)  # of another seed
     assert not torch.equal(other.c1.weight, before["c1.weight"])
 
 
 def test_building_it_again_leaves_the_random_state_as_it_was(run, view_inputs):
     state = torch.get_rng_state()
-    before_training(run, view_inputs.weights)
+    initial_model(run, view_inputs.weights)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -164,7 +164,10 @@ def test_filters_before_training_are_left_out_where_they_are_not_known(run, view
     facts = json.loads((copy.path / "environment.json").read_text())
     (copy.path / "environment.json").write_text(json.dumps({**facts, "torch": "1.0.0"}))
     figure = draw("filters", copy, device="cpu")
-    assert f"trained with PyTorch 1.0.0, this is {torch.__version__}" in figure.get_supxlabel()
+    assert (
+        f"trained with PyTorch 1.0.0, this is version {torch.__version__}"
+        in figure.get_supxlabel()
+    )
     assert len(figure.axes) == 2  # the trained ones and their scale
     begun = cnn_core.train(
         "lenet5_modern",
@@ -176,7 +179,7 @@ def test_filters_before_training_are_left_out_where_they_are_not_known(run, view
         weights=str(run.path),
     )
     caption = draw("filters", begun, device="cpu").get_supxlabel()
-    assert "left out:\ntraining began with given weights." in caption
+    assert "not shown:\ntraining started from given weights." in caption
 
 
 # receptive fields
@@ -215,7 +218,7 @@ def test_the_effective_field_lies_within_the_theoretical_one(name, request):
         in_channels=weights.in_channels,
         **weights.options,
     )
-    stages = wiring(build, spec.stages, tuple(images.shape[1:])).stages
+    stages = model_graph(build, spec.stages, tuple(images.shape[1:])).stages
     traced = trace(build, stages, tuple(images.shape[1:])).stages
     sizes = {s.name: (s.receptive_field, s.stride) for s in traced if len(s.output) == 3}
     found = receptive_fields(made.model, images, sizes)
@@ -236,13 +239,13 @@ def test_lenets_fields_are_where_its_layers_put_them(view_inputs):
     for part in (
         "c1\n6 x 28 x 28, at (14, 14)\nsees 5 x 5 px",
         "sees 14 x 14 px",
-        "up to all of it",
+        "sees the whole image",
     ):
         assert part in titles
     assert f"effective: {found['c3'].side:.1f} px" in titles
 
 
-def test_looking_leaves_no_trace(view_inputs):
+def test_inspection_leaves_no_trace(view_inputs):
     model, images = view_inputs.model, view_inputs.batch.images
     state, before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
     model.train()
@@ -260,11 +263,11 @@ def test_looking_leaves_no_trace(view_inputs):
 
 @pytest.mark.parametrize(("count", "places"), [(3, [0, 1, 2]), (6, [0, 1, 2, 3, 4, 5])])
 def test_few_stages_are_all_shown(count, places):
-    assert evenly([str(n) for n in range(count)], 6) == [str(n) for n in places]
+    assert pick_evenly([str(n) for n in range(count)], 6) == [str(n) for n in places]
 
 
 def test_many_stages_are_shown_evenly():
-    found = evenly([str(n) for n in range(18)], 6)
+    found = pick_evenly([str(n) for n in range(18)], 6)
     assert (len(found), found[0], found[-1]) == (6, "0", "17")
 
 
@@ -286,7 +289,7 @@ def test_the_sum_is_the_networks_own_output(options, seed):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(4, 6, **options), nn.ReLU(inplace=True))
     image = torch.randn(1, 4, 11, 12)
-    found = number(model, image)
+    found = convolution_step(model, image)
     with torch.no_grad():
         output = model[0](image)[0]
     assert found.output == pytest.approx(float(output.max()), abs=1e-5)
@@ -300,7 +303,7 @@ def test_the_sum_is_the_networks_own_output(options, seed):
 def test_a_window_without_padding_is_cut_from_the_image():
     torch.manual_seed(0)
     model, image = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2)), torch.randn(1, 1, 9, 9)
-    found = number(model, image)
+    found = convolution_step(model, image)
     (row, column), (top, left) = found.position, found.corner
     assert (top, left) == (2 * row, 2 * column)
     assert torch.equal(found.window, image[0, :, top : top + 3, left : left + 3].double())
@@ -319,13 +322,13 @@ def test_what_follows_the_convolution_is_named(model, names):
     torch.manual_seed(0)
     spec = cnn_core.get_spec(model)
     made, image = create_model(model).eval(), torch.randn(1, *spec.input)
-    found = number(made, image)
+    found = convolution_step(made, image)
     assert [name for name, _ in found.steps] == names
     assert found.sum == pytest.approx(found.output, abs=1e-5)
 
 
 class Rectified(nn.Conv2d):
-    """A layer that is a convolution and more."""
+    """A convolution layer with a built-in ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu_()
@@ -335,19 +338,19 @@ def test_a_highest_number_below_0_is_the_convolutions_and_not_the_layers():
     model = nn.Sequential(Rectified(1, 2, 3))
     nn.init.constant_(model[0].weight, -1.0)
     nn.init.constant_(model[0].bias, -0.5)
-    found = number(model, torch.ones(1, 1, 4, 4))
+    found = convolution_step(model, torch.ones(1, 1, 4, 4))
     assert (found.sum, found.output) == (-9.5, -9.5)
     assert found.steps == (("ReLU", 0.0),)
 
 
 def test_a_model_without_convolutions_has_no_arithmetic():
     with pytest.raises(UsageError, match="Linear has no convolution"):
-        number(nn.Linear(2, 2), torch.zeros(1, 2))
+        convolution_step(nn.Linear(2, 2), torch.zeros(1, 2))
 
 
 def test_arithmetic_writes_every_number(view_inputs):
     figure = draw("arithmetic", view_inputs.run, device="cpu")
-    found = number(view_inputs.model, view_inputs.batch.images[:1])
+    found = convolution_step(view_inputs.model, view_inputs.batch.images[:1])
     cells = [float(text.replace("\N{MINUS SIGN}", "-")) for text in written(figure)]
     expected = torch.cat([found.window, found.kernel, found.products]).flatten()
     torch.testing.assert_close(
@@ -366,15 +369,20 @@ def test_climbing_makes_the_network_see_every_class_and_leaves_it_as_it_was(view
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     find = partial(
-        maximised, model, range(10), (1, 32, 32), torch.tensor(known.mean), torch.tensor(known.std)
+        maximise_logits,
+        model,
+        range(10),
+        (1, 32, 32),
+        torch.tensor(known.mean),
+        torch.tensor(known.std),
     )
-    pictures, first, last = find(steps=64)
-    assert (pictures.min() >= 0) & (pictures.max() <= 1)
+    images, first, last = find(steps=64)
+    assert (images.min() >= 0) & (images.max() <= 1)
     assert last.argmax(1).tolist() == list(range(10))
     assert (last.diagonal() > first.diagonal() + 2).all()
     with torch.no_grad():
-        torch.testing.assert_close(model(known.normalise(pictures)), last)
-    assert torch.equal(find(steps=64)[0], pictures)
+        torch.testing.assert_close(model(known.normalise(images)), last)
+    assert torch.equal(find(steps=64)[0], images)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -394,7 +402,7 @@ def test_the_budget_decides_on_the_steps(view_inputs):
         steps_for(replace(slower, model="vgg16"), 10)
 
 
-def test_every_class_has_its_picture_and_numbers(view_inputs):
+def test_every_class_has_its_image_and_numbers(view_inputs):
     figure = draw("activation_maximisation", view_inputs.run, device="cpu")
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert [title.split("\n")[0] for title in titles] == list(view_inputs.weights.classes)

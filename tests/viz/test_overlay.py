@@ -1,4 +1,4 @@
-"""Several runs on one figure: each line is its run's numbers, and each run can be found."""
+"""Several runs in one figure: the lines are the runs' metrics, and every run is identifiable."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Maker = Callable[..., Run]
 
 @pytest.fixture
 def make(real, tmp_path) -> Maker:
-    """A function that makes a run of made-up numbers; `settings` change its recipe."""
+    """Return a function that writes a run of made-up metrics; `settings` change its recipe."""
 
     def made(
         name: str, scores: list[float], metric: str = "top1", kept: int = 0, **settings
@@ -73,7 +73,7 @@ def lines(ax, label: str) -> list:
 
 
 def cells(figure: Figure) -> list[list[str]]:
-    """The rows of the table, in the order of the runs."""
+    """Return the rows of the table, in the order of the runs."""
     texts = [text.get_text() for text in figure.axes[3].texts]
     return [texts[start : start + 6] for start in range(0, len(texts), 6)]
 
@@ -119,7 +119,7 @@ def test_runs_of_two_models_are_not_titled_by_one(make):
     figure = drawn(make("a", [0.5]), make("b", [0.6], model="lenet5"))
     assert figure.get_suptitle() == "Learning curves of 2 runs"
     assert [row[1] for row in cells(figure)] == [
-        "set apart by",
+        "distinct settings",
         "model lenet5_modern",
         "model lenet5",
     ]
@@ -143,7 +143,7 @@ def test_the_table_says_what_was_reached_and_what_differs(make):
     )
     none = "\N{EN DASH}"
     assert cells(figure) == [
-        ["run", "set apart by", "epochs", "kept", "val. top-1", "test top-1"],
+        ["run", "distinct settings", "epochs", "kept", "val. top-1", "test top-1"],
         ["a", none, "3", "3", ">99.99 %", "12.50 %"],
         ["b", "seed 7, options.width 0.5", "1 of 3", none, none, none],
         ["c", "lr 0.01", "2", "2", "75.00 %", "12.50 %"],
@@ -160,14 +160,14 @@ def test_segmentation_is_measured_by_the_mean_iou(make):
 
 
 def test_runs_of_two_tasks_are_not_drawn_together(make):
-    with pytest.raises(UsageError, match="not measured alike: 'a' by top1, 'b' by miou"):
+    with pytest.raises(UsageError, match="share no metric: 'a' by top1, 'b' by miou"):
         drawn(make("a", [0.5]), make("b", [0.5], "miou"))
 
 
-def test_losses_of_different_kinds_are_not_passed_off_as_one(make):
+def test_losses_of_different_kinds_are_labelled_as_such(make):
     figure = drawn(make("a", [0.5]), make("b", [0.6], label_smoothing=0.25))
     assert figure.axes[0].get_ylabel() == "each run's own criterion"
-    assert "not of one kind (label_smoothing): compare the scores" in figure.get_supxlabel()
+    assert "not comparable (label_smoothing differs): compare the scores" in figure.get_supxlabel()
 
 
 def test_lines_that_are_the_same_are_striped_so_that_each_is_seen(make):
@@ -196,7 +196,7 @@ def test_rates_far_apart_are_drawn_in_decades_and_near_ones_are_not(make):
     near = drawn(make("a", [0.5, 0.6], lr=0.1), make("b", [0.5, 0.6], lr=0.2)).axes[2]
     far = drawn(make("c", [0.5, 0.6], lr=0.1), make("d", [0.5, 0.6], lr=0.001)).axes[2]
     assert (near.get_yscale(), far.get_yscale()) == ("linear", "log")
-    assert far.get_ylabel() == "at the start of the epoch, but for 0"
+    assert far.get_ylabel() == "at the start of the epoch, 0 not shown"
     low, high = far.get_ylim()
     assert low < 0.0005
     assert high > 0.1
@@ -231,7 +231,7 @@ def test_eight_runs_fit_and_nine_are_too_many(make):
     assert boxes[-1][0].y0 > figure._supxlabel.get_window_extent().y1
     assert boxes[0][0].y1 < figure.axes[0].xaxis.label.get_window_extent().y0
     assert [row[0].get_text() for row in rows[1:]] == names
-    with pytest.raises(UsageError, match="9 runs: no more than 8 colours"):
+    with pytest.raises(UsageError, match="9 runs: at most 8 have distinct colours"):
         overlay({str(n): runs[0] for n in range(9)})
 
 
@@ -318,7 +318,7 @@ def test_the_command_writes_the_file_and_prints_its_path(
     assert out.read_bytes() == written  # the same every time
 
 
-def test_the_picture_is_large_enough_to_read(real, make, tmp_path):
+def test_the_image_is_large_enough_to_read(real, make, tmp_path):
     write_overlay({"a": real, "b": make("b", [0.5, 0.6])}, tmp_path / "o.png")
     with Image.open(tmp_path / "o.png") as image:
         assert image.size[0] == 1575

@@ -1,6 +1,4 @@
-"""The report in a browser: what a reader does, what it weighs, how fast it is, and no script of
-anyone else's.
-"""
+"""The report in a browser: its interactive parts, its size, its cost, and script injection."""
 
 from __future__ import annotations
 
@@ -18,15 +16,12 @@ from cnn_core.training import Predictions, Run
 from cnn_viz import write_report
 from cnn_viz.page import explorer
 from cnn_viz.results import inputs
-from cnn_viz.results.embeddings import Embedded
+from cnn_viz.results.embeddings import Embedding
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.embedding import COLOURS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
-    pytest.mark.xdist_group("timing"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +47,12 @@ def browser() -> Any:
 SMALLEST = """Math.min(...[...document.querySelectorAll("section > figure > svg")].map(svg => {
     const sizes = [...svg.querySelectorAll("text")].map(text => getComputedStyle(text).fontSize);
     return Math.min(...sizes.map(parseFloat)) * svg.getScreenCTM().a;
-}))"""  # pixels of the figures' text
+}))"""  # the smallest font size of the figures, in pixels
 HEADS = ("thead", "tbody")
 
 
 class Visit:
-    """A page that is open, and all that it complained of or asked for."""
+    """An open page, with everything that it logged, raised or requested."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1440, scheme: Any = "light"):
         self.page: Page = browser.new_page(
@@ -120,7 +115,7 @@ def test_long_names_leave_the_matrix_its_cells(browser, path, width):
     opened.page.close()
 
 
-def test_curves_tell_the_epoch_under_the_pointer(visit, run):
+def test_curves_show_the_epoch_under_the_pointer(visit, run):
     chart = visit.page.locator("svg.chart").nth(1)
     box = chart.bounding_box()
     assert box is not None
@@ -141,9 +136,9 @@ def test_a_cell_of_the_confusion_matrix_shows_its_images(visit):
     assert visit.page.locator("#cell canvas").count() == count
     assert f"{count} image" in visit.text("#cell .note")
     true, said = (cell.get_attribute("data-cell") or "").split()
-    assert f"{true} taken for {said}" in visit.text("#cell .note")
+    assert f"{true} predicted as {said}" in visit.text("#cell .note")
     assert all(
-        text.startswith(f"{said} ") and text.endswith(f"is {true}")
+        text.startswith(f"{said} ") and text.endswith(f"true: {true}")
         for text in visit.page.locator("#cell figcaption").all_text_contents()
     )
     visit.page.check("#shares")
@@ -171,7 +166,7 @@ def test_tables_sort_by_a_column_and_back(visit):
 
 
 def shots(visit: Visit, selector: str, **chosen: str) -> list[str]:
-    """The images on canvases, after choices in the lists of these names."""
+    """Return the contents of canvases after choosing options by the names of their lists."""
     for name, value in chosen.items():
         visit.page.select_option(f"[name={name}]", value)
     visit.page.wait_for_timeout(60)
@@ -181,23 +176,23 @@ def shots(visit: Visit, selector: str, **chosen: str) -> list[str]:
 
 
 def test_maps_follow_class_stage_method_and_opacity(visit):
-    pictures = [*shots(visit, ".gallery")[:1]]
+    contents = [*shots(visit, ".gallery")[:1]]
     for name in ("method", "stage", "class"):
         option = visit.page.locator(f"[name={name}] option").last
         value = option.get_attribute("value") or option.text_content() or ""
-        pictures += shots(visit, ".gallery", **{name: value})[:1]
+        contents += shots(visit, ".gallery", **{name: value})[:1]
     for opacity in ("50", "0"):
         visit.page.fill("[name=opacity]", opacity)
-        pictures += shots(visit, ".gallery")[:1]
-    assert len(set(pictures)) >= 4
+        contents += shots(visit, ".gallery")[:1]
+    assert len(set(contents)) >= 4
     plain = shots(visit, ".gallery", method="Grad-CAM")
-    assert shots(visit, ".gallery", method="Layer-CAM") == plain  # without opacity: no map
+    assert shots(visit, ".gallery", method="Layer-CAM") == plain  # at opacity 0 no map is visible
 
 
 @pytest.mark.parametrize("method", ["Grad-CAM", "Eigen-CAM"])
 def test_a_class_that_is_chosen_has_the_map_of_that_class(visit, run, method):
     found = ViewInputs(run, device="cpu").predictions
-    items = explorer._explained(found)
+    items = explorer._images_to_explain(found)
     predicted, targets = found.predicted[items].tolist(), found.targets[items].tolist()
     said = shots(visit, ".gallery", method=method, **{"class": "predicted"})
     true = shots(visit, ".gallery", **{"class": "target"})
@@ -216,7 +211,7 @@ def test_maps_are_packed_in_sixteenths_of_their_maximum():
     torch.manual_seed(0)
     maps = torch.randn(3, 3, 5)
     maps[1] = -1.0
-    packed = np.frombuffer(base64.b64decode(explorer._sixteenths(maps)), "u1").reshape(3, 8)
+    packed = np.frombuffer(base64.b64decode(explorer._pack_sixteenths(maps)), "u1").reshape(3, 8)
     values = np.stack([packed & 15, packed >> 4], -1).reshape(3, 16)[:, :15]
     assert not values[1].any()
     for n in (0, 2):
@@ -224,19 +219,19 @@ def test_maps_are_packed_in_sixteenths_of_their_maximum():
         np.testing.assert_allclose(values[n] / 15, share, atol=0.5 / 15 + 1e-6)
 
 
-def test_a_map_lies_on_its_canvas_where_it_looks():
-    assert explorer._box(torch.zeros(1, 10, 8), (32, 32), 2, 4.0) == [32, 24, 64, 80]
-    assert explorer._box(torch.zeros(1, 10, 8), (32, 30), 0, 4.0) == [0, 0, 120, 128]
+def test_a_map_lies_on_its_canvas_at_its_receptive_fields():
+    assert explorer._box((10, 8), (32, 32), 2, 4.0) == [32, 24, 64, 80]
+    assert explorer._box((10, 8), (32, 30), 0, 4.0) == [0, 0, 120, 128]
 
 
 def test_of_many_classes_those_that_occur_have_maps():
-    assert explorer._offered(10, torch.tensor([3]), torch.tensor([4])) == list(range(10))
-    found = explorer._offered(11, torch.tensor([3, 9, 3]), torch.tensor([3, 10, 4]))
+    assert explorer._offered_classes(10, torch.tensor([3]), torch.tensor([4])) == list(range(10))
+    found = explorer._offered_classes(11, torch.tensor([3, 9, 3]), torch.tensor([3, 10, 4]))
     assert found == [3, 4, 9, 10]
 
 
 def point(visit: Visit) -> tuple[float, float]:
-    """Move the pointer over the embedding until it is on a point; return where."""
+    """Move the pointer over the embedding until it hits a point; return its position."""
     visit.page.locator("#embedding .stage").scroll_into_view_if_needed()
     box = visit.page.locator("canvas.map").nth(1).bounding_box()
     assert box is not None
@@ -256,7 +251,9 @@ def test_the_embedding_shows_points_neighbours_and_lassos(visit):
     said = visit.text(".tip span")
     assert said.startswith("image ")
     visit.page.mouse.click(x, y)
-    assert visit.text("#picked .note").endswith("and its nearest in the features: 6 images")
+    assert visit.text("#picked .note").endswith(
+        "and its nearest neighbours in the features: 6 images"
+    )
     visit.page.check("[name=lasso]")
     box = visit.page.locator("canvas.map").nth(1).bounding_box()
     corners = [(2, 2), (box["width"] - 2, 2), (box["width"] - 2, box["height"] - 2)]
@@ -281,7 +278,7 @@ def test_the_embedding_zooms_filters_and_changes_colours(visit):
         visit.page.select_option("[name=colour]", colour)
         assert visit.page.locator(".legend button").count() == groups
         seen.append(visit.page.evaluate(layer))
-    visit.page.select_option("[name=colour]", "class")  # of which each has images
+    visit.page.select_option("[name=colour]", "class")  # every class has images
     seen.append(visit.page.evaluate(layer))
     visit.page.locator(".legend button").last.click()
     seen.append(visit.page.evaluate(layer))
@@ -309,7 +306,7 @@ def test_the_embedding_zooms_filters_and_changes_colours(visit):
 
 
 def luminance(colour: str) -> float:
-    """Of "rgb(0, 114, 178)", after WCAG 2."""
+    """Return the relative luminance of "rgb(0, 114, 178)", as WCAG 2 defines it."""
     shares = [int(part) / 255 for part in colour[4:-1].split(",")]
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -330,7 +327,7 @@ def test_classes_have_the_figures_colours_and_show_in_the_dark(visit):
 
 
 def natural(count: int, side: int = 32) -> torch.Tensor:
-    """Images that weigh what those of CIFAR-10 do on the sheet, uint8, N 3 side side."""
+    """Return noise that compresses like images of CIFAR-10: uint8, N 3 side side."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
     frequency[0, 0] = 1 / side
@@ -349,7 +346,7 @@ def large(
     classes: Any = (),
     name: str = "run",
 ) -> Path:
-    """A report of so many images, made up, with an embedding of all of them."""
+    """Write a report of `count` made-up images, with an embedding of all of them."""
     names = tuple(classes) or tuple(f"class {k}" for k in range(10))
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(count) % len(names)
@@ -358,7 +355,7 @@ def large(
     said = Predictions(natural(count), logits, targets, names)
     cams = explorer._cams(ViewInputs(run, device="cpu"))
     features = torch.randn(count, 16, generator=generator) + targets[:, None].float()
-    embedded = Embedded(
+    embedded = Embedding(
         features=features,
         indices=torch.arange(count),
         labels=targets,
@@ -373,34 +370,46 @@ def large(
     return write_report(copy, device="cpu")
 
 
+HOVERS = 200
+MOST_ELEMENTS = 5_000  # mostly of the figures in SVG: not one more per image
+COUNT_HOVER_DRAWS = """(() => {
+    const drawn = {}, context = CanvasRenderingContext2D.prototype;
+    for (const name of ["clearRect", "fillRect", "stroke", "strokeRect"]) {
+        const original = context[name];
+        drawn[name] = 0;
+        context[name] = function (...args) { drawn[name]++; return original.apply(this, args); };
+    }
+    const canvas = document.querySelectorAll("canvas.map")[1];
+    const box = canvas.getBoundingClientRect();
+    for (let k = 0; k < HOVERS; k++) {
+        const clientX = box.left + box.width * (0.1 + 0.8 * (k * 0.618 % 1));
+        const clientY = box.top + box.height * (0.1 + 0.8 * (k * 0.382 % 1));
+        canvas.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
+    }
+    return drawn;
+})()""".replace("HOVERS", str(HOVERS))
+
+
 @pytest.mark.parametrize(
     ("count", "most"),
     [(2_000, 1_000_000), pytest.param(10_000, 4_000_000, marks=pytest.mark.slow)],
 )
-def test_large_reports_are_small_and_quick(count, most, browser, run, monkeypatch, tmp_path):
+def test_large_reports_are_small_and_cheap_to_open_and_hover(
+    count, most, browser, run, monkeypatch, tmp_path
+):
     path = large(count, run, monkeypatch, tmp_path)
     assert path.stat().st_size <= most
     opened = Visit(browser, path)
-    timing = opened.page.evaluate(
-        "(() => { const t = performance.getEntriesByType('navigation')[0];"
-        " return t.loadEventEnd - t.startTime; })()"
-    )
-    assert timing < 1_000  # milliseconds
+    # Opening is quick because the page builds no element per image: points are painted on canvas.
+    assert opened.page.evaluate("document.querySelectorAll('*').length") < MOST_ELEMENTS
     opened.page.locator("#embedding .stage").scroll_into_view_if_needed()
     opened.page.wait_for_timeout(300)
-    hover = opened.page.evaluate("""(() => {
-        const canvas = document.querySelectorAll("canvas.map")[1];
-        const box = canvas.getBoundingClientRect(), times = [];
-        for (let k = 0; k < 200; k++) {
-            const x = box.left + box.width * (0.1 + 0.8 * (k * 0.618 % 1));
-            const y = box.top + box.height * (0.1 + 0.8 * (k * 0.382 % 1));
-            const began = performance.now();
-            canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y }));
-            times.push(performance.now() - began);
-        }
-        return times.sort((a, b) => a - b)[100];
-    })()""")
-    assert hover < 5  # milliseconds
+    drawn = opened.page.evaluate(COUNT_HOVER_DRAWS)
+    # Hovering is quick because it paints neighbours on a layer of their own, never the points.
+    assert drawn["clearRect"] == HOVERS
+    assert 0 < drawn["strokeRect"] <= HOVERS
+    assert drawn["stroke"] <= 5 * drawn["strokeRect"]
+    assert drawn["fillRect"] == 0
     assert opened.complaints == []
     opened.page.close()
 
@@ -489,7 +498,9 @@ def test_names_that_are_scripts_stay_names(half, browser, run, monkeypatch, tmp_
     assert len(names) == 32
     heads = page.locator("#confusion tbody th")
     assert sorted(heads.evaluate_all("all => all.map(head => head.title)")) == sorted(names)
-    assert max(map(len, heads.all_text_contents())) <= 18  # with marks around what runs leftwards
+    assert (
+        max(map(len, heads.all_text_contents())) <= 18
+    )  # including marks around right-to-left text
     for button in page.locator("#confusion td:not(.right) button").all()[:12]:
         button.click()
     for colour in ("class", "prediction"):

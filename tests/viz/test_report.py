@@ -1,4 +1,4 @@
-"""The report: one page that loads nothing, says what the run says, and trusts no name."""
+"""The report: it is self-contained, matches the run, and treats names as untrusted."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from cnn_core.weights.native import read_weights, write_weights
 from cnn_viz import plugin, write_report
 from cnn_viz.commands.cli import viz
 from cnn_viz.page.charts import charts
-from cnn_viz.page.explorer import BY_HAND
-from cnn_viz.page.svg import inlined
+from cnn_viz.page.explorer import INTERACTIVE_VIEWS
+from cnn_viz.page.svg import inline_svg
 from cnn_viz.results import inputs
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import wilson
 
 VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks and not spec.costly]
-SHOWN = [name for name in VIEWS if name not in BY_HAND["classification"]]  # as figures
+SHOWN = [name for name in VIEWS if name not in INTERACTIVE_VIEWS["classification"]]  # as figures
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -56,7 +56,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """A page's elements with their attributes, its texts, and whether it is well nested."""
+    """Parse a page into elements and texts; fail if it is not well nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Page(HTMLParser):
 
 
 def numbers(text: str) -> dict[str, Any]:
-    """The JSON in the page."""
+    """Return the JSON embedded in the page."""
     found = re.findall(r'<script type="application/json" id="numbers">(.*?)</script>', text, re.S)
     assert len(found) == 1
     content: dict[str, Any] = json.loads(found[0])
@@ -94,18 +94,18 @@ def numbers(text: str) -> dict[str, Any]:
 
 
 def assert_loads_nothing(page: Page) -> None:
-    """Hold every address in the page to this page itself, or to data in it."""
+    """Check that every address refers to the page itself or to embedded data."""
     for tag, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
             address = attributes.get(name)
             if address is None or address.startswith(("#", "data:image/webp;base64,")):
                 continue
-            assert (tag, name) == ("a", "href")  # what one may click on
+            assert (tag, name) == ("a", "href")  # a link that the reader may click
     assert not page.all("link")
     *content, script = page.all("script")
     assert {element["type"] for element in content} == {"application/json"}
-    assert script == {}  # the page's own, and what it is the policy says
+    assert script == {}  # the page's own script, whose hash is in the policy
     policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
     own = page.texts["script"][-1]
     digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
@@ -124,7 +124,7 @@ def run(digits_run: Run) -> Run:
 
 @pytest.fixture(scope="module")
 def text(run: Run) -> str:
-    """The run's report; on the way the evaluations that it takes are counted."""
+    """Return the run's report, after checking that it took one evaluation."""
     calls = []
     whole = inputs.predictions
 
@@ -171,9 +171,9 @@ def test_every_view_is_shown_and_its_files_are_there(text, run):
         "embedding",
         *titles,
     ]
-    pictures = [svg["aria-label"] for svg in page.all("svg") if svg.get("class") != "chart"]
-    pictures += [img["alt"] for img in page.all("img")]
-    assert {label.partition(":")[0] for label in pictures} == set(SHOWN)
+    labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("class") != "chart"]
+    labels += [img["alt"] for img in page.all("img")]
+    assert {label.partition(":")[0] for label in labels} == set(SHOWN)
     assert sorted(p.name for p in run.figures.iterdir()) == sorted(
         f"{view}.{kind}" for view in VIEWS for kind in ("png", "svg")
     )
@@ -188,7 +188,7 @@ def test_inlined_figures_say_what_the_figure_says():
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(file, format="svg")
-    markup = inlined("made", "a figure", file.getvalue(), b"")
+    markup = inline_svg("made", "a figure", file.getvalue(), b"")
     assert html.escape(words, quote=False) in markup
     assert "stroke-opacity: 0.35" in markup
     assert len(markup) < 0.75 * len(file.getvalue())
@@ -196,18 +196,18 @@ def test_inlined_figures_say_what_the_figure_says():
 
 
 def images(text: str) -> list[np.ndarray[Any, Any]]:
-    """The images inside an SVG, or a page, as RGB."""
+    """Return the images inside an SVG or a page, as RGB."""
     found = re.findall(r"data:image/(?:png|webp);base64,([^\"]*)", text)
     opened = (Image.open(io.BytesIO(base64.b64decode(content))) for content in found)
     return [np.asarray(image.convert("RGB"), dtype=int) for image in opened]
 
 
-def test_what_a_colour_map_drew_is_exact(text, run):
+def test_images_drawn_by_a_colour_map_are_lossless(text, run):
     for name in ("filters", "arithmetic", "receptive_field", "features"):
         (inside,) = re.findall(rf"<h2>{name.replace('_', ' ')}</h2>.*?</section>", text, re.S)
         drawn, shown = images((run.figures / f"{name}.svg").read_text("utf-8")), images(inside)
         pairs = [pair for pair in zip(drawn, shown, strict=True) if max(pair[0].shape) <= 32]
-        assert len(pairs) > 3  # without the colour bars, which text of another width moves
+        assert len(pairs) > 3  # without colour bars, which move with the width of the text
         coloured = [np.ptp(image, axis=-1).any() for image, _ in pairs]
         for (image, other), exact in zip(pairs, coloured, strict=True):
             assert abs(image - other).max() <= (0 if exact else 40)  # a grey photograph
@@ -223,7 +223,7 @@ def test_kernels_in_rgb_are_exact_and_photographs_are_small():
     with matplotlib.rc_context({"image.composite_image": False}):
         figure.savefig(file, format="svg")
     drawn = images(file.getvalue().decode())
-    *shown, last = images(inlined("made", "a figure", file.getvalue(), b""))
+    *shown, last = images(inline_svg("made", "a figure", file.getvalue(), b""))
     assert [abs(a - b).max() for a, b in zip(drawn, shown, strict=False)] == [0, 0, 0]
     assert abs(drawn[-1] - last).max() > 0
 
@@ -268,7 +268,7 @@ def test_the_page_shows_these_numbers(text, run):
     for row, (p, f) in enumerate(zip(precision, f1, strict=True)):
         shown = cells[6 * row : 6 * row + 6]
         ap = average_precision_score(said.targets == row, shares[:, row])
-        assert shown[0] in (f"{100 * p:.1f} %", "\u2013")  # a class that nothing was taken for
+        assert shown[0] in (f"{100 * p:.1f} %", "\u2013")  # a class that is never predicted
         assert shown[2] == f"{100 * f:.1f} %" or f == 0
         assert shown[3] == f"{100 * ap:.1f} %"
         assert float(shown[4].removesuffix(" %")) == round(100 * content["classes"][row]["ece"], 2)
@@ -286,7 +286,7 @@ def test_the_reader_learns_how_to_train_it_again(text, run, tmp_path):
     assert shown[0] == run.recipe.to_toml()
     assert "cnn-arch-lenet==" in shown[1]
     assert shown[1].splitlines()[1] == "cnnzoo train --recipe recipe.toml"
-    # And the recipe on the page is one.
+    # The recipe in the page can be trained.
     (tmp_path / "recipe.toml").write_text(shown[0])
     again = cnn_core.train(
         recipe=str(tmp_path / "recipe.toml"), out=tmp_path / "again", progress=False, device="cpu"
@@ -367,8 +367,8 @@ def test_markdown_and_json_have_the_same_numbers(run, tmp_path):
     assert f"**{100 * content['test']['top1']:.2f} %**" in text
     for shown in (r"a\|b", r"\`c\`", r"\<i\>", r"\*d\*", r"\[e\]\(f\)"):
         assert f"| {shown} |" in text
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
-        assert (copy / picture).is_file()
+    for link in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
+        assert (copy / link).is_file()
     assert text.count("![") == len(VIEWS)
     assert run.recipe.to_toml().strip() in text
 
@@ -377,7 +377,7 @@ def test_markdown_of_a_run_that_was_interrupted_has_no_empty_table(run, tmp_path
     copy = shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
     lines = (copy / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text("".join(x for x in lines if "test/" not in x), "utf-8")
-    monkeypatch.setattr(cnn_viz.page.report, "fitting", lambda run: [])
+    monkeypatch.setattr(cnn_viz.page.report, "views_for", lambda run: [])
     text = write_report(copy, device="cpu", form="md").read_text("utf-8")
     assert "## Test\n\nNot recorded yet: training has not ended.\n\n## Classes" in text
 

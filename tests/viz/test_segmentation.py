@@ -1,4 +1,4 @@
-"""The figures and the report of a run that segments: what they show is what the run says."""
+"""The figures and the report of a segmentation run, checked against the run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import read_weights
 from cnn_viz import Cam, seg_grad_cam, style, write_report
-from cnn_viz.attribution.saliency import falls
-from cnn_viz.drawing.render import draw_all, draw_one, fitting
+from cnn_viz.attribution.saliency import score_drops
+from cnn_viz.drawing.render import draw_one, draw_or_report, views_for
 from cnn_viz.network.mc_dropout import mc_dropout
-from cnn_viz.page.explorer import BY_HAND
+from cnn_viz.page.explorer import INTERACTIVE_VIEWS
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, pixel_scores
-from cnn_viz.results.segmentations import Segmentations, spread
+from cnn_viz.results.segmentations import SegmentationResults, spread_by_miou
 from cnn_viz.views import masks
 from cnn_viz.views.image_scores import image_scores
 from cnn_viz.views.maps_in_masks import _pairs, maps_in_masks
@@ -50,7 +50,7 @@ VIEWS = [
     "weights",
     "filters",
 ]
-SHOWN = [view for view in VIEWS if view not in BY_HAND["segmentation"]]  # as figures
+SHOWN = [view for view in VIEWS if view not in INTERACTIVE_VIEWS["segmentation"]]  # as figures
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def view_inputs(run: Run) -> ViewInputs:
     return ViewInputs(run, device="cpu")
 
 
-def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
-    """Images of several classes, with pixels that count in nothing."""
+def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults:
+    """Return made-up outputs for several classes, with ignored pixels."""
     generator = torch.Generator().manual_seed(0)
     images = []
     for index in range(count):
@@ -72,13 +72,13 @@ def made_up(count: int, classes: int = 3, side: int = 24) -> Segmentations:
         logits = torch.randn(classes, side, side, generator=generator)
         logits += (index + 1) * nn.functional.one_hot(target.long(), classes).permute(2, 0, 1)
         target[:4] = 255
-        picture = torch.rand(3, side, side, generator=generator)
-        images.append(SegmentationOutput(index, picture, logits, target))
-    return Segmentations([f"class {k}" for k in range(classes)], lambda: iter(images), count)
+        image = torch.rand(3, side, side, generator=generator)
+        images.append(SegmentationOutput(index, image, logits, target))
+    return SegmentationResults([f"class {k}" for k in range(classes)], lambda: iter(images), count)
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
-    assert [name for name, _ in fitting(run)] == VIEWS
+    assert [name for name, _ in views_for(run)] == VIEWS
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -129,14 +129,14 @@ def test_outcomes_of_two_classes_are_true_and_false_positives_and_false_negative
     one = next(iter(made_up(1, classes=2)))
     found = masks.outcomes(one.predicted, one.target)
     said, true = one.predicted.numpy()[4:], one.target.numpy()[4:]
-    assert (found == masks.RIGHT).sum() == ((said == 1) & (true == 1)).sum()
-    assert (found == masks.ALARM).sum() == ((said == 1) & (true == 0)).sum()
+    assert (found == masks.CORRECT).sum() == ((said == 1) & (true == 1)).sum()
+    assert (found == masks.FALSE_ALARM).sum() == ((said == 1) & (true == 0)).sum()
     assert (found == masks.MISSED).sum() == ((said == 0) & (true == 1)).sum()
-    assert (found == masks.CONFUSED).sum() == 0
-    assert (found == masks.UNCOUNTED).sum() == 4 * 24
+    assert (found == masks.WRONG_CLASS).sum() == 0
+    assert (found == masks.IGNORED_PIXEL).sum() == 4 * 24
 
 
-def test_entropy_is_that_of_a_loop():
+def test_entropy_equals_a_plain_loop():
     one = next(iter(made_up(1)))
     p = one.probabilities.double().numpy()
     expected = -(p * np.log2(p)).sum(0)
@@ -144,7 +144,7 @@ def test_entropy_is_that_of_a_loop():
 
 
 def test_the_numbers_of_a_split_are_those_that_the_run_recorded(view_inputs):
-    recorded, measured = view_inputs.run.test_metrics(), view_inputs.segmented.measured
+    recorded, measured = view_inputs.run.test_metrics(), view_inputs.segmented.metrics
     assert len(measured.scores) == len(view_inputs.segmented) == 200
     mious = [line["miou"] for line in measured.scores]
     assert np.mean(mious) == pytest.approx(recorded["test/image_miou"], abs=1e-6)
@@ -163,24 +163,24 @@ def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
         calls.append(1)
         return iter(images)
 
-    small = Segmentations(["a", "b", "c"], make, 3)
+    small = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in small] == [one.index for one in small] == [0, 1, 2]
     assert len(calls) == 1
     monkeypatch.setattr("cnn_viz.results.segmentations.KEPT", images[0].logits.numel())
-    large = Segmentations(["a", "b", "c"], make, 3)
+    large = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in large] == [one.index for one in large] == [0, 1, 2]
     assert len(calls) == 3
     assert [one.index for one in large.pick([2, 0])] == [2, 0]
 
 
-def test_a_spread_goes_from_the_worst_to_the_best():
+def test_images_are_spread_from_the_worst_miou_to_the_best():
     scores = [{"index": n, "miou": value} for n, value in enumerate([0.3, 0.1, 0.9, 0.5, 0.7])]
-    assert [line["miou"] for line in spread(scores, 3)] == [0.1, 0.5, 0.9]
-    assert len(spread(scores, 9)) == 5
+    assert [line["miou"] for line in spread_by_miou(scores, 3)] == [0.1, 0.5, 0.9]
+    assert len(spread_by_miou(scores, 9)) == 5
 
 
 def by_hand(model: nn.Module, images: Tensor, stage: str, number: int) -> Tensor:
-    """Seg-Grad-CAM with hooks of its own, image by image."""
+    """Return Seg-Grad-CAM by plain hooks, image by image."""
     maps = []
     for image in images:
         kept: list[Tensor] = []
@@ -238,13 +238,13 @@ def test_the_report_shows_every_view_and_loads_nothing(run, tmp_path):
 
 
 def dropping() -> nn.Module:
-    """A network whose dropout matters, with normalisation that must stay as it is."""
+    """Return a network with dropout, and with batch norm that must stay in eval mode."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.5))
     return nn.Sequential(*layers, nn.Conv2d(8, 3, 1)).eval()
 
 
-def test_uncertainty_is_that_of_a_loop_over_passes():
+def test_uncertainty_equals_a_loop_over_passes():
     model, images = dropping(), torch.rand(2, 1, 6, 7)
     found = mc_dropout(model, images, passes=5, seed=3)
     torch.manual_seed(3)
@@ -259,25 +259,27 @@ def test_uncertainty_is_that_of_a_loop_over_passes():
     assert 0.001 < float(found.mutual.max()) < float(found.entropy.max()) <= np.log2(3)
 
 
-def test_a_view_that_does_not_fit_a_run_says_so_and_is_nobodys_fault(view_inputs, caplog):
-    (pair,) = (pair for pair in fitting(view_inputs.run) if pair[0] == "uncertainty")
+def test_a_view_that_does_not_apply_to_a_run_is_skipped_without_blaming_a_plugin(
+    view_inputs, caplog
+):
+    (pair,) = (pair for pair in views_for(view_inputs.run) if pair[0] == "uncertainty")
     with pytest.MonkeyPatch.context() as patch:
         for module in view_inputs.model.modules():
             if isinstance(module, nn.Dropout):
                 patch.setattr(module, "p", 0.0)
-        drawing = draw_all(*pair, view_inputs)
-    assert "has no dropout" in drawing.unfit
+        drawing = draw_or_report(*pair, view_inputs)
+    assert "has no dropout" in drawing.skipped
     assert not drawing.error
     assert not drawing.png
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("uncertainty is not drawn: UNetSame has no dropout")
+    assert line.startswith("skipped view uncertainty: UNetSame has no dropout")
     assert "plugin" not in line
 
 
 def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():
     model, images = dropping(), torch.rand(2, 1, 6, 7)
     wrong = torch.rand(2, 5, 6, 7)
-    model[1].train()  # as somebody left it
+    model[1].train()  # a flag that must be restored
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     first, second = (mc_dropout(model, images) for _ in range(2))
     assert torch.equal(first.entropy, second.entropy)
@@ -291,24 +293,24 @@ def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():
         mc_dropout(model, images)
 
 
-def test_maps_are_held_to_the_masks_of_classes_that_are_there_and_found():
+def test_maps_are_compared_with_masks_of_classes_present_and_predicted():
     targets = torch.zeros(4, 4, 4, dtype=torch.long)
     targets[0, 0], targets[0, 1:3] = 1, 2
     targets[1, :2] = 1
-    targets[2], targets[2, 0] = 1, 255  # a class that fills what counts
+    targets[2], targets[2, 0] = 1, 255  # a class that fills all pixels that are not ignored
     said = targets.clamp(max=2)
-    said[1] = 0  # is not found
-    said[3, 0] = 2  # is not there
+    said[1] = 0  # not predicted
+    said[3, 0] = 2  # not present
     rows, classes = _pairs(said, targets, 32)
     assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 2), (0, 1)]
     assert [part.tolist() for part in _pairs(said, targets, 1)] == [[0], [2]]
-    with pytest.raises(UsageError, match="no class but the background is found"):
+    with pytest.raises(UsageError, match="no foreground class is predicted correctly"):
         _pairs(0 * said, targets, 32)
 
 
 @pytest.mark.parametrize("valid", [False, True])
-def test_energy_lies_in_the_mask_of_a_network_that_knows_it(run, valid, monkeypatch):
-    """One image, whose right half is the class; a map of the right half, and its opposite."""
+def test_energy_and_pointing_game_score_perfect_and_opposite_maps(run, valid, monkeypatch):
+    """The class is the right half of the image; one map is that half, another the left half."""
     weights, batch = read_weights(run.path), ViewInputs(run, device="cpu").batch
     targets = torch.zeros_like(batch.targets[:2])
     targets[:, :, targets.shape[2] // 2 :] = 1
@@ -336,21 +338,25 @@ def test_energy_lies_in_the_mask_of_a_network_that_knows_it(run, valid, monkeypa
     for energy, points, expected in ((*means[:2], [1, 0, 1]), (*means[2:], [0, 1, 0])):
         assert energy[:3] == points[:3] == expected
         assert energy[3] == pytest.approx(0.5, abs=0.05)
-    assert "50.0 % in the mean" in " ".join(text.get_text() for text in figure.texts)
+    assert "50.0 % on average" in " ".join(text.get_text() for text in figure.texts)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 2), (4, 4), (5, 1), (7, 3)])
 def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel(window, stride):
     torch.manual_seed(0)
     weights, image = torch.randn(2, 7, 10), torch.rand(2, 7, 10)
-    found = falls(lambda x: (x * weights).sum((1, 2, 3)), image[None], window, stride, 0.3)[0]
+    found = score_drops(lambda x: (x * weights).sum((1, 2, 3)), image[None], window, stride, 0.3)[
+        0
+    ]
     losses = ((image - 0.3) * weights).sum(0)
     by_pixel: dict[tuple[int, int], list[float]] = {}
     for y in range(0, 7, stride):
         for x in range(0, 10, stride):
             if y - stride + window >= 7 or x - stride + window >= 10:
                 continue  # the window before this one reached the end
-            part = losses[y : y + window, x : x + window]  # those at the end stand over
+            part = losses[
+                y : y + window, x : x + window
+            ]  # windows at the end extend beyond the image
             for row in range(y, min(y + window, 7)):
                 for column in range(x, min(x + window, 10)):
                     by_pixel.setdefault((row, column), []).append(float(part.sum()))
@@ -361,13 +367,13 @@ def test_occlusion_is_the_mean_fall_over_the_windows_that_cover_a_pixel(window, 
 
 def test_occlusion_finds_the_pixels_that_a_network_looks_at():
     images = torch.rand(2, 1, 16, 16) + 1
-    found = falls(lambda x: x[:, 0, 10:14, 2:6].mean((1, 2)), images, 4, 2)
+    found = score_drops(lambda x: x[:, 0, 10:14, 2:6].mean((1, 2)), images, 4, 2)
     for fall in found:
         assert fall[10:14, 2:6].mean() > 4 * fall.mean()
         assert fall[:6].abs().max() < 1e-6
 
 
-def test_occlusion_explains_each_images_largest_class_but_the_ground():
+def test_occlusion_explains_each_images_largest_foreground_class():
     logits = torch.zeros(3, 3, 4, 4)
     logits[0, 2, :, 0], logits[0, 1, 0, 1], logits[1, 1, 1:3] = 1.0, 1.0, 1.0
     classes, pixels = _largest(logits)

@@ -1,4 +1,4 @@
-"""cnnzoo explore: what it says of an image, and whom it answers."""
+"""`cnnzoo explore`: its answers for an image, and the requests that it refuses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def client(run: Run) -> TestClient:
     return TestClient(application, base_url="http://127.0.0.1:8765")
 
 
-def test_the_page_says_what_it_may_do(client):
+def test_the_page_has_a_strict_policy(client):
     answer = client.get("/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -72,8 +72,7 @@ def test_an_image_is_explained_as_predict_says(client, run, digit):
     assert [p for _, p in found["classes"]] == pytest.approx(expected.probabilities, abs=1e-6)
     assert found["explained"] == expected.classes[0]
     sizes = {
-        Image.open(io.BytesIO(base64.b64decode(found[name]))).size
-        for name in ("picture", "overlay")
+        Image.open(io.BytesIO(base64.b64decode(found[name]))).size for name in ("image", "overlay")
     }
     assert sizes == {(32, 32)}
     other = client.post(f"/{QUERY}3", content=digit.read_bytes(), headers=ASKED).json()
@@ -111,10 +110,10 @@ def test_only_the_page_itself_is_answered(client, digit, headers, code):
         (f"{QUERY}10", b"", 400, "no such class"),
         (f"{QUERY}-1", b"", 400, "no such class"),
         (f"{QUERY}{'9' * 400}", b"", 400, "no such class"),
-        (QUERY, b"x" * (serve.LARGEST + 1), 413, "more than 20,000,000 bytes"),
+        (QUERY, b"x" * (serve.MAX_BYTES + 1), 413, "more than 20,000,000 bytes"),
     ],
 )
-def test_what_is_no_image_or_no_question_is_refused_in_words(client, query, content, code, said):
+def test_invalid_images_and_queries_are_refused_with_a_message(client, query, content, code, said):
     answer = client.post(f"/{query}", content=content, headers=ASKED)
     assert answer.status_code == code
     assert said in answer.json()["error"]

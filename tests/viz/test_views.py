@@ -1,4 +1,4 @@
-"""The figures: what they show is what the run says, for any names, sizes and counts."""
+"""The figures, checked against the run, for any names, sizes and counts."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from cnn_viz.attribution.faithfulness import (
     randomisation,
 )
 from cnn_viz.commands.cli import viz
-from cnn_viz.drawing.render import draw_all, draw_one, fitting, write
+from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import wilson
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
-from cnn_viz.views.features import features, walk
-from cnn_viz.views.filters import before_training, filters
-from cnn_viz.views.gradcam import gradcam, overlay, require_places
+from cnn_viz.views.features import features, stage_outputs
+from cnn_viz.views.filters import filters, initial_model
+from cnn_viz.views.gradcam import gradcam, overlay, require_spatial_maps
 from cnn_viz.views.predictions import predictions
 
 VIEWS = [
@@ -106,12 +106,12 @@ def view_inputs(run: Run) -> ViewInputs:
 def made_up(
     classes: int, count: int, right: int, shape: tuple[int, ...] = (1, 8, 8)
 ) -> Predictions:
-    """Predictions of which exactly `right` are right, the first ones."""
+    """Return predictions of which exactly the first `right` are correct."""
     targets = torch.arange(count) % classes
-    said = targets.clone()
-    said[right:] = (said[right:] + 1) % classes
+    outputs = targets.clone()
+    outputs[right:] = (outputs[right:] + 1) % classes
     logits = torch.zeros(count, classes)
-    logits[torch.arange(count), said] = torch.linspace(1, 9, count)
+    logits[torch.arange(count), outputs] = torch.linspace(1, 9, count)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
     return Predictions(images, logits, targets, tuple(f"class {n}" for n in range(classes)))
@@ -127,7 +127,7 @@ def test_every_view_becomes_png_svg_and_pdf_without_warnings(view, view_inputs, 
         warnings.simplefilter("error")
         paths = write(draw_one(view, view_inputs, pdf=True), tmp_path / "figures")
     assert [path.name for path in paths] == [f"{view}.{kind}" for kind in ("png", "svg", "pdf")]
-    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # nothing temporary stays
+    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # no temporary file is left
     with Image.open(paths[0]) as image:
         assert min(image.size) > 300
         assert round(image.info["dpi"][0]) == 150
@@ -167,7 +167,7 @@ def test_drawing_leaves_matplotlib_as_it_was(run):
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
-    assert [name for name, _ in fitting(run)] == [n for n in VIEWS if n not in COSTLY]
+    assert [name for name, _ in views_for(run)] == [n for n in VIEWS if n not in COSTLY]
 
 
 # curves
@@ -209,7 +209,7 @@ def test_curves_of_a_run_without_validation_or_test(run, tmp_path):
 
 
 def test_a_top_k_that_is_always_right_is_no_curve(run, tmp_path):
-    """As the top-2 of two classes: it would press the other curves together."""
+    """For example the top-2 of two classes, which would compress the other curves."""
     copy = tmp_path / "run"
     shutil.copytree(run.path, copy)
     lines = run.history()
@@ -241,7 +241,7 @@ def test_the_epoch_kept_is_the_last_of_the_best_as_in_training(run, tmp_path):
 
 
 def cells(figure: matplotlib.figure.Figure, classes: int) -> np.ndarray:
-    """The numbers written into the matrix, 0 where there is none."""
+    """Return the numbers written in the matrix, 0 for empty cells."""
     found = np.zeros((classes, classes), dtype=int)
     for text in figure.axes[0].texts:
         if text.get_text().isdigit():
@@ -251,15 +251,15 @@ def cells(figure: matplotlib.figure.Figure, classes: int) -> np.ndarray:
 
 
 def test_confusion_cells_are_sklearns_and_recall_stands_at_the_margin(view_inputs):
-    said = view_inputs.predictions
+    outputs = view_inputs.predictions
     figure = draw("confusion", view_inputs.run, device="cpu")
-    expected = confusion_matrix(said.targets, said.predicted)
+    expected = confusion_matrix(outputs.targets, outputs.predicted)
     assert expected.trace() < expected.sum()  # there are mistakes to show
     np.testing.assert_array_equal(cells(figure, 10), expected)
     shares = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(shares, expected / expected.sum(1, keepdims=True))
     margin = figure.axes[0].child_axes[0]
-    recalls = recall_score(said.targets, said.predicted, average=None)
+    recalls = recall_score(outputs.targets, outputs.predicted, average=None)
     for label, recall in zip(margin.get_yticklabels(), recalls, strict=True):
         assert label.get_text().strip("\u2007").startswith(style.percent(recall))
 
@@ -287,9 +287,11 @@ def test_confusion_of_forty_classes_is_written_out_and_of_a_hundred_is_not(run):
 
 
 def test_a_class_that_the_split_lacks_has_no_recall(run):
-    said = made_up(4, 30, 20)
-    some = said.targets != 3
-    without = Predictions(said.images[some], said.logits[some], said.targets[some], said.classes)
+    outputs = made_up(4, 30, 20)
+    some = outputs.targets != 3
+    without = Predictions(
+        outputs.images[some], outputs.logits[some], outputs.targets[some], outputs.classes
+    )
     with style.applied():
         figure = confusion(run, without)
     labels = [label.get_text() for label in figure.axes[0].child_axes[0].get_yticklabels()]
@@ -301,22 +303,22 @@ def test_a_class_that_the_split_lacks_has_no_recall(run):
 
 
 def test_the_most_confident_mistakes_come_first(run):
-    said = made_up(10, 100, 60)
+    outputs = made_up(10, 100, 60)
     with style.applied():
-        figure = predictions(run, said)
+        figure = predictions(run, outputs)
     right, unsure, wrong = figure.axes
-    assert unsure.get_title(loc="left").startswith("Right, but least sure: 8 of 60")
-    assert right.get_title(loc="left") == "Right: 16 of 60, from every class in turn"
-    assert wrong.get_title(loc="left").startswith("Wrong: 16 of 40, the most confident")
+    assert unsure.get_title(loc="left").startswith("Correct, but least confident: 8 of 60")
+    assert right.get_title(loc="left") == "Correct: 16 of 60, one of each class in turn"
+    assert wrong.get_title(loc="left").startswith("Wrong: 16 of 40, most confident first")
     labels = [text.get_text() for text in wrong.texts]
-    confidence = said.probabilities.amax(1)
+    confidence = outputs.probabilities.amax(1)
     worst = confidence[60:].argsort(descending=True)[:16] + 60
     for label, number in zip(labels, worst.tolist(), strict=True):
-        predicted, target = int(said.predicted[number]), int(said.targets[number])
+        predicted, target = int(outputs.predicted[number]), int(outputs.targets[number])
         share = style.confidence(float(confidence[number]))
-        assert label == f"class {predicted}  {share}\nbut is class {target}"
+        assert label == f"class {predicted}  {share}\ntrue: class {target}"
     shown = wrong.images[0].get_array()
-    np.testing.assert_allclose(shown, said.images[worst[0], 0] / 255, rtol=1e-6)
+    np.testing.assert_allclose(shown, outputs.images[worst[0], 0] / 255, rtol=1e-6)
 
 
 def test_right_predictions_show_every_class(run):
@@ -327,7 +329,7 @@ def test_right_predictions_show_every_class(run):
 
 
 @pytest.mark.parametrize(("right", "empty", "full"), [(20, 2, 0), (0, 0, 2)])
-def test_nothing_wrong_or_nothing_right_is_said(run, right, empty, full):
+def test_no_mistakes_or_no_correct_predictions_are_reported(run, right, empty, full):
     with style.applied():
         figure = predictions(run, made_up(10, 20, right))
     assert figure.axes[empty].get_title(loc="left").endswith(": none")
@@ -335,7 +337,7 @@ def test_nothing_wrong_or_nothing_right_is_said(run, right, empty, full):
     assert len(figure.axes[full].images) == 16
 
 
-def test_varied_takes_one_of_each_class_in_turn():
+def test_round_robin_takes_one_of_each_class_in_turn():
     assert round_robin_by_class([5, 5, 5, 2, 2, 9], 4) == [3, 0, 5, 4]
     assert round_robin_by_class([1, 1], 5) == [0, 1]
 
@@ -357,7 +359,7 @@ def test_gradcam_titles_are_the_networks_own_answers(view_inputs):
 
 
 def test_gradcam_marks_empty_maps(view_inputs):
-    """A network whose class is spoken for by what is not there."""
+    """A network of zeros has no evidence for any class."""
     model = cnn_core.create_model("lenet5_modern").eval()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
@@ -374,7 +376,7 @@ def test_gradcam_marks_empty_maps(view_inputs):
 def test_cam_methods_shows_every_method_and_the_networks_own_answers(view_inputs):
     figure = draw("cam_methods", view_inputs.run, device="cpu")
     assert len(figure.axes[0].images) == 6 * 7
-    assert texts(figure)[:7] == ["picture", *NAMES.values()]
+    assert texts(figure)[:7] == ["image", *NAMES.values()]
     shown = round_robin_by_class(view_inputs.batch.targets.tolist(), 6)
     answers = view_inputs.predictions.probabilities[view_inputs.batch.indices[shown]]
     labels = [text for text in texts(figure) if "%" in text]
@@ -436,7 +438,7 @@ def test_faithfulness_shows_the_measures_beside_their_baselines(view_inputs):
 
 def test_filters_are_the_first_convolutions_on_one_scale(view_inputs):
     before, after, bar = draw("filters", view_inputs.run, device="cpu").axes
-    first = before_training(view_inputs.run, view_inputs.weights).c1.weight.detach()
+    first = initial_model(view_inputs.run, view_inputs.weights).c1.weight.detach()
     weight = view_inputs.model.c1.weight.detach()
     limit = max(float(first.abs().max()), float(weight.abs().max()))
     for ax, part in ((before, first), (after, weight)):
@@ -485,10 +487,10 @@ def test_features_walk_through_every_stage_with_its_shape(view_inputs):
     np.testing.assert_allclose(rows[1].images[2].get_array(), maps[2], atol=1e-5)
 
 
-def test_a_walk_sees_stages_as_they_were_before_work_in_place():
+def test_stage_outputs_are_those_before_in_place_operations():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten())
     image = torch.randn(1, 1, 5, 5)
-    outputs, logits = walk(model, image, ["0", "1"])
+    outputs, logits = stage_outputs(model, image, ["0", "1"])
     assert torch.equal(outputs["0"], model[0](image)[0])
     assert outputs["0"].min() < 0 <= outputs["1"].min()
     assert logits.shape == (1, 18)
@@ -542,7 +544,7 @@ def fails_late(run: Run) -> matplotlib.figure.Figure:
 
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry[ViewSpec]]:
-    """A function that offers a view, and returns its entry in the catalogue."""
+    """Return a function that offers a view and returns its registry entry."""
     module = ModuleType("cnn_other")
     for function in (raises, leaves, returns_text, fails_late):
         setattr(module, function.__name__, function)
@@ -572,7 +574,7 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Entry[ViewSpec
 def test_a_view_that_fails_is_named_and_harms_no_other(
     function, cause, view_inputs, third_party, caplog
 ):
-    drawing = draw_all("theirs", third_party(function), view_inputs)
+    drawing = draw_or_report("theirs", third_party(function), view_inputs)
     assert not drawing.png
     assert len(caplog.records) == 1
     for text in (drawing.error, caplog.text):
@@ -585,7 +587,7 @@ def test_a_view_that_fails_is_named_and_harms_no_other(
 def test_strict_mode_does_not_contain(view_inputs, third_party, monkeypatch):
     monkeypatch.setenv("CNNZOO_STRICT", "1")
     with pytest.raises(PluginError, match="ValueError"):
-        draw_all("theirs", third_party("raises"), view_inputs)
+        draw_or_report("theirs", third_party("raises"), view_inputs)
 
 
 def test_the_view_in_the_readme_works(view_inputs, monkeypatch):
@@ -600,7 +602,7 @@ def test_the_view_in_the_readme_works(view_inputs, monkeypatch):
     monkeypatch.setitem(sys.modules, "cnn_confidence", ModuleType("cnn_confidence"))
     (spec,) = modules["cnn_confidence.plugin"].cnnzoo_views()
     origin = Plugin("confidence", "cnn-confidence", "0.1.0", "cnn_confidence.plugin")
-    drawing = draw_all(spec.name, Entry(spec, origin), view_inputs)
+    drawing = draw_or_report(spec.name, Entry(spec, origin), view_inputs)
     assert not drawing.error
     assert style.THEMED in drawing.svg.decode()
 
@@ -618,7 +620,7 @@ def test_an_unknown_view_suggests(run):
 
 def test_a_view_for_another_task_is_refused(run, third_party):
     third_party("raises", tasks=("segmentation",))
-    with pytest.raises(UsageError, match="'theirs' is for segmentation, lenet5_modern does"):
+    with pytest.raises(UsageError, match="'theirs' is for segmentation, but lenet5_modern does"):
         draw("theirs", run)
 
 
@@ -657,20 +659,20 @@ def test_per_cent_is_never_rounded_up_to_all(fraction, shown):
 
 
 def test_the_batch_is_of_every_class_in_turn_also_where_the_split_is_sorted(run):
-    """As folders of images are: their first 64 images may all be of one class."""
+    """Folders of images are sorted: their first 64 images may all be of one class."""
     data = load_data(run, None)
     test = data.split("test")
     order = test.targets.argsort(stable=True)
     split = {"train": data.split("train"), "test": test.subset(order)}
     view_inputs = ViewInputs(run, device="cpu")
     view_inputs.dataset = Dataset(data.spec, split)
-    batch, said = view_inputs.batch, predicted(run, device="cpu")
+    batch, outputs = view_inputs.batch, predicted(run, device="cpu")
     assert isinstance(batch, Batch)
     assert batch.targets.tolist() == [*list(range(10)) * 6, 0, 1, 2, 3]
     assert test.targets[order[batch.indices]].tolist() == batch.targets.tolist()
     with torch.no_grad():
         logits = view_inputs.model(batch.images)
-    expected = said.logits[order[batch.indices]]
+    expected = outputs.logits[order[batch.indices]]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -686,7 +688,7 @@ def test_lines_that_are_longer_than_a_figure_are_broken_and_folders_shortened():
         assert box.x1 <= figure.bbox.width
     below, above = boxes[1].y1, boxes[0].y0
     axes = figure.axes[0].get_tightbbox()
-    assert below < axes.y0 < axes.y1 < above  # nothing lies over anything
+    assert below < axes.y0 < axes.y1 < above  # nothing overlaps
     assert figure.get_suptitle().endswith("/folder/folder")
     assert "imagefolder:/…" in figure.get_suptitle()
 
@@ -746,7 +748,7 @@ def test_scripts_that_the_font_lacks_are_drawn_by_one_that_is_installed(tmp_path
     builder.save(tmp_path / "cjk.ttf")
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
     font_manager.fontManager.addfont(tmp_path / "cjk.ttf")
-    style._installed.cache_clear()
+    style._installed_fallbacks.cache_clear()
     try:
         with style.applied():
             figures = [style.figure(3, 2, name, "caption") for name in ("猫", "犬")]
@@ -755,15 +757,15 @@ def test_scripts_that_the_font_lacks_are_drawn_by_one_that_is_installed(tmp_path
             with pytest.raises(UserWarning, match=r"Glyph .* missing from font"):
                 figures[1].draw_without_rendering()
     finally:
-        style._installed.cache_clear()
+        style._installed_fallbacks.cache_clear()
 
 
 def test_maps_of_one_value_are_not_drawn(view_inputs):
-    """What has one value says nothing of where; the run is told why."""
+    """A map of a single value cannot localise; the error explains why."""
     net = nn.Sequential(nn.Conv2d(1, 10, 32), nn.Flatten())
     cam = cams(net, view_inputs.batch.images[:2], "0")["0"]
     with pytest.raises(UsageError, match=r"stage 0 has maps of 1 x 1 for images of 32 x 32"):
-        require_places(cam, "0")
+        require_spatial_maps(cam, "0")
 
 
 def test_files_are_written_whole_or_not_at_all(view_inputs, tmp_path, monkeypatch):

@@ -301,7 +301,7 @@ class ViewSpec(Spec):
     every class), "predictions" (`cnn_core.training.Predictions`, the whole split), "validation"
     (the same for the images that training held out, None without any), "segmented"
     (`cnn_core.training.SegmentationOutput` of each image, computed again in each iteration) and
-    "embedded" (`cnn_viz.results.embeddings.Embedded`, features of images and their positions in
+    "embedded" (`cnn_viz.results.embeddings.Embedding`, features of images and their positions in
     2-D). A `costly` view is drawn only by name, not in reports.
     """
 

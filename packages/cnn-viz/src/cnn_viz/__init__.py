@@ -1,4 +1,4 @@
-"""See what a CNN learned: figures of a run, and the report that puts them on one page."""
+"""Visualise a trained CNN: figures of a run, and a one-page report."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -1,1 +1,1 @@
-"""Which parts of an image speak for a class: CAMs, saliency, and how faithful they are."""
+"""Attribution: class activation maps, saliency maps, and measures of their faithfulness."""

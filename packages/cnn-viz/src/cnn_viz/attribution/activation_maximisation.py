@@ -1,8 +1,8 @@
-"""Images that a class's logit is high for, found by climbing its gradient.
+"""Find an image that maximises a class's logit, by gradient ascent.
 
 D. Erhan, Y. Bengio, A. Courville, P. Vincent, "Visualizing higher-layer features of a deep
-network", technical report 1341, University of Montreal, 2009. Small shifts and blurs on the way
-keep the image from filling with what only one grid of pixels answers to: C. Olah, A. Mordvintsev,
+network", technical report 1341, University of Montreal, 2009. Random shifts and slight blurs
+suppress high-frequency patterns that excite the network but mean nothing: C. Olah, A. Mordvintsev,
 L. Schubert, "Feature visualization", Distill 2017, doi:10.23915/distill.00007.
 """
 
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 
-__all__ = ["maximised"]
+__all__ = ["maximise_logits"]
 
-NOISE = 0.05  # standard deviation of the start, of images in [0, 1]
-RATE = 0.02  # how far a step moves pixels, root mean square, of images in [0, 1]
-SHIFT = 1 / 16  # of the side, at most, either way
+NOISE = 0.05  # standard deviation of the initial noise, for images in [0, 1]
+RATE = 0.02  # root mean square change of a pixel in one step
+SHIFT = 1 / 16  # of the image's side: the largest shift in either direction
 BLUR_EVERY = 4  # steps
-KERNEL = (0.1, 0.8, 0.1)  # of the blur, each way
+KERNEL = (0.1, 0.8, 0.1)  # of the blur, along each axis
 
 
-def maximised(
+def maximise_logits(
     model: nn.Module,
     classes: Sequence[int],
     shape: tuple[int, int, int],
@@ -35,57 +35,64 @@ def maximised(
     steps: int,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an image for each class, N C H W in [0, 1], and logits, N x classes, before, after.
+    """Return an image for each class, N C H W in [0, 1], and logits before and after, N x classes.
 
-    `shape` is C H W; `mean` and `std`, one for each channel, make of an image what the network
-    sees. The same seed gives the same images. Leaves the network as it was.
+    `shape` is C H W; `mean` and `std`, one value per channel, normalise images for the network.
+    The same seed gives the same images. The network is left unchanged.
     """
     generator = torch.Generator().manual_seed(seed)
+    # Drawn on the CPU, so that a seed gives the same images on every device.
     noise = torch.randn(len(classes), *shape, generator=generator).to(mean)
-    pictures = (0.5 + NOISE * noise).clamp(0, 1)
+    # Start near grey, far from both ends of the range, where clamping stops pixels.
+    images = (0.5 + NOISE * noise).clamp(0, 1)
     mean, std = mean[:, None, None], std[:, None, None]
-    with untouched(model, pictures):
-        before = model((pictures - mean) / std).float()
+    with inspection_mode(model, images):
+        before = model((images - mean) / std).float()
         for step in range(steps):
-            shift = [_drawn(side, generator) for side in shape[1:]]
-            pictures = (
-                pictures + RATE * _uphill(model, pictures, classes, mean, std, shift)
-            ).clamp(0, 1)
+            shift = [_random_shift(side, generator) for side in shape[1:]]
+            gradient = _normalised_gradient(
+                model, images, classes, mean=mean, std=std, shift=shift
+            )
+            images = (images + RATE * gradient).clamp(0, 1)
             if step % BLUR_EVERY == 0:
-                pictures = _blurred(pictures)
-        after = model((pictures - mean) / std).float()
-    return pictures, before, after
+                images = _blurred(images)
+        after = model((images - mean) / std).float()
+    return images, before, after
 
 
-def _drawn(side: int, generator: torch.Generator) -> int:
-    """Return by how many pixels the network sees the image shifted."""
+def _random_shift(side: int, generator: torch.Generator) -> int:
+    """Return a random shift in pixels along an axis of length `side`."""
     most = max(round(SHIFT * side), 1)
     return int(torch.randint(-most, most + 1, (), generator=generator))
 
 
-def _uphill(
+def _normalised_gradient(
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     classes: Sequence[int],
+    *,
     mean: Tensor,
     std: Tensor,
     shift: list[int],
 ) -> Tensor:
-    """Return the gradient of each image's logit, its root mean square being 1."""
+    """Return the gradient of each image's logit, scaled to a root mean square of 1."""
     with torch.enable_grad():
-        leaf = pictures.detach().clone().requires_grad_()
-        seen = torch.roll(leaf, shift, dims=(2, 3))
-        logits = model((seen - mean) / std)
-        # Images do not influence each other in eval mode: one sum gives every gradient.
+        leaf = images.detach().clone().requires_grad_()
+        shifted = torch.roll(leaf, shift, dims=(2, 3))
+        logits = model((shifted - mean) / std)
+        # In eval mode images do not influence each other, so one backward pass of the sum gives
+        # every image's own gradient.
         score = logits[torch.arange(len(classes)), list(classes)].sum()
         (gradient,) = torch.autograd.grad(score, leaf)
-    size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
-    return torch.where(size > 0, gradient / size, 0)
+    # Raw gradients differ by orders of magnitude between networks; one step size fits all after
+    # this.
+    rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return torch.where(rms > 0, gradient / rms, 0)
 
 
-def _blurred(pictures: Tensor) -> Tensor:
-    """Blur slightly, each channel by itself, with the border repeated."""
-    channels = pictures.shape[1]
-    line = pictures.new_tensor(KERNEL)
-    kernel = (line[:, None] * line).expand(channels, 1, 3, 3)
-    return F.conv2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)
+def _blurred(images: Tensor) -> Tensor:
+    """Blur each channel slightly, replicating the border."""
+    channels = images.shape[1]
+    profile = images.new_tensor(KERNEL)
+    kernel = (profile[:, None] * profile).expand(channels, 1, 3, 3)
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)

@@ -1,9 +1,9 @@
-"""Class activation maps: which parts of an image speak for a class.
+"""Class activation maps (CAMs): the parts of an image that are evidence for a class.
 
-A_k are the feature maps of one stage, y is the class's logit, before the softmax, and g_k is
-dy / dA_k, as large as A_k. Each method is a map over the positions of the stage:
+A_k are the feature maps of one stage, y is the class's logit before the softmax, and
+g_k = dy / dA_k has the shape of A_k. Each method defines a map over the positions of the stage:
 
-    CAM         sum_k w_k A_k, w the class's weights after global average pooling
+    CAM         sum_k w_k A_k, w = the class's weights after global average pooling
                 B. Zhou et al., CVPR 2016, arXiv:1512.04150, Eq. 2
     Grad-CAM    sum_k mean(g_k) A_k
                 R. R. Selvaraju et al., ICCV 2017, arXiv:1610.02391, Eq. 1 and 2
@@ -15,11 +15,11 @@ dy / dA_k, as large as A_k. Each method is a map over the positions of the stage
                 R. Fu et al., BMVC 2020, arXiv:2008.02312, Eq. 8
     Layer-CAM   sum_k ReLU(g_k) A_k
                 P.-T. Jiang et al., IEEE TIP 2021, doi:10.1109/TIP.2021.3089943, Eq. 6
-    Eigen-CAM   A projected on its first right singular vector; the class plays no part
+    Eigen-CAM   A projected onto its first right singular vector; independent of the class
                 M. B. Muhammad and M. Yeasin, IJCNN 2020, arXiv:2008.00299
-    Score-CAM and Ablation-CAM: cam_perturb.py
+    Score-CAM and Ablation-CAM: cam_perturbation.py
 
-The positive part is what counts (`Cam.heat`). Seg-Grad-CAM (K. Vinogradova, A. Dibrov, G. Myers,
+Only the positive part is shown (`Cam.heat`). Seg-Grad-CAM (K. Vinogradova, A. Dibrov, G. Myers,
 AAAI 2020, arXiv:2002.11434): y is the sum of the class's logits over a set of pixels.
 """
 
@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.tasks.segmentation import two_class_logits
 from cnn_viz.attribution.cam_perturbation import PERTURBING, class_weights
-from cnn_viz.attribution.cam_scale import SCALES, shares
+from cnn_viz.attribution.cam_scale import SCALES, scale_to_maximum
 from cnn_viz.attribution.target import Classes, Target
-from cnn_viz.network.hooks import at
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.hooks import hook_stages
+from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["Cam", "METHODS", "cams", "cams_by_method", "grad_cam", "seg_grad_cam"]
 
@@ -50,7 +50,7 @@ def gradcam(a: Tensor, g: Tensor) -> Tensor:
 
 
 def gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
-    """Return sum_k sum(alpha_k ReLU(g_k)) A_k, alpha with g^2 cancelled: no small number helps."""
+    """Return sum_k sum(alpha_k ReLU(g_k)) A_k, alpha with g^2 cancelled, so no epsilon."""
     below = 2 + a.sum((2, 3), keepdim=True) * g
     alpha = torch.where((g != 0) & (below != 0), 1 / below, 0)
     return ((alpha * g.relu()).sum((2, 3), keepdim=True) * a).sum(1)
@@ -62,7 +62,7 @@ def hirescam(a: Tensor, g: Tensor) -> Tensor:
 
 
 def xgradcam(a: Tensor, g: Tensor) -> Tensor:
-    """Return sum_k sum(g_k A_k) / sum(A_k) A_k; 0 where a map's sum is."""
+    """Return sum_k sum(g_k A_k) / sum(A_k) A_k; a map whose sum is 0 contributes 0."""
     above, below = (g * a).sum((2, 3), keepdim=True), a.sum((2, 3), keepdim=True)
     return (torch.where(below != 0, above / below, 0) * a).sum(1)
 
@@ -73,9 +73,11 @@ def layercam(a: Tensor, g: Tensor) -> Tensor:
 
 
 def eigencam(a: Tensor, g: Tensor) -> Tensor:
-    """Return A projected on its first right singular vector v, which is as good as -v."""
+    """Return A projected onto its first right singular vector v."""
+    # Positions are not centred first: the paper projects the raw activations.
     v: Tensor = torch.linalg.svd(a.flatten(2).mT, full_matrices=False).Vh[:, 0]  # N C
     projected = (v[:, :, None, None] * a).sum(1)
+    # The decomposition leaves the sign of v open: choose the one with a positive sum.
     return projected * projected.sum((1, 2), keepdim=True).sign()
 
 
@@ -92,11 +94,11 @@ METHODS = ("cam", *EQUATIONS, *PERTURBING)
 
 @dataclass(frozen=True, kw_only=True)
 class Cam:
-    """What speaks for one class of each image.
+    """The evidence for one class of each image, at the resolution of a stage.
 
-    `raw` is a method's sum before its ReLU: signed, float32, N h w, as small as the stage's
-    maps. `classes` (N) are the classes explained, `logits` (N x classes, or N x classes x h x w)
-    what the network said, `size` the images' (H, W).
+    `raw` is the method's sum before the ReLU: signed, float32, N h w, with the height and width
+    of the stage's maps. `classes` (N) are the classes explained, `logits` (N x classes, or
+    N x classes x h x w) the network's output, and `size` the (H, W) of the images.
     """
 
     raw: Tensor
@@ -106,33 +108,36 @@ class Cam:
 
     @property
     def empty(self) -> Tensor:
-        """Whether nothing speaks for the class, no position being above 0: bool, N."""
+        """Whether a map has no positive value, so no evidence for the class: bool, N."""
         return ~(self.raw > 0).flatten(1).any(1)
 
     def heat(self, like: str = "cnnzoo", *, stride: int = 0) -> Tensor:
-        """The positive part at the images' size, each divided by its maximum: N H W in [0, 1].
+        """Return each map's positive part at image size, over its maximum: N H W in [0, 1].
 
-        An empty map is 0 everywhere. A map is stretched over the image, as everyone does; with the
-        stage's `stride`, in pixels, each position stays where it looks, which is elsewhere in
-        networks without padding, as the original U-Net: what is seen in the middle is not
-        drawn at the border. `like` "pytorch-grad-cam" or "torch-cam" scales as those
-        libraries do; torch-cam leaves maps as small as they are.
+        An empty map is 0 everywhere. By default a map is stretched over the whole image, as in
+        other libraries. With the stage's `stride`, in pixels, it covers only the box that its
+        positions are centred on. The two differ in networks without padding, such as the
+        original U-Net: stretching would draw evidence from the middle at the border.
+
+        `like` "pytorch-grad-cam" or "torch-cam" scales as those libraries do; torch-cam does not
+        resize.
 
         Raises:
-            UnknownNameError: there is no such way; suggests names.
-            UsageError: a stride is given, and a way that is another library's.
+            UnknownNameError: the scale is unknown; suggests names.
+            UsageError: a stride was given with another library's scale.
         """
         if like not in SCALES:
             raise UnknownNameError("scale", like, SCALES)
+        # An option without effect would be a silent surprise.
         if stride and like != "cnnzoo":
             raise UsageError(f"stride = {stride}: {like} stretches maps over the image")
         if stride:
-            return shares(self.raw, self.size, stride)
+            return scale_to_maximum(self.raw, self.size, stride)
         return SCALES[like](self.raw, self.size)
 
 
 def grad_cam(model: nn.Module, images: Tensor, stage: str, classes: Classes = None) -> Cam:
-    """Explain `classes` of images at one stage by Grad-CAM; otherwise as `cams`."""
+    """Explain `classes` of images at one stage by Grad-CAM; see `cams`."""
     return cams(model, images, [stage], classes)[stage]
 
 
@@ -148,17 +153,19 @@ def cams(
 ) -> dict[str, Cam]:
     """Explain `classes` (default: the predicted ones) of images, N C H W, at named stages.
 
-    One forward pass and one backward to the stages serve all of them; Score-CAM and Ablation-CAM
-    take one more for each map of each image, `batch` at a time (`cost` says how many). A module
-    that runs more than once needs the number of the `call`, from 0 on.
+    All stages share one forward pass and one backward pass to the stages. Score-CAM and
+    Ablation-CAM run the network once more for each map of each image, `batch` at a time; `cost`
+    returns the number of passes. For a module that runs more than once, `call` selects the run,
+    counted from 0.
 
-    Nothing is left behind: parameters, their `.grad`, training flags, hooks and the random state
-    are as before, also after an exception. Works on frozen weights, under `no_grad`,
-    `inference_mode` and `autocast`; maps are float32 whatever the model's type.
+    Parameters, their `.grad`, training flags, hooks and the random state are left unchanged, even
+    after an exception. Frozen weights, `no_grad`, `inference_mode` and `autocast` are supported;
+    maps are float32 whatever the model's dtype.
 
     Raises:
-        UnknownNameError: there is no such method or stage; suggests names.
-        UsageError: a stage has no maps or runs more than once, or the classes do not fit.
+        UnknownNameError: the method or the stage is unknown; suggests names.
+        UsageError: a stage has no maps or runs more than once, or the classes do not match the
+            images and logits.
     """
     return cams_by_method(model, images, stages, classes, [method], call=call, batch=batch)[method]
 
@@ -173,9 +180,15 @@ def cams_by_method(
     call: int | None = None,
     batch: int = 64,
 ) -> dict[str, dict[str, Cam]]:
-    """Explain as `cams` does by several methods, which share its passes: method, then stage."""
-    return _explained(
-        model, images, stages, methods, call, batch, lambda y: Target.of_images(y, classes)
+    """Explain by several methods that share their passes; return maps by method and stage."""
+    return _compute_cams(
+        model,
+        images,
+        stages,
+        methods,
+        lambda logits: Target.of_images(logits, classes),
+        call=call,
+        batch=batch,
     )
 
 
@@ -188,40 +201,40 @@ def seg_grad_cam(
     *,
     method: str = "grad-cam",
 ) -> Cam:
-    """Explain one class of each image of a network that segments, N C H W, at a named stage.
+    """Explain one class of each image, N C H W, for a segmentation network, at a named stage.
 
-    The score is the sum of the class's logits over a `region`, bool, N h w, as large as the
-    logits: by default over the pixels that the network takes for the class. Otherwise as
-    `cams`.
+    The score is the sum of the class's logits over a `region`, bool, N h w, of the logits' height
+    and width. The default region is the pixels predicted as the class. See `cams`.
 
     Raises:
-        UsageError: as `cams`, and if the logits or the region have another shape.
+        UsageError: as in `cams`, or the logits or the region have the wrong shape.
     """
-    return _explained(
-        model, images, [stage], [method], None, 64, lambda y: Target.of_pixels(y, classes, region)
+    return _compute_cams(
+        model, images, [stage], [method], lambda logits: Target.of_pixels(logits, classes, region)
     )[method][stage]
 
 
-def _explained(
+def _compute_cams(
     model: nn.Module,
     images: Tensor,
     stages: str | Sequence[str],
     methods: Sequence[str],
-    call: int | None,
-    batch: int,
     target_of: Callable[[Tensor], Target],
+    *,
+    call: int | None = None,
+    batch: int = 64,
 ) -> dict[str, dict[str, Cam]]:
-    """Return a map for each method and stage, of the target `target_of` makes of the logits."""
+    """Return maps by method and stage; `target_of` chooses the target given the logits."""
     stages = [stages] if isinstance(stages, str) else list(stages)
     for method in methods:
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
     images = images.detach()
     size = (images.shape[-2], images.shape[-1])
-    found: dict[str, dict[str, Cam]] = {method: {} for method in methods}
-    with untouched(model, images):
-        maps, gradients, logits, target = _looked(model, images, stages, call, target_of)
-        said = logits if target.region is None else two_class_logits(logits)
+    explained: dict[str, dict[str, Cam]] = {method: {} for method in methods}
+    with inspection_mode(model, images):
+        maps, gradients, logits, target = _forward_backward(model, images, stages, call, target_of)
+        class_logits = logits if target.region is None else two_class_logits(logits)
         for method in methods:
             for stage, a, g in zip(stages, maps, gradients, strict=True):
                 if method in EQUATIONS:
@@ -229,30 +242,36 @@ def _explained(
                 elif method == "cam":
                     raw = (class_weights(model, stage, target.classes, g) * a).sum(1)
                 else:
-                    raw = PERTURBING[method](model, images, stage, a, target, call, batch)
-                found[method][stage] = Cam(raw=raw, logits=said, classes=target.classes, size=size)
-    return found
+                    perturb = PERTURBING[method]
+                    raw = perturb(model, images, stage, a, target, call=call, batch=batch)
+                explained[method][stage] = Cam(
+                    raw=raw, logits=class_logits, classes=target.classes, size=size
+                )
+    return explained
 
 
-def _looked(
+def _forward_backward(
     model: nn.Module,
     images: Tensor,
     stages: Sequence[str],
     call: int | None,
     target_of: Callable[[Tensor], Target],
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Target]:
-    """Return A and g of each stage, float32, the logits, and the target."""
+    """Run the network once; return each stage's A and g, float32, the logits and the target."""
     kept: dict[str, Tensor] = {}
 
     def keep(stage: str, maps: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # the graph begins at the first of the stages
+        # The graph begins at the first stage: no gradient of a parameter is ever computed, which
+        # saves most of the backward pass and works on frozen weights.
+        torch.set_grad_enabled(True)
         kept[stage] = maps if maps.requires_grad else maps.detach().requires_grad_()
-        return kept[stage].clone()  # what follows may work in place: on a copy
+        return kept[stage].clone()  # a later in-place ReLU would overwrite the stored maps
 
-    with torch.no_grad(), at(model, stages, keep, call):
+    with torch.no_grad(), hook_stages(model, stages, keep, call):
         logits = model(images.clone())
         target = target_of(logits)
-        # Images do not influence each other in eval mode: one sum gives every gradient.
+        # In eval mode images do not influence each other, so one backward pass of the sum gives
+        # every image's own gradient.
         score = target.scores(logits).sum()
     maps = [kept[stage] for stage in stages]
     gradients: Sequence[Tensor | None] = [None] * len(maps)
@@ -269,13 +288,13 @@ def _looked(
 def cost(
     model: nn.Module, images: Tensor, stage: str, method: str, *, call: int | None = None
 ) -> int:
-    """Return how many forward passes of a single image a method needs for images, N C H W.
+    """Return the number of single-image forward passes that a method needs for images, N C H W.
 
-    Beside them, the methods with gradients need one backward pass, to the stage. The network
-    runs once, on one image, to see how many maps the stage has. `call` is that of `cams`.
+    Gradient methods also need one backward pass to the stage. The network runs once on one image
+    to count the stage's maps. `call` is as in `cams`.
 
     Raises:
-        UnknownNameError, UsageError: as `cams`.
+        UnknownNameError, UsageError: as in `cams`.
     """
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
@@ -286,7 +305,7 @@ def cost(
         channels = maps.shape[1]
         return maps
 
-    with untouched(model, images), at(model, [stage], count, call):
+    with inspection_mode(model, images), hook_stages(model, [stage], count, call):
         model(images[:1].clone())
     if method not in PERTURBING:
         return len(images)

@@ -1,8 +1,8 @@
-"""Which pixels a class hangs on: four methods that look at the image instead of a stage.
+"""Saliency maps: four methods that attribute a class's logit to pixels of the image.
 
-Each returns signed numbers as large as the image; y is the class's logit, before the softmax.
-Like `cnn_viz.attribution.cam`, none leaves a trace in the network, and all work on frozen weights
-and under `no_grad`, `inference_mode` and `autocast`.
+Each returns signed values at the image's resolution; y is the class's logit, before the softmax.
+As in `cnn_viz.attribution.cam`, the network is left unchanged, and frozen weights, `no_grad`,
+`inference_mode` and `autocast` are supported.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from torch.overrides import TorchFunctionMode
 
 from cnn_core.errors import UsageError
 from cnn_viz.attribution.target import Classes, Target
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 
-__all__ = ["falls", "guided_backprop", "integrated_gradients", "occlusion", "smooth_grad"]
+__all__ = ["guided_backprop", "integrated_gradients", "occlusion", "score_drops", "smooth_grad"]
 
-# Every way to write it; nn.ReLU6 is a hardtanh.
+# Every way to call a ReLU; nn.ReLU6 calls hardtanh. Functions are intercepted, not modules:
+# backward hooks on nn.ReLU miss functional calls and fail on in-place ones.
 RELUS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
 class GuidedReLU(TorchFunctionMode):
-    """While open, what flows back into a ReLU is cut at 0, too."""
+    """While active, the gradient passing back through a ReLU is clamped at 0, too."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -39,16 +40,16 @@ class GuidedReLU(TorchFunctionMode):
 
 
 def guided_backprop(model: nn.Module, images: Tensor, classes: Classes = None) -> Tensor:
-    """Return dy / dx, N C H W, where no ReLU lets through what speaks against the class.
+    """Return dy / dx, N C H W, with negative gradients blocked at every ReLU.
 
-    J. T. Springenberg et al., "Striving for simplicity", ICLR workshop 2015, arXiv:1412.6806. It
-    hardly depends on the weights: J. Adebayo et al., NeurIPS 2018, arXiv:1810.03292.
+    J. T. Springenberg et al., "Striving for simplicity", ICLR workshop 2015, arXiv:1412.6806. The
+    result hardly depends on the weights: J. Adebayo et al., NeurIPS 2018, arXiv:1810.03292.
 
     Raises:
-        UsageError: the classes do not fit.
+        UsageError: the classes do not match the images and logits.
     """
     images = images.detach()
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target = _target(model, images, classes)
         with GuidedReLU():
             return _gradient(model, images, target)
@@ -63,24 +64,25 @@ def smooth_grad(
     noise: float = 0.15,
     seed: int = 0,
 ) -> Tensor:
-    """Return dy / dx, N C H W, a mean over noisy copies of each image.
+    """Return dy / dx, N C H W, averaged over noisy copies of each image.
 
-    `noise` is the normal distribution's deviation, a part of the image's range of values.
+    `noise` is the standard deviation of Gaussian noise, as a fraction of the image's value range.
 
     D. Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017, arXiv:1706.03825.
 
     Raises:
-        UsageError: the classes do not fit, or there is no sample.
+        UsageError: the classes do not match the images and logits, or `samples` is below 1.
     """
     _require_positive("samples", samples)
     images = images.detach()
     sigma = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     generator = torch.Generator().manual_seed(seed)
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target, total = _target(model, images, classes), torch.zeros_like(images)
         for _ in range(samples):
-            drawn = torch.randn(images.shape, generator=generator).to(images)
-            total += _gradient(model, images + sigma * drawn, target)
+            # Drawn on the CPU, so that a seed gives the same noise on every device.
+            values = torch.randn(images.shape, generator=generator).to(images)
+            total += _gradient(model, images + sigma * values, target)
         return total / samples
 
 
@@ -92,25 +94,26 @@ def integrated_gradients(
     baseline: Tensor | float = 0.0,
     steps: int = 50,
 ) -> Tensor:
-    """Return what each value contributes, N C H W, to y's difference from that of a baseline.
+    """Return each value's contribution, N C H W, to the change of y from a baseline x' to x.
 
-    (x - x') times the mean of dy / dx on the straight line from x' to x, by the midpoint rule:
-    the contributions sum up to y(x) - y(x').
+    (x - x') times the mean of dy / dx on the straight line from x' to x, by the midpoint rule.
+    The contributions sum to y(x) - y(x').
 
     M. Sundararajan, A. Taly, Q. Yan, "Axiomatic attribution for deep networks", ICML 2017,
     arXiv:1703.01365, Eq. 1 and 3.
 
     Raises:
-        UsageError: the classes do not fit, or there is no step.
+        UsageError: the classes do not match the images and logits, or `steps` is below 1.
     """
     _require_positive("steps", steps)
     images = images.detach()
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target, total = _target(model, images, classes), torch.zeros_like(images)
-        way = images - baseline
+        difference = images - baseline
         for step in range(steps):
-            total += _gradient(model, baseline + way * ((step + 0.5) / steps), target)
-        return way * total / steps
+            # Midpoints need far fewer steps than end points for the same error.
+            total += _gradient(model, baseline + difference * ((step + 0.5) / steps), target)
+        return difference * total / steps
 
 
 def occlusion(
@@ -122,34 +125,34 @@ def occlusion(
     stride: int = 4,
     fill: float = 0.0,
 ) -> Tensor:
-    """Return how much y falls when a pixel is covered, N H W, a mean over the windows on it.
+    """Return the mean drop of y over the windows that cover a pixel: N H W.
 
-    Square windows, `window` pixels wide, every `stride` pixels; those at the right and the lower
-    border may stand over. Each costs a forward pass of every image.
+    Square windows of `window` pixels are placed every `stride` pixels; those at the right and
+    lower borders may extend beyond the image. Each window costs a forward pass per image.
 
     M. D. Zeiler and R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014,
     arXiv:1311.2901, section 4.2.
 
     Raises:
-        UsageError: the classes do not fit, or window or stride is not positive.
+        UsageError: the classes do not match the images and logits, or window or stride is below 1.
     """
     images = images.detach()
-    with untouched(model, images):
+    with inspection_mode(model, images):
         target = _target(model, images, classes)
-        return falls(lambda x: target.scores(model(x)).float(), images, window, stride, fill)
+        return score_drops(lambda x: target.scores(model(x)).float(), images, window, stride, fill)
 
 
-def falls(
+def score_drops(
     score: Callable[[Tensor], Tensor],
     images: Tensor,
     window: int,
     stride: int,
     fill: float = 0.0,
 ) -> Tensor:
-    """Return how much a score of images, N C H W to N, falls as `occlusion` says: N H W.
+    """Return the mean drop of any score of images, N C H W to N, as in `occlusion`: N H W.
 
     Raises:
-        UsageError: window or stride is not positive.
+        UsageError: window or stride is below 1.
     """
     _require_positive("window", window)
     _require_positive("stride", stride)
@@ -161,7 +164,7 @@ def falls(
         covered[:, :, rows, columns] = fill
         total[:, rows, columns] += (before - score(covered))[:, None, None]
         count[rows, columns] += 1
-    return torch.where(count > 0, total / count, 0)  # 0 where wide strides leave gaps
+    return torch.where(count > 0, total / count, 0)  # strides may leave gaps
 
 
 def _target(model: nn.Module, images: Tensor, classes: Classes) -> Target:
@@ -170,15 +173,16 @@ def _target(model: nn.Module, images: Tensor, classes: Classes) -> Target:
 
 @torch.enable_grad()
 def _gradient(model: nn.Module, images: Tensor, target: Target) -> Tensor:
-    """Return dy / dx, N C H W; no gradient of a weight is computed."""
+    """Return dy / dx, N C H W; gradients of the weights are not computed."""
     images = images.clone().requires_grad_()
-    # A copy for the network, whose first layer may work in place.
+    # Pass a copy: the first layer may work in place, which autograd forbids on a leaf.
     score = target.scores(model(images.clone())).sum()
     return torch.autograd.grad(score, images)[0]
 
 
 def _windows(size: int, window: int, stride: int) -> Iterator[slice]:
-    """Yield the places of windows along one side, the last one reaching its end."""
+    """Yield the windows along one axis; the last one reaches its end."""
+    # At least one window, even if it is larger than the image.
     for start in range(0, max(size - window + stride, 1), stride):
         if start < size:
             yield slice(start, start + window)

@@ -1,4 +1,4 @@
-"""What is explained: one class of each image, of an image as a whole or of some pixels."""
+"""The target of an explanation: a class of each image, for the whole image or for a region."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ Classes = Tensor | Sequence[int] | None
 
 @dataclass(frozen=True)
 class Target:
-    """One of the classes, N, of each image; where pixels have classes in a region, bool N h w."""
+    """The class to explain in each image, N; for segmentation also the region, bool N h w."""
 
     classes: Tensor
     region: Tensor | None = None
 
     @classmethod
     def of_images(cls, logits: Tensor, classes: Classes = None) -> Target:
-        """Return these classes, by default the predicted ones, of logits, N classes.
+        """Return a target for logits of shape (N, classes); by default the predicted classes.
 
         Raises:
-            UsageError: they do not fit, or the logits have another shape.
+            UsageError: the classes do not match, or the logits have another shape.
         """
         if logits.ndim != 2:
             raise UsageError(f"logits of shape {list(logits.shape)}: expected N classes")
-        return cls(_chosen(classes, logits))
+        return cls(_check_classes(classes, logits))
 
     @classmethod
     def of_pixels(cls, logits: Tensor, classes: Classes, region: Tensor | None = None) -> Target:
-        """Return these classes of logits, N classes h w, in a region, N h w.
+        """Return a target for logits of shape (N, classes, h, w), in a region, N h w.
 
-        By default in the pixels that the network takes for the class.
+        The default region is the pixels predicted as the class.
 
         Raises:
-            UsageError: classes or region do not fit, or the logits have another shape.
+            UsageError: the classes or the region do not match, or the logits have another shape.
         """
         if logits.ndim != 4:
             raise UsageError(f"logits of shape {list(logits.shape)}: expected N classes h w")
+        # A single logit per pixel stands for two classes, background and foreground.
         logits = two_class_logits(logits)
-        chosen = _chosen(classes, logits)
+        chosen = _check_classes(classes, logits)
         pixels = logits.argmax(1) == chosen[:, None, None] if region is None else region
         if pixels.shape != logits[:, 0].shape:
             raise UsageError(
@@ -55,25 +56,27 @@ class Target:
         return cls(chosen, pixels.to(logits.device))
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Return each image's score: the class's logit, or its sum over the region; N."""
+        """Return each image's score, N: the class's logit, or its sum over the region."""
         numbers = torch.arange(len(self.classes), device=logits.device)
         if self.region is None:
             return logits[numbers, self.classes]
         return (two_class_logits(logits)[numbers, self.classes] * self.region).sum((1, 2))
 
     def __getitem__(self, rows: Tensor) -> Target:
-        """Return the targets of some of the images."""
+        """Return the target of a subset of the images."""
         return Target(self.classes[rows], None if self.region is None else self.region[rows])
 
 
-def _chosen(classes: Classes, logits: Tensor) -> Tensor:
-    """Return the classes to explain, one for each image."""
+def _check_classes(classes: Classes, logits: Tensor) -> Tensor:
+    """Return the classes to explain, one per image; by default the predicted ones."""
     if classes is None:
         return logits.detach().argmax(1)
+    # A copy: the caller may change its tensor later.
     chosen = torch.as_tensor(classes, device=logits.device).clone()
-    count, known = logits.shape[:2]
-    if chosen.shape != (count,) or not bool(((chosen >= 0) & (chosen < known)).all()):
+    count, num_classes = logits.shape[:2]
+    # Checked here, because a negative class would silently index from the end.
+    if chosen.shape != (count,) or not bool(((chosen >= 0) & (chosen < num_classes)).all()):
         raise UsageError(
-            f"classes = {chosen.tolist()}: expected {count} numbers from 0 to {known - 1}"
+            f"classes = {chosen.tolist()}: expected {count} numbers from 0 to {num_classes - 1}"
         )
     return chosen

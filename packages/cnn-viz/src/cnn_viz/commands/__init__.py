@@ -1,1 +1,1 @@
-"""Commands of cnn-viz."""
+"""The commands of cnn-viz."""

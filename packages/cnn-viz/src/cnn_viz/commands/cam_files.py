@@ -20,14 +20,14 @@ from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams, cost, grad_cam
 from cnn_viz.attribution.cam_perturbation import PERTURBING
 from cnn_viz.drawing.image_grid import as_rgb
-from cnn_viz.drawing.render import encoded
+from cnn_viz.drawing.render import encode_figure
 from cnn_viz.network.graph import strides
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
+from cnn_viz.views.gradcam import evidence_colorbar, overlay, require_spatial_maps
 
 __all__ = ["explain_files"]
 
-NAMED = 20  # classes, in an error
+CLASSES_IN_ERROR = 20  # classes, in an error
 TITLES = {"cam": "CAM", **NAMES, "score-cam": "Score-CAM", "ablation-cam": "Ablation-CAM"}
 
 
@@ -38,19 +38,19 @@ def explain_files(
     *,
     method: str = "grad-cam",
     stage: str = "",
-    of: str = "",
+    class_name: str = "",
     device: str = "auto",
     progress: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Path]:
-    """Write, for each image file, an image of what speaks for a class; yield their paths.
+    """Write, for each image file, a PNG of the evidence for a class; yield the paths.
 
-    By default at the stage that the architecture names, for the class that is predicted. Says
-    through `progress` how often the network will run.
+    By default at the architecture's `cam_stage`, for the predicted class. `progress` is told the
+    number of forward passes before the first one.
 
     Raises:
-        UsageError: the run segments, or a file is not there; a name that is not known; a stage
-            with maps of one value.
-        CorruptError: a file is not an image that is let in.
+        UsageError: the run is not a classifier, a file is missing, a name is unknown, or the
+            stage's maps have only one value.
+        CorruptError: a file is not a supported image.
     """
     trained = Trained.of(run, device=device)
     weights = trained.weights
@@ -59,71 +59,76 @@ def explain_files(
             f"{trained.path}: '{weights.model}' does {task_of(weights)}",
             f"cnnzoo viz seg_gradcam {trained.path}",
         )
-    if of and of not in weights.classes:
-        raise UnknownNameError("class", of, weights.classes, _some(weights.classes))
+    if class_name and class_name not in weights.classes:
+        raise UnknownNameError("class", class_name, weights.classes, _class_hint(weights.classes))
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
     files = unlike(image_files(images))
-    for number, path in enumerate(files):
+    for index, path in enumerate(files):
         inputs = weights.preprocessing(
             read_image(path, weights.in_channels)[None].to(trained.device)
         )
-        if not number:
+        # Only an input tells the size of the maps, so the stage is checked on the first image.
+        if not index:
             _require_stage(model, inputs, stage, weights.model)
             passes = cost(model, inputs, stage, method) * len(files)
-            back = "" if method in PERTURBING else ", and as many back to the stage"
-            times = "1 forward pass" if passes == 1 else f"{passes:,} forward passes of an image"
-            progress(f"{method} at {stage}: {times}{back}")
-        classes = [weights.classes.index(of)] if of else None
-        cam = cams(model, inputs, stage, classes, method)[stage]
+            progress(f"{method} at {stage}: {_passes_text(passes, method)}")
+        explained = [weights.classes.index(class_name)] if class_name else None
+        cam = cams(model, inputs, stage, explained, method)[stage]
         out.mkdir(parents=True, exist_ok=True)
-        target = out / f"{path.stem}.{method.replace('+', 'p')}.png"
-        title = f"{TITLES[method]} at stage {stage}"
+        target = out / f"{path.stem}.{method.replace('+', 'p')}.png"  # "+" needs quoting in URLs
         with style.applied():
-            picture = weights.preprocessing.denormalise(inputs)[0]
-            figure = _beside(title, path, weights, picture, cam, stride)
-            write_bytes(target, encoded(figure, "png", dpi=150))
+            title = f"{TITLES[method]} at stage {stage}"
+            figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
+            write_bytes(target, encode_figure(figure, "png", dpi=150))
         yield target
 
 
-def _some(classes: tuple[str, ...]) -> str:
-    """Return the names of classes, of many the first."""
-    names = ", ".join(printable(name) for name in classes[:NAMED])
-    more = len(classes) - NAMED
+def _passes_text(passes: int, method: str) -> str:
+    """Return the number of passes as text: perturbing methods need no backward pass."""
+    back = "" if method in PERTURBING else ", and as many backward passes to the stage"
+    times = "1 forward pass" if passes == 1 else f"{passes:,} forward passes of an image"
+    return f"{times}{back}"
+
+
+def _class_hint(classes: tuple[str, ...]) -> str:
+    """List the classes for an error message: the first ones if there are many."""
+    names = ", ".join(printable(name) for name in classes[:CLASSES_IN_ERROR])
+    more = len(classes) - CLASSES_IN_ERROR
     return f"classes: {names}{f' and {more:,} more' if more > 0 else ''}"
 
 
 def _require_stage(model: nn.Module, images: Tensor, stage: str, name: str) -> None:
-    """Raise UsageError unless a stage is there and its maps have more than one value."""
+    """Raise UsageError unless the stage exists and its maps have more than one position."""
     hint = f"stages: cnnzoo show {name}"
     known = [module for module, _ in model.named_modules() if module]
     if stage not in known:
         raise UnknownNameError("stage", stage, known, hint)
-    require_places(grad_cam(model, images, stage), stage, hint)
+    require_spatial_maps(grad_cam(model, images, stage), stage, hint)
 
 
-def _beside(
-    title: str, path: Path, weights: Weights, picture: Tensor, cam: Cam, stride: int
+def _side_by_side(
+    title: str, path: Path, inputs: Tensor, *, weights: Weights, cam: Cam, stride: int
 ) -> Figure:
-    """Draw an image beside the overlay, with the class and its probability."""
-    plain = as_rgb(picture)
-    said = int(cam.classes[0])
-    share = style.confidence(float(cam.logits.softmax(1)[0, said]))
+    """Draw an image beside its overlay, with the class and its probability."""
+    rgb = as_rgb(weights.preprocessing.denormalise(inputs)[0])
+    class_index = int(cam.classes[0])
+    probability = style.confidence(float(cam.logits.softmax(1)[0, class_index]))
     height, width = cam.raw.shape[1:]
-    empty = "; the map is empty: nothing speaks for the class" if bool(cam.empty[0]) else ""
+    empty = "; the map is empty: no evidence for the class" if bool(cam.empty[0]) else ""
     figure = style.figure(
         6.5,
         4.0,
         title,
         f"{style.short(path.name, 40)}, as the network sees it: "
-        f"{style.short(weights.classes[said], 30)}, "
-        f"{share}.\nThe map has {height} x {width} values; brightness is the share of its own "
-        f"maximum{empty}.",
+        f"{style.short(weights.classes[class_index], 30)}, "
+        f"{probability}.\nThe map has {height} x {width} values; brightness is relative to its "
+        f"own maximum{empty}.",
     )
     heat = cam.heat(stride=stride)[0].cpu().numpy()
     axes = figure.subplots(1, 2)
-    for ax, image in zip(axes, (plain, overlay(plain, heat)), strict=True):
-        ax.imshow(image)
+    for ax, panel in zip(axes, (rgb, overlay(rgb, heat)), strict=True):
+        ax.imshow(panel)
         ax.set_axis_off()
-    evidence_bar(figure, axes, 0.8)
+    evidence_colorbar(figure, axes, 0.8)
     return figure

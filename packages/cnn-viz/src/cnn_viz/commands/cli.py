@@ -1,4 +1,4 @@
-"""cnnzoo viz, cnnzoo cam, cnnzoo overlay and cnnzoo report."""
+"""The command line of cnn-viz: viz, embed, cam, overlay, report and explore."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from cnn_core.text import printable
 __all__ = ["cam", "embed", "explore", "overlay", "report", "viz"]
 
 
-METHODS = (  # cnn_viz.attribution.cam.METHODS, without torch
+# A copy of cnn_viz.attribution.cam.METHODS: importing it would import torch for --help.
+METHODS = (
     "cam",
     "grad-cam",
     "grad-cam++",
@@ -35,18 +36,23 @@ def _views() -> Iterable[str]:
 @click.command("viz")
 @click.argument("view", type=RegistryName("view", _views))
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Not RUN/figures but here."
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
 )
-@click.option("--pdf", is_flag=True, help="As PDF, too.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Output folder. [default: RUN/figures]",
+)
+@click.option("--pdf", is_flag=True, help="Also write a PDF.")
 def viz(
     view: str, run: Path, data_dir: Path | None, device: str, out: Path | None, pdf: bool
 ) -> None:
-    """Draw VIEW of RUN, or all views but costly ones, as PNG and SVG; prints the files' paths.
+    """Draw VIEW of RUN, or "all" except costly views, as PNG and SVG; print the paths.
 
-    The views: cnnzoo list-views.
+    `cnnzoo list-views` lists the views.
 
     \b
     Examples:
@@ -56,7 +62,8 @@ def viz(
     if view != "all":
         registry.views().entry(view)  # an unknown name fails before torch is imported
 
-    from cnn_viz.drawing.render import draw_all, draw_one, fitting, write
+    # Imported here, as in all commands: torch would make --help take seconds.
+    from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
     from cnn_viz.results.inputs import ViewInputs
 
     view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
@@ -64,7 +71,9 @@ def viz(
     if view != "all":
         drawings = iter([draw_one(view, view_inputs, pdf=pdf)])
     else:
-        drawings = (draw_all(*pair, view_inputs, pdf=pdf) for pair in fitting(view_inputs.run))
+        drawings = (
+            draw_or_report(*pair, view_inputs, pdf=pdf) for pair in views_for(view_inputs.run)
+        )
     for drawing in drawings:
         if drawing.png:
             for path in write(drawing, folder):
@@ -78,37 +87,54 @@ def viz(
     type=click.Choice(["PCA", "t-SNE", "UMAP"], case_sensitive=False),
     default="UMAP",
     show_default=True,
-    help="How.",
+    help="Embedding method.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
+)
 def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
-    """Place the test images of RUN in two dimensions, by what the network makes of them.
+    """Embed the test images of RUN in two dimensions, by the network's features.
 
-    What is found stays in RUN/embeddings, and is drawn by `cnnzoo viz embedding` and the report.
-    UMAP needs umap-learn: pip install 'cnn-viz[umap]'.
+    The result is cached in RUN/embeddings, for `cnnzoo viz embedding` and the report. UMAP needs
+    umap-learn: pip install 'cnn-viz[umap]'.
 
     \b
     Example:
       cnnzoo embed runs/lenet5-digits-20260101-120000 --method umap
     """
     from cnn_viz.results.inputs import ViewInputs
-    from cnn_viz.views.embedding import words
+    from cnn_viz.views.embedding import quality_text
 
     embedded = ViewInputs(run, data_dir=data_dir, device=device).embedded
-    click.echo(f"{method}: {words(embedded.places(method).quality)}")
+    click.echo(f"{method}: {quality_text(embedded.placement(method).quality)}")
 
 
 @click.command("cam")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="How.")
-@click.option("--stage", default="", metavar="STAGE", help="Not the architecture's own.")
-@click.option("--class", "of", default="", metavar="NAME", help="Not the predicted class.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Not RUN/cam but here."
+    "--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="CAM method."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--stage", default="", metavar="STAGE", help="Stage to explain. [default: the architecture's]"
+)
+@click.option(
+    "--class",
+    "of",
+    default="",
+    metavar="NAME",
+    help="Class to explain. [default: the predicted one]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Output folder. [default: RUN/cam]",
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
+)
 def cam(
     run: Path,
     images: tuple[Path, ...],
@@ -118,10 +144,10 @@ def cam(
     out: Path | None,
     device: str,
 ) -> None:
-    """Draw what in image files speaks for a class, as PNG; prints the files' paths.
+    """Draw class activation maps of image files as PNG; print the paths.
 
-    score-cam and ablation-cam run the network once for every map of the stage. How often it
-    will run is said first.
+    A map shows which parts of an image are evidence for a class. score-cam and ablation-cam run
+    the network once for every map of the stage; the number of passes is printed first.
 
     \b
     Examples:
@@ -130,17 +156,17 @@ def cam(
     """
     from cnn_viz.commands.cam_files import explain_files
 
-    found = explain_files(
+    paths = explain_files(
         run,
         images,
         out if out is not None else run / "cam",
         method=method,
         stage=stage,
-        of=of,
+        class_name=of,
         device=device,
         progress=lambda line: click.echo(line, err=True),
     )
-    for path in found:
+    for path in paths:
         say_path(path)
 
 
@@ -154,7 +180,7 @@ def cam(
     help="A PNG, SVG or PDF file.",
 )
 def overlay(runs: tuple[Path, ...], out: Path) -> None:
-    """Draw the learning curves of two to eight RUNS on one figure; prints the file's path.
+    """Draw the learning curves of two to eight RUNS in one figure; print its path.
 
     \b
     Example:
@@ -175,15 +201,17 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
     type=click.Choice(["html", "md", "json"]),
     default="html",
     show_default=True,
-    help="A page, Markdown, or numbers.",
+    help="An HTML page, Markdown, or JSON.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
+)
 def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
-    """Draw all views of RUN and write RUN/report.html: one page, to open or to send.
+    """Draw all views of RUN and write RUN/report.html, a single self-contained page.
 
-    The page holds everything and loads nothing. As Markdown it names the figures' files; as JSON
-    it has the numbers and no figures. Prints its path; progress goes to stderr.
+    The page loads nothing from anywhere. Markdown links to the figures' files; JSON has the
+    numbers without figures. Prints the report's path; progress goes to stderr.
 
     \b
     Examples:
@@ -205,15 +233,21 @@ def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
 @click.command("explore")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port; 0 picks a free one.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
+)
 def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
-    """Serve a page that says where the network of RUN looks in images dropped on it.
+    """Serve a local page that explains the predictions of RUN for images dropped on it.
 
-    For this machine only: http://127.0.0.1:PORT, until Ctrl-C. The report is there too. Needs
-    starlette and uvicorn: pip install 'cnn-viz[serve]'.
+    Only this machine can open it: http://127.0.0.1:PORT, until Ctrl-C. It links to the report.
+    Needs starlette and uvicorn: pip install 'cnn-viz[serve]'.
 
     \b
     Example:
@@ -232,14 +266,19 @@ def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
     from cnn_viz.results.inputs import ViewInputs
 
     view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Bind here and not in uvicorn: with --port 0 the handlers must know the port that was
+    # chosen.
+    with socket.socket() as listener:
+        # Otherwise the port stays blocked for a minute after the server is stopped.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind(("127.0.0.1", port))
+            listener.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UsageError(f"port {port}: {error.strerror}", "--port 0 takes any") from error
-        port = listening.getsockname()[1]
-        served = application(view_inputs, port)
+            raise UsageError(
+                f"port {port}: {error.strerror}", "--port 0 picks a free port"
+            ) from error
+        port = listener.getsockname()[1]
+        app = application(view_inputs, port)
         click.echo(f"http://127.0.0.1:{port}")
-        config = uvicorn.Config(served, log_level="warning", lifespan="off")
-        uvicorn.Server(config).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", lifespan="off")
+        uvicorn.Server(config).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""Learning curves of several runs on one figure: `cnnzoo overlay` and `cnnzoo compare --plot`."""
+"""Learning curves of several runs in one figure: `cnnzoo overlay` and `cnnzoo compare --plot`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from cnn_viz import style
 __all__ = ["overlay", "write_overlay"]
 
 DPI = 150
-DATES = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # none is written
+# Without a date, equal figures give equal files.
+NO_DATE = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 SHAPES = ("o", "s", "D", "^", "v", "*", "X", "p")
 VALIDATION: dict[str, Any] = {"linewidth": 1.8, "zorder": 3}
 TRAINING: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (4, 2)), "zorder": 2}
-CRITERION = ("loss", "label_smoothing", "map_margin", "aux_weight")  # what a loss depends on
+# The recipe keys that change the loss itself: losses of runs that differ in them do not compare.
+CRITERION = ("loss", "label_smoothing", "map_margin", "aux_weight")
 TITLES = {
     "top1": ("Accuracy", "per cent of images"),
     "miou": ("Mean IoU", "per cent, mean of the classes"),
@@ -34,41 +36,42 @@ TITLES = {
 Points = dict[int, float]  # by epoch
 Histories = Mapping[str, Sequence[Mapping[str, float]]]  # by run
 SHORT = {"top1": "top-1", "miou": "mIoU"}
-# Where the columns of the table are, from 0 to 1; numbers end there.
+# The x of the table's columns, from 0 to 1: the left edge of text, the right edge of numbers.
 NAME, DIFFERS, EPOCHS, KEPT, VAL, TEST = 0.045, 0.37, 0.71, 0.77, 0.88, 0.99
-LONGEST = 40  # characters of a name
-NONE = "\N{EN DASH}"
-STRIPE = 3  # line widths
-FAR = 5  # how many times another a peak of the learning rate must be for decades on the axis
+LONGEST = 40  # characters of a run's name
+MISSING = "\N{EN DASH}"
+STRIPE = 3  # line widths: a dash of overlapping curves
+LOG_RATIO = 5  # ratio of the runs' peak learning rates from which the axis is logarithmic
 
 
 def write_overlay(runs: Mapping[str, Run], path: Path) -> None:
-    """Draw the curves of runs, by name, into a PNG, SVG or PDF file.
+    """Draw the curves of runs, keyed by name, into a PNG, SVG or PDF file.
 
     Raises:
-        UsageError: the file's name ends in something else, or as `overlay` raises.
+        UsageError: the file has another suffix; or as `overlay`.
     """
     suffix = path.suffix.lower()
-    if suffix not in DATES:
+    if suffix not in NO_DATE:
         raise UsageError(f"{path}: expected a name that ends in .png, .svg or .pdf")
     file = io.BytesIO()
     with style.applied():
         figure = overlay(runs)
-        figure.savefig(file, format=suffix[1:], dpi=DPI, metadata=DATES[suffix])
+        figure.savefig(file, format=suffix[1:], dpi=DPI, metadata=NO_DATE[suffix])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, file.getvalue())
 
 
 def overlay(runs: Mapping[str, Run]) -> Figure:
-    """Return loss, score and learning rate of runs, by name, against epochs.
+    """Plot loss, score and learning rate of runs, keyed by name, against epochs.
 
     Raises:
-        UsageError: more runs than there are colours, one without an epoch, or of two tasks.
+        UsageError: there are more runs than colours, a run has no epoch yet, or the runs are for
+            different tasks.
     """
     if len(runs) > len(style.RUNS):
         raise UsageError(
-            f"{len(runs)} runs: no more than {len(style.RUNS)} colours are told apart",
-            "draw fewer of them",
+            f"{len(runs)} runs: at most {len(style.RUNS)} have distinct colours",
+            "draw fewer runs",
         )
     histories = {name: _history(run) for name, run in runs.items()}
     metric = _metric(histories)
@@ -82,10 +85,11 @@ def overlay(runs: Mapping[str, Run]) -> Figure:
     title, unit = TITLES[metric]
     loss.set(title="Loss", ylabel=_loss_unit(runs))
     score.set(title=title, ylabel=unit)
+    # All three panels share the range of epochs, so that they can be compared.
     longest = max(len(history) for history in histories.values())
     for ax in (loss, score, rate):
-        _finish(ax, longest)
-    _splits(loss)
+        _format_axes(ax, longest)
+    _split_legend(loss)
     _table(figure.add_subplot(grid[1, :]), runs, histories, metric)
     return figure
 
@@ -100,21 +104,22 @@ def _history(run: Run) -> list[dict[str, float]]:
 
 
 def _metric(histories: Histories) -> str:
-    """Return the score that all runs have: "top1" or "miou"."""
-    found = {
+    """Return the score that all runs share: "top1" or "miou"."""
+    metrics = {
         metric: name
         for name, history in histories.items()
         for metric in SCORES.values()
         if f"train/{metric}" in history[0]
     }
-    if len(found) != 1:
-        names = [f"'{name}' by {metric}" for metric, name in found.items()]
-        raise UsageError(f"these runs are not measured alike: {', '.join(names) or 'by nothing'}")
-    return next(iter(found))
+    if len(metrics) != 1:
+        names = [f"'{name}' by {metric}" for metric, name in metrics.items()]
+        raise UsageError(f"these runs share no metric: {', '.join(names) or 'none has one'}")
+    return next(iter(metrics))
 
 
 def _kept(run: Run) -> int | None:
-    """Return the epoch whose weights were kept, None while training goes on."""
+    """Return the epoch whose weights were kept, or None while training is not finished."""
+    # The line with the test metrics is written last, for the epoch that was kept.
     return next((int(line["epoch"]) for line in run.metrics() if "test/loss" in line), None)
 
 
@@ -126,13 +131,15 @@ def _title(runs: Mapping[str, Run]) -> str:
 
 def _caption(runs: Mapping[str, Run]) -> str:
     lines = [
-        "Validation is measured at the end of an epoch; training is the mean over it, while the "
-        "weights change.",
-        "A marker is the epoch whose weights were kept; lines of several runs that are the same "
-        "are striped. What sets a run apart, most of them do not have.",
+        "Validation is measured at the end of each epoch; training is the mean over the epoch, "
+        "while the weights change.",
+        "A marker shows the epoch whose weights were kept; identical curves are striped. A run is "
+        "listed with the settings that at most half of the runs share.",
     ]
     if differ := _other_criteria(runs):
-        lines.append(f"The losses are not of one kind ({', '.join(differ)}): compare the scores.")
+        lines.append(
+            f"The losses are not comparable ({', '.join(differ)} differs): compare the scores."
+        )
     return "\n".join(lines)
 
 
@@ -154,41 +161,53 @@ def _points(history: Sequence[Mapping[str, float]], key: str, scale: float = 1) 
 def _curves(
     ax: Axes, runs: Mapping[str, Run], histories: Histories, metric: str, scale: float = 1
 ) -> None:
-    """Draw each run's training, its validation, and what was kept."""
+    """Plot each run's training and validation curves, and mark the kept epoch."""
     train, val = (
         [_points(history, f"{split}/{metric}", scale) for history in histories.values()]
         for split in ("train", "val")
     )
     for number, run in enumerate(runs.values()):
-        look: dict[str, Any] = {"color": style.RUNS[number]}
-        ax.plot(*_xy(train[number]), label="train", **look, **TRAINING, **_dot(train[number]))
+        line_style: dict[str, Any] = {"color": style.RUNS[number]}
+        ax.plot(
+            *_xy(train[number]),
+            label="train",
+            **line_style,
+            **TRAINING,
+            **_single_point_marker(train[number]),
+        )
         if val[number]:
-            look["linestyle"] = _stripes(val, number)
-            ax.plot(*_xy(val[number]), label="val", **look, **VALIDATION, **_dot(val[number]))
+            line_style["linestyle"] = _stripes(val, number)
+            ax.plot(
+                *_xy(val[number]),
+                label="val",
+                **line_style,
+                **VALIDATION,
+                **_single_point_marker(val[number]),
+            )
         shown, kept = val[number] or train[number], _kept(run)
         if kept in shown:
-            ax.plot([kept], [shown[kept]], **_mark(number))
+            ax.plot([kept], [shown[kept]], **_kept_marker(number))
 
 
 def _xy(points: Points) -> tuple[list[int], list[float]]:
     return list(points), list(points.values())
 
 
-def _dot(points: Points) -> dict[str, Any]:
-    """A line through one point shows it."""
+def _single_point_marker(points: Points) -> dict[str, Any]:
+    """Return a marker for a curve of one point, which would be invisible as a line."""
     return {"marker": ".", "markersize": 5} if len(points) == 1 else {}
 
 
 def _stripes(lines: Sequence[Points], number: int) -> Any:
-    """Return a solid line, or, where several are the same, dashes that fill each other's gaps."""
+    """Return a solid line, or for identical curves dashes that fill each other's gaps."""
     same = [other for other, points in enumerate(lines) if points == lines[number]]
     if len(same) == 1:
         return "-"
     return (same.index(number) * STRIPE, (STRIPE, (len(same) - 1) * STRIPE))
 
 
-def _mark(number: int) -> dict[str, Any]:
-    """Return how the kept epoch of a run looks: a shape of its own, beside its colour."""
+def _kept_marker(number: int) -> dict[str, Any]:
+    """Return the marker of a run's kept epoch: a shape as well as a colour identifies the run."""
     return {
         "color": style.RUNS[number],
         "marker": SHAPES[number],
@@ -202,26 +221,29 @@ def _mark(number: int) -> dict[str, Any]:
 
 
 def _rates(ax: Axes, histories: Histories) -> None:
-    """Draw the learning rates."""
+    """Plot the learning rates."""
     rates = [_points(history, "lr") for history in histories.values()]
     peaks = [max(points.values()) for points in rates]
-    if max(peaks) >= FAR * min(peaks) > 0:
-        _decades(ax, min(rate for points in rates for rate in points.values() if rate > 0), peaks)
+    if max(peaks) >= LOG_RATIO * min(peaks) > 0:
+        _log_scale(
+            ax, min(rate for points in rates for rate in points.values() if rate > 0), peaks
+        )
     for number, points in enumerate(rates):
-        look = {"color": style.RUNS[number], "linestyle": _stripes(rates, number)}
-        ax.plot(*_xy(points), **look, **_dot(points))
+        line_style = {"color": style.RUNS[number], "linestyle": _stripes(rates, number)}
+        ax.plot(*_xy(points), **line_style, **_single_point_marker(points))
 
 
-def _decades(ax: Axes, lowest: float, peaks: Sequence[float]) -> None:
-    """Make the axis logarithmic, down to a thousandth of the lowest peak; 0 is not on it."""
+def _log_scale(ax: Axes, lowest: float, peaks: Sequence[float]) -> None:
+    """Make the axis logarithmic, down to a thousandth of the lowest peak; 0 is masked."""
     ax.set_yscale("log", nonpositive="mask")
-    ax.set_ylabel(f"{ax.get_ylabel()}, but for 0")
+    ax.set_ylabel(f"{ax.get_ylabel()}, 0 not shown")
+    # Cosine schedules end near 0, which would stretch the axis over many decades.
     ax.set_ylim(0.8 * max(lowest, min(peaks) / 1000), 1.3 * max(peaks))
     ax.yaxis.set_major_formatter(lambda rate, position: f"{rate:g}")
     ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _finish(ax: Axes, longest: int) -> None:
+def _format_axes(ax: Axes, longest: int) -> None:
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     ax.grid(axis="y")
@@ -230,12 +252,12 @@ def _finish(ax: Axes, longest: int) -> None:
     ax.set_xlim(1 - room, longest + room)
 
 
-def _splits(ax: Axes) -> None:
-    """Say which lines are which split, above the axes."""
-    looks = {"validation": VALIDATION, "training": TRAINING}
+def _split_legend(ax: Axes) -> None:
+    """Explain the line styles of the splits, above the axes, where no curve can be hidden."""
+    styles = {"validation": VALIDATION, "training": TRAINING}
     ax.legend(
-        [Line2D([], [], color=style.MUTED, **look) for look in looks.values()],
-        list(looks),
+        [Line2D([], [], color=style.MUTED, **line_style) for line_style in styles.values()],
+        list(styles),
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
         ncols=2,
@@ -250,51 +272,51 @@ def _table(
     histories: Histories,
     metric: str,
 ) -> None:
-    """Write under the curves which run is which, what differs, and what each reached."""
+    """Write a table below the curves: each run's colour, settings, epochs and scores."""
     ax.set(xlim=(0, 1), ylim=(len(runs) + 0.5, -0.5))
     ax.set_axis_off()
     heads = (
         "run",
-        "set apart by",
+        "distinct settings",
         "epochs",
         "kept",
         f"val. {SHORT[metric]}",
         f"test {SHORT[metric]}",
     )
-    _row(ax, 0, heads, style.MUTED)
-    apart = _apart(list(runs.values()))
+    _table_row(ax, 0, heads, style.MUTED)
+    apart = _distinguishing_settings(list(runs.values()))
     for number, (name, run) in enumerate(runs.items()):
         history, kept = histories[name], _kept(run)
         at_kept = next((line for line in history if line["epoch"] == kept), {})
-        done, wanted = len(history), run.recipe.epochs
+        done, planned = len(history), run.recipe.epochs
         cells = (
             style.short(name, LONGEST),
             style.short(apart[number], LONGEST),
-            str(done) if done >= wanted else f"{done} of {wanted}",
-            str(kept or NONE),
-            _per_cent(at_kept.get(f"val/{metric}")),
-            _per_cent(run.test_metrics().get(f"test/{metric}")),
+            str(done) if done >= planned else f"{done} of {planned}",
+            str(kept or MISSING),
+            _percent_or_missing(at_kept.get(f"val/{metric}")),
+            _percent_or_missing(run.test_metrics().get(f"test/{metric}")),
         )
-        _row(ax, number + 1, cells, style.INK)
+        _table_row(ax, number + 1, cells, style.INK)
         ax.plot([0.0, 0.034], [number + 1] * 2, color=style.RUNS[number])
-        ax.plot([0.017], [number + 1], **_mark(number))
+        ax.plot([0.017], [number + 1], **_kept_marker(number))
 
 
-def _apart(runs: Sequence[Run]) -> list[str]:
-    """Return what sets each run's recipe apart: values that most of the others do not have."""
-    found: list[list[str]] = [[] for _ in runs]
+def _distinguishing_settings(runs: Sequence[Run]) -> list[str]:
+    """Return each run's recipe values that at most half of the runs share."""
+    differences_of: list[list[str]] = [[] for _ in runs]
     for key, row in differences(runs).items():
-        for own, value in zip(found, row, strict=True):
+        for own_values, value in zip(differences_of, row, strict=True):
             if key != "epochs" and value is not None and row.count(value) <= len(runs) / 2:
-                own.append(f"{key} {value}")
-    return [", ".join(own) or NONE for own in found]
+                own_values.append(f"{key} {value}")
+    return [", ".join(own_values) or MISSING for own_values in differences_of]
 
 
-def _row(ax: Axes, y: float, cells: Sequence[str], colour: str) -> None:
+def _table_row(ax: Axes, y: float, cells: Sequence[str], colour: str) -> None:
     for x, text in zip((NAME, DIFFERS, EPOCHS, KEPT, VAL, TEST), cells, strict=True):
         side = "left" if x in (NAME, DIFFERS) else "right"
         ax.text(x, y, text, ha=side, va="center", color=colour, fontsize=8.5)
 
 
-def _per_cent(fraction: float | None) -> str:
-    return NONE if fraction is None else style.percent(fraction, 2)
+def _percent_or_missing(fraction: float | None) -> str:
+    return MISSING if fraction is None else style.percent(fraction, 2)

@@ -1,1 +1,1 @@
-"""Axes and images: what figures are drawn with."""
+"""Drawing: render views to files, and lay out images in a grid."""

@@ -1,4 +1,4 @@
-"""From the name of a view to a figure and its files; a view that raises harms no other."""
+"""Render views to figures and files, keeping the failure of one view from the others."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from cnn_viz import style
 from cnn_viz.plugin import VIEWS
 from cnn_viz.results.inputs import ViewInputs
 
-__all__ = ["Drawing", "draw", "draw_all", "draw_one", "encoded", "fitting", "write"]
+__all__ = ["Drawing", "draw", "draw_one", "draw_or_report", "encode_figure", "views_for", "write"]
 
 DPI = 150
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One view of one run: the figure's files, or the error that stopped it.
+    """One view of one run: the figure's files, or the reason why there are none.
 
-    `pdf` is empty unless it was asked for. `page` is SVG whose text is text: smaller, and found
-    by a reader's search. `unfit` says why there is no figure of this run, where that is nobody's
-    fault.
+    PNG is for documents and chat, where SVG is often refused; SVG stays sharp at any size. `pdf`
+    is empty unless requested. `page` is the SVG for the report: its text is text and not paths,
+    so it is smaller and can be searched. `error` is a failure of the view; `skipped` is the
+    reason why the view does not apply to this run.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Drawing:
     pdf: bytes = b""
     page: bytes = b""
     error: str = ""
-    unfit: str = ""
+    skipped: str = ""
 
 
 def draw(
@@ -58,61 +59,60 @@ def draw(
     """Return one view of a run as a matplotlib `Figure`.
 
     Raises:
-        UnknownNameError: there is no such view; suggests names.
+        UnknownNameError: the view is unknown; suggests names.
         UsageError: the view is for another task.
-        PluginError: the view's own code fails; names its plugin.
+        PluginError: the view's code failed; names its plugin.
     """
     view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
-    name, entry = _entry(view, view_inputs.run)
+    name, entry = _find_view(view, view_inputs.run)
     with style.applied():
         return _render(name, entry, view_inputs.select(entry.spec.needs))
 
 
 def draw_one(view: str, view_inputs: ViewInputs, *, pdf: bool = False) -> Drawing:
-    """Draw one view; raises as `draw` does."""
-    name, entry = _entry(view, view_inputs.run)
-    return _drawing(name, entry, view_inputs.select(entry.spec.needs), pdf)
+    """Draw one view and encode its files; raises as `draw` does."""
+    name, entry = _find_view(view, view_inputs.run)
+    return _render_files(name, entry, view_inputs.select(entry.spec.needs), pdf)
 
 
-def draw_all(
+def draw_or_report(
     name: str, entry: Entry[ViewSpec], view_inputs: ViewInputs, *, pdf: bool = False
 ) -> Drawing:
-    """Draw one view among several: one that raises is reported, and holds its error.
+    """Draw one view of several; log a failure and return it as the drawing's error.
 
-    One that does not fit the run, which is a UsageError, is left out with a line that says why.
-
-    What keeps the ingredients from being made (no weights, no data) is raised; that a network
-    cannot be embedded concerns that view only.
+    A view that does not apply to the run, a UsageError, is skipped with a warning. Errors in
+    preparing the inputs, such as missing weights or data, are raised: every view would fail.
+    Only a network that cannot be embedded concerns a single view.
     """
     try:
         arguments = view_inputs.select(entry.spec.needs)
-    except Exception as error:  # of the network's own code
+    except Exception as error:  # raised by the network's own code
         if isinstance(error, ZooError) and "embedded" not in entry.spec.needs:
             raise
         cause = error.message if isinstance(error, ZooError) else describe(error)
-        return _unfit(name, entry, cause)
+        return _skipped(name, entry, cause)
     try:
-        return _drawing(name, entry, arguments, pdf)
+        return _render_files(name, entry, arguments, pdf)
     except UsageError as error:
-        return _unfit(name, entry, error.message)
+        return _skipped(name, entry, error.message)
     except ZooError as error:
+        # For developers of plugins, who want the traceback.
         if os.environ.get("CNNZOO_STRICT") == "1":
             raise
-        message = error.message if isinstance(error, PluginError) else _blame(name, entry, error)
+        message = (
+            error.message if isinstance(error, PluginError) else _error_message(name, entry, error)
+        )
         log.warning("%s", message)
         return Drawing(name=name, entry=entry, error=message)
 
 
-def _unfit(name: str, entry: Entry[ViewSpec], why: str) -> Drawing:
-    log.warning("%s is not drawn: %s", name, why)
-    return Drawing(name=name, entry=entry, unfit=why)
+def _skipped(name: str, entry: Entry[ViewSpec], why: str) -> Drawing:
+    log.warning("skipped view %s: %s", name, why)
+    return Drawing(name=name, entry=entry, skipped=why)
 
 
-def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
-    """Return the views for the run's task: ours in reading order, then others by name.
-
-    Those that are costly are left out.
-    """
+def views_for(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
+    """Return the views for the run's task without costly ones: ours first, then others by name."""
     task = registry.get_spec(run.recipe.model).task
     ours = [spec.name for spec in VIEWS]
     wanted = [p for p in registry.views() if task in p[1].spec.tasks and not p[1].spec.costly]
@@ -120,9 +120,9 @@ def fitting(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
 
 
 def write(drawing: Drawing, folder: Path) -> list[Path]:
-    """Write a drawing's PNG, SVG and PDF into a folder, atomically; return the paths."""
+    """Write a drawing's PNG, SVG and PDF into a folder, each atomically; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = drawing.name.replace("/", "--")  # a contested name is "distribution/name"
+    stem = drawing.name.replace("/", "--")  # a name that two plugins claim is "distribution/name"
     files = {"png": drawing.png, "svg": drawing.svg, "pdf": drawing.pdf}
     contents = {folder / f"{stem}.{kind}": content for kind, content in files.items() if content}
     for path, content in contents.items():
@@ -130,30 +130,37 @@ def write(drawing: Drawing, folder: Path) -> list[Path]:
     return list(contents)
 
 
-def _entry(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
-    """Look a view up, and hold it to the run's task."""
+def _find_view(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
+    """Look up a view and check that it supports the run's task."""
     entry = registry.views().entry(view)
     task = registry.get_spec(run.recipe.model).task
     if task not in entry.spec.tasks:
         raise UsageError(
             f"view '{view}' is for {' and '.join(entry.spec.tasks)}, "
-            f"{run.recipe.model} does {task}",
+            f"but {run.recipe.model} does {task}",
             "cnnzoo list-views",
         )
     return registry.views().shown_name(entry), entry
 
 
-def _drawing(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: bool) -> Drawing:
-    """Render a view and encode its figure: all that its code can make fail."""
+def _render_files(
+    name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: bool
+) -> Drawing:
+    """Render a view and encode its figure; a failure of either is the view's error.
+
+    Text and paths are only laid out while encoding, so a view can still fail there.
+    """
     with style.applied():
         figure = _render(name, entry, arguments)
         failed = functools.partial(_fail, name, entry)
         with isolated(entry.plugin, f"drawing of {name}", failed=failed):
-            png, svg = encoded(figure, "png", dpi=DPI), encoded(figure, "svg")
-            printed = encoded(figure, "pdf") if pdf else b""
+            png, svg = encode_figure(figure, "png", dpi=DPI), encode_figure(figure, "svg")
+            pdf_bytes = encode_figure(figure, "pdf") if pdf else b""
+            # Text instead of outlines, and simplified paths: the report holds some twenty
+            # figures.
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
-                page = encoded(figure, "svg")
-    return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=printed, page=page)
+                page = encode_figure(figure, "svg")
+    return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=pdf_bytes, page=page)
 
 
 def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Figure:
@@ -168,8 +175,8 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
     return figure
 
 
-def encoded(figure: Figure, format: str, **options: Any) -> bytes:
-    """Return a figure as a file's contents: the same for the same figure, without a date."""
+def encode_figure(figure: Figure, format: str, **options: Any) -> bytes:
+    """Encode a figure, without the date, so that equal figures give equal bytes."""
     file = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     figure.savefig(file, format=format, metadata=dates.get(format), **options)
@@ -180,10 +187,10 @@ def _fail(name: str, entry: Entry[ViewSpec], error: BaseException) -> NoReturn:
     """Raise the PluginError of a view that failed; a ZooError is raised as it is."""
     if isinstance(error, ZooError):
         raise error
-    raise entry.plugin.failure(_blame(name, entry, error)) from error
+    raise entry.plugin.failure(_error_message(name, entry, error)) from error
 
 
-def _blame(name: str, entry: Entry[ViewSpec], error: BaseException) -> str:
-    """Return a line that names view, plugin, distribution and cause."""
+def _error_message(name: str, entry: Entry[ViewSpec], error: BaseException) -> str:
+    """Return one line that names the view, plugin, distribution and cause."""
     cause = error.message if isinstance(error, ZooError) else describe(error)
     return f"view '{name}' of {entry.plugin.who}: {cause}"

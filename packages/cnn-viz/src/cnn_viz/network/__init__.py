@@ -1,1 +1,1 @@
-"""Looking inside a network: hooks, graph, receptive field. No drawing."""
+"""Network inspection: hooks, graph, receptive fields. No drawing."""

@@ -1,4 +1,4 @@
-"""Reach into a network while it runs: replace what its named stages give."""
+"""Forward hooks on named stages, removed on exit."""
 
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from torch import Tensor, nn
 
 from cnn_core.errors import UnknownNameError, UsageError
 
-__all__ = ["at"]
+__all__ = ["hook_stages"]
 
 
 @contextlib.contextmanager
-def at(
+def hook_stages(
     model: nn.Module,
     stages: Sequence[str],
-    act: Callable[[str, Tensor], Tensor],
+    replace: Callable[[str, Tensor], Tensor],
     call: int | None = None,
 ) -> Iterator[None]:
-    """While open, `act(stage, maps)` replaces the maps, N C h w, that each named stage gives.
+    """Replace the output of each named stage, maps N C h w, by `replace(stage, maps)`.
 
-    A module that runs more than once is acted on in its call number `call`, from 0 on.
+    For a module that runs more than once, `call` selects the run to replace, counted from 0. The
+    hooks are removed on exit, also after an error.
 
     Raises:
         UnknownNameError: the model has no such stage; suggests names.
-        UsageError: a stage gives no maps, or does not run exactly once, or not that often.
+        UsageError: a stage outputs no maps, never runs, runs more than once without a `call`, or
+            has no such `call`.
     """
     modules = dict(model.named_modules())
     calls: Counter[str] = Counter()
-    hook = partial(_hook, act, call, calls)
+    hook = partial(_hook, replace, call, calls)
     with contextlib.ExitStack() as stack:
         for stage in stages:
             if not stage or stage not in modules:
                 raise UnknownNameError("stage", stage, [name for name in modules if name])
             stack.enter_context(modules[stage].register_forward_hook(partial(hook, stage)))
         yield
+        # Only now is the number of calls known: a stage may be unused or reused.
         for stage in stages:
             _require_call(stage, calls[stage], call)
 
 
 def _hook(
-    act: Callable[[str, Tensor], Tensor],
+    replace: Callable[[str, Tensor], Tensor],
     call: int | None,
     calls: Counter[str],
     stage: str,
@@ -56,19 +59,19 @@ def _hook(
     if call is None and calls[stage] > 1:
         raise UsageError(
             f"stage '{stage}' runs more than once",
-            "name a module that runs once, or the call: call=0 is the first",
+            "name a module that runs once, or select a run: call=0 is the first",
         )
     if call is not None and calls[stage] - 1 != call:
         return None
     if not isinstance(output, Tensor) or output.ndim != 4:
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(f"stage '{stage}' gives {found}: Grad-CAM needs maps, N C H W")
-    return act(stage, output)
+        actual = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(f"stage '{stage}' outputs {actual}: Grad-CAM needs maps, N C H W")
+    return replace(stage, output)
 
 
 def _require_call(stage: str, calls: int, call: int | None) -> None:
     if not calls:
-        raise UsageError(f"stage '{stage}' took no part in the forward pass")
+        raise UsageError(f"stage '{stage}' is not used in the forward pass")
     if call is not None and not 0 <= call < calls:
         times = "once" if calls == 1 else f"{calls} times"
         raise UsageError(f"stage '{stage}' runs {times}: call = {call}, expected 0 to {calls - 1}")

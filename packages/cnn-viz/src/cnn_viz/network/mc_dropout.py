@@ -1,9 +1,10 @@
-"""How uncertain a network is of each pixel: dropout left on, and what its passes disagree about.
+"""Monte Carlo dropout: the uncertainty of each pixel from several passes with dropout active.
 
 Y. Gal and Z. Ghahramani, "Dropout as a Bayesian approximation", ICML 2016, arXiv:1506.02142: the
-mean of T passes with dropout is the prediction, its entropy the uncertainty. N. Houlsby et al.,
-2011, arXiv:1112.5745: what the passes disagree about is the mutual information of prediction and
-weights, the entropy of the mean less the mean entropy; what is left, the pixel itself leaves open.
+mean of T passes with dropout is the prediction, and its entropy the total uncertainty. N. Houlsby
+et al., 2011, arXiv:1112.5745: the disagreement of the passes is the mutual information of
+prediction and weights, the entropy of the mean minus the mean entropy. It is the part that more
+data could reduce; the mean entropy is the part that is inherent in the image.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import two_class_logits
-from cnn_viz.network.inspection import evaluating, same_random_state
+from cnn_viz.network.inspection import eval_mode, preserved_random_state
 
 __all__ = ["Uncertainty", "mc_dropout"]
 
@@ -25,9 +26,9 @@ DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 
 @dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """Of each pixel: the mean probabilities, N classes h w, their entropy, and what is expected.
+    """Mean probabilities, N classes h w, and uncertainties of each pixel in bits, N h w.
 
-    `entropy` of the mean and `expected`, the mean of the passes' entropies, are in bits, N h w.
+    `entropy` is the entropy of the mean, `expected` the mean of the passes' entropies.
     """
 
     probabilities: Tensor
@@ -36,27 +37,28 @@ class Uncertainty:
 
     @property
     def mutual(self) -> Tensor:
-        """The mutual information of prediction and weights in bits, N h w, from 0."""
+        """The mutual information of prediction and weights in bits, N h w, at least 0."""
         return (self.entropy - self.expected).clamp(min=0)
 
 
 @torch.no_grad()
 def mc_dropout(model: nn.Module, images: Tensor, passes: int = 20, seed: int = 0) -> Uncertainty:
-    """Look at images, N C H W, `passes` times with dropout on and all else in eval mode.
+    """Run images, N C H W, `passes` times with dropout active and all other layers in eval mode.
 
-    Nothing is left behind: modes and the random state are as before. Memory is that of one pass.
+    Training flags and the random state are restored. Sums are updated pass by pass, so memory
+    does not grow with `passes`.
 
     Raises:
-        UsageError: the network has no dropout that drops anything.
+        UsageError: the network has no dropout layer with p > 0.
     """
-    dropping = [m for m in model.modules() if isinstance(m, DROPOUT) and m.p > 0]
-    if not dropping:
+    dropouts = [m for m in model.modules() if isinstance(m, DROPOUT) and m.p > 0]
+    if not dropouts:
         raise UsageError(
-            f"{type(model).__name__} has no dropout: its passes would all be the same",
-            "uncertainty by dropout is for networks that were trained with it",
+            f"{type(model).__name__} has no dropout: all passes would be the same",
+            "use a network that was trained with dropout",
         )
     mean, expected = torch.zeros(()), torch.zeros(())
-    with same_random_state(images), evaluating(model, but=dropping):
+    with preserved_random_state(images), eval_mode(model, except_for=dropouts):
         torch.manual_seed(seed)
         for _ in range(passes):
             p = two_class_logits(model(images).float()).softmax(1)
@@ -66,5 +68,5 @@ def mc_dropout(model: nn.Module, images: Tensor, passes: int = 20, seed: int = 0
 
 
 def _entropy(p: Tensor) -> Tensor:
-    found: Tensor = torch.special.entr(p).sum(1) / NATS
-    return found
+    entropy: Tensor = torch.special.entr(p).sum(1) / NATS
+    return entropy

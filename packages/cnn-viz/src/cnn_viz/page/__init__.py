@@ -1,1 +1,1 @@
-"""The HTML report and the explorer page."""
+"""The HTML report, and the page served by `cnnzoo explore`."""

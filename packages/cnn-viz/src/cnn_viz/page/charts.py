@@ -1,4 +1,4 @@
-"""Learning curves as lines of SVG in the page, whose epochs it tells under the pointer."""
+"""Learning curves as inline SVG; the page's script shows the epoch under the pointer."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from cnn_core.tasks import SCORES
 
 __all__ = ["LEFT", "RIGHT", "charts"]
 
-# The box of the lines, in the chart's own units: 400 wide and 220 high.
+# The plot area, in the chart's own units: 400 wide and 220 high.
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 390.0, 12.0, 190.0
 
 TITLES = {"top1": "Top-1 accuracy", "miou": "mIoU"}
 
 
 def charts(history: Sequence[Mapping[str, float]], kept: int | None) -> list[dict[str, Any]]:
-    """Return loss, score and learning rate of epochs as charts; none of a run without epochs."""
+    """Return the charts of loss, score and learning rate; none for a run without epochs."""
     if not history:
         return []
-    found = [_chart("Loss", {"train": "train/loss", "val": "val/loss"}, history, kept)]
+    drawn = [_chart("Loss", {"train": "train/loss", "val": "val/loss"}, history, kept)]
     for metric in SCORES.values():
         if f"train/{metric}" in history[0]:
             keys = {"train": f"train/{metric}", "val": f"val/{metric}"}
-            found.append(_chart(f"{TITLES[metric]}, per cent", keys, history, kept, 100))
-    found.append(_chart("Learning rate", {"lr": "lr"}, history, kept))
-    return found
+            drawn.append(_chart(f"{TITLES[metric]}, per cent", keys, history, kept, 100))
+    drawn.append(_chart("Learning rate", {"lr": "lr"}, history, kept))
+    return drawn
 
 
 def _chart(
@@ -38,7 +38,7 @@ def _chart(
     kept: int | None,
     scale: float = 1,
 ) -> dict[str, Any]:
-    """Return one chart: its lines as points, its ticks as places with labels."""
+    """Return one chart for the template: lines as points, ticks as positions with labels."""
     lines = {
         name: [
             (place, scale * line[key])
@@ -49,10 +49,11 @@ def _chart(
     }
     values = [y for points in lines.values() for _, y in points] or [0.0, 1.0]
     lowest, highest = min(values), max(values)
-    if lowest == highest:  # a constant learning rate lies in the middle
+    if lowest == highest:  # a constant learning rate is drawn in the middle
         lowest, highest = sorted((0.0, 2 * lowest or 1.0))
     ticks = MaxNLocator(4).tick_values(lowest, highest)
     low, high = min(ticks[0], lowest), max(ticks[-1], highest)
+    # Accuracy cannot exceed 100 %, so neither should its axis.
     if scale == 100:
         high = min(high, 100.0)
     last = len(history) - 1
@@ -63,7 +64,7 @@ def _chart(
     def y(value: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * (value - low) / ((high - low) or 1.0), 1)
 
-    marked = MaxNLocator(6, integer=True).tick_values(1, max(last + 1, 2))
+    epoch_ticks = MaxNLocator(6, integer=True).tick_values(1, max(last + 1, 2))
     return {
         "title": title,
         "keys": keys,
@@ -77,6 +78,6 @@ def _chart(
             if points
         ],
         "y": [(y(tick), f"{tick:.6g}") for tick in ticks if low <= tick <= high],
-        "x": [(x(tick - 1), f"{tick:.0f}") for tick in marked if 1 <= tick <= last + 1],
+        "x": [(x(tick - 1), f"{tick:.0f}") for tick in epoch_ticks if 1 <= tick <= last + 1],
         "kept": x(kept - 1) if kept is not None and 1 <= kept <= last + 1 else None,
     }

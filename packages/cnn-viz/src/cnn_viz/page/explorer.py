@@ -1,6 +1,7 @@
-"""What the page needs to be explored: thumbnails on one sheet, and numbers of each image.
+"""The data of the report's interactive parts: thumbnails, predictions, maps, embedding.
 
-Arrays are little-endian and base64; images are WebP. All in one dictionary for JSON.
+Everything goes into the page as one JSON object, since the page may load nothing. So it is packed
+tightly: arrays are base64 of little-endian integers, and thumbnails share one WebP sprite sheet.
 """
 
 from __future__ import annotations
@@ -26,43 +27,47 @@ from cnn_core.training import Predictions
 from cnn_viz.attribution.cam import cams_by_method
 from cnn_viz.attribution.cam_scale import box
 from cnn_viz.network.graph import strides
-from cnn_viz.results.embeddings import FEWEST, Embedded, even, neighbours_of
+from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import clustered, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.confusion import ORDERED
-from cnn_viz.views.embedding import COLOURS, ON_DARK, words
-from cnn_viz.views.features import walk
-from cnn_viz.views.gradcam import require_places
+from cnn_viz.views.confusion import CLUSTERED
+from cnn_viz.views.embedding import COLOURS, ON_DARK, quality_text
+from cnn_viz.views.features import stage_outputs
+from cnn_viz.views.gradcam import require_spatial_maps
 
-__all__ = ["BY_HAND", "NOTHING", "explored", "stages_of"]
+__all__ = ["EMPTY_EXPLORER", "INTERACTIVE_VIEWS", "cam_stages", "explorer_data"]
 
-MOST = 10_000  # images on the page: of more, so many, chosen evenly
-SIDE, SMALLER, FEW = 32, 28, 1_000  # pixels of a thumbnail, at most: of few images, of more
-CAM_SIDE = 112  # and of an image under a map
-QUALITY = 50  # of WebP
-WIDEST = 60  # classes of a confusion matrix that is a table
-AROUND = 5  # neighbours of an image, where there are as many
-LARGEST = 16  # positions along a map's side
-EXPLAINED = 12  # images under maps, of which at most the half are mistakes
-OFFERED = 10  # classes with maps on every image; of more, those that these images are or seem
-BY_HAND = {  # views that the page has itself, to be explored
+MAX_IMAGES = 10_000  # images in the page, at most: a larger split is thinned out evenly
+FEW_IMAGES = 1_000
+THUMBNAIL, SMALL_THUMBNAIL = 32, 28  # pixels of a thumbnail's side, for few images and for more
+CAM_SIDE = 112  # pixels of the side of an image under a map
+QUALITY = 50  # of WebP, from 0 to 100
+MAX_MATRIX = 60  # classes: a larger confusion matrix is not a table
+NEIGHBOURS = 5  # of an image in the embedding, at most
+MAX_MAP_SIDE = 16  # positions along the side of a map, at most
+CAM_IMAGES = 12  # images under maps; at most half of them are mistakes
+MAX_CLASSES = 10  # classes with maps for every image; of more, only those that occur
+INTERACTIVE_VIEWS = {  # views that the page replaces by interactive parts
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
 }
-NOTHING: dict[str, Any] = dict.fromkeys(("matrix", "order", "cams", "embedding", "explorer"))
+EMPTY_EXPLORER: dict[str, Any] = dict.fromkeys(
+    ("matrix", "order", "cams", "embedding", "explorer")
+)
 
 
-def explored(view_inputs: ViewInputs) -> dict[str, Any]:
-    """Return what the templates and the script need to explore a run that classifies."""
+def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
+    """Return the data for the templates and the script of a classifier's report."""
     predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
-    order = clustered(counts) if len(counts) > ORDERED else list(range(len(counts)))
-    maps = _spared("class activation maps", lambda: _cams(view_inputs))
-    embedding = _spared("embedding", lambda: _embedding(view_inputs.embedded))
+    # Few classes stay in their own order, which readers know.
+    order = clustered(counts) if len(counts) > CLUSTERED else list(range(len(counts)))
+    maps = _part_or_none("class activation maps", lambda: _cams(view_inputs))
+    embedding = _part_or_none("embedding", lambda: _embedding(view_inputs.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
     return {
-        "matrix": _cells(counts, order) if len(order) <= WIDEST else [],
+        "matrix": _cells(counts, order) if len(order) <= MAX_MATRIX else [],
         "order": order,
         "cams": maps,
         "embedding": embedding,
@@ -70,38 +75,42 @@ def explored(view_inputs: ViewInputs) -> dict[str, Any]:
     }
 
 
-def _spared(what: str, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return a part of the page, or None where the network's own code keeps it from being made."""
+def _part_or_none(name: str, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return a part of the page, or None with a warning if the network's code fails."""
     try:
         return make()
     except Exception as error:
         cause = error.message if isinstance(error, ZooError) else describe(error)
-        log.warning("the page has no %s: %s", what, cause)
+        log.warning("the page has no %s: %s", name, cause)
         return None
 
 
 def _images(predictions: Predictions) -> dict[str, Any]:
-    """Return each image's thumbnail, classes and confidence: of up to `MOST` of the split."""
+    """Return the thumbnail, classes and confidence of up to `MAX_IMAGES` images."""
     count = len(predictions.targets)
-    chosen = even(count, MOST)
-    pictures, columns, tile = _sheet(predictions.images[chosen], SIDE if count <= FEW else SMALLER)
+    chosen = evenly_spaced(count, MAX_IMAGES)
+    sheet, columns, tile = _sprite_sheet(
+        predictions.images[chosen], THUMBNAIL if count <= FEW_IMAGES else SMALL_THUMBNAIL
+    )
     confidence = predictions.probabilities[chosen].amax(1)
     return {
         "classes": list(predictions.classes),
-        "indices": chosen.tolist() if count > MOST else [],  # none: as they come
-        "sheet": pictures,
+        "indices": chosen.tolist() if count > MAX_IMAGES else [],  # empty: all images, in order
+        "sheet": sheet,
         "columns": columns,
         "tile": tile,
         "targets": _as_bytes(predictions.targets[chosen], "<u2"),
         "predicted": _as_bytes(predictions.predicted[chosen], "<u2"),
+        # Rounded down: 100 % would be a false claim.
         "confidence": _as_bytes((confidence * 255).floor(), "u1"),
     }
 
 
-def _sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int, list[int]]:
-    """Return images, uint8, N C h w, on one WebP sheet, how many in a row, and a tile's (h, w).
+def _sprite_sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int, list[int]]:
+    """Return images, uint8 N C h w, on one WebP sprite sheet, its columns, and a tile's (h, w).
 
-    Their longer side is at most `side` pixels. A square sheet, unless `columns` are given.
+    The longer side of a tile is at most `side` pixels. The sheet is square unless `columns` is
+    given.
     """
     count, channels, height, width = images.shape
     scale = min(side / max(height, width), 1.0)
@@ -109,17 +118,19 @@ def _sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int, list[
     if size != [height, width]:
         images = torch.cat(
             [
+                # Antialiased, as thin strokes would vanish otherwise; in parts, to save memory.
                 F.interpolate(part.float(), size, mode="bilinear", antialias=True)
                 for part in images.split(256)
             ]
         )
     if channels not in (1, 3):
         images = images.float().mean(1, keepdim=True)
+    # Square, because WebP is limited to 16,383 pixels a side: a row of 10,000 would not fit.
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    whole = images.new_zeros(rows * columns, *images.shape[1:], dtype=torch.uint8)
-    whole[:count] = images.round().clamp(0, 255).to(torch.uint8)
-    tiled = whole.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)  # rows h columns w C
+    padded = images.new_zeros(rows * columns, *images.shape[1:], dtype=torch.uint8)
+    padded[:count] = images.round().clamp(0, 255).to(torch.uint8)
+    tiled = padded.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)  # rows h columns w C
     pixels = tiled.reshape(rows * size[0], columns * size[1], -1).numpy()
     return _webp(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), columns, size
 
@@ -131,12 +142,12 @@ def _webp(pixels: NDArray[np.uint8]) -> str:
 
 
 def _as_bytes(values: Any, kind: str) -> str:
-    """Return numbers as base64 of little-endian `kind`: "<u2", "u1"."""
+    """Encode numbers as base64 of the little-endian type `kind`, "<u2" or "u1"."""
     return base64.b64encode(np.asarray(values).astype(kind).tobytes()).decode()
 
 
 def _cells(counts: NDArray[Any], order: Sequence[int]) -> list[list[dict[str, Any]]]:
-    """Return the rows of a confusion matrix, classes in this order, for the page's table."""
+    """Return the cells of the confusion matrix, row by row, with the classes in this order."""
     sums = counts.sum(1)
     return [
         [
@@ -153,122 +164,134 @@ def _cells(counts: NDArray[Any], order: Sequence[int]) -> list[list[dict[str, An
 
 
 def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
-    """Return maps of the most confident mistakes and of images that are right, by every class."""
+    """Return maps, for every offered class, of confident mistakes and correct images."""
     predictions, preprocessing = view_inputs.predictions, view_inputs.weights.preprocessing
     spec = registry.get_spec(view_inputs.run.recipe.model)
-    chosen = _explained(predictions)
+    chosen = _images_to_explain(predictions)
     images = preprocessing(predictions.images[chosen].to(view_inputs.device))
-    pictures = (preprocessing.denormalise(images).cpu() * 255).round().to(torch.uint8)
-    sheet, _, size = _sheet(pictures, CAM_SIDE, columns=len(chosen))
+    thumbnails = (preprocessing.denormalise(images).cpu() * 255).round().to(torch.uint8)
+    sheet, _, size = _sprite_sheet(thumbnails, CAM_SIDE, columns=len(chosen))
+    # A whole factor keeps the pixels of small images sharp.
     scale = math.ceil(CAM_SIDE / max(size))
-    columns = {"predicted": predictions.predicted[chosen], "target": predictions.targets[chosen]}
-    offered = _offered(len(predictions.classes), *columns.values())
-    stages = stages_of(view_inputs.model, spec, images[:1])
-    pixels, (height, width) = strides(view_inputs.weights), images.shape[-2:]
-    maps: dict[str, dict[str, list[Tensor]]] = {
-        name: {stage: [] for stage in stages} for name in NAMES.values()
-    }
-    for k in offered:
-        found = cams_by_method(view_inputs.model, images, stages, [k] * len(chosen), tuple(NAMES))
-        require_places(found["grad-cam"][spec.cam_stage], spec.cam_stage)
-        for method, name in NAMES.items():
-            for stage in stages:
-                maps[name][stage].append(found[method][stage].raw.cpu())
-    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-    sure = predictions.probabilities[chosen].amax(1).tolist()
+    predicted, targets = predictions.predicted[chosen], predictions.targets[chosen]
+    offered = _offered_classes(len(predictions.classes), predicted, targets)
+    stages = cam_stages(view_inputs.model, spec, images[:1])
+    stride_of, (height, width) = strides(view_inputs.weights), images.shape[-2:]
+    maps = _raw_maps(view_inputs.model, images, stages, offered)
+    shapes = {stage: (raw.shape[1], raw.shape[2]) for stage, raw in maps["Grad-CAM"].items()}
+    confidences = predictions.probabilities[chosen].amax(1).tolist()
+    rows = zip(chosen, confidences, predicted.tolist(), targets.tolist(), strict=True)
     return {
         "sheet": sheet,
         "size": size,
         "drawn": [scale * side for side in size],
         "items": [
-            {"index": index, "confidence": share, **dict(zip(columns, row, strict=True))}
-            for index, share, row in zip(chosen, sure, rows, strict=True)
+            dict(zip(("index", "confidence", "predicted", "target"), row, strict=True))
+            for row in rows
         ],
         "offered": offered,
         "maps": {
-            name: {stage: _sixteenths(torch.cat(raw)) for stage, raw in by_stage.items()}
+            name: {stage: _pack_sixteenths(raw) for stage, raw in by_stage.items()}
             for name, by_stage in maps.items()
         },
-        "shapes": {stage: list(raw[0].shape[1:]) for stage, raw in maps[name].items()},
+        "shapes": {stage: list(shape) for stage, shape in shapes.items()},
         "boxes": {
-            stage: _box(raw[0], (height, width), pixels.get(stage, 0), scale * size[1] / width)
-            for stage, raw in maps[name].items()
+            stage: _box(shape, (height, width), stride_of.get(stage, 0), scale * size[1] / width)
+            for stage, shape in shapes.items()
         },
     }
 
 
-def _box(raw: Tensor, size: tuple[int, int], stride: int, scale: float) -> list[float]:
-    """Return left, top, width and height of where a map lies, on a canvas larger by `scale`."""
-    top, left, height, width = box((raw.shape[1], raw.shape[2]), size, stride)
+def _raw_maps(
+    model: nn.Module, images: Tensor, stages: Sequence[str], classes: Sequence[int]
+) -> dict[str, dict[str, Tensor]]:
+    """Return signed maps by method and stage: (classes x images) h w, class by class."""
+    by_class = [
+        cams_by_method(model, images, stages, [k] * len(images), tuple(NAMES)) for k in classes
+    ]
+    require_spatial_maps(by_class[0]["grad-cam"][stages[0]], stages[0])
+    return {
+        name: {
+            stage: torch.cat([cams[method][stage].raw.cpu() for cams in by_class])
+            for stage in stages
+        }
+        for method, name in NAMES.items()
+    }
+
+
+def _box(shape: tuple[int, int], size: tuple[int, int], stride: int, scale: float) -> list[float]:
+    """Return left, top, width and height of a map on a canvas, `scale` times the image."""
+    top, left, height, width = box(shape, size, stride)
     return [scale * value for value in (left, top, width, height)]
 
 
-def _offered(count: int, *found: Tensor) -> list[int]:
-    """Return the classes whose maps the page has: all of few, otherwise those that occur."""
-    return list(range(count)) if count <= OFFERED else torch.cat(found).unique().tolist()
+def _offered_classes(count: int, *classes: Tensor) -> list[int]:
+    """Return the classes to offer maps for: all if they are few, otherwise those that occur."""
+    return list(range(count)) if count <= MAX_CLASSES else torch.cat(classes).unique().tolist()
 
 
-def stages_of(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
-    """Return the CAM's stage, and up to two before it whose maps are no larger than 16 x 16."""
-    outputs, _ = walk(model, images, spec.stages)
+def cam_stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
+    """Return the CAM stage and up to two earlier stages with maps of at most 16 x 16."""
+    outputs, _ = stage_outputs(model, images, spec.stages)
     before = spec.stages[: spec.stages.index(spec.cam_stage)] if spec.cam_stage in outputs else ()
     fits = [
         stage
         for stage in before
         if stage in outputs
         and outputs[stage].ndim == 3
-        and 1 < outputs[stage].shape[1] <= LARGEST
-        and 1 < outputs[stage].shape[2] <= LARGEST
+        and 1 < outputs[stage].shape[1] <= MAX_MAP_SIDE
+        and 1 < outputs[stage].shape[2] <= MAX_MAP_SIDE
     ]
     return [spec.cam_stage, *fits[:-3:-1]]
 
 
-def _embedding(embedded: Embedded) -> dict[str, Any] | None:
-    """Return where each method places images, and each one's nearest in the features.
+def _embedding(embedded: Embedding) -> dict[str, Any] | None:
+    """Return each method's points and each image's nearest neighbours in the features.
 
-    Places are 16-bit shares of a square. None of a split that is too small.
+    Coordinates are 16-bit fractions of a square. None if the split is too small.
     """
-    if len(embedded.features) < FEWEST:
+    if len(embedded.features) < MIN_IMAGES:
         return None
     methods = {}
-    for method in embedded.drawn():
-        found = embedded.places(method)
-        low, high = found.xy.min(0), found.xy.max(0)
+    for method in embedded.methods_to_draw():
+        placement = embedded.placement(method)
+        low, high = placement.xy.min(0), placement.xy.max(0)
         middle, span = (low + high) / 2, max(float((high - low).max()), 1e-9)
-        shares = (0.94 * (found.xy - middle) / span + 0.5).clip(0, 1)  # with a margin
+        positions = (0.94 * (placement.xy - middle) / span + 0.5).clip(0, 1)  # with a margin
         methods[method] = {
-            "placed": _as_bytes(found.indices, "<u2"),
-            "xy": _as_bytes((shares * 65535).round(), "<u2"),
-            "note": f"{len(found.xy):,} images: {words(found.quality)}",
+            "placed": _as_bytes(placement.indices, "<u2"),
+            "xy": _as_bytes((positions * 65535).round(), "<u2"),
+            "note": f"{len(placement.xy):,} images: {quality_text(placement.quality)}",
         }
-    near = min(AROUND, len(embedded.features) - 1)
-    around = neighbours_of(np.asarray(embedded.features), near)
+    count = min(NEIGHBOURS, len(embedded.features) - 1)
+    neighbours = neighbours_of(np.asarray(embedded.features), count)
     return {
         "about": embedded.about,
         "methods": methods,
-        "neighbours": _as_bytes(around, "<u2"),
-        "around": near,
+        "neighbours": _as_bytes(neighbours, "<u2"),
+        "around": count,
         "colours": [(colour, ON_DARK.get(colour, colour)) for colour in COLOURS],
     }
 
 
-def _explained(predictions: Predictions) -> list[int]:
-    """Return the images under maps: the most confident mistakes, then right ones."""
+def _images_to_explain(predictions: Predictions) -> list[int]:
+    """Return the images to explain: the most confident mistakes, then correct ones."""
     hit = predictions.predicted == predictions.targets
     wrong, right = (~hit).nonzero().flatten(), hit.nonzero().flatten()
     confidence = predictions.probabilities.amax(1)[wrong]
-    worst = wrong[confidence.argsort(descending=True, stable=True)][: EXPLAINED // 2].tolist()
-    others = round_robin_by_class(predictions.targets[right].tolist(), EXPLAINED - len(worst))
+    worst = wrong[confidence.argsort(descending=True, stable=True)][: CAM_IMAGES // 2].tolist()
+    others = round_robin_by_class(predictions.targets[right].tolist(), CAM_IMAGES - len(worst))
     return worst + right[others].tolist()
 
 
-def _sixteenths(raw: Tensor) -> str:
-    """Return maps, N h w, in sixteenths of each one's own maximum: base64, two in a byte.
+def _pack_sixteenths(raw: Tensor) -> str:
+    """Pack maps, N h w, into 4-bit levels of each map's maximum, two in a byte, as base64.
 
-    The first is the lower half; every map begins with a byte of its own. Without evidence: 0.
+    The first value is in the lower four bits; every map begins a new byte. An empty map is all 0.
+    Sixteen levels are enough for an overlay and take half the bytes of 256.
     """
     maps = raw.relu().flatten(1)
     highest = maps.amax(1, keepdim=True)
-    shares = (torch.where(highest > 0, maps / highest, 0.0) * 15).round().to(torch.uint8)
-    pairs = F.pad(shares, (0, shares.shape[1] % 2)).unflatten(1, (-1, 2))
+    levels = (torch.where(highest > 0, maps / highest, 0.0) * 15).round().to(torch.uint8)
+    pairs = F.pad(levels, (0, levels.shape[1] % 2)).unflatten(1, (-1, 2))
     return _as_bytes(pairs[..., 0] | pairs[..., 1] << 4, "u1")

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds a run's figures and numbers, and loads nothing."""
+"""The report: one self-contained HTML file with a run's figures and numbers."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
 from cnn_core.training.selection import kept_epoch
 from cnn_viz import style
-from cnn_viz.drawing.render import Drawing, draw_all, fitting, write
+from cnn_viz.drawing.render import Drawing, draw_or_report, views_for, write
 from cnn_viz.page.charts import LEFT, RIGHT, charts
-from cnn_viz.page.explorer import BY_HAND, NOTHING, explored
-from cnn_viz.page.svg import inlined
+from cnn_viz.page.explorer import EMPTY_EXPLORER, INTERACTIVE_VIEWS, explorer_data
+from cnn_viz.page.svg import inline_svg
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
 from cnn_viz.version import __version__
 
-__all__ = ["script_hash", "script_of", "template_of", "write_report"]
+__all__ = ["load_template", "read_script", "script_hash", "write_report"]
 
-WORDS = ("recorded", "surroundings", "hardware")  # what is said twice
+# Formatted copies of other keys, left out of the JSON in the page.
+DERIVED_KEYS = ("recorded", "environment_rows", "hardware")
 
 
 def write_report(
@@ -48,11 +49,11 @@ def write_report(
     form: str = "html",
     progress: Callable[[str], object] = lambda line: None,
 ) -> Path:
-    """Draw every view of a run into its figures/, write its report, return the report's path.
+    """Draw every view of a run into its figures/, write its report and return the report's path.
 
-    `form` is "html", a page that holds all; "md", Markdown that names the figures' files; or
-    "json", the numbers alone, without figures. The network is evaluated once. A view or a
-    section of a plugin that raises costs itself only: the report says so in its place.
+    `form` is "html", a self-contained page; "md", Markdown that links to the figures' files; or
+    "json", the numbers without figures. The network is evaluated once. If a view or a plugin's
+    section fails, the report shows the error in its place.
 
     Raises:
         ZooError: the run lacks weights, or its dataset cannot be loaded.
@@ -62,55 +63,61 @@ def write_report(
     )
     opened = view_inputs.run
     progress(f"evaluating {opened.recipe.model} on the test split of {opened.recipe.data}")
-    content = _content(view_inputs)
+    content = _report_data(view_inputs)
     path = opened.path / f"report.{form}"
     if form == "json":
-        write_text(path, json.dumps(_plain(content), indent=1) + "\n")
+        write_text(path, json.dumps(_json_safe(content), indent=1) + "\n")
         return path
     drawings = []
-    for name, entry in fitting(opened):
+    for name, entry in views_for(opened):
         progress(f"drawing {name}")
-        drawings.append(draw_all(name, entry, view_inputs))
+        drawings.append(draw_or_report(name, entry, view_inputs))
         if drawings[-1].png:
             write(drawings[-1], opened.figures)
-    shown = {
+    template_data = {
         **content,
         "recorded": opened.test_metrics(),
-        "surroundings": _surroundings(content["environment"]),
+        "environment_rows": _environment_rows(content["environment"]),
         "hardware": _hardware(content["environment"]),
     }
     if form == "md":
-        text = template_of("report.md").render(shown, drawings=drawings)
+        text = load_template("report.md").render(template_data, drawings=drawings)
     else:
-        text = _page(view_inputs, shown, drawings)
+        text = _page(view_inputs, template_data, drawings)
+    # Names are untrusted: no control character or bidirectional override gets through.
     write_text(path, "\n".join(map(printable, text.split("\n"))))
     return path
 
 
-def _page(view_inputs: ViewInputs, shown: dict[str, Any], drawings: list[Drawing]) -> str:
-    """Return the report as one page of HTML."""
-    run, script = view_inputs.run, script_of("report.js")
+def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list[Drawing]) -> str:
+    """Return the report as one HTML page."""
+    run, script = view_inputs.run, read_script("report.js")
     task = registry.get_spec(run.recipe.model).task
-    return template_of(f"{task}.html").render(
-        shown,
-        charts=charts(run.history(), shown["training"]["kept_epoch"]),
+    return load_template(f"{task}.html").render(
+        template_data,
+        charts=charts(run.history(), template_data["training"]["kept_epoch"]),
         left=LEFT,
         right=RIGHT,
-        **(explored(view_inputs) if task == "classification" else NOTHING),
-        figures=[_figure(d) for d in drawings if d.name not in BY_HAND[task] or not d.png],
+        **(explorer_data(view_inputs) if task == "classification" else EMPTY_EXPLORER),
+        # An interactive part replaces its figure, but not the error of a figure that failed.
+        figures=[
+            _figure(d) for d in drawings if d.name not in INTERACTIVE_VIEWS[task] or not d.png
+        ],
         sections=_sections(run),
-        numbers=_plain({key: shown[key] for key in shown if key not in WORDS}),
+        numbers=_json_safe(
+            {key: template_data[key] for key in template_data if key not in DERIVED_KEYS}
+        ),
         script=script,
         script_hash=script_hash(script),
     )
 
 
-def _content(view_inputs: ViewInputs) -> dict[str, Any]:
-    """Return every number and word of the report, by name."""
+def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
+    """Return all data of the report, by name."""
     run = view_inputs.run
     recipe, history = run.recipe, run.history()
     spec = registry.get_spec(recipe.model)
-    results = _of_images if spec.task == "classification" else _of_pixels
+    results = _classification_results if spec.task == "classification" else _segmentation_results
     headline, tables = results(view_inputs)
     return {
         "schema": 1,
@@ -142,17 +149,17 @@ def _content(view_inputs: ViewInputs) -> dict[str, Any]:
     }
 
 
-def _of_images(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the headline and the tables of a run that classifies."""
+def _classification_results(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headline and the tables of a classifier's report."""
     predictions = view_inputs.predictions
     classes = [asdict(score) for score in class_scores(predictions)]
-    return _headline(predictions), {"classes": classes, "confusion": _confusions(predictions)}
+    return _headline(predictions), {"classes": classes, "confusion": _confusion_cells(predictions)}
 
 
-def _of_pixels(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the headline and the tables of a run that segments."""
+def _segmentation_results(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headline and the tables of a segmentation report."""
     segmented = view_inputs.segmented
-    pixels, scores = segmented.measured.pixels, segmented.scores
+    pixels, scores = segmented.metrics.pixels, segmented.scores
     overlap = Overlap.of(pixels)
     mious = [line["miou"] for line in scores]
     headline = {
@@ -166,15 +173,15 @@ def _of_pixels(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _headline(predictions: Predictions) -> dict[str, Any]:
-    """Return top-1 on the test split with its 95 % interval."""
+    """Return the top-1 accuracy on the test split with its 95 % interval."""
     n = len(predictions.targets)
     hits = int((predictions.predicted == predictions.targets).sum())
     low, high = wilson(hits, n)
     return {"n": n, "right": hits, "top1": hits / n, "interval": [low, high]}
 
 
-def _confusions(predictions: Predictions) -> list[dict[str, int]]:
-    """Return the cells of the confusion matrix that are not 0."""
+def _confusion_cells(predictions: Predictions) -> list[dict[str, int]]:
+    """Return the non-zero cells of the confusion matrix."""
     counts = confusion_counts(predictions)
     return [
         {"true": row, "predicted": column, "images": int(counts[row, column])}
@@ -189,13 +196,13 @@ def _hardware(recorded: dict[str, Any]) -> str:
     return f"{device}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
-def _surroundings(recorded: dict[str, Any]) -> dict[str, str]:
-    """Return what environment.json records, in words."""
-    words = {key.replace("_", " "): str(value) for key, value in recorded.items()}
-    words["plugins"] = ", ".join(f"{name} {version}" for name, version in _distributions(recorded))
+def _environment_rows(recorded: dict[str, Any]) -> dict[str, str]:
+    """Return the contents of environment.json as rows of text."""
+    rows = {key.replace("_", " "): str(value) for key, value in recorded.items()}
+    rows["plugins"] = ", ".join(f"{name} {version}" for name, version in _distributions(recorded))
     if isinstance(command := recorded.get("command"), list):
-        words["command"] = shlex.join(map(str, command))
-    return words
+        rows["command"] = shlex.join(map(str, command))
+    return rows
 
 
 def _distributions(recorded: dict[str, Any]) -> list[tuple[str, str]]:
@@ -208,47 +215,54 @@ def _distributions(recorded: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _commands(run: Run) -> list[str]:
-    """Return what to type to train this again, with the recipe in recipe.toml."""
+    """Return the commands that repeat the training, given recipe.toml."""
     recorded = run.environment()
-    wanted = [f"{name}=={version}" for name, version in _distributions(recorded)]
+    requirements = [f"{name}=={version}" for name, version in _distributions(recorded)]
+    # Without a local version such as +cu128, which the package index does not have.
     torch = str(recorded.get("torch", "")).partition("+")[0]
-    wanted += [f"torch=={torch}"] if torch else []
+    requirements += [f"torch=={torch}"] if torch else []
     data_dir = ["--data-dir", "DIR"] if recorded.get("data_dir") else []
     return [
-        shlex.join(["pip", "install", *wanted]),
+        shlex.join(["pip", "install", *requirements]),
         shlex.join(["cnnzoo", "train", "--recipe", "recipe.toml", *data_dir]),
     ]
 
 
-def script_of(name: str) -> Markup:
-    """Return a script of ours, for a page."""
+def read_script(name: str) -> Markup:
+    """Return one of our scripts, to be inlined without escaping."""
     path = resources.files("cnn_viz.page").joinpath("templates", name)
     return Markup(path.read_text("utf-8"))
 
 
 def script_hash(script: str) -> str:
-    """Return what the page's policy allows to run: this script and no other."""
+    """Return the hash by which the page's Content-Security-Policy allows this script alone.
+
+    Names of classes, runs and plugins are untrusted text. Should one ever get past the escaping,
+    the browser still refuses to run it, because its hash is not in the policy.
+    """
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _figure(drawing: Drawing) -> dict[str, Any]:
-    """Return what the page shows of one view."""
+    """Return one view's section for the template."""
     plugin, spec = drawing.entry.plugin, drawing.entry.spec
     return {
         "name": drawing.name,
         "summary": spec.summary,
         "origin": "" if plugin.name == "viz" else f"{plugin.distribution} {plugin.version}",
         "error": drawing.error,
-        "unfit": drawing.unfit,
+        "skipped": drawing.skipped,
         "markup": ""
         if not drawing.png
-        else inlined(drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png),
+        else inline_svg(
+            drawing.name, f"{drawing.name}: {spec.summary}", drawing.page, drawing.png
+        ),
     }
 
 
 def _sections(run: Run) -> list[Markup]:
-    """Return the sections of plugins; they are code, and trusted as such."""
+    """Return the plugins' sections, unescaped: a plugin is trusted code anyway."""
     sections = []
     for plugin, section in plugins().call("cnnzoo_report_section", run=run):
         if isinstance(section, str):
@@ -260,11 +274,12 @@ def _sections(run: Run) -> list[Markup]:
     return sections
 
 
-def template_of(name: str) -> jinja2.Template:
-    """Return a template of ours: HTML that escapes what it is given; Markdown does not."""
+def load_template(name: str) -> jinja2.Template:
+    """Return one of our templates; HTML is escaped automatically, Markdown by its filters."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz.page"),
         autoescape=not name.endswith(".md"),
+        # A misspelt name in a template is an error and not an empty text.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -281,7 +296,7 @@ def template_of(name: str) -> jinja2.Template:
 
 
 def _cell(text: Any) -> str:
-    """Return text for Markdown: no markup, no HTML, and no end of a table's cell."""
+    """Escape text for a Markdown table: markup, HTML and the cell separator."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>&~])", r"\\\1", printable(str(text)))
 
 
@@ -290,7 +305,7 @@ def _percent(fraction: float, digits: int = 1) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return 3723.4 as "1 h 2 min", 75 as "1 min 15 s", 8.25 as "8.2 s"."""
+    """Format seconds: 3723.4 as "1 h 2 min", 75 as "1 min 15 s", 8.25 as "8.2 s"."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
@@ -298,13 +313,13 @@ def _duration(seconds: float) -> str:
 
 
 def _number(value: Any, key: str = "") -> str:
-    """Return a number of metrics.jsonl: accuracies as per cent, others to 4 digits."""
+    """Format a number of metrics.jsonl: accuracies as per cent, others to 4 digits."""
     if "/top" in key and isinstance(value, float):
         return _percent(value, 2)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON knows it: NaN and infinity become null."""
+def _json_safe(value: Any) -> Any:
+    """Return a value that JSON can hold: NaN and infinity become null."""
     text = json.dumps(value, default=str)
     return json.loads(text, parse_constant=lambda _: None)

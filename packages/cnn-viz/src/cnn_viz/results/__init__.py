@@ -1,1 +1,1 @@
-"""Numbers computed from a run: inputs of views, metrics, embeddings. No drawing."""
+"""Results of a run: inputs of views, metrics, embeddings. No drawing."""

@@ -1,9 +1,12 @@
-"""What a network makes of images, in two dimensions, and how far to trust the image.
+"""Embed a network's features in two dimensions, and measure how far the plot can be trusted.
 
 PCA: K. Pearson (1901). t-SNE: L. van der Maaten and G. Hinton, JMLR 9 (2008). UMAP: L. McInnes,
-J. Healy, J. Melville (2018), arXiv:1802.03426; it is asked for with `cnnzoo embed`, and needs the
-extra [umap]. How well an image does: trustworthiness (J. Venna and S. Kaski, ICANN 2001), the
-silhouette (P. Rousseeuw, 1987) and the accuracy of the nearest neighbours' majority.
+J. Healy, J. Melville (2018), arXiv:1802.03426; it needs the extra [umap] and runs only on request,
+by `cnnzoo embed`. Quality of a plot: trustworthiness (J. Venna and S. Kaski, ICANN 2001), the
+silhouette (P. Rousseeuw, 1987) and the accuracy of k nearest neighbours in the plot.
+
+A two-dimensional plot always distorts distances, and t-SNE draws clusters even in noise. So every
+plot is shown with these scores.
 """
 
 from __future__ import annotations
@@ -28,23 +31,23 @@ from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 
 __all__ = [
-    "Embedded",
-    "FEWEST",
+    "Embedding",
     "METHODS",
-    "Placed",
-    "even",
+    "MIN_IMAGES",
+    "Placement",
+    "evenly_spaced",
     "features_of",
-    "nearest",
+    "neighbour_count",
     "neighbours_of",
-    "placed",
+    "place_features",
     "quality",
 ]
 
 Matrix = NDArray[np.float32]
 SEED = 0
-NEAREST = 10  # neighbours of the quality's accuracy and trustworthiness
-FEWEST = 4  # images: of fewer there is no image
-JUDGED = 2_000  # images that the quality is of, at most: it grows with their square
+NEIGHBOURS = 10  # for trustworthiness and k-NN accuracy, as usual in the literature
+MIN_IMAGES = 4  # images: with fewer, t-SNE's perplexity, at most (images - 1) / 3, is below 1
+QUALITY_SAMPLE = 2_000  # images, at most: the cost of measuring quality is quadratic
 
 
 def _pca(x: Matrix) -> Any:
@@ -56,13 +59,16 @@ def _pca(x: Matrix) -> Any:
 def _tsne(x: Matrix) -> Any:
     from sklearn.manifold import TSNE
 
+    # sklearn's default of 30 needs at least 91 images.
     near = min(30.0, (len(x) - 1) / 3)
+    # Starting from PCA keeps the global arrangement better than starting at random.
     return TSNE(init="pca", perplexity=near, random_state=SEED).fit_transform(x)
 
 
 def _umap(x: Matrix) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no TensorFlow, and a seed keeps it on one thread
+        # It warns of a missing TensorFlow, and that a seed restricts it to one thread.
+        warnings.simplefilter("ignore")
         try:
             from umap import UMAP
         except ImportError as error:
@@ -70,7 +76,8 @@ def _umap(x: Matrix) -> Any:
         return UMAP(n_neighbors=min(15, len(x) - 1), random_state=SEED).fit_transform(x)
 
 
-METHODS: dict[str, tuple[Callable[[Matrix], Any], int]] = {  # and images, at most
+# With each method, the most images that it places: more would take minutes.
+METHODS: dict[str, tuple[Callable[[Matrix], Any], int]] = {
     "PCA": (_pca, 10_000),
     "t-SNE": (_tsne, 1_000),
     "UMAP": (_umap, 5_000),
@@ -78,8 +85,8 @@ METHODS: dict[str, tuple[Callable[[Matrix], Any], int]] = {  # and images, at mo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
-    """Where images are: `indices` among those embedded, `xy` N x 2, and the `quality` of that."""
+class Placement:
+    """Points in the plane, `xy` N x 2, the `indices` of their images, and `quality` scores."""
 
     indices: NDArray[np.int64]
     xy: Matrix
@@ -87,12 +94,12 @@ class Placed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded:
-    """Features of images, N x D, and their places by method, kept in a folder.
+class Embedding:
+    """Features of images, N x D, and their placement by each method, cached in a folder.
 
-    `indices` are the images' places in the split, `labels` what colours them: classes, or numbers
-    with a name, `coloured`. `about` says in words what the features are; `key` is of the weights,
-    the data and the stage.
+    `indices` are the images' indices in the split. `labels` determine their colours: classes, or a
+    number whose name is `coloured`. `about` describes the features in a sentence. `key` identifies
+    weights, data and stage, so that a cached placement of other weights is never used.
     """
 
     features: Tensor
@@ -102,42 +109,43 @@ class Embedded:
     folder: Path
     key: str
     coloured: str = "class"
-    _known: dict[str, Placed] = field(default_factory=dict)
+    _placements: dict[str, Placement] = field(default_factory=dict)
 
-    def places(self, method: str) -> Placed:
-        """Return where a method places the images: of many, so many in even steps.
+    def placement(self, method: str) -> Placement:
+        """Return a method's placement; of many images an evenly spaced subset is placed.
 
         Raises:
-            UnknownNameError: there is no such method; suggests names.
+            UnknownNameError: the method is unknown; suggests names.
             UsageError: there are too few images, or UMAP is not installed.
         """
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
-        if method not in self._known:
-            self._known[method] = self._read(method) or self._made(method)
-        return self._known[method]
+        if method not in self._placements:
+            self._placements[method] = self._load(method) or self._compute(method)
+        return self._placements[method]
 
-    def drawn(self) -> list[str]:
-        """Return the methods to draw: PCA and t-SNE, and others that were asked for before."""
+    def methods_to_draw(self) -> list[str]:
+        """Return the methods to draw: PCA, t-SNE, and UMAP if `cnnzoo embed` has computed it."""
         return [m for m in METHODS if m != "UMAP" or self._file(m).is_file()]
 
-    def _made(self, method: str) -> Placed:
-        found = placed(self.features, self.labels, method, self.coloured == "class")
+    def _compute(self, method: str) -> Placement:
+        placement = place_features(self.features, self.labels, method, self.coloured == "class")
         file = io.BytesIO()
-        np.savez(file, indices=found.indices, xy=found.xy, **_scalars(found.quality))
+        np.savez(file, indices=placement.indices, xy=placement.xy, **_scalars(placement.quality))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self._file(method), file.getvalue())
-        return found
+        return placement
 
-    def _read(self, method: str) -> Placed | None:
-        """Return what was kept; None if there is nothing, or nothing that can be read."""
+    def _load(self, method: str) -> Placement | None:
+        """Return the cached placement, or None if there is none or its file is damaged."""
         try:
             content = io.BytesIO(self._file(method).read_bytes())
+            # The cache is in the run's folder, which may come from someone else: no pickles.
             with np.load(content, allow_pickle=False) as kept:
                 quality = {
                     name: float(kept[name]) for name in kept if name not in ("indices", "xy")
                 }
-                return Placed(indices=kept["indices"], xy=kept["xy"], quality=quality)
+                return Placement(indices=kept["indices"], xy=kept["xy"], quality=quality)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             return None
 
@@ -150,75 +158,85 @@ def _scalars(quality: dict[str, float]) -> Any:
     return {name: np.float64(value) for name, value in quality.items()}
 
 
-def placed(features: Tensor, labels: Tensor, method: str, classes: bool = True) -> Placed:
-    """Place features, N x D, by a method; `labels`, N, are for the quality, if they are classes.
+def place_features(
+    features: Tensor, labels: Tensor, method: str, classes: bool = True
+) -> Placement:
+    """Place features, N x D, in the plane; `labels`, N, only serve to measure the quality.
+
+    `classes` tells whether the labels are classes.
 
     Raises:
-        UsageError: there are fewer than four images, their features are all the same or no
-            numbers, or UMAP is not installed.
+        UsageError: there are fewer than four images, their features are identical or not finite,
+            or UMAP is not installed.
     """
-    if len(features) < FEWEST:
-        raise UsageError(f"{len(features)} images: expected at least {FEWEST} for an embedding")
-    make, most = METHODS[method]
-    indices = np.asarray(even(len(features), most))
+    if len(features) < MIN_IMAGES:
+        raise UsageError(
+            f"{len(features)} images: expected at least {MIN_IMAGES} for an embedding"
+        )
+    embed, most = METHODS[method]
+    indices = np.asarray(evenly_spaced(len(features), most))
     x = _centred(np.asarray(features[indices], dtype=np.float64))
-    xy = np.asarray(make(x), dtype=np.float32)
-    judged = np.asarray(even(len(x), JUDGED))
-    truth = np.asarray(labels[indices])[judged] if classes else None
-    return Placed(indices=indices, xy=xy, quality=quality(x[judged], xy[judged], truth))
+    xy = np.asarray(embed(x), dtype=np.float32)
+    sample = np.asarray(evenly_spaced(len(x), QUALITY_SAMPLE))
+    truth = np.asarray(labels[indices])[sample] if classes else None
+    return Placement(indices=indices, xy=xy, quality=quality(x[sample], xy[sample], truth))
 
 
 def _centred(features: NDArray[np.float64]) -> Matrix:
-    """Return features around 0, the largest 1, and two columns at least.
+    """Centre features and scale them to a maximum of 1; pad to at least two columns.
 
-    Of images that are all at one place, t-SNE would end the process.
+    Identical or non-finite features are refused: on them t-SNE crashes the whole process.
     """
     if not np.isfinite(features).all():
-        raise UsageError("features that are not numbers: nothing to place the images by")
-    centred = features - features.mean(0)
-    if (np.abs(centred) <= 1e-6 * np.abs(features)).all():  # but for rounding
-        raise UsageError(f"{len(features)} images with the same features: nothing to tell apart")
-    centred /= np.abs(centred).max()
-    return np.pad(centred, ((0, 0), (0, max(2 - features.shape[1], 0)))).astype("f4")
+        raise UsageError("the features are not finite: the images cannot be placed")
+    center_crop = features - features.mean(0)
+    if (np.abs(center_crop) <= 1e-6 * np.abs(features)).all():  # equal up to rounding
+        raise UsageError(f"{len(features)} images with identical features: they cannot be placed")
+    center_crop /= np.abs(center_crop).max()
+    return np.pad(center_crop, ((0, 0), (0, max(2 - features.shape[1], 0)))).astype("f4")
 
 
 def quality(x: Matrix, xy: Matrix, labels: NDArray[Any] | None = None) -> dict[str, float]:
-    """Return "trustworthiness", and of labels "silhouette" and "knn", an accuracy, if they vary.
+    """Return "trustworthiness" and, if labels vary, "silhouette" and "knn".
 
-    Trustworthiness, from 0 to 1, is about `nearest` neighbours; "knn" leaves each image out in
-    turn.
+    Trustworthiness, from 0 to 1, is the extent to which neighbours in the plot are neighbours in
+    the features. "knn" is the leave-one-out accuracy of k nearest neighbours in the plot. k is
+    `neighbour_count`.
     """
     from sklearn.manifold import trustworthiness
     from sklearn.metrics import silhouette_score
 
-    near = nearest(len(x))
-    found = {"trustworthiness": float(trustworthiness(x, xy, n_neighbors=near))}
+    neighbours = neighbour_count(len(x))
+    scores = {"trustworthiness": float(trustworthiness(x, xy, n_neighbors=neighbours))}
     if labels is not None and 1 < len(np.unique(labels)) < len(labels):
-        found["silhouette"] = float(silhouette_score(xy, labels))
-        around = labels[neighbours_of(xy, near)]
-        votes = [np.bincount(row).argmax() for row in around]
-        found["knn"] = float(np.mean(np.array(votes) == labels))
-    return found
+        scores["silhouette"] = float(silhouette_score(xy, labels))
+        labels_around = labels[neighbours_of(xy, neighbours)]
+        votes = [np.bincount(row).argmax() for row in labels_around]
+        scores["knn"] = float(np.mean(np.array(votes) == labels))
+    return scores
 
 
-def nearest(count: int) -> int:
-    """Return how many neighbours the quality of so many images is about: 10, below a half."""
-    return min(NEAREST, (count - 1) // 2)
+def neighbour_count(count: int) -> int:
+    """Return k for the quality scores: 10, but less than half of the images.
+
+    Trustworthiness is not defined for more.
+    """
+    return min(NEIGHBOURS, (count - 1) // 2)
 
 
 def neighbours_of(x: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return each row's nearest others, N x count, the nearest first."""
+    """Return the indices of each row's nearest neighbours, N x count, the nearest first."""
     from sklearn.neighbors import NearestNeighbors
 
-    found = NearestNeighbors(n_neighbors=count).fit(x).kneighbors(return_distance=False)
-    return np.asarray(found, dtype=np.int64)
+    indices = NearestNeighbors(n_neighbors=count).fit(x).kneighbors(return_distance=False)
+    return np.asarray(indices, dtype=np.int64)
 
 
 @torch.no_grad()
 def features_of(
     model: nn.Module, stage: str, batches: Iterable[Batch], *, inside: bool = False
 ) -> Tensor:
-    """Return what goes into a stage, or with `inside` what comes out of it: N x D, float32.
+    """Return the inputs of a stage, or with `inside` its outputs, as features: N x D, float32.
 
     Maps are averaged over their positions.
 
@@ -231,8 +249,10 @@ def features_of(
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Sequence[Any], output: Any = None) -> None:
-        found = output if inside else inputs[0]
-        kept.append((found.mean((2, 3)) if found.ndim == 4 else found.flatten(1)).float().cpu())
+        features = output if inside else inputs[0]
+        kept.append(
+            (features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu()
+        )
 
     hooked = modules[stage]
     hook = hooked.register_forward_hook(keep) if inside else hooked.register_forward_pre_hook(keep)
@@ -244,6 +264,6 @@ def features_of(
     return torch.cat(kept)
 
 
-def even(count: int, most: int) -> Tensor:
-    """Return places from 0 to `count` - 1: all, or `most` in even steps."""
+def evenly_spaced(count: int, most: int) -> Tensor:
+    """Return up to `most` evenly spaced indices from 0 to `count` - 1."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()

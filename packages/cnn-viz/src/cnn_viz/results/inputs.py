@@ -14,8 +14,8 @@ from cnn_core.data import Batch, batches
 from cnn_core.training import Predictions, Trained, predictions, segmented
 from cnn_core.training.evaluation import eval_batch_size
 from cnn_core.training.outputs import held_out
-from cnn_viz.results.embeddings import METHODS, Embedded, even, features_of
-from cnn_viz.results.segmentations import Segmentations
+from cnn_viz.results.embeddings import METHODS, Embedding, evenly_spaced, features_of
+from cnn_viz.results.segmentations import SegmentationResults
 
 __all__ = ["ViewInputs", "round_robin_by_class"]
 
@@ -68,13 +68,13 @@ class ViewInputs(Trained):
         return held_out(self)
 
     @cached_property
-    def segmented(self) -> Segmentations:
+    def segmented(self) -> SegmentationResults:
         """The network's outputs for each image of the test split, with the classes' names."""
         length = len(self.dataset.split("test"))
-        return Segmentations(self.weights.classes, partial(segmented, self), length)
+        return SegmentationResults(self.weights.classes, partial(segmented, self), length)
 
     @cached_property
-    def embedded(self) -> Embedded:
+    def embedded(self) -> Embedding:
         """Features of the test split, of up to 10,000 images in even steps.
 
         For classification they are the inputs of the last stage, for segmentation the outputs of
@@ -82,7 +82,7 @@ class ViewInputs(Trained):
         """
         spec = registry.get_spec(self.run.recipe.model)
         split, inside = self.dataset.split("test"), spec.task == "segmentation"
-        indices = even(len(split), METHODS["PCA"][1])
+        indices = evenly_spaced(len(split), METHODS["PCA"][1])
         stage = spec.cam_stage if inside else spec.stages[-1]
         size = eval_batch_size(self.weights.preprocessing)
         part = split if len(indices) == len(split) else split.subset(indices)
@@ -94,7 +94,7 @@ class ViewInputs(Trained):
         else:
             labels = self.predictions.targets[indices]
         where = "come out of" if inside else "go into"
-        return Embedded(
+        return Embedding(
             features=features,
             indices=indices,
             labels=labels,

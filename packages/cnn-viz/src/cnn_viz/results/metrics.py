@@ -1,4 +1,4 @@
-"""The numbers of a run that figures and report share."""
+"""Metrics shared by the figures and the report."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ __all__ = [
     "wilson",
 ]
 
-STEPS = 201  # of a mean curve
+STEPS = 201  # grid points of a mean curve
 RESAMPLES = 2000
 BINS = 15  # of confidences, as in Guo et al. 2017, Table 1
-TEMPERATURES = (0.05, 20.0)  # the coldest and the hottest that are tried
-ENOUGH = 5  # images: an interval from fewer says nothing
+TEMPERATURES = (0.05, 20.0)  # the range that is searched
+ENOUGH = 5  # values: the bootstrap underestimates the variance of fewer
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares: fractions, NaN where undefined; `support` in images.
+    """Scores of one class: fractions, NaN where undefined; `support` is its number of images.
 
-    `ap` and `ece` as in `OneVsRest`.
+    `ap` and `ece` are as in `OneVsRest`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ClassScore:
 
 
 def confusion_counts(predictions: Predictions) -> Any:
-    """Return how often each class (row) was taken for each (column): int64, classes x classes."""
+    """Return the confusion matrix, int64, classes x classes: rows are true, columns predicted."""
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(
@@ -73,27 +73,28 @@ def confusion_counts(predictions: Predictions) -> Any:
 
 
 def clustered(counts: NDArray[np.int64]) -> list[int]:
-    """Return the classes in an order that brings those together that are taken for each other.
+    """Order the classes so that classes confused with each other are neighbours.
 
-    Average linkage on 1 - the share of either class's images taken for the other, their mean, with
-    the leaves in the order of the smallest sum of distances between neighbours.
+    Average linkage; the distance of two classes is 1 minus the mean of their confusion rates in
+    both directions. Optimal leaf ordering minimises the distances between neighbours.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
+    # One or two classes have no order to find.
     if len(counts) < 3:
         return list(range(len(counts)))
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    distance = 1 - (shares + shares.T) / 2
+    rates = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    distance = 1 - (rates + rates.T) / 2
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance), "average", optimal_ordering=True)
     return [int(number) for number in leaves_list(tree)]
 
 
 def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
-    """Return up to `most` pairs (true, predicted) of different classes, the most frequent first.
+    """Return up to `most` pairs (true, predicted) of confused classes, the most frequent first.
 
-    Of pairs as frequent as each other, the first in the dataset's order; none that is empty.
+    Ties are in the dataset's order; pairs without images are left out.
     """
     mistakes = counts - np.diag(np.diag(counts))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
@@ -112,7 +113,15 @@ def class_scores(predictions: Predictions) -> list[ClassScore]:
         zero_division=math.nan,
     )
     return [
-        ClassScore(name, float(p), float(r), float(f1), ranked.ap, ranked.ece, int(support))
+        ClassScore(
+            name=name,
+            precision=float(p),
+            recall=float(r),
+            f1=float(f1),
+            ap=ranked.ap,
+            ece=ranked.ece,
+            support=int(support),
+        )
         for name, ranked, p, r, f1, support in zip(
             predictions.classes, one_vs_rest(predictions), *columns, strict=True
         )
@@ -120,7 +129,9 @@ def class_scores(predictions: Predictions) -> list[ClassScore]:
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the score interval of a proportion, 95 % by default: (low, high) in [0, 1].
+    """Return the Wilson score interval of a proportion, by default 95 %: (low, high) in [0, 1].
+
+    Unlike the normal approximation it stays within [0, 1], and is not empty at 0 or n hits.
 
     E. B. Wilson (1927), Probable inference, the law of succession, and statistical inference.
     """
@@ -133,7 +144,7 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PixelScore:
-    """How the pixels of one class fare: fractions, NaN where undefined; `pixels` of the class."""
+    """Pixel scores of one class: fractions, NaN where undefined; `pixels` is its pixel count."""
 
     name: str
     iou: float
@@ -144,7 +155,7 @@ class PixelScore:
 
 
 def pixel_scores(classes: Sequence[str], pixels: Tensor) -> list[PixelScore]:
-    """Return each class's scores from pixels, classes x classes, targets down."""
+    """Return each class's scores from a confusion matrix of pixels; rows are targets."""
     overlap = Overlap.of(pixels)
     predicted, targets = pixels.sum(0) > 0, pixels.sum(1) > 0
     columns = (
@@ -159,23 +170,24 @@ def pixel_scores(classes: Sequence[str], pixels: Tensor) -> list[PixelScore]:
 
 
 def bootstrap(values: Sequence[float]) -> list[float] | None:
-    """Return the 95 % percentile interval of a mean, [low, high]; None of fewer than five values.
+    """Return the 95 % percentile interval of a mean, [low, high], or None for fewer than 5 values.
 
     B. Efron and R. Tibshirani (1993), An introduction to the bootstrap, chapter 13. Seeded.
     """
     if len(values) < ENOUGH:
         return None
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(np.asarray(values)[drawn].mean(1), [2.5, 97.5])
+    # Seeded, so that the same run gives the same report.
+    resamples = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(np.asarray(values)[resamples].mean(1), [2.5, 97.5])
     return [float(low), float(high)]
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How confidences fit what is right: C. Guo et al. (2017), arXiv:1706.04599, Eq. 2 to 5.
+    """Calibration of confidences: C. Guo et al. (2017), arXiv:1706.04599, Eq. 2 to 5.
 
-    Of each bin with images: its number, the mean confidence, the fraction right and the share of
-    all images. `ece` and `mce` in [0, 1], `brier` in [0, 2], `nll` in nats.
+    For each non-empty bin: its number, mean confidence, accuracy and share of all images. `ece`
+    and `mce` are in [0, 1], `brier` is in [0, 2], `nll` in nats.
     """
 
     bins: NDArray[np.int64]
@@ -187,20 +199,21 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """The mean gap between confidence and accuracy, by images."""
+        """The expected calibration error: the mean gap of the bins, weighted by images."""
         return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
 
     @property
     def mce(self) -> float:
-        """The largest gap of a bin."""
+        """The maximum calibration error: the largest gap of a bin."""
         return float(np.abs(self.accuracy - self.confidence).max())
 
 
 def reliability(logits: Tensor, targets: Tensor) -> Reliability:
-    """Return the bins ((m - 1) / 15, m / 15] of confidence, from logits N x classes."""
+    """Return calibration in 15 bins ((m - 1) / 15, m / 15], from logits N x classes."""
+    # In float64: in float32 confident softmax values round to 1.
     logits = logits.double()
-    shares = logits.softmax(1)
-    confidence, predicted = shares.max(1)
+    probabilities = logits.softmax(1)
+    confidence, predicted = probabilities.max(1)
     bins, means, hits, counts = _binned(confidence, predicted == targets)
     truth = F.one_hot(targets, logits.shape[1])
     return Reliability(
@@ -208,32 +221,34 @@ def reliability(logits: Tensor, targets: Tensor) -> Reliability:
         confidence=means,
         accuracy=hits,
         share=counts / len(targets),
-        brier=float((shares - truth).square().sum(1).mean()),
+        brier=float((probabilities - truth).square().sum(1).mean()),
         nll=float(F.cross_entropy(logits, targets)),
     )
 
 
 def _binned(score: Tensor, event: Tensor) -> tuple[NDArray[Any], ...]:
-    """Return number, mean score, frequency of the event and count of each bin that has some."""
+    """Return the number, mean score, event frequency and count of each non-empty bin."""
     scores, events = np.asarray(score.double()), np.asarray(event.double())
-    place = np.digitize(scores, np.arange(1, BINS) / BINS, right=True)
-    counts = np.bincount(place, minlength=BINS)
+    # right=True: a value on a border belongs to the lower bin, as in the paper.
+    bin_of = np.digitize(scores, np.arange(1, BINS) / BINS, right=True)
+    counts = np.bincount(bin_of, minlength=BINS)
     bins = counts.nonzero()[0]
-    sums = [np.bincount(place, values, minlength=BINS)[bins] for values in (scores, events)]
+    sums = [np.bincount(bin_of, values, minlength=BINS)[bins] for values in (scores, events)]
     return bins, sums[0] / counts[bins], sums[1] / counts[bins], counts[bins]
 
 
 def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Return the temperature that, dividing logits N x classes, gives the lowest mean NLL.
+    """Return the temperature T that minimises the mean NLL of logits / T, N x classes.
 
-    C. Guo et al. (2017), section 4.2: one number in [0.05, 20], for all classes.
+    C. Guo et al. (2017), section 4.2: one number in [0.05, 20] for all classes. The search is over
+    log T, on which halving and doubling are equal steps.
     """
     from scipy.optimize import minimize_scalar
 
-    wide = logits.double()
+    logits64 = logits.double()
 
-    def nll(heat: float) -> float:
-        return float(F.cross_entropy(wide / math.exp(heat), targets))
+    def nll(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits64 / math.exp(log_temperature), targets))
 
     bounds = [math.log(border) for border in TEMPERATURES]
     return math.exp(minimize_scalar(nll, bounds=bounds, method="bounded").x)
@@ -241,9 +256,9 @@ def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
 
 @dataclass(frozen=True)
 class OneVsRest:
-    """How the probability of one class tells its images from others; NaN where undefined.
+    """One-vs-rest scores of a class's probability; NaN where undefined.
 
-    `ap` is average precision, `auc` the area under the ROC curve; `ece` is the class-wise
+    `ap` is average precision, `auc` the area under the ROC curve, `ece` the class-wise
     calibration error of M. Kull et al. (2019), arXiv:1910.12656, section 2. All in [0, 1].
     """
 
@@ -253,20 +268,21 @@ class OneVsRest:
 
 
 def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
-    """Return how each class is told from all others, in the dataset's order."""
+    """Return the one-vs-rest scores of each class, in the dataset's order."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    shares = predictions.logits.double().softmax(1)
+    probabilities = predictions.logits.double().softmax(1)
     rows = []
-    for number, share in enumerate(shares.unbind(1)):
+    for number, probability in enumerate(probabilities.unbind(1)):
         truth = predictions.targets == number
-        _, means, frequencies, counts = _binned(share, truth)
+        _, means, frequencies, counts = _binned(probability, truth)
         ece = float((counts * np.abs(means - frequencies)).sum() / len(truth))
         ap = auc = math.nan
         if truth.any():
-            ap = float(average_precision_score(truth.numpy(), share.numpy()))
+            ap = float(average_precision_score(truth.numpy(), probability.numpy()))
+        # ROC needs both positives and negatives.
         if truth.any() and not truth.all():
-            auc = float(roc_auc_score(truth.numpy(), share.numpy()))
+            auc = float(roc_auc_score(truth.numpy(), probability.numpy()))
         rows.append(OneVsRest(ap, auc, ece))
     return rows
 
@@ -274,37 +290,41 @@ def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
 Curve = tuple[NDArray[Any], NDArray[Any]]  # x, ascending, and y
 
 
-def ranking_curves(shares: Tensor, targets: Tensor, number: int) -> tuple[Curve, Curve]:
-    """Return a class's precision by recall, and true by false positive rate, against all others.
+def ranking_curves(probabilities: Tensor, targets: Tensor, number: int) -> tuple[Curve, Curve]:
+    """Return a class's precision-recall and ROC curves, one-vs-rest.
 
-    `shares` are probabilities, N x classes. Both x run from 0 to 1; the precision at a recall is
-    that of the highest threshold that reaches it, so that average precision is the area below the
-    steps. The class needs images, and so do the others.
+    `probabilities` are N x classes. Both x run from 0 to 1. The precision at a recall is that of
+    the highest threshold that reaches it, so that average precision is the area under the steps.
+    Both the class and the rest need at least one image.
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    truth, share = (targets == number).numpy(), shares[:, number].numpy()
-    precision, recall, _ = precision_recall_curve(truth, share, drop_intermediate=True)
-    false, true, _ = roc_curve(truth, share)
+    truth, score = (targets == number).numpy(), probabilities[:, number].numpy()
+    precision, recall, _ = precision_recall_curve(truth, score, drop_intermediate=True)
+    false, true, _ = roc_curve(truth, score)
     recall, precision = recall[::-1], precision[::-1]
     first = np.diff(recall, prepend=-1) > 0
     return (recall[first], precision[first]), (false, true)
 
 
-def mean_curves(shares: Tensor, targets: Tensor, numbers: Sequence[int]) -> tuple[Curve, Curve]:
-    """Return the means of the classes' `ranking_curves`, at even steps of recall and rate."""
+def mean_curves(
+    probabilities: Tensor, targets: Tensor, numbers: Sequence[int]
+) -> tuple[Curve, Curve]:
+    """Return the mean of the classes' `ranking_curves` on an even grid of recall and FPR."""
     grid = np.linspace(0, 1, STEPS)
-    pairs = [ranking_curves(shares, targets, number) for number in numbers]
+    pairs = [ranking_curves(probabilities, targets, number) for number in numbers]
+    # The tolerance keeps a recall of, say, 0.3 from missing its step by rounding.
     precisions = [y[np.searchsorted(x, grid - 1e-12)] for (x, y), _ in pairs]
     rates = [np.interp(grid, x, y) for _, (x, y) in pairs]
     return (grid, np.mean(precisions, 0)), (grid, np.mean(rates, 0))
 
 
 def risk_coverage(confidence: Tensor, hit: Tensor) -> NDArray[np.float64]:
-    """Return the fraction of mistakes among the 1, 2, … N most confident images.
+    """Return the error rate among the 1, 2, … N most confident images.
 
-    Its mean is the area under the curve, AURC (Y. Geifman et al. 2019, arXiv:1805.08206,
-    section 2). Images as confident as each other count as their mean.
+    The mean is the area under the risk-coverage curve, AURC (Y. Geifman et al. 2019,
+    arXiv:1805.08206, section 2). Images of equal confidence count with their mean, so that the
+    result does not depend on the order of the dataset.
     """
     _, group, counts = np.unique(-np.asarray(confidence), return_inverse=True, return_counts=True)
     mistakes = np.bincount(group, ~np.asarray(hit)) / counts

@@ -1,4 +1,4 @@
-"""What a network said of each image of a split, to be looked at again, and its numbers."""
+"""The outputs of a segmentation network on a split, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from cnn_core.tasks.regions import image_scores
 from cnn_core.tasks.segmentation import confusion_matrix
 from cnn_core.training import SegmentationOutput
 
-__all__ = ["Measured", "Segmentations", "spread"]
+__all__ = ["SegmentationResults", "SplitMetrics", "spread_by_miou"]
 
-KEPT = 2**26  # logits that are kept in memory, 256 MiB; of larger splits none are
+KEPT = 2**26  # logits, 256 MiB: larger splits are not cached but predicted again when needed
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The numbers of a split, from one look at it.
+class SplitMetrics:
+    """The metrics of a split, computed in one pass.
 
-    `scores` are those of each image that has pixels that count: "index", what `image_scores`
-    gives, and "boundary_f1", a mean over the classes but 0 that it has. `pixels` is classes x
-    classes, targets down; `curves` and `calibration` are the sums of the metrics of these names.
+    `scores` has a dictionary for each image with pixels that are not ignored: "index", the keys of
+    `image_scores`, and "boundary_f1", the mean over its foreground classes. `pixels` is the
+    confusion matrix of pixels, classes x classes, rows are targets. `curves` and `calibration` are
+    the sums of the metrics of these names.
     """
 
     scores: list[dict[str, float]]
@@ -36,10 +37,10 @@ class Measured:
     calibration: Tensor
 
 
-class Segmentations:
-    """What a network said of each image of a split, by `make`, anew at each iteration.
+class SegmentationResults:
+    """An iterable of a network's outputs on a split, which `make` predicts anew each time.
 
-    Only the images of a small split stay in memory.
+    A small split is predicted once and kept in memory; a large one would not fit.
     """
 
     def __init__(
@@ -59,50 +60,51 @@ class Segmentations:
             return
         kept: list[SegmentationOutput] = []
         logits = 0
-        for one in self.make():
-            logits += one.logits.numel()
+        for output in self.make():
+            logits += output.logits.numel()
             if logits > KEPT:
                 kept.clear()
             else:
-                kept.append(one)
-            yield one
+                kept.append(output)
+            yield output
         if logits <= KEPT:
             self._kept = kept
 
     def pick(self, indices: Iterable[int]) -> list[SegmentationOutput]:
-        """Return the images at these places of the split, in this order."""
+        """Return the outputs for images with these indices in the split, in this order."""
         wanted = list(indices)
-        found = {one.index: one for one in self if one.index in wanted}
-        return [found[index] for index in wanted]
+        by_index = {output.index: output for output in self if output.index in wanted}
+        return [by_index[index] for index in wanted]
 
     @property
     def scores(self) -> list[dict[str, float]]:
-        """The numbers of each image that has pixels that count."""
-        return self.measured.scores
+        """The scores of each image with pixels that are not ignored."""
+        return self.metrics.scores
 
     @cached_property
-    def measured(self) -> Measured:
-        """All numbers of the split."""
+    def metrics(self) -> SplitMetrics:
+        """The metrics of the split, computed at first use."""
         count = len(self.classes)
         pixels, scores = torch.zeros(count, count, dtype=torch.int64), []
         curves, calibration, boundaries = Curves(count), Calibration(count), Boundaries(count)
-        for one in self:
-            predicted = one.predicted
-            pixels += confusion_matrix(predicted, one.target, count)
-            curves.update(one.logits[None], one.target[None])
-            calibration.update(one.logits[None], one.target[None])
-            if (one.target == IGNORED).all():
+        # One pass for all metrics, because predicting is the expensive part.
+        for output in self:
+            predicted = output.predicted
+            pixels += confusion_matrix(predicted, output.target, count)
+            curves.update(output.logits[None], output.target[None])
+            calibration.update(output.logits[None], output.target[None])
+            if (output.target == IGNORED).all():
                 continue
-            line = {"index": float(one.index), **image_scores(predicted, one.target, count)}
-            found = [s["boundary_f1"] for s in boundaries.scores(predicted, one.target)]
-            if found:
-                line["boundary_f1"] = sum(found) / len(found)
-            scores.append(line)
-        return Measured(scores, pixels, curves.sums, calibration.sums)
+            row = {"index": float(output.index), **image_scores(predicted, output.target, count)}
+            f1 = [s["boundary_f1"] for s in boundaries.scores(predicted, output.target)]
+            if f1:
+                row["boundary_f1"] = sum(f1) / len(f1)
+            scores.append(row)
+        return SplitMetrics(scores, pixels, curves.sums, calibration.sums)
 
 
-def spread(scores: Sequence[dict[str, float]], count: int) -> list[dict[str, float]]:
-    """Return up to `count` images' numbers: the worst mIoU, the best, and even steps between."""
+def spread_by_miou(scores: Sequence[dict[str, float]], count: int) -> list[dict[str, float]]:
+    """Return up to `count` images' scores, evenly spaced from the worst mIoU to the best."""
     ranked = sorted(scores, key=lambda line: line["miou"])
     count = min(count, len(ranked))
     if count < 2:

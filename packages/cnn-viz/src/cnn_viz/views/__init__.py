@@ -1,3 +1,3 @@
-"""One figure a file; each function returns a matplotlib Figure."""
+"""The views: one per file, each a function that returns a matplotlib Figure."""
 
 __all__: list[str] = []

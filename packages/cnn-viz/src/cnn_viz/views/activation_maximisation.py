@@ -1,4 +1,4 @@
-"""The view `activation_maximisation`."""
+"""The view `activation_maximisation`: an image that maximises each class's logit."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from cnn_core.layers.tracing import trace
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.attribution.activation_maximisation import maximised
+from cnn_viz.attribution.activation_maximisation import maximise_logits
 from cnn_viz.drawing.image_grid import as_image
 
 __all__ = ["activation_maximisation", "steps_for"]
 
 CLASSES = 10
 COLUMNS = 5
-MOST, LEAST = 128, 16  # steps
-BUDGET = 400 * 10**9  # multiply-accumulates: some 15 seconds of one core
+MAX_STEPS, MIN_STEPS = 128, 16
+BUDGET = 400 * 10**9  # multiply-accumulates: about 15 seconds on one CPU core
 
 
 def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw an image for each of the first ten classes whose logit has been made high."""
+    """Draw, for each of the first ten classes, an image that maximises its logit."""
+    # The first classes and not a choice: every class costs the same long climb.
     classes = list(range(min(CLASSES, weights.num_classes)))
     steps = steps_for(weights, len(classes))
-    like, known = batch.images, weights.preprocessing
-    pictures, before, after = maximised(
+    like, preprocessing = batch.images, weights.preprocessing
+    images, before, after = maximise_logits(
         model,
         classes,
-        (weights.in_channels, *known.size),
-        like.new_tensor(known.mean),
-        like.new_tensor(known.std),
+        (weights.in_channels, *preprocessing.size),
+        like.new_tensor(preprocessing.mean),
+        like.new_tensor(preprocessing.std),
         steps=steps,
     )
     rows = -(-len(classes) // COLUMNS)
-    height, width = known.size
+    height, width = preprocessing.size
     figure = style.figure(
         10.5,
         1.3 + rows * (0.45 + 2.0 * min(height / width, 1.5)),
-        f"What {run.recipe.model} answers to, trained on {run.recipe.data}",
-        f"From noise, {steps} steps up the gradient of one class's logit, with shifts of the "
-        "image and a small blur on the way (Erhan et al. 2009; Olah et al. 2017). Above each:\n"
-        "the class, its logit in the noise and at the end, and its probability at the end. It "
-        "shows what drives the number, not what such images look like.",
+        f"Activation maximisation: {run.recipe.model} on {run.recipe.data}",
+        f"{steps} steps of gradient ascent on one class's logit, starting from noise, with random "
+        "shifts and slight blurs (Erhan et al. 2009; Olah et al. 2017).\nAbove each image: the "
+        "class, its logit before and after, and its probability after. The images show what "
+        "excites the network; they are not typical examples of the class.",
     )
     probabilities = after.double().softmax(1)
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, number in zip(axes.flat, classes, strict=False):
-        ax.imshow(as_image(pictures[number]), cmap="gray", vmin=0, vmax=1)
+        ax.imshow(as_image(images[number]), cmap="gray", vmin=0, vmax=1)
         first, last = (float(logits[number, number]) for logits in (before, after))
         ax.set_title(
             f"{style.short(weights.classes[number], 22)}\n"
@@ -66,21 +67,22 @@ def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch:
 
 
 def steps_for(weights: Weights, classes: int) -> int:
-    """Return how many steps the budget of 400 billion multiply-accumulates allows: 16 to 128.
+    """Return the number of steps, 16 to 128, that a budget of 400 billion MACs allows.
 
-    A step costs three passes, one forward and two for the way back, for each class.
+    A step costs three forward passes per class: one forward, and a backward pass of twice its
+    cost.
 
     Raises:
-        UsageError: it allows fewer.
+        UsageError: the budget allows fewer than 16 steps.
     """
     macs = trace(
         partial(untrained, weights), (), (weights.in_channels, *weights.preprocessing.size)
     ).macs
     cost = 3 * classes * max(macs, 1)
-    if LEAST * cost > BUDGET:
+    if MIN_STEPS * cost > BUDGET:
         raise UsageError(
-            f"{weights.model}: {LEAST} steps for {classes} classes cost "
-            f"{LEAST * cost / 1e9:,.0f} billion multiply-accumulates, "
-            f"activation_maximisation takes {BUDGET / 1e9:,.0f} at most"
+            f"{weights.model}: {MIN_STEPS} steps for {classes} classes cost "
+            f"{MIN_STEPS * cost / 1e9:,.0f} billion multiply-accumulates, "
+            f"activation_maximisation allows {BUDGET / 1e9:,.0f} at most"
         )
-    return min(BUDGET // cost, MOST)
+    return min(BUDGET // cost, MAX_STEPS)

@@ -1,4 +1,4 @@
-"""The view `architecture`."""
+"""The view `architecture`: the network's stages, their sizes and connections."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from cnn_core.layers.tracing import Stage, trace
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.network.graph import INPUT, Wiring, wiring
+from cnn_viz.network.graph import INPUT, ModelGraph, model_graph
 
 __all__ = ["architecture", "stage_by_stage"]
 
-PER_ROW = 11  # boxes, so that a name fits below each
-HIGHEST, WIDEST = 2.2, 0.86  # a column is one wide
-LEAST = 0.07  # of a box's width, so that one channel is seen
-LEVEL = 0.42  # the room of a skip connection
+BOXES_PER_ROW = 11  # more would leave no room for the names
+MAX_HEIGHT, MAX_WIDTH = 2.2, 0.86  # of a box; columns are one unit apart
+MIN_WIDTH = 0.07  # so that a single channel is still visible
+ARC_HEIGHT = 0.42  # the vertical space of a skip connection
 
 
 def architecture(run: Run, weights: Weights) -> Figure:
-    """Draw the network stage by stage: how large its maps are, how many, and what skips what."""
+    """Draw the stages as boxes sized like their maps, with skip connections as arcs."""
     spec = registry.get_spec(run.recipe.model)
     image = (weights.in_channels, *weights.preprocessing.size)
     return stage_by_stage(run.recipe.model, partial(untrained, weights), spec.stages, image)
@@ -40,91 +40,95 @@ def architecture(run: Run, weights: Weights) -> Figure:
 def stage_by_stage(
     name: str, build: Callable[[], nn.Module], stages: Sequence[str], image: tuple[int, int, int]
 ) -> Figure:
-    """Draw the network that `build` returns, by its stages; `image` is C H W."""
-    wires = wiring(build, stages, image)
-    if not wires.stages:
-        raise UsageError(f"{name} names no stages that take part: nothing to draw")
-    traced = trace(build, wires.stages, image)
+    """Draw the stages of the network that `build` returns; `image` is C H W."""
+    graph = model_graph(build, stages, image)
+    if not graph.stages:
+        raise UsageError(f"{name} names no stages that it uses: nothing to draw")
+    traced = trace(build, graph.stages, image)
     first = Stage(
         name=INPUT, output=image, params=0, macs=0, receptive_field=1, stride=1, connections=0
     )
     boxes = [first, *traced.stages]
-    skips = _skips([stage.name for stage in boxes], wires)
-    rows = _rows(boxes, whole=bool(skips))
+    skips = _skips([stage.name for stage in boxes], graph)
+    rows = _rows(boxes, single_row=bool(skips))
     figure = style.figure(
         max(10.5, 0.95 * len(rows[0])),
-        1.2 + len(rows) * 2.5 + LEVEL * _depth(skips),
+        1.2 + len(rows) * 2.5 + ARC_HEIGHT * _depth(skips),
         f"{name}, stage by stage",
-        _caption(traced.params, traced.macs, bool(skips), wires),
+        _caption(traced.params, traced.macs, bool(skips), graph),
     )
     for ax, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-        _row(ax, row, boxes, wires, len(rows[0]))
+        _row(ax, row, boxes, graph, len(rows[0]))
         _arcs(ax, skips, [_size(stage, boxes)[1] / 2 for stage in boxes])
     return figure
 
 
-def _caption(params: int, macs: int, skips: bool, wires: Wiring) -> str:
-    """Return what the boxes, the numbers and the marks mean, and the totals."""
+def _caption(params: int, macs: int, skips: bool, graph: ModelGraph) -> str:
+    """Return the totals and a key to boxes, numbers and marks."""
     marks = []
     if skips:
-        marks.append("Arcs: maps that skip stages.")
-    if any(_marks(name, wires) for name in wires.stages):
-        marks.append("Loops: how often a stage adds or concatenates maps within itself.")
+        marks.append("Arcs: skip connections.")
+    if any(_marks(name, graph) for name in graph.stages):
+        marks.append("Loops: additions or concatenations inside a stage.")
     return "\n".join(
         [
-            f"{params:,} parameters; {macs:,} multiply-accumulates for one image. Below each "
-            "stage: channels x height x width of its output, and its parameters.",
-            "A box is as high as the logarithm of the maps' height, as wide as the square root "
-            "of their number; grey: nothing is learned there.",
+            f"{params:,} parameters; {macs:,} multiply-accumulates per image. Below each "
+            "stage: channels x height x width of its output, and its number of parameters.",
+            "The height of a box is the logarithm of the maps' height, its width the square root "
+            "of their number; grey stages have no parameters.",
             " ".join(marks),
         ]
     ).rstrip()
 
 
-def _skips(names: Sequence[str], wires: Wiring) -> list[tuple[int, int]]:
-    """Return the connections that pass over a stage, as places of boxes, the shortest first."""
-    pairs = [(names.index(start), names.index(end)) for start, end in wires.edges]
+def _skips(names: Sequence[str], graph: ModelGraph) -> list[tuple[int, int]]:
+    """Return the connections that skip a stage, as pairs of box indices, the shortest first."""
+    pairs = [(names.index(start), names.index(end)) for start, end in graph.edges]
     return sorted(
         (p for p in pairs if p[1] - p[0] > 1), key=lambda pair: (pair[1] - pair[0], pair)
     )
 
 
 def _depth(skips: Sequence[tuple[int, int]]) -> int:
-    """Return how many skip connections lie above each other at most, so that room is left."""
+    """Return the largest number of overlapping skip connections, to reserve space for them."""
     return max((sum(a <= x < b for a, b in skips) for x, _ in skips), default=0)
 
 
-def _rows(boxes: Sequence[Stage], *, whole: bool) -> list[Sequence[Stage]]:
-    """Return the boxes in even rows; in one where skip connections would be cut."""
-    count = 1 if whole else -(-len(boxes) // PER_ROW)
+def _rows(boxes: Sequence[Stage], *, single_row: bool) -> list[Sequence[Stage]]:
+    """Split the boxes into even rows, or keep a single row, which no arc would fit across."""
+    count = 1 if single_row else -(-len(boxes) // BOXES_PER_ROW)
     length = -(-len(boxes) // count)
     return [boxes[n : n + length] for n in range(0, len(boxes), length)]
 
 
-def _row(ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], wires: Wiring, room: int) -> None:
-    """Draw a row's boxes with their labels, and the arrows between them."""
+def _row(
+    ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], graph: ModelGraph, room: int
+) -> None:
+    """Draw one row: boxes with labels, and the arrows between them."""
     sizes = [_size(stage, boxes) for stage in boxes]
     begin = boxes.index(row[0])
     for place, stage in enumerate(row):
         width, height = sizes[begin + place]
         _box(ax, place, stage, width, height)
-        _loop(ax, place, width, height, _marks(stage.name, wires))
-        if begin + place and (boxes[begin + place - 1].name, stage.name) in wires.edges:
-            behind = place - 1 + sizes[begin + place - 1][0] / 2 if place else -0.6
-            _arrow(ax, behind + 0.02, place - width / 2 - 0.02)
+        _loop(ax, place, width, height, _marks(stage.name, graph))
+        if begin + place and (boxes[begin + place - 1].name, stage.name) in graph.edges:
+            arrow_start = place - 1 + sizes[begin + place - 1][0] / 2 if place else -0.6
+            _arrow(ax, arrow_start + 0.02, place - width / 2 - 0.02)
     if begin + len(row) < len(boxes):
         place = len(row) - 1
         _arrow(ax, place + sizes[begin + place][0] / 2 + 0.02, place + 0.6)
-    ax.set(xlim=(-0.6, room - 0.4), ylim=(-HIGHEST / 2 - 0.95, HIGHEST / 2 + 0.4))
+    ax.set(xlim=(-0.6, room - 0.4), ylim=(-MAX_HEIGHT / 2 - 0.95, MAX_HEIGHT / 2 + 0.4))
     ax.set_axis_off()
 
 
 def _size(stage: Stage, boxes: Sequence[Stage]) -> tuple[float, float]:
-    """Return a box's width and height."""
+    """Return the width and height of a stage's box."""
     channels = max(box.output[0] for box in boxes)
     side = max(_side(box) for box in boxes)
-    width = max(WIDEST * math.sqrt(stage.output[0] / channels), LEAST)
-    return width, HIGHEST * (1 + math.log2(_side(stage))) / (1 + math.log2(side))
+    # Sizes and channels span three orders of magnitude; on a linear scale most boxes would
+    # vanish.
+    width = max(MAX_WIDTH * math.sqrt(stage.output[0] / channels), MIN_WIDTH)
+    return width, MAX_HEIGHT * (1 + math.log2(_side(stage))) / (1 + math.log2(side))
 
 
 def _side(stage: Stage) -> int:
@@ -132,7 +136,7 @@ def _side(stage: Stage) -> int:
 
 
 def _box(ax: Axes, place: int, stage: Stage, width: float, height: float) -> None:
-    """Draw a stage, and its name, the shape of its output and its parameters below."""
+    """Draw a stage's box, and below it the name, output shape and number of parameters."""
     colour = style.BLUE if stage.params else style.GRID
     ax.add_patch(
         FancyBboxPatch(
@@ -151,20 +155,20 @@ def _box(ax: Axes, place: int, stage: Stage, width: float, height: float) -> Non
         (f"{stage.params:,}" if stage.params else "", style.MUTED, 7.5, "normal"),
     ]
     for line, (text, ink, size, weight) in enumerate(lines):
-        y = -HIGHEST / 2 - 0.1 - 0.27 * line
+        y = -MAX_HEIGHT / 2 - 0.1 - 0.27 * line
         ax.text(place, y, text, ha="center", va="top", color=ink, fontsize=size, weight=weight)
 
 
-def _marks(name: str, wires: Wiring) -> str:
-    """Return how often a stage adds or concatenates maps of its own; those of arcs are not."""
-    inputs = sum(end == name for _, end in wires.edges)
-    joins = max(wires.joins.get(name, 0) - (inputs > 1), 0)
-    counts = {"add": wires.additions.get(name, 0), "concat": joins}
+def _marks(name: str, graph: ModelGraph) -> str:
+    """Count a stage's additions and concatenations, except the one that merges a skip arc."""
+    inputs = sum(end == name for _, end in graph.edges)
+    joins = max(graph.joins.get(name, 0) - (inputs > 1), 0)
+    counts = {"add": graph.additions.get(name, 0), "concat": joins}
     return ", ".join(f"{n} {mark}" for mark, n in counts.items() if n)
 
 
 def _loop(ax: Axes, place: int, width: float, height: float, marks: str) -> None:
-    """Draw a loop over a stage that adds or concatenates, with what and how often."""
+    """Draw a loop over a stage that adds or concatenates maps, with the counts."""
     if not marks:
         return
     angles = np.linspace(0, np.pi, 40)
@@ -184,26 +188,28 @@ def _arrow(ax: Axes, start: float, end: float) -> None:
 
 
 def _arcs(ax: Axes, skips: Sequence[tuple[int, int]], tops: Sequence[float]) -> None:
-    """Draw skip connections as steps above the boxes, the longer the higher."""
+    """Draw skip connections as steps above the boxes, longer ones higher."""
     if not skips:
         return
     low, high = ax.get_ylim()
     levels = _levels(skips)
     for (start, end), level in zip(skips, levels, strict=True):
-        y = HIGHEST / 2 + 0.2 + LEVEL * level
-        look: dict[str, Any] = {"color": style.ORANGE, "linewidth": 1.4}
-        ax.plot([start, start, end], [tops[start], y, y], solid_capstyle="projecting", **look)
+        y = MAX_HEIGHT / 2 + 0.2 + ARC_HEIGHT * level
+        line_style: dict[str, Any] = {"color": style.ORANGE, "linewidth": 1.4}
+        ax.plot(
+            [start, start, end], [tops[start], y, y], solid_capstyle="projecting", **line_style
+        )
         ax.annotate(
             "",
             (end, tops[end]),
             (end, y),
-            arrowprops={"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0, **look},
+            arrowprops={"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0, **line_style},
         )
-    ax.set_ylim(low, max(high, HIGHEST / 2 + 0.45 + LEVEL * max(levels)))
+    ax.set_ylim(low, max(high, MAX_HEIGHT / 2 + 0.45 + ARC_HEIGHT * max(levels)))
 
 
 def _levels(skips: Sequence[tuple[int, int]]) -> list[int]:
-    """Return how high each connection runs: above all that it overlaps, of those before it."""
+    """Return a level for each connection, above all shorter ones that it overlaps."""
     levels: list[int] = []
     for n, (start, end) in enumerate(skips):
         below = [

@@ -1,4 +1,4 @@
-"""The view `arithmetic`."""
+"""The view `arithmetic`: how one value of a feature map is computed."""
 
 from __future__ import annotations
 
@@ -15,94 +15,95 @@ from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
-from cnn_viz.network.convolution import Arithmetic, number
+from cnn_viz.network.convolution import ConvolutionStep, convolution_step
 
-__all__ = ["arithmetic", "drawn"]
+__all__ = ["arithmetic", "draw_step"]
 
-ROWS = 3  # channels that are shown
-LEGIBLE = 7  # cells on a side whose numbers can be read
+ROWS = 3  # channels shown, one per row
+LEGIBLE = 7  # cells along a side, at most, for numbers to be readable
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def arithmetic(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw how one number of the first feature map comes about: window, kernel, products, sum."""
+    """Draw how one value of the first feature map is computed: window, kernel, products, sum."""
     image = batch.images[:1]
-    found = number(model, image)
-    row, column = found.position
-    what = (
-        f"Row {row} and column {column} of map {found.channel} of {found.layer}, all counted "
-        f"from 0, for image {int(batch.indices[0]) + 1} of the test split: the highest number of "
+    step = convolution_step(model, image)
+    row, column = step.position
+    description = (
+        f"Row {row} and column {column} of map {step.channel} of {step.layer}, all counted "
+        f"from 0, for image {int(batch.indices[0]) + 1} of the test split: the highest value of "
         "all maps."
     )
-    picture = as_image(weights.preprocessing.denormalise(image)[0])
-    title = f"One number of {found.layer}: {run.recipe.model} on {run.recipe.data}"
-    return drawn(found, picture, title, what)
+    image_pixels = as_image(weights.preprocessing.denormalise(image)[0])
+    title = f"One value of {step.layer}: {run.recipe.model} on {run.recipe.data}"
+    return draw_step(step, image_pixels, title, description)
 
 
-def drawn(found: Arithmetic, picture: Pixels, title: str, what: str) -> Figure:
-    """Draw how a number comes about, beside the image; `what` says which one it is."""
-    rows = min(len(found.kernel), ROWS)
-    figure = style.figure(10.5, 1.9 + 2.5 * rows, title, _caption(found, rows, what))
+def draw_step(step: ConvolutionStep, image_pixels: Pixels, title: str, description: str) -> Figure:
+    """Draw how an output is computed, beside the image; `description` names the output."""
+    rows = min(len(step.kernel), ROWS)
+    figure = style.figure(10.5, 1.9 + 2.5 * rows, title, _caption(step, rows, description))
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.5 * rows, 0.55])
     panels, below = parts
     panels.set_facecolor("none")
     below.set_facecolor("none")
     axes = panels.subplots(rows, 4, squeeze=False)
-    _image(axes[0][0], picture, found)
+    _image(axes[0][0], image_pixels, step)
     for ax in axes[1:, 0]:
         ax.set_axis_off()
-    limits = [float(part.abs().max()) or 1.0 for part in _parts(found)]
+    # All channels share a scale, as their products are added.
+    limits = [float(part.abs().max()) or 1.0 for part in _parts(step)]
     for channel in range(rows):
-        of = f", channel {channel}" if len(found.kernel) > 1 else ""
+        of = f", channel {channel}" if len(step.kernel) > 1 else ""
         titles = (f"the image's window{of}", f"{TIMES} the kernel", "= the products")
         for ax, part, limit, head in zip(
-            axes[channel, 1:], _parts(found), limits, titles, strict=True
+            axes[channel, 1:], _parts(step), limits, titles, strict=True
         ):
             _cells(ax, part[channel], limit, head)
-    below.text(0.01, 0.5, _sentence(found), fontsize=11, va="center", ha="left", color=style.INK)
+    below.text(0.01, 0.5, _sentence(step), fontsize=11, va="center", ha="left", color=style.INK)
     return figure
 
 
-def _parts(found: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
-    return found.window, found.kernel, found.products
+def _parts(step: ConvolutionStep) -> tuple[Tensor, Tensor, Tensor]:
+    return step.window, step.kernel, step.products
 
 
-def _caption(found: Arithmetic, rows: int, what: str) -> str:
-    """Return which number this is, and what is not shown."""
-    count = len(found.kernel)
+def _caption(step: ConvolutionStep, rows: int, description: str) -> str:
+    """Return the caption: the output shown, the colour scale, and any omitted channels."""
+    count = len(step.kernel)
     lines = [
-        what,
-        "The image is normalised, as the network sees it; colours run from minus to plus the "
-        "highest magnitude, each of the three parts by itself. Numbers are rounded.",
+        description,
+        "The window is normalised, as the network sees it. Each of the three parts has its own "
+        "colour scale, symmetric around 0. Numbers are rounded.",
     ]
     if count > rows:
-        lines[-1] += f" {rows} of {count} channels are shown, all are added."
-    if max(found.kernel.shape[1:]) > LEGIBLE:
-        lines[-1] += f" Windows wider than {LEGIBLE} are shown without numbers."
+        lines[-1] += f" {rows} of {count} channels are shown; the sum includes all."
+    if max(step.kernel.shape[1:]) > LEGIBLE:
+        lines[-1] += f" Windows wider than {LEGIBLE} cells are shown without numbers."
     return "\n".join(lines)
 
 
-def _sentence(found: Arithmetic) -> str:
-    """Return the sum, the bias and the activations as one line."""
-    line = f"sum {style.signed(float(found.products.sum()), '.4f')}"
-    if found.bias is not None:
-        line += f" + bias {style.signed(found.bias, '.4f')} = {style.signed(found.sum, '.4f')}"
-    for name, value in found.steps:
+def _sentence(step: ConvolutionStep) -> str:
+    """Return the sum, the bias and the activations as one line of text."""
+    line = f"sum {style.signed(float(step.products.sum()), '.4f')}"
+    if step.bias is not None:
+        line += f" + bias {style.signed(step.bias, '.4f')} = {style.signed(step.sum, '.4f')}"
+    for name, value in step.steps:
         line += f"   \N{RIGHTWARDS ARROW} {name}: {style.signed(value, '.4f')}"
     return line
 
 
-def _image(ax: Axes, picture: Pixels, found: Arithmetic) -> None:
-    """Show the image and where the window lies."""
-    height, width = picture.shape[:2]
-    ax.imshow(picture, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1)
-    top, left = found.corner
+def _image(ax: Axes, image_pixels: Pixels, step: ConvolutionStep) -> None:
+    """Show the image with a frame around the window."""
+    height, width = image_pixels.shape[:2]
+    ax.imshow(image_pixels, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1)
+    top, left = step.corner
     for colour, line in (("#ffffff", 3.2), (style.ORANGE, 1.8)):
         ax.add_patch(
             Rectangle(
                 (left, top),
-                found.span[1],
-                found.span[0],
+                step.span[1],
+                step.span[0],
                 fill=False,
                 edgecolor=colour,
                 linewidth=line,
@@ -114,7 +115,7 @@ def _image(ax: Axes, picture: Pixels, found: Arithmetic) -> None:
 
 
 def _cells(ax: Axes, values: Tensor, limit: float, title: str) -> None:
-    """Show numbers as colours, and written in the cells where they can be read."""
+    """Show values as colours, and as numbers if the cells are large enough."""
     array = np.asarray(values)
     ax.imshow(array, cmap=style.DIVERGING, vmin=-limit, vmax=limit)
     ax.set_title(title)
@@ -122,6 +123,7 @@ def _cells(ax: Axes, values: Tensor, limit: float, title: str) -> None:
     side = max(array.shape)
     if side > LEGIBLE:
         return
+    # Small kernels need a third digit to differ from 0.
     digits = 2 if limit >= 0.1 else 3
     for (row, column), value in np.ndenumerate(array):
         ax.text(

@@ -1,4 +1,4 @@
-"""The view `cam_methods`."""
+"""The view `cam_methods`: six CAM methods side by side."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams_by_method
-from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
+from cnn_viz.drawing.image_grid import as_rgb, tile_height, tiles
 from cnn_viz.network.graph import strides
 from cnn_viz.results.inputs import round_robin_by_class
-from cnn_viz.views.gradcam import evidence_bar, overlay, require_places
+from cnn_viz.views.gradcam import evidence_colorbar, overlay, require_spatial_maps
 
 __all__ = ["NAMES", "cam_methods"]
 
@@ -30,79 +30,86 @@ NAMES = {
     "eigen-cam": "Eigen-CAM",
 }
 SHOWN = 6  # images
-GAP = 0.05  # in heights of an image
-WORDS = 0.22  # inches over each row
+GAP = 0.05  # relative to the height of an image
+LABEL_ROOM = 0.22  # inches above each row
 
 
 def cam_methods(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw images beside what six methods say that speaks for the predicted class."""
+    """Draw images beside their maps for the predicted class, by six methods."""
     stage = registry.get_spec(run.recipe.model).cam_stage
     shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
     images = batch.images[shown]
-    found = {
+    cams = {
         method: stages[stage] for method, stages in cams_by_method(model, images, stage).items()
     }
-    require_places(next(iter(found.values())), stage)
-    pictures = weights.preprocessing.denormalise(images)
-    unit = inches(9.3, 1 + len(found), pictures.shape, gap=GAP)
-    height, width = next(iter(found.values())).raw.shape[1:]
+    require_spatial_maps(next(iter(cams.values())), stage)
+    denormalised = weights.preprocessing.denormalise(images)
+    unit = tile_height(9.3, 1 + len(cams), denormalised.shape, gap=GAP)
+    height, width = next(iter(cams.values())).raw.shape[1:]
     figure = style.figure(
         10.5,
-        1.25 + len(shown) * (unit * (1 + GAP) + WORDS),
-        f"Six ways to a class activation map, at stage {stage}: "
-        f"{run.recipe.model} on {run.recipe.data}",
-        f"{len(shown)} images of the test split, and what speaks for the class that the network "
-        f"predicts; a map has {height} x {width} values, each where it looks, enlarged bilinearly."
-        "\nBrightness is the share of each map's own maximum. Eigen-CAM does not look at the "
+        1.25 + len(shown) * (unit * (1 + GAP) + LABEL_ROOM),
+        f"Six class activation maps at stage {stage}: {run.recipe.model} on {run.recipe.data}",
+        f"{len(shown)} images of the test split and the evidence for the predicted class. A map "
+        f"has {height} x {width} values, placed at their receptive fields and resized bilinearly."
+        "\nBrightness is relative to each map's own maximum. Eigen-CAM does not depend on the "
         "class.",
     )
     ax = figure.subplots()
     targets = batch.targets[shown].tolist()
     stride = strides(weights).get(stage, 0)
-    _rows(ax, pictures, found, weights.classes, targets, stride=stride, above=WORDS / unit)
-    evidence_bar(figure, ax, 0.4)
+    _rows(
+        ax,
+        denormalised,
+        cams,
+        classes=weights.classes,
+        targets=targets,
+        stride=stride,
+        above=LABEL_ROOM / unit,
+    )
+    evidence_colorbar(figure, ax, 0.4)
     return figure
 
 
 def _rows(
     ax: Axes,
-    pictures: Tensor,
-    found: dict[str, Cam],
+    images: Tensor,
+    cams: dict[str, Cam],
+    *,
     classes: tuple[str, ...],
     targets: list[int],
-    *,
     stride: int,
     above: float,
 ) -> None:
-    """Show a row for each image, under the class and its probability, a column a method."""
-    heats = {method: cam.heat(stride=stride).cpu().numpy() for method, cam in found.items()}
-    images: list[Any] = []
-    for number, picture in enumerate(pictures):
-        plain = as_rgb(picture)
-        images += [plain, *(overlay(plain, heat[number]) for heat in heats.values())]
-    columns = 1 + len(found)
-    places = tiles(ax, images, columns, gap=GAP, above=above)
-    titles = ["picture", *(NAMES[method] for method in found)]
+    """Show one row per image, labelled with its predicted class, and one column per method."""
+    heats = {method: cam.heat(stride=stride).cpu().numpy() for method, cam in cams.items()}
+    panels: list[Any] = []
+    for number, image in enumerate(images):
+        rgb = as_rgb(image)
+        panels += [rgb, *(overlay(rgb, heat[number]) for heat in heats.values())]
+    columns = 1 + len(cams)
+    places = tiles(ax, panels, columns, gap=GAP, above=above)
+    titles = ["image", *(NAMES[method] for method in cams)]
     for (x, y), title in zip(places, titles, strict=False):
         ax.text(x, y - above, title, ha="center", va="bottom", fontsize=9, weight="bold")
-    said = next(iter(found.values()))
-    probabilities = said.logits.softmax(1).gather(1, said.classes[:, None]).squeeze(1)
-    left = pictures.shape[-1] / pictures.shape[-2] / 2
+    first = next(iter(cams.values()))
+    probabilities = first.logits.softmax(1).gather(1, first.classes[:, None]).squeeze(1)
+    left = images.shape[-1] / images.shape[-2] / 2
     for number, target in enumerate(targets):
-        name, share = int(said.classes[number]), float(probabilities[number])
-        label = f"{style.short(classes[name], 30)}  {style.confidence(share)}"
-        if name != target:
-            label += f"  (is {style.short(classes[target], 30)})"
-        colour = style.INK if name == target else style.ORANGE
+        predicted, probability = int(first.classes[number]), float(probabilities[number])
+        label = f"{style.short(classes[predicted], 30)}  {style.confidence(probability)}"
+        if predicted != target:
+            label += f"  (true: {style.short(classes[target], 30)})"
+        colour = style.INK if predicted == target else style.ORANGE
         x, y = places[number * columns]
         ax.text(x - left, y - 0.05, label, va="bottom", fontsize=8, color=colour)
-        for column, cam in enumerate(found.values(), 1):
+        for column, cam in enumerate(cams.values(), 1):
             if cam.empty[number]:
                 x, y = places[number * columns + column]
-                _empty(ax, x, y + 0.5)
+                _mark_empty(ax, x, y + 0.5)
 
 
-def _empty(ax: Axes, x: float, y: float) -> None:
+def _mark_empty(ax: Axes, x: float, y: float) -> None:
     ax.text(
         x,
         y,

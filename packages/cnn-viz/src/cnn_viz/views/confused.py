@@ -1,4 +1,4 @@
-"""The view `confused`."""
+"""The view `confused`: the most confused pairs of classes."""
 
 from __future__ import annotations
 
@@ -8,68 +8,69 @@ from torch import Tensor
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.drawing.image_grid import as_image, inches, tiles
+from cnn_viz.drawing.image_grid import as_image, tile_height, tiles
 from cnn_viz.results.metrics import confused_pairs, confusion_counts
 
 __all__ = ["confused"]
 
 PAIRS = 10
 EXAMPLES = 6
-GAP = 0.12  # in heights of an image
-WORDS = 0.2  # inches over each image
-WIDE = 4.9  # inches of a pair
+GAP = 0.12  # relative to the height of an image
+LABEL_ROOM = 0.2  # inches above each image
+PAIR_WIDTH = 4.9  # inches
 
 
 def confused(run: Run, predictions: Predictions) -> Figure:
-    """Draw the classes most often taken for others, each with its most confident mistakes."""
+    """Draw the most confused pairs of classes, each with its most confident mistakes."""
     counts = confusion_counts(predictions)
     pairs = confused_pairs(counts, PAIRS)
     mistakes = int(counts.sum() - counts.trace())
-    unit = inches(WIDE, EXAMPLES, predictions.images.shape, gap=GAP)
+    unit = tile_height(PAIR_WIDTH, EXAMPLES, predictions.images.shape, gap=GAP)
     rows = -(-len(pairs) // 2)
     figure = style.figure(
         10.5,
-        1.1 + max(rows, 1) * (unit + WORDS + 0.5),
+        1.1 + max(rows, 1) * (unit + LABEL_ROOM + 0.5),
         f"Most confused classes on the test split: {run.recipe.model} on {run.recipe.data}",
         _caption(len(pairs), sum(counts[pair] for pair in pairs), mistakes, int(counts.sum())),
     )
     axes = figure.subplots(max(rows, 1), 2, squeeze=False).flatten()
     for ax in axes:
         ax.set_axis_off()
-    for ax, (true, said) in zip(axes, pairs, strict=False):
-        names = [style.short(predictions.classes[k], 20) for k in (true, said)]
-        count, of = int(counts[true, said]), int(counts[true].sum())
+    for ax, (true, predicted) in zip(axes, pairs, strict=False):
+        names = [style.short(predictions.classes[k], 20) for k in (true, predicted)]
+        count, total = int(counts[true, predicted]), int(counts[true].sum())
         ax.set_title(
-            f"{names[0]} \N{RIGHTWARDS ARROW} {names[1]}:  {count:,} of {of:,} "
-            f"({style.percent(count / of)})"
+            f"{names[0]} \N{RIGHTWARDS ARROW} {names[1]}:  {count:,} of {total:,} "
+            f"({style.percent(count / total)})"
         )
-        _examples(ax, predictions, _mistakes(predictions, true, said), WORDS / unit)
+        _examples(ax, predictions, _mistakes(predictions, true, predicted), LABEL_ROOM / unit)
     return figure
 
 
 def _caption(pairs: int, shown: int, mistakes: int, images: int) -> str:
     if not pairs:
-        return f"None of {images:,} images was taken for another class."
+        return f"None of {images:,} images was misclassified."
     return (
-        f"True class \N{RIGHTWARDS ARROW} what it was taken for, and how many of the true class's "
-        f"images. These {pairs} {'pair has' if pairs == 1 else 'pairs have'} {shown:,} of "
-        f"{mistakes:,} mistakes in {images:,} images.\n"
-        f"Up to {EXAMPLES} images of each, with the probability of the predicted class, the "
-        "highest first."
+        f"True class \N{RIGHTWARDS ARROW} predicted class, with the number and share of the true "
+        f"class's images.\nThe pairs shown account for {shown:,} of {mistakes:,} mistakes in "
+        f"{images:,} images. Up to {EXAMPLES} images of each pair, with the probability of the "
+        "predicted class, highest first."
     )
 
 
-def _mistakes(predictions: Predictions, true: int, said: int) -> Tensor:
-    """Return the places of a class's images that were taken for another, most confident first."""
-    places = ((predictions.targets == true) & (predictions.predicted == said)).nonzero().squeeze(1)
-    confidence = predictions.probabilities[places, said]
+def _mistakes(predictions: Predictions, true: int, predicted: int) -> Tensor:
+    """Return the indices of a class's images predicted as another, most confident first."""
+    places = (
+        ((predictions.targets == true) & (predictions.predicted == predicted)).nonzero().squeeze(1)
+    )
+    confidence = predictions.probabilities[places, predicted]
     return places[confidence.argsort(descending=True, stable=True)[:EXAMPLES]]
 
 
 def _examples(ax: Axes, predictions: Predictions, shown: Tensor, above: float) -> None:
-    """Show images in a row, each under the probability of what it was taken for."""
-    pictures = [as_image(picture / 255) for picture in predictions.images[shown]]
-    places = tiles(ax, pictures, EXAMPLES, gap=GAP, above=above)
-    shares = predictions.probabilities[shown].amax(1)
-    for (x, y), share in zip(places, shares.tolist(), strict=True):
-        ax.text(x, y - 0.04, style.confidence(share), ha="center", va="bottom", fontsize=8)
+    """Show images in a row, each below the probability of its predicted class."""
+    images = [as_image(image / 255) for image in predictions.images[shown]]
+    places = tiles(ax, images, EXAMPLES, gap=GAP, above=above)
+    probabilities = predictions.probabilities[shown].amax(1)
+    for (x, y), probability in zip(places, probabilities.tolist(), strict=True):
+        ax.text(x, y - 0.04, style.confidence(probability), ha="center", va="bottom", fontsize=8)

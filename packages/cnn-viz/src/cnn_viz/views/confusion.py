@@ -1,4 +1,4 @@
-"""The view `confusion`."""
+"""The view `confusion`: the confusion matrix."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ from cnn_viz.results.metrics import clustered, confusion_counts
 
 __all__ = ["confusion"]
 
-FIGURE_SPACE = "\N{FIGURE SPACE}"  # as wide as a digit
-LONGEST = 18  # characters of a class's name
-ORDERED = 12  # of more classes than this those are brought together that are confused
-WRITTEN = 60  # with more classes than this the matrix has no numbers
-NAMED = 150  # and with more than this no names
+FIGURE_SPACE = "\N{FIGURE SPACE}"  # as wide as a digit, to align numbers
+LONGEST = 18  # characters of a class name
+CLUSTERED = 12  # with more classes than this, confused ones are grouped
+NUMBERED = 60  # with more classes than this, the cells have no numbers
+NAMED = 150  # and with more than this, the axes have no names
 GROUPED = (
-    "\nClasses that are taken for each other stand together: average linkage on "
-    f"1 {style.MINUS} the share "
-    "of images confused."
+    "\nClasses that are often confused are next to each other: average linkage on "
+    f"1 {style.MINUS} the confusion rate."
 )
 
 
 def confusion(run: Run, predictions: Predictions) -> Figure:
-    """Draw how often each class was taken for each; colour is the share of the true class."""
+    """Draw the confusion matrix; colours are shares of the true class's images."""
     counts = confusion_counts(predictions)
     classes, names = len(counts), predictions.classes
-    grouped = classes > ORDERED
+    grouped = classes > CLUSTERED
     if grouped:
         order = clustered(counts)
         counts, names = counts[np.ix_(order, order)], tuple(names[k] for k in order)
     total, right = counts.sum(), counts.trace()
-    written = classes <= WRITTEN
+    written = classes <= NUMBERED
     side = min(max(5.2, 0.25 * classes), 14.0)
     margin = 0.06 * min(max(map(len, names)), LONGEST) if classes <= NAMED else 0.0
     figure = style.figure(
         side + margin + (2.4 if written else 1.3),
         side + margin + (1.2 if grouped else 1.0),
         f"Confusion on the test split: {run.recipe.model} on {run.recipe.data}",
-        f"{total:,} images, {right:,} of them right ({style.percent(right / total)}). "
-        + ("Numbers are images; no number: none." if written else f"{classes:,} classes.")
+        f"{total:,} images, {right:,} of them correct ({style.percent(right / total)}). "
+        + ("Numbers are images; an empty cell is 0." if written else f"{classes:,} classes.")
         + (GROUPED if grouped else ""),
     )
     ax = figure.subplots()
-    with np.errstate(invalid="ignore"):  # a class that the split lacks
-        shares = counts / counts.sum(1, keepdims=True)
-    image = ax.imshow(shares, cmap=style.SEQUENTIAL, vmin=0, vmax=1)
+    with np.errstate(invalid="ignore"):  # for a class without images
+        rates = counts / counts.sum(1, keepdims=True)
+    image = ax.imshow(rates, cmap=style.SEQUENTIAL, vmin=0, vmax=1)
     bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.percent_tick, aspect=30)
     bar.set_label("share of the true class's images")
     bar.outline.set_visible(False)
     _name_axes(ax, names, side / classes)
     if written:
         _write_recall(ax, counts)
-        _write_counts(ax, counts, shares, min(9.0, 72 * 0.38 * side / classes))
+        _write_counts(ax, counts, rates, min(9.0, 72 * 0.38 * side / classes))
     return figure
 
 
 def _name_axes(ax: Axes, names: tuple[str, ...], cell: float) -> None:
-    """Write classes left and below, and draw lines between the cells, `cell` inches wide."""
+    """Label the axes with the classes and draw lines between cells, `cell` inches wide."""
     places = range(len(names)) if len(names) <= NAMED else []
     labels = [style.short(names[place], LONGEST) for place in places]
+    # A character is about 0.1 inches wide.
     upright = 0.1 * max(map(len, labels), default=0) < cell
-    size = min(_size(names), 0.75 * 72 * cell)
+    size = min(_font_size(names), 0.75 * 72 * cell)
     ax.set_xticks(places, labels, rotation=0 if upright else 90, fontsize=size)
     ax.set_yticks(places, labels, fontsize=size)
     ax.set(xlabel="predicted class", ylabel="true class")
@@ -79,37 +79,37 @@ def _name_axes(ax: Axes, names: tuple[str, ...], cell: float) -> None:
 
 
 def _write_recall(ax: Axes, counts: Any) -> None:
-    """Write each class's recall at the right margin."""
-    rows = [_recall(row, place) for place, row in enumerate(counts)]
+    """Write the recall of each class in the right margin."""
+    rows = [_recall_label(row, place) for place, row in enumerate(counts)]
     margin = ax.secondary_yaxis("right")
-    margin.set_yticks(range(len(rows)), rows, fontsize=_size(rows))
+    margin.set_yticks(range(len(rows)), rows, fontsize=_font_size(rows))
     margin.spines[:].set_visible(False)
     ax.text(
         1.01,
         1.01,
-        "recall: right/images",
+        "recall: correct/images",
         transform=ax.transAxes,
-        fontsize=_size(rows),
+        fontsize=_font_size(rows),
         color=style.MUTED,
         va="bottom",
     )
 
 
-def _size(rows: Sequence[str]) -> float:
+def _font_size(rows: Sequence[str]) -> float:
     return 9.0 if len(rows) <= 20 else 6.5
 
 
-def _recall(row: Any, place: int) -> str:
+def _recall_label(row: Any, place: int) -> str:
     if not row.sum():
         return "no images"
-    share = style.percent(row[place] / row.sum())
-    return f"{share.rjust(len('100.0 %'), FIGURE_SPACE)}  {row[place]}/{row.sum()}"
+    recall = style.percent(row[place] / row.sum())
+    return f"{recall.rjust(len('100.0 %'), FIGURE_SPACE)}  {row[place]}/{row.sum()}"
 
 
-def _write_counts(ax: Axes, counts: Any, shares: Any, size: float) -> None:
-    """Write the numbers that are not 0: mistakes bold, and orange where the cell is light."""
+def _write_counts(ax: Axes, counts: Any, rates: Any, size: float) -> None:
+    """Write the non-zero counts: mistakes bold, and orange if the cell is light."""
     for row, column in np.argwhere(counts):
-        light = row != column and shares[row, column] < 0.3
+        light = row != column and rates[row, column] < 0.3
         ax.text(
             column,
             row,
@@ -118,5 +118,5 @@ def _write_counts(ax: Axes, counts: Any, shares: Any, size: float) -> None:
             va="center",
             fontsize=size,
             fontweight="bold" if row != column else "normal",
-            color="#ffffff" if shares[row, column] > 0.5 else style.ORANGE if light else "#000000",
+            color="#ffffff" if rates[row, column] > 0.5 else style.ORANGE if light else "#000000",
         )

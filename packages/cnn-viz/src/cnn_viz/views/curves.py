@@ -1,4 +1,4 @@
-"""The view `curves`."""
+"""The view `curves`: loss, accuracy and learning rate by epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DASHED: dict[str, Any] = {"linestyle": (0, (3, 1.2))}
 
 
 def curves(run: Run) -> Figure:
-    """Draw loss, accuracy and learning rate against epochs, and mark the epoch kept."""
+    """Draw loss, accuracy and learning rate against epochs, and mark the kept epoch."""
     history = run.history()
     if not history:
         raise UsageError(
@@ -46,7 +46,7 @@ def curves(run: Run) -> Figure:
         10.5,
         3.8,
         f"Learning curves: {run.recipe.model} on {run.recipe.data}",
-        f"Epochs: {len(history)}, batch size {run.recipe.batch_size}. Training numbers are means "
+        f"Epochs: {len(history)}, batch size {run.recipe.batch_size}. Training values are means "
         "over the epoch, while the weights change; validation is measured at its end.\n"
         f"The dotted line marks epoch {kept}, whose weights were kept.",
     )
@@ -55,7 +55,8 @@ def curves(run: Run) -> Figure:
     loss.set(title="Loss", ylabel=LOSSES.get(run.recipe.loss, run.recipe.loss))
     metrics = {key.partition("/")[2] for key in history[-1]}
     tops = sorted((name for name in metrics if name.startswith("top")), key=natural)
-    tops = [name for name in tops if not _certain(name, history)]
+    # A line at 100 % would compress the other curves.
+    tops = [name for name in tops if not _always_perfect(name, history)]
     tops = tops or [name for name in OF_PIXELS if name in metrics]
     _lines(accuracy, history, tops, scale=100)
     of_pixels = "miou" in tops
@@ -64,38 +65,38 @@ def curves(run: Run) -> Figure:
     rate.plot(*_points(history, "lr", 1), color=style.BLUE, **_marker(history))
     rate.set(title="Learning rate", ylabel="at the start of the epoch")
     for ax in (loss, accuracy, rate):
-        _finish(ax, kept, [line["epoch"] for line in history])
+        _format_axes(ax, kept, [line["epoch"] for line in history])
     _legend(loss, {NAMES[split]: {"color": colour} for split, colour in COLOURS.items()})
-    looks = ({"color": style.MUTED, **look} for look in (SOLID, DASHED))
-    _legend(accuracy, dict(zip(map(_top, tops), looks, strict=False)))
+    styles = ({"color": style.MUTED, **line_style} for line_style in (SOLID, DASHED))
+    _legend(accuracy, dict(zip(map(_metric_label, tops), styles, strict=False)))
     return figure
 
 
 def _lines(
     ax: Axes, history: Sequence[dict[str, float]], metrics: Sequence[str], scale: float = 1
 ) -> None:
-    """Plot each metric of training and validation; all but the first dashed."""
+    """Plot each metric of training and validation; all but the first are dashed."""
     for metric in metrics:
-        look = _marker(history) | (SOLID if metric == metrics[0] else DASHED)
+        line_style = _marker(history) | (SOLID if metric == metrics[0] else DASHED)
         for split, colour in COLOURS.items():
             key = f"{split}/{metric}"
             if not any(key in line for line in history):
                 continue
-            name = NAMES[split] if metric == "loss" else f"{NAMES[split]}, {_top(metric)}"
+            name = NAMES[split] if metric == "loss" else f"{NAMES[split]}, {_metric_label(metric)}"
             ax.plot(
                 *_points(history, key, scale),
                 color=colour,
                 label=name,
-                **look,
+                **line_style,
             )
 
 
-def _legend(ax: Axes, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say what lines mean, above the axes: inside, a legend may hide a point."""
-    lines = [Line2D([], [], **look) for look in looks.values()]
+def _legend(ax: Axes, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add a legend above the axes: inside, it might hide a point."""
+    lines = [Line2D([], [], **line_style) for line_style in styles.values()]
     ax.legend(
         lines,
-        list(looks),
+        list(styles),
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
         ncols=len(lines),
@@ -111,22 +112,22 @@ def _points(
     return [line["epoch"] for line in known], [scale * line[key] for line in known]
 
 
-def _certain(metric: str, history: Sequence[dict[str, float]]) -> bool:
-    """Whether a metric is 100 % in every epoch, as the top-2 of two classes: no curve."""
+def _always_perfect(metric: str, history: Sequence[dict[str, float]]) -> bool:
+    """Return whether a metric is always 100 %, as the top-2 of two classes is."""
     values = [line.get(f"{split}/{metric}", 1.0) for line in history for split in COLOURS]
     return metric != "top1" and all(value == 1 for value in values)
 
 
-def _top(metric: str) -> str:
+def _metric_label(metric: str) -> str:
     return OF_PIXELS.get(metric, f"top-{metric.removeprefix('top')}")
 
 
 def _marker(history: Sequence[object]) -> dict[str, Any]:
-    """A line through few points shows them."""
+    """Return markers for a curve of few points."""
     return {"marker": "o", "markersize": 3.5} if len(history) <= 15 else {}
 
 
-def _finish(ax: Axes, kept: int, epochs: Sequence[float]) -> None:
+def _format_axes(ax: Axes, kept: int, epochs: Sequence[float]) -> None:
     ax.axvline(kept, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))

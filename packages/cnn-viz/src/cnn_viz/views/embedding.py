@@ -1,4 +1,4 @@
-"""The view `embedding`."""
+"""The view `embedding`: the network's features in two dimensions."""
 
 from __future__ import annotations
 
@@ -15,34 +15,39 @@ from matplotlib.lines import Line2D
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.results.embeddings import Embedded, Placed, nearest
+from cnn_viz.results.embeddings import Embedding, Placement, neighbour_count
 
 __all__ = ["embedding"]
 
-COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")  # the last of P. Tol (2021)
-ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}  # on the dark page
+# The last four from P. Tol (2021).
+COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")
+# Replacements that are visible on the dark page.
+ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}
 SCALE = "viridis"
 
 
-def embedding(run: Run, weights: Weights, embedded: Embedded) -> Figure:
-    """Draw where each method places the images of the test split, and how far to trust that."""
-    methods = embedded.drawn()
+def embedding(run: Run, weights: Weights, embedded: Embedding) -> Figure:
+    """Draw the test images as each method places them, with the quality of each plot."""
+    methods = embedded.methods_to_draw()
     classes = weights.classes if embedded.coloured == "class" else ()
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,
         f"Embedding: {run.recipe.model} on {run.recipe.data}",
-        f"{embedded.about} Axes have no meaning of their own.\n"
-        + _caption(nearest(len(embedded.labels)), classes),
+        f"{embedded.about} The axes have no units or meaning.\n"
+        + _caption(neighbour_count(len(embedded.labels)), classes),
     )
     axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
     for ax in axes[len(methods) :]:
         ax.set_axis_off()
     labels = np.asarray(embedded.labels)
     for ax, method in zip(axes, methods, strict=False):
-        found = embedded.places(method)
-        _points(ax, found, labels[found.indices], embedded.coloured)
-        ax.set_title(f"{method}, {len(found.xy):,} images\n{words(found.quality)}", fontsize=8.5)
+        placement = embedded.placement(method)
+        _points(ax, placement, labels[placement.indices], embedded.coloured)
+        ax.set_title(
+            f"{method}, {len(placement.xy):,} images\n{quality_text(placement.quality)}",
+            fontsize=8.5,
+        )
     if embedded.coloured == "class":
         _legend(figure, classes)
     else:
@@ -54,49 +59,49 @@ def embedding(run: Run, weights: Weights, embedded: Embedded) -> Figure:
 
 
 def _caption(near: int, classes: Sequence[str]) -> str:
-    """Say what the numbers mean, and that a colour is not one class where there are more."""
-    text = f"the {near} nearest here" if near > 1 else "the nearest one here"
-    said = f"Trustworthiness: whether {text} are near in the features, from 0 to 1."
+    """Explain the scores, and warn if classes share colours."""
+    neighbours = f"the {near} nearest neighbours" if near > 1 else "the nearest neighbour"
+    caption = f"Trustworthiness: are {neighbours} in the plot also near in the features? 0 to 1."
     if classes:
-        said += f" Silhouette: how far classes lie apart, from {style.MINUS}1 to 1."
-        said += f"\nk-NN: how many images {text} name rightly."
+        caption += f" Silhouette: the separation of the classes in the plot, {style.MINUS}1 to 1."
+        caption += f"\nk-NN: the accuracy of classifying each image by {neighbours} in the plot."
     if len(classes) > len(COLOURS):
-        said += f" {len(COLOURS)} colours for {len(classes):,} classes: each stands for several."
-    return said
+        caption += f" {len(COLOURS)} colours for {len(classes):,} classes: each colour is shared."
+    return caption
 
 
-def words(quality: dict[str, float]) -> str:
-    """Return how well an image does, in words."""
-    said = [f"trustworthiness {quality['trustworthiness']:.2f}"]
+def quality_text(quality: dict[str, float]) -> str:
+    """Return the quality scores as text."""
+    parts = [f"trustworthiness {quality['trustworthiness']:.2f}"]
     if "knn" in quality:
-        said += [
+        parts += [
             f"silhouette {style.signed(quality['silhouette'], '.2f')}",
             f"k-NN {style.percent(quality['knn'])}",
         ]
-    return ", ".join(said)
+    return ", ".join(parts)
 
 
-def _points(ax: Axes, found: Placed, labels: Any, coloured: str) -> None:
-    size = float(np.clip(3000 / len(found.xy), 3, 28))
-    look: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85, "rasterized": True}
+def _points(ax: Axes, placement: Placement, labels: Any, coloured: str) -> None:
+    size = float(np.clip(3000 / len(placement.xy), 3, 28))
+    options: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85, "rasterized": True}
     if coloured == "class":
-        look["c"] = [COLOURS[label % len(COLOURS)] for label in labels]
+        options["c"] = [COLOURS[label % len(COLOURS)] for label in labels]
     else:
-        look |= {"c": labels, "cmap": SCALE, "norm": Normalize(*_limits(labels))}
-    ax.scatter(*found.xy.T, **look)
+        options |= {"c": labels, "cmap": SCALE, "norm": Normalize(*_limits(labels))}
+    ax.scatter(*placement.xy.T, **options)
     ax.set(xticks=[], yticks=[])
     ax.set_box_aspect(1)
     ax.spines[:].set_visible(True)
 
 
 def _limits(values: Any) -> tuple[float, float]:
-    """Return the least and the largest number there is."""
-    there = values[np.isfinite(values)]
-    return (float(there.min()), float(there.max())) if len(there) else (0.0, 1.0)
+    """Return the smallest and the largest finite value."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
 
 
 def _legend(figure: Figure, classes: Sequence[str]) -> None:
-    """Name the classes, if there is a colour for each."""
+    """Add a legend, if every class has a colour of its own."""
     if len(classes) > len(COLOURS):
         return
     handles = [

@@ -1,4 +1,4 @@
-"""The view `faithfulness`."""
+"""The view `faithfulness`: do class activation maps reflect the network?"""
 
 from __future__ import annotations
 
@@ -30,33 +30,34 @@ from cnn_viz.network.graph import strides
 from cnn_viz.results.inputs import round_robin_by_class
 from cnn_viz.results.metrics import bootstrap
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.gradcam import require_places
+from cnn_viz.views.gradcam import require_spatial_maps
 
-__all__ = ["EDGES", "METHODS", "RANDOM", "dots", "faithfulness", "random_cam"]
+__all__ = ["EDGES", "METHODS", "RANDOM", "faithfulness", "plot_means", "random_cam"]
 
 METHODS = ("grad-cam", "hires-cam", "layer-cam")
 RANDOM, EDGES = "random numbers", "edges (Sobel)"
-LOOK = {  # colour and marker
+STYLES = {  # colour and marker
     "grad-cam": (style.BLUE, "o"),
     "hires-cam": ("#009e73", "s"),
     "layer-cam": ("#882255", "D"),
     RANDOM: (style.MUTED, "x"),
     EDGES: (style.ORANGE, "x"),
 }
-PIXELS, FEW, MANY = 2**14, 5, 16  # of all images together; images
+PIXELS = 2**14  # of all images together: this view runs the network very often
+FEW, MANY = 5, 16  # images, at least and at most
 STEPS = 8
 
 
 def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw what maps are worth, beside two that know nothing of the network."""
+    """Draw faithfulness scores of maps beside two baselines that ignore the network."""
     spec = registry.get_spec(run.recipe.model)
     stage = spec.cam_stage
     count = min(max(PIXELS // batch.images[0, 0].numel(), FEW), MANY)
     images = batch.images[round_robin_by_class(batch.targets.tolist(), count)]
-    found = cams_by_method(model, images, stage, methods=METHODS)
-    maps = {method: found[method][stage] for method in METHODS}
+    cams_of = cams_by_method(model, images, stage, methods=METHODS)
+    maps = {method: cams_of[method][stage] for method in METHODS}
     first = maps[METHODS[0]]
-    require_places(first, stage)
+    require_spatial_maps(first, stage)
     maps[RANDOM] = random_cam(first)
     classes, stride = first.classes, strides(weights).get(stage, 0)
 
@@ -65,35 +66,26 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
 
     heats = {name: cam.heat(stride=stride) for name, cam in maps.items()}
     heats[EDGES] = edge_map(images)
-    measures: dict[str, Callable[[Tensor], Tensor]] = {
-        "Deletion: lower is better": lambda h: deletion(
-            model, images, h, classes, steps=STEPS
-        ).mean(1),
-        "Insertion: higher is better": lambda h: insertion(
-            model, images, h, classes, steps=STEPS
-        ).mean(1),
-        "ROAD: higher is better": lambda h: road(model, images, h, classes),
-    }
     figure = style.figure(
         10.5,
         6.6,
-        f"Are the maps true to the network? {run.recipe.model} on {run.recipe.data}, "
-        f"stage {stage}",
-        f"{len(images)} images of the test split and the class that the network predicts; means "
-        "and 95 % bootstrap intervals. Deletion: the mean probability of the class\nwhile pixels "
-        "turn to 0, highest first. Insertion: the same while a blurred image gets sharp. ROAD: "
-        "how much less probable it is without the highest\npixels than without the lowest. "
-        "Random numbers, as many as the map has and placed as it is, and edges know nothing of "
-        "the network: a map worth\nlooking at is better than both, and changes with the weights. "
-        "The correlation is of the stage's own values, negative ones too.",
+        f"Do the maps reflect the network? {run.recipe.model} on {run.recipe.data}, stage {stage}",
+        f"{len(images)} images of the test split, explaining the predicted class; means and 95 % "
+        "bootstrap intervals. Deletion: the mean probability of the class as pixels are\nset to "
+        "0, highest first. Insertion: the same as a blurred image is restored. ROAD: the drop of "
+        "the probability without the highest pixels, compared to the lowest.\nRandom numbers, at "
+        "the map's resolution, and image edges ignore the network: a faithful map scores better "
+        "than both, and changes when the weights are\nshuffled. Correlations are computed on the "
+        "stage's raw values, including negative ones.",
     )
     *tops, bottom = figure.subplot_mosaic(
         [[*"abc"], ["d", "d", "d"]], height_ratios=(1, 1.1)
     ).values()
-    for ax, (title, measure) in zip(tops, measures.items(), strict=True):
-        dots(ax, title, {name: measure(heat) for name, heat in heats.items()})
+    scores = _scores(model, images, heats, classes)
+    for ax, (title, by_map) in zip(tops, scores.items(), strict=True):
+        plot_means(ax, title, by_map)
         ax.set_xlabel("probability of the class")
-    tops[-1].set_xlabel("difference of two such probabilities")
+    tops[-1].set_xlabel("difference of two probabilities")
     for ax in tops[1:]:
         ax.set_yticklabels([])
     makers: dict[str, Callable[[nn.Module], Tensor]] = {
@@ -106,16 +98,38 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
     return figure
 
 
+def _scores(
+    model: nn.Module, images: Tensor, heats: dict[str, Tensor], classes: Tensor
+) -> dict[str, dict[str, Tensor]]:
+    """Return deletion, insertion and ROAD scores by title and map: N each."""
+    scores: dict[str, Callable[[Tensor], Tensor]] = {
+        "Deletion: lower is better": lambda heat: deletion(
+            model, images, heat, classes, steps=STEPS
+        ).mean(1),
+        "Insertion: higher is better": lambda heat: insertion(
+            model, images, heat, classes, steps=STEPS
+        ).mean(1),
+        "ROAD: higher is better": lambda heat: road(model, images, heat, classes),
+    }
+    return {
+        title: {name: score(heat) for name, heat in heats.items()}
+        for title, score in scores.items()
+    }
+
+
 def random_cam(cam: Cam) -> Cam:
-    """Return random numbers in a map's place: as many of them, and placed as it is."""
+    """Return a map of random numbers with the resolution and placement of `cam`.
+
+    Noise at pixel resolution would be an unfair baseline: it deletes no connected region.
+    """
     return dataclasses.replace(cam, raw=random_map(cam.raw[:, None]))
 
 
-def dots(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
-    """Show the mean of each map's numbers, NaN left out, with its interval: rows from the top."""
-    for row, (name, found) in enumerate(values.items()):
-        colour, marker = LOOK[name]
-        numbers = found[~found.isnan()].cpu().numpy()
+def plot_means(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
+    """Plot the mean of each map's scores with its interval, ignoring NaN, one row per map."""
+    for row, (name, scores) in enumerate(values.items()):
+        colour, marker = STYLES[name]
+        numbers = scores[~scores.isnan()].cpu().numpy()
         if not len(numbers):
             continue
         if interval := bootstrap(numbers.tolist()):
@@ -129,16 +143,20 @@ def dots(ax: Axes, title: str, values: dict[str, Tensor]) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
 
 
-def _cascade(ax: Axes, left: dict[str, dict[str, Tensor]]) -> None:
-    """Show what is left of each map while stages lose their weights, the last one first."""
-    stages = next(iter(left.values()))
-    for place, (name, found) in enumerate(left.items()):
-        wide = 4.5 - place  # where two are the same, both are seen
-        colour, marker = LOOK[name]
-        means = [_mean(values) for values in found.values()]
-        x = range(len(found) + 1)
+def _cascade(ax: Axes, by_method: dict[str, dict[str, Tensor]]) -> None:
+    """Plot the correlations as weights are shuffled, from the last stage to the first."""
+    stages = next(iter(by_method.values()))
+    for number, (name, correlations) in enumerate(by_method.items()):
+        linewidth = 4.5 - number  # so that both of two equal curves are visible
+        colour, marker = STYLES[name]
+        means = [_mean(values) for values in correlations.values()]
+        x = range(len(correlations) + 1)
         label = NAMES.get(name, name)
-        line: dict[str, Any] = {"color": colour, "linewidth": wide, "markersize": 5 + wide}
+        line: dict[str, Any] = {
+            "color": colour,
+            "linewidth": linewidth,
+            "markersize": 5 + linewidth,
+        }
         ax.plot(x, [1.0, *means], marker=marker, label=label, **line)
     ax.set_xticks(range(len(stages) + 1), ["trained", *stages])
     if len(stages) > 8:
@@ -146,7 +164,7 @@ def _cascade(ax: Axes, left: dict[str, dict[str, Tensor]]) -> None:
     ax.axhline(0, color=style.GRID, linewidth=1, zorder=0)
     ax.set(
         title="Weights shuffled, from the last stage to the first",
-        xlabel="the first of the stages whose weights are shuffled",
+        xlabel="first stage with shuffled weights",
         ylabel="rank correlation with the map\nof the trained network",
         ylim=(min(-0.25, ax.get_ylim()[0]), 1.08),
     )
@@ -155,5 +173,7 @@ def _cascade(ax: Axes, left: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _mean(values: Tensor) -> float:
-    """Return the mean of what is not NaN, as the correlation of a constant map is."""
-    return float(values[~values.isnan()].mean())  # NaN of none, which leaves a gap
+    """Return the mean without NaN, which is the correlation of a constant map."""
+    return float(
+        values[~values.isnan()].mean()
+    )  # NaN if none is left, which leaves a gap in the curve

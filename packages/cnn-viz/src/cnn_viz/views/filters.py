@@ -1,4 +1,4 @@
-"""The view `filters`."""
+"""The view `filters`: the kernels of the first convolution."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import tiles
 
-__all__ = ["before_training", "filters"]
+__all__ = ["filters", "initial_model"]
 
 SHOWN = 64
 COLUMNS = 8
 
 
 def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
-    """Draw the kernels of the first convolution, all on one scale: RGB ones in colour.
+    """Draw the kernels of the first convolution on one scale, those of three channels as RGB.
 
-    Beside them those that training began with, where these can be made again.
+    The initial kernels are drawn beside them if they can be reproduced.
     """
     name, weight = _first_convolution(model)
-    initial, why = _initial(run, weights, name, weight)
+    initial, note = _initial_weights(run, weights, name, weight)
     both = [weight] if initial is None else [initial, weight]
     count, channels, height, width = weight.shape
     limit = max(float(part.abs().max()) for part in both) or 1.0
@@ -36,14 +36,14 @@ def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
     shown, total = min(SHOWN, len(kernels[0])), len(kernels[0])
     columns = min(COLUMNS, shown)
     rows = -(-shown // columns)
-    side = min(1.15, 9 / (len(both) * columns))  # inches of a kernel
+    side = min(1.15, 9 / (len(both) * columns))  # of a kernel, in inches
     caption = (
         f"{shown} of {total} kernels of {height} x {width}: {count} outputs of "
-        f"{channels} {'channel' if channels == 1 else 'channels'}. {why}"
+        f"{channels} {'channel' if channels == 1 else 'channels'}. {note}"
     )
     if coloured:
         ends = f"{style.MINUS}{limit:.2g} to {limit:.2g}"
-        caption += f"\nMiddle grey is 0; red, green and blue run from {ends}."
+        caption += f"\nGrey is 0; red, green and blue each run from {ends}."
     figure = style.figure(
         max(side * columns * len(both) + (0.3 if coloured else 1.3), 6.5),
         side * rows + 1.5,
@@ -65,20 +65,21 @@ def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
     return figure
 
 
-def before_training(run: Run, weights: Weights) -> nn.Module:
-    """Return the network as training began with it, made again from the recipe's seed.
+def initial_model(run: Run, weights: Weights) -> nn.Module:
+    """Return the network before training, rebuilt from the recipe's seed.
 
-    The random state is as before.
+    The random state is left unchanged.
 
     Raises:
-        UsageError: it began with given weights, or ran with another PyTorch, whose seeds may
-            mean other numbers.
+        UsageError: training started from given weights, or used another version of PyTorch,
+            which may draw other numbers from the same seed.
     """
     recipe = run.recipe
     if recipe.weights:
-        raise UsageError("training began with given weights")
+        raise UsageError("training started from given weights")
     if (version := run.environment().get("torch")) != torch.__version__:
-        raise UsageError(f"trained with PyTorch {version}, this is {torch.__version__}")
+        raise UsageError(f"trained with PyTorch {version}, this is version {torch.__version__}")
+    # On all devices: manual_seed seeds every one of them.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(recipe.seed)
         return create_model(
@@ -90,23 +91,25 @@ def before_training(run: Run, weights: Weights) -> nn.Module:
         )
 
 
-def _initial(run: Run, weights: Weights, name: str, trained: Tensor) -> tuple[Tensor | None, str]:
-    """Return the weights of the first convolution before training, or None and why not."""
+def _initial_weights(
+    run: Run, weights: Weights, name: str, trained: Tensor
+) -> tuple[Tensor | None, str]:
+    """Return the first convolution's initial weights, or None, and a note for the caption."""
     try:
-        found, weight = _first_convolution(before_training(run, weights))
+        initial_name, weight = _first_convolution(initial_model(run, weights))
     except UsageError as error:
-        return None, f"Those before training are left out:\n{error.message}."
-    if (found, weight.shape) != (name, trained.shape):
-        return None, "Those before training are left out:\nthe recipe makes another network."
+        return None, f"The initial kernels are not shown:\n{error.message}."
+    if (initial_name, weight.shape) != (name, trained.shape):
+        return None, "The initial kernels are not shown:\nthe recipe builds another network."
     change = float((trained - weight).norm() / weight.norm())
     return weight, (
-        f"Left: as training began, made again from seed {run.recipe.seed}.\nOne scale for both; "
-        f"the weights moved by {style.percent(change)} of their norm before training."
+        f"Left: before training, rebuilt from seed {run.recipe.seed}.\nBoth share one scale; "
+        f"training changed the weights by {style.percent(change)} of their initial norm."
     )
 
 
 def _kernels(ax: Axes, kernels: Tensor, columns: int, limit: float) -> None:
-    """Show kernels, N 3 H W in colour or N H W."""
+    """Show kernels: N 3 H W as RGB, or N H W by a colour map."""
     if kernels.ndim == 4:
         tiles(ax, [_rgb(kernel, limit) for kernel in kernels], columns)
         return
@@ -118,9 +121,9 @@ def _first_convolution(model: nn.Module) -> tuple[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             return name, module.weight.detach().float().cpu()
-    raise UsageError(f"{type(model).__name__} has no convolution: there are no filters to draw")
+    raise UsageError(f"{type(model).__name__} has no convolution: no filters to draw")
 
 
 def _rgb(kernel: Tensor, limit: float) -> np.ndarray:
-    """Return a kernel, 3 H W, as RGB with 0 in the middle of the scale."""
+    """Return a kernel, 3 H W, as RGB with 0 as middle grey."""
     return np.asarray((0.5 + kernel / (2 * limit)).permute(1, 2, 0))

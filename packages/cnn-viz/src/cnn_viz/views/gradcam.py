@@ -1,4 +1,4 @@
-"""The view `gradcam`."""
+"""The view `gradcam`: images beside their Grad-CAM."""
 
 from __future__ import annotations
 
@@ -18,88 +18,97 @@ from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, grad_cam
-from cnn_viz.drawing.image_grid import as_rgb, inches, tiles
+from cnn_viz.drawing.image_grid import as_rgb, tile_height, tiles
 from cnn_viz.network.graph import strides
 from cnn_viz.results.inputs import round_robin_by_class
 
-__all__ = ["evidence_bar", "gradcam", "overlay", "require_places"]
+__all__ = ["evidence_colorbar", "gradcam", "overlay", "require_spatial_maps"]
 
-PAIRS = 4  # a row
+PAIRS = 4  # per row
 SHOWN = 12
-GAP, BETWEEN = 0.04, 0.2  # in heights of an image
-WORDS = 0.24  # inches over each pair
+GAP, BETWEEN = 0.04, 0.2  # relative to the height of an image
+LABEL_ROOM = 0.24  # inches above each pair
 
 
 def gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw images beside what in them speaks for the class that the network predicts."""
+    """Draw images beside their Grad-CAM for the predicted class."""
     stage = registry.get_spec(run.recipe.model).cam_stage
+    # Different classes: twelve images of one class would show little.
     shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
     cam = grad_cam(model, batch.images[shown], stage)
-    require_places(cam, stage)
-    pictures = weights.preprocessing.denormalise(batch.images[shown])
+    require_spatial_maps(cam, stage)
+    denormalised = weights.preprocessing.denormalise(batch.images[shown])
     rows = -(-len(shown) // PAIRS)
-    unit = inches(9.3, 2 * PAIRS, pictures.shape, gap=GAP, between=BETWEEN)
+    unit = tile_height(9.3, 2 * PAIRS, denormalised.shape, gap=GAP, between=BETWEEN)
     height, width = cam.raw.shape[1:]
     figure = style.figure(
         10.5,
-        0.95 + rows * (unit * (1 + GAP) + WORDS),
+        0.95 + rows * (unit * (1 + GAP) + LABEL_ROOM),
         f"Grad-CAM at stage {stage}: {run.recipe.model} on {run.recipe.data}",
-        f"{len(shown)} images of the test split, as the network sees them, and the class it "
-        f"predicts.\nA map has {height} x {width} values at this stage, each where it looks, "
-        "enlarged bilinearly; brightness is the share of its own maximum.",
+        f"{len(shown)} images of the test split, as the network sees them, with the predicted "
+        f"class.\nA map has {height} x {width} values at this stage, placed at their receptive "
+        "fields and resized bilinearly; brightness is relative to its own maximum.",
     )
     ax = figure.subplots()
     targets = batch.targets[shown].tolist()
     heat = cam.heat(stride=strides(weights).get(stage, 0)).cpu()
-    _pairs(ax, pictures, cam, heat, weights.classes, targets, above=WORDS / unit)
-    evidence_bar(figure, ax, 0.5)
+    _pairs(
+        ax,
+        denormalised,
+        cam,
+        heat,
+        classes=weights.classes,
+        targets=targets,
+        above=LABEL_ROOM / unit,
+    )
+    evidence_colorbar(figure, ax, 0.5)
     return figure
 
 
-def require_places(
+def require_spatial_maps(
     cam: Cam, stage: str, hint: str = "larger images (recipe: image_size) give larger maps"
 ) -> None:
-    """Raise UsageError, with a hint, for maps of one value, which say nothing of where."""
+    """Raise UsageError for maps of a single value, which cannot localise anything."""
     if cam.raw[0].numel() == 1:
         height, width = cam.size
         raise UsageError(
-            f"stage {stage} has maps of 1 x 1 for images of {height} x {width}: no place in them "
-            "stands out",
+            f"stage {stage} has maps of 1 x 1 for images of {height} x {width}: they cannot show "
+            "where the evidence is",
             hint,
         )
 
 
 def _pairs(
     ax: Axes,
-    pictures: Tensor,
+    images: Tensor,
     cam: Cam,
     heat: Tensor,
+    *,
     classes: tuple[str, ...],
     targets: list[int],
-    *,
     above: float,
 ) -> None:
-    """Show each image and beside it the overlay, under the class and its probability."""
-    images: list[Any] = []
-    for picture, values in zip(pictures, heat, strict=True):
-        plain = as_rgb(picture)
-        images += [plain, overlay(plain, np.asarray(values))]
-    places = tiles(ax, images, 2 * PAIRS, gap=GAP, between=BETWEEN, above=above)
+    """Show each image beside its overlay, labelled with the predicted class."""
+    panels: list[Any] = []
+    for image, values in zip(images, heat, strict=True):
+        rgb = as_rgb(image)
+        panels += [rgb, overlay(rgb, np.asarray(values))]
+    places = tiles(ax, panels, 2 * PAIRS, gap=GAP, between=BETWEEN, above=above)
     probabilities = cam.logits.softmax(1).gather(1, cam.classes[:, None]).squeeze(1)
     for number, (left, right) in enumerate(zip(places[::2], places[1::2], strict=True)):
-        said, true = int(cam.classes[number]), targets[number]
-        sure = style.confidence(float(probabilities[number]))
-        label = f"{style.short(classes[said], 12)}  {sure}"
-        if said != true:
-            label += f"  (is {style.short(classes[true], 12)})"
+        predicted, true = int(cam.classes[number]), targets[number]
+        probability = style.confidence(float(probabilities[number]))
+        label = f"{style.short(classes[predicted], 12)}  {probability}"
+        if predicted != true:
+            label += f"  (true: {style.short(classes[true], 12)})"
         x, y = (left[0] + right[0]) / 2, left[1]
-        colour = style.INK if said == true else style.ORANGE
+        colour = style.INK if predicted == true else style.ORANGE
         ax.text(x, y - 0.05, label, ha="center", va="bottom", fontsize=8, color=colour)
         if cam.empty[number]:
             ax.text(
                 right[0],
                 right[1] + 0.5,
-                "empty map:\nnothing speaks\nfor this class",
+                "empty map:\nno evidence for\nthis class",
                 ha="center",
                 va="center",
                 fontsize=6.5,
@@ -108,21 +117,24 @@ def _pairs(
             )
 
 
-def evidence_bar(figure: Figure, axes: Any, shrink: float) -> None:
-    """Draw the scale of maps that are shares of their own maximum, at the right of axes."""
+def evidence_colorbar(figure: Figure, axes: Any, shrink: float) -> None:
+    """Add a colour bar for maps relative to their own maximum, to the right of the axes."""
     scale = ScalarMappable(cmap=style.HEAT)
-    look: dict[str, Any] = {
+    options: dict[str, Any] = {
         "format": style.percent_tick,
         "pad": 0.01,
         "aspect": 25,
         "shrink": shrink,
     }
-    bar = figure.colorbar(scale, ax=axes, **look)
+    bar = figure.colorbar(scale, ax=axes, **options)
     bar.set_label("evidence for the class")
     bar.outline.set_visible(False)
 
 
-def overlay(picture: Any, heat: Any) -> Any:
-    """Let a map (H W in [0, 1]) shine on a dimmed image (H W 3): screen blending."""
+def overlay(image: Any, heat: Any) -> Any:
+    """Lay a map (H W in [0, 1]) over a dimmed image (H W 3) by screen blending.
+
+    Unlike alpha blending it never darkens the image, so details stay visible everywhere.
+    """
     light = matplotlib.colormaps[style.HEAT](heat)[..., :3]
-    return 1 - (1 - 0.55 * picture) * (1 - light)
+    return 1 - (1 - 0.55 * image) * (1 - light)

@@ -1,4 +1,4 @@
-"""The view `image_scores`."""
+"""The view `image_scores`: the distribution of per-image scores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.results.segmentations import Segmentations
-from cnn_viz.views.masks import scored
+from cnn_viz.results.segmentations import SegmentationResults
+from cnn_viz.views.masks import require_scores
 
 __all__ = ["image_scores"]
 
@@ -20,16 +20,16 @@ NAMES = {"miou": "mIoU", "dice": "Dice", "boundary_f1": "Boundary F1, 2 pixels"}
 FEW = 12  # images: a point for each instead of a histogram
 
 
-def image_scores(run: Run, segmented: Segmentations) -> Figure:
-    """Draw how mIoU, Dice and boundary F1 are distributed over the images of the test split."""
-    scores = scored(run, segmented)
+def image_scores(run: Run, segmented: SegmentationResults) -> Figure:
+    """Draw the distribution of mIoU, Dice and boundary F1 over the test images."""
+    scores = require_scores(run, segmented)
     figure = style.figure(
         10.5,
         3.2,
-        f"Image by image: {run.recipe.model} on {run.recipe.data}",
-        f"{len(scores):,} images of the test split. Each image's own mIoU and Dice, means over "
-        "the classes that it or its prediction has; F1 of boundaries at most 2 pixels apart, a "
-        "mean over\nthe classes but the background. The dotted line is the median.",
+        f"Scores of each image: {run.recipe.model} on {run.recipe.data}",
+        f"{len(scores):,} images of the test split. mIoU and Dice are means over the classes in "
+        "the image or its prediction. Boundary F1, with a tolerance of 2 pixels, "
+        "is the mean\nover the foreground classes. The dotted line is the median.",
     )
     for ax, (key, name) in zip(figure.subplots(1, len(NAMES)), NAMES.items(), strict=True):
         _distribution(ax, [line[key] for line in scores if key in line], name)
@@ -37,21 +37,25 @@ def image_scores(run: Run, segmented: Segmentations) -> Figure:
 
 
 def _distribution(ax: Axes, values: Sequence[float], name: str) -> None:
-    shares = 100 * np.array(values)
-    if not len(shares):
-        ax.set_title(f"{name}: no image has it")
+    percentages = 100 * np.array(values)
+    if not len(percentages):
+        ax.set_title(f"{name}: undefined for every image")
         ax.set_axis_off()
         return
-    low = min(10 * np.floor(shares.min() / 10), 90.0)
-    if len(shares) < FEW:
-        ax.plot(shares, np.zeros(len(shares)), "o", color=style.BLUE, markersize=8, alpha=0.6)
+    low = min(10 * np.floor(percentages.min() / 10), 90.0)
+    if len(percentages) < FEW:
+        ax.plot(
+            percentages, np.zeros(len(percentages)), "o", color=style.BLUE, markersize=8, alpha=0.6
+        )
         ax.set(ylim=(-1, 1), yticks=[])
     else:
-        ax.hist(shares, bins=np.linspace(low, 100, 26).tolist(), color=style.BLUE, rwidth=0.92)
+        ax.hist(
+            percentages, bins=np.linspace(low, 100, 26).tolist(), color=style.BLUE, rwidth=0.92
+        )
         ax.set_ylabel("images")
         ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10]))
         ax.grid(axis="y")
-    median = float(np.median(shares))
+    median = float(np.median(percentages))
     ax.axvline(median, color=style.ORANGE, linewidth=1.4, linestyle=(0, (2, 1.5)))
     ax.set_title(f"{name}: median {style.percent(median / 100)}")
     room = 0.02 * (100 - low)

@@ -1,4 +1,4 @@
-"""The view `maps_in_masks`."""
+"""The view `maps_in_masks`: how well maps match the segmentation masks."""
 
 from __future__ import annotations
 
@@ -18,92 +18,103 @@ from cnn_viz import style
 from cnn_viz.attribution.cam import seg_grad_cam
 from cnn_viz.attribution.faithfulness import edge_map, energy_in_mask, pointing_game
 from cnn_viz.network.graph import strides
-from cnn_viz.network.inspection import untouched
+from cnn_viz.network.inspection import inspection_mode
 from cnn_viz.results.metrics import ENOUGH
-from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, dots, random_cam
-from cnn_viz.views.masks import part_shown
+from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, plot_means, random_cam
+from cnn_viz.views.masks import tile_note
 
 __all__ = ["maps_in_masks"]
 
-PAIRS, EACH = 32, 3  # of an image and a class; classes of an image
-PIXELS = 2**21  # of all pairs
+PAIRS, EACH = 32, 3  # pairs of an image and a class; classes per image
+PIXELS = 2**21  # of all pairs together: this view is slow
 
 
 def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw how much of each map lies where the class is, beside maps that know no network.
+    """Draw how well each map matches the class's mask, beside maps that ignore the network.
 
     Raises:
-        UsageError: no class but the background is found where one is.
+        UsageError: no foreground class is predicted in an image that contains it.
     """
     spec = registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
-    pixels = strides(weights)
-    with untouched(model, batch.images):
+    stride_of = strides(weights)
+    with inspection_mode(model, batch.images):
         logits = two_class_logits(model(batch.images).float())
     targets = center_crop(batch.targets, logits)
-    most = min(PAIRS, max(PIXELS // batch.images[0, 0].numel(), 1))
-    rows, classes = _pairs(predicted_classes(logits), targets, most)
+    limit = min(PAIRS, max(PIXELS // batch.images[0, 0].numel(), 1))
+    rows, classes = _pairs(predicted_classes(logits), targets, limit)
     images = batch.images[rows]
-    counted = targets[rows] != IGNORED
+    valid = targets[rows] != IGNORED
     inside = targets[rows] == classes[:, None, None]
-    share = float((inside.sum((1, 2)) / counted.sum((1, 2))).mean())
+    share = float((inside.sum((1, 2)) / valid.sum((1, 2))).mean())
     intervals = " and 95 % bootstrap intervals" if len(rows) >= ENOUGH else ""
     figure = style.figure(
         10.5,
         5.8,
-        f"Do maps lie where the class is? {run.recipe.model} on {run.recipe.data}",
-        f"{len(rows)} pairs of a test image and a class that is in it and is found; what speaks "
-        f"for the pixels that the network takes for the class; means{intervals}.\n"
-        f"Dotted: the mask's share of the image, {style.percent(share)} in the mean, which an "
-        "even map has, too. Random numbers and edges know nothing of the network."
-        f"{part_shown(weights)}",
+        f"Do the maps match the masks? {run.recipe.model} on {run.recipe.data}",
+        f"{len(rows)} pairs of a test image and a class that is present and predicted; the maps "
+        f"explain the pixels predicted as the class; means{intervals}.\n"
+        f"Dotted: the mask's share of the image, {style.percent(share)} on average, which is also "
+        "the score of a uniform map. Random numbers and edges ignore the network."
+        f"{tile_note(weights)}",
     )
     axes = figure.subplots(2, 2, sharex="col")
     for (left, right), stage in zip(axes, stages, strict=True):
-        maps = {
-            method: seg_grad_cam(model, images, stage, classes, method=method)
-            for method in METHODS
-        }
-        maps[RANDOM] = random_cam(maps[METHODS[0]])
-        heats = {name: cam.heat(stride=pixels[stage]) for name, cam in maps.items()}
-        heats[EDGES] = edge_map(images)
-        seen = {name: center_crop(heat, targets) * counted for name, heat in heats.items()}
-        dots(
+        heats = _heats(model, images, stage, classes, stride_of[stage])
+        # Ignored pixels belong to no mask, so evidence there would count against every map.
+        cropped = {name: center_crop(heat, targets) * valid for name, heat in heats.items()}
+        plot_means(
             left,
             f"{stage}: energy in the mask",
-            {name: energy_in_mask(heat, inside) for name, heat in seen.items()},
+            {name: energy_in_mask(heat, inside) for name, heat in cropped.items()},
         )
-        dots(
+        plot_means(
             right,
             f"{stage}: pointing game",
-            {name: pointing_game(heat, inside).float() for name, heat in seen.items()},
+            {name: pointing_game(heat, inside).float() for name, heat in cropped.items()},
         )
         right.set_yticklabels([])
         for ax in (left, right):
-            _finished(ax, share)
-    axes[1, 0].set_xlabel("part of the map's sum")
-    axes[1, 1].set_xlabel("maps whose highest point is in the mask")
+            _format_axes(ax, share)
+    axes[1, 0].set_xlabel("share of the map's sum")
+    axes[1, 1].set_xlabel("share of maps with their maximum in the mask")
     return figure
 
 
-def _pairs(said: Tensor, targets: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return images and classes but the background, that are both there and found: n each.
+def _heats(
+    model: nn.Module, images: Tensor, stage: str, classes: Tensor, stride: int
+) -> dict[str, Tensor]:
+    """Return the maps of each method and of the two baselines: N H W each."""
+    maps = {
+        method: seg_grad_cam(model, images, stage, classes, method=method) for method in METHODS
+    }
+    maps[RANDOM] = random_cam(maps[METHODS[0]])
+    heats = {name: cam.heat(stride=stride) for name, cam in maps.items()}
+    return {**heats, EDGES: edge_map(images)}
 
-    Of each image the largest; a class that fills the image tells nothing.
+
+def _pairs(predictions: Tensor, targets: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Return n pairs of an image and a foreground class, present and predicted, as two tensors.
+
+    The largest classes of each image, except one that fills it: any map would match.
     """
     pairs = []
-    for number, (predicted, target) in enumerate(zip(said, targets, strict=True)):
-        known = target[target != IGNORED]
-        counts = known[known > 0].bincount().tolist()
-        found = set(predicted.unique().tolist())
-        there = [k for k, count in enumerate(counts) if 0 < count < len(known) and k in found]
-        pairs += [(number, k) for k in sorted(there, key=lambda k: -counts[k])[:EACH]]
+    for number, (predicted, target) in enumerate(zip(predictions, targets, strict=True)):
+        valid = target[target != IGNORED]
+        counts = valid[valid > 0].bincount().tolist()
+        predicted_classes = set(predicted.unique().tolist())
+        present = [
+            k
+            for k, count in enumerate(counts)
+            if 0 < count < len(valid) and k in predicted_classes
+        ]
+        pairs += [(number, k) for k in sorted(present, key=lambda k: -counts[k])[:EACH]]
     if not pairs:
-        raise UsageError("no class but the background is found where there is one")
-    rows, classes = zip(*pairs[:most], strict=True)
-    return torch.tensor(rows), torch.tensor(classes, device=said.device)
+        raise UsageError("no foreground class is predicted correctly in any image")
+    rows, classes = zip(*pairs[:limit], strict=True)
+    return torch.tensor(rows), torch.tensor(classes, device=predictions.device)
 
 
-def _finished(ax: Axes, share: float) -> None:
+def _format_axes(ax: Axes, share: float) -> None:
     ax.axvline(share, color=style.INK, linewidth=1, linestyle=(0, (1, 2)))
     ax.set_xlim(-0.03, 1.03)

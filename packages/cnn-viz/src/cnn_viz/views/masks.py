@@ -1,4 +1,4 @@
-"""The views `masks` and `probability`."""
+"""The views `masks` and `probability`: predicted masks and pixel probabilities."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.drawing.image_grid import Pixels, as_image, inches, tiles
-from cnn_viz.results.segmentations import Segmentations, spread
+from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height, tiles
+from cnn_viz.results.segmentations import SegmentationResults, spread_by_miou
 
 __all__ = [
     "MISSED",
@@ -30,91 +30,93 @@ __all__ = [
     "entropy",
     "masks",
     "outcomes",
-    "part_shown",
     "probability",
-    "scored",
+    "require_scores",
     "show",
+    "tile_note",
 ]
 
-NOTHING, RIGHT, ALARM, MISSED, CONFUSED, UNCOUNTED = range(6)
-OUTCOMES = {  # as Okabe and Ito (2008) tell them apart
-    RIGHT: ("right (TP)", "#009e73"),
-    ALARM: ("false alarm (FP)", style.ORANGE),
+TRUE_NEGATIVE, CORRECT, FALSE_ALARM, MISSED, WRONG_CLASS, IGNORED_PIXEL = range(6)
+OUTCOMES = {  # in the colours of Okabe and Ito (2008)
+    CORRECT: ("correct (TP)", "#009e73"),
+    FALSE_ALARM: ("false alarm (FP)", style.ORANGE),
     MISSED: ("missed (FN)", "#56b4e9"),
-    CONFUSED: ("another class", "#cc79a7"),
+    WRONG_CLASS: ("wrong class", "#cc79a7"),
 }
-GROUND = "#30343b"
-# None of the outcomes; the last three of P. Tol (2021).
+BACKGROUND = "#30343b"
+# Different from the colours of the outcomes; the last three are from P. Tol (2021).
 CLASSES = ("#e69f00", "#0072b2", "#f0e442", "#aa4499", "#44aa99", "#999933")
-GAP = 0.05  # in heights of an image
-WORDS = 0.2  # inches over each image
-GROUPS = ("Best", "Middling", "Worst")
-EACH = 2  # of a group
-NAMED = 10  # classes in the legend
-KEY = 0.32  # inches of the legends
+GAP = 0.05  # relative to the height of an image
+LABEL_ROOM = 0.2  # inches above each image
+GROUPS = ("Best", "Median", "Worst")
+PER_GROUP = 2  # images per group
+MAX_LEGEND = 10  # classes in the legend, at most
+LEGEND_HEIGHT = 0.32  # inches
 
 
-def masks(run: Run, segmented: Segmentations) -> Figure:
-    """Draw the images of the highest, middling and lowest mIoU: what is there, what was said."""
-    ranked = scored(run, segmented)
+def masks(run: Run, segmented: SegmentationResults) -> Figure:
+    """Draw targets and predictions for the images with the best, median and worst mIoU."""
+    ranked = require_scores(run, segmented)
     chosen = _groups(ranked)
-    found = segmented.pick(int(line["index"]) for group in chosen for line in group)
-    unit = inches(4.95, 4, found[0].target.shape, gap=GAP)
-    row_height = unit + WORDS + 0.42
+    outputs = segmented.pick(int(line["index"]) for group in chosen for line in group)
+    unit = tile_height(4.95, 4, outputs[0].target.shape, gap=GAP)
+    row_height = unit + LABEL_ROOM + 0.42
     figure = style.figure(
         10.5,
-        1.35 + KEY + len(chosen) * row_height,
+        1.35 + LEGEND_HEIGHT + len(chosen) * row_height,
         f"Masks: {run.recipe.model} on {run.recipe.data}",
-        f"Of {len(ranked):,} images of the test split those of the highest, middling and lowest "
-        "mIoU, a mean over the classes that an image or its prediction has.\n"
-        "Pixels that count in nothing are striped.",
+        f"The images with the best, median and worst mIoU of {len(ranked):,} images of the test "
+        "split; the mean is over the classes in an image or its prediction.\n"
+        "Ignored pixels are striped.",
     )
-    heights = [KEY, *[row_height] * len(chosen)]
-    keys, *axes = figure.subplots(len(heights), EACH, squeeze=False, height_ratios=heights)
-    place, seen = 0, set()
-    for row, name, group in zip(axes, _names(len(chosen)), chosen, strict=True):
+    heights = [LEGEND_HEIGHT, *[row_height] * len(chosen)]
+    keys, *axes = figure.subplots(len(heights), PER_GROUP, squeeze=False, height_ratios=heights)
+    index, seen = 0, set()
+    for row, name, group in zip(axes, _group_names(len(chosen)), chosen, strict=True):
         for ax in row[len(group) :]:
             ax.set_axis_off()
         for ax, line in zip(row, group, strict=False):
-            one, place = found[place], place + 1
-            _masks(ax, one, WORDS / unit)
-            ax.set_title(f"{name}: {_words(line, segmented.classes)}", fontsize=9)
-            seen |= {*one.predicted.unique().tolist(), *one.target.unique().tolist()}
+            output, index = outputs[index], index + 1
+            _masks(ax, output, LABEL_ROOM / unit)
+            ax.set_title(f"{name}: {_score_text(line, segmented.classes)}", fontsize=9)
+            seen |= {*output.predicted.unique().tolist(), *output.target.unique().tolist()}
     _legends(keys, segmented.classes, sorted(seen - {IGNORED}))
     return figure
 
 
-def probability(run: Run, segmented: Segmentations) -> Figure:
-    """Draw how probable the foreground is in each pixel, and how uncertain the network is."""
+def probability(run: Run, segmented: SegmentationResults) -> Figure:
+    """Draw the probability of each pixel and the entropy of its class probabilities."""
     binary = len(segmented.classes) == 2
-    lines = spread(scored(run, segmented), 6)[::-1]
-    found = segmented.pick(int(line["index"]) for line in lines)
-    unit = inches(4.6, 3, found[0].target.shape, gap=GAP)
-    rows = -(-len(found) // 2)
-    what = (
+    lines = spread_by_miou(require_scores(run, segmented), 6)[::-1]
+    outputs = segmented.pick(int(line["index"]) for line in lines)
+    unit = tile_height(4.6, 3, outputs[0].target.shape, gap=GAP)
+    rows = -(-len(outputs) // 2)
+    quantity = (
         f"probability of {style.short(segmented.classes[-1])}" if binary else "highest probability"
     )
     figure = style.figure(
         10.5,
-        1.15 + rows * (unit + WORDS + 0.42),
+        1.15 + rows * (unit + LABEL_ROOM + 0.42),
         f"Probabilities: {run.recipe.model} on {run.recipe.data}",
-        f"Images of the test split from the highest mIoU to the lowest in even steps: the "
-        f"{what}, and the entropy of all of a pixel's probabilities.",
+        f"Images of the test split, evenly spaced from the highest mIoU to the lowest: the "
+        f"{quantity}, and the entropy of each pixel's class probabilities.",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
-    most = float(np.log2(len(segmented.classes)))
-    for ax in axes.flat[len(found) :]:
+    max_entropy = float(np.log2(len(segmented.classes)))
+    for ax in axes.flat[len(outputs) :]:
         ax.set_axis_off()
-    for ax, one, line in zip(axes.flat, found, lines, strict=False):
-        p = one.probabilities
-        maps = (p[1] if binary else p.amax(0), entropy(p) / most)
+    for ax, output, line in zip(axes.flat, outputs, lines, strict=False):
+        p = output.probabilities
+        maps = (p[1] if binary else p.amax(0), entropy(p) / max_entropy)
         colours = [
             matplotlib.colormaps[m](np.asarray(x))[..., :3]
             for m, x in zip(MAPS, maps, strict=True)
         ]
-        show(ax, [as_image(one.image), *colours], ("picture", "probability", "entropy"), unit)
-        ax.set_title(_words(line, segmented.classes), fontsize=9)
-    for name, label, top in zip(MAPS, (what, "entropy, bits"), (1.0, most), strict=True):
+        show(ax, [as_image(output.image), *colours], ("image", "probability", "entropy"), unit)
+        ax.set_title(_score_text(line, segmented.classes), fontsize=9)
+    for name, label, top in zip(
+        MAPS, (quantity, "entropy, bits"), (1.0, max_entropy), strict=True
+    ):
         scale = ScalarMappable(matplotlib.colors.Normalize(0, top), name)
         bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows))
         bar.set_label(label)
@@ -126,115 +128,117 @@ MAPS = ("cividis", style.HEAT)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Return the entropy in bits of probabilities, classes x H x W: H x W, from 0."""
+    """Return the entropy in bits of probabilities, classes x H x W: H x W, at least 0."""
     nats: Tensor = torch.special.entr(probabilities).sum(0)
     return nats / math.log(2)
 
 
 def outcomes(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return what became of each pixel, H x W, by the names of this module; class 0 is ground."""
-    found = torch.full(target.shape, NOTHING)
-    found[(predicted > 0) & (target > 0)] = CONFUSED
-    found[(predicted > 0) & (target == predicted)] = RIGHT
-    found[(predicted > 0) & (target == 0)] = ALARM
-    found[(predicted == 0) & (target > 0)] = MISSED
-    found[target == IGNORED] = UNCOUNTED
-    return found
+    """Return the outcome of each pixel, H x W, as a constant of this module; 0 is background."""
+    outcome = torch.full(target.shape, TRUE_NEGATIVE)
+    outcome[(predicted > 0) & (target > 0)] = WRONG_CLASS
+    outcome[(predicted > 0) & (target == predicted)] = CORRECT
+    outcome[(predicted > 0) & (target == 0)] = FALSE_ALARM
+    outcome[(predicted == 0) & (target > 0)] = MISSED
+    outcome[target == IGNORED] = IGNORED_PIXEL
+    return outcome
 
 
-def scored(run: Run, segmented: Segmentations) -> list[dict[str, float]]:
-    """Return the numbers of images; raises UsageError if none has a pixel that counts."""
+def require_scores(run: Run, segmented: SegmentationResults) -> list[dict[str, float]]:
+    """Return the scores of the images; raise UsageError if all their pixels are ignored."""
     if not segmented.scores:
-        raise UsageError(f"{run.path}: no image of the test split has a pixel that counts")
+        raise UsageError(f"{run.path}: all pixels of the test split are ignored")
     return segmented.scores
 
 
-def part_shown(weights: Weights) -> str:
-    """Say which part of an image a batch shows, if it is seen in tiles."""
-    return " Of each image the tile at its centre." if weights.preprocessing.tiled else ""
+def tile_note(weights: Weights) -> str:
+    """Return a note for captions if a batch shows only the central tile of each image."""
+    return " Only the central tile of each image is shown." if weights.preprocessing.tiled else ""
 
 
-def show(ax: Axes, images: Sequence[Pixels], words: Sequence[str], unit: float) -> None:
-    """Show images of one size side by side, `unit` inches high, each below its word."""
-    places = tiles(ax, images, len(images), gap=GAP, above=WORDS / unit)
-    for (x, y), word in zip(places, words, strict=True):
-        ax.text(x, y - 0.03, word, ha="center", va="bottom", fontsize=7.5, color=style.MUTED)
+def show(ax: Axes, images: Sequence[Pixels], labels: Sequence[str], unit: float) -> None:
+    """Show images of one size side by side, `unit` inches high, each below its label."""
+    places = tiles(ax, images, len(images), gap=GAP, above=LABEL_ROOM / unit)
+    for (x, y), label in zip(places, labels, strict=True):
+        ax.text(x, y - 0.03, label, ha="center", va="bottom", fontsize=7.5, color=style.MUTED)
 
 
 def _groups(scores: Sequence[dict[str, float]]) -> list[list[dict[str, float]]]:
-    """Return images' numbers: the best, the middling, the worst; no image twice."""
+    """Return the scores of the best, median and worst images, without duplicates."""
     ranked = sorted(scores, key=lambda line: -line["miou"])
-    if len(ranked) < 3 * EACH:
-        return [ranked[start : start + EACH] for start in range(0, len(ranked), EACH)]
-    middle = len(ranked) // 2 - EACH // 2
-    return [ranked[:EACH], ranked[middle : middle + EACH], ranked[-EACH:]]
+    if len(ranked) < 3 * PER_GROUP:
+        return [ranked[start : start + PER_GROUP] for start in range(0, len(ranked), PER_GROUP)]
+    middle = len(ranked) // 2 - PER_GROUP // 2
+    return [ranked[:PER_GROUP], ranked[middle : middle + PER_GROUP], ranked[-PER_GROUP:]]
 
 
-def _names(groups: int) -> Sequence[str]:
+def _group_names(groups: int) -> Sequence[str]:
     return GROUPS if groups == 3 else ["All"] * groups
 
 
-def _words(line: dict[str, float], classes: Sequence[str]) -> str:
-    """Say which image it is and its mIoU; of two classes also the IoU of the second."""
-    words = f"image {int(line['index']) + 1}, mIoU {style.percent(line['miou'])}"
+def _score_text(line: dict[str, float], classes: Sequence[str]) -> str:
+    """Return an image's number and mIoU, and for two classes the IoU of the second."""
+    text = f"image {int(line['index']) + 1}, mIoU {style.percent(line['miou'])}"
     if len(classes) == 2 and "iou_1" in line:
-        words += f", {style.short(classes[1])} {style.percent(line['iou_1'])}"
-    return words
+        text += f", {style.short(classes[1])} {style.percent(line['iou_1'])}"
+    return text
 
 
-def _masks(ax: Axes, one: SegmentationOutput, above: float) -> None:
-    picture = as_image(one.image)
-    striped = (one.target == IGNORED).numpy()
-    images = [
-        picture,
-        _coloured(one.target.numpy(), striped),
-        _coloured(one.predicted.numpy(), striped),
-        _judged(picture, outcomes(one.predicted, one.target).numpy()),
+def _masks(ax: Axes, output: SegmentationOutput, above: float) -> None:
+    image = as_image(output.image)
+    striped = (output.target == IGNORED).numpy()
+    panels = [
+        image,
+        _class_colours(output.target.numpy(), striped),
+        _class_colours(output.predicted.numpy(), striped),
+        _outcome_overlay(image, outcomes(output.predicted, output.target).numpy()),
     ]
-    show(ax, images, ("picture", "target", "prediction", "outcome"), WORDS / above)
+    show(ax, panels, ("image", "target", "prediction", "outcome"), LABEL_ROOM / above)
 
 
 def _colour(number: int) -> tuple[float, float, float]:
-    """Return a class's colour: 0 is dark; beyond six others the colours come again, darker."""
+    """Return a class's colour: 0 is dark; after six classes the colours repeat, darker."""
     if number == 0:
-        return to_rgb(GROUND)
+        return to_rgb(BACKGROUND)
     turn, place = divmod(number - 1, len(CLASSES))
     red, green, blue = (0.7**turn * value for value in to_rgb(CLASSES[place]))
     return red, green, blue
 
 
-def _coloured(mask: Pixels, striped: Pixels) -> Pixels:
-    """Return classes, H W, as colours, and stripes where pixels count in nothing."""
+def _class_colours(mask: Pixels, striped: Pixels) -> Pixels:
+    """Return a mask of classes, H W, as colours, with ignored pixels striped."""
     table = np.array([_colour(number) for number in range(256)])
     return _stripes(table[mask], striped)
 
 
-def _stripes(colours: Pixels, where: Pixels) -> Pixels:
-    rows, columns = np.indices(where.shape)
-    wide = max(max(where.shape) // 40, 1)
-    light = ((rows + columns) // wide % 2)[..., None]
-    return np.where(where[..., None], 0.55 + 0.25 * light, colours)
+def _stripes(colours: Pixels, striped: Pixels) -> Pixels:
+    rows, columns = np.indices(striped.shape)
+    stripe_width = max(max(striped.shape) // 40, 1)
+    light = ((rows + columns) // stripe_width % 2)[..., None]
+    return np.where(striped[..., None], 0.55 + 0.25 * light, colours)
 
 
-def _judged(picture: Pixels, found: Pixels) -> Pixels:
-    """Let outcomes shine on an image, grey and dimmed."""
-    grey = picture if picture.ndim == 2 else picture.mean(2)
+def _outcome_overlay(image: Pixels, outcome: Pixels) -> Pixels:
+    """Lay the outcomes over the image, which is grey and dimmed."""
+    grey = image if image.ndim == 2 else image.mean(2)
     colours = np.repeat(0.75 * grey[..., None], 3, axis=2)
     for number, (_, colour) in OUTCOMES.items():
-        part = (found == number)[..., None]
+        part = (outcome == number)[..., None]
         colours = np.where(part, 0.3 * colours + 0.7 * np.array(to_rgb(colour)), colours)
-    return _stripes(colours, found == UNCOUNTED)
+    return _stripes(colours, outcome == IGNORED_PIXEL)
 
 
 def _legends(axes: Sequence[Axes], classes: Sequence[str], seen: Sequence[int]) -> None:
-    """Say what colours mean: of outcomes, and of the classes seen."""
+    """Add the legends of outcomes and of the classes shown."""
     shown = [*OUTCOMES.values()][: 3 if len(classes) == 2 else 4]
     outcomes = [Patch(facecolor=colour, label=label) for label, colour in shown]
-    named = [Patch(facecolor=_colour(n), label=style.short(classes[n], 10)) for n in seen[:NAMED]]
-    some = f", {len(named)} of {len(seen)}" if len(seen) > NAMED else ""
-    titles = ("Outcome", f"Target and prediction{some}")
-    look: dict[str, Any] = {"handlelength": 1.0, "columnspacing": 1.3, "borderaxespad": 0.0}
+    named = [
+        Patch(facecolor=_colour(n), label=style.short(classes[n], 10)) for n in seen[:MAX_LEGEND]
+    ]
+    note = f", {len(named)} of {len(seen)} classes" if len(seen) > MAX_LEGEND else ""
+    titles = ("Outcome", f"Target and prediction{note}")
+    options: dict[str, Any] = {"handlelength": 1.0, "columnspacing": 1.3, "borderaxespad": 0.0}
     for ax, handles, title in zip(axes, (outcomes, named), titles, strict=True):
         ax.set_axis_off()
         ax.set_title(title, fontsize=9)
-        ax.legend(handles=handles, loc="upper left", ncols=NAMED // 2, borderpad=0, **look)
+        ax.legend(handles=handles, loc="upper left", ncols=MAX_LEGEND // 2, borderpad=0, **options)

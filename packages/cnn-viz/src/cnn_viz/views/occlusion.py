@@ -1,4 +1,4 @@
-"""The view `occlusion`."""
+"""The view `occlusion`: the effect of covering a patch of the image."""
 
 from __future__ import annotations
 
@@ -16,53 +16,46 @@ from cnn_core.tasks.segmentation import predicted_classes, two_class_logits
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.attribution.saliency import falls
-from cnn_viz.drawing.image_grid import Pixels, as_image, inches
-from cnn_viz.network.inspection import evaluating
-from cnn_viz.views.masks import GAP, WORDS, part_shown, show
+from cnn_viz.attribution.saliency import score_drops
+from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
+from cnn_viz.network.inspection import eval_mode
+from cnn_viz.views.masks import GAP, LABEL_ROOM, show, tile_note
 
 __all__ = ["occlusion"]
 
 IMAGES = 4
-PIXELS = 2**23  # that the network may be given for one figure
-FINEST, COARSEST = 8, 3  # patches along an image's side
+PIXELS = 2**23  # the budget of one figure: pixels given to the network
+FINEST, COARSEST = 8, 3  # patches along the shorter side of an image
 
 
 def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw how far the probability of a class falls, in its own pixels, where a patch is grey."""
-    sides, count = _plan(batch.images)
+    """Draw how far a class's probability, in its own pixels, drops when a patch is occluded."""
+    patches, count = _plan(batch.images)
     images = batch.images[:count]
-    patch = max(min(images.shape[-2:]) // sides, 2)
-    with torch.no_grad(), evaluating(model):
-        classes, regions = _largest(two_class_logits(model(images).float()))
-
-        def score(covered: Tensor) -> Tensor:
-            said = two_class_logits(model(covered).float()).softmax(1)
-            p = said[torch.arange(len(covered)), classes]
-            return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
-
-        maps = falls(score, images, patch, max(patch // 2, 1)).cpu()
+    patch = max(min(images.shape[-2:]) // patches, 2)
+    maps, classes, regions = _drops(model, images, patch)
+    # One scale for all images, so that weak and strong effects can be compared.
     top = max(1e-6, float(maps.abs().max()))
-    pictures = weights.preprocessing.denormalise(images).cpu()
-    unit = inches(4.9, 3, images.shape, gap=GAP)
+    denormalised = weights.preprocessing.denormalise(images).cpu()
+    unit = tile_height(4.9, 3, images.shape, gap=GAP)
     rows = -(-count // 2)
     figure = style.figure(
         10.5,
-        1.3 + rows * (unit + WORDS + 0.42),
+        1.3 + rows * (unit + LABEL_ROOM + 0.42),
         f"Occlusion: {run.recipe.model} on {run.recipe.data}",
-        f"Where a patch of {patch} x {patch} pixels has the mean colour, how far does the mean "
-        "probability of a class fall, in the pixels taken for it (Zeiler and Fergus 2014)?\n"
+        f"The drop of a class's mean probability, over the pixels predicted as it, when a patch "
+        f"of {patch} x {patch} pixels is set to the mean colour (Zeiler and Fergus 2014).\n"
         f"Patches begin every {max(patch // 2, 1)} pixels; a pixel's value is the mean over all "
-        f"patches that cover it. Below 0: the class gains.{part_shown(weights)}",
+        f"patches that cover it. Negative: the probability rises.{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     norm = Normalize(-top, top)
     for n, ax in zip(range(count), axes.flat, strict=False):
-        drawn = colormaps[style.DIVERGING](norm(maps[n].numpy()))[..., :3]
-        whole = _framed(regions[n].cpu(), images.shape[2], images.shape[3])
-        show(ax, [as_image(pictures[n]), whole, drawn], ("picture", "pixels", "fall"), unit)
+        drop = colormaps[style.DIVERGING](norm(maps[n].numpy()))[..., :3]
+        region = _region_image(regions[n].cpu(), images.shape[2], images.shape[3])
+        show(ax, [as_image(denormalised[n]), region, drop], ("image", "pixels", "drop"), unit)
         name = style.short(weights.classes[int(classes[n])])
         ax.set_title(f"image {int(batch.indices[n]) + 1}: {name}", fontsize=9)
     scale = ScalarMappable(norm, style.DIVERGING)
@@ -74,22 +67,40 @@ def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fig
         shrink=min(1, 2.2 / rows),
         format=FuncFormatter(style.percent_tick),
     )
-    bar.set_label("fall of the probability")
+    bar.set_label("drop of the probability")
     bar.outline.set_visible(False)
     return figure
 
 
+def _drops(model: nn.Module, images: Tensor, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return drops, N H W, of each image's largest foreground class, N, in its pixels, N h w."""
+    with torch.no_grad(), eval_mode(model):
+        classes, regions = _largest(two_class_logits(model(images).float()))
+
+        def score(covered: Tensor) -> Tensor:
+            probabilities = two_class_logits(model(covered).float()).softmax(1)
+            p = probabilities[torch.arange(len(covered)), classes]
+            return (p * regions).sum((1, 2)) / regions.sum((1, 2)).clamp(min=1)
+
+        # The network's inputs are normalised, so the default fill of 0 is the mean colour.
+        maps = score_drops(score, images, patch, max(patch // 2, 1)).cpu()
+    return maps, classes, regions
+
+
 def _plan(images: Tensor) -> tuple[int, int]:
-    """Return how many patches fit along a side, and of how many images: what the budget allows."""
-    for count in range(min(IMAGES, len(images)), 0, -1):
-        for sides in range(FINEST, COARSEST - 1, -1):
-            if count * (2 * sides) ** 2 * images[0, 0].numel() <= PIXELS:
-                return sides, count
+    """Return the number of patches along a side, and of images, that the budget allows.
+
+    Coarser patches come before fewer images: several examples matter more than detail.
+    """
+    for images_shown in range(min(IMAGES, len(images)), 0, -1):
+        for patches in range(FINEST, COARSEST - 1, -1):
+            if images_shown * (2 * patches) ** 2 * images[0, 0].numel() <= PIXELS:
+                return patches, images_shown
     return COARSEST, 1
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's largest class but the background, N, and the pixels of it, N h w."""
+    """Return each image's largest foreground class, N, and its predicted pixels, N h w."""
     masks = predicted_classes(logits)
     counts = torch.stack([mask.flatten().bincount(minlength=logits.shape[1]) for mask in masks])
     counts = counts[:, 1:]
@@ -97,10 +108,10 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return classes, masks == classes[:, None, None]
 
 
-def _framed(region: Tensor, height: int, width: int) -> Pixels:
-    """Return a region as an image of a size, at its centre: bright where it is."""
+def _region_image(region: Tensor, height: int, width: int) -> Pixels:
+    """Return a region as a grey image, H W, centred, bright inside the region."""
     top, left = ((a - b) // 2 for a, b in zip((height, width), region.shape, strict=True))
-    whole = np.full((height, width), 0.15)
+    canvas = np.full((height, width), 0.15)
     inside = (slice(top, top + region.shape[0]), slice(left, left + region.shape[1]))
-    whole[inside] = 0.15 + 0.7 * region.numpy()
-    return whole
+    canvas[inside] = 0.15 + 0.7 * region.numpy()
+    return canvas

@@ -1,4 +1,4 @@
-"""The views `pixel_curves` and `pixel_calibration`."""
+"""The views `pixel_curves` and `pixel_calibration`: ranking and calibration of pixels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cnn_core.tasks.curves import (
 )
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.results.segmentations import Segmentations
-from cnn_viz.views.masks import scored
+from cnn_viz.results.segmentations import SegmentationResults
+from cnn_viz.views.masks import require_scores
 
 __all__ = ["pixel_calibration", "pixel_curves"]
 
@@ -31,34 +31,36 @@ UNIT = (-0.02, 1.02)
 BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
 
 
-def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
-    """Draw precision against recall, and the ROC curve, of the pixels of each class."""
-    scored(run, segmented)
-    sums = segmented.measured.curves.cpu()
+def pixel_curves(run: Run, segmented: SegmentationResults) -> Figure:
+    """Draw precision-recall and ROC curves of the pixels of each class, one-vs-rest."""
+    require_scores(run, segmented)
+    sums = segmented.metrics.curves.cpu()
     shown = _shown(sums)
     if not shown:
-        raise UsageError(f"{run.path}: no class has pixels and others beside it in the test split")
+        raise UsageError(f"{run.path}: the test split has pixels of one class only")
     left_out = _left_out(len(segmented.classes), len(shown))
     figure = style.figure(
         10.5,
         5.0 + 0.2 * -(-len(shown) // 2),
         f"Ranking of pixels: {run.recipe.model} on {run.recipe.data}",
         f"{_pixels(int(sums[0].sum()))} of the test split, each class against all others, at "
-        f"every threshold of its probability.{left_out}\nDotted: a ranking by chance, with the "
-        "precision that is the class's share of all pixels.",
+        f"every threshold of its probability.{left_out}\nDotted: a random ranking, whose "
+        "precision is the class's share of all pixels.",
     )
     left, right = figure.subplots(1, 2)
-    for place, number in enumerate(shown):
+    for index, number in enumerate(shown):
         positives, negatives = sums[number].unbind(1)
-        name, colour = style.short(segmented.classes[number]), style.RUNS[place]
+        name, colour = style.short(segmented.classes[number]), style.RUNS[index]
         precision, recall = precision_recall(positives, negatives)
-        last = torch.cat([recall.diff() < 0, torch.tensor([True])])  # of those of one recall
+        last = torch.cat(
+            [recall.diff() < 0, torch.tensor([True])]
+        )  # of the points with equal recall
         area = average_precision(positives, negatives)
-        label = f"{name}, AP {style.share(area, 3)}"  # the area below the steps
-        look: dict[str, Any] = {"color": colour, "label": label, "drawstyle": "steps-post"}
-        left.plot(recall[last], precision[last], **look)
-        share = float(positives.sum() / sums[number].sum())
-        left.axhline(share, color=colour, linewidth=1, linestyle=(0, (1, 2)))
+        label = f"{name}, AP {style.share(area, 3)}"  # the area under the steps
+        options: dict[str, Any] = {"color": colour, "label": label, "drawstyle": "steps-post"}
+        left.plot(recall[last], precision[last], **options)
+        prevalence = float(positives.sum() / sums[number].sum())
+        left.axhline(prevalence, color=colour, linewidth=1, linestyle=(0, (1, 2)))
         area = area_under_roc(positives, negatives)
         label = f"{name}, AUC {style.share(area, 4)}"
         right.plot(*roc(positives, negatives), color=colour, label=label)
@@ -71,10 +73,10 @@ def pixel_curves(run: Run, segmented: Segmentations) -> Figure:
     return figure
 
 
-def pixel_calibration(run: Run, segmented: Segmentations) -> Figure:
-    """Draw how often pixels of each confidence are right, and how many have it."""
-    scored(run, segmented)
-    sums = segmented.measured.calibration.cpu()
+def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
+    """Draw a reliability diagram of pixels, and the distribution of their confidence."""
+    require_scores(run, segmented)
+    sums = segmented.metrics.calibration.cpu()
     confidence, accuracy, share = (np.asarray(x) for x in reliability(sums))
     error = float((share * np.abs(accuracy - confidence)).sum())
     figure = style.figure(
@@ -82,14 +84,14 @@ def pixel_calibration(run: Run, segmented: Segmentations) -> Figure:
         4.7,
         f"Calibration of pixels: {run.recipe.model} on {run.recipe.data}",
         f"{_pixels(int(sums[:, 0].sum()))} of the test split in {GROUPS} groups of confidence, "
-        "which is the highest probability. ECE is the mean gap, by pixels (Guo et al. 2017).\n"
-        "Below the diagonal the network is more confident than it is right.",
+        "the highest probability. ECE is the mean gap, weighted by pixels (Guo et al. 2017).\n"
+        "Below the diagonal the network is overconfident.",
     )
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle=(0, (1, 2)))
     left.vlines(confidence, accuracy, confidence, color=style.ORANGE, linewidth=4, alpha=0.5)
     left.plot(confidence, accuracy, "o-", color=style.BLUE, markersize=5)
-    left.set(title=f"Reliability: ECE {style.percent(error, 2)}", ylabel="fraction right")
+    left.set(title=f"Reliability: ECE {style.percent(error, 2)}", ylabel="accuracy")
     left.set_xlabel("mean confidence of the group")
     _square(left)
     _histogram(right, sums)
@@ -97,14 +99,14 @@ def pixel_calibration(run: Run, segmented: Segmentations) -> Figure:
 
 
 def _histogram(ax: Axes, sums: Tensor) -> None:
-    """Draw the share of pixels in each group, and the means of confidence and of hits."""
+    """Draw the share of pixels in each group, the mean confidence and the accuracy."""
     count, confidence, hits = (float(x) for x in sums.sum(0))
     edges = np.arange(GROUPS) / GROUPS
-    shares = np.asarray(sums[:, 0]) / count
-    ax.bar(edges, 100 * shares, width=0.92 / GROUPS, align="edge", color=style.BLUE)
+    fractions = np.asarray(sums[:, 0]) / count
+    ax.bar(edges, 100 * fractions, width=0.92 / GROUPS, align="edge", color=style.BLUE)
     for value, name, colour in (
         (confidence / count, "mean confidence", style.ORANGE),
-        (hits / count, "fraction right", style.INK),
+        (hits / count, "accuracy", style.INK),
     ):
         label = f"{name} {style.percent(value, 2)}"
         ax.axvline(value, color=colour, linewidth=1.4, linestyle=(0, (2, 1.5)), label=label)
@@ -115,17 +117,17 @@ def _histogram(ax: Axes, sums: Tensor) -> None:
 
 
 def _shown(sums: Tensor) -> list[int]:
-    """Return the classes to draw: of two the second, of many those of the lowest AP."""
-    there = [k for k, pair in enumerate(sums) if (pair.sum(0) > 0).all()]
+    """Return the classes to draw: the second of two, otherwise those with the lowest AP."""
+    present = [k for k, pair in enumerate(sums) if (pair.sum(0) > 0).all()]
     if len(sums) == 2:
-        return there[-1:]
-    ranked = sorted(there, key=lambda k: average_precision(*sums[k].unbind(1)))
+        return present[-1:]
+    ranked = sorted(present, key=lambda k: average_precision(*sums[k].unbind(1)))
     return sorted(ranked[: len(style.RUNS)])
 
 
 def _left_out(classes: int, shown: int) -> str:
     if classes > 2 and shown == len(style.RUNS) < classes:
-        return f" The {shown} classes of the lowest AP."
+        return f" The {shown} classes with the lowest AP are shown."
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The view `uncertainty`."""
+"""The view `uncertainty`: Monte Carlo dropout."""
 
 from __future__ import annotations
 
@@ -16,51 +16,60 @@ from cnn_core.tasks.segmentation import center_crop
 from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
-from cnn_viz.drawing.image_grid import Pixels, as_image, inches
+from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
 from cnn_viz.network.mc_dropout import Uncertainty, mc_dropout
-from cnn_viz.views.masks import GAP, WORDS, part_shown, show
+from cnn_viz.views.masks import GAP, LABEL_ROOM, show, tile_note
 
 __all__ = ["uncertainty"]
 
 IMAGES, PASSES = 4, 20
-PIXELS = 2**19  # of images that are looked at so often
-WRONG = "#009e73"
+PIXELS = 2**19  # of all images: each is run `PASSES` times
+ERROR_COLOUR = "#009e73"
 
 
 def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw how uncertain the network is of each pixel, by dropout, beside where it is wrong."""
+    """Draw the uncertainty of each pixel, by Monte Carlo dropout, beside the errors."""
     count = min(max(PIXELS // batch.images[0, 0].numel(), 1), IMAGES, len(batch.images))
     images = batch.images[:count]
-    found = mc_dropout(model, images, PASSES)
-    targets = center_crop(batch.targets[:count], found.probabilities).cpu()
-    pictures = center_crop(weights.preprocessing.denormalise(images), found.probabilities).cpu()
-    wrong = (found.probabilities.argmax(1).cpu() != targets) & (targets != IGNORED)
-    mutual, most = found.mutual.cpu(), float(np.log2(found.probabilities.shape[1]))
-    top = max(float(mutual.max()), 1e-6)
-    unit = inches(4.7, 4, targets.shape, gap=GAP)
+    result = mc_dropout(model, images, PASSES)
+    # Without padding the output describes only the centre of the image.
+    targets = center_crop(batch.targets[:count], result.probabilities).cpu()
+    denormalised = center_crop(
+        weights.preprocessing.denormalise(images), result.probabilities
+    ).cpu()
+    wrong = (result.probabilities.argmax(1).cpu() != targets) & (targets != IGNORED)
+    # log2 of the number of classes is the entropy of a uniform prediction.
+    mutual, max_entropy = result.mutual.cpu(), float(np.log2(result.probabilities.shape[1]))
+    max_mutual = max(float(mutual.max()), 1e-6)
+    unit = tile_height(4.7, 4, targets.shape, gap=GAP)
     rows = -(-count // 2)
     figure = style.figure(
         10.5,
-        1.45 + rows * (unit + WORDS + 0.42),
+        1.45 + rows * (unit + LABEL_ROOM + 0.42),
         f"Uncertainty by dropout: {run.recipe.model} on {run.recipe.data}",
-        f"{PASSES} passes with dropout on (Gal and Ghahramani 2016): the entropy of their mean, "
-        "and their mutual information with the weights: what the passes\ndisagree about, and more "
-        f"data could settle. {_compared(found, wrong, targets)}{part_shown(weights)}",
+        f"{PASSES} passes with dropout active (Gal and Ghahramani 2016). Entropy is that of the "
+        "mean prediction; mutual information with the weights is the part\ndue to disagreement of "
+        "the passes, which more data could reduce. "
+        f"{_entropy_comparison(result, wrong, targets)}{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     for n, ax in zip(range(count), axes.flat, strict=False):
         maps = [
-            colormaps[style.HEAT](np.asarray(found.entropy[n].cpu()) / most)[..., :3],
-            colormaps["cividis"](np.asarray(mutual[n]) / top)[..., :3],
+            colormaps[style.HEAT](np.asarray(result.entropy[n].cpu()) / max_entropy)[..., :3],
+            colormaps["cividis"](np.asarray(mutual[n]) / max_mutual)[..., :3],
         ]
-        drawn = [as_image(pictures[n]), _marked(as_image(pictures[n]), wrong[n]), *maps]
-        show(ax, drawn, ("picture", "wrong pixels", "entropy", "mutual information"), unit)
+        panels = [
+            as_image(denormalised[n]),
+            _highlight_errors(as_image(denormalised[n]), wrong[n]),
+            *maps,
+        ]
+        show(ax, panels, ("image", "wrong pixels", "entropy", "mutual information"), unit)
         ax.set_title(f"image {int(batch.indices[n]) + 1}", fontsize=9)
     for name, label, highest in (
-        ("cividis", "mutual information, bits", top),
-        (style.HEAT, "entropy, bits", most),
+        ("cividis", "mutual information, bits", max_mutual),
+        (style.HEAT, "entropy, bits", max_entropy),
     ):
         scale = ScalarMappable(Normalize(0, highest), name)
         bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows))
@@ -69,24 +78,22 @@ def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
     return figure
 
 
-def _compared(found: Uncertainty, wrong: Tensor, targets: Tensor) -> str:
-    """Say how much more uncertain pixels are that are wrong."""
+def _entropy_comparison(result: Uncertainty, wrong: Tensor, targets: Tensor) -> str:
+    """Compare the mean entropy of wrong and correct pixels, as text."""
     right = (targets != IGNORED) & ~wrong
     if not wrong.any() or not right.any():
-        return (
-            "No pixel that counts is wrong." if right.any() else "No pixel that counts is right."
-        )
-    entropy = found.entropy.cpu()
-    means = [float(entropy[where].mean()) for where in (wrong, right)]
+        return "All pixels are correct." if right.any() else "All pixels are wrong."
+    entropy = result.entropy.cpu()
+    means = [float(entropy[mask].mean()) for mask in (wrong, right)]
     return (
-        f"Mean entropy of the {int(wrong.sum()):,} wrong pixels {means[0]:.2f} bits, of the "
-        f"{int(right.sum()):,} right ones {means[1]:.2f}."
+        f"Mean entropy: {means[0]:.2f} bits over the {int(wrong.sum()):,} wrong pixels, "
+        f"{means[1]:.2f} over the {int(right.sum()):,} correct ones."
     )
 
 
-def _marked(picture: Pixels, wrong: Tensor) -> Pixels:
-    """Return an image, grey and dimmed, with its wrong pixels in colour."""
-    grey = picture if picture.ndim == 2 else picture.mean(2)
+def _highlight_errors(image: Pixels, wrong: Tensor) -> Pixels:
+    """Return the image, grey and dimmed, with wrong pixels in colour."""
+    grey = image if image.ndim == 2 else image.mean(2)
     dimmed = np.repeat(0.75 * grey[..., None], 3, axis=2)
-    colour = torch.tensor([int(WRONG[k : k + 2], 16) / 255 for k in (1, 3, 5)]).numpy()
+    colour = torch.tensor([int(ERROR_COLOUR[k : k + 2], 16) / 255 for k in (1, 3, 5)]).numpy()
     return np.where(wrong.numpy()[..., None], colour, dimmed)

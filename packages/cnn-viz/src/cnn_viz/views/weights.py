@@ -1,4 +1,4 @@
-"""The view `weights`."""
+"""The view `weights`: histograms of weights and activations."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cnn_core.errors import UsageError
 from cnn_core.training import Run
 from cnn_viz import style
 
-__all__ = ["Spread", "spreads", "weights"]
+__all__ = ["ValueHistogram", "value_histograms", "weights"]
 
 BINS = 60
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How values are spread: counts in 60 even bins between `edges`, mean, deviation, zeros.
+class ValueHistogram:
+    """A histogram of values in 60 equal bins, with mean, standard deviation and zeros.
 
-    `zeros` is a fraction; of an output `dead` of its `units` (channels) are 0 everywhere.
+    `zeros` is a fraction. Of an output, `dead` of its `units` (channels) are 0 everywhere.
     """
 
     counts: NDArray[Any]
@@ -42,42 +42,46 @@ class Spread:
 
 
 def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
-    """Draw how each stage's weights, and its outputs on a batch, are spread; count dead units."""
-    found = spreads(model, batch.images, registry.get_spec(run.recipe.model).stages)
-    if not found:
-        raise UsageError(f"{run.recipe.model} names no stages that take part: nothing to draw")
-    dead, units = (sum(getattr(o, key) for _, o in found.values()) for key in ("dead", "units"))
+    """Draw histograms of each stage's weights and outputs on a batch; count dead units."""
+    histograms = value_histograms(model, batch.images, registry.get_spec(run.recipe.model).stages)
+    if not histograms:
+        raise UsageError(f"{run.recipe.model} names no stages that it uses: nothing to draw")
+    dead, units = (
+        sum(getattr(o, key) for _, o in histograms.values()) for key in ("dead", "units")
+    )
     figure = style.figure(
         10.5,
-        1.2 + 1.15 * len(found),
+        1.2 + 1.15 * len(histograms),
         f"Weights and activations of {run.recipe.model}, trained on {run.recipe.data}",
-        f"Left: weights of convolutions and linear layers; right: what each stage gives for "
-        f"{len(batch.images)} images of the test split. Heights are counts, each from 0 to its "
-        f"own highest;\nsd: standard deviation. A unit, one channel of a stage, is dead if it is "
-        f"0 everywhere on these images: {dead:,} of {units:,}.",
+        f"Left: weights of convolutions and linear layers; right: outputs of each stage for "
+        f"{len(batch.images)} images of the test split. Each histogram has its own scale;\nsd: "
+        f"standard deviation. A unit (a channel of a stage) is dead if it is 0 everywhere on "
+        f"these images: {dead:,} of {units:,}.",
     )
-    axes = figure.subplots(len(found), 2, squeeze=False)
-    for (left, right), (name, (inside, outside)) in zip(axes, found.items(), strict=True):
+    axes = figure.subplots(len(histograms), 2, squeeze=False)
+    for (left, right), (name, (of_weights, of_outputs)) in zip(
+        axes, histograms.items(), strict=True
+    ):
         left.set_ylabel(name, rotation=0, ha="right", va="center", color=style.INK)
-        _histogram(left, inside, style.BLUE)
-        _histogram(right, outside, style.ORANGE)
+        _draw_histogram(left, of_weights, style.BLUE)
+        _draw_histogram(right, of_outputs, style.ORANGE)
     axes[0][0].set_title("weights")
     axes[0][1].set_title("activations")
     return figure
 
 
 @torch.no_grad()
-def spreads(
+def value_histograms(
     model: nn.Module, images: Tensor, stages: Sequence[str]
-) -> dict[str, tuple[Spread | None, Spread]]:
-    """Return each stage's weights, None without any, and outputs for images N C H W.
+) -> dict[str, tuple[ValueHistogram | None, ValueHistogram]]:
+    """Return histograms of each stage's weights, None without any, and outputs for N C H W.
 
-    A stage that the network has not, gives no tensor, or takes no part, is left out.
+    Stages that the network lacks or does not use, or that output no tensor, are left out.
     """
     modules = dict(model.named_modules())
-    outputs: dict[str, Spread] = {}
+    outputs: dict[str, ValueHistogram] = {}
     hooks = [
-        modules[stage].register_forward_hook(partial(_measure, stage, outputs))
+        modules[stage].register_forward_hook(partial(_record_output, stage, outputs))
         for stage in stages
         if stage in modules
     ]
@@ -86,38 +90,52 @@ def spreads(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (_inside(modules[name]), outside) for name, outside in outputs.items()}
+    return {
+        name: (_weight_histogram(modules[name]), of_outputs)
+        for name, of_outputs in outputs.items()
+    }
 
 
-def _inside(module: nn.Module) -> Spread | None:
-    """Return how the weights of a module's convolutions and linear layers are spread."""
+def _weight_histogram(module: nn.Module) -> ValueHistogram | None:
+    """Return a histogram of a module's weights, without biases and normalisation."""
+    # Biases and batch norm have one dimension: their few values would be lost in the histogram
+    # anyway.
     matrices = [p.detach().float().cpu().flatten() for p in module.parameters() if p.ndim > 1]
-    return _spread(torch.cat(matrices)) if matrices else None
+    return _value_histogram(torch.cat(matrices)) if matrices else None
 
 
-def _measure(
-    stage: str, outputs: dict[str, Spread], module: nn.Module, _: Any, output: Any
+def _record_output(
+    stage: str, outputs: dict[str, ValueHistogram], module: nn.Module, _: Any, output: Any
 ) -> None:
     if isinstance(output, Tensor) and output.ndim > 1:
         units = output.transpose(0, 1).flatten(1)
-        outputs[stage] = _spread(
+        outputs[stage] = _value_histogram(
             output.float().cpu(), units=len(units), dead=int((units == 0).all(1).sum())
         )
 
 
-def _spread(values: Tensor, units: int = 0, dead: int = 0) -> Spread:
+def _value_histogram(values: Tensor, units: int = 0, dead: int = 0) -> ValueHistogram:
     array = np.asarray(values).ravel()
     counts, edges = np.histogram(array, bins=BINS)
     zeros = float((array == 0).mean())
+    # Sums of millions of float32 values lose digits in float32.
     mean, deviation = (float(f(array, dtype=np.float64)) for f in (np.mean, np.std))
-    return Spread(counts, edges, mean, deviation, zeros, units, dead)
+    return ValueHistogram(
+        counts=counts,
+        edges=edges,
+        mean=mean,
+        deviation=deviation,
+        zeros=zeros,
+        units=units,
+        dead=dead,
+    )
 
 
-def _histogram(ax: Axes, spread: Spread | None, colour: str) -> None:
-    """Draw one histogram with its numbers beside, or say that there is nothing."""
+def _draw_histogram(ax: Axes, histogram: ValueHistogram | None, colour: str) -> None:
+    """Draw one histogram with its statistics, or a note that there are no weights."""
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
-    if spread is None:
+    if histogram is None:
         ax.set_xticks([])
         ax.spines["bottom"].set_visible(False)
         ax.text(
@@ -129,15 +147,15 @@ def _histogram(ax: Axes, spread: Spread | None, colour: str) -> None:
             color=style.MUTED,
         )
         return
-    ax.stairs(spread.counts, spread.edges, fill=True, color=colour, alpha=0.85)
+    ax.stairs(histogram.counts, histogram.edges, fill=True, color=colour, alpha=0.85)
     ax.axvline(0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-    ax.set_ylim(0, 1.05 * max(int(spread.counts.max()), 1))
+    ax.set_ylim(0, 1.05 * max(int(histogram.counts.max()), 1))
     ax.locator_params(axis="x", nbins=5)
-    lines = [f"mean {style.signed(spread.mean, '.3g')}", f"sd {spread.deviation:.3g}"]
-    if spread.units:
+    lines = [f"mean {style.signed(histogram.mean, '.3g')}", f"sd {histogram.deviation:.3g}"]
+    if histogram.units:
         lines += [
-            f"zero {style.percent(spread.zeros)}",
-            f"dead {spread.dead:,} of {spread.units:,}",
+            f"zero {style.percent(histogram.zeros)}",
+            f"dead {histogram.dead:,} of {histogram.units:,}",
         ]
     text = "\n".join(lines)
     ax.text(1.01, 0.5, text, transform=ax.transAxes, va="center", fontsize=7.5, color=style.INK)

@@ -1,5 +1,5 @@
-// What a reader can do with the page. No library; nothing is loaded: in it are JSON, arrays
-// as base64, images on WebP sheets. Text is only set as textContent.
+// The interactive report, without libraries: data is JSON in the page. Untrusted text is only
+// set as textContent, so it cannot become markup.
 "use strict";
 (() => {
   const one = (selector, root = document) => root.querySelector(selector);
@@ -13,7 +13,7 @@
   const make = (tag, textContent = "", className = "") =>
     Object.assign(document.createElement(tag), { textContent, className });
 
-  // Curves: the epoch under the pointer, in words and as a line.
+  // Curves: show the values of the epoch under the pointer.
   const epochs = json("#numbers").epochs;
   for (const chart of all("svg.chart")) {
     const keys = JSON.parse(chart.dataset.keys);
@@ -37,7 +37,7 @@
     });
   }
 
-  // Tables: a click on a head sorts by its column, another the other way round.
+  // Tables: a click on a heading sorts by its column, a second one reverses it.
   for (const button of all("table.sortable thead button")) {
     on(button, "click", () => {
       const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
@@ -65,7 +65,7 @@
   };
   const sheet = loaded(data.sheet);
 
-  // Thumbnails: parts of the sheet, drawn on a canvas.
+  // Thumbnails: tiles of the sprite sheet, drawn on a canvas.
   const draw = (image, context, index, x, y, size) => context.drawImage(
     image, (index % columns) * wide, Math.floor(index / columns) * tall, wide, tall,
     x, y, size * wide / long, size * tall / long);
@@ -77,9 +77,9 @@
   };
   const described = index => {
     const name = classes[predicted[index]], sure = percent(confidence[index] / 255);
-    return targets[index] === predicted[index] ? `${name} ${sure}` : `${name} ${sure}, is ${classes[targets[index]]}`;
+    return targets[index] === predicted[index] ? `${name} ${sure}` : `${name} ${sure}, true: ${classes[targets[index]]}`;
   };
-  const MOST = 120; // thumbnails of a grid
+  const MOST = 120; // thumbnails in a grid
   const grid = (where, title, indices) => {
     const panel = one(where), list = make("div", "", "grid");
     panel.replaceChildren(make("p", `${title}: ${indices.length} image${indices.length === 1 ? "" : "s"}` +
@@ -99,7 +99,7 @@
     on(button, "click", () => {
       one("#confusion .chosen")?.classList.remove("chosen");
       button.classList.add("chosen");
-      grid("#cell", t === p ? `${classes[t]}, right` : `${classes[t]} taken for ${classes[p]}`,
+      grid("#cell", t === p ? `${classes[t]}, correct` : `${classes[t]} predicted as ${classes[p]}`,
         [...targets.keys()].filter(i => targets[i] === t && predicted[i] === p));
     });
   }
@@ -118,9 +118,9 @@
   const gallery = data.cams && one("#cams");
   if (gallery) {
     const { size: [height, width], items, maps, shapes, boxes, offered } = data.cams;
-    const pictures = loaded(data.cams.sheet), control = name => one(`[name=${name}]`).value;
+    const images = loaded(data.cams.sheet), control = name => one(`[name=${name}]`).value;
     const show = async () => {
-      const image = await pictures, opacity = control("opacity") / 100, stage = control("stage");
+      const image = await images, opacity = control("opacity") / 100, stage = control("stage");
       const [h, w] = shapes[stage], values = bytes(maps[control("method")][stage]);
       for (const canvas of all("canvas", gallery)) {
         const k = +canvas.dataset.image, whose = canvas.dataset.of ?? control("class");
@@ -128,7 +128,7 @@
         const heat = make("canvas"), pixels = new ImageData(w, h);
         let highest = 0;
         for (let i = 0; i < h * w; i++) {
-          const value = values[row * Math.ceil(h * w / 2) + (i >> 1)] >> 4 * (i & 1) & 15; // two in a byte
+          const value = values[row * Math.ceil(h * w / 2) + (i >> 1)] >> 4 * (i & 1) & 15; // two values in a byte
           highest = Math.max(highest, value);
           pixels.data.set([...inferno(value / 15), 255], 4 * i);
         }
@@ -151,21 +151,21 @@
     show();
   }
 
-  // The embedding: pan, zoom, lasso, neighbours of a point.
+  // The embedding: pan, zoom, lasso, and the neighbours of a point.
   const explorer = data.embedding && one("#embedding");
   if (!explorer) return;
   const [canvas, above] = all("canvas.map", explorer), tip = one(".tip");
   const context = canvas.getContext("2d"), marks = above.getContext("2d");
   const neighbours = words(data.embedding.neighbours), near = data.embedding.around;
-  let placed, points, at; // the images that a method places, where, and which place is whose
+  let placed, points, at; // a method's images, their coordinates, and each image's index in both
   const dark = matchMedia("(prefers-color-scheme: dark)"), tones = data.embedding.colours;
   const hue = k => classes.length <= tones.length ? tones[k]
     : [0, 15].map(more => `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3] + more}%)`);
   const named = classes.map((name, k) => [name, hue(k)]), LIMITS = [0.5, 0.8, 0.95, 0.99];
-  const COLOURS = { // of what: the groups, which one an image is in, and which are hidden
+  const COLOURS = { // the groups, an image's group, the hidden groups
     class: [named, i => targets[i], new Set()],
     prediction: [named, i => predicted[i], new Set()],
-    correctness: [[["right", tones[0]], ["wrong", tones[1]]], i => +(targets[i] !== predicted[i]), new Set()],
+    correctness: [[["correct", tones[0]], ["wrong", tones[1]]], i => +(targets[i] !== predicted[i]), new Set()],
     confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, tones[[4, 1, 3, 0, 2][k]]]),
       i => LIMITS.filter(p => confidence[i] / 255 >= p).length, new Set()],
   };
@@ -176,7 +176,7 @@
   const paint = () => {
     size = one(".stage").clientWidth;
     for (const ink of [context, marks]) {
-      ink.canvas.width = ink.canvas.height = Math.round(size * devicePixelRatio); // which clears it
+      ink.canvas.width = ink.canvas.height = Math.round(size * devicePixelRatio); // this clears it
       ink.scale(devicePixelRatio, devicePixelRatio);
     }
     marks.strokeStyle = getComputedStyle(explorer).color;
@@ -188,14 +188,14 @@
       byGroup[groupOf(placed[j])].push(j);
       visible++;
     }
-    const pictures = sprites && view.k > 1.5 && visible <= 400;
+    const tiled = sprites && view.k > 1.5 && visible <= 400;
     const dot = between(2, 60 / Math.sqrt(placed.length) * Math.sqrt(view.k) + 1.5, 7);
     byGroup.forEach((members, g) => {
       context.fillStyle = groups[g][1][+dark.matches];
       for (const j of members) {
-        const side = pictures ? 28 : dot;
+        const side = tiled ? 28 : dot;
         context.fillRect(X(j) - side / 2, Y(j) - side / 2, side, side);
-        if (pictures) draw(sprites, context, placed[j], X(j) - 12, Y(j) - 12, 24);
+        if (tiled) draw(sprites, context, placed[j], X(j) - 12, Y(j) - 12, 24);
       }
     });
   };
@@ -283,7 +283,7 @@
       grid("#picked", "Inside the lasso", chosen.map(j => placed[j]));
     } else if (drag && !drag.moved) {
       const j = nearest(x, y);
-      if (j >= 0) grid("#picked", `Image ${number(placed[j])} and its nearest in the features`, [placed[j], ...around(placed[j])]);
+      if (j >= 0) grid("#picked", `Image ${number(placed[j])} and its nearest neighbours in the features`, [placed[j], ...around(placed[j])]);
     }
     drag = lasso = undefined;
   });
