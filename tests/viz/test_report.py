@@ -299,7 +299,7 @@ def test_no_path_of_this_machine_beyond_what_the_environment_records(text, run):
     content = numbers(text)
     rest = {key: value for key, value in content.items() if key != "environment"}
     assert str(run.path.parent) not in json.dumps(rest)
-    assert content["run"] == "a-run"
+    assert content["run"] == run.path.name
 
 
 def test_hostile_names_stay_text(run, tmp_path, monkeypatch):

@@ -66,8 +66,7 @@ def train(
     is resumed. With `fit_memory` batches are computed in micro-batches that fit. `observers`
     have methods named like the hooks of a training: `cnnzoo_epoch_end(run, epoch, metrics)`.
 
-    SIGTERM and SIGINT end the training after the step, with everything saved. The caller's random
-    state is left as it was.
+    SIGTERM and SIGINT end the training after the step, all saved. The caller's random state stays.
 
     Raises:
         UsageError: an unknown name or key, or a value out of range.
@@ -75,7 +74,7 @@ def train(
     """
     folder, where = (None if path is None else Path(path) for path in (data_dir, out))
     chosen = None if resume is not None else find_recipe(model, data, recipe, settings)
-    if chosen is not None and where is not None and (auto_resume or restarted()):
+    if chosen and where and (auto_resume or restarted()):
         resume = where if resumption.holds_run_of(where, chosen) else None
     world, name = joined(device)
     session = Session(
