@@ -35,9 +35,9 @@ def create_model(
     """Build the model called `name`, newly initialised or with `weights` from a file.
 
     `num_classes` and `in_channels` default to the paper's. `weights` is a run directory, its
-    weights.safetensors, what `read_weights` returned, or a .safetensors, .pt or .pth file of a
-    library whose names for the parameters the architecture knows (torchvision, timm, …);
-    `naming` is that library, where the names alone do not tell. With `new_head` the weights may
+    weights.safetensors, a `Weights`, or a .safetensors, .pt or .pth file of another library. The
+    architecture has to know that library's names of the parameters (torchvision, timm, …);
+    `naming` is the library, where the names alone do not tell. With `new_head` the weights may
     be for another number of classes: layers that depend on it are then newly initialised.
     `options` are the other arguments of the architecture's constructor.
 
@@ -48,6 +48,7 @@ def create_model(
     """
     entry = registry.models().entry(name)
     build = registry.resolve(entry)
+    # Before the call: a typo is the caller's fault, a TypeError in the call the plugin's.
     _check_options(name, entry, build, options)
     spec = entry.spec
     sizes = {
@@ -105,6 +106,7 @@ def _load(
             load_foreign(model, read_foreign(path), maps, path, naming=naming, fresh=fresh)
             return
         weights = read_weights(path)
+    # A contested name is recorded with its distribution, which the spec's names do not have.
     if weights.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
         raise UsageError(
             f"{weights.path}: weights of '{weights.model}', not of '{entry.spec.name}'",
@@ -122,6 +124,8 @@ def _heads(
     """Return the names of the tensors whose shape depends on the number of classes."""
     import torch
 
+    # Compare two sizes of the same network. The meta device gives shapes without memory, and the
+    # caller's random numbers stay as they are.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         more = {**sizes, "num_classes": sizes["num_classes"] + 1}
         what = f"model '{entry.spec.name}' ({entry.plugin.origin}) cannot be built"

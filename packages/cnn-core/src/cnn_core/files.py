@@ -31,11 +31,13 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     If the block raises, or the machine stops, `path` is as it was. The file gets the mode that
     the umask gives to new files.
     """
+    # Beside the file: a rename cannot go from one file system to another.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
+            # The bytes before the name: else a power cut could leave a new name on an empty file.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -69,6 +71,7 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         os.mkdir(temporary)
         yield temporary
         _sync_folder(temporary)
+        # A rename replaces an empty folder only.
         if replace:
             remove_folder(path)
         os.rename(temporary, path)  # fails where there is a folder that is not empty
@@ -92,6 +95,7 @@ def write_new(path: Path, *parts: Data) -> None:
             while rest:
                 rest = rest[os.write(handle, rest[:CHUNK]) :]
         os.fsync(handle)
+        # A fault of the disk is found now, while the older files are still there.
         _require_equal(path, handle, parts)
     finally:
         os.close(handle)

@@ -124,6 +124,7 @@ _EXPECTED = {
 }
 
 
+# A bool is an int in Python, and True would pass for 1.
 def _positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -220,6 +221,7 @@ class DatasetSpec(Spec):
         self.require_target("target")
         self.require("task", self.task in TASKS)
         self.require_names("classes", some=not self.folder)
+        # 0 x 0 stands for images of different sizes.
         if tuple(self.image[1:]) != (0, 0):
             self.require_image("image")
         known = isinstance(self.splits, Mapping) and (self.splits or self.folder)

@@ -98,6 +98,7 @@ def _block(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     "--no-plugin",
     metavar="NAME",
     multiple=True,
+    # Eager, as --help is: its list of commands loads the plugins.
     is_eager=True,
     expose_value=False,
     callback=_block,
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         logging.disable()  # a broken plugin must not write into the command line
         return shell_complete(app, {}, "cnnzoo", "_CNNZOO_COMPLETE", instruction)
+    # By default SIGTERM ends Python without `finally` blocks; an exception runs them.
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with _warnings_on_stderr():
@@ -127,9 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     """Run a command line; turn every exception into an exit code and a few lines."""
+    # Found without click, since errors may come before it has parsed the options.
     traceback = "--traceback" in args[: _command_position(args)]
     try:
         code = _invoke(args)
+        # Here, where a closed pipe is handled: at exit Python would print an error.
         sys.stdout.flush()
     except BrokenPipeError:
         return _closed_pipe()
@@ -205,6 +209,7 @@ def _as_zoo_error(error: BaseException) -> ZooError:
         return _os_error(error)
     if is_out_of_memory(error):
         return ResourceError("out of memory", "try --fit-memory, or a smaller --batch-size")
+    # When a process has ended, gloo raises a RuntimeError: "Connection closed by peer".
     if "RANK" in os.environ and "peer" in str(error):
         hint = "torchrun --max-restarts=N starts all of them again, up to N times"
         return ZooError("another process of this training has ended", hint)
@@ -227,6 +232,7 @@ def _os_error(error: OSError) -> ZooError:
 
 def _closed_pipe() -> int:
     """End quietly and with success when the reader, such as `head`, has closed the pipe."""
+    # Python flushes stdout again at exit, which must not fail once more.
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     return 0
@@ -241,6 +247,7 @@ def _warnings_on_stderr() -> Iterator[None]:
     """Print core's warnings, such as a broken plugin, as plain lines."""
     logger, handler = logging.getLogger("cnn_core"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    # Handlers of the root logger would print each warning a second time.
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

@@ -53,9 +53,11 @@ def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_js
       cnnzoo compare runs/lenet5-digits-20260101-120000 runs/lenet5-digits-20260101-123000
       cnnzoo compare runs/* --plot runs.png
     """
+    # First of all: without cnn-viz, which offers it, --plot should fail before any work.
     drawing = None if plot is None else registry.resolve(registry.commands().entry("overlay"))
     named = open_runs(runs)
     if drawing is not None:
+        # The drawing command prints its file's path, which has no place in the JSON on stdout.
         with contextlib.redirect_stdout(sys.stderr):
             ctx.invoke(drawing, runs=runs, out=plot)
     recipes, reached = differences(list(named.values())), list(map(_reached, named.values()))
@@ -91,6 +93,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     for number, place in enumerate(places):
         if place in places[:number]:
             raise UsageError(f"{paths[number]}: given twice")
+    # Not `open_run`: comparing needs neither the models nor the plugins of the runs.
     runs = [Run.open(path) for path in paths]
     names = _names([Path(os.path.abspath(path)).parts for path in paths])
     return dict(zip(names, runs, strict=True))

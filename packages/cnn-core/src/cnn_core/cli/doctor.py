@@ -54,6 +54,7 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
     """
     findings = [probe(plugin, timeout) for plugin in discover()]
     clashes = _examine_together([f for f in findings if f.status == "ok"], timeout)
+    # Advice does not change the exit code: it is about the machine, not about a plugin.
     advice = environment_faults(discover(), timeout)
     if as_json:
         rows = [asdict(finding) for finding in findings]
@@ -118,6 +119,7 @@ def _ask(
     origins: list[str], timeout: float, *arguments: str
 ) -> dict[str, list[dict[str, str]]] | str:
     """Return the probe's report on some plugins, or how its process died."""
+    # The probe gets exactly these plugins, and reports all faults instead of ending at the first.
     environment = {**os.environ, "CNNZOO_PLUGINS": ",".join(origins), "CNNZOO_STRICT": ""}
     environment.pop("CNNZOO_PLUGINS_DISABLE", None)
     try:
@@ -132,6 +134,7 @@ def _ask(
     except subprocess.TimeoutExpired:
         return f"does not load within {timeout:g} s"
     lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line]
+    # A plugin may print lines of its own: the report is marked, and the last one counts.
     reports = [line for line in lines if line.startswith(REPORT)]
     if done.returncode != 0 or not reports:
         return f"ends the process when loaded (exit {done.returncode})"

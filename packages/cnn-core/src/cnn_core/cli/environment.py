@@ -119,6 +119,8 @@ def _device(timeout: float) -> list[str]:
             [sys.executable, "-c", DEVICE],
             capture_output=True,
             text=True,
+            # However short the limit for a plugin: importing torch can take this long on a slow
+            # disk.
             timeout=max(timeout, 30.0),
             check=False,
         )
@@ -139,6 +141,7 @@ def _data() -> list[str]:
     from cnn_core.data.fetching.cache import cache_dir
 
     folder = cache_dir()
+    # The folder is made by the first download: until then the one above it must be writable.
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         return [f"datasets cannot be kept in {folder}: set CNNZOO_CACHE to a folder of yours"]

@@ -107,6 +107,7 @@ def _rich_table(
     from rich.table import Table
     from rich.text import Text
 
+    # Cells are Text, not strings, in which rich would read [brackets] as markup.
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, title in enumerate(columns):
         grid.add_column(

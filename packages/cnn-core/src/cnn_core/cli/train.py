@@ -106,7 +106,9 @@ def command(
     chosen = parse_settings(settings)
     model, data = chosen.pop("model", model), chosen.pop("data", data)
     arguments = {name: options.pop(name) for name in ARGUMENTS}
+    # Options that were not given are None or empty, and must not override the recipe.
     chosen |= {key: value for key, value in options.items() if value not in (None, ())}
+    # Before the import below, which loads torch: a wrong command should fail at once.
     _check(model, data, chosen, arguments)
 
     from cnn_core.training.trainer import train
@@ -117,6 +119,7 @@ def command(
 
         observers.append(TensorBoard())
     run = train(model, data, observers=observers, **arguments, **chosen)
+    # Of torchrun's processes only the first reports.
     if os.environ.get("RANK", "0") == "0":
         report(run)
 

@@ -116,6 +116,7 @@ class Draws:
     def shifts(self, indices: Indices) -> Shifts:
         """Return how far each sample is shifted, and whether it is mirrored."""
         reach = self.augmentation.shift
+        # Three numbers, also where two are enough: `flip` then does not change the shifts.
         u = uniform(self._key("window"), indices, 3)
         moves = np.floor(u[:, :2] * (2 * reach + 1)).astype(np.int64) - reach
         flipped = (u[:, 2] < 0.5) & self.augmentation.flip
@@ -220,6 +221,7 @@ class Draws:
     def mix(self, images: Tensor, targets: Tensor, indices: Indices) -> tuple[Tensor, Mix]:
         """Mix each image with the one before it in the batch, by mixup or CutMix."""
         lam = self._lambdas(indices).to(images.device)
+        # Batches are shuffled, so the neighbour is as random as a second permutation would be.
         others, other_targets = images.roll(1, 0), targets.roll(1, 0)
         if self.augmentation.mixup:
             weight = lam[:, None, None, None]

@@ -76,6 +76,7 @@ def shard(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, 
     in training all ranks have to join each all-reduce: a rank without samples of its own repeats
     another's with loss weight 0.
     """
+    # Strided, because then the shards' sizes differ by one sample at most.
     part = batch[rank::world]
     if even and len(part) == 0:
         return batch[:1], 0.0
@@ -158,6 +159,7 @@ def _from_memory(
     if len(parts) == 1:
         return [group]
     sizes = [len(part) for part in parts]
+    # Batches made together have no `mix` and no `weights`: see `_group_size`.
     columns = (group.images.split(sizes), group.targets.split(sizes), shards)
     return [
         Batch(batch_images, batch_targets, part, loss_weight=weight)

@@ -153,6 +153,7 @@ class Dataset:
             if isinstance(split, Files) and len(split) > 1:
                 root = os.path.commonpath(split.images)
                 names = "\n".join(os.path.relpath(path, root) for path in split.images)
+                # File names on Linux are bytes that need not be UTF-8.
                 digest.update(names.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 

@@ -150,12 +150,14 @@ def discover() -> list[Plugin]:
         plugin = Plugin(entry.name, distribution, version, entry.value, entry)
         plugin.blocked = blocked(plugin)
         found.append(plugin)
+    # The order of installation differs between machines; errors and lists must not.
     return sorted(found, key=lambda plugin: plugin.origin)
 
 
 def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
     """Return the group's entry points; an unreadable file hides those of its distribution only."""
     try:
+        # The short way first: it fails as a whole if any distribution's file is broken.
         return importlib.metadata.entry_points(group=GROUP)
     except Exception:
         return _readable_entry_points()
@@ -255,6 +257,7 @@ def pin_violation(plugin: Plugin) -> str:
 
     dist = plugin.entry.dist if plugin.entry is not None else None
     for requirement in (dist.requires or []) if dist is not None else []:
+        # Any spelling that PEP 503 allows, but no longer name such as cnn-core-extras.
         if not re.match(r"cnn[-_.]core\b(?![-_.])", requirement, re.IGNORECASE):
             continue
         if not _admits(requirement, __version__):
@@ -273,6 +276,8 @@ def _admits(requirement: str, version: str) -> bool:
         parsed = Requirement(requirement)
     except InvalidRequirement:
         return False
+    # A requirement of an extra, or of another platform, does not apply here.
     if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
         return True
+    # Else a pre-release of core would load no plugin at all.
     return parsed.specifier.contains(version, prereleases=True)

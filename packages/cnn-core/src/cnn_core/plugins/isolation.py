@@ -35,6 +35,7 @@ def isolated(
     """
     output, error = io.StringIO(), None
     to = output if silent else sys.stderr
+    # stdout belongs to the command: a line that a plugin prints would break --json.
     with contextlib.redirect_stdout(to), restored() as changed:
         try:
             yield
@@ -46,6 +47,7 @@ def isolated(
         plugin.add_fault(doing, f"prints {output.getvalue()[:40]!r}")
     if changed:
         plugin.add_fault(doing, f"changes {some(changed)}, undone")
+    # Last, because `failed` may raise, which would hide the faults above.
     if error is not None and failed is not None:
         failed(error)
     elif error is not None:

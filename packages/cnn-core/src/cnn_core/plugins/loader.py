@@ -94,9 +94,11 @@ class Plugins:
         failed = functools.partial(self._fail, plugin)
         before, started = set(sys.modules), time.perf_counter()
         with isolated(plugin, "import", failed=failed, silent=True):
+            # Isolated as well: broken metadata of a distribution can raise.
             if cause := pin_violation(plugin):
                 plugin.add_fault("requirements", cause, fatal=True)
                 return
+            # Before the import, so that an error in the module is traced to this plugin.
             claim(plugin.target, plugin)
             plugin.module = importlib.import_module(plugin.target)
         if plugin.module is None:
@@ -120,19 +122,23 @@ class Plugins:
     def _register(self, plugin: Plugin) -> None:
         """Hand the module to pluggy, which checks its hooks against the hookspecs."""
         where = "hooks"
+        # pluggy would raise a ValueError that lists all plugins.
         if namesake := self.manager.get_name(plugin.module):
             cause = f"{plugin.target} is already loaded as {namesake}"
             plugin.add_fault(where, cause, fatal=True)
             return
         try:
+            # pluggy warns of deprecated hooks; "always", because Python shows a warning only once.
             with warnings.catch_warnings(record=True) as deprecated:
                 warnings.simplefilter("always")
                 self.manager.register(plugin.module, name=plugin.origin)
+                # register() accepts hooks that do not exist; this refuses them.
                 self.manager.check_pending()
         except pluggy.PluginValidationError as error:
             self._unregister(plugin)
             plugin.add_fault(where, _explain_hook(error, plugin), fatal=True)
             return
+        # pluggy silently ignores a function without the decorator.
         if bare := unmarked_hooks(plugin.module):
             cause = f"{', '.join(bare)} lacks the decorator @cnn_core.hookimpl"
             self._unregister(plugin)
@@ -141,6 +147,7 @@ class Plugins:
             plugin.add_fault(where, f"{plugin.target} implements no hook")
         for warning in deprecated:
             plugin.add_fault(where, str(warning.message))
+        # The plugin works, but runs record distribution and version to find it again.
         if plugin.entry is not None and "unknown" in (plugin.distribution, plugin.version):
             plugin.add_fault("METADATA", "has no Name or no Version: install it again")
 

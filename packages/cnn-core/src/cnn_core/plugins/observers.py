@@ -81,5 +81,6 @@ def _hooks_of(observer: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _with_named_arguments(method: Callable[..., Any]) -> Callable[..., Any]:
+    # As pluggy does: a hook can get new arguments without breaking observers.
     names = list(inspect.signature(method).parameters)
     return lambda **arguments: method(**{name: arguments[name] for name in names})

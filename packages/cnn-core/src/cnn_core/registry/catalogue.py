@@ -110,6 +110,7 @@ class Catalogue(Generic[S]):
             for name in _names(entry.spec):
                 self._claims.setdefault(name, []).append(entry)
         self._report_conflicts()
+        # Specs are shared by everybody who asks: what one plugin changes in them is undone.
         self._originals = [_copied(vars(entry.spec)) for entry in self.entries]
         watch(self)
 
@@ -190,6 +191,7 @@ class Catalogue(Generic[S]):
     def _missing(self, name: str) -> Exception:
         """Return the error that explains why there is no such name, and what to do."""
         asked, _, bare = name.rpartition("/")
+        # The directory lists plugins that are not installed: it knows what to install for a name.
         known = directory().get(self.kind, {})
         distribution = asked or known.get(bare)
         what = printable(f"{self.kind} '{name}' comes with {distribution}, which")
@@ -239,6 +241,7 @@ def _unshowable(spec: Spec) -> str:
     plain = {"str": str, "int": int, "bool": bool}
     try:
         for field in dataclasses.fields(spec):
+            # Types are strings here: the module of the specs postpones annotations.
             kind = plain.get(str(field.type), object)
             spec.require(field.name, isinstance(getattr(spec, field.name), kind), kind.__name__)
         json.dumps(_fields(spec), allow_nan=False, default=repr)
@@ -340,6 +343,7 @@ def resolve(entry: Entry[Any], field: str = "target") -> Any:
     """
     spec, plugin, target = entry.spec, entry.plugin, getattr(entry.spec, field)
     module, _, name = target.partition(":")
+    # Before the import, so that later errors in this module are traced to the plugin.
     claim(module, plugin)
 
     def failed(error: BaseException) -> NoReturn:

@@ -68,6 +68,8 @@ def resolve_for(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
     head = name.partition(":")[0]
     claims = catalogue.claims(head)
     if len(claims) > 1:
+        # A plugin was written against its own names and those of its requirements. Whatever else
+        # is installed beside them must not change what its recipe means.
         for near in ({plugin.distribution}, requirements(plugin)):
             found = [entry for entry in claims if entry.plugin.distribution in near]
             if len(found) == 1:
@@ -133,6 +135,7 @@ def _defaults() -> dict[tuple[str, str], list[Entry[RecipeSpec]]]:
         if not recipe.spec.default:
             continue
         with contextlib.suppress(ZooError):  # its model or dataset is not installed
+            # Each plugin's names are resolved in its own context before they are compared.
             pair = resolved_name(recipe, "model"), resolved_name(recipe, "data")
             by_pair.setdefault(pair, []).append(recipe)
     return {pair: _nearest(pair, found) for pair, found in by_pair.items()}
@@ -167,4 +170,5 @@ def recorded_name(catalogue: Catalogue[Any], name: str, recorded: Any, where: ob
             "which is not installed",
             shlex.join(["pip", "install", f"{distribution}=={version}"]),
         )
+    # Not by its name alone: a plugin that was installed since may claim it.
     return _with_path(catalogue, catalogue.entry(f"{distribution}/{base_name(name)}"), name)

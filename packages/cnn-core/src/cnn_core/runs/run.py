@@ -76,6 +76,7 @@ class Run:
                 "metrics.jsonl": "",
                 "metrics.csv": "",
             }
+            # A process that was killed here before has left its temporary folder.
             sweep(path.parent, f".{path.name}.*.tmp")
             with new_folder(path) as folder:
                 for name, text in files.items():
@@ -145,6 +146,8 @@ class Run:
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
+        # Rewritten whole, since a line that is being appended can be cut off. The .jsonl comes
+        # last: it decides whether the run is finished, and then both files must be complete.
         write_text(self.path / "metrics.csv", table.getvalue())
         write_text(self.path / "metrics.jsonl", text)
 

@@ -27,6 +27,7 @@ GROUP = 2**18  # pixels of tiles per forward pass
 @torch.inference_mode()
 def tile_margin(model: nn.Module, tile: int, in_channels: int, device: torch.device) -> int:
     """Return how many pixels a network crops from each side of a tile, by running it once."""
+    # In eval mode, or batch normalisation would count these zeros in its statistics.
     training = model.training
     logits = model.eval()(torch.zeros(1, in_channels, tile, tile, device=device))
     model.train(training)

@@ -30,12 +30,14 @@ def keep_memory() -> str:
     chosen = [name for name in os.environ if name.startswith("MALLOC_")]
     if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return "default (the user's settings)"
+    # LD_PRELOAD is how another allocator, such as jemalloc, takes glibc's place.
     if os.environ.get("LD_PRELOAD") or not sys.platform.startswith("linux"):
         return "default"
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # musl
         return "default"
+    # 2^31 - 1 is the largest value that mallopt takes: the heap is then hardly ever trimmed.
     settings = ((M_MMAP_THRESHOLD, MAPPED), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, PAD))
     taken = all(mallopt(parameter, value) == 1 for parameter, value in settings)
     return "glibc, memory kept (CNNZOO_MALLOC=default: not)" if taken else "default"

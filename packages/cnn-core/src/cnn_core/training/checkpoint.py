@@ -123,10 +123,13 @@ class Checkpoints:
                 for (name, parts), digest in zip(files.items(), digests, strict=True)
             }
             manifest = {"checkpoint": state.name, "files": entries, "schema": SCHEMA}
+            # Last, since it needs every digest: a folder without it is refused.
             write_new(folder / MANIFEST, _signed(manifest))
-        # The best epoch's stays: weights.safetensors can be made from it again.
+        # A later name is left from a training that was resumed at an older checkpoint, because
+        # newer ones were broken. It must not count as one of the newest.
         newest = [name for name in self.names() if name <= state.name][-keep:]
         for name in self.names():
+            # The best epoch's stays: weights.safetensors can be made from it again.
             if name not in newest and name != _name(state.best_epoch, 0):
                 remove_folder(self.folder / name)
 
@@ -136,6 +139,8 @@ class Checkpoints:
         Raises:
             CheckpointCorruptError: there are checkpoints, and none of them is sound.
         """
+        # Warnings wait until a sound checkpoint is found: without one, the newest's error is
+        # raised.
         refused: list[CheckpointCorruptError] = []
         for name in reversed(self.names()):
             try:
@@ -197,7 +202,7 @@ def _require_finite(state: Checkpoint) -> None:
     for name, tensor in state.model.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        # Fast: a sum may overflow, but it is never finite where a number is not.
+        # Fast: the sum is never finite if an element is not. It may overflow, so look again.
         if tensor.sum().isfinite():
             continue
         if not tensor.isfinite().all():
@@ -230,6 +235,7 @@ def _checked(folder: Path) -> dict[str, bytes]:
             data = path.read_bytes()
         except OSError as error:
             raise CheckpointCorruptError(f"{path}: {error.strerror}") from error
+        # The size comes first: its message tells a truncated file from a changed one.
         if len(data) != entry["size"]:
             raise CheckpointCorruptError(f"{path}: {len(data)} bytes, expected {entry['size']}")
         if (found := _sha256([data])) != entry["sha256"]:
@@ -247,6 +253,7 @@ def _entries(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
         content = json.loads(data)
         del content["sha256"]
+        # Compare bytes, not the parsed text: a change in white space parses alike.
         sound = _signed(content) == data and content["files"].keys() == FILES
     except OSError as error:
         raise CheckpointCorruptError(f"{path}: {error.strerror}") from error
@@ -254,6 +261,7 @@ def _entries(folder: Path) -> dict[str, Any]:
         raise CheckpointCorruptError(f"{path}: not a manifest: {error}") from error
     if not sound:
         raise CheckpointCorruptError(f"{path}: is not what was written")
+    # A copy under another name has the right digests, but names tell which one is the newest.
     if content["checkpoint"] != folder.name:
         raise CheckpointCorruptError(f"{path}: is of {content['checkpoint']}")
     entries: dict[str, Any] = content["files"]

@@ -47,6 +47,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        # A name can be valid and the device still missing: only using it tells.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -93,6 +94,7 @@ def numerical_environment(device: torch.device, world: int) -> dict[str, Any]:
         "processes": world,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+    # The number of threads and the instructions change the order in which sums are taken.
     if device.type == "cpu":
         return {
             **found,
@@ -143,6 +145,7 @@ def environment(
 
 
 def _processor() -> str:
+    # On many Linux systems platform.processor() is empty.
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -104,6 +104,7 @@ def joined(device: str) -> tuple[World, str]:
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if gpu:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        # nccl sends objects through the current GPU, which would be the first for every process.
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         with _ended_by_sigterm():
@@ -165,8 +166,10 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type == "cuda":
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    # A list, because modules are replaced in the loop.
     for module in list(model.modules()):
         for name, child in module.named_children():
+            # No subclasses: their forward may compute something else.
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, SyncBatchNorm2d.of(child))
     return model
@@ -179,6 +182,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def of(cls, module: nn.BatchNorm2d) -> SyncBatchNorm2d:
         """Return a module with the parameters and buffers of `module`."""
         made = cls(module.num_features, module.eps, module.momentum, module.affine)
+        # Share the tensors: loaded weights and statistics stay.
         made.__dict__.update(module.__dict__)
         return made
 
@@ -186,11 +190,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Normalise N C H W by the channel's mean and variance in all processes' batches."""
         if not (self.training and torch.distributed.is_initialized()):
             return super().forward(x)
+        # Processes may have different numbers of samples, so the mean is a sum over a sum. The
+        # count travels with the sums: one exchange is cheaper than two.
         count = x.new_full((1,), x.numel() / x.shape[1])
         total = _AllReduce.apply(torch.cat([x.sum((0, 2, 3)), count]))
         n, mean = total[-1], total[:-1] / total[-1]
+        # A second exchange, because E[x^2] - E[x]^2 in a single one would cancel leading digits.
         centred = x - mean[:, None, None]
         variance = _AllReduce.apply(centred.square().sum((0, 2, 3))) / n
+        # The running variance is the unbiased one, as in torch; the batch is normalised by the
+        # biased.
         self._keep(mean.detach(), variance.detach() * (n / (n - 1).clamp(min=1)).detach())
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])

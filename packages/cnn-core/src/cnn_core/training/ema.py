@@ -21,6 +21,8 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model: nn.Module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
+        # The tensors of a state dict share memory with the model: collected once, they stay
+        # current.
         pairs = list(
             zip(model.state_dict().values(), self.model.state_dict().values(), strict=True)
         )

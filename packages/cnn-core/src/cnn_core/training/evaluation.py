@@ -93,6 +93,7 @@ def measure(
     for batch in batches(
         split,
         preprocessing,
+        # `batches` divides a batch among the processes.
         eval_batch_size(preprocessing) * world.size,
         device=setup.device,
         workers=setup.workers,
@@ -101,15 +102,18 @@ def measure(
     ):
         with autocast(setup.device, recipe.precision):
             logits = logits_of(batch.images.contiguous(memory_format=memory_format))
+        # In float32: logits in bf16 have two to three digits, too few for a loss.
         loss = setup.criterion(logits.float(), batch.targets).item()
         setup.metrics.add(loss, logits, batch.targets)
         on_batch()
+    # Exchange sums, not means: processes may have different numbers of images.
     setup.metrics.load(setup.metrics.total(world, setup.device))
     return setup.metrics.compute()
 
 
 def eval_batch_size(preprocessing: Preprocessing) -> int:
     """Return how many images a batch without gradients has."""
+    # `overlap_tile` bounds the memory of tiles by itself; here the whole images count.
     height, width = preprocessing.image_size if preprocessing.tiled else preprocessing.size
     return max(PIXELS // (height * width), 1)
 

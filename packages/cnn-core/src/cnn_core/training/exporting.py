@@ -32,6 +32,7 @@ __all__ = ["Exported", "FORMATS", "export"]
 
 FORMATS = {"torch-export": ".pt2", "onnx": ".onnx"}
 TOLERANCE = 1e-4  # of the largest output: float32 rounds to about 1e-6 of it
+# 2 comes first, as the example for torch.export, which treats a size of 1 as a constant.
 BATCHES = (2, 1, 3)  # sizes to try a file with that takes any number of images
 
 Program = torch.export.ExportedProgram
@@ -104,6 +105,8 @@ def export(
     with write_atomically(path) as file, torch.no_grad():
         WRITERS[kind](program, file, _facts(weights, pictures))
         file.flush()
+        # Compare with the library's own preprocessing, not with `whole`: with pictures, the
+        # exported preprocessing is part of what may be wrong.
         compute = READERS[kind](file.name)
         difference = max(map(_difference, map(compute, taken), map(model, inputs)))
         _require_equal(path, difference)
@@ -162,6 +165,7 @@ def _program(weights: Weights, model: nn.Module, example: Tensor, *, any_batch: 
     shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     try:
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+    # torch.export raises exceptions of many kinds, depending on what it meets.
     except Exception as error:
         what = f"torch cannot export '{weights.model}': {describe(error)}"
         hint = "--batch-size N, where it is the number of images that must not vary"
@@ -185,6 +189,7 @@ def _facts(weights: Weights, pictures: bool) -> dict[str, Any]:
 
 def _require_equal(path: Path, difference: float) -> None:
     """Raise NumericalError unless the difference is small, and a number."""
+    # Not `difference > TOLERANCE`, which a NaN would pass.
     if not difference <= TOLERANCE:
         raise NumericalError(
             f"{path}: not written: what it computes differs from the network by {difference:.1e} "

@@ -91,6 +91,7 @@ def fitting_micro_batches(
         ResourceError: not even a single image fits.
     """
     whole = setup.recipe.batch_size
+    # The smallest power of two that holds the whole batch: halving it gives the rest.
     size = 1 << max(math.ceil(math.log2(whole)), 0)
     normalised = any(isinstance(module, nn.BatchNorm2d) for module in setup.model.modules())
     # Batch normalisation needs two images: the variance of one is 0.
@@ -115,6 +116,7 @@ def _fits(setup: Setup, size: int) -> bool:
             for number, batch in enumerate(islice(_endless(setup), 2)):
                 _one_step(train_state, setup, batch, setup.recipe.lr, number)
             if device.type == "cuda":
+                # Memory reserved, not allocated: gaps between tensors count, too.
                 room = torch.cuda.get_device_properties(device).total_memory
                 return torch.cuda.max_memory_reserved(device) <= 0.9 * room
     except Exception as error:
@@ -122,6 +124,7 @@ def _fits(setup: Setup, size: int) -> bool:
             raise
         return False
     finally:
+        # Tensors in reference cycles would leave less room for the next trial.
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -166,6 +169,7 @@ def _one_step(train_state: TrainState, setup: Setup, batch: Batch, lr: float, st
         loss = setup.criterion(train_state.model(images), batch.targets, batch.mix)
     train_state.scaler.scale(loss).backward()
     value = loss.item()
+    # A loss that is not finite ends `lr_curve`: there is nothing to learn from it.
     if math.isfinite(value):
         train_state.clip(train_state.gradient_norm())
         train_state.step(lr, steps)

@@ -85,6 +85,7 @@ def _bad_input(model: nn.Module, batch: Batch) -> str:
 def _bad_output(model: nn.Module, batch: Batch, precision: str) -> str:
     """Return the first module whose output is not finite, or an empty string."""
     found: list[str] = []
+    # Only leaves: a container's output comes from one of its children, which is named first.
     leaves = [(name, m) for name, m in model.named_modules() if name and not any(m.children())]
     handles = [
         module.register_forward_hook(partial(_note, found, name)) for name, module in leaves

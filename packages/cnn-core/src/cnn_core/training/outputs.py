@@ -99,6 +99,8 @@ def held_out(
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     recipe = trained.run.recipe
+    # The training's fraction and seed give the same images again. Not `divide`: its parts share
+    # the tensors of the whole split, so `images` would not match the logits.
     _, part = trained.dataset.hold_out(recipe.validation, recipe.seed)
     return _predict(trained, part) if len(part) else None
 
@@ -143,6 +145,8 @@ def _segment(trained: Trained, part: Split | Files) -> Iterator[SegmentationOutp
     size = eval_batch_size(preprocessing)
     for batch in batches(part, preprocessing, size, device=trained.device):
         logits = two_class_logits(logits_of(batch.images).float())
+        # Image and target as the network got them, and without the border that it crops, so that
+        # all three have the same pixels.
         targets = center_crop(batch.targets, logits)
         images = center_crop(preprocessing.denormalise(batch.images), logits)
         rows = (images.cpu(), logits.cpu(), targets.cpu())

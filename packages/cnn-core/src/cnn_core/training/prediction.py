@@ -83,6 +83,7 @@ def predict(
             f"top_k = {top_k}: expected 1 to {weights.num_classes}, the number of classes"
         )
     found = []
+    # One at a time: files differ in size, and memory must not grow with their number.
     for path in image_files(images):
         image = read_image(path, weights.in_channels)
         with torch.inference_mode():
@@ -116,6 +117,7 @@ def segment(
         raise UsageError(
             f"{trained.path}: '{weights.model}' does {task}; use cnn_core.training.predict()"
         )
+    # A generator of its own: the errors above are raised by the call, not by the first image.
     return _segment(trained, images, flips)
 
 
@@ -136,6 +138,8 @@ def _whole_images(trained: Trained) -> Callable[[Tensor], Tensor]:
     model, preprocessing = trained.model, trained.weights.preprocessing
     height, width = preprocessing.size
     margin = preprocessing.margin
+    # A network without padding crops its border, so the image needs a reflected margin. Tiles
+    # are square: other inputs get logits of their centre only.
     if not preprocessing.tiled and height == width:
         margin = tile_margin(model, height, trained.weights.in_channels, trained.device)
     if preprocessing.tiled or margin:

@@ -89,6 +89,7 @@ class Live(Plain):
         super().start(run, steps, done)
         self.steps = steps
         self.taken = done
+        # The speed leaves out steps before a resumption: they took none of this process's time.
         self.first = self.taken
         self.images = 0
         self.began = self.shown = time.perf_counter()
@@ -111,12 +112,14 @@ class Live(Plain):
             completed=self.taken,
             epoch=f"epoch {epoch + 1}/{self.epochs}",
             step=f"step {step + 1}/{self.steps}",
+            # Called only for a line that is shown: computing metrics waits for the device.
             numbers=format_metrics(numbers()),
             speed=f"{self.images / (now - self.began):,.0f} images/s",
             left=_clock((total - self.taken) / speed),
         )
 
     def stop(self) -> None:
+        # Training may have failed before `start`.
         if hasattr(self, "bar"):
             self.bar.stop()
 
@@ -135,6 +138,7 @@ def _rich_bar() -> tuple[RichProgress, TaskID]:
         TextColumn("{task.fields[left]}"),
         console=Console(stderr=True),
         transient=True,
+        # stdout is for results, and may be a pipe: rich must not move it to stderr.
         redirect_stdout=False,
         refresh_per_second=1 / INTERVAL,
     )

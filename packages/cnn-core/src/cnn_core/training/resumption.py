@@ -34,6 +34,7 @@ def holds_run_of(path: Path, recipe: Recipe) -> bool:
     found = open_run(path).recipe
     for key in dataclasses.fields(Recipe):
         wanted, there = getattr(recipe, key.name), getattr(found, key.name)
+        # A run records the absolute path, so that it can be resumed from another directory.
         if key.name == "weights":
             wanted = wanted and str(Path(wanted).absolute())
         # The run has recorded a choice that the recipe left to the machine or to the weights.
@@ -55,6 +56,7 @@ def last_state(run: Run) -> Checkpoint:
     state = Checkpoints(run.state).newest()
     if state is not None:
         return state
+    # Epochs have ended, so the checkpoints are lost. Starting again would overwrite the results.
     if run.weights.is_file() or run.history():
         raise _lost(run, run.state)
     return Checkpoint()
@@ -63,6 +65,7 @@ def last_state(run: Run) -> Checkpoint:
 def save(run: Run, setup: Setup, state: Checkpoint) -> None:
     """Write the checkpoint, then weights if they are the best so far, then the metrics."""
     Checkpoints(run.state).save(state, setup.recipe.keep)
+    # Within an epoch there is no line of metrics yet, and no score to choose weights by.
     if state.step == 0:
         if state.best_epoch == state.epoch:
             _keep(run, setup, state)
@@ -75,6 +78,7 @@ def repair(run: Run, setup: Setup, state: Checkpoint) -> None:
     Raises:
         RunError: the kept weights are gone, and no checkpoint has them.
     """
+    # The weights may be intact but out of date: a stop may have come right after the checkpoint.
     if state.best_epoch == state.epoch and state.step == 0:
         _keep(run, setup, state)
     elif state.best_epoch and not weights_are_sound(run):

@@ -23,6 +23,7 @@ def better(score: float, best: float | None, more: bool) -> bool:
 
 def score_name(run: Run) -> str:
     """Return the name of the number that chose a run's weights, as "val/top1"; "" for none."""
+    # Without a monitor each task has its own score; the history shows which one was used.
     names = [run.recipe.monitor] if run.recipe.monitor else [f"val/{m}" for m in SCORES.values()]
     history = run.history()
     return next((name for name in names if any(name in line for line in history)), "")
@@ -34,11 +35,13 @@ def kept_epoch(run: Run) -> int:
     Without validation it is the last.
     """
     for line in run.metrics():
+        # The test split was measured with the kept weights, and its line has their epoch.
         if "test/loss" in line:
             return int(line["epoch"])
     name, kept, best = score_name(run), 0, None
     metric = name.partition("/")[2]
     directions = {n: entry.spec.higher_is_better for n, entry in registry.metrics()}
+    # The catalogue has neither the loss nor top-k; of these only the loss should fall.
     more = directions.get(metric, metric != "loss")
     for line in run.history():
         score = line.get(name)

@@ -60,6 +60,7 @@ class Setup(EvalSetup):
     @property
     def micro_batch_size(self) -> int:
         """The samples that a process computes at once."""
+        # Rounded up: rounding down could give more micro-batches than the recipe asks for.
         return -(-self.recipe.batch_size // (self.world.size * self.recipe.accumulate))
 
     @property
@@ -81,6 +82,7 @@ def find_recipe(
         given["model"] = canonical_name(registry.models(), model)
     if data is not None:
         given["data"] = canonical_name(registry.datasets(), data)
+    # The names are canonical from here on: default recipes are looked up by them.
     found = _named_settings(name, given)
     base = {**(found or {}), **given}
     for key in ("model", "data"):
@@ -88,6 +90,7 @@ def find_recipe(
             raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
     if found is None and registry.models().get(base["model"]).task == "segmentation":
         base["batch_size"] = TILES
+    # Merge tables key by key: --set options.width=2 keeps the recipe's other options.
     tables = {
         key: {**base.get(key, {}), **settings.get(key, {})} for key in ("options", "stage_lr")
     }
@@ -100,6 +103,7 @@ def _named_settings(name: str | None, given: Mapping[str, str]) -> dict[str, Any
         if not Path(name).is_file():
             raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
         settings = dict(read_recipe(Path(name)).settings)
+        # A name that the caller replaces need not be installed.
         if "model" not in given:
             settings["model"] = canonical_name(registry.models(), settings["model"])
         if "data" not in given:
@@ -107,6 +111,7 @@ def _named_settings(name: str | None, given: Mapping[str, str]) -> dict[str, Any
         return settings
     if name is not None:
         recipe = registry.recipes().entry(name)
+    # Defaults belong to pairs: with only a model or only a dataset there is none to choose.
     elif len(given) == 2 and (default := default_recipe(**given)) is not None:
         recipe = default
     else:
@@ -140,6 +145,7 @@ def set_up(
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(spec.task, recipe.monitor, top_k)
     recipe, model = _build(recipe, dataset, begun)
+    # Replace "auto" by the choice, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
         recipe,
         precision=choose_precision(recipe.precision, device),
@@ -191,6 +197,7 @@ def _build(recipe: Recipe, dataset: Dataset, begun: bool) -> tuple[Recipe, nn.Mo
     Images are then normalised as they were for those weights, unless the recipe says otherwise:
     the recipe that is returned has their mean and deviation.
     """
+    # The seed alone decides the initial weights: other code may have drawn numbers before.
     torch.manual_seed(recipe.seed)
     weights = _starting_weights(recipe) if recipe.weights and not begun else None
     model = create_model(
@@ -223,6 +230,8 @@ def _placed(model: nn.Module, recipe: Recipe, device: torch.device, world: World
         model = synchronised(model, device)
     model = model.to(device).to(memory_format=FORMATS[recipe.memory_format])
     if recipe.compile:
+        # In place: torch.compile() would put the prefix "_orig_mod." before every parameter's
+        # name.
         model.compile()
     return model
 
@@ -292,6 +301,7 @@ def _normalised(recipe: Recipe, dataset: Dataset, geometry: Preprocessing) -> Pr
     if not mean or not std:
         from cnn_core.data.streaming import statistics
 
+        # Of the training split only: test images must not influence the input.
         found = statistics(dataset.split("train"))
         mean, std = mean or found[0], std or found[1]
     return dataclasses.replace(geometry, mean=mean, std=std)

@@ -51,6 +51,7 @@ def stop_requests() -> Iterator[Stop]:
     def ask(signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if stop.signum and not (torchrun and now - stop.since < ECHO):
+            # Not an exception, which `finally` blocks could delay: files survive any stop.
             os._exit(128 + signum)
         stop.signum, stop.since = signum, now
 

@@ -16,7 +16,7 @@ from cnn_core.training.optim import Optimizer, make_optimizer
 
 __all__ = ["TrainState"]
 
-LEAST_SCALE = 1e-4  # of a loss: a gradient that overflows even below it will not recover
+LEAST_SCALE = 1e-4  # of the loss: gradients that overflow even below it have diverged
 
 
 class TrainState:
@@ -55,6 +55,7 @@ class TrainState:
     def state(self, before: Checkpoint, **changes: Any) -> Checkpoint:
         """Return a checkpoint of now: these tensors, `changes`, and else what `before` has."""
         average = self.average.model.state_dict() if self.average is not None else {}
+        # These are the live tensors, not copies: a checkpoint is written before the next step.
         return replace(
             before,
             model=self.model.state_dict(),

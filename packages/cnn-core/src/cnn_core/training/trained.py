@@ -43,6 +43,7 @@ class Trained:
         self.path: Path = source.path if isinstance(source, Run) else Path(source)
         self.data_dir = data_dir
         self.device: torch.device = choose_device(device)
+        # This fills the cached property: a run that is open already is not read again.
         if isinstance(source, Run):
             self.run = source
 
@@ -91,12 +92,14 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
         RunError: its classes, counts or files are not those of when the run began.
     """
     recorded = run.environment()
+    # The recipe's path may be relative to another directory; environment.json has it absolute.
     name, own_folder, path = run.recipe.data.partition(":")
     if own_folder:
         name = f"{name}:{data_dir or (recorded.get('data') or '').partition(':')[2] or path}"
     elif data_dir is None and (folder := recorded.get("data_dir")) is not None:
         data_dir = Path(folder)
     dataset = load_dataset(name, data_dir=data_dir)
+    # Before bad files are dropped: the recorded fingerprint is of all files that were found.
     if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         raise RunError(
             f"{run.path}: dataset '{name}' has other classes or files than when the run began",

@@ -74,6 +74,7 @@ def train(
     """
     folder, where = (None if path is None else Path(path) for path in (data_dir, out))
     chosen = None if resume is not None else find_recipe(model, data, recipe, settings)
+    # Before the processes meet: none can have made the run yet, so all decide alike.
     if chosen and where and (auto_resume or restarted()):
         resume = where if resumption.holds_run_of(where, chosen) else None
     world, name = joined(device)
@@ -82,6 +83,7 @@ def train(
         device=choose_device(name),
         workers=workers,
         shown=progress and world.first,
+        # Observers write files and print, which only the first process may do.
         observers=Observers(plugins(), observers) if world.first else Observers(None),
         fit_memory=fit_memory,
     )
@@ -112,6 +114,7 @@ class Session:
         download: bool = False,
     ) -> Run:
         """Start a new run. Whatever can fail fails before anything is written."""
+        # torchrun restarts the same command. Without a folder each attempt would begin a new run.
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         if out is None and self.world.size > 1 and restarts != "0":
             raise UsageError("a training that may be started again needs a folder", "--out DIR")
@@ -132,6 +135,7 @@ class Session:
                 world=self.world.size,
             )
             run = Run.create(setup.recipe, {**recorded, "origins": _origins(recipe)}, out)
+        # The default folder's name contains the time, so all take the first process's.
         run = self.world.broadcast(run)
         assert run is not None
         return self._train(run, setup, Checkpoint())
@@ -140,7 +144,10 @@ class Session:
         """Resume a run; a finished one is left as it is."""
         run = open_run(path)
         state = self._last_state(run)
+        # Also for a finished run: it raises if the data has changed since.
         dataset = load_data(run, data_dir)
+        # A finished run with damaged weights goes on: `_train` restores them and measures them
+        # again.
         if run.finished and resumption.weights_are_sound(run):
             return run
         setup = self._set_up(run.recipe, dataset, begun=bool(state.model))
@@ -150,6 +157,7 @@ class Session:
 
     def _load(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
         """Load the dataset; the first process downloads for all."""
+        # The others wait before they look for the files, the first process after it has them.
         if download and not self.world.first:
             self.world.wait()
         dataset = load_dataset(
@@ -191,6 +199,7 @@ class Session:
             sweep(run.path)
             Checkpoints(run.state).sweep()
             state = resumption.last_state(run)
+        # By name, because a checkpoint can be gigabytes: the others read the same folder.
         name = self.world.broadcast(state.name if state.model else "")
         if name and not self.world.first:
             return Checkpoints(run.state).read(name)
@@ -211,6 +220,7 @@ class Session:
     def _train(self, run: Run, setup: Setup, state: Checkpoint) -> Run:
         """Do what remains of a run: the epochs, then the test split."""
         now = numerical_environment(self.device, self.world.size)
+        # The next checkpoints are computed here, whatever computed this one.
         state = dataclasses.replace(state, numerical_environment=now)
         if self.world.first and state.model:
             resumption.repair(run, setup, state)
@@ -224,6 +234,7 @@ class Session:
                 )
             self._test(run, setup)
         except BaseException as error:
+            # A ZooError has its own hint; resuming alone would not remove its cause.
             if not isinstance(error, ZooError):
                 error.add_note(f"go on with: cnnzoo train --resume {run.path}")
             raise

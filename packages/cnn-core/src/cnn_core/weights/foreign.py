@@ -51,6 +51,7 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
             f"{path}: not weights that can be trusted: {cause}",
             CONVERT if isinstance(error, NeedsTrustError) else EXPECTED,
         ) from error
+    # Twice: a model can be compiled and then distributed, or the other way round.
     for prefix in PREFIXES * 2:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -86,6 +87,7 @@ def load_foreign(
         for name, keymap in known.items()
         if naming in (None, name)
     }
+    # The best is the one with the fewest missing keys: the error then shows the nearest miss.
     best = min(names, key=lambda name: sum(key not in state for key in names[name].values()))
     theirs = names[best]
     _require_whole(state, theirs.values(), known[best], f"{path}: named as by {best}")
@@ -130,6 +132,8 @@ def _adapted(
         return own
     only_channels = own.ndim == 4 and value.ndim == 4 and own.shape[2:] == value.shape[2:]
     if only_channels and own.shape[0] == value.shape[0] and value.shape[1] == 3:
+        # Summed weights give for a grey image what RGB weights give for it in three equal
+        # channels.
         channels = own.shape[1]
         total = value.sum(1, keepdim=True)
         return total if channels == 1 else total.expand(-1, channels, -1, -1) / channels
@@ -167,6 +171,8 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path, file: BinaryIO) -> dict[str, Any]:
+    # Check the header before the library parses it: it could claim gigabytes, or give a name
+    # twice, and only one of the two would be loaded.
     length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER, os.fstat(file.fileno()).st_size - 8):
         raise ValueError(f"its header claims {length:,} bytes")

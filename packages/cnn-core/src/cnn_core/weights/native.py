@@ -80,6 +80,7 @@ def write_weights(path: Path, weights: Weights) -> None:
     origin = registry.models().entry(weights.model).plugin
     versions = {"torch": torch.__version__, origin.distribution: origin.version}
     versions["cnn-core"] = plugins().all[0].version
+    # Another plugin may claim the model's name later: the origin keeps it unambiguous.
     known = registry.origin(registry.models(), weights.model)
     content = {"schema": SCHEMA, **fields, "versions": versions, "origin": known}
     text, tensors = json.dumps(content, sort_keys=True), on_cpu(weights.tensors)
@@ -90,6 +91,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a text and of tensors: names, types, shapes and bytes."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
+        # Bytes alone do not tell float32 from int32, or 2 x 3 from 3 x 2.
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -155,6 +157,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
+        # Read once: the digest is checked on the very bytes that are used.
         data = path.read_bytes()
         tensors, marked = load(data), _metadata(data)
     except (SafetensorError, ValueError, RecursionError) as error:
