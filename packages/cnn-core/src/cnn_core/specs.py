@@ -38,6 +38,8 @@ INGREDIENTS = (
     "embedded",
 )
 
+# Names are words on command lines and parts of folder names; "/" and ":" in front of and behind
+# them stand for a distribution and a path.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -229,6 +231,7 @@ class DatasetSpec(Spec):
         for values in ("mean", "std"):
             one_each = len(getattr(self, values)) in (0, self.image[0])
             self.require(values, one_each, f"{self.image[0]} numbers, one a channel")
+        # Images are divided by it.
         self.require("std", min(self.std, default=1) > 0, "numbers above 0")
         self.require("fit", self.fit in ("pad", "resize"), "'pad' or 'resize'")
 
@@ -257,6 +260,7 @@ class RecipeSpec(Spec):
         self.require("origin", self.origin in ("paper", "ours"), "'paper' or 'ours'")
         for table in ("settings", "claim"):
             self.require(table, isinstance(getattr(self, table), Mapping), "a table")
+        # A result without its spread, seeds and hardware cannot be checked.
         needed = {"metric", "mean", "std", "n", "seeds", "hardware"}
         missing = ", ".join(sorted(needed - set(self.claim)))
         self.require("claim", not self.claim or not missing, f"also {missing}")

@@ -89,6 +89,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
 
     if len(paths) < 2:
         raise UsageError("only one run is given", "give two runs or more")
+    # Resolved, to find a run that is given again through a link; names keep the links.
     places = [path.resolve() for path in paths]
     for number, place in enumerate(places):
         if place in places[:number]:

@@ -126,6 +126,7 @@ def _ask(
         done = subprocess.run(
             [sys.executable, "-m", "cnn_core.cli.probe", *arguments],
             env=environment,
+            # A plugin that asks a question gets no answer instead of waiting for one.
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,

@@ -93,6 +93,7 @@ def _stale(dist: metadata.Distribution) -> list[str]:
     except (OSError, ValueError, LookupError):
         return [f"{dist.name}: {folder}/pyproject.toml cannot be read: fix it, then {again}"]
     now = {
+        # A dynamic version is not in the file: it counts as unchanged.
         "version": project.get("version", dist.version),
         "entry points": project.get("entry-points", {}).get("cnnzoo", {}),
         "requirements": {_normal(text) for text in project.get("dependencies", [])},
@@ -109,6 +110,7 @@ def _stale(dist: metadata.Distribution) -> list[str]:
 
 
 def _normal(requirement: str) -> str:
+    # Build tools rewrite a requirement's spaces, brackets and quotes.
     return re.sub(r"[\s()]", "", requirement).replace("'", '"').lower()
 
 

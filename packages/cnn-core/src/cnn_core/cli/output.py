@@ -94,6 +94,7 @@ def table(
 
 
 def _text(value: object) -> str:
+    # Before int, since a bool is an int.
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -55,6 +55,7 @@ ARGUMENTS = (  # options that are no recipe keys, but arguments of `train`
     type=Choice(("auto", "contiguous", "channels_last")),
     help="Set the recipe key memory_format.",
 )
+# None where it is not given: False would override a recipe's compile = true.
 @click.option("--compile", is_flag=True, default=None, help="Compile the network first.")
 @click.option("--weights", metavar="RUN|FILE", help="Begin with these weights.")
 @click.option(

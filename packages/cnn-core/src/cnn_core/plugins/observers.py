@@ -25,6 +25,7 @@ class Observers:
     HOOKS = ("fit_start", "step_end", "epoch_end", "checkpoint", "fit_end")
 
     def __init__(self, plugins: Plugins | None, watching: Iterable[Any] = ()) -> None:
+        # Looked up once per training, since `step_end` is called after every step.
         self._callers = {
             hook: plugins.callers(f"cnnzoo_{hook}") if plugins is not None else []
             for hook in self.HOOKS
@@ -49,6 +50,7 @@ class Observers:
         """Report a plugin's failure, and call none of its hooks for the rest of the training."""
         for hook, callers in self._callers.items():
             self._callers[hook] = [(p, caller) for p, caller in callers if p is not plugin]
+        # Printed even if the plugin had faults before: what it writes is incomplete from now on.
         plugin.add_fault(f"{name}, now silenced for this run", error, again=True)
 
 

@@ -196,6 +196,7 @@ class Catalogue(Generic[S]):
         distribution = asked or known.get(bare)
         what = printable(f"{self.kind} '{name}' comes with {distribution}, which")
         for plugin in plugins().all:
+            # It is installed but at fault: the reason helps, another pip install does not.
             if plugin.distribution == distribution and plugin.status != "ok":
                 reason = plugin.blocked or plugin.report(plugin.faults[0])
                 hint = "cnnzoo doctor -v says more"
@@ -215,6 +216,7 @@ class Catalogue(Generic[S]):
 
 def natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts resnet18 before resnet110."""
+    # Pairs, because a number cannot be compared with text.
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -252,6 +254,7 @@ def _unshowable(spec: Spec) -> str:
     return ""
 
 
+# Cached: the hooks are called once, and only for the kinds that are asked for.
 @functools.cache
 def models() -> Catalogue[ModelSpec]:
     """Return the catalogue of architectures."""

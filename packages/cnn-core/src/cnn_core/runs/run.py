@@ -101,6 +101,7 @@ class Run:
         folder = Path(path)
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such run directory", "ls runs/")
+        # Not metrics.csv, which is a copy, and not state/, which only resuming needs.
         for name in ("recipe.toml", "environment.json", "metrics.jsonl"):
             if not (folder / name).is_file():
                 raise RunError(
@@ -110,6 +111,7 @@ class Run:
         try:
             spec = read_recipe(folder / "recipe.toml")
         except UsageError as error:
+            # The user's command is right: exit 3, for a broken file, and not 2.
             raise RunError(error.message, error.hint) from error
         return cls(folder, Recipe.from_settings(spec.settings))
 
@@ -169,6 +171,7 @@ def _unused(recipe: Recipe) -> Path:
 
     Of a dataset's path only the end is used, in letters, digits and dashes.
     """
+    # A file name has at most 255 bytes. The end of a path tells more than its beginning.
     words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
     stem = "-".join(
         re.sub(r"[^\w-]+", "-", word, flags=re.ASCII).strip("-")[-60:] for word in words

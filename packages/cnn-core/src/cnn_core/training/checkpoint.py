@@ -260,9 +260,9 @@ def _entries(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointCorruptError(f"{path}: not a manifest: {error}") from error
     if not sound:
-        raise CheckpointCorruptError(f"{path}: is not what was written")
+        raise CheckpointCorruptError(f"{path}: changed since it was written")
     # A copy under another name has the right digests, but names tell which one is the newest.
     if content["checkpoint"] != folder.name:
-        raise CheckpointCorruptError(f"{path}: is of {content['checkpoint']}")
+        raise CheckpointCorruptError(f"{path}: belongs to {content['checkpoint']}")
     entries: dict[str, Any] = content["files"]
     return entries

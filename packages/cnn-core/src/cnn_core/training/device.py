@@ -124,6 +124,7 @@ def environment(
         "schema": 1,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
+        # Absolute, because a run may be opened from another directory.
         "data": f"{name}:{Path(folder).absolute()}" if colon else name,
         "data_fingerprint": fingerprint,
         "data_dir": str(data_dir.absolute()) if data_dir is not None else None,

@@ -35,5 +35,6 @@ class Average:
         decay = min(self.decay, (1 + steps) / (10 + steps))
         ours = [average for _, average in self._floats]
         torch._foreach_lerp_(ours, [value for value, _ in self._floats], 1 - decay)
+        # Counters, such as the batches that normalisation has seen, have no meaningful mean.
         for value, average in self._others:
             average.copy_(value)

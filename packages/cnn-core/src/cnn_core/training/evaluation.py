@@ -30,7 +30,7 @@ PIXELS = 1_000_000  # in a batch without gradients: fast, and small beside a tra
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSetup:
-    """All that measuring takes besides a network and a split."""
+    """Everything that measuring needs, except the network and the split."""
 
     recipe: Recipe
     preprocessing: Preprocessing
@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         UsageError: there is no such run, split or device, or no weights yet.
-        CorruptError: a file is not what was written; names it.
+        CorruptError: a file has changed since it was written; the message names it.
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     setup = eval_setup(trained)
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def eval_setup(trained: Trained) -> EvalSetup:
-    """Return what measures a run's kept weights, with the metrics for evaluations alone."""
+    """Return the setup to evaluate a run's kept weights, including `eval_only` metrics."""
     recipe, weights, spec = trained.run.recipe, trained.weights, trained.dataset.spec
     return EvalSetup(
         recipe=recipe,

@@ -104,6 +104,7 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as file, torch.no_grad():
         WRITERS[kind](program, file, _facts(weights, pictures))
+        # The reader opens the file by its name.
         file.flush()
         # Compare with the library's own preprocessing, not with `whole`: with pictures, the
         # exported preprocessing is part of what may be wrong.
@@ -161,14 +162,14 @@ def _random_pictures(weights: Weights, count: int) -> Tensor:
 
 
 def _program(weights: Weights, model: nn.Module, example: Tensor, *, any_batch: bool) -> Program:
-    """Return what torch.export makes of a network, without the paths of its source files."""
+    """Export a network with torch.export, without the paths of its source files."""
     shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     try:
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     # torch.export raises exceptions of many kinds, depending on what it meets.
     except Exception as error:
         what = f"torch cannot export '{weights.model}': {describe(error)}"
-        hint = "--batch-size N, where it is the number of images that must not vary"
+        hint = "if the network needs a fixed number of images: --batch-size N"
         raise ZooError(what, hint if any_batch else "") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
@@ -176,7 +177,7 @@ def _program(weights: Weights, model: nn.Module, example: Tensor, *, any_batch: 
 
 
 def _facts(weights: Weights, pictures: bool) -> dict[str, Any]:
-    """Return what a file says of itself."""
+    """Return the description that goes into the file."""
     return {
         "model": weights.model,
         "task": task_of(weights),
@@ -220,11 +221,13 @@ def _write_onnx(program: Program, file: IO[bytes], facts: dict[str, Any]) -> Non
         program,
         input_names=["images"],
         output_names=["logits"],
+        # A program for one batch size has no range constraints.
         dynamic_shapes=({0: "batch"},) if program.range_constraints else None,
         verbose=False,
     )
     assert made is not None
     for name, value in facts.items():
+        # ONNX metadata are strings.
         text = value if isinstance(value, str) else json.dumps(value)
         made.model.metadata_props[name] = text
     file.write(made.model_proto.SerializeToString())
@@ -234,6 +237,7 @@ def _read_onnx(path: str) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    # Else onnxruntime takes all cores, also where torch was told to use fewer.
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -21,7 +21,7 @@ SHOWN = 8  # samples that an error names
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A training step whose gradients are there and which the optimizer has not taken yet.
+    """A training step after the backward pass and before the optimizer's update.
 
     `epoch` and `step` count from 0. `loss` is the batch's mean, `norm` that of all gradients.
     """
@@ -105,7 +105,7 @@ def _note(found: list[str], name: str, module: nn.Module, _: Any, output: Any) -
 
 
 def _bad_gradient(model: nn.Module) -> str:
-    """Return whose gradient was the first to be not finite: backward starts at the last."""
+    """Return the first gradient that is not finite: backward begins at the last parameter."""
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"

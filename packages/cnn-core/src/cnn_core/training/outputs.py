@@ -111,6 +111,7 @@ def _predict(trained: Trained, part: Split | Files) -> Predictions:
     if isinstance(part, Files):
         from cnn_core.data.streaming import decode_to_memory
 
+        # The images are returned as one tensor, so they need one size.
         part = decode_to_memory(part, weights.preprocessing.target)
     size = eval_batch_size(weights.preprocessing)
     with torch.inference_mode():

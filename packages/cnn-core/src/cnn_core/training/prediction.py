@@ -121,6 +121,8 @@ def segment(
     return _segment(trained, images, flips)
 
 
+# As a decorator: torch then leaves the mode between two images. A `with` block would impose it on
+# the caller's code.
 @torch.inference_mode()
 def _segment(trained: Trained, images: Images, flips: bool) -> Iterator[Segmentation]:
     weights = trained.weights
@@ -156,6 +158,7 @@ def _own_size(logits: Tensor, image: Tensor, preprocessing: Preprocessing) -> Te
     size = image.shape[-2:]
     if logits.shape[-2:] == size:
         return logits
+    # Logits are scaled, not classes: the mean of two class numbers is another class.
     return F.interpolate(logits, size, mode="bilinear", antialias=True)
 
 

@@ -282,7 +282,7 @@ def _weighed(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: b
 def _geometry(
     recipe: Recipe, spec: ModelSpec, dataset: Dataset, model: nn.Module
 ) -> Preprocessing:
-    """Return what happens to an image's shape; `_normalised` adds what happens to its values."""
+    """Return how images are resized or cut into tiles; `_normalised` adds mean and deviation."""
     side = recipe.tile or recipe.image_size
     size = (side, side) if side else spec.input[1:]
     picture = dataset.spec.image[1:]

@@ -26,7 +26,7 @@ class Stop:
 
     @staticmethod
     def error(signum: int) -> BaseException:
-        """Return what ends the training: `Terminated` for SIGTERM, else `KeyboardInterrupt`."""
+        """Return the exception that ends the training: `Terminated` or `KeyboardInterrupt`."""
         return Terminated() if signum == signal.SIGTERM else KeyboardInterrupt()
 
     def obey(self) -> None:

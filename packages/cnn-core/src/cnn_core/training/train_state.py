@@ -49,11 +49,12 @@ class TrainState:
         self.optimizer.load_state(state.optimizer)
         if self.average is not None:
             self.average.model.load_state_dict(dict(state.average))
+        # Empty without fp16: the scaler is then switched off.
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))
 
     def state(self, before: Checkpoint, **changes: Any) -> Checkpoint:
-        """Return a checkpoint of now: these tensors, `changes`, and else what `before` has."""
+        """Return `before` with the current tensors and with `changes`."""
         average = self.average.model.state_dict() if self.average is not None else {}
         # These are the live tensors, not copies: a checkpoint is written before the next step.
         return replace(

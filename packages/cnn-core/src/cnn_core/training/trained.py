@@ -30,7 +30,7 @@ class Trained:
 
     Raises:
         UsageError: there is no such device; when asked for, no such run, weights or dataset.
-        CorruptError: when asked for, a file that is not what was written; names it.
+        CorruptError: when asked for, a file has changed since it was written; names it.
     """
 
     def __init__(

@@ -167,7 +167,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     digest, text = marked[:DIGEST], marked[DIGEST:]
     if (found := _digest(text, tensors)) != digest:
         raise CheckpointCorruptError(
-            f"{path}: is not what was written: SHA-256 {found[:16]}…, expected {digest[:16]}…",
+            f"{path}: changed since it was written: SHA-256 {found[:16]}…, not {digest[:16]}…",
             "restore it from a copy; cnnzoo train --resume RUN does, where the run's state has it",
         )
     fields = json.loads(text)
