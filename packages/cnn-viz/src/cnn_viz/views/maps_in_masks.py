@@ -55,8 +55,8 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
         f"{len(rows)} pairs of a test image and a class that is present and predicted; the maps "
         f"explain the pixels predicted as the class; means{intervals}.\n"
         "Dotted: the mask's share of the image without ignored pixels, "
-        f"{style.percent(mask_share)} on average, which is also the score of a uniform map. Random "
-        "numbers and edges ignore the network."
+        f"{style.percent(mask_share)} on average, which is also the score of a uniform map. "
+        "Random numbers and edges ignore the network."
         f"{tile_note(weights)}",
     )
     axes = figure.subplots(2, 2, sharex="col")
