@@ -304,7 +304,7 @@ def test_maps_are_compared_with_masks_of_classes_present_and_predicted():
     rows, classes = _pairs(said, targets, 32)
     assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 2), (0, 1)]
     assert [part.tolist() for part in _pairs(said, targets, 1)] == [[0], [2]]
-    with pytest.raises(UsageError, match="no foreground class is predicted correctly"):
+    with pytest.raises(UsageError, match="no foreground class is predicted in an image"):
         _pairs(0 * said, targets, 32)
 
 

@@ -82,7 +82,8 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
         "restored. ROAD: the probability with the lowest-ranked pixels removed\nminus that with "
         "the highest-ranked removed. Random numbers, at the map's resolution, and image edges "
         "ignore the network: a faithful map scores better than both,\nand changes when the "
-        "weights are shuffled. Correlations are computed on the stage's raw values, including negative ones.",
+        "weights are shuffled. Correlations are computed on the stage's raw values, including "
+        "negative ones.",
     )
     *score_axes, bottom = figure.subplot_mosaic(
         [[*"abc"], ["d", "d", "d"]], height_ratios=(1, 1.1)
