@@ -81,6 +81,8 @@ def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
 def _entropy_comparison(result: Uncertainty, wrong: Tensor, targets: Tensor) -> str:
     """Return a sentence that compares the mean entropies of wrong and correct pixels."""
     correct = (targets != IGNORED) & ~wrong
+    if not wrong.any() and not correct.any():
+        return "All pixels are ignored."
     if not wrong.any() or not correct.any():
         return "All pixels are correct." if correct.any() else "All pixels are wrong."
     entropy = result.entropy.cpu()
