@@ -1,11 +1,11 @@
-"""Time and peak memory of a training step, for the networks that torchvision has too.
+"""Compare time and peak memory of a training step with torchvision's networks.
 
     python benchmarks/architectures.py [PATTERN] [--rounds N] [--batch N] [--threads N]
 
 Both networks have the same weights and get the same batch of 3x224x224 images, in train mode. They
-take turns in one process, one forward and backward pass each, so that both see the same load of
-the machine. A ratio is the median over rounds of our time divided by theirs in the same round.
-Memory is the peak of all allocations in a step, from torch's profiler, without the weights.
+take turns in one process, one forward and backward pass each, so that other load on the machine
+affects both alike. A ratio is the median over rounds of our time divided by theirs in the same
+round. Memory is the peak of all allocations in a step, from torch's profiler, without the weights.
 Prints a Markdown table.
 """
 

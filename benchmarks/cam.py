@@ -1,12 +1,12 @@
-"""The cost of Grad-CAM in forward passes: cnnzoo, torch-cam, captum and pytorch-grad-cam.
+"""Compare the cost of Grad-CAM in cnnzoo, torch-cam, captum and pytorch-grad-cam.
 
     python benchmarks/cam.py [--model NAME] [--size N] [--batch N] [--rounds N] [--threads N]
         [--write]
 
-All explain the same batch with the same network and weights, at the stage named by the
-architecture. They take turns in one process; the order changes from round to round. A ratio is
-the median over rounds of the time divided by that of a forward pass in the same round, in eval
-mode and without gradients; quartiles in brackets. Freed memory is kept for reuse, as in training
+All explain the same batch with the same network and weights, at the architecture's `cam_stage`.
+They take turns in one process; the order changes from round to round. The cost is the time divided
+by that of a forward pass in the same round, in eval mode and without gradients: the median over
+rounds, with quartiles in brackets. Freed memory is kept for reuse, as in training
 (cnn_core.training.allocator). Prints a Markdown table; --write puts it into docs/performance.md.
 """
 

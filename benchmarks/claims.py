@@ -1,4 +1,4 @@
-"""Measure the result of a recipe: train it with several seeds, print its [claim] as TOML.
+"""Train a recipe with several seeds, and print its measured [claim] as TOML.
 
     python benchmarks/claims.py lenet5-fashion_mnist --seeds 0 1 2 --data-dir DIR
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def spread(values: list[float]) -> list[float]:
-    """Return the mean and the standard deviation, rounded to five digits."""
+    """Return the mean and the standard deviation, rounded to five decimal places."""
     std = statistics.stdev(values) if len(values) > 1 else 0.0
     return [round(statistics.mean(values), 5), round(std, 5)]
 

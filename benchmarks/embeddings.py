@@ -1,9 +1,9 @@
-"""The cost of an embedding compared with the bare library call, and the cost of its quality.
+"""Time embeddings against the library's own call, and time their quality scores.
 
     python benchmarks/embeddings.py [--images N] [--features N] [--rounds N] [--methods …]
 
-Our function and the library's own call take turns on the same features of ten classes, in one
-process and one thread. A ratio is the median over rounds. Prints a Markdown table.
+Our function and the library's own call take turns on the same synthetic features of ten classes,
+in one process and one thread. A ratio is the median over rounds. Prints a Markdown table.
 """
 
 from __future__ import annotations

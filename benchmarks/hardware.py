@@ -1,13 +1,13 @@
-"""Memory formats and precisions compared, for a training step of each family's network.
+"""Compare memory formats and precisions for a training step of networks of each family.
 
     python benchmarks/hardware.py [PATTERN] [--rounds N] [--threads N] [--write]
 
-These measurements decide the meaning of "auto" in recipes: channels_last for networks with batch
-normalisation, fp32 on a CPU. Copies of one network take turns in one process, one forward and
-backward pass each; freed memory is kept for reuse, as in training (cnn_core.training.allocator). A
-ratio is the median over rounds of the time of the plain step, contiguous and in fp32, divided by
-that of the other: above 1 is faster. Prints a Markdown table; --write puts it into
-docs/performance.md.
+The meaning of "auto" in recipes is based on these measurements: channels_last for networks with
+batch normalisation, fp32 on a CPU. Copies of one network take turns in one process, one forward
+and backward pass each; freed memory is kept for reuse, as in training
+(cnn_core.training.allocator). A ratio is the median over rounds of the time of the plain step,
+contiguous and in fp32, divided by that of the variant: above 1, the variant is faster. Prints a
+Markdown table; --write puts it into docs/performance.md.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ benchmarks/trainer.py runs this script once for each contestant, so that no cont
 by another's changes to torch or the process. In every round the contestant, the bare loop and the
 bare loop with torch's fused SGD train the same network from the same weights for two epochs; the
 order changes from round to round. The second epoch is timed: wall time from before its first step
-to after its last, including its metrics, excluding checkpoints and validation. Prints the seconds
-as JSON.
+to after its last, including its metrics, without checkpoints and validation. Prints the seconds as
+JSON.
 
-All write to a pseudo-terminal, which another process empties, since progress bars are part of the
+Output goes to a pseudo-terminal that another process reads, since progress bars are part of the
 cost. glibc keeps freed memory for all contestants, as `cnn_core.train` does.
 """
 
@@ -39,7 +39,7 @@ from cnn_core.training.allocator import keep_memory
 
 @contextlib.contextmanager
 def terminal() -> Iterator[None]:
-    """Send stdout and stderr to a pseudo-terminal, 120 columns wide, emptied by `cat`."""
+    """Send stdout and stderr to a pseudo-terminal, 120 columns wide, read by `cat`."""
     main, side = os.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     with open(os.devnull, "wb") as nothing:
@@ -57,7 +57,7 @@ def terminal() -> Iterator[None]:
 def rounds(name: str, job: Job, count: int) -> dict[str, list[list[float]]]:
     """Run the contestant and the two bare loops in turn.
 
-    Returns, by name and round, the seconds of an epoch and its mean loss, top-1 and top-5.
+    Return, by name and round, the seconds of the second epoch and its mean loss, top-1 and top-5.
     """
     names = dict.fromkeys((BARE, FUSED, name))
     found: dict[str, list[list[float]]] = {name: [] for name in names}

@@ -1,10 +1,10 @@
 """The trainers to compare: a bare PyTorch loop, cnnzoo, and others, one function each.
 
 Each function trains a `Job` for two epochs: the same network from the same weights, on the same
-images, with the same SGD, with the mean loss, top-1 and top-5 of every epoch. Trainers that leave
-the step to the user get the step of the bare loop. By default, a trainer uses torch's loader or
-its own, its own metrics, and whatever progress bar, log and checkpoints it has switched on. "lean"
-switches off everything that can be, takes the batches of the bare loop, and uses the fused SGD.
+images, with the same SGD, and records the mean loss, top-1 and top-5 of every epoch. Trainers that
+leave the step to the user get the step of the bare loop. By default, a trainer uses torch's loader
+or its own, its own metrics, and its default progress bar, log and checkpoints. As far as the
+trainer allows, "lean" switches all of these off and uses the bare loop's batches and fused SGD.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Job:
         self.seconds.append(time.perf_counter() - self.began)
 
     def means(self, *means: float) -> None:
-        """Set the totals from the means of a trainer with metrics of its own."""
+        """Set the totals from the means that a trainer's own metrics report."""
         self.totals = [mean * len(self.images) for mean in means]
 
     def note(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
@@ -286,7 +286,7 @@ def lightning_module(job: Job, *, logs: bool) -> Any:
 
 
 def fastai(job: Job, *, lean: bool) -> None:
-    """fastai: its recorder, bar, metrics and loader, torch's SGD; lean: only loader and SGD."""
+    """fastai: its recorder, progress bar, metrics and loader, torch's SGD; lean: loader, SGD."""
     from fastai.callback.progress import ProgressCallback
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader as Loader
@@ -338,7 +338,7 @@ def fastai_clock(job: Job, *, counts: bool) -> Any:
 
 
 def keras(job: Job, *, lean: bool) -> None:
-    """Keras 3 on torch: a TorchModuleWrapper, its own SGD and metrics; lean: no progress bar."""
+    """Keras 3 on torch: a TorchModuleWrapper, Keras's SGD and metrics; lean: no progress bar."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 

@@ -1,10 +1,10 @@
-"""Images per second of cnnzoo's data pipeline and of torchvision's.
+"""Compare the images per second of cnnzoo's and torchvision's data pipelines.
 
     python benchmarks/pipeline.py [--images N] [--rounds N] [--batch N]
 
-An epoch of 3x32x32 images in batches of 128, normalised, with random crops (padding 4) and
-mirroring, and once without augmentation. All pipelines take turns in one process, with one thread
-each. A ratio is the median over rounds. Prints a Markdown table.
+Each pipeline yields an epoch of normalised 3x32x32 images in batches: with random crops (padding
+4) and mirroring, and without augmentation. All pipelines take turns in one process, with one
+thread each. A ratio is the median over rounds. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/plain_fashion.py DIR [--until PERCENT] [--epochs N] [--seed N]
 
-The network, the hyper-parameters and the data loading are those of the example: two convolutions,
-dropout, Adadelta with a learning rate of 1 that falls by a factor of 0.7 per epoch, batches of 64
-from torchvision's dataset in DIR. The test split is evaluated after every epoch, and a line of
-JSON printed: the time of day minus all time spent on evaluation, the epoch, and the accuracy. The
-script ends when PERCENT is reached.
+Network, hyperparameters and data loading are those of the example: two convolutions, dropout,
+Adadelta with a learning rate of 1 that falls by a factor of 0.7 per epoch, batches of 64 from
+torchvision's dataset in DIR. After every epoch the script evaluates the test split and prints a
+line of JSON: the time of day minus all time spent on evaluation, the epoch, and the accuracy. It
+ends early when the accuracy reaches PERCENT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def network() -> nn.Sequential:
 
 
 def loader(folder: Path, batch: int, *, train: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return a loader of normalised images of a split."""
+    """Return a loader of the normalised images of a split."""
     steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     split = datasets.FashionMNIST(folder, train=train, transform=steps)
     return DataLoader(split, batch, shuffle=train)

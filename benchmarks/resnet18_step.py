@@ -1,11 +1,11 @@
-"""Seconds of a training step of `resnet18_cifar`, in a process of its own.
+"""Time a training step of `resnet18_cifar`, in a process of its own.
 
     python benchmarks/resnet18_step.py SIDE [--steps N] [--threads N]
 
-SIDE is "torchvision", or cnnzoo with the defaults of `cnnzoo train`, or without some of these.
-benchmarks/trainer.py runs this script in a new process each time, because settings of the
-allocator hold for the whole process. The first step is a warm-up; the script prints the mean of
-the others.
+SIDE is "torchvision", "cnnzoo" (the defaults of `cnnzoo train`), or cnnzoo without some of its
+optimisations. benchmarks/trainer.py runs this script in a new process each time, because settings
+of the allocator apply to the whole process. The first step is a warm-up; the script prints the
+mean of the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cnn_core.data import Batch, Split
 from cnn_core.training import loop
 
 PARTS = ("allocator", "memory format", "pipeline")
-SIDES = {  # the parts that are left out; None is torchvision's loop
+SIDES = {  # the optimisations that are switched off; None: torchvision's loop
     "torchvision": None,
     "cnnzoo": (),
     **{f"cnnzoo, without {part}": (part,) for part in PARTS},
@@ -48,7 +48,7 @@ class Clock:
         self.times.append(time.perf_counter())
 
     def seconds(self) -> float:
-        """Return the mean of all steps but the first."""
+        """Return the mean duration of all steps but the first."""
         return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
 
 

@@ -1,9 +1,9 @@
-"""The cost of all segmentation metrics, compared with the forward passes of the network.
+"""Compare the cost of all segmentation metrics with the network's forward passes.
 
     python benchmarks/segmentation.py RUN… [--data-dir DIR] [--rounds N] [--threads N]
 
-The best weights of each run are applied to its test split, in turn with all metrics, as in
-`cnnzoo evaluate`, and without any. The ratio is the median over rounds. Prints a Markdown table.
+The saved weights of each run predict its test split, alternately with all metrics, as in `cnnzoo
+evaluate`, and without metrics. The ratio is the median over rounds. Prints a Markdown table.
 """
 
 from __future__ import annotations

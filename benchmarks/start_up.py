@@ -1,7 +1,7 @@
-"""The cost of starting cnnzoo, compared with the alternatives: `make bench`.
+"""Compare the startup time of cnnzoo with alternatives; `make bench` runs this.
 
-CPU seconds (user and system) of whole processes, interleaved; the best of several runs, and its
-ratio to the first row of the group.
+Each command runs several times in a process of its own, in turn with the others. The tables give
+the smallest CPU time (user and system) and its ratio to the first row of the group.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ GROUPS = {
 
 
 def cpu_seconds(arguments: list[str]) -> float:
-    """Return the CPU seconds of a Python process with these arguments."""
+    """Run Python with these arguments; return the CPU seconds of the process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:

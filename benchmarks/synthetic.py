@@ -1,7 +1,7 @@
 """A plugin for the benchmarks: a tiny network, and synthetic images that are free to load.
 
-`offer` registers this module with the current process like a distribution that pip installed, so
-that `cnn_core.train` finds both by name and runs exactly the code that users run.
+`offer` registers this module with the current process as if pip had installed it, so that
+`cnn_core.train` finds both by name and runs exactly the code that users run.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _offered: list[DatasetSpec] = []
 
 
 def tiny(num_classes: int = CLASSES, in_channels: int = 1) -> nn.Sequential:
-    """Return a convolution and a linear layer: so little to compute that the loop dominates."""
+    """Return a convolution and a linear layer: so little computation that the loop dominates."""
     return nn.Sequential(
         *(nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4)),
         *(nn.Flatten(), nn.Linear(128, num_classes)),
@@ -78,12 +78,12 @@ def tiny(num_classes: int = CLASSES, in_channels: int = 1) -> nn.Sequential:
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return the dataset; `root` and `download` are not needed."""
+    """Return the dataset; `root` and `download` are ignored."""
     return Dataset(spec, {name: random_images(spec, count) for name, count in spec.splits.items()})
 
 
 def random_images(spec: DatasetSpec, count: int) -> Split:
-    """Return `count` images: a random pattern for each class plus two parts of noise."""
+    """Return `count` images, each the random pattern of its class plus twice as much noise."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.rand(len(spec.classes), *spec.image, generator=generator)
     targets = torch.arange(count) % len(spec.classes)
@@ -100,7 +100,7 @@ def normalised(task: Task) -> tuple[Tensor, Tensor]:
 
 
 def offer(folder: Path, task: Task) -> None:
-    """Write the metadata of this plugin to an empty folder, and add that to sys.path."""
+    """Write the metadata of this plugin to an empty folder, and add the folder to sys.path."""
     info = folder / "cnnzoo_benchmarks-0.dist-info"
     info.mkdir()
     metadata = "Metadata-Version: 2.1\nName: cnnzoo-benchmarks\nVersion: 0\n"

@@ -1,4 +1,4 @@
-"""cnnzoo's training loop compared with a bare PyTorch loop, other trainers and plain scripts.
+"""Compare cnnzoo's training loop with a bare PyTorch loop, other trainers and plain scripts.
 
     python benchmarks/trainer.py [overhead|resnet18|time_to_accuracy|all]
         [--rounds N] [--threads N] [--quick] [--write] [--only PATTERN] [--data-dir DIR]
@@ -167,7 +167,10 @@ def time_to_accuracy(chosen: argparse.Namespace) -> Iterator[str]:
 def gain(
     mine: list[list[tuple[float, float] | None]], other: list[tuple[float, float] | None]
 ) -> str:
-    """Return how much faster our fastest recipe is than the script; "" if any side failed."""
+    """Return the script's times divided by those of our fastest recipe.
+
+    Return "" if the script or all recipes missed the accuracy in some round.
+    """
     whole = [[at[0] for at in times if at is not None] for times in mine if None not in times]
     if not whole or None in other:
         return ""
@@ -179,8 +182,8 @@ def command(
 ) -> SECONDS_TO_ACCURACY:
     """Run `cnnzoo train` and return the seconds, epochs and accuracy of each checkpoint.
 
-    All checkpoints are kept, and evaluated only after training. The seconds run until the
-    checkpoint was on disk, and include imports, decoding, validation and saving.
+    All checkpoints are kept and evaluated only after training. The seconds count from the start of
+    the process until the checkpoint was on disk: with imports, decoding, validation and saving.
     """
     more = ["--set", "keep=1000", "--seed", seed, *(["--epochs", 1] if chosen.quick else [])]
     where = ["--data", "fashion_mnist", "--data-dir", chosen.data_dir.absolute()]
@@ -209,7 +212,7 @@ def reached(run: Run, data_dir: Path) -> Iterator[tuple[float, float, float]]:
 def script(
     chosen: argparse.Namespace, folder: Path, seed: int, threads: int
 ) -> SECONDS_TO_ACCURACY:
-    """Run the plain script; return the seconds without evaluation, epoch and accuracy."""
+    """Run the plain script; return the seconds without evaluation, the epoch and the accuracy."""
     until = 0 if chosen.quick else 100 * max(TARGETS)
     arguments = ["plain_fashion.py", folder, "--until", until, "--seed", seed]
     began = time.time()
@@ -274,7 +277,7 @@ def installed() -> str:
 
 
 def facts(rounds: int, threads: int, more: str) -> str:
-    """Return the line above a table: versions, threads and rounds."""
+    """Return the line above a table: torch's version, threads, rounds and `more`."""
     many = f"{threads} thread{'s' * (threads > 1)}, {rounds} round{'s' * (rounds > 1)}"
     return ", ".join(filter(None, (f"torch {torch.__version__}", many, more)))
 

@@ -140,7 +140,7 @@ def test_the_last_layer_of_v2_grows_with_width_but_does_not_shrink(width, last):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("width", [0, -1.0, float("nan")])
 def test_a_width_that_is_not_positive_is_refused(name, width):
-    with pytest.raises(UsageError, match=f"width = {width}: expected more than 0"):
+    with pytest.raises(UsageError, match=f"width = {width}: expected a positive number"):
         build(name, width=width)
 
 

@@ -465,7 +465,7 @@ def test_histograms_count_weights_outputs_and_dead_units():
     kernels = model[0].weight.detach()
     assert inside.counts.sum() == kernels.numel()
     assert inside.mean == pytest.approx(float(kernels.mean()), abs=1e-6)
-    assert inside.deviation == pytest.approx(float(kernels.std(correction=0)), rel=1e-4)
+    assert inside.std == pytest.approx(float(kernels.std(correction=0)), rel=1e-4)
     assert (before.dead, before.units) == (0, 4)
     none, after = found["1"]
     assert none is None

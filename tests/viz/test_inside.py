@@ -179,7 +179,7 @@ def test_filters_before_training_are_left_out_where_they_are_not_known(run, view
         weights=str(run.path),
     )
     caption = draw("filters", begun, device="cpu").get_supxlabel()
-    assert "not shown:\ntraining started from given weights." in caption
+    assert "not shown:\ntraining started from existing weights." in caption
 
 
 # receptive fields
@@ -237,9 +237,9 @@ def test_lenets_fields_are_where_its_layers_put_them(view_inputs):
     figure = draw("receptive_field", view_inputs.run, device="cpu")
     titles = "\n".join(ax.get_title(loc="left") for ax in figure.axes)
     for part in (
-        "c1\n6 x 28 x 28, at (14, 14)\nsees 5 x 5 px",
-        "sees 14 x 14 px",
-        "sees the whole image",
+        "c1\n6 x 28 x 28, at (14, 14)\ntheoretical: 5 x 5 px",
+        "theoretical: 14 x 14 px",
+        "theoretical: the whole image",
     ):
         assert part in titles
     assert f"effective: {found['c3'].side:.1f} px" in titles
@@ -398,7 +398,9 @@ def test_the_budget_decides_on_the_steps(view_inputs):
     macs = trace(lambda: create_model("alexnet_owt", num_classes=10), (), (3, 224, 224)).macs
     assert steps_for(slower, 10) == 400 * 10**9 // (30 * macs)
     assert 16 <= steps_for(slower, 10) < 128
-    with pytest.raises(UsageError, match=r"vgg16: 16 steps for 10 classes cost 7,.* 400 at most"):
+    with pytest.raises(
+        UsageError, match=r"vgg16: 16 steps for 10 classes cost 7,.* at most 400 billion"
+    ):
         steps_for(replace(slower, model="vgg16"), 10)
 
 

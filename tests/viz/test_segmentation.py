@@ -20,7 +20,7 @@ from cnn_core.weights.native import read_weights
 from cnn_viz import Cam, seg_grad_cam, style, write_report
 from cnn_viz.attribution.saliency import score_drops
 from cnn_viz.drawing.render import draw_one, draw_or_report, views_for
-from cnn_viz.network.mc_dropout import mc_dropout
+from cnn_viz.network.mc_dropout import Uncertainty, mc_dropout
 from cnn_viz.page.explorer import INTERACTIVE_VIEWS
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, pixel_scores
@@ -30,6 +30,7 @@ from cnn_viz.views.image_scores import image_scores
 from cnn_viz.views.maps_in_masks import _pairs, maps_in_masks
 from cnn_viz.views.occlusion import _largest
 from cnn_viz.views.pixel_curves import pixel_calibration, pixel_curves
+from cnn_viz.views.uncertainty import _entropy_comparison
 
 VIEWS = [
     "curves",
@@ -276,6 +277,22 @@ def test_a_view_that_does_not_apply_to_a_run_is_skipped_without_blaming_a_plugin
     assert "plugin" not in line
 
 
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (0, "All pixels are correct."),
+        (1, "All pixels are wrong."),
+        (255, "All pixels are ignored."),
+    ],
+)
+def test_uncertainty_names_pixels_that_are_all_alike(target, text):
+    entropy = torch.zeros(1, 2, 2)
+    result = Uncertainty(probabilities=torch.ones(1, 2, 2, 2), entropy=entropy, expected=entropy)
+    targets = torch.full((1, 2, 2), target)
+    wrong = (targets != 0) & (targets != 255)
+    assert _entropy_comparison(result, wrong, targets) == text
+
+
 def test_uncertainty_leaves_nothing_behind_and_says_when_there_is_no_dropout():
     model, images = dropping(), torch.rand(2, 1, 6, 7)
     wrong = torch.rand(2, 5, 6, 7)
@@ -304,7 +321,7 @@ def test_maps_are_compared_with_masks_of_classes_present_and_predicted():
     rows, classes = _pairs(said, targets, 32)
     assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 2), (0, 1)]
     assert [part.tolist() for part in _pairs(said, targets, 1)] == [[0], [2]]
-    with pytest.raises(UsageError, match="no foreground class is predicted correctly"):
+    with pytest.raises(UsageError, match="no foreground class is predicted in an image"):
         _pairs(0 * said, targets, 32)
 
 

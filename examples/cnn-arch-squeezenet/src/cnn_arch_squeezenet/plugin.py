@@ -1,4 +1,4 @@
-"""The plugin of cnn-arch-squeezenet: specs only, and no torch: every command imports it."""
+"""The plugin of cnn-arch-squeezenet: specs only, no torch, since every command imports it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             target="cnn_arch_squeezenet.squeezenet:squeezenet1_0",
             family="squeezenet",
             variant="SqueezeNet 1.0, Table 1",
-            summary="Fire modules: squeeze to few maps, expand by 1x1 and 3x3 convolutions",
+            summary="Fire modules: squeeze to few maps, then expand by 1x1 and 3x3 convolutions",
             paper=PAPER,
             input=(3, 224, 224),
             min_size=21,

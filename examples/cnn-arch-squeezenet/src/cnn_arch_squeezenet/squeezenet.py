@@ -54,7 +54,7 @@ __all__ = ["Fire", "SqueezeNet10", "SqueezeNet11", "squeezenet1_0", "squeezenet1
 
 
 class Fire(nn.Module):
-    """Squeeze to few maps, expand by 1x1 and 3x3 filters (Fig. 1): N cin H W -> N cout H W."""
+    """Squeeze to few maps; expand by 1x1 and 3x3 filters (Fig. 1): N cin H W -> N cout H W."""
 
     def __init__(self, cin: int, s1x1: int, e1x1: int, e3x3: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Fire(nn.Module):
 
 
 def pool() -> nn.MaxPool2d:
-    """Overlapping max-pooling, 3x3 with stride 2: N C H W -> N C H/2 W/2."""
+    """Return overlapping max-pooling, 3x3 with stride 2: N C H W -> N C ~H/2 ~W/2."""
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 

@@ -6,7 +6,7 @@ from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 
-PLACES = {  # indices of fire2 to fire9 in torchvision's `features`
+INDICES = {  # indices of fire2 to fire9 in torchvision's `features`
     "squeezenet1_0": (3, 4, 5, 7, 8, 9, 10, 12),
     "squeezenet1_1": (3, 4, 6, 7, 9, 10, 11, 12),
 }
@@ -14,7 +14,7 @@ PLACES = {  # indices of fire2 to fire9 in torchvision's `features`
 
 def key_maps(model: str) -> dict[str, KeyMap]:
     """Return the key map of each naming scheme in which weights of `model` are published."""
-    fires = ((f"fire{n}", f"features.{place}") for n, place in enumerate(PLACES[model], start=2))
+    fires = ((f"fire{n}", f"features.{i}") for n, i in enumerate(INDICES[model], start=2))
     return {
         "torchvision": KeyMap(("conv1", "features.0"), *fires, ("conv10", "classifier.1")),
     }

@@ -1,4 +1,4 @@
-"""Read Kuzushiji-MNIST: four IDX files, in the format of MNIST."""
+"""Read Kuzushiji-MNIST: four IDX files, in the same format as MNIST."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REMOTE = Remote(  # checksums as in torchvision.datasets
         "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
     },
 )
-PREFIXES = {"train": "train", "test": "t10k"}  # of the file names
+PREFIXES = {"train": "train", "test": "t10k"}  # of the files of each split
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
@@ -44,5 +44,5 @@ def _find(root: Path, name: str) -> Path:
             return path
     raise DatasetMissingError(
         f"dataset 'kmnist': no {name} or {name}.gz in {root}",
-        "--data-dir DIR reads it from a folder, --download fetches it",
+        "--data-dir DIR reads it from a directory, --download fetches it",
     )

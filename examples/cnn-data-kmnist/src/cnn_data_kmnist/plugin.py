@@ -1,4 +1,4 @@
-"""The plugin of cnn-data-kmnist: specs only, and no torch: every command imports it."""
+"""The plugin of cnn-data-kmnist: specs only, no torch, since every command imports it."""
 
 from __future__ import annotations
 

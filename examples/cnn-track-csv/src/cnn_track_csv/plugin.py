@@ -1,7 +1,8 @@
 """Append a row for every epoch of every run to one CSV file.
 
 The file is $CNN_TRACK_CSV, by default ./experiments.csv. Every cnnzoo command imports this module,
-so it imports nothing slow. If it raises, cnnzoo prints a line on stderr and trains on without it.
+so it imports nothing slow. If a hook raises, cnnzoo prints a line on stderr and continues training
+without it.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock, and one run at a time
+except ImportError:  # Windows has no lock: only one run at a time may write
     fcntl = None  # type: ignore[assignment]
 
-FIRST = ["run", "model", "data", "epoch"]
+FIRST_COLUMNS = ["run", "model", "data", "epoch"]
 
 
 @hookimpl
 def cnnzoo_epoch_end(run: Run, epoch: int, metrics: Mapping[str, float]) -> None:
-    _append(_file(), {**_who(run), **metrics, "epoch": epoch})
+    _append(_csv_path(), {**_run_columns(run), **metrics, "epoch": epoch})
 
 
 @hookimpl
 def cnnzoo_fit_end(run: Run, metrics: Mapping[str, float]) -> None:
-    # `metrics` has the epoch of the weights that were kept.
-    _append(_file(), {**_who(run), **metrics})
+    # `metrics` includes the best epoch, whose weights were evaluated.
+    _append(_csv_path(), {**_run_columns(run), **metrics})
 
 
-def _file() -> Path:
+def _csv_path() -> Path:
     return Path(os.environ.get("CNN_TRACK_CSV") or "experiments.csv").expanduser()
 
 
-def _who(run: Run) -> dict[str, str]:
+def _run_columns(run: Run) -> dict[str, str]:
     recipe = run.recipe
     return {"run": str(run.path.absolute()), "model": recipe.model, "data": recipe.data}
 
@@ -51,11 +52,11 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f"{path.name}.lock")):
         header = _header(path)
-        columns = header or FIRST
+        columns = header or FIRST_COLUMNS
         columns = [*columns, *(name for name in row if name not in columns)]
         if columns == header:
             with path.open("a", encoding="utf-8", newline="") as file:
-                if not _ends_a_line(path):  # half a row, after a power cut: begin a new line
+                if not _ends_a_line(path):  # a crash left half a row: begin a new line
                     file.write("\n")
                 csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
         else:
@@ -76,9 +77,9 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _rewrite(path: Path, columns: list[str], row: Mapping[str, Any]) -> None:
-    """Write the old rows and the new one under more columns.
+    """Rewrite the file with the new row and its new columns.
 
-    Written to a temporary file and renamed: a crash leaves either the old file or the new one.
+    Write to a temporary file, then rename it: a crash leaves either the old file or the new one.
     """
     rows: list[Mapping[str, Any]] = []
     if path.is_file():

@@ -27,8 +27,8 @@ its own half of the maps (hence kernels of depth 48 and 192); conv3 and fc6 to f
 Departures from the paper:
   One device: the towers are the two groups of a grouped convolution.
   Images are 227x227: with the paper's 224x224, conv1 would have 54.25 positions, not 55.
-  The paper has one image size. Here maps of other sizes, from 67x67 up, are averaged to 6x6 after
-  pool5, which changes nothing at 227x227.
+  Other image sizes, from 67x67 up, also work: the maps are averaged to 6x6 after pool5, which
+  changes nothing at 227x227.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def krizhevsky_normal_(model: AlexNet) -> None:
     """Draw weights from N(0, 0.01^2) and set biases to 1 or 0, in place (section 5).
 
     A bias of 1 gives the ReLUs of conv2, conv4, conv5, fc6 and fc7 positive inputs at first, which
-    speeds up the early stages of learning.
+    speeds up early learning.
     """
     for name, layer in model.named_children():
         if isinstance(layer, ConvReLU | nn.Linear):
-            one = name in ("conv2", "conv4", "conv5", "fc6", "fc7")
+            positive_bias = name in ("conv2", "conv4", "conv5", "fc6", "fc7")
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, 1.0 if one else 0.0)
+            nn.init.constant_(layer.bias, 1.0 if positive_bias else 0.0)
 
 
 def alexnet(num_classes: int = 1000, in_channels: int = 3) -> AlexNet:

@@ -18,13 +18,13 @@ arXiv:1404.5997, section 5. The paper gives the number of kernels in words:
     fc8     fully connected             1000            4,097,000       4,096,000
                                                        61,100,840     714,188,480
 
-Departures from the paper, all of them torchvision's:
-  conv4 has 256 kernels. The paper's text has 384, but also "0.2% more parameters" than the
-  two-tower network, which only 256 gives; the author's configuration for one GPU has 256 too.
+Departures from the paper, all as in torchvision:
+  conv4 has 256 kernels. The paper's text says 384, but also "0.2% more parameters" than the
+  two-tower network, which is true only of 256; the author's single-GPU configuration has 256, too.
   Dropout is applied to the inputs of fc6 and fc7, not to their outputs.
   No response normalisation, and torch's default initialisation.
   A softmax over the classes; the paper trains a thousand independent logistic units.
-  Maps of image sizes other than 224x224, from 63x63 up, are averaged to 6x6 after pool5.
+  Image sizes other than 224x224, from 63x63 up, also work: maps are averaged to 6x6 after pool5.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ of its two towers, with a first layer that keeps the size of small images.
 Departures from the paper:
   One of the two towers, with its widths: half the maps, half the fully connected units.
   conv1 has 5x5 kernels with stride 1 instead of 11x11 with stride 4.
-  Pooling rounds sizes up, so that each layer halves 32x32 exactly; 227x227 would be unaffected.
+  Pooling rounds sizes up, so that each pooling layer halves the maps of 32x32 images exactly.
   Maps are averaged to 4x4 before fc6 (from 12x12 at 96x96); fc6 has 2,048 inputs, not 9,216.
-  Initialised after He et al. (2015) with biases 0: the network learns from the first step.
+  Initialised after He et al. (2015), with biases of 0.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class ConvReLU(nn.Conv2d):
 
 
 def response_norm() -> nn.LocalResponseNorm:
-    """b = a / (k + alpha * sum of a^2 over n adjacent maps)^beta (section 3.3).
+    """Return the layer b = a / (k + alpha * sum of a^2 over n adjacent maps)^beta (section 3.3).
 
     k = 2, n = 5, alpha = 1e-4, beta = 0.75. The factor 5 cancels torch's division of the sum by n.
     """

@@ -17,23 +17,23 @@ ONE_WEIRD_TRICK = Paper(
     url="https://arxiv.org/abs/1404.5997",
 )
 
-HIDDEN = ("conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8")
-PLAIN = ("conv1", "pool1", "conv2", "pool2", *HIDDEN)
-NORMALISED = ("conv1", "norm1", "pool1", "conv2", "norm2", "pool2", *HIDDEN)
+LATER = ("conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8")
+WITHOUT_NORM = ("conv1", "pool1", "conv2", "pool2", *LATER)
+WITH_NORM = ("conv1", "norm1", "pool1", "conv2", "norm2", "pool2", *LATER)
 
 ALEXNET = ModelSpec(
     name="alexnet",
     target="cnn_arch_alexnet.alexnet:alexnet",
     family="alexnet",
     variant="AlexNet, 2012",
-    summary="AlexNet exactly as published: two towers, response normalisation",
+    summary="AlexNet as published: two towers, response normalisation",
     paper=ALEXNET_2012,
     input=(3, 227, 227),
     min_size=67,
     num_classes=1000,
     params=60_965_224,
     macs=724_406_816,
-    stages=NORMALISED,
+    stages=WITH_NORM,
     cam_stage="conv5",
     departures=(
         "one device: the two towers are the two groups of a grouped convolution",
@@ -54,7 +54,7 @@ ALEXNET_OWT = ModelSpec(
     num_classes=1000,
     params=61_100_840,
     macs=714_188_480,
-    stages=PLAIN,
+    stages=WITHOUT_NORM,
     cam_stage="conv5",
     key_maps="cnn_arch_alexnet.weights:key_maps",
     departures=(
@@ -78,14 +78,14 @@ ALEXNET_SMALL = ModelSpec(
     num_classes=10,
     params=9_345_226,
     macs=100_962_304,
-    stages=NORMALISED,
+    stages=WITH_NORM,
     cam_stage="conv5",
     departures=(
         "not a published network: one of the two towers, with its widths",
         "conv1 has 5x5 kernels with stride 1 instead of 11x11 with stride 4",
         "pooling rounds sizes up",
         "maps are averaged to 4x4 before fc6",
-        "initialised after He et al. (2015), biases 0",
+        "initialised after He et al. (2015), with biases of 0",
     ),
     tags=("small",),
 )

@@ -6,12 +6,6 @@ from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 
-
-def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the key map of each naming scheme that has this model; there may be none."""
-    return {"torchvision": TORCHVISION} if model == "alexnet_owt" else {}
-
-
 # fmt: off
 TORCHVISION = KeyMap(
     ("conv1", "features.0"),
@@ -24,3 +18,8 @@ TORCHVISION = KeyMap(
     ("fc8",   "classifier.6"),
 )
 # fmt: on
+
+
+def key_maps(model: str) -> dict[str, KeyMap]:
+    """Return the key map of each naming scheme in which weights of `model` are published."""
+    return {"torchvision": TORCHVISION} if model == "alexnet_owt" else {}

@@ -21,9 +21,9 @@ DenseNet-161 is in the first versions of the paper and in the authors' code; the
 the paper has DenseNet-264 instead.
 
 Departures from the paper:
-  The first convolution is followed, not preceded, by batch normalisation and ReLU, and both
-  precede the last pooling, as in the authors' code; Table 1 shows neither.
-  The last average pooling is global: 7x7 for images of 224x224, and other sizes for others.
+  Batch normalisation and ReLU follow the first convolution, and are applied once more before the
+  final pooling, as in the authors' code; Table 1 shows neither.
+  The final average pooling is global (7x7 at 224x224), so other input sizes work.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Composite(nn.Module):
 
 
 class RecomputedComposite(Composite):
-    """A Composite that recomputes its maps in the backward pass instead of keeping them."""
+    """A Composite that recomputes its maps in the backward pass instead of storing them."""
 
     def forward(self, *maps: Tensor) -> Tensor:
         forward = super().forward
@@ -111,7 +111,7 @@ class DenseBlock(nn.Module):
 
 
 class Transition(Composite):
-    """Between blocks: keep a fraction theta of the maps, the compression, and halve their size."""
+    """Between blocks: keep a fraction theta of the maps (compression) and halve their size."""
 
     def __init__(self, cin: int, theta: float, dropout: float = 0.0) -> None:
         super().__init__(cin, math.floor(theta * cin), 1, dropout)
@@ -124,7 +124,7 @@ class Transition(Composite):
 class DenseNet(Classifier):
     """DenseNet-BC for ImageNet: N C 224 224 -> N classes.
 
-    `memory_efficient` trades time for memory in training; the results are the same.
+    `memory_efficient` saves memory in training at the cost of time; the results are the same.
     """
 
     classifier = "linear"

@@ -18,9 +18,9 @@ networks", CVPR 2017, arXiv:1608.06993 (2016), section 3 and Table 2:
 
 Every "conv" of a block or a transition stands for batch normalisation, ReLU, convolution.
 
-Departures from the paper:
-  None for 32x32 images. Batch normalisation and ReLU precede the last pooling, as in the authors'
-  code; the paper does not mention them. Other image sizes are pooled globally.
+Departures from the paper: none at 32x32. The paper does not mention the batch normalisation and
+ReLU before the final pooling; they are as in the authors' code. The final pooling is global, so
+other input sizes work.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class DenseNetCIFAR(Classifier):
 def plain(
     cin: int, growth: int, dropout: float = 0.0, memory_efficient: bool = False
 ) -> Composite:
-    """A layer without a bottleneck: a 3x3 convolution to k new maps."""
+    """Return a layer without a bottleneck: a 3x3 convolution to k new maps."""
     kind = RecomputedComposite if memory_efficient else Composite
     return kind(cin, growth, 3, dropout)
 
@@ -112,7 +112,7 @@ def densenet40_cifar(
 ) -> DenseNetCIFAR:
     """DenseNet (L=40, k=12): 1,019,722 parameters.
 
-    `dropout` is a rate; the paper uses 0.2 on data without augmentation.
+    `dropout` is a probability; the paper uses 0.2 on data without augmentation.
     """
     layer = partial(plain, dropout=dropout, memory_efficient=memory_efficient)
     return DenseNetCIFAR(

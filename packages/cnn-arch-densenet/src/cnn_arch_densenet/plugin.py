@@ -61,9 +61,9 @@ def imagenet(name: str, variant: str, params: int, macs: int) -> ModelSpec:
         cam_stage="norm",
         key_maps="cnn_arch_densenet.weights:key_maps",
         departures=(
-            "batch normalisation and ReLU follow the first convolution and precede the last "
+            "batch normalisation and ReLU follow the first convolution and precede the final "
             "pooling, as in the authors' code; Table 1 shows neither",
-            "the last average pooling is global, 7x7 at 224x224",
+            "the final average pooling is global (7x7 at 224x224)",
         ),
         tags=("paper", "imagenet"),
     )
@@ -90,6 +90,6 @@ def cifar(name: str, variant: str, params: int, macs: int) -> ModelSpec:
         cam_stage="norm",
         key_maps="cnn_arch_densenet.weights:key_maps" if name == "densenet100_cifar" else "",
         reported=REPORTED.get(name, {}),
-        departures=("the last average pooling is global, 8x8 at 32x32",),
+        departures=("the final average pooling is global (8x8 at 32x32)",),
         tags=("paper", "cifar"),
     )

@@ -10,7 +10,7 @@ LAYERS = range(48)  # the deepest block, the third of densenet201, has 48 layers
 
 
 def torchvision(dot: str) -> KeyMap:
-    """Return torchvision's names: "norm1", or with `dot` "norm.1", as in its published files.
+    """Return the key map of torchvision; with dot = ".", of its published files ("norm.1").
 
     torchvision counts layers from 1; here they count from 0.
     """
@@ -35,7 +35,7 @@ def torchvision(dot: str) -> KeyMap:
 
 
 def pytorchcv() -> KeyMap:
-    """Return pytorchcv's names for densenet100_cifar; its transitions belong to the next stage."""
+    """Return the key map of pytorchcv, where a transition belongs to the next stage."""
     layers = (
         (f"block{{b}}.layers.{i}.{ours}", f"features.stage{{b}}.unit{i + 1}.{theirs}")
         for i in LAYERS

@@ -28,10 +28,10 @@ Two auxiliary classifiers, in training only, on top of (4a) and (4d): avg pool 5
 convolution with 128 filters, fully connected layer with 1024 units, dropout (70%), linear. Their
 losses are added with a weight of 0.3 each.
 
-Departures from the paper:
+Departures from the paper, and choices where it is silent:
   The paper gives neither the constants of the local response normalisation (Fig. 3) nor the
   initialisation: both are taken from BVLC's replication (Caffe, models/bvlc_googlenet).
-  The last average pooling is global: 7x7 for images of 224x224, and other sizes for others.
+  The final average pooling is global (7x7 at 224x224), so other input sizes work.
 """
 
 from __future__ import annotations
@@ -109,12 +109,13 @@ class GoogLeNet(Classifier):
     """GoogLeNet (2014): N C 224 224 -> N classes.
 
     In training mode it returns (logits, aux2, aux1), where aux2 and aux1 are the logits of the
-    auxiliary classifiers on (4d) and (4a). `aux=False` leaves these out.
+    auxiliary classifiers on (4d) and (4a). `aux=False` builds the network without them.
     """
 
     classifier = "linear"
     aux_weight: ClassVar[float] = 0.3  # of each auxiliary loss (section 5)
-    aux_sizes: ClassVar[tuple[int, int]] = (223, 270)  # image sizes for which aux maps are 4x4
+    # Smallest and largest image side for which the maps of the auxiliary classifiers are 4x4.
+    aux_size_range: ClassVar[tuple[int, int]] = (223, 270)
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, aux: bool = True) -> None:
         super().__init__()
@@ -147,7 +148,7 @@ class GoogLeNet(Classifier):
 
     # fmt: off
     def up_to_4a(self, x: Tensor) -> Tensor:
-        """Return the output of (4a), the input of the first auxiliary classifier."""
+        """Run the layers up to (4a)."""
         require_size(x, 31)
         x = self.conv1(x)              # N 3 224 224 -> N   64 112 112
         x = self.norm1(self.pool1(x))  #                N   64  56  56
@@ -158,21 +159,21 @@ class GoogLeNet(Classifier):
         x = self.pool3(x)              #                N  480  14  14
         return self.inception4a(x)     #                N  512  14  14
 
-    def up_to_4d(self, x: Tensor) -> Tensor:
-        """Return the output of (4d), the input of the second auxiliary classifier."""
+    def from_4b_to_4d(self, x: Tensor) -> Tensor:
+        """Run (4b) to (4d) on the output of (4a)."""
         x = self.inception4b(x)        #                N  512  14  14
         x = self.inception4c(x)        #                N  512  14  14
         return self.inception4d(x)     #                N  528  14  14
 
-    def up_to_5b(self, x: Tensor) -> Tensor:
-        """Return the output of (5b), the last maps."""
+    def from_4e_to_5b(self, x: Tensor) -> Tensor:
+        """Run (4e) to (5b) on the output of (4d)."""
         x = self.inception4e(x)        #                N  832  14  14
         x = self.pool4(x)              #                N  832   7   7
         x = self.inception5a(x)        #                N  832   7   7
         return self.inception5b(x)     #                N 1024   7   7
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.up_to_5b(self.up_to_4d(self.up_to_4a(x)))
+        return self.from_4e_to_5b(self.from_4b_to_4d(self.up_to_4a(x)))
 
     def forward_head(self, x: Tensor) -> Tensor:
         x = self.avg_pool(x)           #                N 1024   1   1
@@ -186,14 +187,14 @@ class GoogLeNet(Classifier):
         self.require_aux_size(x)
         x = self.up_to_4a(x)
         aux1 = self.aux1(x)
-        x = self.up_to_4d(x)
+        x = self.from_4b_to_4d(x)
         aux2 = self.aux2(x)
-        x = self.up_to_5b(x)
+        x = self.from_4e_to_5b(x)
         return self.forward_head(x), aux2, aux1
 
     def require_aux_size(self, x: Tensor) -> None:
-        """Raise UsageError unless the fully connected layers of the auxiliary classifiers fit."""
-        (low, high), (height, width) = self.aux_sizes, x.shape[2:]
+        """Raise UsageError if the auxiliary classifiers cannot take images of this size."""
+        (low, high), (height, width) = self.aux_size_range, x.shape[2:]
         if not (low <= height <= high and low <= width <= high):
             raise UsageError(
                 f"googlenet with its auxiliary classifiers trains on images of {low}x{low} to "
@@ -211,7 +212,8 @@ class GoogLeNet(Classifier):
 def bvlc_xavier_(model: nn.Module) -> None:
     """Draw weights from U(-a, a), a = sqrt(3 / fan-in), and set biases to 0.2, in place.
 
-    The biases of classifiers are 0. This is Caffe's "xavier" filler, as in BVLC's replication.
+    The biases of the final linear layers are 0. This is Caffe's "xavier" filler, as in BVLC's
+    replication.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -25,13 +25,13 @@ A. Rabinovich, "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842 (201
     linear                  1x1x1000
 
 Departures from the paper, all as in torchvision:
-  Batch normalisation (eps 0.001) after every convolution, which has no bias; no local response
-  normalisation.
+  Batch normalisation (eps 0.001) after every convolution; convolutions have no bias. No local
+  response normalisation.
   The 5x5 convolutions are 3x3 (pytorch/vision#906).
   The last max pooling is 2x2, and dropout is 20 %.
   The auxiliary classifiers pool to 4x4 adaptively, with windows of 4 and 5 cells; the paper's
   windows are 5x5 with stride 3.
-  The last average pooling is global: 7x7 for images of 224x224, and other sizes for others.
+  The final average pooling is global (7x7 at 224x224), so other input sizes work.
   Weights are drawn from N(0, 0.01^2).
 """
 
@@ -110,7 +110,7 @@ class GoogLeNetBN(Classifier):
     """GoogLeNet with batch normalisation: N C 224 224 -> N classes.
 
     In training mode it returns (logits, aux2, aux1), where aux2 and aux1 are the logits of the
-    auxiliary classifiers on (4d) and (4a). `aux=False` leaves these out.
+    auxiliary classifiers on (4d) and (4a). `aux=False` builds the network without them.
     """
 
     classifier = "linear"
@@ -145,7 +145,7 @@ class GoogLeNetBN(Classifier):
 
     # fmt: off
     def up_to_4a(self, x: Tensor) -> Tensor:
-        """Return the output of (4a), the input of the first auxiliary classifier."""
+        """Run the layers up to (4a)."""
         require_size(x, 15)
         x = self.conv1(x)              # N 3 224 224 -> N   64 112 112
         x = self.pool1(x)              #                N   64  56  56
@@ -156,21 +156,21 @@ class GoogLeNetBN(Classifier):
         x = self.pool3(x)              #                N  480  14  14
         return self.inception4a(x)     #                N  512  14  14
 
-    def up_to_4d(self, x: Tensor) -> Tensor:
-        """Return the output of (4d), the input of the second auxiliary classifier."""
+    def from_4b_to_4d(self, x: Tensor) -> Tensor:
+        """Run (4b) to (4d) on the output of (4a)."""
         x = self.inception4b(x)        #                N  512  14  14
         x = self.inception4c(x)        #                N  512  14  14
         return self.inception4d(x)     #                N  528  14  14
 
-    def up_to_5b(self, x: Tensor) -> Tensor:
-        """Return the output of (5b), the last maps."""
+    def from_4e_to_5b(self, x: Tensor) -> Tensor:
+        """Run (4e) to (5b) on the output of (4d)."""
         x = self.inception4e(x)        #                N  832  14  14
         x = self.pool4(x)              #                N  832   7   7
         x = self.inception5a(x)        #                N  832   7   7
         return self.inception5b(x)     #                N 1024   7   7
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.up_to_5b(self.up_to_4d(self.up_to_4a(x)))
+        return self.from_4e_to_5b(self.from_4b_to_4d(self.up_to_4a(x)))
 
     def forward_head(self, x: Tensor) -> Tensor:
         x = self.avg_pool(x)           #                N 1024   1   1
@@ -183,9 +183,9 @@ class GoogLeNetBN(Classifier):
             return self.forward_head(self.forward_features(x))
         x = self.up_to_4a(x)
         aux1 = self.aux1(x)
-        x = self.up_to_4d(x)
+        x = self.from_4b_to_4d(x)
         aux2 = self.aux2(x)
-        x = self.up_to_5b(x)
+        x = self.from_4e_to_5b(x)
         return self.forward_head(x), aux2, aux1
 
     def reset_classifier(self, num_classes: int) -> None:

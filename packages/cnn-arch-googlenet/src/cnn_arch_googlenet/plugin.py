@@ -37,7 +37,7 @@ GOOGLENET = ModelSpec(
     departures=(
         "the constants of the local response normalisation and the initialisation are not in "
         "the paper; they are those of BVLC's replication",
-        "the last average pooling is global, 7x7 at 224x224",
+        "the final average pooling is global (7x7 at 224x224)",
         "training with the auxiliary classifiers needs images of 223x223 to 270x270",
     ),
     tags=("paper", "imagenet"),
@@ -58,7 +58,7 @@ GOOGLENET_BN = ModelSpec(
     cam_stage="inception5b",
     key_maps="cnn_arch_googlenet.weights:key_maps",
     departures=(
-        "batch normalisation (eps 0.001) after every convolution, which has no bias",
+        "batch normalisation (eps 0.001) after every convolution; convolutions have no bias",
         "no local response normalisation",
         "the 5x5 convolutions are 3x3",
         "the last max pooling is 2x2",

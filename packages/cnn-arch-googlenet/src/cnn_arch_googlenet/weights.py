@@ -31,7 +31,7 @@ TORCHVISION = (
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the key map of each naming scheme that has this model; `googlenet` has none."""
+    """Return the key map of each naming scheme in which weights of `model` are published."""
     if model == "googlenet":
         return {}
     # torchvision's files contain the auxiliary classifiers; with aux=False they are ignored.

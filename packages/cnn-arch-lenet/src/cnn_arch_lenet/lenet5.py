@@ -15,7 +15,7 @@ recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section I
                                                       60,000       340,908
 
 Departures from the paper:
-  The output is the negative distance, so that the largest value, not the smallest, wins.
+  The output is the negated squared distance, so that the largest value, not the smallest, wins.
   The codes of the output are redrawn by hand: the paper prints them as an image (Fig. 3).
 """
 
@@ -74,8 +74,8 @@ class LeNet5(Classifier):
         self.output = EuclideanRBF(codes(num_classes).to(self.output.codes))
 
 
-# Table I: column j lists the maps of S2 that map j of C3 sees. Different inputs break the symmetry
-# between the maps, so that they learn different features; only the last one sees all of S2.
+# Table I, one entry per column: entry j lists the S2 maps that C3 map j is connected to. Different
+# inputs break the symmetry between the maps, so that they learn different features.
 TABLE_I = (
     (0, 1, 2),
     (1, 2, 3),
@@ -96,7 +96,8 @@ TABLE_I = (
 )
 
 # Fig. 3: the code of a class is a stylised image of it, 7 pixels wide and 12 high. Characters that
-# look alike have similar codes, so that a later stage of a system can use context to choose.
+# look alike have similar codes, so that a later stage, e.g. a language model, can resolve
+# confusions from context.
 GLYPHS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 ..###..  ...#...  ..###..  #######  .....#.  #######  ..####.  #######  ..###..  ..###..
@@ -118,9 +119,9 @@ CODES = [
 
 
 def codes(num_classes: int) -> Tensor:
-    """Return the codes of the ten digits, classes x 84; further classes get fixed random codes."""
-    draw = random.Random(1998)
-    more = [draw.choices((-1.0, 1.0), k=84) for _ in range(10, num_classes)]
+    """Return one 84-component code per class: the digits' first, then fixed random codes."""
+    rng = random.Random(1998)
+    more = [rng.choices((-1.0, 1.0), k=84) for _ in range(10, num_classes)]
     return torch.tensor([*CODES, *more][:num_classes])
 
 

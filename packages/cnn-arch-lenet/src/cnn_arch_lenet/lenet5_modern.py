@@ -15,7 +15,7 @@ recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section I
                                                       61,706
 
 Departures from the paper:
-  C3 is dense: every map sees all six maps of S2.
+  C3 is dense: every map is connected to all six maps of S2.
   S2 and S4 are max-pooling, without parameters.
   ReLU instead of the scaled tanh; torch's default initialisation.
   The output is linear, with one logit per class, for the cross-entropy loss.
@@ -34,7 +34,7 @@ __all__ = ["LeNet5Modern", "lenet5_modern"]
 
 
 class LeNet5Modern(Classifier):
-    """LeNet-5 from present-day layers: N C 32 32 -> N classes."""
+    """LeNet-5 with the layers of today: N C 32 32 -> N classes."""
 
     classifier = "output"
 

@@ -20,7 +20,7 @@ def cnnzoo_models() -> list[ModelSpec]:
             target="cnn_arch_lenet.lenet5:lenet5",
             family="lenet",
             variant="LeNet-5, 1998",
-            summary="LeNet-5 exactly as published: sparse C3, scaled tanh, RBF output",
+            summary="LeNet-5 as published: sparse C3, scaled tanh, RBF output",
             paper=PAPER,
             input=(1, 32, 32),
             min_size=32,
@@ -34,7 +34,7 @@ def cnnzoo_models() -> list[ModelSpec]:
                 "mnist": "0.95 % test error; 0.8 % with distorted images added to the training set"
             },
             departures=(
-                "the output is the negative distance, so that the largest value wins",
+                "the output is the negated squared distance, so that the largest value wins",
                 "the codes of the output are redrawn by hand from Fig. 3, an image",
             ),
             tags=("paper",),

@@ -22,7 +22,7 @@ arXiv:1704.04861, Table 1.
                      conv    / s1    1 x 1 x  512 x  512    14 x  14 x  512
     separable12      conv dw / s2    3 x 3 x  512 dw        14 x  14 x  512
                      conv    / s1    1 x 1 x  512 x 1024     7 x   7 x  512
-    separable13      conv dw / s1    3 x 3 x 1024 dw         7 x   7 x 1024    printed: s2
+    separable13      conv dw / s1    3 x 3 x 1024 dw         7 x   7 x 1024    Table 1: s2
                      conv    / s1    1 x 1 x 1024 x 1024     7 x   7 x 1024
                      average pool    7 x 7                   7 x   7 x 1024
     fc               linear          1024 x 1000             1 x   1 x 1024
@@ -127,12 +127,15 @@ class MobileNetV1(Classifier):
 
 
 def scale_channels(width: float, *channels: int) -> list[int]:
-    """Return `width` times each number of channels, at least 8, as in the authors' code."""
+    """Return each number of channels times `width`, rounded down, at least 8.
+
+    The minimum is that of the authors' code.
+    """
     if not width > 0:
-        raise UsageError(f"width = {width}: expected more than 0; the paper has 0.25 to 1")
+        raise UsageError(f"width = {width}: expected a positive number; the paper uses 0.25 to 1")
     return [max(8, int(c * width)) for c in channels]
 
 
 def mobilenet_v1(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> MobileNetV1:
-    """MobileNet v1: 4.2 million parameters at width 1; the paper has 1, 0.75, 0.5 and 0.25."""
+    """MobileNet v1: 4.2 million parameters at width 1; the paper uses 1, 0.75, 0.5 and 0.25."""
     return MobileNetV1(num_classes, in_channels, width)

@@ -29,7 +29,8 @@ Departures from the paper:
   the padding; the authors' TensorFlow code pads only at the right and the bottom.
   Dropout of 0.2 before the last layer, as in the authors' code; the paper does not mention it.
   Initialised after He et al. (2015), by fan-out; the paper gives no initialisation.
-Table 4 of the paper gives 6.9 million parameters for width 1.4; its network has 6.1 million.
+Table 4 of the paper gives 6.9 million parameters for width 1.4; the network of Table 2 has 6.1
+million.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) 
 def conv_bn_relu6(
     cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """The same with ReLU6, which is robust in low-precision arithmetic (section 4)."""
+    """Convolution, batch normalisation, ReLU6, which suits low precision (section 4)."""
     layer = conv_bn(cin, cout, kernel, stride, groups)
     layer.add_module("relu6", nn.ReLU6(inplace=True))
     return layer
@@ -95,7 +96,7 @@ class MobileNetV2(Classifier):
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
         c32, c16, c24, c64, c96, c160, c320 = scale_channels(width, 32, 16, 24, 64, 96, 160, 320)
-        (c1280,) = scale_channels(max(width, 1.0), 1280)  # all "except the very last" (section 4)
+        (c1280,) = scale_channels(max(width, 1.0), 1280)  # never narrower (section 4)
         # fmt: off
         self.conv1       = conv_bn_relu6(in_channels, c32, kernel=3, stride=2)
         self.bottleneck1 = bottlenecks(c32,  c16,  t=1, n=1, s=1)
@@ -130,17 +131,19 @@ class MobileNetV2(Classifier):
 
 
 def scale_channels(width: float, *channels: int) -> list[int]:
-    """Return `width` times each number of channels, rounded to a multiple of 8, at least 8.
+    """Return each number of channels times `width`, rounded to a multiple of 8, at least 8.
 
     As in the authors' code, a number that rounding would reduce by more than 10 % is rounded up.
     """
     if not width > 0:
-        raise UsageError(f"width = {width}: expected more than 0; the paper has 0.35 to 1.4")
+        raise UsageError(
+            f"width = {width}: expected a positive number; the paper uses 0.35 to 1.4"
+        )
     wanted = [c * width for c in channels]
     nearest = [max(8, int(w + 4) // 8 * 8) for w in wanted]
     return [n + 8 if n < 0.9 * w else n for n, w in zip(nearest, wanted, strict=True)]
 
 
 def mobilenet_v2(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> MobileNetV2:
-    """MobileNet v2: 3.5 million parameters at width 1; the paper has 0.35 to 1.4."""
+    """MobileNet v2: 3.5 million parameters at width 1; the paper uses 0.35 to 1.4."""
     return MobileNetV2(num_classes, in_channels, width)

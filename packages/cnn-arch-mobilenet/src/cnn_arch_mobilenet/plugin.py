@@ -29,7 +29,7 @@ INITIALISATION = (
 )
 
 
-def model(name: str, **facts: Any) -> ModelSpec:
+def model(name: str, **fields: Any) -> ModelSpec:
     """Return a spec with the fields that both networks share."""
     return ModelSpec(
         name=name,
@@ -40,7 +40,7 @@ def model(name: str, **facts: Any) -> ModelSpec:
         num_classes=1000,
         key_maps="cnn_arch_mobilenet.weights:key_maps",
         tags=("paper",),
-        **facts,
+        **fields,
     )
 
 
@@ -49,7 +49,7 @@ def cnnzoo_models() -> list[ModelSpec]:
     return [
         model(
             "mobilenet_v1",
-            variant="MobileNet v1, width 1 (the paper also has 0.75, 0.5 and 0.25)",
+            variant="MobileNet v1, width 1 (the paper also uses 0.75, 0.5 and 0.25)",
             summary="thirteen depthwise separable convolutions, with a width multiplier",
             paper=V1,
             params=4_231_976,
@@ -64,7 +64,7 @@ def cnnzoo_models() -> list[ModelSpec]:
         ),
         model(
             "mobilenet_v2",
-            variant="MobileNet v2, width 1 (the paper also has 0.35, 0.5, 0.75 and 1.4)",
+            variant="MobileNet v2, width 1 (the paper also uses 0.35, 0.5, 0.75 and 1.4)",
             summary="inverted residuals with linear bottlenecks, with a width multiplier",
             paper=V2,
             params=3_504_872,

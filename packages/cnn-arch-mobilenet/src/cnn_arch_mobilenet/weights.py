@@ -6,12 +6,12 @@ from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 
-V1_STAGES = (1, 2, 2, 6, 2)  # timm: number of blocks for each map size
+V1_STAGES = (1, 2, 2, 6, 2)  # numbers of blocks in timm's stages
 V2_ROWS = (1, 2, 3, 4, 3, 3, 1)  # n of Table 2
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the key map of each naming scheme: timm for v1; torchvision and timm for v2."""
+    """Return the key map of each naming scheme in which weights of `model` are published."""
     if model == "mobilenet_v1":
         return {"timm": KeyMap(*_v1_timm())}
     return {"timm": KeyMap(*_v2_timm()), "torchvision": KeyMap(*_v2_torchvision())}
@@ -47,14 +47,14 @@ def _v2_torchvision() -> list[tuple[str, str]]:
     pairs += _layer("conv2", "features.18.0", "features.18.1")
     blocks = [f"bottleneck{row}.{b}" for row, n in enumerate(V2_ROWS, 1) for b in range(n)]
     for number, ours in enumerate(blocks, start=1):
-        at = [f"features.{number}.conv.{i}" for i in range(4)]
+        layers = [f"features.{number}.conv.{i}" for i in range(4)]
         if number == 1:  # no expansion
-            pairs += _layer(f"{ours}.depthwise", f"{at[0]}.0", f"{at[0]}.1")
-            pairs += _layer(f"{ours}.project", at[1], at[2])
+            pairs += _layer(f"{ours}.depthwise", f"{layers[0]}.0", f"{layers[0]}.1")
+            pairs += _layer(f"{ours}.project", layers[1], layers[2])
         else:
-            pairs += _layer(f"{ours}.expand", f"{at[0]}.0", f"{at[0]}.1")
-            pairs += _layer(f"{ours}.depthwise", f"{at[1]}.0", f"{at[1]}.1")
-            pairs += _layer(f"{ours}.project", at[2], at[3])
+            pairs += _layer(f"{ours}.expand", f"{layers[0]}.0", f"{layers[0]}.1")
+            pairs += _layer(f"{ours}.depthwise", f"{layers[1]}.0", f"{layers[1]}.1")
+            pairs += _layer(f"{ours}.project", layers[2], layers[3])
     return pairs
 
 

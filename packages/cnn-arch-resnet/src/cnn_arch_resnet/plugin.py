@@ -36,7 +36,7 @@ CIFAR = (
     ("resnet56_cifar",   56,    853_018,    125_485_696),
     ("resnet110_cifar", 110,  1_727_962,    252_887_680),
 )
-ERRORS = {  # per cent of CIFAR-10's test images: Table 6
+ERRORS = {  # CIFAR-10 test error in %, Table 6
     "resnet20_cifar": "8.75",
     "resnet32_cifar": "7.51",
     "resnet44_cifar": "7.17",
@@ -58,20 +58,20 @@ CIFAR_STEM = (
 
 
 def _model(
-    home: str,
+    module: str,
     row: tuple[str, int, int, int],
     variant: str,
     summary: str,
     tag: str,
     departures: tuple[str, ...],
 ) -> ModelSpec:
-    """Return the spec for a row of one of the tables; `home` is the network's module."""
+    """Return the spec for a row of one of the tables; `module` has the network."""
     name, _, params, macs = row
-    imagenet = home == "resnet"
-    last = 4 if home == "resnet_cifar" else 5
+    imagenet = module == "resnet"
+    last = 4 if module == "resnet_cifar" else 5
     return ModelSpec(
         name=name,
-        target=f"cnn_arch_resnet.{home}:{name}",
+        target=f"cnn_arch_resnet.{module}:{name}",
         family="resnet",
         variant=variant,
         summary=summary,

@@ -88,7 +88,7 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place is safe: batch normalisation needs its input, not its output, for the gradient.
+        # In-place is safe: batch normalisation needs its input, not its output, for the gradient.
         return self.residual(x).add_(self.shortcut(x)).relu_()
 
 
@@ -164,7 +164,7 @@ class ResNet(Classifier):
         self.conv5_x = stage(block, 256 * k, 512 * k, 512, n5, stride=2)
         self.fc      = nn.Linear(512 * k, num_classes)
         # fmt: on
-        he_normal_(self)  # section 3.4: as in [13]
+        he_normal_(self)  # section 3.4
 
     def forward_features(self, x: Tensor) -> Tensor:
         require_size(x, 1)

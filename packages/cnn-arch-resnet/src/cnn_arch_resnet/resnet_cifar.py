@@ -16,7 +16,7 @@ layers in total. Table 6:
     parameters         .27M    .46M    .66M    .85M    1.7M
     error on test set  8.75    7.51    7.17    6.97    6.43 %
 
-All shortcuts are free of parameters (option A of section 3.3): where the maps shrink, a shortcut
+No shortcut has parameters (option A of section 3.3): where the maps shrink, a shortcut
 takes every second pixel and fills the new channels with zeros.
 
 Departures from the paper:
@@ -24,7 +24,7 @@ Departures from the paper:
   shrink; the paper uses it only in its ImageNet networks.
   The network returns logits; the softmax is part of the loss.
 The paper does not say which channels are the new ones. Here half of the zeros come before the
-existing channels and half after, as in the checkpoints in circulation. Stages are named as in
+existing channels and half after, as in published checkpoints. Stages are named as in
 Table 1.
 """
 
@@ -63,7 +63,7 @@ __all__ = [
 
 
 class OptionA(nn.Module):
-    """Option A: every second pixel, and zeros as new channels. N C H W -> N C+new H/2 W/2."""
+    """Option A: take every second pixel and add zero channels: N C H W -> N C+new H/2 W/2."""
 
     def __init__(self, new: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class CifarResNet(Classifier):
         self.conv4_x = stage(block, 32, 64, 64, n, stride=2)
         self.fc      = nn.Linear(64, num_classes)
         # fmt: on
-        he_normal_(self)  # section 4.2: as in [13]
+        he_normal_(self)  # section 4.2
 
     def forward_features(self, x: Tensor) -> Tensor:
         require_size(x, 1)

@@ -38,7 +38,10 @@ def key_maps(model: str) -> dict[str, KeyMap]:
 
 
 def _key_map(stages: int, shortcut: str, last: str, beware: str = "") -> KeyMap:
-    """Return the names of conv1, of the stages (our conv2_x is their layer1), and of fc."""
+    """Return the key map of a project that calls our conv2_x layer1, our conv3_x layer2 and so on.
+
+    `shortcut` and `last` are its names of the projections and of fc.
+    """
     pairs = [("conv1.conv", "conv1"), ("conv1.bn", "bn1"), ("fc", last)]
     for s in range(1, stages + 1):
         ours, theirs = f"conv{s + 1}_x.{{b}}", f"layer{s}.{{b}}"

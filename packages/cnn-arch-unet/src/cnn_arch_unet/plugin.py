@@ -14,7 +14,7 @@ PAPER = Paper(
 )
 DOWN = ("down.1", "down.2", "down.3", "down.4")
 UP = ("up.4", "up.3", "up.2", "up.1")
-READINGS = (  # of passages of the paper that are ambiguous
+CHOICES = (  # where the paper is ambiguous
     "the copied maps come first in the concatenation, as drawn in Fig. 1; in the authors' "
     "released code they come last",
     "dropout of 0.5 before the last pooling and after the bottom, as in the released code; the "
@@ -22,7 +22,7 @@ READINGS = (  # of passages of the paper that are ambiguous
 )
 
 
-def model(name: str, **facts: Any) -> ModelSpec:
+def model(name: str, **fields: Any) -> ModelSpec:
     """Return a spec with the fields that both networks share."""
     return ModelSpec(
         name=name,
@@ -33,7 +33,7 @@ def model(name: str, **facts: Any) -> ModelSpec:
         num_classes=2,
         stages=(*DOWN, "bottom", *UP, "output"),
         cam_stage="bottom",
-        **facts,
+        **fields,
     )
 
 
@@ -43,12 +43,12 @@ def cnnzoo_models() -> list[ModelSpec]:
         model(
             "unet",
             variant="U-Net, 2015",
-            summary="U-Net exactly as published: unpadded convolutions, cropped copies",
+            summary="U-Net as published: unpadded convolutions, cropped copies",
             input=(1, 572, 572),
             min_size=188,
             params=31_030_658,
             macs=150_428_424_448,
-            departures=READINGS,
+            departures=CHOICES,
             reported={
                 "isbi_em": "on the test slices of the challenge: warping error 0.000353, Rand "
                 "error 0.0382, pixel error 0.0611"
@@ -67,7 +67,7 @@ def cnnzoo_models() -> list[ModelSpec]:
                 "convolutions pad their input, so that nothing is cropped",
                 "sides that are not multiples of 16 are extended by repeating the border",
                 "three input channels",
-                *READINGS,
+                *CHOICES,
             ),
             tags=("modern",),
         ),

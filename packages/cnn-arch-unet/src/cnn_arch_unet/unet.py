@@ -25,7 +25,7 @@ Departures from the paper: none. Where the paper is silent or ambiguous:
   code they come last, and each up-convolution is followed by a ReLU, which Fig. 1 does not show.
   An up-convolution is a transposed convolution with stride 2, as in the released code.
   Dropout "at the end of the contracting path" is placed as in the released code, before the last
-  pooling (so that the copied maps have it too) and after the bottom, with its rate of 0.5.
+  pooling (so that it applies to the copied maps, too) and after the bottom, with probability 0.5.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Up(nn.Module):
 
 
 def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Crop maps at their centre to `size`: each unpadded convolution has lost a border pixel."""
+    """Return the central `size` of maps: unpadded convolutions have made the others smaller."""
     top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
     return x[..., top : top + size[0], left : left + size[1]]
 
@@ -91,9 +91,9 @@ class UNet(nn.Module):
         self.depth = depth
         levels = range(1, depth + 1)
         maps = [in_channels, *(width * 2**i for i in range(depth + 1))]
-        drop = [0.0] * depth + [0.5]  # "at the end of the contracting path"
-        self.down = nn.ModuleDict({f"{i}": convs(maps[i - 1], maps[i], drop[i]) for i in levels})
-        self.bottom = convs(maps[depth], maps[depth + 1], drop[depth])
+        rates = [0.0] * depth + [0.5]  # "at the end of the contracting path"
+        self.down = nn.ModuleDict({f"{i}": convs(maps[i - 1], maps[i], rates[i]) for i in levels})
+        self.bottom = convs(maps[depth], maps[depth + 1], rates[depth])
         self.up = nn.ModuleDict({f"{i}": Up(maps[i + 1]) for i in reversed(levels)})
         self.output = nn.Conv2d(width, num_classes, kernel_size=1)
         he_normal_(self)  # section 3: sqrt(2/N)
@@ -123,13 +123,13 @@ def require_sizes(sizes: Sequence[int], depth: int) -> None:
 
     For depth 4 the valid sides are 188, 204, ... 572, ...; the smallest leaves an output of 4x4.
     """
-    step, least = 2**depth, 12 * 2**depth - 4
+    step, smallest = 2**depth, 12 * 2**depth - 4
     for size in sizes:
-        if size < least or (size - least) % step:
-            below = max(size - (size - least) % step, least)
+        if size < smallest or (size - smallest) % step:
+            below = max(size - (size - smallest) % step, smallest)
             raise UsageError(
                 f"image size {sizes[0]} x {sizes[1]}: the sides of U-Net's images must be "
-                f"{least} + {step} k pixels; nearest to {size} are {below} and {below + step}",
+                f"{smallest} + {step} k pixels; nearest to {size} are {below} and {below + step}",
                 "extend the image by mirroring it at its borders, as in the paper",
             )
 

@@ -19,8 +19,8 @@ segmentation", MICCAI 2015, arXiv:1505.04597, Fig. 1.
 31,031,810 parameters (31,031,745 for one class), 48,171,581,440 multiply-accumulates.
 
 Departures from the paper:
-  Convolutions pad their input with zeros: nothing is cropped, and predictions near the border see
-  less of the image.
+  Convolutions pad their input with zeros: nothing is cropped, and predictions near the border
+  use less of the image.
   Images with sides that are not multiples of 2^depth are extended at the right and the bottom by
   repeating the border; the output is cropped back.
   Three input channels by default.
@@ -69,8 +69,8 @@ class Up(nn.Module):
 
 def pad_to_multiple(x: Tensor, step: int) -> Tensor:
     """Repeat the right and bottom border until both sides are multiples of `step`."""
-    below, right = -x.shape[-2] % step, -x.shape[-1] % step
-    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+    bottom, right = -x.shape[-2] % step, -x.shape[-1] % step
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
 class UNetSame(nn.Module):
@@ -88,16 +88,16 @@ class UNetSame(nn.Module):
                 raise UsageError(f"{name} = {value!r}: expected a positive integer")
         levels = range(1, depth + 1)
         maps = [in_channels, *(width * 2**i for i in range(depth + 1))]
-        drop = [0.0] * depth + [0.5]  # "at the end of the contracting path"
-        self.down = nn.ModuleDict({f"{i}": convs(maps[i - 1], maps[i], drop[i]) for i in levels})
-        self.bottom = convs(maps[depth], maps[depth + 1], drop[depth])
+        rates = [0.0] * depth + [0.5]  # "at the end of the contracting path"
+        self.down = nn.ModuleDict({f"{i}": convs(maps[i - 1], maps[i], rates[i]) for i in levels})
+        self.bottom = convs(maps[depth], maps[depth + 1], rates[depth])
         self.up = nn.ModuleDict({f"{i}": Up(maps[i + 1]) for i in reversed(levels)})
         self.output = nn.Conv2d(width, num_classes, kernel_size=1)
         he_normal_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # Every pooling needs even sizes, or the maps of the two paths would not match.
+        # Every pooling layer needs even sizes; otherwise the two paths' maps would not match.
         x = pad_to_multiple(x, 2 ** len(self.down))
         skips = []
         for down in self.down.values():

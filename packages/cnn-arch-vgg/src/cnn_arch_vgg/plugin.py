@@ -80,7 +80,7 @@ def _cifar(name: str, column: str, params: int, macs: int) -> ModelSpec:
         key_maps="cnn_arch_vgg.weights:key_maps",
         departures=(
             "not a published network: one linear layer instead of fc6 to fc8, and no dropout",
-            "images are 32x32; the maps of larger ones are averaged to 1x1",
+            "images are 32x32; for larger images, maps are averaged to 1x1",
             BN,
             "initialised after He et al. (2015)",
         ),

@@ -1,7 +1,7 @@
 """Table 1 of Simonyan and Zisserman (2014) as data, for the networks and their key maps.
 
-A column gives the number of 3x3 convolutions in each of the five stages. It is a file of its own
-because the key maps must not import torch.
+A column gives the number of 3x3 convolutions in each of the five stages. This is a separate
+file because the key maps must not import torch.
 """
 
 from __future__ import annotations

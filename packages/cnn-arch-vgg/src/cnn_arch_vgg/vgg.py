@@ -26,8 +26,8 @@ convolution is followed by a ReLU):
 Departures from the paper, all as in torchvision:
   Convolutions are initialised after He et al. (2015), fc6 to fc8 from N(0, 0.01^2); the paper
   draws all weights from N(0, 0.1^2) (variance 0.01), and starts B, D and E from a trained A.
-  Maps of image sizes other than 224x224, from 32x32 up, are averaged to 7x7 after pool5; the paper
-  applies fc6 to larger images as a 7x7 convolution instead (section 3.2).
+  For image sizes other than 224x224, from 32x32 up, maps are averaged to 7x7 after pool5; the
+  paper instead applies fc6 to larger images as a 7x7 convolution (section 3.2).
   vgg11_bn to vgg19_bn have batch normalisation (Ioffe and Szegedy, 2015) after each convolution.
 """
 
@@ -90,7 +90,7 @@ def stage(conv3: Conv3, n: int, cin: int, cout: int) -> nn.Sequential:
 
 
 class VGG(Classifier):
-    """One column of Table 1, with the authors' names of layers: N C H W -> N classes."""
+    """One column of Table 1, with the authors' layer names: N C H W -> N classes."""
 
     classifier = "fc8"
 
@@ -114,7 +114,7 @@ class VGG(Classifier):
         self.fc7   = nn.Linear(4096, 4096)
         self.fc8   = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(0.5)  # section 3.1
-        he_normal_(self, fan="out", linear_std=0.01)  # as torchvision
+        he_normal_(self, fan="out", linear_std=0.01)  # as in torchvision
 
     def forward_features(self, x: Tensor) -> Tensor:
         require_size(x, 32)               # N   3 224 224

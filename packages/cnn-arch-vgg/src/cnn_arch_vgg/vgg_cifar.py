@@ -22,7 +22,7 @@ variant for CIFAR-10, as in github.com/kuangliu/pytorch-cifar.
     trainable   9,231,114      14,728,266
 
 Departures from the paper:
-  Images are 32x32; the maps of larger ones are averaged to 1x1 after pool5.
+  Images are 32x32; for larger images, maps are averaged to 1x1 after pool5.
   One linear layer on 512 maps instead of three fully connected layers; no dropout.
   Batch normalisation (Ioffe and Szegedy, 2015) after every convolution.
   Initialised like vgg11 to vgg19: after He et al. (2015), the last layer from N(0, 0.01^2).

@@ -12,7 +12,7 @@ TORCHVISION_HEAD = [("fc6", "classifier.0"), ("fc7", "classifier.3"), ("fc8", "c
 
 
 def key_maps(model: str) -> dict[str, KeyMap]:
-    """Return the key map of each naming scheme that has this model.
+    """Return the key map of each naming scheme in which weights of `model` are published.
 
     "kuangliu" is the scheme of github.com/kuangliu/pytorch-cifar.
     """
@@ -25,28 +25,28 @@ def key_maps(model: str) -> dict[str, KeyMap]:
 
 
 def _features(column: str) -> list[tuple[str, str]]:
-    """Pair our names with torchvision's: a convolution and a ReLU are two numbered layers."""
-    return [(conv, f"features.{at}") for conv, at in _convolutions(column, layers=2)]
+    """Pair our names with torchvision's, which numbers convolutions and ReLUs."""
+    return [(conv, f"features.{index}") for conv, index in _convolutions(column, layers=2)]
 
 
 def _features_bn(column: str) -> list[tuple[str, str]]:
-    """Pair our names with theirs: with batch normalisation there are three layers each."""
+    """Pair our names with theirs, which number convolutions, batch normalisations and ReLUs."""
     return [
         pair
-        for conv, at in _convolutions(column, layers=3)
+        for conv, index in _convolutions(column, layers=3)
         for pair in (
-            (f"{conv}.conv", f"features.{at}"),
-            (f"{conv}.bn", f"features.{at + 1}"),
+            (f"{conv}.conv", f"features.{index}"),
+            (f"{conv}.bn", f"features.{index + 1}"),
         )
     ]
 
 
 def _convolutions(column: str, layers: int) -> list[tuple[str, int]]:
-    """Return our name and their number of each convolution; each counts as `layers` layers."""
-    found, at = [], 0
+    """Return (our name, their number) of each convolution, which advances it by `layers`."""
+    pairs, index = [], 0
     for stage, depth in enumerate(TABLE_1[column], start=1):
         for i in range(depth):
-            found.append((f"conv{stage}.{i}", at))
-            at += layers
-        at += 1  # the pooling layer after the stage
-    return found
+            pairs.append((f"conv{stage}.{i}", index))
+            index += layers
+        index += 1  # the pooling layer after the stage
+    return pairs

@@ -1,4 +1,4 @@
-"""The zoo of famous CNNs: every member in one install, with cnn_core's public face."""
+"""The whole zoo in one install: cnn-core, cnn-viz and all networks, with cnn_core's names."""
 
 from typing import Any
 

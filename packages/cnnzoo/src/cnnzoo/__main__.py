@@ -1,4 +1,4 @@
-"""`python -m cnnzoo`, for torchrun."""
+"""Run the `cnnzoo` command as `python -m cnnzoo`, e.g. under torchrun."""
 
 import sys
 

@@ -31,7 +31,7 @@ from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, nei
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import clustered, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.confusion import CLUSTERED
+from cnn_viz.views.confusion import MAX_UNSORTED
 from cnn_viz.views.embedding import COLOURS, ON_DARK, quality_text
 from cnn_viz.views.features import stage_outputs
 from cnn_viz.views.gradcam import require_spatial_maps
@@ -62,7 +62,7 @@ def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
     predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
     # Few classes stay in their own order, which readers know.
-    order = clustered(counts) if len(counts) > CLUSTERED else list(range(len(counts)))
+    order = clustered(counts) if len(counts) > MAX_UNSORTED else list(range(len(counts)))
     maps = _part_or_none("class activation maps", lambda: _cams(view_inputs))
     embedding = _part_or_none("embedding", lambda: _embedding(view_inputs.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}

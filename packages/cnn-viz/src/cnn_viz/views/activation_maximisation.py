@@ -27,16 +27,16 @@ BUDGET = 400 * 10**9  # multiply-accumulates: about 15 seconds on one CPU core
 
 def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw, for each of the first ten classes, an image that maximises its logit."""
-    # The first classes and not a choice: every class costs the same long climb.
+    # Not all classes, since each costs the same long optimisation.
     classes = list(range(min(CLASSES, weights.num_classes)))
     steps = steps_for(weights, len(classes))
-    like, preprocessing = batch.images, weights.preprocessing
+    preprocessing = weights.preprocessing
     images, before, after = maximise_logits(
         model,
         classes,
         (weights.in_channels, *preprocessing.size),
-        like.new_tensor(preprocessing.mean),
-        like.new_tensor(preprocessing.std),
+        batch.images.new_tensor(preprocessing.mean),
+        batch.images.new_tensor(preprocessing.std),
         steps=steps,
     )
     rows = -(-len(classes) // COLUMNS)
@@ -54,13 +54,13 @@ def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch:
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, number in zip(axes.flat, classes, strict=False):
-        ax.imshow(as_image(images[number]), cmap="gray", vmin=0, vmax=1)
-        first, last = (float(logits[number, number]) for logits in (before, after))
+    for ax, k in zip(axes.flat, classes, strict=False):
+        ax.imshow(as_image(images[k]), cmap="gray", vmin=0, vmax=1)
+        first, last = (float(logits[k, k]) for logits in (before, after))
         ax.set_title(
-            f"{style.short(weights.classes[number], 22)}\n"
+            f"{style.short(weights.classes[k], 22)}\n"
             f"{style.signed(first, '.1f')} \N{RIGHTWARDS ARROW} {style.signed(last, '.1f')}, "
-            f"{style.confidence(float(probabilities[number, number]))}",
+            f"{style.confidence(float(probabilities[k, k]))}",
             fontsize=9,
         )
     return figure
@@ -69,8 +69,7 @@ def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch:
 def steps_for(weights: Weights, classes: int) -> int:
     """Return the number of steps, 16 to 128, that a budget of 400 billion MACs allows.
 
-    A step costs three forward passes per class: one forward, and a backward pass of twice its
-    cost.
+    A step costs three forward passes per class, since a backward pass costs as much as two.
 
     Raises:
         UsageError: the budget allows fewer than 16 steps.
@@ -82,7 +81,7 @@ def steps_for(weights: Weights, classes: int) -> int:
     if MIN_STEPS * cost > BUDGET:
         raise UsageError(
             f"{weights.model}: {MIN_STEPS} steps for {classes} classes cost "
-            f"{MIN_STEPS * cost / 1e9:,.0f} billion multiply-accumulates, "
-            f"activation_maximisation allows {BUDGET / 1e9:,.0f} at most"
+            f"{MIN_STEPS * cost / 1e9:,.0f} billion multiply-accumulates; "
+            f"activation_maximisation allows at most {BUDGET / 1e9:,.0f} billion"
         )
     return min(BUDGET // cost, MAX_STEPS)

@@ -40,10 +40,14 @@ def architecture(run: Run, weights: Weights) -> Figure:
 def stage_by_stage(
     name: str, build: Callable[[], nn.Module], stages: Sequence[str], image: tuple[int, int, int]
 ) -> Figure:
-    """Draw the stages of the network that `build` returns; `image` is C H W."""
+    """Draw the stages of the network that `build` returns, for an input of shape `image`, C H W.
+
+    Raises:
+        UsageError: the network uses none of the stages.
+    """
     graph = model_graph(build, stages, image)
     if not graph.stages:
-        raise UsageError(f"{name} names no stages that it uses: nothing to draw")
+        raise UsageError(f"{name} declares no stages that its network uses: nothing to draw")
     traced = trace(build, graph.stages, image)
     first = Stage(
         name=INPUT, output=image, params=0, macs=0, receptive_field=1, stride=1, connections=0
@@ -53,7 +57,7 @@ def stage_by_stage(
     rows = _rows(boxes, single_row=bool(skips))
     figure = style.figure(
         max(10.5, 0.95 * len(rows[0])),
-        1.2 + len(rows) * 2.5 + ARC_HEIGHT * _depth(skips),
+        1.2 + len(rows) * 2.5 + ARC_HEIGHT * _max_overlap(skips),
         f"{name}, stage by stage",
         _caption(traced.params, traced.macs, bool(skips), graph),
     )
@@ -64,7 +68,7 @@ def stage_by_stage(
 
 
 def _caption(params: int, macs: int, skips: bool, graph: ModelGraph) -> str:
-    """Return the totals and a key to boxes, numbers and marks."""
+    """Return the caption: totals, and what boxes, numbers and marks mean."""
     marks = []
     if skips:
         marks.append("Arcs: skip connections.")
@@ -74,8 +78,8 @@ def _caption(params: int, macs: int, skips: bool, graph: ModelGraph) -> str:
         [
             f"{params:,} parameters; {macs:,} multiply-accumulates per image. Below each "
             "stage: channels x height x width of its output, and its number of parameters.",
-            "The height of a box is the logarithm of the maps' height, its width the square root "
-            "of their number; grey stages have no parameters.",
+            "A box's height grows with the logarithm of the maps' height, its width with the "
+            "square root of their number; grey stages have no parameters.",
             " ".join(marks),
         ]
     ).rstrip()
@@ -89,35 +93,35 @@ def _skips(names: Sequence[str], graph: ModelGraph) -> list[tuple[int, int]]:
     )
 
 
-def _depth(skips: Sequence[tuple[int, int]]) -> int:
-    """Return the largest number of overlapping skip connections, to reserve space for them."""
+def _max_overlap(skips: Sequence[tuple[int, int]]) -> int:
+    """Return the largest number of skip connections above one place, to reserve space for them."""
     return max((sum(a <= x < b for a, b in skips) for x, _ in skips), default=0)
 
 
 def _rows(boxes: Sequence[Stage], *, single_row: bool) -> list[Sequence[Stage]]:
-    """Split the boxes into even rows, or keep a single row, which no arc would fit across."""
+    """Split the boxes into rows of similar length, or keep one row, if arcs must fit."""
     count = 1 if single_row else -(-len(boxes) // BOXES_PER_ROW)
     length = -(-len(boxes) // count)
     return [boxes[n : n + length] for n in range(0, len(boxes), length)]
 
 
 def _row(
-    ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], graph: ModelGraph, room: int
+    ax: Axes, row: Sequence[Stage], boxes: Sequence[Stage], graph: ModelGraph, columns: int
 ) -> None:
     """Draw one row: boxes with labels, and the arrows between them."""
     sizes = [_size(stage, boxes) for stage in boxes]
-    begin = boxes.index(row[0])
+    first_box = boxes.index(row[0])
     for place, stage in enumerate(row):
-        width, height = sizes[begin + place]
+        width, height = sizes[first_box + place]
         _box(ax, place, stage, width, height)
         _loop(ax, place, width, height, _marks(stage.name, graph))
-        if begin + place and (boxes[begin + place - 1].name, stage.name) in graph.edges:
-            arrow_start = place - 1 + sizes[begin + place - 1][0] / 2 if place else -0.6
+        if first_box + place and (boxes[first_box + place - 1].name, stage.name) in graph.edges:
+            arrow_start = place - 1 + sizes[first_box + place - 1][0] / 2 if place else -0.6
             _arrow(ax, arrow_start + 0.02, place - width / 2 - 0.02)
-    if begin + len(row) < len(boxes):
+    if first_box + len(row) < len(boxes):
         place = len(row) - 1
-        _arrow(ax, place + sizes[begin + place][0] / 2 + 0.02, place + 0.6)
-    ax.set(xlim=(-0.6, room - 0.4), ylim=(-MAX_HEIGHT / 2 - 0.95, MAX_HEIGHT / 2 + 0.4))
+        _arrow(ax, place + sizes[first_box + place][0] / 2 + 0.02, place + 0.6)
+    ax.set(xlim=(-0.6, columns - 0.4), ylim=(-MAX_HEIGHT / 2 - 0.95, MAX_HEIGHT / 2 + 0.4))
     ax.set_axis_off()
 
 
@@ -125,8 +129,8 @@ def _size(stage: Stage, boxes: Sequence[Stage]) -> tuple[float, float]:
     """Return the width and height of a stage's box."""
     channels = max(box.output[0] for box in boxes)
     side = max(_side(box) for box in boxes)
-    # Sizes and channels span three orders of magnitude; on a linear scale most boxes would
-    # vanish.
+    # Sizes and channels span three orders of magnitude: on a linear scale most boxes would be
+    # invisible.
     width = max(MAX_WIDTH * math.sqrt(stage.output[0] / channels), MIN_WIDTH)
     return width, MAX_HEIGHT * (1 + math.log2(_side(stage))) / (1 + math.log2(side))
 
@@ -160,7 +164,7 @@ def _box(ax: Axes, place: int, stage: Stage, width: float, height: float) -> Non
 
 
 def _marks(name: str, graph: ModelGraph) -> str:
-    """Count a stage's additions and concatenations, except the one that merges a skip arc."""
+    """Return "2 add, 1 concat" for a stage, without the concatenation at the end of a skip arc."""
     inputs = sum(end == name for _, end in graph.edges)
     joins = max(graph.joins.get(name, 0) - (inputs > 1), 0)
     counts = {"add": graph.additions.get(name, 0), "concat": joins}
@@ -188,7 +192,7 @@ def _arrow(ax: Axes, start: float, end: float) -> None:
 
 
 def _arcs(ax: Axes, skips: Sequence[tuple[int, int]], tops: Sequence[float]) -> None:
-    """Draw skip connections as steps above the boxes, longer ones higher."""
+    """Draw skip connections as angular arcs above the boxes, longer ones higher."""
     if not skips:
         return
     low, high = ax.get_ylim()
@@ -209,13 +213,13 @@ def _arcs(ax: Axes, skips: Sequence[tuple[int, int]], tops: Sequence[float]) -> 
 
 
 def _levels(skips: Sequence[tuple[int, int]]) -> list[int]:
-    """Return a level for each connection, above all shorter ones that it overlaps."""
+    """Return the height of each connection as a level, above all shorter ones that it overlaps."""
     levels: list[int] = []
     for n, (start, end) in enumerate(skips):
-        below = [
+        overlapped = [
             level
             for (a, b), level in zip(skips[:n], levels, strict=True)
             if a <= end and start <= b
         ]
-        levels.append(max(below, default=-1) + 1)
+        levels.append(max(overlapped, default=-1) + 1)
     return levels

@@ -19,8 +19,8 @@ from cnn_viz.network.convolution import ConvolutionStep, convolution_step
 
 __all__ = ["arithmetic", "draw_step"]
 
-ROWS = 3  # channels shown, one per row
-LEGIBLE = 7  # cells along a side, at most, for numbers to be readable
+MAX_ROWS = 3  # one per channel
+MAX_NUMBERED = 7  # cells along a side; numbers in smaller cells would be unreadable
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -40,27 +40,27 @@ def arithmetic(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fi
 
 
 def draw_step(step: ConvolutionStep, image_pixels: Pixels, title: str, description: str) -> Figure:
-    """Draw how an output is computed, beside the image; `description` names the output."""
-    rows = min(len(step.kernel), ROWS)
+    """Draw how one output value, named by `description`, is computed, beside the image."""
+    rows = min(len(step.kernel), MAX_ROWS)
     figure = style.figure(10.5, 1.9 + 2.5 * rows, title, _caption(step, rows, description))
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.5 * rows, 0.55])
-    panels, below = parts
+    panels, footer = parts
     panels.set_facecolor("none")
-    below.set_facecolor("none")
+    footer.set_facecolor("none")
     axes = panels.subplots(rows, 4, squeeze=False)
     _image(axes[0][0], image_pixels, step)
     for ax in axes[1:, 0]:
         ax.set_axis_off()
-    # All channels share a scale, as their products are added.
+    # All channels share a scale, since their products are added.
     limits = [float(part.abs().max()) or 1.0 for part in _parts(step)]
     for channel in range(rows):
-        of = f", channel {channel}" if len(step.kernel) > 1 else ""
-        titles = (f"the image's window{of}", f"{TIMES} the kernel", "= the products")
-        for ax, part, limit, head in zip(
+        suffix = f", channel {channel}" if len(step.kernel) > 1 else ""
+        titles = (f"the image's window{suffix}", f"{TIMES} the kernel", "= the products")
+        for ax, part, limit, part_title in zip(
             axes[channel, 1:], _parts(step), limits, titles, strict=True
         ):
-            _cells(ax, part[channel], limit, head)
-    below.text(0.01, 0.5, _sentence(step), fontsize=11, va="center", ha="left", color=style.INK)
+            _cells(ax, part[channel], limit, part_title)
+    footer.text(0.01, 0.5, _sentence(step), fontsize=11, va="center", ha="left", color=style.INK)
     return figure
 
 
@@ -69,22 +69,22 @@ def _parts(step: ConvolutionStep) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _caption(step: ConvolutionStep, rows: int, description: str) -> str:
-    """Return the caption: the output shown, the colour scale, and any omitted channels."""
+    """Return the caption: the output value, the colour scale, and any omitted channels."""
     count = len(step.kernel)
     lines = [
         description,
-        "The window is normalised, as the network sees it. Each of the three parts has its own "
+        "The window is from the normalised image. Window, kernel and products each have their own "
         "colour scale, symmetric around 0. Numbers are rounded.",
     ]
     if count > rows:
         lines[-1] += f" {rows} of {count} channels are shown; the sum includes all."
-    if max(step.kernel.shape[1:]) > LEGIBLE:
-        lines[-1] += f" Windows wider than {LEGIBLE} cells are shown without numbers."
+    if max(step.kernel.shape[1:]) > MAX_NUMBERED:
+        lines[-1] += f" Windows wider than {MAX_NUMBERED} cells are shown without numbers."
     return "\n".join(lines)
 
 
 def _sentence(step: ConvolutionStep) -> str:
-    """Return the sum, the bias and the activations as one line of text."""
+    """Return the sum, the bias and the following steps, such as ReLU, as one line of text."""
     line = f"sum {style.signed(float(step.products.sum()), '.4f')}"
     if step.bias is not None:
         line += f" + bias {style.signed(step.bias, '.4f')} = {style.signed(step.sum, '.4f')}"
@@ -98,7 +98,7 @@ def _image(ax: Axes, image_pixels: Pixels, step: ConvolutionStep) -> None:
     height, width = image_pixels.shape[:2]
     ax.imshow(image_pixels, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1)
     top, left = step.corner
-    for colour, line in (("#ffffff", 3.2), (style.ORANGE, 1.8)):
+    for colour, linewidth in (("#ffffff", 3.2), (style.ORANGE, 1.8)):
         ax.add_patch(
             Rectangle(
                 (left, top),
@@ -106,7 +106,7 @@ def _image(ax: Axes, image_pixels: Pixels, step: ConvolutionStep) -> None:
                 step.span[0],
                 fill=False,
                 edgecolor=colour,
-                linewidth=line,
+                linewidth=linewidth,
                 clip_on=False,
             )
         )
@@ -121,7 +121,7 @@ def _cells(ax: Axes, values: Tensor, limit: float, title: str) -> None:
     ax.set_title(title)
     ax.set_axis_off()
     side = max(array.shape)
-    if side > LEGIBLE:
+    if side > MAX_NUMBERED:
         return
     # Small kernels need a third digit to differ from 0.
     digits = 2 if limit >= 0.1 else 3

@@ -21,11 +21,11 @@ from cnn_viz.results.metrics import (
 
 __all__ = ["calibration"]
 
-UNIT = (-0.02, 1.02)
+UNIT = (-0.02, 1.02)  # axis limits of a fraction
 
 
 def calibration(run: Run, predictions: Predictions, validation: Predictions | None) -> Figure:
-    """Draw reliability diagrams, as trained and with a fitted temperature."""
+    """Draw reliability diagrams before and after temperature scaling."""
     note, temperature = "Training held out no images to fit a temperature on.", None
     # Fitting on the test split would make the result look better than it is.
     if validation is not None:
@@ -65,42 +65,42 @@ def _temperature_note(temperature: float, images: int) -> str:
     return text
 
 
-def _panel(pair: Sequence[Axes], title: str, stats: Reliability) -> None:
+def _panel(axes: Sequence[Axes], title: str, stats: Reliability) -> None:
     """Draw the accuracy and the gap of each bin, and below the share of images in it."""
-    ax, below = pair
+    ax, histogram = axes
     edges, width = stats.bins / BINS, 1 / BINS
-    low = np.minimum(stats.accuracy, stats.confidence)
+    lower = np.minimum(stats.accuracy, stats.confidence)
     gap = np.abs(stats.accuracy - stats.confidence)
-    box: dict[str, Any] = {"align": "edge", "width": width}
-    ax.bar(edges, stats.accuracy, color=style.BLUE, alpha=0.75, label="accuracy", **box)
+    bar_style: dict[str, Any] = {"align": "edge", "width": width}
+    ax.bar(edges, stats.accuracy, color=style.BLUE, alpha=0.75, label="accuracy", **bar_style)
     ax.bar(
         edges,
         gap,
-        bottom=low,
+        bottom=lower,
         facecolor="none",
         edgecolor=style.ORANGE,
         hatch="////",
         linewidth=0.8,
         label="gap to the mean confidence",
-        **box,
+        **bar_style,
     )
     ax.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1.2, linestyle=(0, (1, 2)))
-    numbers = (
+    scores = (
         f"ECE {style.percent(stats.ece, 2)},  MCE {style.percent(stats.mce, 2)},  "
         f"Brier {stats.brier:.4f},  NLL {stats.nll:.4f}"
     )
-    ax.set(title=f"{title}\n{numbers}", ylabel="accuracy", xlim=UNIT, ylim=UNIT)
+    ax.set(title=f"{title}\n{scores}", ylabel="accuracy", xlim=UNIT, ylim=UNIT)
     ax.grid(axis="y")
-    below.bar(edges, 100 * stats.share, color=style.BLUE, **box)
-    below.set(xlabel="confidence", ylabel="% of images", ylim=(0, 100), yticks=(0, 50, 100))
-    below.grid(axis="y")
+    histogram.bar(edges, 100 * stats.share, color=style.BLUE, **bar_style)
+    histogram.set(xlabel="confidence", ylabel="% of images", ylim=(0, 100), yticks=(0, 50, 100))
+    histogram.grid(axis="y")
 
 
-def _no_temperature(pair: Sequence[Axes]) -> None:
-    """Explain, in place of the second diagram, why there is none."""
-    for ax in pair:
+def _no_temperature(axes: Sequence[Axes]) -> None:
+    """Write why there is no second diagram in its place."""
+    for ax in axes:
         ax.set_axis_off()
-    ax = pair[0]
+    ax = axes[0]
     ax.set_title("No temperature")
     ax.text(
         0.5,

@@ -29,16 +29,16 @@ NAMES = {
     "layer-cam": "Layer-CAM",
     "eigen-cam": "Eigen-CAM",
 }
-SHOWN = 6  # images
+IMAGES = 6
 GAP = 0.05  # relative to the height of an image
 LABEL_ROOM = 0.22  # inches above each row
 
 
 def cam_methods(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw images beside their maps for the predicted class, by six methods."""
+    """Draw images beside six methods' class activation maps for the predicted class."""
     stage = registry.get_spec(run.recipe.model).cam_stage
-    shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
-    images = batch.images[shown]
+    indices = round_robin_by_class(batch.targets.tolist(), IMAGES)
+    images = batch.images[indices]
     cams = {
         method: stages[stage] for method, stages in cams_by_method(model, images, stage).items()
     }
@@ -48,15 +48,15 @@ def cam_methods(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
     height, width = next(iter(cams.values())).raw.shape[1:]
     figure = style.figure(
         10.5,
-        1.25 + len(shown) * (unit * (1 + GAP) + LABEL_ROOM),
+        1.25 + len(indices) * (unit * (1 + GAP) + LABEL_ROOM),
         f"Six class activation maps at stage {stage}: {run.recipe.model} on {run.recipe.data}",
-        f"{len(shown)} images of the test split and the evidence for the predicted class. A map "
+        f"{len(indices)} images of the test split and the evidence for the predicted class. A map "
         f"has {height} x {width} values, placed at their receptive fields and resized bilinearly."
         "\nBrightness is relative to each map's own maximum. Eigen-CAM does not depend on the "
         "class.",
     )
     ax = figure.subplots()
-    targets = batch.targets[shown].tolist()
+    targets = batch.targets[indices].tolist()
     stride = strides(weights).get(stage, 0)
     _rows(
         ax,

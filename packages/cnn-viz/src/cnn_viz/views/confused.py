@@ -47,30 +47,33 @@ def confused(run: Run, predictions: Predictions) -> Figure:
     return figure
 
 
-def _caption(pairs: int, shown: int, mistakes: int, images: int) -> str:
+def _caption(pairs: int, covered: int, mistakes: int, images: int) -> str:
     if not pairs:
         return f"None of {images:,} images was misclassified."
     return (
         f"True class \N{RIGHTWARDS ARROW} predicted class, with the number and share of the true "
-        f"class's images.\nThe pairs shown account for {shown:,} of {mistakes:,} mistakes in "
+        f"class's images.\nThe pairs shown account for {covered:,} of {mistakes:,} mistakes in "
         f"{images:,} images. Up to {EXAMPLES} images of each pair, with the probability of the "
         "predicted class, highest first."
     )
 
 
 def _mistakes(predictions: Predictions, true: int, predicted: int) -> Tensor:
-    """Return the indices of a class's images predicted as another, most confident first."""
-    places = (
+    """Return the indices of up to six images of one class predicted as another.
+
+    The most confident come first.
+    """
+    indices = (
         ((predictions.targets == true) & (predictions.predicted == predicted)).nonzero().squeeze(1)
     )
-    confidence = predictions.probabilities[places, predicted]
-    return places[confidence.argsort(descending=True, stable=True)[:EXAMPLES]]
+    confidence = predictions.probabilities[indices, predicted]
+    return indices[confidence.argsort(descending=True, stable=True)[:EXAMPLES]]
 
 
-def _examples(ax: Axes, predictions: Predictions, shown: Tensor, above: float) -> None:
+def _examples(ax: Axes, predictions: Predictions, indices: Tensor, above: float) -> None:
     """Show images in a row, each below the probability of its predicted class."""
-    images = [as_image(image / 255) for image in predictions.images[shown]]
+    images = [as_image(image / 255) for image in predictions.images[indices]]
     places = tiles(ax, images, EXAMPLES, gap=GAP, above=above)
-    probabilities = predictions.probabilities[shown].amax(1)
+    probabilities = predictions.probabilities[indices].amax(1)
     for (x, y), probability in zip(places, probabilities.tolist(), strict=True):
         ax.text(x, y - 0.04, style.confidence(probability), ha="center", va="bottom", fontsize=8)

@@ -20,14 +20,14 @@ __all__ = ["curves"]
 
 LOSSES = {
     "cross_entropy": "cross-entropy, nats",
-    "map": "MAP criterion (LeCun 1998, Eq. 9)",
+    "map": "MAP criterion (LeCun et al. 1998, Eq. 9)",
     "bce": "binary cross-entropy, nats",
     "dice": "1 \N{MINUS SIGN} soft Dice",
     "dice_ce": "1 \N{MINUS SIGN} soft Dice, and cross-entropy, nats",
     "focal": "focal loss, nats",
     "tversky": "1 \N{MINUS SIGN} soft Tversky index",
 }
-OF_PIXELS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+PIXEL_METRICS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 COLOURS = {"train": style.BLUE, "val": style.ORANGE}
 NAMES = {"train": "training", "val": "validation"}
 SOLID: dict[str, Any] = {"linestyle": "-"}
@@ -35,7 +35,13 @@ DASHED: dict[str, Any] = {"linestyle": (0, (3, 1.2))}
 
 
 def curves(run: Run) -> Figure:
-    """Draw loss, accuracy and learning rate against epochs, and mark the kept epoch."""
+    """Draw loss, accuracy and learning rate by epoch, and mark the best epoch.
+
+    Without validation, the last epoch counts as the best.
+
+    Raises:
+        UsageError: no epoch has ended yet.
+    """
     history = run.history()
     if not history:
         raise UsageError(
@@ -48,34 +54,34 @@ def curves(run: Run) -> Figure:
         f"Learning curves: {run.recipe.model} on {run.recipe.data}",
         f"Epochs: {len(history)}, batch size {run.recipe.batch_size}. Training values are means "
         "over the epoch, while the weights change; validation is measured at its end.\n"
-        f"The dotted line marks epoch {kept}, whose weights were kept.",
+        f"The dotted line marks epoch {kept}; the run's saved weights are those of this epoch.",
     )
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, accuracy, learning_rate = figure.subplots(1, 3)
     _lines(loss, history, ["loss"])
     loss.set(title="Loss", ylabel=LOSSES.get(run.recipe.loss, run.recipe.loss))
     metrics = {key.partition("/")[2] for key in history[-1]}
-    tops = sorted((name for name in metrics if name.startswith("top")), key=natural)
+    accuracies = sorted((name for name in metrics if name.startswith("top")), key=natural)
     # A line at 100 % would compress the other curves.
-    tops = [name for name in tops if not _always_perfect(name, history)]
-    tops = tops or [name for name in OF_PIXELS if name in metrics]
-    _lines(accuracy, history, tops, scale=100)
-    of_pixels = "miou" in tops
-    accuracy.set(title="Pixels" if of_pixels else "Accuracy")
-    accuracy.set_ylabel("per cent" if of_pixels else "per cent of images")
-    rate.plot(*_points(history, "lr", 1), color=style.BLUE, **_marker(history))
-    rate.set(title="Learning rate", ylabel="at the start of the epoch")
-    for ax in (loss, accuracy, rate):
+    accuracies = [name for name in accuracies if not _always_perfect(name, history)]
+    accuracies = accuracies or [name for name in PIXEL_METRICS if name in metrics]
+    _lines(accuracy, history, accuracies, scale=100)
+    segmentation = "miou" in accuracies
+    accuracy.set(title="Pixels" if segmentation else "Accuracy")
+    accuracy.set_ylabel("%" if segmentation else "% of images")
+    learning_rate.plot(*_points(history, "lr", 1), color=style.BLUE, **_marker(history))
+    learning_rate.set(title="Learning rate", ylabel="at the start of the epoch")
+    for ax in (loss, accuracy, learning_rate):
         _format_axes(ax, kept, [line["epoch"] for line in history])
     _legend(loss, {NAMES[split]: {"color": colour} for split, colour in COLOURS.items()})
     styles = ({"color": style.MUTED, **line_style} for line_style in (SOLID, DASHED))
-    _legend(accuracy, dict(zip(map(_metric_label, tops), styles, strict=False)))
+    _legend(accuracy, dict(zip(map(_metric_label, accuracies), styles, strict=False)))
     return figure
 
 
 def _lines(
     ax: Axes, history: Sequence[dict[str, float]], metrics: Sequence[str], scale: float = 1
 ) -> None:
-    """Plot each metric of training and validation; all but the first are dashed."""
+    """Plot each metric for training and validation; curves of all but the first are dashed."""
     for metric in metrics:
         line_style = _marker(history) | (SOLID if metric == metrics[0] else DASHED)
         for split, colour in COLOURS.items():
@@ -113,17 +119,17 @@ def _points(
 
 
 def _always_perfect(metric: str, history: Sequence[dict[str, float]]) -> bool:
-    """Return whether a metric is always 100 %, as the top-2 of two classes is."""
+    """Return whether a metric other than top-1 is always 100 %, such as top-2 of two classes."""
     values = [line.get(f"{split}/{metric}", 1.0) for line in history for split in COLOURS]
     return metric != "top1" and all(value == 1 for value in values)
 
 
 def _metric_label(metric: str) -> str:
-    return OF_PIXELS.get(metric, f"top-{metric.removeprefix('top')}")
+    return PIXEL_METRICS.get(metric, f"top-{metric.removeprefix('top')}")
 
 
 def _marker(history: Sequence[object]) -> dict[str, Any]:
-    """Return markers for a curve of few points."""
+    """Return plot options that mark each point if there are few."""
     return {"marker": "o", "markersize": 3.5} if len(history) <= 15 else {}
 
 
@@ -133,5 +139,5 @@ def _format_axes(ax: Axes, kept: int, epochs: Sequence[float]) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
-    room = max(0.04 * (epochs[-1] - epochs[0]), 0.3)
-    ax.set_xlim(epochs[0] - room, epochs[-1] + room)
+    margin = max(0.04 * (epochs[-1] - epochs[0]), 0.3)
+    ax.set_xlim(epochs[0] - margin, epochs[-1] + margin)

@@ -19,11 +19,11 @@ from cnn_viz.results.embeddings import Embedding, Placement, neighbour_count
 
 __all__ = ["embedding"]
 
-# The last four from P. Tol (2021).
+# The last four are from P. Tol (2021).
 COLOURS = (*style.RUNS, "#999933", "#332288", "#aa4499", "#44aa99")
-# Replacements that are visible on the dark page.
+# Replacements for colours that would be too dark on the dark page.
 ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}
-SCALE = "viridis"
+COLOUR_MAP = "viridis"
 
 
 def embedding(run: Run, weights: Weights, embedded: Embedding) -> Figure:
@@ -51,16 +51,16 @@ def embedding(run: Run, weights: Weights, embedded: Embedding) -> Figure:
     if embedded.coloured == "class":
         _legend(figure, classes)
     else:
-        scale = ScalarMappable(Normalize(*_limits(labels)), SCALE)
+        scale = ScalarMappable(Normalize(*_limits(labels)), COLOUR_MAP)
         bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, format=style.percent_tick)
         bar.set_label(f"the image's {embedded.coloured}")
         bar.outline.set_visible(False)
     return figure
 
 
-def _caption(near: int, classes: Sequence[str]) -> str:
-    """Explain the scores, and warn if classes share colours."""
-    neighbours = f"the {near} nearest neighbours" if near > 1 else "the nearest neighbour"
+def _caption(count: int, classes: Sequence[str]) -> str:
+    """Return the meaning of the scores, and a warning if classes share colours."""
+    neighbours = f"the {count} nearest neighbours" if count > 1 else "the nearest neighbour"
     caption = f"Trustworthiness: are {neighbours} in the plot also near in the features? 0 to 1."
     if classes:
         caption += f" Silhouette: the separation of the classes in the plot, {style.MINUS}1 to 1."
@@ -87,7 +87,7 @@ def _points(ax: Axes, placement: Placement, labels: Any, coloured: str) -> None:
     if coloured == "class":
         options["c"] = [COLOURS[label % len(COLOURS)] for label in labels]
     else:
-        options |= {"c": labels, "cmap": SCALE, "norm": Normalize(*_limits(labels))}
+        options |= {"c": labels, "cmap": COLOUR_MAP, "norm": Normalize(*_limits(labels))}
     ax.scatter(*placement.xy.T, **options)
     ax.set(xticks=[], yticks=[])
     ax.set_box_aspect(1)
@@ -95,7 +95,7 @@ def _points(ax: Axes, placement: Placement, labels: Any, coloured: str) -> None:
 
 
 def _limits(values: Any) -> tuple[float, float]:
-    """Return the smallest and the largest finite value."""
+    """Return the smallest and the largest finite value, or (0, 1) if there is none."""
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
 

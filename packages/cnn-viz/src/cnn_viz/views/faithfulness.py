@@ -43,25 +43,31 @@ STYLES = {  # colour and marker
     RANDOM: (style.MUTED, "x"),
     EDGES: (style.ORANGE, "x"),
 }
-PIXELS = 2**14  # of all images together: this view runs the network very often
-FEW, MANY = 5, 16  # images, at least and at most
-STEPS = 8
+PIXEL_BUDGET = 2**14  # over all images: this view runs the network very often
+MIN_IMAGES, MAX_IMAGES = 5, 16
+STEPS = 8  # of deletion and insertion
 
 
 def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw faithfulness scores of maps beside two baselines that ignore the network."""
+    """Draw faithfulness scores of class activation maps and of two baselines.
+
+    The baselines, random numbers and image edges, ignore the network.
+
+    Raises:
+        UsageError: the stage has maps of a single value.
+    """
     spec = registry.get_spec(run.recipe.model)
     stage = spec.cam_stage
-    count = min(max(PIXELS // batch.images[0, 0].numel(), FEW), MANY)
+    count = min(max(PIXEL_BUDGET // batch.images[0, 0].numel(), MIN_IMAGES), MAX_IMAGES)
     images = batch.images[round_robin_by_class(batch.targets.tolist(), count)]
-    cams_of = cams_by_method(model, images, stage, methods=METHODS)
-    maps = {method: cams_of[method][stage] for method in METHODS}
+    by_method = cams_by_method(model, images, stage, methods=METHODS)
+    maps = {method: by_method[method][stage] for method in METHODS}
     first = maps[METHODS[0]]
     require_spatial_maps(first, stage)
     maps[RANDOM] = random_cam(first)
     classes, stride = first.classes, strides(weights).get(stage, 0)
 
-    def raw(model: nn.Module, method: str) -> Tensor:
+    def raw_maps(model: nn.Module, method: str) -> Tensor:
         return cams(model, images, stage, classes, method)[stage].raw
 
     heats = {name: cam.heat(stride=stride) for name, cam in maps.items()}
@@ -71,29 +77,31 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
         6.6,
         f"Do the maps reflect the network? {run.recipe.model} on {run.recipe.data}, stage {stage}",
         f"{len(images)} images of the test split, explaining the predicted class; means and 95 % "
-        "bootstrap intervals. Deletion: the mean probability of the class as pixels are\nset to "
-        "0, highest first. Insertion: the same as a blurred image is restored. ROAD: the drop of "
-        "the probability without the highest pixels, compared to the lowest.\nRandom numbers, at "
-        "the map's resolution, and image edges ignore the network: a faithful map scores better "
-        "than both, and changes when the weights are\nshuffled. Correlations are computed on the "
-        "stage's raw values, including negative ones.",
+        "bootstrap intervals. Deletion: the mean probability of the class while pixels are\nset "
+        "to 0, highest-ranked first. Insertion: likewise, while a blurred image is progressively "
+        "restored. ROAD: the probability with the lowest-ranked pixels removed\nminus that with "
+        "the highest-ranked removed. Random numbers, at the map's resolution, and image edges "
+        "ignore the network: a faithful map scores better than both,\nand changes when the "
+        "weights are shuffled. Correlations are computed on the stage's raw values, including "
+        "negative ones.",
     )
-    *tops, bottom = figure.subplot_mosaic(
+    *score_axes, bottom = figure.subplot_mosaic(
         [[*"abc"], ["d", "d", "d"]], height_ratios=(1, 1.1)
     ).values()
     scores = _scores(model, images, heats, classes)
-    for ax, (title, by_map) in zip(tops, scores.items(), strict=True):
+    for ax, (title, by_map) in zip(score_axes, scores.items(), strict=True):
         plot_means(ax, title, by_map)
         ax.set_xlabel("probability of the class")
-    tops[-1].set_xlabel("difference of two probabilities")
-    for ax in tops[1:]:
+    score_axes[-1].set_xlabel("difference of two probabilities")
+    for ax in score_axes[1:]:
         ax.set_yticklabels([])
-    makers: dict[str, Callable[[nn.Module], Tensor]] = {
-        method: partial(raw, method=method) for method in METHODS
+    explainers: dict[str, Callable[[nn.Module], Tensor]] = {
+        method: partial(raw_maps, method=method) for method in METHODS
     }
-    makers[EDGES] = lambda _: heats[EDGES]
+    explainers[EDGES] = lambda _: heats[EDGES]
     _cascade(
-        bottom, {name: randomisation(model, spec.stages, make) for name, make in makers.items()}
+        bottom,
+        {name: randomisation(model, spec.stages, explain) for name, explain in explainers.items()},
     )
     return figure
 
@@ -101,7 +109,7 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
 def _scores(
     model: nn.Module, images: Tensor, heats: dict[str, Tensor], classes: Tensor
 ) -> dict[str, dict[str, Tensor]]:
-    """Return deletion, insertion and ROAD scores by title and map: N each."""
+    """Return {title: {map name: scores, N}} for deletion, insertion and ROAD."""
     scores: dict[str, Callable[[Tensor], Tensor]] = {
         "Deletion: lower is better": lambda heat: deletion(
             model, images, heat, classes, steps=STEPS
@@ -147,7 +155,7 @@ def _cascade(ax: Axes, by_method: dict[str, dict[str, Tensor]]) -> None:
     """Plot the correlations as weights are shuffled, from the last stage to the first."""
     stages = next(iter(by_method.values()))
     for number, (name, correlations) in enumerate(by_method.items()):
-        linewidth = 4.5 - number  # so that both of two equal curves are visible
+        linewidth = 4.5 - number  # so that coinciding curves stay distinguishable
         colour, marker = STYLES[name]
         means = [_mean(values) for values in correlations.values()]
         x = range(len(correlations) + 1)
@@ -173,7 +181,6 @@ def _cascade(ax: Axes, by_method: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _mean(values: Tensor) -> float:
-    """Return the mean without NaN, which is the correlation of a constant map."""
-    return float(
-        values[~values.isnan()].mean()
-    )  # NaN if none is left, which leaves a gap in the curve
+    """Return the mean, ignoring NaN (the correlation is NaN for a constant map)."""
+    # If no value is left, the mean is NaN, which leaves a gap in the curve.
+    return float(values[~values.isnan()].mean())

@@ -22,16 +22,16 @@ from cnn_viz.drawing.image_grid import Pixels, as_image, tiles
 
 __all__ = ["features"]
 
-CHANNELS = 10
+CHANNELS = 10  # drawn per stage
 
 
 def features(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw the feature maps of one image at each stage; stages of 1 x 1 maps are strips."""
+    """Draw one image's feature maps at each stage; outputs without height and width are strips."""
     image = batch.images[:1]
     stages = registry.get_spec(run.recipe.model).stages
     outputs, logits = stage_outputs(model, image, stages)
     # A strip needs only half the height of a row of maps.
-    heights = [1.0, *(1.0 if _spatial(output) else 0.5 for output in outputs.values())]
+    heights = [1.0, *(1.0 if _is_spatial(output) else 0.5 for output in outputs.values())]
     figure = style.figure(
         10.5,
         1.0 + 1.0 * sum(heights),
@@ -44,7 +44,7 @@ def features(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figu
     note = f"image {int(batch.indices[0]) + 1} of the test split"
     if logits.ndim == 2:
         class_indices = (int(batch.targets[0]), int(logits.argmax(1)))
-        names = [style.short(weights.classes[number], 30) for number in class_indices]
+        names = [style.short(weights.classes[k], 30) for k in class_indices]
         note += "\ntrue: {}\npredicted: {}".format(*names)
     pixels = as_image(weights.preprocessing.denormalise(image)[0])
     _input(first, pixels, image.shape[1:], note)
@@ -93,7 +93,7 @@ def _name_cells(ax: Axes, logits: Tensor, classes: Sequence[str]) -> None:
 def stage_outputs(
     model: nn.Module, images: Tensor, stages: Sequence[str]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return each stage's output for the first image, C H W or C, and the logits, N x classes ….
+    """Return each stage's output for the first image, C H W or C, and all images' logits.
 
     Stages that the network lacks or does not use, or that output no tensor, are left out.
     """
@@ -114,17 +114,16 @@ def stage_outputs(
 
 def _keep(stage: str, outputs: dict[str, Tensor], module: nn.Module, _: Any, output: Any) -> None:
     if isinstance(output, Tensor):
-        outputs[stage] = (
-            output[0].float().cpu().clone()
-        )  # a later in-place layer would overwrite it
+        # A copy, since a later in-place layer would overwrite the original.
+        outputs[stage] = output[0].float().cpu().clone()
 
 
 def _stage(ax: Axes, name: str, output: Tensor) -> None:
     """Show one stage: its first maps, or a strip of all its values."""
-    shown = output[:CHANNELS] if _spatial(output) else output.flatten()
+    shown = output[:CHANNELS] if _is_spatial(output) else output.flatten()
     limit = float(shown.abs().max()) or 1.0
     scale: dict[str, Any] = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit}
-    if _spatial(output):
+    if _is_spatial(output):
         tiles(ax, [np.asarray(plane) for plane in shown], CHANNELS, **scale)
     else:
         values = np.asarray(shown)[None]
@@ -135,14 +134,14 @@ def _stage(ax: Axes, name: str, output: Tensor) -> None:
     _label(ax, name, output.shape, f"±{limit:.3g}" if shown.any() else "all 0")
 
 
-def _spatial(output: Tensor) -> bool:
+def _is_spatial(output: Tensor) -> bool:
     return output.ndim == 3 and output[0].numel() > 1
 
 
 def _label(ax: Axes, name: str, shape: torch.Size, note: str) -> None:
     """Write the stage's name, shape and a note to the left."""
     size = " x ".join(map(str, shape))
-    beside: dict[str, Any] = {"transform": ax.transAxes, "va": "center"}
-    ax.text(-0.02, 0.5, f"{name}\n\n", ha="right", fontweight="bold", **beside)
-    below = f"\n{size}\n{note}"
-    ax.text(-0.02, 0.5, below, ha="right", fontsize=8, color=style.MUTED, **beside)
+    text_style: dict[str, Any] = {"transform": ax.transAxes, "va": "center"}
+    ax.text(-0.02, 0.5, f"{name}\n\n", ha="right", fontweight="bold", **text_style)
+    details = f"\n{size}\n{note}"
+    ax.text(-0.02, 0.5, details, ha="right", fontsize=8, color=style.MUTED, **text_style)

@@ -17,43 +17,43 @@ from cnn_viz.drawing.image_grid import tiles
 
 __all__ = ["filters", "initial_model"]
 
-SHOWN = 64
+MAX_KERNELS = 64
 COLUMNS = 8
 
 
 def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
-    """Draw the kernels of the first convolution on one scale, those of three channels as RGB.
+    """Draw the kernels of the first convolution, in colour if it has three input channels.
 
-    The initial kernels are drawn beside them if they can be reproduced.
+    The initial kernels are drawn beside them, on the same scale, if they can be reproduced.
     """
     name, weight = _first_convolution(model)
     initial, note = _initial_weights(run, weights, name, weight)
-    both = [weight] if initial is None else [initial, weight]
+    versions = [weight] if initial is None else [initial, weight]
     count, channels, height, width = weight.shape
-    limit = max(float(part.abs().max()) for part in both) or 1.0
+    limit = max(float(version.abs().max()) for version in versions) or 1.0
     coloured = channels == 3
-    kernels = [part if coloured else part.flatten(0, 1) for part in both]
-    shown, total = min(SHOWN, len(kernels[0])), len(kernels[0])
+    kernels = [version if coloured else version.flatten(0, 1) for version in versions]
+    shown, total = min(MAX_KERNELS, len(kernels[0])), len(kernels[0])
     columns = min(COLUMNS, shown)
     rows = -(-shown // columns)
-    side = min(1.15, 9 / (len(both) * columns))  # of a kernel, in inches
+    side = min(1.15, 9 / (len(versions) * columns))  # of a kernel, in inches
     caption = (
-        f"{shown} of {total} kernels of {height} x {width}: {count} outputs of "
-        f"{channels} {'channel' if channels == 1 else 'channels'}. {note}"
+        f"{shown} of {total} kernels of {height} x {width}: {count} output and "
+        f"{channels} input {'channel' if channels == 1 else 'channels'}. {note}"
     )
     if coloured:
-        ends = f"{style.MINUS}{limit:.2g} to {limit:.2g}"
-        caption += f"\nGrey is 0; red, green and blue each run from {ends}."
+        limits = f"{style.MINUS}{limit:.2g} to {limit:.2g}"
+        caption += f"\nGrey is 0; red, green and blue each run from {limits}."
     figure = style.figure(
-        max(side * columns * len(both) + (0.3 if coloured else 1.3), 6.5),
+        max(side * columns * len(versions) + (0.3 if coloured else 1.3), 6.5),
         side * rows + 1.5,
         f"Filters of {name}: {run.recipe.model} on {run.recipe.data}",
         caption,
     )
-    axes = figure.subplots(1, len(both), squeeze=False)[0]
-    for ax, part in zip(axes, kernels, strict=True):
-        _kernels(ax, part[:shown], columns, limit)
-    if len(both) > 1:
+    axes = figure.subplots(1, len(versions), squeeze=False)[0]
+    for ax, version in zip(axes, kernels, strict=True):
+        _kernels(ax, version[:shown], columns, limit)
+    if len(versions) > 1:
         axes[0].set_title("before training")
         axes[1].set_title("after training")
     if not coloured:
@@ -71,15 +71,15 @@ def initial_model(run: Run, weights: Weights) -> nn.Module:
     The random state is left unchanged.
 
     Raises:
-        UsageError: training started from given weights, or used another version of PyTorch,
+        UsageError: training started from existing weights, or used another version of PyTorch,
             which may draw other numbers from the same seed.
     """
     recipe = run.recipe
     if recipe.weights:
-        raise UsageError("training started from given weights")
+        raise UsageError("training started from existing weights")
     if (version := run.environment().get("torch")) != torch.__version__:
         raise UsageError(f"trained with PyTorch {version}, this is version {torch.__version__}")
-    # On all devices: manual_seed seeds every one of them.
+    # Preserve the state of all devices, since manual_seed seeds every one.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(recipe.seed)
         return create_model(
@@ -100,7 +100,7 @@ def _initial_weights(
     except UsageError as error:
         return None, f"The initial kernels are not shown:\n{error.message}."
     if (initial_name, weight.shape) != (name, trained.shape):
-        return None, "The initial kernels are not shown:\nthe recipe builds another network."
+        return None, "The initial kernels are not shown:\nthe recipe builds a different network."
     change = float((trained - weight).norm() / weight.norm())
     return weight, (
         f"Left: before training, rebuilt from seed {run.recipe.seed}.\nBoth share one scale; "
@@ -109,7 +109,7 @@ def _initial_weights(
 
 
 def _kernels(ax: Axes, kernels: Tensor, columns: int, limit: float) -> None:
-    """Show kernels: N 3 H W as RGB, or N H W by a colour map."""
+    """Show kernels: N 3 H W as RGB, or N H W with a colour map."""
     if kernels.ndim == 4:
         tiles(ax, [_rgb(kernel, limit) for kernel in kernels], columns)
         return
@@ -118,6 +118,7 @@ def _kernels(ax: Axes, kernels: Tensor, columns: int, limit: float) -> None:
 
 
 def _first_convolution(model: nn.Module) -> tuple[str, Tensor]:
+    """Return the name and the weight of the first convolution."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             return name, module.weight.detach().float().cpu()
@@ -125,5 +126,5 @@ def _first_convolution(model: nn.Module) -> tuple[str, Tensor]:
 
 
 def _rgb(kernel: Tensor, limit: float) -> np.ndarray:
-    """Return a kernel, 3 H W, as RGB with 0 as middle grey."""
+    """Return a kernel, 3 H W, as an RGB image, H W 3, in which 0 is mid-grey."""
     return np.asarray((0.5 + kernel / (2 * limit)).permute(1, 2, 0))

@@ -24,8 +24,8 @@ from cnn_viz.results.inputs import round_robin_by_class
 
 __all__ = ["evidence_colorbar", "gradcam", "overlay", "require_spatial_maps"]
 
-PAIRS = 4  # per row
-SHOWN = 12
+PAIRS_PER_ROW = 4
+IMAGES = 12
 GAP, BETWEEN = 0.04, 0.2  # relative to the height of an image
 LABEL_ROOM = 0.24  # inches above each pair
 
@@ -33,24 +33,24 @@ LABEL_ROOM = 0.24  # inches above each pair
 def gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside their Grad-CAM for the predicted class."""
     stage = registry.get_spec(run.recipe.model).cam_stage
-    # Different classes: twelve images of one class would show little.
-    shown = round_robin_by_class(batch.targets.tolist(), SHOWN)
-    cam = grad_cam(model, batch.images[shown], stage)
+    # Take classes in turn: twelve images of one class would show little.
+    indices = round_robin_by_class(batch.targets.tolist(), IMAGES)
+    cam = grad_cam(model, batch.images[indices], stage)
     require_spatial_maps(cam, stage)
-    denormalised = weights.preprocessing.denormalise(batch.images[shown])
-    rows = -(-len(shown) // PAIRS)
-    unit = tile_height(9.3, 2 * PAIRS, denormalised.shape, gap=GAP, between=BETWEEN)
+    denormalised = weights.preprocessing.denormalise(batch.images[indices])
+    rows = -(-len(indices) // PAIRS_PER_ROW)
+    unit = tile_height(9.3, 2 * PAIRS_PER_ROW, denormalised.shape, gap=GAP, between=BETWEEN)
     height, width = cam.raw.shape[1:]
     figure = style.figure(
         10.5,
         0.95 + rows * (unit * (1 + GAP) + LABEL_ROOM),
         f"Grad-CAM at stage {stage}: {run.recipe.model} on {run.recipe.data}",
-        f"{len(shown)} images of the test split, as the network sees them, with the predicted "
+        f"{len(indices)} images of the test split, as the network sees them, with the predicted "
         f"class.\nA map has {height} x {width} values at this stage, placed at their receptive "
         "fields and resized bilinearly; brightness is relative to its own maximum.",
     )
     ax = figure.subplots()
-    targets = batch.targets[shown].tolist()
+    targets = batch.targets[indices].tolist()
     heat = cam.heat(stride=strides(weights).get(stage, 0)).cpu()
     _pairs(
         ax,
@@ -93,18 +93,18 @@ def _pairs(
     for image, values in zip(images, heat, strict=True):
         rgb = as_rgb(image)
         panels += [rgb, overlay(rgb, np.asarray(values))]
-    places = tiles(ax, panels, 2 * PAIRS, gap=GAP, between=BETWEEN, above=above)
+    places = tiles(ax, panels, 2 * PAIRS_PER_ROW, gap=GAP, between=BETWEEN, above=above)
     probabilities = cam.logits.softmax(1).gather(1, cam.classes[:, None]).squeeze(1)
-    for number, (left, right) in enumerate(zip(places[::2], places[1::2], strict=True)):
-        predicted, true = int(cam.classes[number]), targets[number]
-        probability = style.confidence(float(probabilities[number]))
+    for index, (left, right) in enumerate(zip(places[::2], places[1::2], strict=True)):
+        predicted, true = int(cam.classes[index]), targets[index]
+        probability = style.confidence(float(probabilities[index]))
         label = f"{style.short(classes[predicted], 12)}  {probability}"
         if predicted != true:
             label += f"  (true: {style.short(classes[true], 12)})"
         x, y = (left[0] + right[0]) / 2, left[1]
         colour = style.INK if predicted == true else style.ORANGE
         ax.text(x, y - 0.05, label, ha="center", va="bottom", fontsize=8, color=colour)
-        if cam.empty[number]:
+        if cam.empty[index]:
             ax.text(
                 right[0],
                 right[1] + 0.5,
@@ -132,9 +132,9 @@ def evidence_colorbar(figure: Figure, axes: Any, shrink: float) -> None:
 
 
 def overlay(image: Any, heat: Any) -> Any:
-    """Lay a map (H W in [0, 1]) over a dimmed image (H W 3) by screen blending.
+    """Return a map, H W in [0, 1], screen-blended over a dimmed image, H W 3.
 
-    Unlike alpha blending it never darkens the image, so details stay visible everywhere.
+    Unlike alpha blending, screen blending never darkens the image, so details stay visible.
     """
     light = matplotlib.colormaps[style.HEAT](heat)[..., :3]
     return 1 - (1 - 0.55 * image) * (1 - light)

@@ -17,7 +17,7 @@ from cnn_viz.views.masks import require_scores
 __all__ = ["image_scores"]
 
 NAMES = {"miou": "mIoU", "dice": "Dice", "boundary_f1": "Boundary F1, 2 pixels"}
-FEW = 12  # images: a point for each instead of a histogram
+MIN_HISTOGRAM = 12  # images; with fewer, draw a point for each
 
 
 def image_scores(run: Run, segmented: SegmentationResults) -> Figure:
@@ -32,7 +32,7 @@ def image_scores(run: Run, segmented: SegmentationResults) -> Figure:
         "is the mean\nover the foreground classes. The dotted line is the median.",
     )
     for ax, (key, name) in zip(figure.subplots(1, len(NAMES)), NAMES.items(), strict=True):
-        _distribution(ax, [line[key] for line in scores if key in line], name)
+        _distribution(ax, [image[key] for image in scores if key in image], name)
     return figure
 
 
@@ -43,7 +43,7 @@ def _distribution(ax: Axes, values: Sequence[float], name: str) -> None:
         ax.set_axis_off()
         return
     low = min(10 * np.floor(percentages.min() / 10), 90.0)
-    if len(percentages) < FEW:
+    if len(percentages) < MIN_HISTOGRAM:
         ax.plot(
             percentages, np.zeros(len(percentages)), "o", color=style.BLUE, markersize=8, alpha=0.6
         )
@@ -58,6 +58,6 @@ def _distribution(ax: Axes, values: Sequence[float], name: str) -> None:
     median = float(np.median(percentages))
     ax.axvline(median, color=style.ORANGE, linewidth=1.4, linestyle=(0, (2, 1.5)))
     ax.set_title(f"{name}: median {style.percent(median / 100)}")
-    room = 0.02 * (100 - low)
-    ax.set(xlabel="per cent", xlim=(low - room, 100 + room))
+    margin = 0.02 * (100 - low)
+    ax.set(xlabel="%", xlim=(low - margin, 100 + margin))
     ax.spines["left"].set_visible(False)

@@ -25,12 +25,12 @@ from cnn_viz.views.masks import tile_note
 
 __all__ = ["maps_in_masks"]
 
-PAIRS, EACH = 32, 3  # pairs of an image and a class; classes per image
-PIXELS = 2**21  # of all pairs together: this view is slow
+MAX_PAIRS, CLASSES_PER_IMAGE = 32, 3  # a pair is an image and a class
+PIXEL_BUDGET = 2**21  # over all pairs: this view is slow
 
 
 def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw how well each map matches the class's mask, beside maps that ignore the network.
+    """Draw how well class activation maps match the target masks, beside two baselines.
 
     Raises:
         UsageError: no foreground class is predicted in an image that contains it.
@@ -41,12 +41,12 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
     with inspection_mode(model, batch.images):
         logits = two_class_logits(model(batch.images).float())
     targets = center_crop(batch.targets, logits)
-    limit = min(PAIRS, max(PIXELS // batch.images[0, 0].numel(), 1))
+    limit = min(MAX_PAIRS, max(PIXEL_BUDGET // batch.images[0, 0].numel(), 1))
     rows, classes = _pairs(predicted_classes(logits), targets, limit)
     images = batch.images[rows]
     valid = targets[rows] != IGNORED
     inside = targets[rows] == classes[:, None, None]
-    share = float((inside.sum((1, 2)) / valid.sum((1, 2))).mean())
+    mask_share = float((inside.sum((1, 2)) / valid.sum((1, 2))).mean())
     intervals = " and 95 % bootstrap intervals" if len(rows) >= ENOUGH else ""
     figure = style.figure(
         10.5,
@@ -54,8 +54,9 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
         f"Do the maps match the masks? {run.recipe.model} on {run.recipe.data}",
         f"{len(rows)} pairs of a test image and a class that is present and predicted; the maps "
         f"explain the pixels predicted as the class; means{intervals}.\n"
-        f"Dotted: the mask's share of the image, {style.percent(share)} on average, which is also "
-        "the score of a uniform map. Random numbers and edges ignore the network."
+        "Dotted: the mask's share of the image without ignored pixels, "
+        f"{style.percent(mask_share)} on average, which is also the score of a uniform map. "
+        "Random numbers and edges ignore the network."
         f"{tile_note(weights)}",
     )
     axes = figure.subplots(2, 2, sharex="col")
@@ -75,7 +76,7 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
         )
         right.set_yticklabels([])
         for ax in (left, right):
-            _format_axes(ax, share)
+            _format_axes(ax, mask_share)
     axes[1, 0].set_xlabel("share of the map's sum")
     axes[1, 1].set_xlabel("share of maps with their maximum in the mask")
     return figure
@@ -84,7 +85,7 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
 def _heats(
     model: nn.Module, images: Tensor, stage: str, classes: Tensor, stride: int
 ) -> dict[str, Tensor]:
-    """Return the maps of each method and of the two baselines: N H W each."""
+    """Return the maps, N H W, of each method and of the two baselines, by name."""
     maps = {
         method: seg_grad_cam(model, images, stage, classes, method=method) for method in METHODS
     }
@@ -94,12 +95,16 @@ def _heats(
 
 
 def _pairs(predictions: Tensor, targets: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Return n pairs of an image and a foreground class, present and predicted, as two tensors.
+    """Return pairs of an image and a foreground class that it contains and that is predicted.
 
-    The largest classes of each image, except one that fills it: any map would match.
+    The pairs are two tensors of length n: image indices and classes. Each image contributes its
+    largest classes, without a class that fills it: any map would match.
+
+    Raises:
+        UsageError: there is no such pair.
     """
     pairs = []
-    for number, (predicted, target) in enumerate(zip(predictions, targets, strict=True)):
+    for index, (predicted, target) in enumerate(zip(predictions, targets, strict=True)):
         valid = target[target != IGNORED]
         counts = valid[valid > 0].bincount().tolist()
         predicted_classes = set(predicted.unique().tolist())
@@ -108,13 +113,15 @@ def _pairs(predictions: Tensor, targets: Tensor, limit: int) -> tuple[Tensor, Te
             for k, count in enumerate(counts)
             if 0 < count < len(valid) and k in predicted_classes
         ]
-        pairs += [(number, k) for k in sorted(present, key=lambda k: -counts[k])[:EACH]]
+        pairs += [
+            (index, k) for k in sorted(present, key=lambda k: -counts[k])[:CLASSES_PER_IMAGE]
+        ]
     if not pairs:
-        raise UsageError("no foreground class is predicted correctly in any image")
+        raise UsageError("no foreground class is predicted in an image that contains it")
     rows, classes = zip(*pairs[:limit], strict=True)
     return torch.tensor(rows), torch.tensor(classes, device=predictions.device)
 
 
-def _format_axes(ax: Axes, share: float) -> None:
-    ax.axvline(share, color=style.INK, linewidth=1, linestyle=(0, (1, 2)))
+def _format_axes(ax: Axes, mask_share: float) -> None:
+    ax.axvline(mask_share, color=style.INK, linewidth=1, linestyle=(0, (1, 2)))
     ax.set_xlim(-0.03, 1.03)

@@ -52,13 +52,14 @@ GROUPS = ("Best", "Median", "Worst")
 PER_GROUP = 2  # images per group
 MAX_LEGEND = 10  # classes in the legend, at most
 LEGEND_HEIGHT = 0.32  # inches
+COLOUR_MAPS = ("cividis", style.HEAT)  # of probability and entropy
 
 
 def masks(run: Run, segmented: SegmentationResults) -> Figure:
     """Draw targets and predictions for the images with the best, median and worst mIoU."""
     ranked = require_scores(run, segmented)
     chosen = _groups(ranked)
-    outputs = segmented.pick(int(line["index"]) for group in chosen for line in group)
+    outputs = segmented.pick(int(scores["index"]) for group in chosen for scores in group)
     unit = tile_height(4.95, 4, outputs[0].target.shape, gap=GAP)
     row_height = unit + LABEL_ROOM + 0.42
     figure = style.figure(
@@ -66,29 +67,31 @@ def masks(run: Run, segmented: SegmentationResults) -> Figure:
         1.35 + LEGEND_HEIGHT + len(chosen) * row_height,
         f"Masks: {run.recipe.model} on {run.recipe.data}",
         f"The images with the best, median and worst mIoU of {len(ranked):,} images of the test "
-        "split; the mean is over the classes in an image or its prediction.\n"
+        "split; the mean is over the classes present in an image or its prediction.\n"
         "Ignored pixels are striped.",
     )
     heights = [LEGEND_HEIGHT, *[row_height] * len(chosen)]
-    keys, *axes = figure.subplots(len(heights), PER_GROUP, squeeze=False, height_ratios=heights)
+    legend_axes, *axes = figure.subplots(
+        len(heights), PER_GROUP, squeeze=False, height_ratios=heights
+    )
     index, seen = 0, set()
     for row, name, group in zip(axes, _group_names(len(chosen)), chosen, strict=True):
         for ax in row[len(group) :]:
             ax.set_axis_off()
-        for ax, line in zip(row, group, strict=False):
+        for ax, scores in zip(row, group, strict=False):
             output, index = outputs[index], index + 1
             _masks(ax, output, LABEL_ROOM / unit)
-            ax.set_title(f"{name}: {_score_text(line, segmented.classes)}", fontsize=9)
+            ax.set_title(f"{name}: {_score_text(scores, segmented.classes)}", fontsize=9)
             seen |= {*output.predicted.unique().tolist(), *output.target.unique().tolist()}
-    _legends(keys, segmented.classes, sorted(seen - {IGNORED}))
+    _legends(legend_axes, segmented.classes, sorted(seen - {IGNORED}))
     return figure
 
 
 def probability(run: Run, segmented: SegmentationResults) -> Figure:
-    """Draw the probability of each pixel and the entropy of its class probabilities."""
+    """Draw each pixel's predicted probability and the entropy of its class probabilities."""
     binary = len(segmented.classes) == 2
-    lines = spread_by_miou(require_scores(run, segmented), 6)[::-1]
-    outputs = segmented.pick(int(line["index"]) for line in lines)
+    chosen = spread_by_miou(require_scores(run, segmented), 6)[::-1]
+    outputs = segmented.pick(int(scores["index"]) for scores in chosen)
     unit = tile_height(4.6, 3, outputs[0].target.shape, gap=GAP)
     rows = -(-len(outputs) // 2)
     quantity = (
@@ -105,17 +108,17 @@ def probability(run: Run, segmented: SegmentationResults) -> Figure:
     max_entropy = float(np.log2(len(segmented.classes)))
     for ax in axes.flat[len(outputs) :]:
         ax.set_axis_off()
-    for ax, output, line in zip(axes.flat, outputs, lines, strict=False):
+    for ax, output, scores in zip(axes.flat, outputs, chosen, strict=False):
         p = output.probabilities
         maps = (p[1] if binary else p.amax(0), entropy(p) / max_entropy)
         colours = [
             matplotlib.colormaps[m](np.asarray(x))[..., :3]
-            for m, x in zip(MAPS, maps, strict=True)
+            for m, x in zip(COLOUR_MAPS, maps, strict=True)
         ]
         show(ax, [as_image(output.image), *colours], ("image", "probability", "entropy"), unit)
-        ax.set_title(_score_text(line, segmented.classes), fontsize=9)
+        ax.set_title(_score_text(scores, segmented.classes), fontsize=9)
     for name, label, top in zip(
-        MAPS, (quantity, "entropy, bits"), (1.0, max_entropy), strict=True
+        COLOUR_MAPS, (quantity, "entropy, bits"), (1.0, max_entropy), strict=True
     ):
         scale = ScalarMappable(matplotlib.colors.Normalize(0, top), name)
         bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, shrink=min(1, 2.2 / rows))
@@ -124,17 +127,14 @@ def probability(run: Run, segmented: SegmentationResults) -> Figure:
     return figure
 
 
-MAPS = ("cividis", style.HEAT)
-
-
 def entropy(probabilities: Tensor) -> Tensor:
-    """Return the entropy in bits of probabilities, classes x H x W: H x W, at least 0."""
+    """Return the entropy in bits, H W, of class probabilities, C H W."""
     nats: Tensor = torch.special.entr(probabilities).sum(0)
     return nats / math.log(2)
 
 
 def outcomes(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the outcome of each pixel, H x W, as a constant of this module; 0 is background."""
+    """Return the outcome of each pixel, H W: `TRUE_NEGATIVE`, `CORRECT` and so on."""
     outcome = torch.full(target.shape, TRUE_NEGATIVE)
     outcome[(predicted > 0) & (target > 0)] = WRONG_CLASS
     outcome[(predicted > 0) & (target == predicted)] = CORRECT
@@ -145,14 +145,18 @@ def outcomes(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def require_scores(run: Run, segmented: SegmentationResults) -> list[dict[str, float]]:
-    """Return the scores of the images; raise UsageError if all their pixels are ignored."""
+    """Return the scores of each image.
+
+    Raises:
+        UsageError: all pixels of the test split are ignored.
+    """
     if not segmented.scores:
         raise UsageError(f"{run.path}: all pixels of the test split are ignored")
     return segmented.scores
 
 
 def tile_note(weights: Weights) -> str:
-    """Return a note for captions if a batch shows only the central tile of each image."""
+    """Return a caption note if only the central tile of each image is shown, otherwise ""."""
     return " Only the central tile of each image is shown." if weights.preprocessing.tiled else ""
 
 
@@ -164,8 +168,8 @@ def show(ax: Axes, images: Sequence[Pixels], labels: Sequence[str], unit: float)
 
 
 def _groups(scores: Sequence[dict[str, float]]) -> list[list[dict[str, float]]]:
-    """Return the scores of the best, median and worst images, without duplicates."""
-    ranked = sorted(scores, key=lambda line: -line["miou"])
+    """Return the scores of the best, median and worst images, or of all if there are under six."""
+    ranked = sorted(scores, key=lambda image: -image["miou"])
     if len(ranked) < 3 * PER_GROUP:
         return [ranked[start : start + PER_GROUP] for start in range(0, len(ranked), PER_GROUP)]
     middle = len(ranked) // 2 - PER_GROUP // 2
@@ -176,11 +180,11 @@ def _group_names(groups: int) -> Sequence[str]:
     return GROUPS if groups == 3 else ["All"] * groups
 
 
-def _score_text(line: dict[str, float], classes: Sequence[str]) -> str:
+def _score_text(scores: dict[str, float], classes: Sequence[str]) -> str:
     """Return an image's number and mIoU, and for two classes the IoU of the second."""
-    text = f"image {int(line['index']) + 1}, mIoU {style.percent(line['miou'])}"
-    if len(classes) == 2 and "iou_1" in line:
-        text += f", {style.short(classes[1])} {style.percent(line['iou_1'])}"
+    text = f"image {int(scores['index']) + 1}, mIoU {style.percent(scores['miou'])}"
+    if len(classes) == 2 and "iou_1" in scores:
+        text += f", {style.short(classes[1])} {style.percent(scores['iou_1'])}"
     return text
 
 
@@ -197,16 +201,16 @@ def _masks(ax: Axes, output: SegmentationOutput, above: float) -> None:
 
 
 def _colour(number: int) -> tuple[float, float, float]:
-    """Return a class's colour: 0 is dark; after six classes the colours repeat, darker."""
+    """Return a class's RGB colour: dark for 0; after six classes the colours repeat, darker."""
     if number == 0:
         return to_rgb(BACKGROUND)
-    turn, place = divmod(number - 1, len(CLASSES))
-    red, green, blue = (0.7**turn * value for value in to_rgb(CLASSES[place]))
+    cycle, position = divmod(number - 1, len(CLASSES))
+    red, green, blue = (0.7**cycle * value for value in to_rgb(CLASSES[position]))
     return red, green, blue
 
 
 def _class_colours(mask: Pixels, striped: Pixels) -> Pixels:
-    """Return a mask of classes, H W, as colours, with ignored pixels striped."""
+    """Return a mask of class indices, H W, as an RGB image with striped ignored pixels."""
     table = np.array([_colour(number) for number in range(256)])
     return _stripes(table[mask], striped)
 
@@ -219,7 +223,7 @@ def _stripes(colours: Pixels, striped: Pixels) -> Pixels:
 
 
 def _outcome_overlay(image: Pixels, outcome: Pixels) -> Pixels:
-    """Lay the outcomes over the image, which is grey and dimmed."""
+    """Return the image in dimmed grey, with the outcomes in colour."""
     grey = image if image.ndim == 2 else image.mean(2)
     colours = np.repeat(0.75 * grey[..., None], 3, axis=2)
     for number, (_, colour) in OUTCOMES.items():
@@ -229,16 +233,16 @@ def _outcome_overlay(image: Pixels, outcome: Pixels) -> Pixels:
 
 
 def _legends(axes: Sequence[Axes], classes: Sequence[str], seen: Sequence[int]) -> None:
-    """Add the legends of outcomes and of the classes shown."""
-    shown = [*OUTCOMES.values()][: 3 if len(classes) == 2 else 4]
-    outcomes = [Patch(facecolor=colour, label=label) for label, colour in shown]
-    named = [
+    """Draw the legends of the outcomes and of the classes in `seen`."""
+    entries = [*OUTCOMES.values()][: 3 if len(classes) == 2 else 4]
+    outcome_patches = [Patch(facecolor=colour, label=label) for label, colour in entries]
+    class_patches = [
         Patch(facecolor=_colour(n), label=style.short(classes[n], 10)) for n in seen[:MAX_LEGEND]
     ]
-    note = f", {len(named)} of {len(seen)} classes" if len(seen) > MAX_LEGEND else ""
+    note = f", {len(class_patches)} of {len(seen)} classes" if len(seen) > MAX_LEGEND else ""
     titles = ("Outcome", f"Target and prediction{note}")
     options: dict[str, Any] = {"handlelength": 1.0, "columnspacing": 1.3, "borderaxespad": 0.0}
-    for ax, handles, title in zip(axes, (outcomes, named), titles, strict=True):
+    for ax, handles, title in zip(axes, (outcome_patches, class_patches), titles, strict=True):
         ax.set_axis_off()
         ax.set_title(title, fontsize=9)
         ax.legend(handles=handles, loc="upper left", ncols=MAX_LEGEND // 2, borderpad=0, **options)

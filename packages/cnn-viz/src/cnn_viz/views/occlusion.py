@@ -23,19 +23,19 @@ from cnn_viz.views.masks import GAP, LABEL_ROOM, show, tile_note
 
 __all__ = ["occlusion"]
 
-IMAGES = 4
-PIXELS = 2**23  # the budget of one figure: pixels given to the network
-FINEST, COARSEST = 8, 3  # patches along the shorter side of an image
+MAX_IMAGES = 4
+PIXEL_BUDGET = 2**23  # pixels that the network processes for one figure
+MAX_PATCHES, MIN_PATCHES = 8, 3  # along the shorter side of an image
 
 
 def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw how far a class's probability, in its own pixels, drops when a patch is occluded."""
+    """Draw how much a class's probability in its predicted pixels drops if a patch is occluded."""
     patches, count = _plan(batch.images)
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // patches, 2)
     maps, classes, regions = _drops(model, images, patch)
     # One scale for all images, so that weak and strong effects can be compared.
-    top = max(1e-6, float(maps.abs().max()))
+    limit = max(1e-6, float(maps.abs().max()))
     denormalised = weights.preprocessing.denormalise(images).cpu()
     unit = tile_height(4.9, 3, images.shape, gap=GAP)
     rows = -(-count // 2)
@@ -43,15 +43,15 @@ def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fig
         10.5,
         1.3 + rows * (unit + LABEL_ROOM + 0.42),
         f"Occlusion: {run.recipe.model} on {run.recipe.data}",
-        f"The drop of a class's mean probability, over the pixels predicted as it, when a patch "
-        f"of {patch} x {patch} pixels is set to the mean colour (Zeiler and Fergus 2014).\n"
+        f"The drop of a class's mean probability, over the pixels predicted as that class, when a "
+        f"patch of {patch} x {patch} pixels is set to the mean colour (Zeiler and Fergus 2014).\n"
         f"Patches begin every {max(patch // 2, 1)} pixels; a pixel's value is the mean over all "
         f"patches that cover it. Negative: the probability rises.{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[count:]:
         ax.set_axis_off()
-    norm = Normalize(-top, top)
+    norm = Normalize(-limit, limit)
     for n, ax in zip(range(count), axes.flat, strict=False):
         drop = colormaps[style.DIVERGING](norm(maps[n].numpy()))[..., :3]
         region = _region_image(regions[n].cpu(), images.shape[2], images.shape[3])
@@ -67,13 +67,16 @@ def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fig
         shrink=min(1, 2.2 / rows),
         format=FuncFormatter(style.percent_tick),
     )
-    bar.set_label("drop of the probability")
+    bar.set_label("drop in probability")
     bar.outline.set_visible(False)
     return figure
 
 
 def _drops(model: nn.Module, images: Tensor, patch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return drops, N H W, of each image's largest foreground class, N, in its pixels, N h w."""
+    """Return the drops in probability of each image's largest predicted foreground class, N H W.
+
+    Also returns the classes, N, and the pixels predicted as them, bool N h w.
+    """
     with torch.no_grad(), eval_mode(model):
         classes, regions = _largest(two_class_logits(model(images).float()))
 
@@ -88,19 +91,22 @@ def _drops(model: nn.Module, images: Tensor, patch: int) -> tuple[Tensor, Tensor
 
 
 def _plan(images: Tensor) -> tuple[int, int]:
-    """Return the number of patches along a side, and of images, that the budget allows.
+    """Return the numbers of patches along the shorter side and of images that the budget allows.
 
-    Coarser patches come before fewer images: several examples matter more than detail.
+    Patches get coarser before images get fewer: several examples matter more than detail.
     """
-    for images_shown in range(min(IMAGES, len(images)), 0, -1):
-        for patches in range(FINEST, COARSEST - 1, -1):
-            if images_shown * (2 * patches) ** 2 * images[0, 0].numel() <= PIXELS:
-                return patches, images_shown
-    return COARSEST, 1
+    for images_drawn in range(min(MAX_IMAGES, len(images)), 0, -1):
+        for patches in range(MAX_PATCHES, MIN_PATCHES - 1, -1):
+            if images_drawn * (2 * patches) ** 2 * images[0, 0].numel() <= PIXEL_BUDGET:
+                return patches, images_drawn
+    return MIN_PATCHES, 1
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's largest foreground class, N, and its predicted pixels, N h w."""
+    """Return each image's largest foreground class, N, and its predicted pixels, bool N h w.
+
+    The class is 0, the background, if no foreground is predicted.
+    """
     masks = predicted_classes(logits)
     counts = torch.stack([mask.flatten().bincount(minlength=logits.shape[1]) for mask in masks])
     counts = counts[:, 1:]
@@ -109,7 +115,7 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _region_image(region: Tensor, height: int, width: int) -> Pixels:
-    """Return a region as a grey image, H W, centred, bright inside the region."""
+    """Return a grey image, H W, with the bright region at its centre."""
     top, left = ((a - b) // 2 for a, b in zip((height, width), region.shape, strict=True))
     canvas = np.full((height, width), 0.15)
     inside = (slice(top, top + region.shape[0]), slice(left, left + region.shape[1]))

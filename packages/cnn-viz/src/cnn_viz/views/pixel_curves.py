@@ -27,49 +27,52 @@ from cnn_viz.views.masks import require_scores
 
 __all__ = ["pixel_calibration", "pixel_curves"]
 
-UNIT = (-0.02, 1.02)
-BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
+UNIT = (-0.02, 1.02)  # axis limits of a fraction
+LEGEND_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
 
 
 def pixel_curves(run: Run, segmented: SegmentationResults) -> Figure:
-    """Draw precision-recall and ROC curves of the pixels of each class, one-vs-rest."""
+    """Draw one-vs-rest precision-recall and ROC curves of pixels, by class.
+
+    Raises:
+        UsageError: the test split has pixels of one class only, or only ignored ones.
+    """
     require_scores(run, segmented)
     sums = segmented.metrics.curves.cpu()
-    shown = _shown(sums)
-    if not shown:
+    drawn = _classes_to_draw(sums)
+    if not drawn:
         raise UsageError(f"{run.path}: the test split has pixels of one class only")
-    left_out = _left_out(len(segmented.classes), len(shown))
+    selection = _selection_note(len(segmented.classes), len(drawn))
     figure = style.figure(
         10.5,
-        5.0 + 0.2 * -(-len(shown) // 2),
+        5.0 + 0.2 * -(-len(drawn) // 2),
         f"Ranking of pixels: {run.recipe.model} on {run.recipe.data}",
         f"{_pixels(int(sums[0].sum()))} of the test split, each class against all others, at "
-        f"every threshold of its probability.{left_out}\nDotted: a random ranking, whose "
+        f"every threshold of its probability.{selection}\nDotted: a random ranking; its "
         "precision is the class's share of all pixels.",
     )
     left, right = figure.subplots(1, 2)
-    for index, number in enumerate(shown):
-        positives, negatives = sums[number].unbind(1)
-        name, colour = style.short(segmented.classes[number]), style.RUNS[index]
+    for index, k in enumerate(drawn):
+        positives, negatives = sums[k].unbind(1)
+        name, colour = style.short(segmented.classes[k]), style.RUNS[index]
         precision, recall = precision_recall(positives, negatives)
-        last = torch.cat(
-            [recall.diff() < 0, torch.tensor([True])]
-        )  # of the points with equal recall
-        area = average_precision(positives, negatives)
-        label = f"{name}, AP {style.share(area, 3)}"  # the area under the steps
+        # Of several points with equal recall, draw only the last.
+        last = torch.cat([recall.diff() < 0, torch.tensor([True])])
+        ap = average_precision(positives, negatives)  # the area under the steps
+        label = f"{name}, AP {style.share(ap, 3)}"
         options: dict[str, Any] = {"color": colour, "label": label, "drawstyle": "steps-post"}
         left.plot(recall[last], precision[last], **options)
-        prevalence = float(positives.sum() / sums[number].sum())
+        prevalence = float(positives.sum() / sums[k].sum())
         left.axhline(prevalence, color=colour, linewidth=1, linestyle=(0, (1, 2)))
-        area = area_under_roc(positives, negatives)
-        label = f"{name}, AUC {style.share(area, 4)}"
+        auc = area_under_roc(positives, negatives)
+        label = f"{name}, AUC {style.share(auc, 4)}"
         right.plot(*roc(positives, negatives), color=colour, label=label)
     right.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle=(0, (1, 2)))
     left.set(title="Precision and recall", xlabel="recall", ylabel="precision")
     right.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
     for ax in (left, right):
-        ax.legend(**BELOW)
-        _square(ax)
+        ax.legend(**LEGEND_BELOW)
+        _format_axes(ax)
     return figure
 
 
@@ -83,8 +86,8 @@ def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
         10.5,
         4.7,
         f"Calibration of pixels: {run.recipe.model} on {run.recipe.data}",
-        f"{_pixels(int(sums[:, 0].sum()))} of the test split in {GROUPS} groups of confidence, "
-        "the highest probability. ECE is the mean gap, weighted by pixels (Guo et al. 2017).\n"
+        f"{_pixels(int(sums[:, 0].sum()))} of the test split in {GROUPS} bins of confidence "
+        "(the highest probability). ECE is the mean gap, weighted by pixels (Guo et al. 2017).\n"
         "Below the diagonal the network is overconfident.",
     )
     left, right = figure.subplots(1, 2)
@@ -92,14 +95,14 @@ def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
     left.vlines(confidence, accuracy, confidence, color=style.ORANGE, linewidth=4, alpha=0.5)
     left.plot(confidence, accuracy, "o-", color=style.BLUE, markersize=5)
     left.set(title=f"Reliability: ECE {style.percent(error, 2)}", ylabel="accuracy")
-    left.set_xlabel("mean confidence of the group")
-    _square(left)
+    left.set_xlabel("mean confidence in the bin")
+    _format_axes(left)
     _histogram(right, sums)
     return figure
 
 
 def _histogram(ax: Axes, sums: Tensor) -> None:
-    """Draw the share of pixels in each group, the mean confidence and the accuracy."""
+    """Draw the share of pixels in each bin, with lines at the mean confidence and the accuracy."""
     count, confidence, hits = (float(x) for x in sums.sum(0))
     edges = np.arange(GROUPS) / GROUPS
     fractions = np.asarray(sums[:, 0]) / count
@@ -110,13 +113,13 @@ def _histogram(ax: Axes, sums: Tensor) -> None:
     ):
         label = f"{name} {style.percent(value, 2)}"
         ax.axvline(value, color=colour, linewidth=1.4, linestyle=(0, (2, 1.5)), label=label)
-    ax.set(title="Confidence", xlabel="confidence", ylabel="per cent of pixels", xlim=UNIT)
+    ax.set(title="Confidence", xlabel="confidence", ylabel="% of pixels", xlim=UNIT)
     ax.legend(loc="upper left")
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
 
 
-def _shown(sums: Tensor) -> list[int]:
+def _classes_to_draw(sums: Tensor) -> list[int]:
     """Return the classes to draw: the second of two, otherwise those with the lowest AP."""
     present = [k for k, pair in enumerate(sums) if (pair.sum(0) > 0).all()]
     if len(sums) == 2:
@@ -125,9 +128,9 @@ def _shown(sums: Tensor) -> list[int]:
     return sorted(ranked[: len(style.RUNS)])
 
 
-def _left_out(classes: int, shown: int) -> str:
-    if classes > 2 and shown == len(style.RUNS) < classes:
-        return f" The {shown} classes with the lowest AP are shown."
+def _selection_note(classes: int, drawn: int) -> str:
+    if classes > 2 and drawn == len(style.RUNS) < classes:
+        return f" The {drawn} classes with the lowest AP are shown."
     return ""
 
 
@@ -135,7 +138,7 @@ def _pixels(count: int) -> str:
     return f"{count:,} {'pixel' if count == 1 else 'pixels'}"
 
 
-def _square(ax: Axes) -> None:
+def _format_axes(ax: Axes) -> None:
     ticks: Sequence[float] = np.linspace(0, 1, 6).tolist()
     ax.set(xlim=UNIT, ylim=UNIT, aspect="equal", xticks=ticks, yticks=ticks)
     ax.grid()

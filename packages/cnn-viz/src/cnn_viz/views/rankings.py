@@ -16,39 +16,43 @@ from cnn_viz.results.metrics import STEPS, OneVsRest, mean_curves, one_vs_rest, 
 
 __all__ = ["rankings"]
 
-NAMED = 6  # classes, the worst, in colour
-DRAWN = 40  # classes: more curves would only be a blot
-UNIT = (-0.02, 1.02)
+MAX_COLOURED = 6  # classes, those with the lowest AP, each with a colour and a legend entry
+MAX_CURVES = 40  # classes; more curves could not be told apart
+UNIT = (-0.02, 1.02)  # axis limits of a fraction
 STEPPED: dict[str, Any] = {"drawstyle": "steps-pre"}  # AP is the area under the steps
 
 
 def rankings(run: Run, predictions: Predictions) -> Figure:
-    """Draw precision-recall and ROC curves of each class, one-vs-rest."""
+    """Draw one-vs-rest precision-recall and ROC curves of up to 40 classes, and their means.
+
+    Raises:
+        UsageError: the test split has images of one class only.
+    """
     scores, probabilities = one_vs_rest(predictions), predictions.logits.double().softmax(1)
     defined = [k for k, score in enumerate(scores) if not np.isnan(score.auc)]
     if not defined:
         raise UsageError(f"{run.path}: the test split has images of one class only")
     worst = sorted(defined, key=lambda k: scores[k].ap)
-    named, others = worst[:NAMED], worst[NAMED:DRAWN]
+    coloured, others = worst[:MAX_COLOURED], worst[MAX_COLOURED:MAX_CURVES]
     figure = style.figure(
         10.5,
         6.8,
         f"Ranking of images on the test split: {run.recipe.model} on {run.recipe.data}",
         f"{len(predictions.targets):,} images, each class against all others, at every threshold "
-        f"of its probability. {_which(len(named), len(others), len(defined))}\n"
+        f"of its probability. {_selection(len(coloured), len(others), len(defined))}\n"
         f"The mean is over the {len(defined)} classes with images, at {STEPS} evenly spaced "
         "values of recall and false positive rate. Dotted: a random ranking.",
     )
     left, right = figure.subplots(1, 2)
-    # Drawn first, below the named classes; the worst of them on top.
-    for number in reversed(others):
-        curves = ranking_curves(probabilities, predictions.targets, number)
+    # Grey curves first, to lie below the coloured ones; reversed, so that the worst is on top.
+    for k in reversed(others):
+        curves = ranking_curves(probabilities, predictions.targets, k)
         options: dict[str, Any] = {"color": style.MUTED, "alpha": 0.35, "linewidth": 0.8}
         left.plot(*curves[0], **STEPPED, **options)
         right.plot(*curves[1], **options)
-    for number, colour in zip(named, style.RUNS, strict=False):
-        name, score = style.short(predictions.classes[number], 18), scores[number]
-        first, second = ranking_curves(probabilities, predictions.targets, number)
+    for k, colour in zip(coloured, style.RUNS, strict=False):
+        name, score = style.short(predictions.classes[k], 18), scores[k]
+        first, second = ranking_curves(probabilities, predictions.targets, k)
         options = {"color": colour, "linewidth": 1.4}
         left.plot(*first, **STEPPED, **options, label=f"{name}, AP {style.share(score.ap, 3)}")
         right.plot(*second, **options, label=f"{name}, AUC {style.share(score.auc, 4)}")
@@ -60,7 +64,7 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
     right.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
     for ax in (left, right):
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
-        _unit(ax)
+        _format_axes(ax)
     return figure
 
 
@@ -76,15 +80,15 @@ def _means(
     right.plot(*second, label=f"mean of all, AUC {style.share(auc, 4)}", **options)
 
 
-def _which(named: int, others: int, defined: int) -> str:
+def _selection(coloured: int, others: int, defined: int) -> str:
     """Describe which classes are drawn."""
-    if named == defined:
+    if coloured == defined:
         return f"All {defined} classes, lowest AP first."
-    thin = f"grey: {'the other' if named + others == defined else 'the next'} {others}"
-    return f"In colour: the {named} classes with the lowest AP; {thin}."
+    grey = f"grey: {'the other' if coloured + others == defined else 'the next'} {others}"
+    return f"In colour: the {coloured} classes with the lowest AP; {grey}."
 
 
-def _unit(ax: Axes) -> None:
+def _format_axes(ax: Axes) -> None:
     ticks = np.linspace(0, 1, 6).tolist()
     ax.set(xlim=UNIT, ylim=UNIT, xticks=ticks, yticks=ticks)
     ax.grid()

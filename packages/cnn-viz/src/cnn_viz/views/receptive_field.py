@@ -19,17 +19,23 @@ from cnn_viz.network.receptive_field import ReceptiveField, pick_evenly, recepti
 
 __all__ = ["receptive_field"]
 
-SHOWN = 6
-PIXELS = 2**18  # of all images that the gradient is averaged over
+MAX_STAGES = 6
+PIXEL_BUDGET = 2**18  # over all images that the gradient is averaged over
 
 
 def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw the theoretical and effective receptive field of the middle position of each stage."""
+    """Draw the theoretical and effective receptive fields at the centre of up to six stages.
+
+    Raises:
+        UsageError: the network uses no stage with feature maps.
+    """
     maps = {stage.name: stage for stage in traced(weights).stages if len(stage.output) == 3}
     if not maps:
-        raise UsageError(f"{run.recipe.model} names no stages with feature maps: nothing to draw")
-    names = pick_evenly(list(maps), SHOWN)
-    count = max(PIXELS // batch.images[0, 0].numel(), 1)
+        raise UsageError(
+            f"{run.recipe.model} declares no stages with feature maps: nothing to draw"
+        )
+    names = pick_evenly(list(maps), MAX_STAGES)
+    count = max(PIXEL_BUDGET // batch.images[0, 0].numel(), 1)
     images = batch.images[:count]
     fields = receptive_fields(
         model, images, {name: (maps[name].receptive_field, maps[name].stride) for name in names}
@@ -40,7 +46,8 @@ def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) 
         1.75 + 2 * 10.1 / max(len(names), 4) * min(height / width, 1.5),
         f"Receptive fields of {run.recipe.model}, trained on {run.recipe.data}",
         f"Receptive fields of the middle position of each stage's maps, for images of {height} x "
-        f"{width}. Frame: the theoretical field, from the layers' sizes, cropped to the image.\n"
+        f"{width}. Frame: the theoretical field, from kernel sizes and strides, cropped to the "
+        "image.\n"
         f"Below: the effective field, the absolute gradient averaged over {len(images)} images, "
         "relative to its maximum. Its size is the side of a square with the area of the\npixels "
         "above 4.55 % of the maximum (Luo et al. 2016, arXiv:1701.04128).",
@@ -49,9 +56,9 @@ def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) 
     for ax in axes.flat:
         ax.set_axis_off()
     pixels = as_image(weights.preprocessing.denormalise(images[:1])[0])
-    for (above, below), (name, field) in zip(axes.T, fields.items(), strict=False):
-        _theoretical_panel(above, pixels, field, name, maps[name].output)
-        _effective_panel(below, field)
+    for (upper, lower), (name, field) in zip(axes.T, fields.items(), strict=False):
+        _theoretical_panel(upper, pixels, field, name, maps[name].output)
+        _effective_panel(lower, field)
     return figure
 
 
@@ -67,7 +74,7 @@ def _theoretical_panel(
         f"{field.size} x {field.size} px" if field.size < max(height, width) else "the whole image"
     )
     ax.set_title(
-        f"{style.short(name)}\n{' x '.join(map(str, output))}, at ({y}, {x})\nsees {size}",
+        f"{style.short(name)}\n{' x '.join(map(str, output))}, at ({y}, {x})\ntheoretical: {size}",
         fontsize=8.5,
     )
 
@@ -84,13 +91,13 @@ def _effective_panel(ax: Axes, field: ReceptiveField) -> None:
 
 
 def _frame(ax: Axes, field: ReceptiveField) -> None:
-    """Frame the theoretical field, cropped to the image, visible on light and on dark."""
+    """Frame the theoretical field, cropped to the image, in two colours that any image shows."""
     height, width = field.effective.shape
     top, left = (max(start, 0) for start in field.start)
     bottom, right = (
         min(start + field.size, n) for start, n in zip(field.start, (height, width), strict=True)
     )
-    for colour, line in (("#ffffff", 3.2), (style.BLUE, 1.8)):
+    for colour, linewidth in (("#ffffff", 3.2), (style.BLUE, 1.8)):
         ax.add_patch(
             Rectangle(
                 (left, top),
@@ -98,7 +105,7 @@ def _frame(ax: Axes, field: ReceptiveField) -> None:
                 bottom - top,
                 fill=False,
                 edgecolor=colour,
-                linewidth=line,
+                linewidth=linewidth,
                 clip_on=False,
             )
         )

@@ -22,11 +22,11 @@ from cnn_viz.views.masks import GAP, LABEL_ROOM, show, tile_note
 
 __all__ = ["seg_gradcam"]
 
-IMAGES, EACH = 3, 2  # images, and classes per image
+IMAGES, CLASSES_PER_IMAGE = 3, 2
 
 
 def seg_gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw the evidence for a class's pixels, at the bottleneck and late in the decoder."""
+    """Draw Seg-Grad-CAM for the largest predicted classes at an early and a late stage."""
     spec = registry.get_spec(run.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     with torch.no_grad():
@@ -43,8 +43,9 @@ def seg_gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
         10.5,
         1.2 + rows * (unit + LABEL_ROOM + 0.42),
         f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {run.recipe.model} on {run.recipe.data}",
-        "The evidence for a class, explaining the sum of its logits over the pixels predicted "
-        "as it (Vinogradova et al. 2020).\nBrightness is relative to each map's own maximum; each "
+        "The evidence for a class: the maps explain the sum of its logits over the pixels "
+        "predicted as that class (Vinogradova et al. 2020).\nBrightness is relative to "
+        "each map's own maximum; each "
         f"value is placed at its receptive field.{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
@@ -66,11 +67,11 @@ def _classes(mask: Tensor) -> list[int]:
     """Return the classes to explain: the largest predicted ones, the background last."""
     counts = mask.flatten().bincount().tolist()
     present = [k for k, count in enumerate(counts) if count]
-    return sorted(present, key=lambda k: (k == 0, -counts[k]))[:EACH]
+    return sorted(present, key=lambda k: (k == 0, -counts[k]))[:CLASSES_PER_IMAGE]
 
 
 def _row(ax: Axes, image: Tensor, region: Tensor, heats: dict[str, Tensor], unit: float) -> None:
-    """Show an image, the pixels explained, and an overlay for each labelled heat map."""
+    """Show an image, the explained pixels, and an overlay for each labelled heat map."""
     rgb = as_rgb(image)
     # Without padding the output is smaller than the image, and describes its centre.
     top, left = ((a - b) // 2 for a, b in zip(rgb.shape[:2], region.shape, strict=True))

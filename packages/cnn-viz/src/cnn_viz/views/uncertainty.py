@@ -22,14 +22,14 @@ from cnn_viz.views.masks import GAP, LABEL_ROOM, show, tile_note
 
 __all__ = ["uncertainty"]
 
-IMAGES, PASSES = 4, 20
-PIXELS = 2**19  # of all images: each is run `PASSES` times
+MAX_IMAGES, PASSES = 4, 20
+PIXEL_BUDGET = 2**19  # over all images, each of which is run `PASSES` times
 ERROR_COLOUR = "#009e73"
 
 
 def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw the uncertainty of each pixel, by Monte Carlo dropout, beside the errors."""
-    count = min(max(PIXELS // batch.images[0, 0].numel(), 1), IMAGES, len(batch.images))
+    count = min(max(PIXEL_BUDGET // batch.images[0, 0].numel(), 1), MAX_IMAGES, len(batch.images))
     images = batch.images[:count]
     result = mc_dropout(model, images, PASSES)
     # Without padding the output describes only the centre of the image.
@@ -47,9 +47,9 @@ def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
         10.5,
         1.45 + rows * (unit + LABEL_ROOM + 0.42),
         f"Uncertainty by dropout: {run.recipe.model} on {run.recipe.data}",
-        f"{PASSES} passes with dropout active (Gal and Ghahramani 2016). Entropy is that of the "
-        "mean prediction; mutual information with the weights is the part\ndue to disagreement of "
-        "the passes, which more data could reduce. "
+        f"{PASSES} passes with dropout active (Gal and Ghahramani 2016). The entropy is "
+        "that of the mean prediction. The mutual information of prediction and\nweights is the "
+        "part due to disagreement between passes, which more data could reduce. "
         f"{_entropy_comparison(result, wrong, targets)}{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
@@ -79,15 +79,17 @@ def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
 
 
 def _entropy_comparison(result: Uncertainty, wrong: Tensor, targets: Tensor) -> str:
-    """Compare the mean entropy of wrong and correct pixels, as text."""
-    right = (targets != IGNORED) & ~wrong
-    if not wrong.any() or not right.any():
-        return "All pixels are correct." if right.any() else "All pixels are wrong."
+    """Return a sentence that compares the mean entropies of wrong and correct pixels."""
+    correct = (targets != IGNORED) & ~wrong
+    if not wrong.any() and not correct.any():
+        return "All pixels are ignored."
+    if not wrong.any() or not correct.any():
+        return "All pixels are correct." if correct.any() else "All pixels are wrong."
     entropy = result.entropy.cpu()
-    means = [float(entropy[mask].mean()) for mask in (wrong, right)]
+    means = [float(entropy[mask].mean()) for mask in (wrong, correct)]
     return (
         f"Mean entropy: {means[0]:.2f} bits over the {int(wrong.sum()):,} wrong pixels, "
-        f"{means[1]:.2f} over the {int(right.sum()):,} correct ones."
+        f"{means[1]:.2f} over the {int(correct.sum()):,} correct ones."
     )
 
 

@@ -27,27 +27,34 @@ BINS = 60
 
 @dataclass(frozen=True)
 class ValueHistogram:
-    """A histogram of values in 60 equal bins, with mean, standard deviation and zeros.
+    """A histogram of values in 60 equal bins, with their mean and standard deviation.
 
-    `zeros` is a fraction. Of an output, `dead` of its `units` (channels) are 0 everywhere.
+    `zeros` is the fraction of values that are 0. For a stage's output, `units` is the number of
+    channels and `dead` the number of channels that are 0 everywhere.
     """
 
     counts: NDArray[Any]
     edges: NDArray[Any]
     mean: float
-    deviation: float
+    std: float
     zeros: float
     units: int = 0
     dead: int = 0
 
 
 def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
-    """Draw histograms of each stage's weights and outputs on a batch; count dead units."""
+    """Draw histograms of each stage's weights and outputs on a batch, and count dead units.
+
+    Raises:
+        UsageError: the network uses none of its stages.
+    """
     histograms = value_histograms(model, batch.images, registry.get_spec(run.recipe.model).stages)
     if not histograms:
-        raise UsageError(f"{run.recipe.model} names no stages that it uses: nothing to draw")
+        raise UsageError(
+            f"{run.recipe.model} declares no stages that its network uses: nothing to draw"
+        )
     dead, units = (
-        sum(getattr(o, key) for _, o in histograms.values()) for key in ("dead", "units")
+        sum(getattr(output, key) for _, output in histograms.values()) for key in ("dead", "units")
     )
     figure = style.figure(
         10.5,
@@ -59,12 +66,12 @@ def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
         f"these images: {dead:,} of {units:,}.",
     )
     axes = figure.subplots(len(histograms), 2, squeeze=False)
-    for (left, right), (name, (of_weights, of_outputs)) in zip(
+    for (left, right), (name, (weight_histogram, output_histogram)) in zip(
         axes, histograms.items(), strict=True
     ):
         left.set_ylabel(name, rotation=0, ha="right", va="center", color=style.INK)
-        _draw_histogram(left, of_weights, style.BLUE)
-        _draw_histogram(right, of_outputs, style.ORANGE)
+        _draw_histogram(left, weight_histogram, style.BLUE)
+        _draw_histogram(right, output_histogram, style.ORANGE)
     axes[0][0].set_title("weights")
     axes[0][1].set_title("activations")
     return figure
@@ -74,9 +81,10 @@ def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
 def value_histograms(
     model: nn.Module, images: Tensor, stages: Sequence[str]
 ) -> dict[str, tuple[ValueHistogram | None, ValueHistogram]]:
-    """Return histograms of each stage's weights, None without any, and outputs for N C H W.
+    """Return two histograms for each stage: of its weights, and of its outputs for N C H W.
 
-    Stages that the network lacks or does not use, or that output no tensor, are left out.
+    The first is None for a stage without weights. Stages that the network lacks or does not
+    use, or that output no tensor, are left out.
     """
     modules = dict(model.named_modules())
     outputs: dict[str, ValueHistogram] = {}
@@ -91,17 +99,16 @@ def value_histograms(
         for hook in hooks:
             hook.remove()
     return {
-        name: (_weight_histogram(modules[name]), of_outputs)
-        for name, of_outputs in outputs.items()
+        name: (_weight_histogram(modules[name]), output_histogram)
+        for name, output_histogram in outputs.items()
     }
 
 
 def _weight_histogram(module: nn.Module) -> ValueHistogram | None:
     """Return a histogram of a module's weights, without biases and normalisation."""
-    # Biases and batch norm have one dimension: their few values would be lost in the histogram
-    # anyway.
-    matrices = [p.detach().float().cpu().flatten() for p in module.parameters() if p.ndim > 1]
-    return _value_histogram(torch.cat(matrices)) if matrices else None
+    # Biases and batch norm have one dimension. Their few values would not show in the histogram.
+    kernels = [p.detach().float().cpu().flatten() for p in module.parameters() if p.ndim > 1]
+    return _value_histogram(torch.cat(kernels)) if kernels else None
 
 
 def _record_output(
@@ -119,12 +126,12 @@ def _value_histogram(values: Tensor, units: int = 0, dead: int = 0) -> ValueHist
     counts, edges = np.histogram(array, bins=BINS)
     zeros = float((array == 0).mean())
     # Sums of millions of float32 values lose digits in float32.
-    mean, deviation = (float(f(array, dtype=np.float64)) for f in (np.mean, np.std))
+    mean, std = (float(f(array, dtype=np.float64)) for f in (np.mean, np.std))
     return ValueHistogram(
         counts=counts,
         edges=edges,
         mean=mean,
-        deviation=deviation,
+        std=std,
         zeros=zeros,
         units=units,
         dead=dead,
@@ -151,7 +158,7 @@ def _draw_histogram(ax: Axes, histogram: ValueHistogram | None, colour: str) -> 
     ax.axvline(0, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     ax.set_ylim(0, 1.05 * max(int(histogram.counts.max()), 1))
     ax.locator_params(axis="x", nbins=5)
-    lines = [f"mean {style.signed(histogram.mean, '.3g')}", f"sd {histogram.deviation:.3g}"]
+    lines = [f"mean {style.signed(histogram.mean, '.3g')}", f"sd {histogram.std:.3g}"]
     if histogram.units:
         lines += [
             f"zero {style.percent(histogram.zeros)}",
