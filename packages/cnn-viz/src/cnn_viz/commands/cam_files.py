@@ -18,7 +18,7 @@ from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams, cost, grad_cam
-from cnn_viz.attribution.cam_perturbation import PERTURBING
+from cnn_viz.attribution.cam_perturbation import PERTURBATION_METHODS
 from cnn_viz.drawing.image_grid import as_rgb
 from cnn_viz.drawing.render import encode_figure
 from cnn_viz.network.graph import strides
@@ -86,7 +86,7 @@ def explain_files(
 
 def _passes_text(passes: int, method: str) -> str:
     """Return the number of passes as text: perturbing methods need no backward pass."""
-    back = "" if method in PERTURBING else ", and as many backward passes to the stage"
+    back = "" if method in PERTURBATION_METHODS else ", and as many backward passes to the stage"
     times = "1 forward pass" if passes == 1 else f"{passes:,} forward passes of an image"
     return f"{times}{back}"
 

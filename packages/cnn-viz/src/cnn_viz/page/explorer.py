@@ -25,7 +25,7 @@ from cnn_core.plugins.discovery import describe, log
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
 from cnn_viz.attribution.cam import cams_by_method
-from cnn_viz.attribution.cam_scale import box
+from cnn_viz.attribution.cam_scale import covered_box
 from cnn_viz.network.graph import strides
 from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
@@ -221,7 +221,7 @@ def _raw_maps(
 
 def _box(shape: tuple[int, int], size: tuple[int, int], stride: int, scale: float) -> list[float]:
     """Return left, top, width and height of a map on a canvas, `scale` times the image."""
-    top, left, height, width = box(shape, size, stride)
+    top, left, height, width = covered_box(shape, size, stride)
     return [scale * value for value in (left, top, width, height)]
 
 
