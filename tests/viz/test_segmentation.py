@@ -166,7 +166,9 @@ def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
     small = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in small] == [one.index for one in small] == [0, 1, 2]
     assert len(calls) == 1
-    monkeypatch.setattr("cnn_viz.results.segmentations.KEPT", images[0].logits.numel())
+    monkeypatch.setattr(
+        "cnn_viz.results.segmentations.MAX_CACHED_LOGITS", images[0].logits.numel()
+    )
     large = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in large] == [one.index for one in large] == [0, 1, 2]
     assert len(calls) == 3

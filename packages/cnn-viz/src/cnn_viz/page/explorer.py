@@ -29,7 +29,7 @@ from cnn_viz.attribution.cam_scale import covered_box
 from cnn_viz.network.graph import strides
 from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
-from cnn_viz.results.metrics import clustered, confusion_counts
+from cnn_viz.results.metrics import cluster_order, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.confusion import CLUSTERED
 from cnn_viz.views.embedding import COLOURS, ON_DARK, quality_text
@@ -62,7 +62,7 @@ def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
     predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
     # Few classes stay in their own order, which readers know.
-    order = clustered(counts) if len(counts) > CLUSTERED else list(range(len(counts)))
+    order = cluster_order(counts) if len(counts) > CLUSTERED else list(range(len(counts)))
     maps = _part_or_none("class activation maps", lambda: _cams(view_inputs))
     embedding = _part_or_none("embedding", lambda: _embedding(view_inputs.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
@@ -266,7 +266,7 @@ def _embedding(embedded: Embedding) -> dict[str, Any] | None:
     count = min(NEIGHBOURS, len(embedded.features) - 1)
     neighbours = neighbours_of(np.asarray(embedded.features), count)
     return {
-        "about": embedded.about,
+        "about": embedded.description,
         "methods": methods,
         "neighbours": _as_bytes(neighbours, "<u2"),
         "around": count,
