@@ -82,7 +82,7 @@ def draw_or_report(
 
     A view that does not apply to the run (UsageError) is skipped with a warning. Errors while
     preparing the inputs, such as missing weights or data, are raised, because every view would
-    fail. An exception are features that cannot be embedded: only one view needs them.
+    fail. The exception is features that cannot be embedded: only one view needs them.
     """
     try:
         arguments = view_inputs.select(entry.spec.needs)
@@ -125,9 +125,8 @@ def views_for(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
 def write(drawing: Drawing, folder: Path) -> list[Path]:
     """Write a drawing's PNG, SVG and PDF into a directory, each atomically; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = drawing.name.replace(
-        "/", "--"
-    )  # if two plugins use the same name, it is "distribution/name"
+    # A name that two plugins use is "distribution/name".
+    stem = drawing.name.replace("/", "--")
     files = {"png": drawing.png, "svg": drawing.svg, "pdf": drawing.pdf}
     contents = {
         folder / f"{stem}.{suffix}": content for suffix, content in files.items() if content

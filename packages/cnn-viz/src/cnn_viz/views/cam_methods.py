@@ -65,7 +65,7 @@ def cam_methods(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
         classes=weights.classes,
         targets=targets,
         stride=stride,
-        top_gap=LABEL_ROOM / unit,
+        above=LABEL_ROOM / unit,
     )
     evidence_colorbar(figure, ax, 0.4)
     return figure

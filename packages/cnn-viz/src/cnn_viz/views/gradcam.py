@@ -59,7 +59,7 @@ def gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figur
         heat,
         classes=weights.classes,
         targets=targets,
-        top_gap=LABEL_ROOM / unit,
+        above=LABEL_ROOM / unit,
     )
     evidence_colorbar(figure, ax, 0.5)
     return figure
