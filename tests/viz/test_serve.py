@@ -108,6 +108,7 @@ def test_only_the_page_itself_is_answered(client, digit, headers, code):
         (QUERY.replace("grad-cam", "score-cam"), b"", 400, "no such method"),
         (QUERY.replace("c3", "../c3"), b"", 400, "no such method or stage"),
         (f"{QUERY}10", b"", 400, "no such class"),
+        (f"{QUERY}{'0' * 5000}", b"", 400, "no such class"),
         (f"{QUERY}-1", b"", 400, "no such class"),
         (f"{QUERY}{'9' * 400}", b"", 400, "no such class"),
         (QUERY, b"x" * (serve.MAX_BYTES + 1), 413, "more than 20,000,000 bytes"),

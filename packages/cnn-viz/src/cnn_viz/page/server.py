@@ -127,8 +127,10 @@ class _Handlers:
         number = request.query_params.get("class", "")
         if method not in NAMES or stage not in self.stages:
             return _error("no such method or stage", 400)
-        # Cut the text before int(), which is slow for thousands of digits.
-        if number and not (number.isdecimal() and int(number[:6]) < len(self.weights.classes)):
+        # Check the length before int(), which raises an error for thousands of digits.
+        if number and not (
+            len(number) <= 6 and number.isdecimal() and int(number) < len(self.weights.classes)
+        ):
             return _error("no such class", 400)
         classes = [int(number)] if number else None
         return await self._respond(
