@@ -116,7 +116,7 @@ def test_four_images_are_enough(method):
 @pytest.mark.parametrize(
     ("features", "says"),
     [
-        (torch.zeros(20, 4), "20 images with identical features"),
+        (torch.zeros(20, 4), "20 images have identical features"),
         (torch.full((20, 4), 0.1) * (1 + 1e-7 * torch.rand(20, 4)), "identical features"),
         (torch.full((20, 4), torch.nan), "not finite"),
     ],

@@ -220,9 +220,9 @@ def test_seg_grad_cam_of_a_region(view_inputs):
 
 
 def test_a_batch_is_limited_by_its_pixels(run, monkeypatch):
-    monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 3 * 32 * 32 + 5)
+    monkeypatch.setattr("cnn_viz.results.inputs.MAX_BATCH_PIXELS", 3 * 32 * 32 + 5)
     assert len(ViewInputs(run, device="cpu").batch.images) == 3
-    monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 1)
+    monkeypatch.setattr("cnn_viz.results.inputs.MAX_BATCH_PIXELS", 1)
     assert len(ViewInputs(run, device="cpu").batch.images) == 1
 
 
