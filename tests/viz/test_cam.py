@@ -245,7 +245,7 @@ def test_an_unknown_stage_suggests(lenet, images):
 
 
 def test_a_stage_without_maps_is_refused(lenet, images):
-    with pytest.raises(UsageError, match=r"stage 'f6' outputs \[6, 84\]: Grad-CAM needs maps"):
+    with pytest.raises(UsageError, match=r"stage 'f6' outputs \[6, 84\]: expected maps"):
         grad_cam(lenet, images, "f6")
     assert not lenet.f6._forward_hooks
 
@@ -260,7 +260,7 @@ def test_a_stage_that_runs_twice_or_never_is_refused():
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(self.conv(x)).flatten(1)
 
-    with pytest.raises(UsageError, match="'conv' runs more than once"):
+    with pytest.raises(UsageError, match="'conv' is called more than once"):
         grad_cam(Twice(), torch.zeros(1, 1, 4, 4), "conv")
     with pytest.raises(UsageError, match="'idle' is not used"):
         grad_cam(Twice(), torch.zeros(1, 1, 4, 4), "idle")
@@ -282,7 +282,7 @@ def test_a_map_with_a_stride_lies_at_the_centre():
     assert divmod(int(heat.argmax()), 12) == (6, 8)  # 4 x 6 of 10 x 12 pixels, from (3, 3) on
     assert heat[3:7, 3:9].sum() == heat.sum()
     torch.testing.assert_close(cam.heat(stride=5)[0].sum(0), cam.heat()[0].sum(0))
-    with pytest.raises(UsageError, match="stride = 2: torch-cam stretches maps"):
+    with pytest.raises(UsageError, match="stride = 2: only supported with like='cnnzoo'"):
         cam.heat("torch-cam", stride=2)
 
 

@@ -20,7 +20,7 @@ from cnn_viz.commands import cli as commands
 from cnn_viz.commands.cam_files import _class_hint, _side_by_side
 from cnn_viz.commands.cli import cam
 
-TWO = "2 forward passes of an image"
+TWO = "2 single-image forward passes"
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def invoke(*words: object) -> Result:
             "grad-cam",
             f"grad-cam at c3: {TWO}, and as many backward passes to the stage",
         ),
-        ("score-cam", "score-cam at c3: 34 forward passes of an image"),
-        ("ablation-cam", "ablation-cam at c3: 36 forward passes of an image"),
+        ("score-cam", "score-cam at c3: 34 single-image forward passes"),
+        ("ablation-cam", "ablation-cam at c3: 36 single-image forward passes"),
     ],
 )
 def test_each_file_becomes_an_image_and_the_cost_is_printed_first(

@@ -261,15 +261,15 @@ def test_a_module_that_runs_several_times_is_explained_call_by_call(method):
 
 def test_a_call_that_is_not_named_or_not_there_is_refused():
     net = Twice()
-    with pytest.raises(UsageError, match=r"'relu' runs more than once\n.*call=0 is the first"):
+    with pytest.raises(UsageError, match=r"'relu' is called more than once\n.*call=0 is"):
         cams(net, IMAGES, "relu")
-    with pytest.raises(UsageError, match="'relu' runs more than once"):
+    with pytest.raises(UsageError, match="'relu' is called more than once"):
         cost(net, IMAGES, "relu", "grad-cam")
     with pytest.raises(UnknownNameError, match="unknown stage 'rely', did you mean 'relu'"):
         cost(net, IMAGES, "rely", "grad-cam")
-    with pytest.raises(UsageError, match=r"'relu' runs 3 times: call = 3, expected 0 to 2"):
+    with pytest.raises(UsageError, match=r"'relu' is called 3 times: call = 3, expected 0 to 2"):
         cams(net, IMAGES, "relu", call=3)
-    with pytest.raises(UsageError, match=r"'conv1' runs once: call = -1, expected 0 to 0"):
+    with pytest.raises(UsageError, match=r"'conv1' is called once: call = -1, expected 0 to 0"):
         cams(net, IMAGES, "conv1", call=-1)
     with pytest.raises(UsageError, match="'idle' is not used"):
         cams(net, IMAGES, "idle")

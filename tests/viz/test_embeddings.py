@@ -116,7 +116,7 @@ def test_four_images_are_enough(method):
 @pytest.mark.parametrize(
     ("features", "says"),
     [
-        (torch.zeros(20, 4), "20 images with identical features"),
+        (torch.zeros(20, 4), "20 images have identical features"),
         (torch.full((20, 4), 0.1) * (1 + 1e-7 * torch.rand(20, 4)), "identical features"),
         (torch.full((20, 4), torch.nan), "not finite"),
     ],
@@ -149,7 +149,9 @@ def test_features_are_the_inputs_or_the_outputs_of_a_stage():
     parts = [Batch(x, torch.zeros(len(x)), torch.arange(len(x))) for x in images.split(2)]
     expected = conv(images).mean((2, 3)).detach()
     for stage, inside in (("3", False), ("0", True), ("1", False)):
-        assert torch.allclose(features_of(model, stage, parts, inside=inside), expected, atol=1e-6)
+        assert torch.allclose(
+            features_of(model, stage, parts, use_outputs=inside), expected, atol=1e-6
+        )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     with pytest.raises(UnknownNameError, match="unknown stage 'fc'"):
         features_of(model, "fc", parts)

@@ -28,9 +28,9 @@ from cnn_viz import draw, style
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import (
     TEMPERATURES,
-    clustered,
+    cluster_order,
     confused_pairs,
-    fitted_temperature,
+    fit_temperature,
     mean_curves,
     one_vs_rest,
     ranking_curves,
@@ -113,15 +113,15 @@ def test_a_known_temperature_is_recovered():
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(20_000, 5, generator=generator)
     targets = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
-    assert fitted_temperature(logits, targets) == pytest.approx(1, abs=0.03)
-    assert fitted_temperature(3 * logits, targets) == pytest.approx(3, abs=0.1)
+    assert fit_temperature(logits, targets) == pytest.approx(1, abs=0.03)
+    assert fit_temperature(3 * logits, targets) == pytest.approx(3, abs=0.1)
     before, after = reliability(3 * logits, targets), reliability(logits, targets)
     assert after.ece < 0.02 < before.ece
     grid = np.geomspace(1, 9, 100)
     best = min(
         float(F.cross_entropy(3 * logits / float(temperature), targets)) for temperature in grid
     )
-    temperature = fitted_temperature(3 * logits, targets)
+    temperature = fit_temperature(3 * logits, targets)
     assert float(F.cross_entropy(3 * logits / temperature, targets)) <= best + 1e-7
 
 
@@ -137,7 +137,7 @@ def test_calibration_fits_on_the_images_that_training_held_out(view_inputs):
     assert float(share) == pytest.approx(best)  # the images that selected the weights
     with style.applied():
         figure = calibration(run, outputs, held_out)
-    temperature = fitted_temperature(held_out.logits, held_out.targets)
+    temperature = fit_temperature(held_out.logits, held_out.targets)
     found = drawn(figure)
     assert f"a temperature of {temperature:.3f}" in found
     assert f"{len(part):,} images of the validation split" in found
@@ -169,9 +169,7 @@ def test_a_temperature_at_the_border_says_so(run):
     sure = replace(
         outputs, logits=F.one_hot(outputs.targets, 3).float()
     )  # all correct: the lower the temperature, the better
-    assert fitted_temperature(sure.logits, sure.targets) == pytest.approx(
-        TEMPERATURES[0], rel=0.01
-    )
+    assert fit_temperature(sure.logits, sure.targets) == pytest.approx(TEMPERATURES[0], rel=0.01)
     with style.applied():
         figure = calibration(run, outputs, sure)
     assert "at the limit of the search range, 0.05 to 20" in figure.get_supxlabel()
@@ -403,7 +401,7 @@ def test_clustering_brings_classes_together_that_are_confused():
     group = rng.permutation(np.repeat(np.arange(5), 3))
     counts = rng.integers(1, 4, (15, 15)) + 30 * (group[:, None] == group)
     counts += 90 * np.eye(15, dtype=counts.dtype)
-    order = clustered(counts)
+    order = cluster_order(counts)
     assert sorted(order) == list(range(15))
     ordered_groups = group[order].reshape(5, 3)
     assert (ordered_groups == ordered_groups[:, :1]).all()
@@ -411,10 +409,10 @@ def test_clustering_brings_classes_together_that_are_confused():
 
 def test_the_order_of_three_classes_puts_the_confused_ones_side_by_side():
     counts = np.array([[50, 0, 20], [0, 70, 0], [20, 0, 50]])
-    assert abs(np.diff([clustered(counts).index(k) for k in (0, 2)])[0]) == 1
-    assert clustered(np.array([[3, 1], [1, 3]])) == [0, 1]
+    assert abs(np.diff([cluster_order(counts).index(k) for k in (0, 2)])[0]) == 1
+    assert cluster_order(np.array([[3, 1], [1, 3]])) == [0, 1]
     absent = np.zeros((4, 4), dtype=int)  # no class has images
-    assert sorted(clustered(absent)) == [0, 1, 2, 3]
+    assert sorted(cluster_order(absent)) == [0, 1, 2, 3]
 
 
 def test_a_matrix_of_many_classes_is_ordered_and_says_so(run):
@@ -422,7 +420,7 @@ def test_a_matrix_of_many_classes_is_ordered_and_says_so(run):
     with style.applied():
         figure, few = confusion(run, outputs), confusion(run, noisy(400, 12))
     counts = confusion_matrix(outputs.targets, outputs.predicted)
-    order = clustered(counts)
+    order = cluster_order(counts)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [f"class {k}" for k in order]
     shares = counts / counts.sum(1, keepdims=True)

@@ -21,7 +21,7 @@ from PIL import Image
 from cnn_core.errors import UsageError
 from cnn_core.training import Run
 from cnn_viz import style
-from cnn_viz.commands.compare_curves import LONGEST, overlay, write_overlay
+from cnn_viz.commands.compare_curves import MAX_NAME_LENGTH, overlay, write_overlay
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_titles_and_units(make):
     titles = [(ax.get_title(loc="left"), ax.get_ylabel()) for ax in figure.axes[:3]]
     assert titles == [
         ("Loss", "cross-entropy, nats"),
-        ("Accuracy", "per cent of images"),
+        ("Accuracy", "% of images"),
         ("Learning rate", "at the start of the epoch"),
     ]
     assert [ax.get_xlabel() for ax in figure.axes[:3]] == ["epoch"] * 3
@@ -128,10 +128,10 @@ def test_runs_of_two_models_are_not_titled_by_one(make):
 def test_the_kept_epoch_is_marked_once_there_is_one(make):
     figure = drawn(make("a", [0.5, 0.75, 0.7], kept=2), make("b", [0.5, 0.6]))
     for ax, value in zip(figure.axes[:2], (2.5 - 0.75, 75), strict=True):
-        (mark,) = lines(ax, "kept")
+        (mark,) = lines(ax, "saved")
         assert (mark.get_xdata(), mark.get_ydata()) == ([2], [value])
         assert mark.get_color() == style.RUNS[0]
-    swatches = lines(figure.axes[3], "kept")
+    swatches = lines(figure.axes[3], "saved")
     assert swatches[0].get_marker() == mark.get_marker() != swatches[1].get_marker()
 
 
@@ -143,7 +143,7 @@ def test_the_table_says_what_was_reached_and_what_differs(make):
     )
     none = "\N{EN DASH}"
     assert cells(figure) == [
-        ["run", "distinct settings", "epochs", "kept", "val. top-1", "test top-1"],
+        ["run", "distinct settings", "epochs", "saved", "val. top-1", "test top-1"],
         ["a", none, "3", "3", ">99.99 %", "12.50 %"],
         ["b", "seed 7, options.width 0.5", "1 of 3", none, none, none],
         ["c", "lr 0.01", "2", "2", "75.00 %", "12.50 %"],
@@ -166,8 +166,8 @@ def test_runs_of_two_tasks_are_not_drawn_together(make):
 
 def test_losses_of_different_kinds_are_labelled_as_such(make):
     figure = drawn(make("a", [0.5]), make("b", [0.6], label_smoothing=0.25))
-    assert figure.axes[0].get_ylabel() == "each run's own criterion"
-    assert "not comparable (label_smoothing differs): compare the scores" in figure.get_supxlabel()
+    assert figure.axes[0].get_ylabel() == "different criteria"
+    assert "The runs differ in label_smoothing, so compare their scores" in figure.get_supxlabel()
 
 
 def test_lines_that_are_the_same_are_striped_so_that_each_is_seen(make):
@@ -210,7 +210,7 @@ def test_a_run_without_validation_is_drawn_by_its_training(make):
     figure = drawn(run, make("b", [0.5, 0.75]))
     assert len(lines(figure.axes[1], "val")) == 1
     assert len(lines(figure.axes[1], "train")) == 2
-    assert lines(figure.axes[1], "kept")[0].get_ydata() == [pytest.approx(65)]
+    assert lines(figure.axes[1], "saved")[0].get_ydata() == [pytest.approx(65)]
 
 
 def test_eight_runs_fit_and_nine_are_too_many(make):
@@ -239,14 +239,16 @@ def test_long_names_keep_both_ends_and_odd_ones_do_no_harm(make):
     long = "x" * 50 + "-lenet5-digits-20260101-120000"
     first, second = make(long, [0.5]), make("$\\frac{1}$ \u202e\x1b[31m", [0.5])
     names = [row[0] for row in cells(drawn(first, second))[1:]]
-    assert len(names[0]) <= LONGEST
+    assert len(names[0]) <= MAX_NAME_LENGTH
     assert names[0].startswith("xxx")
     assert names[0].endswith("-20260101-120000")
     assert names[1] == r"$\frac{1}$ \u202e\x1b[31m"
 
 
 def test_before_the_first_epoch_it_says_how_to_go_on(make):
-    with pytest.raises(UsageError, match="no epoch has ended yet\ncnnzoo train --resume"):
+    with pytest.raises(
+        UsageError, match="no epoch has finished yet\nresume with: cnnzoo train --resume"
+    ):
         drawn(make("a", [0.5]), make("b", []))
 
 
@@ -333,7 +335,7 @@ def test_the_image_is_large_enough_to_read(real, make, tmp_path):
     [
         ("run --out o.png", "only one run is given"),
         ("run b", "Missing option '--out'"),
-        ("run b --out o.gif", "o.gif: expected a name that ends in .png, .svg or .pdf"),
+        ("run b --out o.gif", "o.gif: expected a file name that ends in .png, .svg or .pdf"),
     ],
 )
 def test_misuse_is_one_error(cnnzoo, real, make, tmp_path, arguments, message):

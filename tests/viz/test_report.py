@@ -379,7 +379,7 @@ def test_markdown_of_a_run_that_was_interrupted_has_no_empty_table(run, tmp_path
     (copy / "metrics.jsonl").write_text("".join(x for x in lines if "test/" not in x), "utf-8")
     monkeypatch.setattr(cnn_viz.page.report, "views_for", lambda run: [])
     text = write_report(copy, device="cpu", form="md").read_text("utf-8")
-    assert "## Test\n\nNot recorded yet: training has not ended.\n\n## Classes" in text
+    assert "## Test\n\nNot available yet: training has not finished.\n\n## Classes" in text
 
 
 def test_a_run_that_lacks_files_is_refused_and_no_page_is_written(run, tmp_path):

@@ -167,7 +167,9 @@ def test_a_large_split_is_not_kept_and_is_looked_at_again(monkeypatch):
     small = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in small] == [one.index for one in small] == [0, 1, 2]
     assert len(calls) == 1
-    monkeypatch.setattr("cnn_viz.results.segmentations.KEPT", images[0].logits.numel())
+    monkeypatch.setattr(
+        "cnn_viz.results.segmentations.MAX_CACHED_LOGITS", images[0].logits.numel()
+    )
     large = SegmentationResults(["a", "b", "c"], make, 3)
     assert [one.index for one in large] == [one.index for one in large] == [0, 1, 2]
     assert len(calls) == 3
@@ -219,9 +221,9 @@ def test_seg_grad_cam_of_a_region(view_inputs):
 
 
 def test_a_batch_is_limited_by_its_pixels(run, monkeypatch):
-    monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 3 * 32 * 32 + 5)
+    monkeypatch.setattr("cnn_viz.results.inputs.MAX_BATCH_PIXELS", 3 * 32 * 32 + 5)
     assert len(ViewInputs(run, device="cpu").batch.images) == 3
-    monkeypatch.setattr("cnn_viz.results.inputs.PIXELS", 1)
+    monkeypatch.setattr("cnn_viz.results.inputs.MAX_BATCH_PIXELS", 1)
     assert len(ViewInputs(run, device="cpu").batch.images) == 1
 
 

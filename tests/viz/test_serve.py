@@ -108,6 +108,7 @@ def test_only_the_page_itself_is_answered(client, digit, headers, code):
         (QUERY.replace("grad-cam", "score-cam"), b"", 400, "no such method"),
         (QUERY.replace("c3", "../c3"), b"", 400, "no such method or stage"),
         (f"{QUERY}10", b"", 400, "no such class"),
+        (f"{QUERY}{'0' * 5000}", b"", 400, "no such class"),
         (f"{QUERY}-1", b"", 400, "no such class"),
         (f"{QUERY}{'9' * 400}", b"", 400, "no such class"),
         (QUERY, b"x" * (serve.MAX_BYTES + 1), 413, "more than 20,000,000 bytes"),
@@ -202,21 +203,21 @@ def test_images_that_are_chosen_in_a_browser_are_explained(run, digit, tmp_path)
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.goto(address)
             page.set_input_files("[type=file]", [digit, broken])
-            page.wait_for_selector("#said figure:nth-child(2)")
-            words = page.locator("#said figcaption").all_text_contents()
+            page.wait_for_selector("#results figure:nth-child(2)")
+            words = page.locator("#results figcaption").all_text_contents()
             assert words[0].startswith("seven <b>.png: ")
             assert "%" in words[0]
             assert words[1].startswith("broken.png: ")
-            assert page.locator("#said .heat").count() == 1
-            first = page.locator("#said .heat").get_attribute("src")
+            assert page.locator("#results .heat").count() == 1
+            first = page.locator("#results .heat").get_attribute("src")
             page.select_option("[name=method]", "eigen-cam")
             page.wait_for_function(
-                "old => { const heat = document.querySelector('#said .heat');"
+                "old => { const heat = document.querySelector('#results .heat');"
                 " return heat && heat.src !== old; }",
                 arg=first,
             )
             page.fill("[name=opacity]", "30")
-            shown = "getComputedStyle(document.querySelector('#said .heat')).opacity"
+            shown = "getComputedStyle(document.querySelector('#results .heat')).opacity"
             assert np.isclose(float(page.evaluate(shown)), 0.3)
             page.locator("#grid img").nth(2).click(position={"x": 20, "y": 30})
             page.wait_for_selector("#number img")

@@ -1,4 +1,4 @@
-"""Visualise a trained CNN: figures of a run, and a one-page report."""
+"""Visualise a trained CNN: draw figures of a run, and write a one-page report."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The plugin of cnn-viz: its views and commands. No torch, no matplotlib."""
+"""The plugin of cnn-viz: its views and commands. It must not import torch or matplotlib."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ VIEWS = (  # in the order of the report
     ViewSpec(
         name="cam_methods",
         render="cnn_viz.views.cam_methods:cam_methods",
-        summary="six class activation maps side by side: where they agree and where not",
+        summary="class activation maps by six methods, side by side",
         needs=("run", "weights", "model", "batch"),
     ),
     ViewSpec(
         name="faithfulness",
         render="cnn_viz.views.faithfulness:faithfulness",
-        summary="do the maps reflect the network? deletion, insertion, ROAD, shuffled weights",
+        summary="faithfulness of the maps: deletion, insertion, ROAD, shuffled weights",
         needs=("run", "weights", "model", "batch"),
     ),
     ViewSpec(
@@ -84,7 +84,7 @@ VIEWS = (  # in the order of the report
     ViewSpec(
         name="probability",
         render="cnn_viz.views.masks:probability",
-        summary="probability of each pixel, and its entropy",
+        summary="the predicted probability and the entropy of each pixel",
         needs=("run", "segmented"),
         tasks=SEGMENTATION,
     ),
@@ -126,14 +126,14 @@ VIEWS = (  # in the order of the report
     ViewSpec(
         name="maps_in_masks",
         render="cnn_viz.views.maps_in_masks:maps_in_masks",
-        summary="how well each map matches the mask: energy in the mask, pointing game",
+        summary="how well maps match the target mask: energy in the mask, pointing game",
         needs=("run", "weights", "model", "batch"),
         tasks=SEGMENTATION,
     ),
     ViewSpec(
         name="occlusion",
         render="cnn_viz.views.occlusion:occlusion",
-        summary="how far a class's probability drops when a patch of the image is occluded",
+        summary="how much a class's probability drops when a patch of the image is occluded",
         needs=("run", "weights", "model", "batch"),
         tasks=SEGMENTATION,
     ),
@@ -175,7 +175,7 @@ VIEWS = (  # in the order of the report
     ViewSpec(
         name="activation_maximisation",
         render="cnn_viz.views.activation_maximisation:activation_maximisation",
-        summary="an image that maximises each class's logit, by gradient ascent from noise",
+        summary="for each class an image that maximises its logit, by gradient ascent from noise",
         needs=("run", "weights", "model", "batch"),
         costly=True,
     ),
@@ -207,7 +207,7 @@ def cnnzoo_commands() -> list[CommandSpec]:
         CommandSpec(
             name="viz",
             target="cnn_viz.commands.cli:viz",
-            summary="Draw one view of a run, or all of them",
+            summary="Draw one view of a run, or all views except costly ones",
         ),
         CommandSpec(
             name="embed",
@@ -232,6 +232,6 @@ def cnnzoo_commands() -> list[CommandSpec]:
         CommandSpec(
             name="report",
             target="cnn_viz.commands.cli:report",
-            summary="Write a one-page report of a run's figures and numbers",
+            summary="Write a one-page report of a run with its figures and metrics",
         ),
     ]

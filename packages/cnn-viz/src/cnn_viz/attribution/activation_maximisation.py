@@ -2,7 +2,7 @@
 
 D. Erhan, Y. Bengio, A. Courville, P. Vincent, "Visualizing higher-layer features of a deep
 network", technical report 1341, University of Montreal, 2009. Random shifts and slight blurs
-suppress high-frequency patterns that excite the network but mean nothing: C. Olah, A. Mordvintsev,
+suppress meaningless high-frequency patterns that excite the network: C. Olah, A. Mordvintsev,
 L. Schubert, "Feature visualization", Distill 2017, doi:10.23915/distill.00007.
 """
 
@@ -19,10 +19,10 @@ from cnn_viz.network.inspection import inspection_mode
 __all__ = ["maximise_logits"]
 
 NOISE = 0.05  # standard deviation of the initial noise, for images in [0, 1]
-RATE = 0.02  # root mean square change of a pixel in one step
-SHIFT = 1 / 16  # of the image's side: the largest shift in either direction
-BLUR_EVERY = 4  # steps
-KERNEL = (0.1, 0.8, 0.1)  # of the blur, along each axis
+STEP_SIZE = 0.02  # root mean square change of the pixels in one step
+MAX_SHIFT = 1 / 16  # largest shift in either direction, as a fraction of the image's side
+BLUR_EVERY = 4  # blur the images after every fourth step
+BLUR_WEIGHTS = (0.1, 0.8, 0.1)  # the blur kernel along each axis
 
 
 def maximise_logits(
@@ -35,15 +35,16 @@ def maximise_logits(
     steps: int,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an image for each class, N C H W in [0, 1], and logits before and after, N x classes.
+    """Return an image that maximises the logit of each class, and the logits before and after.
 
-    `shape` is C H W; `mean` and `std`, one value per channel, normalise images for the network.
-    The same seed gives the same images. The network is left unchanged.
+    The images are N C H W in [0, 1], the logits N x classes. `shape` is C H W; `mean` and `std`,
+    one value per channel, normalise images for the network. The same seed gives the same images.
+    The network is left unchanged.
     """
     generator = torch.Generator().manual_seed(seed)
-    # Drawn on the CPU, so that a seed gives the same images on every device.
+    # Sampled on the CPU, so that a seed gives the same images on every device.
     noise = torch.randn(len(classes), *shape, generator=generator).to(mean)
-    # Start near grey, far from both ends of the range, where clamping stops pixels.
+    # Start near grey: at the ends of the range, clamping would stop a pixel from changing.
     images = (0.5 + NOISE * noise).clamp(0, 1)
     mean, std = mean[:, None, None], std[:, None, None]
     with inspection_mode(model, images):
@@ -53,7 +54,7 @@ def maximise_logits(
             gradient = _normalised_gradient(
                 model, images, classes, mean=mean, std=std, shift=shift
             )
-            images = (images + RATE * gradient).clamp(0, 1)
+            images = (images + STEP_SIZE * gradient).clamp(0, 1)
             if step % BLUR_EVERY == 0:
                 images = _blurred(images)
         after = model((images - mean) / std).float()
@@ -62,8 +63,8 @@ def maximise_logits(
 
 def _random_shift(side: int, generator: torch.Generator) -> int:
     """Return a random shift in pixels along an axis of length `side`."""
-    most = max(round(SHIFT * side), 1)
-    return int(torch.randint(-most, most + 1, (), generator=generator))
+    limit = max(round(MAX_SHIFT * side), 1)
+    return int(torch.randint(-limit, limit + 1, (), generator=generator))
 
 
 def _normalised_gradient(
@@ -75,24 +76,24 @@ def _normalised_gradient(
     std: Tensor,
     shift: list[int],
 ) -> Tensor:
-    """Return the gradient of each image's logit, scaled to a root mean square of 1."""
+    """Return the gradient of each image's class logit, scaled to a root mean square of 1."""
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         shifted = torch.roll(leaf, shift, dims=(2, 3))
         logits = model((shifted - mean) / std)
-        # In eval mode images do not influence each other, so one backward pass of the sum gives
-        # every image's own gradient.
+        # In eval mode images do not influence each other, so one backward pass from the sum
+        # gives the gradient of every image.
         score = logits[torch.arange(len(classes)), list(classes)].sum()
         (gradient,) = torch.autograd.grad(score, leaf)
-    # Raw gradients differ by orders of magnitude between networks; one step size fits all after
-    # this.
+    # Raw gradients differ by orders of magnitude between networks. Normalised ones allow the same
+    # step size for all.
     rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
     return torch.where(rms > 0, gradient / rms, 0)
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Blur each channel slightly, replicating the border."""
+    """Blur each channel slightly, with replicate padding."""
     channels = images.shape[1]
-    profile = images.new_tensor(KERNEL)
-    kernel = (profile[:, None] * profile).expand(channels, 1, 3, 3)
+    weights = images.new_tensor(BLUR_WEIGHTS)
+    kernel = (weights[:, None] * weights).expand(channels, 1, 3, 3)
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)

@@ -7,9 +7,9 @@ Pointing game: J. Zhang et al., "Top-down neural attention by excitation backpro
 arXiv:1608.00507. Randomised weights: J. Adebayo et al., "Sanity checks for saliency maps",
 NeurIPS 2018, arXiv:1810.03292.
 
-A score means little alone: deleting any pixels lowers the probability, and the object often lies
-on edges. So compare each score with those of two baselines that do not depend on the network:
-`random_map` and `edge_map`.
+A score alone means little: deleting any pixels lowers the probability, and edges often belong to
+the object. So compare each score with the scores of two baselines that do not depend on the
+network: `random_map` and `edge_map`.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ __all__ = [
     "road",
 ]
 
-# Images are N C H W, maps N H W of the same height and width, classes N.
+# Images are N C H W; maps are N H W, with the images' height and width; classes are N.
 
 
 def random_map(images: Tensor, seed: int = 0) -> Tensor:
-    """Return uniform random values, independent of network and image: N H W in [0, 1)."""
+    """Return maps of uniform random values, N H W in [0, 1), as a baseline."""
     values = torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(seed))
     return values.to(images.device)
 
 
 def edge_map(images: Tensor) -> Tensor:
-    """Return the magnitude of the image's gradient, by Sobel filters: N H W, at least 0."""
+    """Return the magnitude of each image's spatial gradient, N H W, by Sobel filters."""
     grey = images.float().mean(1, keepdim=True)
-    # Over 8, the sum of Sobel's weights, so that a slope of 1 per pixel has magnitude 1.
-    down = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]], device=images.device) / 8
-    kernels = torch.stack([down, down.T])[:, None]
+    # Divide by 8, so that an intensity slope of 1 per pixel has magnitude 1.
+    vertical = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]], device=images.device) / 8
+    kernels = torch.stack([vertical, vertical.T])[:, None]
     gradients = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels)
     return gradients.square().sum(1).sqrt()
 
@@ -61,9 +61,10 @@ def edge_map(images: Tensor) -> Tensor:
 def deletion(
     model: nn.Module, images: Tensor, heat: Tensor, classes: Tensor, *, steps: int = 16
 ) -> Tensor:
-    """Return the class's probability as pixels are set to 0, highest first: N x (steps + 1).
+    """Return the class's probability while pixels are progressively set to 0: N x (steps + 1).
 
-    The mean is the area under the curve; lower is better.
+    The pixels with the highest map values come first. The mean of the curve is its area; lower
+    is better.
     """
     return _probability_curve(
         model, start=images, end=torch.zeros_like(images), heat=heat, classes=classes, steps=steps
@@ -73,10 +74,11 @@ def deletion(
 def insertion(
     model: nn.Module, images: Tensor, heat: Tensor, classes: Tensor, *, steps: int = 16
 ) -> Tensor:
-    """Return the class's probability as pixels of a blurred image are restored, highest first.
+    """Return the class's probability while a blurred image is progressively restored.
 
-    N x (steps + 1); higher is better. The Gaussian's standard deviation is an eighth of the
-    image's shorter side: enough to hide the object. A black start would add edges of its own.
+    The curve is N x (steps + 1); the pixels with the highest map values come first; higher is
+    better. The standard deviation of the Gaussian blur is an eighth of the image's shorter side,
+    enough to hide the object. Starting from a black image would add artificial edges.
     """
     return _probability_curve(
         model, start=_blurred(images), end=images, heat=heat, classes=classes, steps=steps
@@ -89,39 +91,45 @@ def road(
     heat: Tensor,
     classes: Tensor,
     *,
-    shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
     noise: float = 0.01,
     seed: int = 0,
 ) -> Tensor:
-    """Return the class's probability without the lowest pixels minus that without the highest: N.
+    """Return the ROAD score of each image: N, in [-1, 1].
 
-    In [-1, 1], averaged over the fractions removed (`shares`); higher is better, and 0 is chance.
-    Each removed pixel is replaced by the weighted mean of its eight neighbours (1/6 for direct
-    ones, 1/12 for diagonal ones), solved for all removed pixels at once, plus noise. Without
-    this imputation the outline of the removed region would itself be evidence for the class.
+    It is the class's probability with the lowest-ranked pixels removed, minus the probability
+    with the highest-ranked pixels removed, averaged over the `fractions` of pixels to remove.
+    Higher is better, and 0 is chance.
+
+    Each removed pixel is replaced with the weighted mean of its eight neighbours (1/6 for direct
+    ones, 1/12 for diagonal ones) plus noise. One linear system gives all removed pixels at once.
+    Without this imputation, the outline of the removed region could itself be evidence.
     """
     rank = _ranks(heat)
     generator = torch.Generator().manual_seed(seed)
     difference = torch.zeros(len(images), device=images.device)
-    # Removing the lowest pixels is the control: imputation alone lowers the probability.
-    for share in shares:
-        highest, lowest = rank < share, rank >= 1 - share
+    # Removing the lowest-ranked pixels is the control: imputation alone lowers the probability.
+    for fraction in fractions:
+        highest, lowest = rank < fraction, rank >= 1 - fraction
         imputed = [_impute(images, removed, noise, generator) for removed in (lowest, highest)]
         without_lowest, without_highest = (_probability(model, x, classes) for x in imputed)
-        difference += (without_lowest - without_highest) / len(shares)
+        difference += (without_lowest - without_highest) / len(fractions)
     return difference
 
 
 def energy_in_mask(heat: Tensor, mask: Tensor) -> Tensor:
-    """Return the fraction of a map's sum inside a mask, bool N H W: N; NaN for an empty map."""
+    """Return the fraction of each map's sum that lies inside `mask`: N; NaN for an empty map.
+
+    `mask` is bool, N H W.
+    """
     inside = (heat * mask).sum((1, 2)) / heat.sum((1, 2))
     return torch.where(heat.sum((1, 2)) > 0, inside, torch.nan)
 
 
 def pointing_game(heat: Tensor, mask: Tensor) -> Tensor:
-    """Return whether a map's maximum lies inside a mask, bool N H W: bool N.
+    """Return whether the maximum of each map lies inside `mask`: bool, N.
 
-    Of several equal maxima the first counts. An empty map is a miss.
+    `mask` is bool, N H W. The first of several equal maxima counts. An empty map is a miss.
     """
     flat = heat.flatten(1)
     hit = mask.flatten(1).gather(1, flat.argmax(1, keepdim=True))[:, 0]
@@ -131,13 +139,13 @@ def pointing_game(heat: Tensor, mask: Tensor) -> Tensor:
 def randomised(
     model: nn.Module, stages: Sequence[str] | None = None, *, seed: int = 0
 ) -> nn.Module:
-    """Return a copy with the weights of these stages, or all, shuffled within each tensor.
+    """Return a copy of a model with the parameters of `stages` (default: all) shuffled.
 
-    Shuffling keeps the distribution of trained weights, so signals neither vanish nor explode, as
-    they could with fresh random weights.
+    Each tensor is shuffled by itself. Shuffling keeps the distribution of the
+    trained weights, so signals neither vanish nor explode, as they could with new random weights.
 
     Raises:
-        UnknownNameError: the stage is unknown; suggests names.
+        UnknownNameError: a stage is unknown; suggests names.
     """
     shuffled = copy.deepcopy(model)
     modules = dict(shuffled.named_modules())
@@ -159,11 +167,14 @@ def randomisation(
     *,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return rank correlations of maps before and after shuffling weights, by stage: N each.
+    """Return the rank correlation, N, of maps before and after shuffling weights, by stage.
 
-    From the last stage to the first, the weights of that stage and of all later ones are shuffled
-    ("cascading randomization"), and `explain(copy)`, N H W, is compared with `explain(model)`. If
-    the maps hardly change, the method does not explain the network.
+    From the last stage to the first, the weights of the stage and of all later stages are shuffled
+    ("cascading randomization"). `explain` returns the maps of a model, N H W. If the maps hardly
+    change, they do not depend on the weights. Stages without parameters are skipped.
+
+    Raises:
+        UnknownNameError: a stage is unknown; suggests names.
     """
     before = explain(model)
     correlations: dict[str, Tensor] = {}
@@ -181,7 +192,7 @@ def randomisation(
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of two maps for each image: N; NaN if one is constant."""
+    """Return Spearman's rank correlation of two maps of each image: N; NaN if one is constant."""
     from scipy.stats import rankdata
 
     ranks = [rankdata(x.flatten(1).double().cpu().numpy(), axis=1) for x in (first, second)]
@@ -191,17 +202,17 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ranks(heat: Tensor) -> Tensor:
-    """Return each pixel's rank within its image, from 0, the highest value, to below 1: N H W."""
-    # Stable, so that ties, as in a map that is mostly 0, are ranked alike on every device.
-    places = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)
-    ranks: Tensor = places / places.shape[1]
+    """Return the rank of each pixel in its image, in [0, 1), with 0 for the highest: N H W."""
+    # Stable, so that ties (many maps are mostly 0) are ranked alike on every device.
+    order = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)
+    ranks: Tensor = order / order.shape[1]
     return ranks.view_as(heat)
 
 
 def _probability_curve(
     model: nn.Module, *, start: Tensor, end: Tensor, heat: Tensor, classes: Tensor, steps: int
 ) -> Tensor:
-    """Return the class's probability as pixels change from start to end, highest first."""
+    """Return the class's probability while pixels change from start to end, highest first."""
     if steps < 1:
         raise UsageError(f"steps = {steps}: expected a positive number")
     if heat.shape != start[:, 0].shape:
@@ -220,58 +231,61 @@ def _probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 def _blurred(images: Tensor) -> Tensor:
     """Blur images with a Gaussian of standard deviation one eighth of their shorter side."""
     sigma = min(images.shape[-2:]) / 8
-    # Reflection padding has to be narrower than the image.
-    reach = min(max(round(3 * sigma), 1), min(images.shape[-2:]) - 1)
-    places = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
-    bell = torch.exp(-places.square() / (2 * sigma * sigma))
-    row = (bell / bell.sum()).expand(images.shape[1], 1, 1, -1)
-    padded = F.pad(images, (reach,) * 4, mode="reflect")
-    # A Gaussian is separable: two passes of k weights instead of one of k * k.
-    across = F.conv2d(padded, row, groups=images.shape[1])
-    return F.conv2d(across, row.mT, groups=images.shape[1])
+    # Reflection padding must be narrower than the image.
+    radius = min(max(round(3 * sigma), 1), min(images.shape[-2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    gaussian = torch.exp(-offsets.square() / (2 * sigma * sigma))
+    row = (gaussian / gaussian.sum()).expand(images.shape[1], 1, 1, -1)
+    padded = F.pad(images, (radius,) * 4, mode="reflect")
+    # A Gaussian is separable: two passes with k weights replace one with k * k.
+    horizontal = F.conv2d(padded, row, groups=images.shape[1])
+    return F.conv2d(horizontal, row.mT, groups=images.shape[1])
 
 
 def _impute(images: Tensor, removed: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Replace the pixels in `removed`, bool N H W, by means of their neighbours plus noise."""
+    """Replace the pixels in `removed`, bool N H W, with their neighbours' mean plus noise."""
     filled = images.clone()
-    for number, mask in enumerate(removed.cpu().numpy()):
+    for n, mask in enumerate(removed.cpu().numpy()):
         # In float64: the larger the removed region, the worse the system is conditioned.
-        values = _solve_neighbour_means(images[number].double().cpu().numpy(), mask)
+        values = _solve_neighbour_means(images[n].double().cpu().numpy(), mask)
         noise_values = noise * torch.randn(values.shape, generator=generator)
-        places = removed[number].expand_as(filled[number])
-        filled[number][places] = (torch.as_tensor(values) + noise_values).flatten().to(filled)
+        removed_values = removed[n].expand_as(filled[n])
+        filled[n][removed_values] = (torch.as_tensor(values) + noise_values).flatten().to(filled)
     return filled
 
 
 def _solve_neighbour_means(image: Any, mask: Any) -> Any:
-    """Return values, C x n, for the n pixels of a mask: weighted means of their neighbours.
+    """Return values, C x n, for the n pixels of a mask: each is the mean of its neighbours.
 
-    Neighbours may be masked too, so the values solve a sparse linear system.
+    Neighbours may be masked as well, so the values solve a sparse linear system.
     """
     from scipy.sparse import csr_matrix, identity
     from scipy.sparse.linalg import spsolve
 
     height, width = mask.shape
     rows, columns = np.nonzero(mask)
-    number = np.full(mask.shape, -1)
-    number[rows, columns] = np.arange(len(rows))
-    given = np.zeros((len(rows), len(image)))
-    weights, left, right, total = [], [], [], np.zeros(len(rows))
-    for down, across in ((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j):
-        y, x = rows + down, columns + across
+    unknown_index = np.full(mask.shape, -1)
+    unknown_index[rows, columns] = np.arange(len(rows))
+    known = np.zeros((len(rows), len(image)))
+    weights, matrix_rows, matrix_columns, total = [], [], [], np.zeros(len(rows))
+    for dy, dx in ((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j):
+        y, x = rows + dy, columns + dx
         inside = np.flatnonzero((y >= 0) & (y < height) & (x >= 0) & (x < width))
-        weight = 1 / 12 if down and across else 1 / 6
-        total[inside] += weight  # smaller at the border, where neighbours are missing
+        weight = 1 / 12 if dy and dx else 1 / 6
+        total[inside] += weight  # smaller at the border, where there are fewer neighbours
         y, x = y[inside], x[inside]
         unknown = mask[y, x]
-        left.append(inside[unknown])
-        right.append(number[y[unknown], x[unknown]])
+        matrix_rows.append(inside[unknown])
+        matrix_columns.append(unknown_index[y[unknown], x[unknown]])
         weights.append(np.full(unknown.sum(), weight))
-        given[inside[~unknown]] += weight * image[:, y[~unknown], x[~unknown]].T
-    # Without a single known pixel the system is singular.
+        known[inside[~unknown]] += weight * image[:, y[~unknown], x[~unknown]].T
+    # The system is singular if no pixel is known.
     if not len(rows) or mask.all():
         return np.zeros((len(image), len(rows)))
-    entries = np.concatenate(weights), (np.concatenate(left), np.concatenate(right))
+    entries = (
+        np.concatenate(weights),
+        (np.concatenate(matrix_rows), np.concatenate(matrix_columns)),
+    )
     matrix = csr_matrix(entries, shape=(len(rows), len(rows)))
     system = csr_matrix(identity(len(rows)).multiply(total[:, None])) - matrix
-    return spsolve(system.tocsc(), given).reshape(len(rows), -1).T
+    return spsolve(system.tocsc(), known).reshape(len(rows), -1).T

@@ -1,7 +1,7 @@
 """Saliency maps: four methods that attribute a class's logit to pixels of the image.
 
-Each returns signed values at the image's resolution; y is the class's logit, before the softmax.
-As in `cnn_viz.attribution.cam`, the network is left unchanged, and frozen weights, `no_grad`,
+All maps are signed and have the resolution of the image; y is the class's logit. As in
+`cnn_viz.attribution.cam`, the network is left unchanged, and frozen weights, `no_grad`,
 `inference_mode` and `autocast` are supported.
 """
 
@@ -22,13 +22,13 @@ from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["guided_backprop", "integrated_gradients", "occlusion", "score_drops", "smooth_grad"]
 
-# Every way to call a ReLU; nn.ReLU6 calls hardtanh. Functions are intercepted, not modules:
-# backward hooks on nn.ReLU miss functional calls and fail on in-place ones.
+# All functions that compute a ReLU; nn.ReLU6 calls hardtanh. The functions are intercepted and not
+# the modules: backward hooks on nn.ReLU miss functional calls and fail on in-place ones.
 RELUS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
 class GuidedReLU(TorchFunctionMode):
-    """While active, the gradient passing back through a ReLU is clamped at 0, too."""
+    """While active, set the negative gradients that pass back through a ReLU to 0."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -43,7 +43,7 @@ def guided_backprop(model: nn.Module, images: Tensor, classes: Classes = None) -
     """Return dy / dx, N C H W, with negative gradients blocked at every ReLU.
 
     J. T. Springenberg et al., "Striving for simplicity", ICLR workshop 2015, arXiv:1412.6806. The
-    result hardly depends on the weights: J. Adebayo et al., NeurIPS 2018, arXiv:1810.03292.
+    maps hardly depend on the weights: J. Adebayo et al., NeurIPS 2018, arXiv:1810.03292.
 
     Raises:
         UsageError: the classes do not match the images and logits.
@@ -80,7 +80,7 @@ def smooth_grad(
     with inspection_mode(model, images):
         target, total = _target(model, images, classes), torch.zeros_like(images)
         for _ in range(samples):
-            # Drawn on the CPU, so that a seed gives the same noise on every device.
+            # Sampled on the CPU, so that a seed gives the same noise on every device.
             values = torch.randn(images.shape, generator=generator).to(images)
             total += _gradient(model, images + sigma * values, target)
         return total / samples
@@ -94,10 +94,11 @@ def integrated_gradients(
     baseline: Tensor | float = 0.0,
     steps: int = 50,
 ) -> Tensor:
-    """Return each value's contribution, N C H W, to the change of y from a baseline x' to x.
+    """Return the contribution of each input value to y(x) - y(x'), N C H W.
 
-    (x - x') times the mean of dy / dx on the straight line from x' to x, by the midpoint rule.
-    The contributions sum to y(x) - y(x').
+    x is the image and x' the baseline. The contribution is (x - x') times the mean of dy / dx on
+    the straight line from x' to x, by the midpoint rule. The contributions sum to y(x) - y(x'), up
+    to the error of the midpoint rule.
 
     M. Sundararajan, A. Taly, Q. Yan, "Axiomatic attribution for deep networks", ICML 2017,
     arXiv:1703.01365, Eq. 1 and 3.
@@ -111,7 +112,7 @@ def integrated_gradients(
         target, total = _target(model, images, classes), torch.zeros_like(images)
         difference = images - baseline
         for step in range(steps):
-            # Midpoints need far fewer steps than end points for the same error.
+            # For the same error, midpoints need far fewer steps than endpoints.
             total += _gradient(model, baseline + difference * ((step + 0.5) / steps), target)
         return difference * total / steps
 
@@ -125,10 +126,10 @@ def occlusion(
     stride: int = 4,
     fill: float = 0.0,
 ) -> Tensor:
-    """Return the mean drop of y over the windows that cover a pixel: N H W.
+    """Return, for each pixel, the mean drop of y when a window over it is set to `fill`: N H W.
 
-    Square windows of `window` pixels are placed every `stride` pixels; those at the right and
-    lower borders may extend beyond the image. Each window costs a forward pass per image.
+    Square windows with a side of `window` pixels are placed every `stride` pixels; at the right
+    and lower borders they may extend beyond the image. Each window costs a forward pass per image.
 
     M. D. Zeiler and R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014,
     arXiv:1311.2901, section 4.2.
@@ -149,7 +150,9 @@ def score_drops(
     stride: int,
     fill: float = 0.0,
 ) -> Tensor:
-    """Return the mean drop of any score of images, N C H W to N, as in `occlusion`: N H W.
+    """Return the mean drop of `score` for each pixel, N H W, as in `occlusion`.
+
+    `score` maps images, N C H W, to one number per image, N.
 
     Raises:
         UsageError: window or stride is below 1.
@@ -164,7 +167,7 @@ def score_drops(
         covered[:, :, rows, columns] = fill
         total[:, rows, columns] += (before - score(covered))[:, None, None]
         count[rows, columns] += 1
-    return torch.where(count > 0, total / count, 0)  # strides may leave gaps
+    return torch.where(count > 0, total / count, 0)  # a stride larger than the window leaves gaps
 
 
 def _target(model: nn.Module, images: Tensor, classes: Classes) -> Target:
@@ -173,16 +176,16 @@ def _target(model: nn.Module, images: Tensor, classes: Classes) -> Target:
 
 @torch.enable_grad()
 def _gradient(model: nn.Module, images: Tensor, target: Target) -> Tensor:
-    """Return dy / dx, N C H W; gradients of the weights are not computed."""
+    """Return dy / dx, N C H W, without computing gradients of the weights."""
     images = images.clone().requires_grad_()
-    # Pass a copy: the first layer may work in place, which autograd forbids on a leaf.
+    # Pass a copy: the first layer may work in place, which autograd does not allow on a leaf.
     score = target.scores(model(images.clone())).sum()
     return torch.autograd.grad(score, images)[0]
 
 
 def _windows(size: int, window: int, stride: int) -> Iterator[slice]:
-    """Yield the windows along one axis; the last one reaches its end."""
-    # At least one window, even if it is larger than the image.
+    """Yield the windows along one axis, as slices."""
+    # There is at least one window, even if it is larger than the image.
     for start in range(0, max(size - window + stride, 1), stride):
         if start < size:
             yield slice(start, start + window)

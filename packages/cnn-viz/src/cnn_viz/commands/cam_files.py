@@ -1,4 +1,4 @@
-"""Class activation maps of image files: `cnnzoo cam`."""
+"""Draw class activation maps of image files: `cnnzoo cam`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams, cost, grad_cam
-from cnn_viz.attribution.cam_perturbation import PERTURBING
+from cnn_viz.attribution.cam_perturbation import PERTURBATION_METHODS
 from cnn_viz.drawing.image_grid import as_rgb
 from cnn_viz.drawing.render import encode_figure
 from cnn_viz.network.graph import strides
@@ -27,7 +27,7 @@ from cnn_viz.views.gradcam import evidence_colorbar, overlay, require_spatial_ma
 
 __all__ = ["explain_files"]
 
-CLASSES_IN_ERROR = 20  # classes, in an error
+CLASSES_IN_ERROR = 20  # at most this many classes are listed in an error
 TITLES = {"cam": "CAM", **NAMES, "score-cam": "Score-CAM", "ablation-cam": "Ablation-CAM"}
 
 
@@ -42,14 +42,15 @@ def explain_files(
     device: str = "auto",
     progress: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Path]:
-    """Write, for each image file, a PNG of the evidence for a class; yield the paths.
+    """Write a PNG of each image file with the evidence for a class; yield the paths.
 
-    By default at the architecture's `cam_stage`, for the predicted class. `progress` is told the
-    number of forward passes before the first one.
+    The default stage is the architecture's `cam_stage`, and the default class the predicted one.
+    `progress` is called once, before the first map, with the number of passes.
 
     Raises:
-        UsageError: the run is not a classifier, a file is missing, a name is unknown, or the
-            stage's maps have only one value.
+        UnknownNameError: the class, the stage or the method is unknown; suggests names.
+        UsageError: the run is not a classifier, a file is missing, two files have the same name,
+            or the maps of the stage have only one value.
         CorruptError: a file is not a supported image.
     """
     trained = Trained.of(run, device=device)
@@ -68,31 +69,36 @@ def explain_files(
         inputs = weights.preprocessing(
             read_image(path, weights.in_channels)[None].to(trained.device)
         )
-        # Only an input tells the size of the maps, so the stage is checked on the first image.
+        # The size of the maps depends on the input, so check the stage on the first image.
         if not index:
             _require_stage(model, inputs, stage, weights.model)
-            passes = cost(model, inputs, stage, method) * len(files)
-            progress(f"{method} at {stage}: {_passes_text(passes, method)}")
-        explained = [weights.classes.index(class_name)] if class_name else None
-        cam = cams(model, inputs, stage, explained, method)[stage]
+            pass_count = cost(model, inputs, stage, method) * len(files)
+            progress(f"{method} at {stage}: {_passes_text(pass_count, method)}")
+        classes = [weights.classes.index(class_name)] if class_name else None
+        cam = cams(model, inputs, stage, classes, method)[stage]
         out.mkdir(parents=True, exist_ok=True)
-        target = out / f"{path.stem}.{method.replace('+', 'p')}.png"  # "+" needs quoting in URLs
+        # A "+" would need quoting in URLs.
+        destination = out / f"{path.stem}.{method.replace('+', 'p')}.png"
         with style.applied():
             title = f"{TITLES[method]} at stage {stage}"
             figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
-            write_bytes(target, encode_figure(figure, "png", dpi=150))
-        yield target
+            write_bytes(destination, encode_figure(figure, "png", dpi=150))
+        yield destination
 
 
-def _passes_text(passes: int, method: str) -> str:
-    """Return the number of passes as text: perturbing methods need no backward pass."""
-    back = "" if method in PERTURBING else ", and as many backward passes to the stage"
-    times = "1 forward pass" if passes == 1 else f"{passes:,} forward passes of an image"
-    return f"{times}{back}"
+def _passes_text(pass_count: int, method: str) -> str:
+    """Describe the number of passes; only gradient methods need backward passes."""
+    backward = (
+        "" if method in PERTURBATION_METHODS else ", and as many backward passes to the stage"
+    )
+    forward = (
+        "1 forward pass" if pass_count == 1 else f"{pass_count:,} single-image forward passes"
+    )
+    return f"{forward}{backward}"
 
 
 def _class_hint(classes: tuple[str, ...]) -> str:
-    """List the classes for an error message: the first ones if there are many."""
+    """List the classes for an error message; only the first ones if there are many."""
     names = ", ".join(printable(name) for name in classes[:CLASSES_IN_ERROR])
     more = len(classes) - CLASSES_IN_ERROR
     return f"classes: {names}{f' and {more:,} more' if more > 0 else ''}"
@@ -101,16 +107,16 @@ def _class_hint(classes: tuple[str, ...]) -> str:
 def _require_stage(model: nn.Module, images: Tensor, stage: str, name: str) -> None:
     """Raise UsageError unless the stage exists and its maps have more than one position."""
     hint = f"stages: cnnzoo show {name}"
-    known = [module for module, _ in model.named_modules() if module]
-    if stage not in known:
-        raise UnknownNameError("stage", stage, known, hint)
+    module_names = [module for module, _ in model.named_modules() if module]
+    if stage not in module_names:
+        raise UnknownNameError("stage", stage, module_names, hint)
     require_spatial_maps(grad_cam(model, images, stage), stage, hint)
 
 
 def _side_by_side(
     title: str, path: Path, inputs: Tensor, *, weights: Weights, cam: Cam, stride: int
 ) -> Figure:
-    """Draw an image beside its overlay, with the class and its probability."""
+    """Draw an image beside its overlay; the caption has the class and its probability."""
     rgb = as_rgb(weights.preprocessing.denormalise(inputs)[0])
     class_index = int(cam.classes[0])
     probability = style.confidence(float(cam.logits.softmax(1)[0, class_index]))
@@ -120,7 +126,7 @@ def _side_by_side(
         6.5,
         4.0,
         title,
-        f"{style.short(path.name, 40)}, as the network sees it: "
+        f"{style.short(path.name, 40)}, after preprocessing: "
         f"{style.short(weights.classes[class_index], 30)}, "
         f"{probability}.\nThe map has {height} x {width} values; brightness is relative to its "
         f"own maximum{empty}.",

@@ -1,4 +1,4 @@
-"""The command line of cnn-viz: viz, embed, cam, overlay, report and explore."""
+"""The commands of cnn-viz: viz, embed, cam, overlay, report and explore."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import click
 
 from cnn_core import registry
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import Choice, RegistryName
+from cnn_core.cli.params import Choice, RegistryName, data_dir_option, device_option
 from cnn_core.text import printable
 
 __all__ = ["cam", "embed", "explore", "overlay", "report", "viz"]
 
 
-# A copy of cnn_viz.attribution.cam.METHODS: importing it would import torch for --help.
+# A copy of cnn_viz.attribution.cam.METHODS: importing it would import torch, even for --help.
 METHODS = (
     "cam",
     "grad-cam",
@@ -36,23 +36,22 @@ def _views() -> Iterable[str]:
 @click.command("viz")
 @click.argument("view", type=RegistryName("view", _views))
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
-@click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
-)
+@data_dir_option
+@device_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Output folder. [default: RUN/figures]",
+    help="Output directory. [default: RUN/figures]",
 )
 @click.option("--pdf", is_flag=True, help="Also write a PDF.")
 def viz(
     view: str, run: Path, data_dir: Path | None, device: str, out: Path | None, pdf: bool
 ) -> None:
-    """Draw VIEW of RUN, or "all" except costly views, as PNG and SVG; print the paths.
+    """Draw VIEW of RUN as PNG and SVG; print the paths.
 
-    `cnnzoo list-views` lists the views.
+    With "all" as VIEW, draw every view for the task of RUN except costly ones. `cnnzoo list-views`
+    lists the views.
 
     \b
     Examples:
@@ -60,9 +59,9 @@ def viz(
       cnnzoo viz all runs/lenet5-digits-20260101-120000 --out images --pdf
     """
     if view != "all":
-        registry.views().entry(view)  # an unknown name fails before torch is imported
+        registry.views().entry(view)  # raises for an unknown name, before torch is imported
 
-    # Imported here, as in all commands: torch would make --help take seconds.
+    # Import here, as in all commands: with torch, --help would take seconds.
     from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
     from cnn_viz.results.inputs import ViewInputs
 
@@ -89,14 +88,12 @@ def viz(
     show_default=True,
     help="Embedding method.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
-@click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
-)
+@data_dir_option
+@device_option
 def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
-    """Embed the test images of RUN in two dimensions, by the network's features.
+    """Embed the features of RUN's test images in two dimensions; print quality scores.
 
-    The result is cached in RUN/embeddings, for `cnnzoo viz embedding` and the report. UMAP needs
+    The result is cached in RUN/embeddings for `cnnzoo viz embedding` and the report. UMAP needs
     umap-learn: pip install 'cnn-viz[umap]'.
 
     \b
@@ -117,11 +114,14 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
     "--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="CAM method."
 )
 @click.option(
-    "--stage", default="", metavar="STAGE", help="Stage to explain. [default: the architecture's]"
+    "--stage",
+    default="",
+    metavar="STAGE",
+    help="Stage of the maps. [default: the architecture's CAM stage]",
 )
 @click.option(
     "--class",
-    "of",
+    "class_name",
     default="",
     metavar="NAME",
     help="Class to explain. [default: the predicted one]",
@@ -130,24 +130,22 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Output folder. [default: RUN/cam]",
+    help="Output directory. [default: RUN/cam]",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
-)
+@device_option
 def cam(
     run: Path,
     images: tuple[Path, ...],
     method: str,
     stage: str,
-    of: str,
+    class_name: str,
     out: Path | None,
     device: str,
 ) -> None:
     """Draw class activation maps of image files as PNG; print the paths.
 
     A map shows which parts of an image are evidence for a class. score-cam and ablation-cam run
-    the network once for every map of the stage; the number of passes is printed first.
+    the network once for every feature map of the stage. The number of passes is printed first.
 
     \b
     Examples:
@@ -162,7 +160,7 @@ def cam(
         out if out is not None else run / "cam",
         method=method,
         stage=stage,
-        class_name=of,
+        class_name=class_name,
         device=device,
         progress=lambda line: click.echo(line, err=True),
     )
@@ -177,7 +175,7 @@ def cam(
     type=click.Path(path_type=Path),
     metavar="FILE",
     required=True,
-    help="A PNG, SVG or PDF file.",
+    help="Output file: PNG, SVG or PDF.",
 )
 def overlay(runs: tuple[Path, ...], out: Path) -> None:
     """Draw the learning curves of two to eight RUNS in one figure; print its path.
@@ -197,21 +195,20 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",
-    "form",
+    "report_format",
     type=click.Choice(["html", "md", "json"]),
     default="html",
     show_default=True,
-    help="An HTML page, Markdown, or JSON.",
+    help="Format of the report: HTML page, Markdown or JSON.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
-@click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
-)
-def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
-    """Draw all views of RUN and write RUN/report.html, a single self-contained page.
+@data_dir_option
+@device_option
+def report(run: Path, report_format: str, data_dir: Path | None, device: str) -> None:
+    """Draw the views of RUN, except costly ones, and write RUN/report.html, a self-contained page.
 
-    The page loads nothing from anywhere. Markdown links to the figures' files; JSON has the
-    numbers without figures. Prints the report's path; progress goes to stderr.
+    The page loads no other files. --format md writes RUN/report.md, with links to the figures;
+    --format json writes RUN/report.json, with the metrics and without figures. The path is
+    printed; progress goes to stderr.
 
     \b
     Examples:
@@ -224,7 +221,7 @@ def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
         run,
         data_dir=data_dir,
         device=device,
-        form=form,
+        form=report_format,
         progress=lambda line: click.echo(printable(line), err=True),
     )
     say_path(path)
@@ -237,17 +234,17 @@ def report(run: Path, form: str, data_dir: Path | None, device: str) -> None:
     type=click.IntRange(0, 65535),
     default=8765,
     show_default=True,
-    help="Port; 0 picks a free one.",
+    help="Port to listen on; 0 picks a free one.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the dataset.")
-@click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
-)
+@data_dir_option
+@device_option
 def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
-    """Serve a local page that explains the predictions of RUN for images dropped on it.
+    """Serve a local page that explains the predictions of RUN for your own images.
 
-    Only this machine can open it: http://127.0.0.1:PORT, until Ctrl-C. It links to the report.
-    Needs starlette and uvicorn: pip install 'cnn-viz[serve]'.
+    Drop images on the page. Only this machine can open it, at http://127.0.0.1:PORT. It links to
+    the report. Stop it with Ctrl-C.
+
+    The command needs starlette and uvicorn: pip install 'cnn-viz[serve]'.
 
     \b
     Example:
@@ -266,10 +263,9 @@ def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
     from cnn_viz.results.inputs import ViewInputs
 
     view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
-    # Bind here and not in uvicorn: with --port 0 the handlers must know the port that was
-    # chosen.
+    # Bind here and not in uvicorn: with --port 0, the handlers must know which port was picked.
     with socket.socket() as listener:
-        # Otherwise the port stays blocked for a minute after the server is stopped.
+        # Otherwise the port stays blocked for a minute after the server stops.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))

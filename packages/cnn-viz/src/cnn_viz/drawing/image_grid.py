@@ -1,4 +1,4 @@
-"""Images and maps in a grid on one pair of axes."""
+"""Draw images and maps in a grid on one matplotlib Axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pixels = NDArray[Any]
 
 
 def as_image(image: Tensor) -> Pixels:
-    """Return an image, C H W in [0, 1], as RGB H W 3, or as grey H W if C is not 3."""
+    """Return an image, C H W in [0, 1], as RGB, H W 3, or greyscale, H W, if C is not 3."""
     pixels = image.detach().float().cpu()
     if len(pixels) == 3:
         return np.asarray(pixels.permute(1, 2, 0))
@@ -24,18 +24,21 @@ def as_image(image: Tensor) -> Pixels:
 
 
 def as_rgb(image: Tensor) -> Pixels:
-    """Return an image, C H W in [0, 1], as RGB H W 3; grey is repeated in each channel."""
+    """Return an image, C H W in [0, 1], as RGB, H W 3; greyscale is repeated in each channel."""
     pixels = as_image(image)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 def tile_height(
-    width: float, columns: int, image: Sequence[int], *, gap: float, between: float = 0.0
+    width: float, columns: int, image: Sequence[int], *, gap: float, pair_gap: float = 0.0
 ) -> float:
-    """Return the height in inches that `tiles` gives an image (…, H, W) in a row `width` wide."""
+    """Return the height in inches of an image in `tiles` if a row is `width` inches wide.
+
+    `image` is the shape of an image, (…, H, W); `gap` and `pair_gap` are as in `tiles`.
+    """
     height, image_width = image[-2:]
-    pitches = columns * (image_width / height + gap) - gap + (columns - 1) // 2 * between
-    return width / pitches
+    units = columns * (image_width / height + gap) - gap + (columns - 1) // 2 * pair_gap
+    return width / units
 
 
 def tiles(
@@ -44,35 +47,35 @@ def tiles(
     columns: int,
     *,
     gap: float = 0.08,
-    between: float = 0.0,
-    above: float = 0.0,
+    pair_gap: float = 0.0,
+    top_gap: float = 0.0,
     **style: Any,
 ) -> list[tuple[float, float]]:
-    """Show images row by row, each one unit high, with `above` units of space over each.
+    """Draw images row by row; return the top centre of each, (x, y), with y pointing down.
 
-    `gap` is the space between neighbours; `between` is added after every second image, to set
-    pairs apart. Without a colour map, grey values run from 0, black, to 1, white. Returns the top
-    centre of each image, (x, y), with y pointing down.
+    Lengths are in units of an image's height: `top_gap` is the space above each image, `gap` the
+    space between neighbours, and `pair_gap` an extra space after every second image, to set pairs
+    apart. By default, greyscale values run from 0, black, to 1, white.
 
-    All images share one pair of axes: a subplot each would cost seconds for a hundred images.
+    All images share one Axes: with a subplot for each, a hundred images would take seconds.
     """
     options: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, **style}
     height, width = images[0].shape[:2]
     width_ratio = width / height
-    corners = []
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
-        x = column * (width_ratio + gap) + column // 2 * between
-        y = row * (1 + gap + above) + above
+    top_centres = []
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        x = column * (width_ratio + gap) + column // 2 * pair_gap
+        y = row * (1 + gap + top_gap) + top_gap
         ax.imshow(image, extent=(x, x + width_ratio, y + 1, y), **options)
-        corners.append((x + width_ratio / 2, y))
+        top_centres.append((x + width_ratio / 2, y))
     rows = -(-len(images) // columns)
     ax.set(
-        xlim=(0, columns * (width_ratio + gap) - gap + (columns - 1) // 2 * between),
-        ylim=(rows * (1 + gap + above) - gap, 0),
+        xlim=(0, columns * (width_ratio + gap) - gap + (columns - 1) // 2 * pair_gap),
+        ylim=(rows * (1 + gap + top_gap) - gap, 0),
         aspect="equal",
         # Left-aligned, under the figure's title.
         anchor="W",
     )
     ax.set_axis_off()
-    return corners
+    return top_centres

@@ -1,4 +1,4 @@
-"""Render views to figures and files, keeping the failure of one view from the others."""
+"""Render views to figures and files; a view that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ DPI = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One view of one run: the figure's files, or the reason why there are none.
+    """One view of one run: the contents of its files, or the reason for their absence.
 
-    PNG is for documents and chat, where SVG is often refused; SVG stays sharp at any size. `pdf`
-    is empty unless requested. `page` is the SVG for the report: its text is text and not paths,
-    so it is smaller and can be searched. `error` is a failure of the view; `skipped` is the
-    reason why the view does not apply to this run.
+    PNG is for documents and chats, which often do not accept SVG; SVG stays sharp at any size.
+    `pdf` is empty unless requested. `page` is the SVG for the report: its text is not converted to
+    paths, so it is smaller and searchable. `error` is the message of a view that failed; `skipped`
+    is the reason for skipping a view that does not apply to this run.
     """
 
     name: str
@@ -70,7 +70,7 @@ def draw(
 
 
 def draw_one(view: str, view_inputs: ViewInputs, *, pdf: bool = False) -> Drawing:
-    """Draw one view and encode its files; raises as `draw` does."""
+    """Draw one view and encode its files; raise the same errors as `draw`."""
     name, entry = _find_view(view, view_inputs.run)
     return _render_files(name, entry, view_inputs.select(entry.spec.needs), pdf)
 
@@ -78,15 +78,15 @@ def draw_one(view: str, view_inputs: ViewInputs, *, pdf: bool = False) -> Drawin
 def draw_or_report(
     name: str, entry: Entry[ViewSpec], view_inputs: ViewInputs, *, pdf: bool = False
 ) -> Drawing:
-    """Draw one view of several; log a failure and return it as the drawing's error.
+    """Draw one of several views; if it fails, log the error and return it in the drawing.
 
-    A view that does not apply to the run, a UsageError, is skipped with a warning. Errors in
-    preparing the inputs, such as missing weights or data, are raised: every view would fail.
-    Only a network that cannot be embedded concerns a single view.
+    A view that does not apply to the run (UsageError) is skipped with a warning. Errors while
+    preparing the inputs, such as missing weights or data, are raised, because every view would
+    fail. The exception is features that cannot be embedded: only one view needs them.
     """
     try:
         arguments = view_inputs.select(entry.spec.needs)
-    except Exception as error:  # raised by the network's own code
+    except Exception as error:  # the network's own code may raise anything
         if isinstance(error, ZooError) and "embedded" not in entry.spec.needs:
             raise
         cause = error.message if isinstance(error, ZooError) else describe(error)
@@ -96,7 +96,7 @@ def draw_or_report(
     except UsageError as error:
         return _skipped(name, entry, error.message)
     except ZooError as error:
-        # For developers of plugins, who want the traceback.
+        # Plugin developers want the traceback.
         if os.environ.get("CNNZOO_STRICT") == "1":
             raise
         message = (
@@ -106,32 +106,38 @@ def draw_or_report(
         return Drawing(name=name, entry=entry, error=message)
 
 
-def _skipped(name: str, entry: Entry[ViewSpec], why: str) -> Drawing:
-    log.warning("skipped view %s: %s", name, why)
-    return Drawing(name=name, entry=entry, skipped=why)
+def _skipped(name: str, entry: Entry[ViewSpec], reason: str) -> Drawing:
+    log.warning("skipped view %s: %s", name, reason)
+    return Drawing(name=name, entry=entry, skipped=reason)
 
 
 def views_for(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
-    """Return the views for the run's task without costly ones: ours first, then others by name."""
+    """Return the views for a run's task except costly ones: our own first, then others by name."""
     task = registry.get_spec(run.recipe.model).task
-    ours = [spec.name for spec in VIEWS]
+    own_names = [spec.name for spec in VIEWS]
     wanted = [p for p in registry.views() if task in p[1].spec.tasks and not p[1].spec.costly]
-    return sorted(wanted, key=lambda pair: ours.index(pair[0]) if pair[0] in ours else len(ours))
+    return sorted(
+        wanted,
+        key=lambda pair: own_names.index(pair[0]) if pair[0] in own_names else len(own_names),
+    )
 
 
 def write(drawing: Drawing, folder: Path) -> list[Path]:
-    """Write a drawing's PNG, SVG and PDF into a folder, each atomically; return the paths."""
+    """Write a drawing's PNG, SVG and PDF into a directory, each atomically; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = drawing.name.replace("/", "--")  # a name that two plugins claim is "distribution/name"
+    # A name that two plugins use is "distribution/name".
+    stem = drawing.name.replace("/", "--")
     files = {"png": drawing.png, "svg": drawing.svg, "pdf": drawing.pdf}
-    contents = {folder / f"{stem}.{kind}": content for kind, content in files.items() if content}
+    contents = {
+        folder / f"{stem}.{suffix}": content for suffix, content in files.items() if content
+    }
     for path, content in contents.items():
         write_bytes(path, content)
     return list(contents)
 
 
 def _find_view(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
-    """Look up a view and check that it supports the run's task."""
+    """Return a view's name and entry; raise UsageError if it does not support the run's task."""
     entry = registry.views().entry(view)
     task = registry.get_spec(run.recipe.model).task
     if task not in entry.spec.tasks:
@@ -146,28 +152,27 @@ def _find_view(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
 def _render_files(
     name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: bool
 ) -> Drawing:
-    """Render a view and encode its figure; a failure of either is the view's error.
+    """Render a view and encode its figure.
 
-    Text and paths are only laid out while encoding, so a view can still fail there.
+    Matplotlib lays out text and paths only while encoding, so a view can fail in either step.
     """
     with style.applied():
         figure = _render(name, entry, arguments)
-        failed = functools.partial(_fail, name, entry)
-        with isolated(entry.plugin, f"drawing of {name}", failed=failed):
+        on_failure = functools.partial(_fail, name, entry)
+        with isolated(entry.plugin, f"drawing of {name}", failed=on_failure):
             png, svg = encode_figure(figure, "png", dpi=DPI), encode_figure(figure, "svg")
             pdf_bytes = encode_figure(figure, "pdf") if pdf else b""
-            # Text instead of outlines, and simplified paths: the report holds some twenty
-            # figures.
+            # Keep text as text and simplify paths: the report holds some twenty figures.
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
                 page = encode_figure(figure, "svg")
     return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=pdf_bytes, page=page)
 
 
 def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Figure:
-    """Call a view, isolated from everything else, and return its figure."""
+    """Call a view, catch its errors, and return its figure."""
     render = registry.resolve(entry, "render")
-    failed = functools.partial(_fail, name, entry)
-    with isolated(entry.plugin, f"drawing of {name}", failed=failed):
+    on_failure = functools.partial(_fail, name, entry)
+    with isolated(entry.plugin, f"drawing of {name}", failed=on_failure):
         figure = render(**arguments)
     if not isinstance(figure, Figure):
         found = type(figure).__name__
@@ -176,7 +181,7 @@ def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Fig
 
 
 def encode_figure(figure: Figure, format: str, **options: Any) -> bytes:
-    """Encode a figure, without the date, so that equal figures give equal bytes."""
+    """Encode a figure without the date, so that equal figures give equal bytes."""
     file = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     figure.savefig(file, format=format, metadata=dates.get(format), **options)
@@ -184,13 +189,13 @@ def encode_figure(figure: Figure, format: str, **options: Any) -> bytes:
 
 
 def _fail(name: str, entry: Entry[ViewSpec], error: BaseException) -> NoReturn:
-    """Raise the PluginError of a view that failed; a ZooError is raised as it is."""
+    """Raise a PluginError for a view that failed; raise a ZooError unchanged."""
     if isinstance(error, ZooError):
         raise error
     raise entry.plugin.failure(_error_message(name, entry, error)) from error
 
 
 def _error_message(name: str, entry: Entry[ViewSpec], error: BaseException) -> str:
-    """Return one line that names the view, plugin, distribution and cause."""
+    """Return one line that names the view, its plugin and distribution, and the cause."""
     cause = error.message if isinstance(error, ZooError) else describe(error)
     return f"view '{name}' of {entry.plugin.who}: {cause}"

@@ -1,1 +1,1 @@
-"""Network inspection: hooks, graph, receptive fields. No drawing."""
+"""Network inspection: hooks, graph, receptive fields. This package draws nothing."""

@@ -1,8 +1,8 @@
-"""The graph of a network's stages, found by one forward pass on the meta device.
+"""Find the graph of a network's stages by one forward pass on the meta device.
 
-Meta tensors have shapes but no data, so even the largest network costs no memory and almost no
-time. Edges are found by following tensors and not from module names: skip connections, additions
-and concatenations happen in `forward`, between the modules.
+Meta tensors have shapes but no data, so even the largest network needs almost no memory or time.
+The edges come from following tensors, not from module names: skip connections, additions and
+concatenations happen in `forward`, between the modules.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from cnn_core.create import untrained
 from cnn_core.layers.tracing import Trace, trace
 from cnn_core.weights.native import Weights
 
-__all__ = ["INPUT", "ModelGraph", "model_graph", "strides", "traced"]
+__all__ = ["INPUT", "ModelGraph", "model_graph", "strides", "trace_stages"]
 
 INPUT = "input"
-NOTHING: frozenset[str] = frozenset()
+NO_ORIGINS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class ModelGraph:
     """The stages of a network and the connections between them.
 
-    `stages` are those used in the forward pass, in the order given. `edges` are (from, to), with
-    `INPUT` for the image. `additions` counts how often a stage adds two maps, as a residual block
-    does; `joins` counts how often it concatenates maps.
+    `stages` are the requested stages that the forward pass uses. `edges` are pairs (from, to),
+    where `INPUT` is the image. `additions` is how often each stage adds two maps, as a residual
+    block does; `joins` is how often it concatenates maps.
     """
 
     stages: tuple[str, ...]
@@ -44,8 +44,8 @@ class ModelGraph:
     joins: Mapping[str, int]
 
 
-def traced(weights: Weights) -> Trace:
-    """Return shapes, parameters and receptive fields of the stages that the network uses."""
+def trace_stages(weights: Weights) -> Trace:
+    """Return the shapes, parameters and receptive fields of the stages that the network uses."""
     image = (weights.in_channels, *weights.preprocessing.size)
     stages = registry.get_spec(weights.model).stages
     build = partial(untrained, weights)
@@ -53,8 +53,8 @@ def traced(weights: Weights) -> Trace:
 
 
 def strides(weights: Weights) -> dict[str, int]:
-    """Return each stage's stride: the distance in pixels between neighbouring positions."""
-    return {stage.name: stage.stride for stage in traced(weights).stages}
+    """Return the stride of each stage: the distance in pixels between neighbouring positions."""
+    return {stage.name: stage.stride for stage in trace_stages(weights).stages}
 
 
 @torch.no_grad()
@@ -76,46 +76,44 @@ def model_graph(
         module.register_forward_hook(partial(tracker.leave, stage))
     with tracker:
         model(image)
-    took_part = tuple(stage for stage in stages if stage in tracker.seen)
-    return ModelGraph(
-        took_part, frozenset(tracker.edges), dict(tracker.additions), dict(tracker.joins)
-    )
+    used = tuple(stage for stage in stages if stage in tracker.used_stages)
+    return ModelGraph(used, frozenset(tracker.edges), dict(tracker.additions), dict(tracker.joins))
 
 
 class _OriginTracker(TorchDispatchMode):
-    """Record which stages each tensor comes from, through the operations between stages."""
+    """Record the stages that each tensor comes from, across the operations between stages."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: set[str] = set()
+        self.used_stages: set[str] = set()
         self.edges: set[tuple[str, str]] = set()
         self.additions: Counter[str] = Counter()
         self.joins: Counter[str] = Counter()
-        self._inside: list[str] = []
+        self._open_stages: list[str] = []
         self._origins: dict[int, frozenset[str]] = {}  # by id of the tensor
-        self._kept: list[Tensor] = []  # keeps tensors alive, so that no id is reused
-        self._keep(image, frozenset([INPUT]))
+        self._tensors: list[Tensor] = []  # keeps tensors alive, so that no id is reused
+        self._set_origins(image, frozenset([INPUT]))
 
     def enter(self, stage: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Record the edges to a stage that begins: the origins of its inputs."""
+        """Record an edge from each origin of the inputs to the stage that starts."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self.edges |= {(origin, stage) for origin in self._of(tensors)}
-        self.seen.add(stage)
-        self._inside.append(stage)
+        self.edges |= {(origin, stage) for origin in self._origins_of(tensors)}
+        self.used_stages.add(stage)
+        self._open_stages.append(stage)
 
     def leave(self, stage: str, module: nn.Module, args: Any, output: Any) -> None:
-        """Make a stage that ends the only origin of its outputs."""
-        self._inside.pop()
+        """Make the stage that ends the only origin of its outputs."""
+        self._open_stages.pop()
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
-                self._keep(leaf, frozenset([stage]))
+                self._set_origins(leaf, frozenset([stage]))
 
-    def _keep(self, tensor: Tensor, origins: frozenset[str]) -> None:
+    def _set_origins(self, tensor: Tensor, origins: frozenset[str]) -> None:
         self._origins[id(tensor)] = origins
-        self._kept.append(tensor)
+        self._tensors.append(tensor)
 
-    def _of(self, tensors: Iterable[Tensor]) -> frozenset[str]:
-        return NOTHING.union(*(self._origins.get(id(tensor), NOTHING) for tensor in tensors))
+    def _origins_of(self, tensors: Iterable[Tensor]) -> frozenset[str]:
+        return NO_ORIGINS.union(*(self._origins.get(id(tensor), NO_ORIGINS) for tensor in tensors))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -124,19 +122,19 @@ class _OriginTracker(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         # Parameters have no origin, so adding a bias does not count as merging maps.
         maps = [leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) in self._origins]
-        if self._inside and len(maps) > 1:
+        if self._open_stages and len(maps) > 1:
             self._count(func.overloadpacket, maps)
-        origins = self._of(maps)
+        origins = self._origins_of(maps)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and origins:
-                self._keep(leaf, origins)
+                self._set_origins(leaf, origins)
         return result
 
     def _count(self, op: Any, maps: Sequence[Tensor]) -> None:
-        """Count an addition or a concatenation of two maps or more in the innermost stage."""
+        """Count an addition or a concatenation of maps for the innermost stage."""
         aten = torch.ops.aten
-        # Equal shapes only: broadcast additions, as of channel weights, merge no two maps.
+        # Only equal shapes: a broadcast addition, e.g. of one value per channel, merges no maps.
         if op in (aten.add, aten.add_) and maps[0].shape == maps[1].shape:
-            self.additions[self._inside[-1]] += 1
+            self.additions[self._open_stages[-1]] += 1
         elif op is aten.cat:
-            self.joins[self._inside[-1]] += 1
+            self.joins[self._open_stages[-1]] += 1

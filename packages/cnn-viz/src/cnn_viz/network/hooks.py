@@ -1,4 +1,4 @@
-"""Forward hooks on named stages, removed on exit."""
+"""Replace the outputs of named stages by forward hooks, which are removed on exit."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def hook_stages(
     replace: Callable[[str, Tensor], Tensor],
     call: int | None = None,
 ) -> Iterator[None]:
-    """Replace the output of each named stage, maps N C h w, by `replace(stage, maps)`.
+    """Replace the output of each named stage, maps N C h w, with `replace(stage, maps)`.
 
-    For a module that runs more than once, `call` selects the run to replace, counted from 0. The
-    hooks are removed on exit, also after an error.
+    For a module that is called more than once, `call` selects the call to replace, counted from 0.
+    The hooks are removed on exit, even after an error.
 
     Raises:
         UnknownNameError: the model has no such stage; suggests names.
-        UsageError: a stage outputs no maps, never runs, runs more than once without a `call`, or
-            has no such `call`.
+        UsageError: a stage does not output maps, is never called, is called more than once and
+            `call` is not given, or is not called that often.
     """
     modules = dict(model.named_modules())
     calls: Counter[str] = Counter()
@@ -41,7 +41,7 @@ def hook_stages(
                 raise UnknownNameError("stage", stage, [name for name in modules if name])
             stack.enter_context(modules[stage].register_forward_hook(partial(hook, stage)))
         yield
-        # Only now is the number of calls known: a stage may be unused or reused.
+        # The number of calls is known only now: a stage may be unused or reused.
         for stage in stages:
             _require_call(stage, calls[stage], call)
 
@@ -58,14 +58,14 @@ def _hook(
     calls[stage] += 1
     if call is None and calls[stage] > 1:
         raise UsageError(
-            f"stage '{stage}' runs more than once",
-            "name a module that runs once, or select a run: call=0 is the first",
+            f"stage '{stage}' is called more than once",
+            "choose a module that is called once, or select a call: call=0 is the first",
         )
     if call is not None and calls[stage] - 1 != call:
         return None
     if not isinstance(output, Tensor) or output.ndim != 4:
         actual = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(f"stage '{stage}' outputs {actual}: Grad-CAM needs maps, N C H W")
+        raise UsageError(f"stage '{stage}' outputs {actual}: expected maps, N C H W")
     return replace(stage, output)
 
 
@@ -74,4 +74,6 @@ def _require_call(stage: str, calls: int, call: int | None) -> None:
         raise UsageError(f"stage '{stage}' is not used in the forward pass")
     if call is not None and not 0 <= call < calls:
         times = "once" if calls == 1 else f"{calls} times"
-        raise UsageError(f"stage '{stage}' runs {times}: call = {call}, expected 0 to {calls - 1}")
+        raise UsageError(
+            f"stage '{stage}' is called {times}: call = {call}, expected 0 to {calls - 1}"
+        )

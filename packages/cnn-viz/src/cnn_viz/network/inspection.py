@@ -1,4 +1,4 @@
-"""Run a network without side effects: restore training flags and the random state."""
+"""Run a network without side effects: restore its training flags and the random state."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ __all__ = ["eval_mode", "inspection_mode", "preserved_random_state"]
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module, except_for: Collection[nn.Module] = ()) -> Iterator[None]:
-    """Switch to eval mode, modules in `except_for` to training mode; restore each flag afterwards.
+    """Set a model to eval mode, but modules in `except_for` to training mode; restore on exit.
 
-    `Module.train` would overwrite the flags of submodules that were deliberately frozen.
+    Each flag is saved and restored by itself: `Module.train()` would overwrite the flags of
+    submodules that were deliberately frozen.
     """
     modes = {module: module.training for module in model.modules()}
     for module in modes:
-        module.training = any(module is excluded for excluded in except_for)
+        module.training = any(module is exception for exception in except_for)
     try:
         yield
     finally:
@@ -28,16 +29,17 @@ def eval_mode(model: nn.Module, except_for: Collection[nn.Module] = ()) -> Itera
 
 
 def preserved_random_state(images: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Restore the random state afterwards: some networks draw random numbers in eval mode."""
+    """Restore the random state on exit: some networks draw random numbers even in eval mode."""
     return torch.random.fork_rng([images.device] if images.is_cuda else [])
 
 
 @contextlib.contextmanager
 def inspection_mode(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Run a model in eval mode, with autograd off until enabled, and restore everything.
+    """Set a model to eval mode and disable autograd; restore all state on exit.
 
-    Works inside `inference_mode`, which would forbid gradients, and inside `autocast`, whose
-    weight cache is left alone: weights cached without gradients would break a later training step.
+    The caller may enable autograd inside. This also works inside `inference_mode`, which is left
+    for the duration, and inside `autocast`, whose weight cache is not used: weights cached without
+    gradients would break a later training step.
     """
     device = images.device.type
     with contextlib.ExitStack() as stack:

@@ -1,10 +1,10 @@
-"""Monte Carlo dropout: the uncertainty of each pixel from several passes with dropout active.
+"""Monte Carlo dropout: estimate the uncertainty of each pixel by passes with dropout active.
 
 Y. Gal and Z. Ghahramani, "Dropout as a Bayesian approximation", ICML 2016, arXiv:1506.02142: the
-mean of T passes with dropout is the prediction, and its entropy the total uncertainty. N. Houlsby
-et al., 2011, arXiv:1112.5745: the disagreement of the passes is the mutual information of
-prediction and weights, the entropy of the mean minus the mean entropy. It is the part that more
-data could reduce; the mean entropy is the part that is inherent in the image.
+mean of T passes with dropout is the prediction, and its entropy is the total uncertainty.
+N. Houlsby et al., 2011, arXiv:1112.5745: the entropy of the mean minus the mean entropy of the
+passes is the mutual information of the prediction and the weights. It measures how much the passes
+disagree, and more data could reduce it. The mean entropy is the part inherent in the image.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from cnn_viz.network.inspection import eval_mode, preserved_random_state
 
 __all__ = ["Uncertainty", "mc_dropout"]
 
-NATS = 0.6931471805599453  # in a bit
+NATS_PER_BIT = 0.6931471805599453  # ln 2
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """Mean probabilities, N classes h w, and uncertainties of each pixel in bits, N h w.
+    """Mean probabilities, N x classes x h x w, and the uncertainty of each pixel, N h w, in bits.
 
-    `entropy` is the entropy of the mean, `expected` the mean of the passes' entropies.
+    `entropy` is the entropy of the mean probabilities; `expected` is the mean entropy of the
+    passes.
     """
 
     probabilities: Tensor
@@ -37,16 +38,16 @@ class Uncertainty:
 
     @property
     def mutual(self) -> Tensor:
-        """The mutual information of prediction and weights in bits, N h w, at least 0."""
+        """The mutual information of the prediction and the weights: N h w, in bits, at least 0."""
         return (self.entropy - self.expected).clamp(min=0)
 
 
 @torch.no_grad()
 def mc_dropout(model: nn.Module, images: Tensor, passes: int = 20, seed: int = 0) -> Uncertainty:
-    """Run images, N C H W, `passes` times with dropout active and all other layers in eval mode.
+    """Return the uncertainty of images, N C H W, from `passes` passes with dropout active.
 
-    Training flags and the random state are restored. Sums are updated pass by pass, so memory
-    does not grow with `passes`.
+    All other layers are in eval mode. Training flags and the random state are restored. Means are
+    updated after each pass, so memory does not grow with `passes`.
 
     Raises:
         UsageError: the network has no dropout layer with p > 0.
@@ -54,7 +55,7 @@ def mc_dropout(model: nn.Module, images: Tensor, passes: int = 20, seed: int = 0
     dropouts = [m for m in model.modules() if isinstance(m, DROPOUT) and m.p > 0]
     if not dropouts:
         raise UsageError(
-            f"{type(model).__name__} has no dropout: all passes would be the same",
+            f"{type(model).__name__} has no dropout: all passes would be equal",
             "use a network that was trained with dropout",
         )
     mean, expected = torch.zeros(()), torch.zeros(())
@@ -68,5 +69,5 @@ def mc_dropout(model: nn.Module, images: Tensor, passes: int = 20, seed: int = 0
 
 
 def _entropy(p: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(p).sum(1) / NATS
+    entropy: Tensor = torch.special.entr(p).sum(1) / NATS_PER_BIT
     return entropy

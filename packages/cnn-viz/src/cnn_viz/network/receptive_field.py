@@ -1,7 +1,7 @@
-"""Receptive fields of a stage: theoretical, from the layers, and effective, from gradients.
+"""The receptive field of a stage: theoretical, from its layers, and effective, from gradients.
 
-The theoretical field is the region that the layers let a position depend on; the effective field
-is how strongly its value depends on each pixel: W. Luo, Y. Li, R. Urtasun, R. Zemel,
+The theoretical field of a position is the region of the image that can influence it. The effective
+field measures how strongly each pixel does: W. Luo, Y. Li, R. Urtasun, R. Zemel,
 "Understanding the effective receptive field in deep convolutional neural networks", NIPS 2016,
 arXiv:1701.04128.
 """
@@ -18,18 +18,19 @@ from torch import Tensor, nn
 from cnn_viz.network.hooks import hook_stages
 from cnn_viz.network.inspection import inspection_mode
 
-__all__ = ["FLOOR", "ReceptiveField", "pick_evenly", "receptive_fields"]
+__all__ = ["THRESHOLD", "ReceptiveField", "pick_evenly", "receptive_fields"]
 
-FLOOR = 1 - 0.9545  # of the maximum: the threshold of the effective field (section 3)
+THRESHOLD = 1 - 0.9545  # of the effective field, as a fraction of its maximum (section 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReceptiveField:
-    """The receptive field of the middle position of a stage's maps; pixels as (row, column).
+    """The receptive field of the middle position of a stage's maps.
 
-    `effective` is the absolute gradient of the mean over channels, summed over the image's
-    channels and averaged over images: H W, float32. `start` is the first pixel of the theoretical
-    field, which is `size` pixels high and wide and may extend beyond the image.
+    `position` is its row and column in the maps. `effective` is the absolute gradient of the mean
+    over the maps' channels, summed over the image's channels and averaged over images: H W,
+    float32. `start` is the (row, column) of the first pixel of the theoretical field, which is
+    `size` pixels high and wide and may extend beyond the image.
     """
 
     position: tuple[int, int]
@@ -39,8 +40,8 @@ class ReceptiveField:
 
     @property
     def side(self) -> float:
-        """The side of a square with the area of all pixels above 4.55 % of the maximum."""
-        return math.sqrt(int((self.effective > FLOOR * self.effective.max()).sum()))
+        """The side of a square with the area of the pixels above 4.55 % of the maximum."""
+        return math.sqrt(int((self.effective > THRESHOLD * self.effective.max()).sum()))
 
 
 def receptive_fields(
@@ -48,26 +49,26 @@ def receptive_fields(
 ) -> dict[str, ReceptiveField]:
     """Return the receptive field of the middle position of each stage, for images N C H W.
 
-    `sizes` are the size and stride of each stage's theoretical field, in pixels. The field is
-    placed around the position; where padding leaves several placements, the one that contains the
-    effective field is chosen. The network is left unchanged.
+    `sizes` holds the size and the stride of the theoretical field of each stage, in pixels. The
+    field is centred on its position; if padding allows several placements, the one that contains
+    the effective field is chosen. The network is left unchanged.
     """
-    kept: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
 
-    def keep(stage: str, maps: Tensor) -> Tensor:
-        kept[stage] = maps
+    def store(stage: str, maps: Tensor) -> Tensor:
+        stored[stage] = maps
         return maps.clone()  # a later in-place layer would overwrite the stored maps
 
     fields = {}
     with inspection_mode(model, images), torch.enable_grad():
         image = images.detach().clone().requires_grad_()
-        with hook_stages(model, list(sizes), keep):
-            model(image * 1)  # not the leaf itself, which an in-place layer may not change
+        with hook_stages(model, list(sizes), store):
+            model(image * 1)  # a copy: an in-place layer must not change the leaf
         for stage, (size, stride) in sizes.items():
-            maps = kept[stage]
+            maps = stored[stage]
             middle = (maps.shape[-2] // 2, maps.shape[-1] // 2)
-            # In eval mode images do not influence each other, so one backward pass of the sum
-            # gives every image's own gradient.
+            # In eval mode images do not influence each other, so one backward pass from the sum
+            # gives the gradient of every image.
             score = maps[..., middle[0], middle[1]].mean(1).sum()
             (gradient,) = torch.autograd.grad(score, image, retain_graph=True)
             heat = gradient.abs().sum(1).mean(0).float().cpu()
@@ -81,16 +82,17 @@ def receptive_fields(
     return fields
 
 
-def _start(profile: Tensor, place: int, cells: int, size: int, stride: int) -> int:
-    """Return the first pixel, along one axis, of the field of position `place` of `cells`.
+def _start(profile: Tensor, position: int, positions: int, size: int, stride: int) -> int:
+    """Return the first pixel of a position's field along one axis.
 
-    Symmetric padding centres the fields of all positions on the image. An odd remainder, or a
-    stride that skips the border, shifts them by a few pixels; the pixels with a gradient decide.
+    With symmetric padding, the fields of all `positions` together are centred on the image. If the
+    padding is uneven, or a stride skips the border, they are shifted by a few pixels. The shift is
+    the smallest one with which the field contains every pixel that has a gradient.
     """
     pixels = len(profile)
     if size >= pixels:
         return 0
-    start = place * stride + (pixels - (cells - 1) * stride - size) // 2
+    start = position * stride + (pixels - (positions - 1) * stride - size) // 2
     affected = profile.nonzero()[:, 0]
     if len(affected):
         start = max(min(start, int(affected[0])), int(affected[-1]) + 1 - size)

@@ -1,7 +1,7 @@
 """The data of the report's interactive parts: thumbnails, predictions, maps, embedding.
 
-Everything goes into the page as one JSON object, since the page may load nothing. So it is packed
-tightly: arrays are base64 of little-endian integers, and thumbnails share one WebP sprite sheet.
+The page loads no other files, so one JSON object in it holds all data. To keep the page small,
+arrays are base64 of little-endian integers, and all thumbnails are in one WebP sprite sheet.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from cnn_core.plugins.discovery import describe, log
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
 from cnn_viz.attribution.cam import cams_by_method
-from cnn_viz.attribution.cam_scale import box
+from cnn_viz.attribution.cam_scale import covered_box
 from cnn_viz.network.graph import strides
 from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
-from cnn_viz.results.metrics import clustered, confusion_counts
+from cnn_viz.results.metrics import cluster_order, confusion_counts
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.confusion import MAX_UNSORTED
 from cnn_viz.views.embedding import COLOURS, ON_DARK, quality_text
@@ -38,17 +38,17 @@ from cnn_viz.views.gradcam import require_spatial_maps
 
 __all__ = ["EMPTY_EXPLORER", "INTERACTIVE_VIEWS", "cam_stages", "explorer_data"]
 
-MAX_IMAGES = 10_000  # images in the page, at most: a larger split is thinned out evenly
-FEW_IMAGES = 1_000
-THUMBNAIL, SMALL_THUMBNAIL = 32, 28  # pixels of a thumbnail's side, for few images and for more
-CAM_SIDE = 112  # pixels of the side of an image under a map
+MAX_IMAGES = 10_000  # in the page; of a larger split, an evenly spaced subset
+FEW_IMAGES = 1_000  # up to this number, thumbnails are large
+THUMBNAIL, SMALL_THUMBNAIL = 32, 28  # side of a thumbnail in pixels, for few images and for more
+CAM_SIDE = 112  # side in pixels of an image with a map
 QUALITY = 50  # of WebP, from 0 to 100
-MAX_MATRIX = 60  # classes: a larger confusion matrix is not a table
-NEIGHBOURS = 5  # of an image in the embedding, at most
-MAX_MAP_SIDE = 16  # positions along the side of a map, at most
-CAM_IMAGES = 12  # images under maps; at most half of them are mistakes
-MAX_CLASSES = 10  # classes with maps for every image; of more, only those that occur
-INTERACTIVE_VIEWS = {  # views that the page replaces by interactive parts
+MAX_MATRIX = 60  # classes; a larger confusion matrix is not displayed as a table
+NEIGHBOURS = 5  # at most this many for each image in the embedding
+MAX_MAP_SIDE = 16  # largest height or width of a map, in positions
+CAM_IMAGES = 12  # images with maps; at most half of them are mistakes
+MAX_CLASSES = 10  # with more classes, maps are only for those that occur in these images
+INTERACTIVE_VIEWS = {  # static views that the page replaces with interactive parts
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
 }
@@ -62,7 +62,7 @@ def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
     predictions = view_inputs.predictions
     counts = confusion_counts(predictions)
     # Few classes stay in their own order, which readers know.
-    order = clustered(counts) if len(counts) > MAX_UNSORTED else list(range(len(counts)))
+    order = cluster_order(counts) if len(counts) > MAX_UNSORTED else list(range(len(counts)))
     maps = _part_or_none("class activation maps", lambda: _cams(view_inputs))
     embedding = _part_or_none("embedding", lambda: _embedding(view_inputs.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
@@ -76,7 +76,7 @@ def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
 
 
 def _part_or_none(name: str, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return a part of the page, or None with a warning if the network's code fails."""
+    """Return a part of the page; if the network's code fails, log a warning and return None."""
     try:
         return make()
     except Exception as error:
@@ -86,31 +86,31 @@ def _part_or_none(name: str, make: Callable[[], dict[str, Any] | None]) -> dict[
 
 
 def _images(predictions: Predictions) -> dict[str, Any]:
-    """Return the thumbnail, classes and confidence of up to `MAX_IMAGES` images."""
+    """Return thumbnails, classes and confidences of up to `MAX_IMAGES` images."""
     count = len(predictions.targets)
-    chosen = evenly_spaced(count, MAX_IMAGES)
+    selected = evenly_spaced(count, MAX_IMAGES)
     sheet, columns, tile = _sprite_sheet(
-        predictions.images[chosen], THUMBNAIL if count <= FEW_IMAGES else SMALL_THUMBNAIL
+        predictions.images[selected], THUMBNAIL if count <= FEW_IMAGES else SMALL_THUMBNAIL
     )
-    confidence = predictions.probabilities[chosen].amax(1)
+    confidence = predictions.probabilities[selected].amax(1)
     return {
         "classes": list(predictions.classes),
-        "indices": chosen.tolist() if count > MAX_IMAGES else [],  # empty: all images, in order
+        "indices": selected.tolist() if count > MAX_IMAGES else [],  # empty: all images, in order
         "sheet": sheet,
         "columns": columns,
         "tile": tile,
-        "targets": _as_bytes(predictions.targets[chosen], "<u2"),
-        "predicted": _as_bytes(predictions.predicted[chosen], "<u2"),
-        # Rounded down: 100 % would be a false claim.
+        "targets": _as_bytes(predictions.targets[selected], "<u2"),
+        "predicted": _as_bytes(predictions.predicted[selected], "<u2"),
+        # Rounded down, so that no confidence below 100 % is displayed as 100 %.
         "confidence": _as_bytes((confidence * 255).floor(), "u1"),
     }
 
 
 def _sprite_sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int, list[int]]:
-    """Return images, uint8 N C h w, on one WebP sprite sheet, its columns, and a tile's (h, w).
+    """Return a sprite sheet of images, N C h w in [0, 255]; its columns; and a tile's (h, w).
 
-    The longer side of a tile is at most `side` pixels. The sheet is square unless `columns` is
-    given.
+    The sheet is WebP in base64. The longer side of a tile is at most `side` pixels. By default
+    there are as many rows as columns.
     """
     count, channels, height, width = images.shape
     scale = min(side / max(height, width), 1.0)
@@ -118,14 +118,14 @@ def _sprite_sheet(images: Tensor, side: int, columns: int = 0) -> tuple[str, int
     if size != [height, width]:
         images = torch.cat(
             [
-                # Antialiased, as thin strokes would vanish otherwise; in parts, to save memory.
+                # Antialiased, because thin strokes would vanish; in parts, to save memory.
                 F.interpolate(part.float(), size, mode="bilinear", antialias=True)
                 for part in images.split(256)
             ]
         )
     if channels not in (1, 3):
         images = images.float().mean(1, keepdim=True)
-    # Square, because WebP is limited to 16,383 pixels a side: a row of 10,000 would not fit.
+    # A square, because WebP allows 16,383 pixels per side: a row of 10,000 would not fit.
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     padded = images.new_zeros(rows * columns, *images.shape[1:], dtype=torch.uint8)
@@ -142,12 +142,12 @@ def _webp(pixels: NDArray[np.uint8]) -> str:
 
 
 def _as_bytes(values: Any, kind: str) -> str:
-    """Encode numbers as base64 of the little-endian type `kind`, "<u2" or "u1"."""
+    """Encode integers in base64 as the little-endian dtype `kind`, "<u2" or "u1"."""
     return base64.b64encode(np.asarray(values).astype(kind).tobytes()).decode()
 
 
 def _cells(counts: NDArray[Any], order: Sequence[int]) -> list[list[dict[str, Any]]]:
-    """Return the cells of the confusion matrix, row by row, with the classes in this order."""
+    """Return the cells of the confusion matrix, row by row, with the classes in `order`."""
     sums = counts.sum(1)
     return [
         [
@@ -164,23 +164,23 @@ def _cells(counts: NDArray[Any], order: Sequence[int]) -> list[list[dict[str, An
 
 
 def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
-    """Return maps, for every offered class, of confident mistakes and correct images."""
+    """Return maps of confident mistakes and of correct images, for every offered class."""
     predictions, preprocessing = view_inputs.predictions, view_inputs.weights.preprocessing
     spec = registry.get_spec(view_inputs.run.recipe.model)
-    chosen = _images_to_explain(predictions)
-    images = preprocessing(predictions.images[chosen].to(view_inputs.device))
+    selected = _images_to_explain(predictions)
+    images = preprocessing(predictions.images[selected].to(view_inputs.device))
     thumbnails = (preprocessing.denormalise(images).cpu() * 255).round().to(torch.uint8)
-    sheet, _, size = _sprite_sheet(thumbnails, CAM_SIDE, columns=len(chosen))
-    # A whole factor keeps the pixels of small images sharp.
+    sheet, _, size = _sprite_sheet(thumbnails, CAM_SIDE, columns=len(selected))
+    # An integer scale keeps the pixels of small images sharp.
     scale = math.ceil(CAM_SIDE / max(size))
-    predicted, targets = predictions.predicted[chosen], predictions.targets[chosen]
+    predicted, targets = predictions.predicted[selected], predictions.targets[selected]
     offered = _offered_classes(len(predictions.classes), predicted, targets)
     stages = cam_stages(view_inputs.model, spec, images[:1])
     stride_of, (height, width) = strides(view_inputs.weights), images.shape[-2:]
     maps = _raw_maps(view_inputs.model, images, stages, offered)
     shapes = {stage: (raw.shape[1], raw.shape[2]) for stage, raw in maps["Grad-CAM"].items()}
-    confidences = predictions.probabilities[chosen].amax(1).tolist()
-    rows = zip(chosen, confidences, predicted.tolist(), targets.tolist(), strict=True)
+    confidences = predictions.probabilities[selected].amax(1).tolist()
+    rows = zip(selected, confidences, predicted.tolist(), targets.tolist(), strict=True)
     return {
         "sheet": sheet,
         "size": size,
@@ -205,7 +205,7 @@ def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
 def _raw_maps(
     model: nn.Module, images: Tensor, stages: Sequence[str], classes: Sequence[int]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return signed maps by method and stage: (classes x images) h w, class by class."""
+    """Return signed maps by method and stage: (classes · images) h w, class by class."""
     by_class = [
         cams_by_method(model, images, stages, [k] * len(images), tuple(NAMES)) for k in classes
     ]
@@ -220,21 +220,21 @@ def _raw_maps(
 
 
 def _box(shape: tuple[int, int], size: tuple[int, int], stride: int, scale: float) -> list[float]:
-    """Return left, top, width and height of a map on a canvas, `scale` times the image."""
-    top, left, height, width = box(shape, size, stride)
+    """Return left, top, width and height of a map on a canvas `scale` times the image's size."""
+    top, left, height, width = covered_box(shape, size, stride)
     return [scale * value for value in (left, top, width, height)]
 
 
 def _offered_classes(count: int, *classes: Tensor) -> list[int]:
-    """Return the classes to offer maps for: all if they are few, otherwise those that occur."""
+    """Return the classes that have maps: all if there are few, otherwise those in `classes`."""
     return list(range(count)) if count <= MAX_CLASSES else torch.cat(classes).unique().tolist()
 
 
 def cam_stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
-    """Return the CAM stage and up to two earlier stages with maps of at most 16 x 16."""
+    """Return the CAM stage, and up to two earlier stages with maps of at most 16 x 16."""
     outputs, _ = stage_outputs(model, images, spec.stages)
     before = spec.stages[: spec.stages.index(spec.cam_stage)] if spec.cam_stage in outputs else ()
-    fits = [
+    candidates = [
         stage
         for stage in before
         if stage in outputs
@@ -242,13 +242,13 @@ def cam_stages(model: nn.Module, spec: ModelSpec, images: Tensor) -> list[str]:
         and 1 < outputs[stage].shape[1] <= MAX_MAP_SIDE
         and 1 < outputs[stage].shape[2] <= MAX_MAP_SIDE
     ]
-    return [spec.cam_stage, *fits[:-3:-1]]
+    return [spec.cam_stage, *candidates[:-3:-1]]
 
 
 def _embedding(embedded: Embedding) -> dict[str, Any] | None:
-    """Return each method's points and each image's nearest neighbours in the features.
+    """Return the points of each method, and the nearest neighbours of each image by features.
 
-    Coordinates are 16-bit fractions of a square. None if the split is too small.
+    Coordinates from 0 to 65535 span a square. Return None if the split is too small.
     """
     if len(embedded.features) < MIN_IMAGES:
         return None
@@ -266,7 +266,7 @@ def _embedding(embedded: Embedding) -> dict[str, Any] | None:
     count = min(NEIGHBOURS, len(embedded.features) - 1)
     neighbours = neighbours_of(np.asarray(embedded.features), count)
     return {
-        "about": embedded.about,
+        "about": embedded.description,
         "methods": methods,
         "neighbours": _as_bytes(neighbours, "<u2"),
         "around": count,
@@ -275,20 +275,20 @@ def _embedding(embedded: Embedding) -> dict[str, Any] | None:
 
 
 def _images_to_explain(predictions: Predictions) -> list[int]:
-    """Return the images to explain: the most confident mistakes, then correct ones."""
+    """Return the indices of images to explain: the most confident mistakes, then correct ones."""
     hit = predictions.predicted == predictions.targets
-    wrong, right = (~hit).nonzero().flatten(), hit.nonzero().flatten()
+    wrong, correct = (~hit).nonzero().flatten(), hit.nonzero().flatten()
     confidence = predictions.probabilities.amax(1)[wrong]
     worst = wrong[confidence.argsort(descending=True, stable=True)][: CAM_IMAGES // 2].tolist()
-    others = round_robin_by_class(predictions.targets[right].tolist(), CAM_IMAGES - len(worst))
-    return worst + right[others].tolist()
+    others = round_robin_by_class(predictions.targets[correct].tolist(), CAM_IMAGES - len(worst))
+    return worst + correct[others].tolist()
 
 
 def _pack_sixteenths(raw: Tensor) -> str:
-    """Pack maps, N h w, into 4-bit levels of each map's maximum, two in a byte, as base64.
+    """Pack the positive part of maps, N h w, as 4-bit values, two per byte, in base64.
 
-    The first value is in the lower four bits; every map begins a new byte. An empty map is all 0.
-    Sixteen levels are enough for an overlay and take half the bytes of 256.
+    15 is the maximum of the map. The first value is in the lower four bits; every map starts at a
+    new byte. An empty map is all 0. For an overlay, 16 levels are enough, at half the size of 256.
     """
     maps = raw.relu().flatten(1)
     highest = maps.amax(1, keepdim=True)

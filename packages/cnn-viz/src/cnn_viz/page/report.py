@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file with a run's figures and numbers."""
+"""The report of a run: one self-contained HTML file with its figures and metrics."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from cnn_viz.version import __version__
 
 __all__ = ["load_template", "read_script", "script_hash", "write_report"]
 
-# Formatted copies of other keys, left out of the JSON in the page.
-DERIVED_KEYS = ("recorded", "environment_rows", "hardware")
+# Copies of other data in a form for display; the JSON in the page leaves them out.
+DERIVED_KEYS = ("test_metrics", "environment_rows", "hardware")
 
 
 def write_report(
@@ -49,34 +49,35 @@ def write_report(
     form: str = "html",
     progress: Callable[[str], object] = lambda line: None,
 ) -> Path:
-    """Draw every view of a run into its figures/, write its report and return the report's path.
+    """Write the report of a run; return its path.
 
-    `form` is "html", a self-contained page; "md", Markdown that links to the figures' files; or
-    "json", the numbers without figures. The network is evaluated once. If a view or a plugin's
-    section fails, the report shows the error in its place.
+    `form` is the format: "html", a self-contained page; "md", Markdown with links to the figures;
+    or "json", the metrics without figures. For html and md, all views except costly ones are also
+    drawn into the run's figures/. The network is evaluated once. If a view fails, the report shows
+    its error. If a plugin's section fails, the error is logged and the section omitted.
 
     Raises:
-        ZooError: the run lacks weights, or its dataset cannot be loaded.
+        ZooError: the run has no weights, or its dataset cannot be loaded.
     """
     view_inputs = (
         run if isinstance(run, ViewInputs) else ViewInputs(run, data_dir=data_dir, device=device)
     )
-    opened = view_inputs.run
-    progress(f"evaluating {opened.recipe.model} on the test split of {opened.recipe.data}")
+    run = view_inputs.run
+    progress(f"evaluating {run.recipe.model} on the test split of {run.recipe.data}")
     content = _report_data(view_inputs)
-    path = opened.path / f"report.{form}"
+    path = run.path / f"report.{form}"
     if form == "json":
         write_text(path, json.dumps(_json_safe(content), indent=1) + "\n")
         return path
     drawings = []
-    for name, entry in views_for(opened):
+    for name, entry in views_for(run):
         progress(f"drawing {name}")
         drawings.append(draw_or_report(name, entry, view_inputs))
         if drawings[-1].png:
-            write(drawings[-1], opened.figures)
+            write(drawings[-1], run.figures)
     template_data = {
         **content,
-        "recorded": opened.test_metrics(),
+        "test_metrics": run.test_metrics(),
         "environment_rows": _environment_rows(content["environment"]),
         "hardware": _hardware(content["environment"]),
     }
@@ -84,7 +85,7 @@ def write_report(
         text = load_template("report.md").render(template_data, drawings=drawings)
     else:
         text = _page(view_inputs, template_data, drawings)
-    # Names are untrusted: no control character or bidirectional override gets through.
+    # Names are untrusted: remove control characters and bidirectional overrides.
     write_text(path, "\n".join(map(printable, text.split("\n"))))
     return path
 
@@ -99,7 +100,8 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
         left=LEFT,
         right=RIGHT,
         **(explorer_data(view_inputs) if task == "classification" else EMPTY_EXPLORER),
-        # An interactive part replaces its figure, but not the error of a figure that failed.
+        # Skip static figures that have an interactive version, unless there is no drawing but an
+        # error to show.
         figures=[
             _figure(d) for d in drawings if d.name not in INTERACTIVE_VIEWS[task] or not d.png
         ],
@@ -113,7 +115,7 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
 
 
 def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
-    """Return all data of the report, by name."""
+    """Return all data of the report, as in report.json."""
     run = view_inputs.run
     recipe, history = run.recipe, run.history()
     spec = registry.get_spec(recipe.model)
@@ -150,14 +152,14 @@ def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
 
 
 def _classification_results(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the headline and the tables of a classifier's report."""
+    """Return the headline metrics and the tables of a classifier's report."""
     predictions = view_inputs.predictions
     classes = [asdict(score) for score in class_scores(predictions)]
     return _headline(predictions), {"classes": classes, "confusion": _confusion_cells(predictions)}
 
 
 def _segmentation_results(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the headline and the tables of a segmentation report."""
+    """Return the headline metrics and the tables of a segmentation report."""
     segmented = view_inputs.segmented
     pixels, scores = segmented.metrics.pixels, segmented.scores
     overlap = Overlap.of(pixels)
@@ -185,43 +187,45 @@ def _confusion_cells(predictions: Predictions) -> list[dict[str, int]]:
     counts = confusion_counts(predictions)
     return [
         {"true": row, "predicted": column, "images": int(counts[row, column])}
-        for row, column in zip(*(places.tolist() for places in counts.nonzero()), strict=True)
+        for row, column in zip(*(axis.tolist() for axis in counts.nonzero()), strict=True)
     ]
 
 
-def _hardware(recorded: dict[str, Any]) -> str:
-    device, threads = recorded.get("device_name", "unknown"), recorded.get("threads")
-    if recorded.get("device") != "cpu" or threads is None:
+def _hardware(environment: dict[str, Any]) -> str:
+    device, threads = environment.get("device_name", "unknown"), environment.get("threads")
+    if environment.get("device") != "cpu" or threads is None:
         return str(device)
     return f"{device}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
-def _environment_rows(recorded: dict[str, Any]) -> dict[str, str]:
-    """Return the contents of environment.json as rows of text."""
-    rows = {key.replace("_", " "): str(value) for key, value in recorded.items()}
-    rows["plugins"] = ", ".join(f"{name} {version}" for name, version in _distributions(recorded))
-    if isinstance(command := recorded.get("command"), list):
+def _environment_rows(environment: dict[str, Any]) -> dict[str, str]:
+    """Return the contents of environment.json as text, by row name."""
+    rows = {key.replace("_", " "): str(value) for key, value in environment.items()}
+    rows["plugins"] = ", ".join(
+        f"{name} {version}" for name, version in _distributions(environment)
+    )
+    if isinstance(command := environment.get("command"), list):
         rows["command"] = shlex.join(map(str, command))
     return rows
 
 
-def _distributions(recorded: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the plugins' distributions with their versions."""
+def _distributions(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the name and the version of each plugin's distribution."""
     return [
         (str(plugin["distribution"]), str(plugin["version"]))
-        for plugin in recorded.get("plugins") or []
+        for plugin in environment.get("plugins") or []
         if isinstance(plugin, dict) and {"distribution", "version"} <= plugin.keys()
     ]
 
 
 def _commands(run: Run) -> list[str]:
-    """Return the commands that repeat the training, given recipe.toml."""
-    recorded = run.environment()
-    requirements = [f"{name}=={version}" for name, version in _distributions(recorded)]
-    # Without a local version such as +cu128, which the package index does not have.
-    torch = str(recorded.get("torch", "")).partition("+")[0]
+    """Return the commands that repeat the training run, given its recipe.toml."""
+    environment = run.environment()
+    requirements = [f"{name}=={version}" for name, version in _distributions(environment)]
+    # Drop the local version, such as +cu128: the package index does not have it.
+    torch = str(environment.get("torch", "")).partition("+")[0]
     requirements += [f"torch=={torch}"] if torch else []
-    data_dir = ["--data-dir", "DIR"] if recorded.get("data_dir") else []
+    data_dir = ["--data-dir", "DIR"] if environment.get("data_dir") else []
     return [
         shlex.join(["pip", "install", *requirements]),
         shlex.join(["cnnzoo", "train", "--recipe", "recipe.toml", *data_dir]),
@@ -229,23 +233,23 @@ def _commands(run: Run) -> list[str]:
 
 
 def read_script(name: str) -> Markup:
-    """Return one of our scripts, to be inlined without escaping."""
+    """Return one of our own scripts, marked as safe to inline without escaping."""
     path = resources.files("cnn_viz.page").joinpath("templates", name)
     return Markup(path.read_text("utf-8"))
 
 
 def script_hash(script: str) -> str:
-    """Return the hash by which the page's Content-Security-Policy allows this script alone.
+    """Return the hash of a script for the page's Content-Security-Policy.
 
-    Names of classes, runs and plugins are untrusted text. Should one ever get past the escaping,
-    the browser still refuses to run it, because its hash is not in the policy.
+    The policy allows only this script. Names of classes, runs and plugins are untrusted: if one
+    ever got past the escaping, the browser would still not run it.
     """
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _figure(drawing: Drawing) -> dict[str, Any]:
-    """Return one view's section for the template."""
+    """Return the data of one view's section for the template."""
     plugin, spec = drawing.entry.plugin, drawing.entry.spec
     return {
         "name": drawing.name,
@@ -262,7 +266,7 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
 
 
 def _sections(run: Run) -> list[Markup]:
-    """Return the plugins' sections, unescaped: a plugin is trusted code anyway."""
+    """Return the sections of plugins, unescaped: plugins are trusted code anyway."""
     sections = []
     for plugin, section in plugins().call("cnnzoo_report_section", run=run):
         if isinstance(section, str):
@@ -275,11 +279,14 @@ def _sections(run: Run) -> list[Markup]:
 
 
 def load_template(name: str) -> jinja2.Template:
-    """Return one of our templates; HTML is escaped automatically, Markdown by its filters."""
+    """Return one of our templates.
+
+    HTML templates escape values automatically; Markdown templates use the filter `cell`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cnn_viz.page"),
         autoescape=not name.endswith(".md"),
-        # A misspelt name in a template is an error and not an empty text.
+        # A misspelt name in a template raises instead of rendering as an empty string.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -296,7 +303,7 @@ def load_template(name: str) -> jinja2.Template:
 
 
 def _cell(text: Any) -> str:
-    """Escape text for a Markdown table: markup, HTML and the cell separator."""
+    """Escape text for a Markdown table: Markdown, HTML and the cell separator."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>&~])", r"\\\1", printable(str(text)))
 
 
@@ -313,13 +320,16 @@ def _duration(seconds: float) -> str:
 
 
 def _number(value: Any, key: str = "") -> str:
-    """Format a number of metrics.jsonl: accuracies as per cent, others to 4 digits."""
+    """Format a value from metrics.jsonl.
+
+    Top-k accuracies become percentages, other floats get 4 significant digits.
+    """
     if "/top" in key and isinstance(value, float):
         return _percent(value, 2)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _json_safe(value: Any) -> Any:
-    """Return a value that JSON can hold: NaN and infinity become null."""
+    """Return a value that is valid JSON: NaN and infinity become null."""
     text = json.dumps(value, default=str)
     return json.loads(text, parse_constant=lambda _: None)

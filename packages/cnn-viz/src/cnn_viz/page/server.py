@@ -1,8 +1,8 @@
-"""`cnnzoo explore`: a local page that shows maps of the images dropped on it.
+"""`cnnzoo explore`: a local page that explains predictions for images dropped on it.
 
-The server binds to 127.0.0.1 only. A request must also name this host, which defeats DNS
-rebinding, and come from the page itself, which defeats cross-site requests: otherwise any web page
-open in the same browser could use the server. No other origin is allowed by CORS headers.
+The server binds to 127.0.0.1 only. It refuses requests with another host in their Host header,
+which stops DNS rebinding, and requests from other origins, which stops cross-site requests.
+Otherwise any web page open in the same browser could use the server. It sends no CORS headers.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from cnn_viz.views.gradcam import overlay
 __all__ = ["MAX_BYTES", "application"]
 
 MAX_BYTES = 20_000_000  # of an uploaded image
-TOP_CLASSES = 5  # classes reported for an image
-MAX_MAPS = 16  # of the first convolution, at most
-# Besides the hash of our script: images as data, inline styles, and requests to this server.
+TOP_CLASSES = 5  # reported for an image
+MAX_MAPS = 16  # at most this many maps of the first convolution
+# Allow data: images, inline styles, requests to this server, and our script by its hash.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; connect-src 'self'; "
     "script-src '{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -59,7 +59,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def application(view_inputs: ViewInputs, port: int) -> Starlette:
-    """Return the application for a run; it serves 127.0.0.1 and localhost at this port only.
+    """Return the application for a run; it answers only to 127.0.0.1 and localhost at `port`.
 
     Raises:
         UsageError: the run is not a classifier.
@@ -82,7 +82,7 @@ def application(view_inputs: ViewInputs, port: int) -> Starlette:
 class _Handlers:
     """The request handlers of one run.
 
-    They use the network one at a time: hooks of two requests on one network would mix.
+    Only one at a time may use the network: the hooks of two requests would interfere.
     """
 
     def __init__(self, view_inputs: ViewInputs) -> None:
@@ -92,10 +92,10 @@ class _Handlers:
         self.view_inputs, self.weights = view_inputs, weights
         self.stages = cam_stages(view_inputs.model, registry.get_spec(weights.model), blank)
         self.strides = strides(weights)
-        self.busy = Lock()
+        self.lock = Lock()
 
     async def home(self, request: Request) -> Response:
-        """Serve the page, whose policy allows only our own script, by its hash."""
+        """Serve the page, with a policy that allows only our own script."""
         script, run = read_script("live.js"), self.view_inputs.run
         page = load_template("live.html").render(
             run=run.path.absolute().name,
@@ -114,29 +114,35 @@ class _Handlers:
         inputs = self.view_inputs
         path, weights = inputs.run.path / "report.html", inputs.run.weights
         if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
-            # A fresh one: the old one has cached the network with the old weights.
-            now = ViewInputs(inputs.run, data_dir=inputs.data_dir, device=str(inputs.device))
-            await run_in_threadpool(self._serialised, lambda: write_report(now))
+            # New inputs, because the old ones have cached the network with the old weights.
+            fresh_inputs = ViewInputs(
+                inputs.run, data_dir=inputs.data_dir, device=str(inputs.device)
+            )
+            await run_in_threadpool(self._run_exclusively, lambda: write_report(fresh_inputs))
         return FileResponse(path, media_type="text/html")
 
     async def explain(self, request: Request) -> Response:
-        """Classify an image and return it with a map laid over it."""
+        """Classify an image; return the image, and an overlay of the image and a map."""
         method, stage = (request.query_params.get(name, "") for name in ("method", "stage"))
         number = request.query_params.get("class", "")
         if method not in NAMES or stage not in self.stages:
             return _error("no such method or stage", 400)
-        # Bounded before int(), which is slow for thousands of digits.
-        if number and not (number.isdecimal() and int(number[:6]) < len(self.weights.classes)):
+        # Check the length before int(), which raises an error for thousands of digits.
+        if number and not (
+            len(number) <= 6 and number.isdecimal() and int(number) < len(self.weights.classes)
+        ):
             return _error("no such class", 400)
-        explained = [int(number)] if number else None
-        return await self._respond(request, lambda x: self._explained(x, method, stage, explained))
+        classes = [int(number)] if number else None
+        return await self._respond(
+            request, lambda x: self._explain_class(x, method, stage, classes)
+        )
 
     async def maps(self, request: Request) -> Response:
-        """Return up to `MAX_MAPS` of the first convolution's maps for an image, as PNGs."""
+        """Return up to `MAX_MAPS` feature maps of the first convolution for an image, as PNGs."""
         return await self._respond(request, self._maps)
 
     async def number(self, request: Request) -> Response:
-        """Return a figure of how one value of these maps is computed."""
+        """Return a figure that shows how one value of these feature maps is computed."""
         values = [request.query_params.get(name, "") for name in ("channel", "row", "column")]
         if not all(value.isdecimal() and len(value) < 6 for value in values):
             return _error("expected a channel, a row and a column", 400)
@@ -146,17 +152,17 @@ class _Handlers:
     async def _respond(
         self, request: Request, explain: Callable[[torch.Tensor], dict[str, Any]]
     ) -> Response:
-        """Decode and preprocess the image that was sent, and return the result of `explain`."""
+        """Decode and preprocess the uploaded image, and return the result of `explain` as JSON."""
         if request.headers.get("x-cnnzoo") != "1":  # a form on another site cannot set headers
-            return _error("expected a request from the page", 403)
-        content, weights = await _received(request), self.weights
+            return _error("expected a request from the page itself", 403)
+        content, weights = await _read_body(request), self.weights
 
         def compute() -> dict[str, Any]:
-            image = _decoded(content, weights.in_channels)
+            image = _decode_image(content, weights.in_channels)
             return explain(weights.preprocessing(image[None].to(self.view_inputs.device)))
 
         try:
-            return JSONResponse(await run_in_threadpool(self._serialised, compute))
+            return JSONResponse(await run_in_threadpool(self._run_exclusively, compute))
         except ZooError as error:
             return _error(error.message, 400)
 
@@ -164,54 +170,54 @@ class _Handlers:
         layer, maps = first_feature_maps(self.view_inputs.model, inputs)
         limit = float(maps.abs().max()) or 1.0
         colours = colormaps[style.DIVERGING](np.asarray(maps[:MAX_MAPS].cpu()) / limit / 2 + 0.5)
-        images = [_png(colours_of_map[..., :3]) for colours_of_map in colours]
+        images = [_png(rgba[..., :3]) for rgba in colours]
         return {"layer": layer, "size": list(maps.shape[1:]), "maps": images, "limit": limit}
 
-    def _number(self, inputs: torch.Tensor, place: MapPosition) -> dict[str, Any]:
-        step = convolution_step(self.view_inputs.model, inputs, place)
-        caption = f"Map {place[0]} of {step.layer}, row {place[1]}, column {place[2]}."
+    def _number(self, inputs: torch.Tensor, position: MapPosition) -> dict[str, Any]:
+        step = convolution_step(self.view_inputs.model, inputs, position)
+        caption = f"Map {position[0]} of {step.layer}, row {position[1]}, column {position[2]}."
         image = as_image(self.weights.preprocessing.denormalise(inputs)[0])
         with style.applied():
             figure = draw_step(step, image, f"One value of {step.layer}", caption)
             content = encode_figure(figure, "png", dpi=110)
         return {"value": step.output, "figure": base64.b64encode(content).decode()}
 
-    def _explained(
-        self, inputs: torch.Tensor, method: str, stage: str, explained: list[int] | None
+    def _explain_class(
+        self, inputs: torch.Tensor, method: str, stage: str, explained_classes: list[int] | None
     ) -> dict[str, Any]:
         weights, classes = self.weights, self.weights.classes
-        cam = cams(self.view_inputs.model, inputs, [stage], explained, method)[stage]
+        cam = cams(self.view_inputs.model, inputs, [stage], explained_classes, method)[stage]
         heat = cam.heat(stride=self.strides.get(stage, 0))[0]
         rgb = as_rgb(weights.preprocessing.denormalise(inputs)[0])
-        best = cam.logits.softmax(1)[0].topk(min(TOP_CLASSES, len(classes)))
-        names = [printable(classes[k]) for k in best.indices.tolist()]
+        top = cam.logits.softmax(1)[0].topk(min(TOP_CLASSES, len(classes)))
+        names = [printable(classes[k]) for k in top.indices.tolist()]
         return {
-            "classes": list(zip(names, best.values.tolist(), strict=True)),
+            "classes": list(zip(names, top.values.tolist(), strict=True)),
             "explained": printable(classes[int(cam.classes[0])]),
             "empty": bool(cam.empty[0]),
             "image": _png(rgb),
             "overlay": _png(overlay(rgb, heat.cpu().numpy())),
         }
 
-    def _serialised(self, call: Callable[[], Any]) -> Any:
-        with self.busy:
+    def _run_exclusively(self, call: Callable[[], Any]) -> Any:
+        with self.lock:
             return call()
 
 
-def _same_origin_only(answer: Handler, hosts: Collection[str]) -> Handler:
+def _same_origin_only(handler: Handler, hosts: Collection[str]) -> Handler:
     """Refuse requests that name another host or come from another origin."""
 
-    async def checked(request: Request) -> Response:
+    async def check_origin(request: Request) -> Response:
         host, origin = request.headers.get("host"), request.headers.get("origin")
         if host not in hosts or origin not in (None, f"http://{host}"):
-            return _error("this page serves its own machine only", 403)
-        response = await answer(request)
+            return _error("this page is only available on the machine that serves it", 403)
+        response = await handler(request)
         response.headers["X-Content-Type-Options"] = "nosniff"
-        # Answers depend on the weights, which may have been replaced.
+        # Responses depend on the weights, which may be replaced.
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    return checked
+    return check_origin
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -223,8 +229,8 @@ def _error(message: str, status: int) -> Response:
     return JSONResponse({"error": printable(message)}, status)
 
 
-async def _received(request: Request) -> bytes:
-    """Return the body; stop reading after `MAX_BYTES`."""
+async def _read_body(request: Request) -> bytes:
+    """Return the request body; raise HTTPException after `MAX_BYTES`."""
     content = bytearray()
     async for part in request.stream():
         content += part
@@ -233,10 +239,10 @@ async def _received(request: Request) -> bytes:
     return bytes(content)
 
 
-def _decoded(content: bytes, channels: int) -> torch.Tensor:
-    """Return an image, uint8 C H W; raise CorruptError if it is damaged or unsupported."""
+def _decode_image(content: bytes, channels: int) -> torch.Tensor:
+    """Return the image, uint8 C H W; raise CorruptError if it is damaged or unsupported."""
     with tempfile.TemporaryDirectory() as folder:
-        # A file, because read_image checks formats and sizes of files before decoding them.
+        # Write a file, because read_image checks its format and size before decoding.
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:

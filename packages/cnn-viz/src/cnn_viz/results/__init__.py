@@ -1,1 +1,1 @@
-"""Results of a run: inputs of views, metrics, embeddings. No drawing."""
+"""The results of a run: inputs of views, metrics, embeddings. This package draws nothing."""

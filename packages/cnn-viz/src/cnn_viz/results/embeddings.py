@@ -1,12 +1,12 @@
-"""Embed a network's features in two dimensions, and measure how far the plot can be trusted.
+"""Embed a network's features in two dimensions, and measure how reliable the plot is.
 
 PCA: K. Pearson (1901). t-SNE: L. van der Maaten and G. Hinton, JMLR 9 (2008). UMAP: L. McInnes,
 J. Healy, J. Melville (2018), arXiv:1802.03426; it needs the extra [umap] and runs only on request,
-by `cnnzoo embed`. Quality of a plot: trustworthiness (J. Venna and S. Kaski, ICANN 2001), the
+with `cnnzoo embed`. Quality scores: trustworthiness (J. Venna and S. Kaski, ICANN 2001), the
 silhouette (P. Rousseeuw, 1987) and the accuracy of k nearest neighbours in the plot.
 
-A two-dimensional plot always distorts distances, and t-SNE draws clusters even in noise. So every
-plot is shown with these scores.
+A two-dimensional plot always distorts distances, and t-SNE draws clusters even in noise. So these
+scores accompany every plot.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ __all__ = [
 
 Matrix = NDArray[np.float32]
 SEED = 0
-NEIGHBOURS = 10  # for trustworthiness and k-NN accuracy, as usual in the literature
-MIN_IMAGES = 4  # images: with fewer, t-SNE's perplexity, at most (images - 1) / 3, is below 1
-QUALITY_SAMPLE = 2_000  # images, at most: the cost of measuring quality is quadratic
+NEIGHBOURS = 10  # k for trustworthiness and k-NN accuracy, as usual in the literature
+MIN_IMAGES = 4  # with fewer, the perplexity of t-SNE, at most (images - 1) / 3, would be below 1
+QUALITY_SAMPLE = 2_000  # at most this many images: the cost of the scores is quadratic
 
 
 def _pca(x: Matrix) -> Any:
@@ -59,15 +59,15 @@ def _pca(x: Matrix) -> Any:
 def _tsne(x: Matrix) -> Any:
     from sklearn.manifold import TSNE
 
-    # sklearn's default of 30 needs at least 91 images.
-    near = min(30.0, (len(x) - 1) / 3)
-    # Starting from PCA keeps the global arrangement better than starting at random.
-    return TSNE(init="pca", perplexity=near, random_state=SEED).fit_transform(x)
+    # The default perplexity of 30 needs at least 91 images.
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    # Initialisation with PCA preserves global structure better than random initialisation.
+    return TSNE(init="pca", perplexity=perplexity, random_state=SEED).fit_transform(x)
 
 
 def _umap(x: Matrix) -> Any:
     with warnings.catch_warnings():
-        # It warns of a missing TensorFlow, and that a seed restricts it to one thread.
+        # UMAP warns that TensorFlow is missing, and that a seed restricts it to one thread.
         warnings.simplefilter("ignore")
         try:
             from umap import UMAP
@@ -76,7 +76,7 @@ def _umap(x: Matrix) -> Any:
         return UMAP(n_neighbors=min(15, len(x) - 1), random_state=SEED).fit_transform(x)
 
 
-# With each method, the most images that it places: more would take minutes.
+# Each method with the maximum number of images: more would take minutes.
 METHODS: dict[str, tuple[Callable[[Matrix], Any], int]] = {
     "PCA": (_pca, 10_000),
     "t-SNE": (_tsne, 1_000),
@@ -86,7 +86,7 @@ METHODS: dict[str, tuple[Callable[[Matrix], Any], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Points in the plane, `xy` N x 2, the `indices` of their images, and `quality` scores."""
+    """Points in the plane, `xy` N x 2, with the `indices` of their images and `quality` scores."""
 
     indices: NDArray[np.int64]
     xy: Matrix
@@ -95,24 +95,25 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """Features of images, N x D, and their placement by each method, cached in a folder.
+    """Features of images, N x D, and their placement by each method, cached in a directory.
 
-    `indices` are the images' indices in the split. `labels` determine their colours: classes, or a
-    number whose name is `coloured`. `about` describes the features in a sentence. `key` identifies
-    weights, data and stage, so that a cached placement of other weights is never used.
+    `indices` are the indices of the images in the split. `labels` determine the colours of the
+    points; `label_name` is "class", or the name of a metric such as "mIoU". `description` is one
+    sentence about the features. `key` identifies the weights, the data and the stage, so that
+    placements cached for other weights are never used.
     """
 
     features: Tensor
     indices: Tensor
     labels: Tensor
-    about: str
+    description: str
     folder: Path
     key: str
-    coloured: str = "class"
+    label_name: str = "class"
     _placements: dict[str, Placement] = field(default_factory=dict)
 
     def placement(self, method: str) -> Placement:
-        """Return a method's placement; of many images an evenly spaced subset is placed.
+        """Return the placement by a method, of an evenly spaced subset if there are many images.
 
         Raises:
             UnknownNameError: the method is unknown; suggests names.
@@ -129,7 +130,7 @@ class Embedding:
         return [m for m in METHODS if m != "UMAP" or self._file(m).is_file()]
 
     def _compute(self, method: str) -> Placement:
-        placement = place_features(self.features, self.labels, method, self.coloured == "class")
+        placement = place_features(self.features, self.labels, method, self.label_name == "class")
         file = io.BytesIO()
         np.savez(file, indices=placement.indices, xy=placement.xy, **_scalars(placement.quality))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,15 +138,15 @@ class Embedding:
         return placement
 
     def _load(self, method: str) -> Placement | None:
-        """Return the cached placement, or None if there is none or its file is damaged."""
+        """Return the cached placement, or None if its file is missing or damaged."""
         try:
             content = io.BytesIO(self._file(method).read_bytes())
-            # The cache is in the run's folder, which may come from someone else: no pickles.
-            with np.load(content, allow_pickle=False) as kept:
+            # The run directory may come from someone else: never unpickle.
+            with np.load(content, allow_pickle=False) as archive:
                 quality = {
-                    name: float(kept[name]) for name in kept if name not in ("indices", "xy")
+                    name: float(archive[name]) for name in archive if name not in ("indices", "xy")
                 }
-                return Placement(indices=kept["indices"], xy=kept["xy"], quality=quality)
+                return Placement(indices=archive["indices"], xy=archive["xy"], quality=quality)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             return None
 
@@ -159,11 +160,11 @@ def _scalars(quality: dict[str, float]) -> Any:
 
 
 def place_features(
-    features: Tensor, labels: Tensor, method: str, classes: bool = True
+    features: Tensor, labels: Tensor, method: str, labels_are_classes: bool = True
 ) -> Placement:
-    """Place features, N x D, in the plane; `labels`, N, only serve to measure the quality.
+    """Place features, N x D, in the plane.
 
-    `classes` tells whether the labels are classes.
+    `labels`, N, are used only for the quality scores, and only if `labels_are_classes`.
 
     Raises:
         UsageError: there are fewer than four images, their features are identical or not finite,
@@ -173,35 +174,38 @@ def place_features(
         raise UsageError(
             f"{len(features)} images: expected at least {MIN_IMAGES} for an embedding"
         )
-    embed, most = METHODS[method]
-    indices = np.asarray(evenly_spaced(len(features), most))
+    embed, limit = METHODS[method]
+    indices = np.asarray(evenly_spaced(len(features), limit))
     x = _centred(np.asarray(features[indices], dtype=np.float64))
     xy = np.asarray(embed(x), dtype=np.float32)
     sample = np.asarray(evenly_spaced(len(x), QUALITY_SAMPLE))
-    truth = np.asarray(labels[indices])[sample] if classes else None
+    truth = np.asarray(labels[indices])[sample] if labels_are_classes else None
     return Placement(indices=indices, xy=xy, quality=quality(x[sample], xy[sample], truth))
 
 
 def _centred(features: NDArray[np.float64]) -> Matrix:
-    """Centre features and scale them to a maximum of 1; pad to at least two columns.
+    """Centre features, scale them to a maximum of 1, and pad them to at least two columns.
 
-    Identical or non-finite features are refused: on them t-SNE crashes the whole process.
+    Raise UsageError for identical or non-finite features, on which t-SNE crashes the process.
     """
     if not np.isfinite(features).all():
-        raise UsageError("the features are not finite: the images cannot be placed")
-    center_crop = features - features.mean(0)
-    if (np.abs(center_crop) <= 1e-6 * np.abs(features)).all():  # equal up to rounding
-        raise UsageError(f"{len(features)} images with identical features: they cannot be placed")
-    center_crop /= np.abs(center_crop).max()
-    return np.pad(center_crop, ((0, 0), (0, max(2 - features.shape[1], 0)))).astype("f4")
+        raise UsageError("the features are not finite, so they cannot be embedded")
+    centred = features - features.mean(0)
+    if (np.abs(centred) <= 1e-6 * np.abs(features)).all():  # equal up to rounding
+        raise UsageError(
+            f"{len(features)} images have identical features, which cannot be embedded"
+        )
+    centred /= np.abs(centred).max()
+    return np.pad(centred, ((0, 0), (0, max(2 - features.shape[1], 0)))).astype("f4")
 
 
 def quality(x: Matrix, xy: Matrix, labels: NDArray[Any] | None = None) -> dict[str, float]:
-    """Return "trustworthiness" and, if labels vary, "silhouette" and "knn".
+    """Return the quality scores of points, `xy`, by name: "trustworthiness", "silhouette", "knn".
 
-    Trustworthiness, from 0 to 1, is the extent to which neighbours in the plot are neighbours in
-    the features. "knn" is the leave-one-out accuracy of k nearest neighbours in the plot. k is
-    `neighbour_count`.
+    Trustworthiness, from 0 to 1, measures how far neighbours in the plot are also neighbours in
+    the features, `x`. "knn" is the leave-one-out accuracy of k nearest neighbours in the plot,
+    with k from `neighbour_count`. Only trustworthiness is defined without labels, or if all
+    labels are equal or all are different.
     """
     from sklearn.manifold import trustworthiness
     from sklearn.metrics import silhouette_score
@@ -217,15 +221,15 @@ def quality(x: Matrix, xy: Matrix, labels: NDArray[Any] | None = None) -> dict[s
 
 
 def neighbour_count(count: int) -> int:
-    """Return k for the quality scores: 10, but less than half of the images.
+    """Return k for the quality scores: 10, but always less than half the number of images.
 
-    Trustworthiness is not defined for more.
+    Trustworthiness is not defined for a larger k.
     """
     return min(NEIGHBOURS, (count - 1) // 2)
 
 
 def neighbours_of(x: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return the indices of each row's nearest neighbours, N x count, the nearest first."""
+    """Return the indices of the nearest neighbours of each row, N x count, nearest first."""
     from sklearn.neighbors import NearestNeighbors
 
     indices = NearestNeighbors(n_neighbors=count).fit(x).kneighbors(return_distance=False)
@@ -234,11 +238,11 @@ def neighbours_of(x: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def features_of(
-    model: nn.Module, stage: str, batches: Iterable[Batch], *, inside: bool = False
+    model: nn.Module, stage: str, batches: Iterable[Batch], *, use_outputs: bool = False
 ) -> Tensor:
-    """Return the inputs of a stage, or with `inside` its outputs, as features: N x D, float32.
+    """Return the inputs of a stage, or its outputs if `use_outputs`, as features: N x D, float32.
 
-    Maps are averaged over their positions.
+    Feature maps are averaged over their positions.
 
     Raises:
         UnknownNameError: the network has no such stage; suggests names.
@@ -246,24 +250,28 @@ def features_of(
     modules = dict(model.named_modules())
     if stage not in modules:
         raise UnknownNameError("stage", stage, [name for name in modules if name])
-    kept: list[Tensor] = []
+    stored: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: Sequence[Any], output: Any = None) -> None:
-        features = output if inside else inputs[0]
-        kept.append(
+    def store(module: nn.Module, inputs: Sequence[Any], output: Any = None) -> None:
+        features = output if use_outputs else inputs[0]
+        stored.append(
             (features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu()
         )
 
-    hooked = modules[stage]
-    hook = hooked.register_forward_hook(keep) if inside else hooked.register_forward_pre_hook(keep)
+    module = modules[stage]
+    hook = (
+        module.register_forward_hook(store)
+        if use_outputs
+        else module.register_forward_pre_hook(store)
+    )
     try:
         for batch in batches:
             model(batch.images)
     finally:
         hook.remove()
-    return torch.cat(kept)
+    return torch.cat(stored)
 
 
-def evenly_spaced(count: int, most: int) -> Tensor:
-    """Return up to `most` evenly spaced indices from 0 to `count` - 1."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
+def evenly_spaced(count: int, limit: int) -> Tensor:
+    """Return up to `limit` evenly spaced indices from 0 to `count` - 1."""
+    return torch.linspace(0, count - 1, min(count, limit)).round().long()

@@ -1,4 +1,4 @@
-"""The inputs of views, each made once for a run: weights, model, a batch, the predictions."""
+"""The inputs of views: weights, model, a batch, predictions, each computed once per run."""
 
 from __future__ import annotations
 
@@ -19,37 +19,40 @@ from cnn_viz.results.segmentations import SegmentationResults
 
 __all__ = ["ViewInputs", "round_robin_by_class"]
 
-BATCH = 64
-PIXELS = 2**20  # of the batch of a network that segments: its images may be large
+BATCH_SIZE = 64
+MAX_BATCH_PIXELS = 2**20  # of a batch for segmentation, where images may be large
 
 
 class ViewInputs(Trained):
-    """A trained network and its outputs for the test split; each part is made when asked for.
+    """A trained network and its outputs on the test split, computed at first use.
 
-    Missing and broken files raise what `read_weights` and `load_dataset` raise, when asked for.
+    Errors for missing or damaged files, as in `read_weights` and `load_dataset`, are raised then.
     """
 
     @cached_property
     def batch(self) -> Batch:
-        """64 images of the test split, the first of each class in turn: it may be sorted by class.
+        """Up to 64 images of the test split.
 
-        For segmentation it is the first images, at most 2^20 pixels, and of images that are cut
-        into tiles the tile at the centre.
+        For classification the classes take turns, because the split may be sorted by class. For
+        segmentation these are the first images of the split, with at most 2^20 pixels in all; of
+        images that are cut into tiles, only the centre tile is used.
         """
         split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
         if registry.get_spec(self.run.recipe.model).task == "segmentation":
             height, width = preprocessing.target
-            chosen = list(range(min(max(PIXELS // (height * width), 1), BATCH, len(split))))
+            selected = list(
+                range(min(max(MAX_BATCH_PIXELS // (height * width), 1), BATCH_SIZE, len(split)))
+            )
         else:
-            chosen = round_robin_by_class(map(int, split.targets), BATCH)
-        indices = torch.tensor(chosen)
+            selected = round_robin_by_class(map(int, split.targets), BATCH_SIZE)
+        indices = torch.tensor(selected)
         found = next(
-            batches(split.subset(indices), preprocessing, len(chosen), device=self.device)
+            batches(split.subset(indices), preprocessing, len(selected), device=self.device)
         )
-        return self._seen(Batch(found.images, found.targets, indices[found.indices.cpu()]))
+        return self._center_crops(Batch(found.images, found.targets, indices[found.indices.cpu()]))
 
-    def _seen(self, batch: Batch) -> Batch:
-        """Return the part of a batch that a network sees at once: of tiles, that at the centre."""
+    def _center_crops(self, batch: Batch) -> Batch:
+        """Return a batch with the centre tile of each image if images are cut into tiles."""
         preprocessing = self.weights.preprocessing
         if not preprocessing.tiled:
             return batch
@@ -59,62 +62,64 @@ class ViewInputs(Trained):
 
     @cached_property
     def predictions(self) -> Predictions:
-        """The network's outputs for the whole test split."""
+        """The network's outputs on the whole test split."""
         return predictions(self)
 
     @cached_property
     def validation(self) -> Predictions | None:
-        """The outputs for the images that training held out; None where it held out none."""
+        """The outputs on the images held out from training, or None if there were none."""
         return held_out(self)
 
     @cached_property
     def segmented(self) -> SegmentationResults:
-        """The network's outputs for each image of the test split, with the classes' names."""
+        """The outputs of a segmentation network on the test split, with the class names."""
         length = len(self.dataset.split("test"))
         return SegmentationResults(self.weights.classes, partial(segmented, self), length)
 
     @cached_property
     def embedded(self) -> Embedding:
-        """Features of the test split, of up to 10,000 images in even steps.
+        """Features of up to 10,000 evenly spaced images of the test split, to embed.
 
-        For classification they are the inputs of the last stage, for segmentation the outputs of
-        the CAM's stage, the bottleneck.
+        For classification they are the inputs of the last stage; for segmentation they are the
+        outputs of the CAM stage, the bottleneck.
         """
         spec = registry.get_spec(self.run.recipe.model)
-        split, inside = self.dataset.split("test"), spec.task == "segmentation"
+        split, use_outputs = self.dataset.split("test"), spec.task == "segmentation"
         indices = evenly_spaced(len(split), METHODS["PCA"][1])
-        stage = spec.cam_stage if inside else spec.stages[-1]
+        stage = spec.cam_stage if use_outputs else spec.stages[-1]
         size = eval_batch_size(self.weights.preprocessing)
-        part = split if len(indices) == len(split) else split.subset(indices)
-        found = batches(part, self.weights.preprocessing, size, device=self.device)
-        features = features_of(self.model, stage, map(self._seen, found), inside=inside)
-        if inside:
+        subset = split if len(indices) == len(split) else split.subset(indices)
+        found = batches(subset, self.weights.preprocessing, size, device=self.device)
+        features = features_of(
+            self.model, stage, map(self._center_crops, found), use_outputs=use_outputs
+        )
+        if use_outputs:
             scores = {int(line["index"]): line["miou"] for line in self.segmented.scores}
             labels = torch.tensor([scores.get(n, torch.nan) for n in indices.tolist()])
         else:
             labels = self.predictions.targets[indices]
-        where = "come out of" if inside else "go into"
+        side = "outputs" if use_outputs else "inputs"
         return Embedding(
             features=features,
             indices=indices,
             labels=labels,
-            about=f"The {features.shape[1]:,} numbers that {where} {stage}, of "
+            description=f"Features: the {features.shape[1]:,} {side} of {stage} for "
             f"{len(indices):,} images of the test split.",
             folder=self.run.path / "embeddings",
-            key=f"{self.weights.digest} {self.dataset.fingerprint()} {stage} {inside}",
-            coloured="mIoU" if inside else "class",
+            key=f"{self.weights.digest} {self.dataset.fingerprint()} {stage} {use_outputs}",
+            label_name="mIoU" if use_outputs else "class",
         )
 
     def select(self, needs: Iterable[str]) -> dict[str, Any]:
-        """Return the needs of a `ViewSpec`, by name."""
+        """Return the inputs that a `ViewSpec` needs, by name."""
         return {name: getattr(self, name) for name in needs}
 
 
 def round_robin_by_class(classes: Iterable[int], count: int) -> list[int]:
-    """Return the places of up to `count` samples: one of each class, then a second, and so on."""
+    """Return the indices of up to `count` samples: one of each class, then a second, and so on."""
     seen: Counter[int] = Counter()
     ranked = []
-    for place, number in enumerate(classes):
-        ranked.append((seen[number], number, place))
-        seen[number] += 1
-    return [place for _, _, place in sorted(ranked)[:count]]
+    for index, class_index in enumerate(classes):
+        ranked.append((seen[class_index], class_index, index))
+        seen[class_index] += 1
+    return [index for _, _, index in sorted(ranked)[:count]]

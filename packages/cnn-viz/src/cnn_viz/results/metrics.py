@@ -1,4 +1,4 @@
-"""Metrics shared by the figures and the report."""
+"""Metrics that the figures and the report share."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = [
     "OneVsRest",
     "PixelScore",
     "Reliability",
-    "STEPS",
+    "CURVE_POINTS",
     "TEMPERATURES",
     "bootstrap",
     "class_scores",
-    "clustered",
+    "cluster_order",
     "confused_pairs",
     "confusion_counts",
-    "fitted_temperature",
+    "fit_temperature",
     "mean_curves",
     "one_vs_rest",
     "pixel_scores",
@@ -38,16 +38,16 @@ __all__ = [
     "wilson",
 ]
 
-STEPS = 201  # grid points of a mean curve
+CURVE_POINTS = 201  # of a mean curve
 RESAMPLES = 2000
-BINS = 15  # of confidences, as in Guo et al. 2017, Table 1
-TEMPERATURES = (0.05, 20.0)  # the range that is searched
-ENOUGH = 5  # values: the bootstrap underestimates the variance of fewer
+BINS = 15  # of the confidence, as in Guo et al. 2017, Table 1
+TEMPERATURES = (0.05, 20.0)  # the search range of `fit_temperature`
+MIN_VALUES = 5  # with fewer, the bootstrap underestimates the variance
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class: fractions, NaN where undefined; `support` is its number of images.
+    """Scores of one class as fractions, NaN if undefined; `support` is its number of images.
 
     `ap` and `ece` are as in `OneVsRest`.
     """
@@ -62,7 +62,7 @@ class ClassScore:
 
 
 def confusion_counts(predictions: Predictions) -> Any:
-    """Return the confusion matrix, int64, classes x classes: rows are true, columns predicted."""
+    """Return the confusion matrix, int64, classes x classes; rows are true classes."""
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(
@@ -72,33 +72,34 @@ def confusion_counts(predictions: Predictions) -> Any:
     )
 
 
-def clustered(counts: NDArray[np.int64]) -> list[int]:
-    """Order the classes so that classes confused with each other are neighbours.
+def cluster_order(counts: NDArray[np.int64]) -> list[int]:
+    """Return the classes in an order where classes confused with each other are neighbours.
 
-    Average linkage; the distance of two classes is 1 minus the mean of their confusion rates in
-    both directions. Optimal leaf ordering minimises the distances between neighbours.
+    The classes are clustered by average linkage. The distance of two classes is 1 minus the mean
+    of their confusion rates in both directions. Optimal leaf ordering minimises the distances
+    between neighbours.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    # One or two classes have no order to find.
+    # The order of one or two classes does not matter.
     if len(counts) < 3:
         return list(range(len(counts)))
     rates = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     distance = 1 - (rates + rates.T) / 2
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance), "average", optimal_ordering=True)
-    return [int(number) for number in leaves_list(tree)]
+    return [int(leaf) for leaf in leaves_list(tree)]
 
 
-def confused_pairs(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
-    """Return up to `most` pairs (true, predicted) of confused classes, the most frequent first.
+def confused_pairs(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
+    """Return up to `limit` pairs (true, predicted) of confused classes, most frequent first.
 
-    Ties are in the dataset's order; pairs without images are left out.
+    Ties keep the dataset's order. Pairs without images are left out.
     """
     mistakes = counts - np.diag(np.diag(counts))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
-    pairs = [divmod(int(place), len(counts)) for place in order]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
+    pairs = [divmod(int(cell), len(counts)) for cell in order]
     return [pair for pair in pairs if mistakes[pair]]
 
 
@@ -129,9 +130,10 @@ def class_scores(predictions: Predictions) -> list[ClassScore]:
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion, by default 95 %: (low, high) in [0, 1].
+    """Return the Wilson score interval of the proportion `hits` / `n`: (low, high) in [0, 1].
 
-    Unlike the normal approximation it stays within [0, 1], and is not empty at 0 or n hits.
+    The default `z` gives the 95 % interval. Unlike the normal approximation, it stays within
+    [0, 1] and has a positive width even at 0 or n hits.
 
     E. B. Wilson (1927), Probable inference, the law of succession, and statistical inference.
     """
@@ -144,7 +146,7 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PixelScore:
-    """Pixel scores of one class: fractions, NaN where undefined; `pixels` is its pixel count."""
+    """Pixel scores of one class as fractions, NaN if undefined; `pixels` is its pixel count."""
 
     name: str
     iou: float
@@ -155,7 +157,7 @@ class PixelScore:
 
 
 def pixel_scores(classes: Sequence[str], pixels: Tensor) -> list[PixelScore]:
-    """Return each class's scores from a confusion matrix of pixels; rows are targets."""
+    """Return the scores of each class, given a confusion matrix of pixels with targets as rows."""
     overlap = Overlap.of(pixels)
     predicted, targets = pixels.sum(0) > 0, pixels.sum(1) > 0
     columns = (
@@ -170,13 +172,14 @@ def pixel_scores(classes: Sequence[str], pixels: Tensor) -> list[PixelScore]:
 
 
 def bootstrap(values: Sequence[float]) -> list[float] | None:
-    """Return the 95 % percentile interval of a mean, [low, high], or None for fewer than 5 values.
+    """Return the 95 % bootstrap interval of the mean, [low, high]; None for fewer than 5 values.
 
-    B. Efron and R. Tibshirani (1993), An introduction to the bootstrap, chapter 13. Seeded.
+    Percentile method: B. Efron and R. Tibshirani (1993), An introduction to the bootstrap,
+    chapter 13.
     """
-    if len(values) < ENOUGH:
+    if len(values) < MIN_VALUES:
         return None
-    # Seeded, so that the same run gives the same report.
+    # The seed is fixed, so that the same run gives the same report.
     resamples = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(np.asarray(values)[resamples].mean(1), [2.5, 97.5])
     return [float(low), float(high)]
@@ -186,8 +189,8 @@ def bootstrap(values: Sequence[float]) -> list[float] | None:
 class Reliability:
     """Calibration of confidences: C. Guo et al. (2017), arXiv:1706.04599, Eq. 2 to 5.
 
-    For each non-empty bin: its number, mean confidence, accuracy and share of all images. `ece`
-    and `mce` are in [0, 1], `brier` is in [0, 2], `nll` in nats.
+    The arrays have one value for each non-empty bin: its index, mean confidence, accuracy, and
+    share of all images. `ece` and `mce` are in [0, 1], `brier` is in [0, 2], `nll` is in nats.
     """
 
     bins: NDArray[np.int64]
@@ -199,7 +202,7 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """The expected calibration error: the mean gap of the bins, weighted by images."""
+        """The expected calibration error: the mean gap of the bins, weighted by their images."""
         return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
 
     @property
@@ -209,12 +212,12 @@ class Reliability:
 
 
 def reliability(logits: Tensor, targets: Tensor) -> Reliability:
-    """Return calibration in 15 bins ((m - 1) / 15, m / 15], from logits N x classes."""
-    # In float64: in float32 confident softmax values round to 1.
+    """Return the calibration of logits, N x classes, in 15 bins ((m - 1) / 15, m / 15]."""
+    # In float64: in float32, confident probabilities would round to 1.
     logits = logits.double()
     probabilities = logits.softmax(1)
     confidence, predicted = probabilities.max(1)
-    bins, means, hits, counts = _binned(confidence, predicted == targets)
+    bins, means, hits, counts = _bin(confidence, predicted == targets)
     truth = F.one_hot(targets, logits.shape[1])
     return Reliability(
         bins=bins,
@@ -226,10 +229,10 @@ def reliability(logits: Tensor, targets: Tensor) -> Reliability:
     )
 
 
-def _binned(score: Tensor, event: Tensor) -> tuple[NDArray[Any], ...]:
-    """Return the number, mean score, event frequency and count of each non-empty bin."""
+def _bin(score: Tensor, event: Tensor) -> tuple[NDArray[Any], ...]:
+    """Return the index, mean score, event frequency and count of each non-empty bin."""
     scores, events = np.asarray(score.double()), np.asarray(event.double())
-    # right=True: a value on a border belongs to the lower bin, as in the paper.
+    # right=True: a value on an edge belongs to the lower bin, as in the paper.
     bin_of = np.digitize(scores, np.arange(1, BINS) / BINS, right=True)
     counts = np.bincount(bin_of, minlength=BINS)
     bins = counts.nonzero()[0]
@@ -237,11 +240,11 @@ def _binned(score: Tensor, event: Tensor) -> tuple[NDArray[Any], ...]:
     return bins, sums[0] / counts[bins], sums[1] / counts[bins], counts[bins]
 
 
-def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Return the temperature T that minimises the mean NLL of logits / T, N x classes.
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """Return the temperature T in [0.05, 20] that minimises the mean NLL of logits / T.
 
-    C. Guo et al. (2017), section 4.2: one number in [0.05, 20] for all classes. The search is over
-    log T, on which halving and doubling are equal steps.
+    `logits` are N x classes; one T serves all classes: C. Guo et al. (2017), section 4.2. The
+    search is over log T, where halving and doubling are steps of equal size.
     """
     from scipy.optimize import minimize_scalar
 
@@ -250,16 +253,16 @@ def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
     def nll(log_temperature: float) -> float:
         return float(F.cross_entropy(logits64 / math.exp(log_temperature), targets))
 
-    bounds = [math.log(border) for border in TEMPERATURES]
+    bounds = [math.log(bound) for bound in TEMPERATURES]
     return math.exp(minimize_scalar(nll, bounds=bounds, method="bounded").x)
 
 
 @dataclass(frozen=True)
 class OneVsRest:
-    """One-vs-rest scores of a class's probability; NaN where undefined.
+    """One-vs-rest scores of one class, in [0, 1]; NaN if undefined.
 
-    `ap` is average precision, `auc` the area under the ROC curve, `ece` the class-wise
-    calibration error of M. Kull et al. (2019), arXiv:1910.12656, section 2. All in [0, 1].
+    `ap` is the average precision, `auc` the area under the ROC curve, and `ece` the class-wise
+    calibration error of M. Kull et al. (2019), arXiv:1910.12656, section 2.
     """
 
     ap: float
@@ -273,14 +276,14 @@ def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
 
     probabilities = predictions.logits.double().softmax(1)
     rows = []
-    for number, probability in enumerate(probabilities.unbind(1)):
-        truth = predictions.targets == number
-        _, means, frequencies, counts = _binned(probability, truth)
+    for class_index, probability in enumerate(probabilities.unbind(1)):
+        truth = predictions.targets == class_index
+        _, means, frequencies, counts = _bin(probability, truth)
         ece = float((counts * np.abs(means - frequencies)).sum() / len(truth))
         ap = auc = math.nan
         if truth.any():
             ap = float(average_precision_score(truth.numpy(), probability.numpy()))
-        # ROC needs both positives and negatives.
+        # The ROC curve needs both positives and negatives.
         if truth.any() and not truth.all():
             auc = float(roc_auc_score(truth.numpy(), probability.numpy()))
         rows.append(OneVsRest(ap, auc, ece))
@@ -290,16 +293,18 @@ def one_vs_rest(predictions: Predictions) -> list[OneVsRest]:
 Curve = tuple[NDArray[Any], NDArray[Any]]  # x, ascending, and y
 
 
-def ranking_curves(probabilities: Tensor, targets: Tensor, number: int) -> tuple[Curve, Curve]:
-    """Return a class's precision-recall and ROC curves, one-vs-rest.
+def ranking_curves(
+    probabilities: Tensor, targets: Tensor, class_index: int
+) -> tuple[Curve, Curve]:
+    """Return the one-vs-rest precision-recall and ROC curves of a class.
 
-    `probabilities` are N x classes. Both x run from 0 to 1. The precision at a recall is that of
-    the highest threshold that reaches it, so that average precision is the area under the steps.
-    Both the class and the rest need at least one image.
+    `probabilities` are N x classes. Recall and false positive rate run from 0 to 1. For each
+    recall, the precision is taken at the highest threshold that reaches it, so that the area under
+    the step curve is the average precision. Both the class and the rest need at least one image.
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    truth, score = (targets == number).numpy(), probabilities[:, number].numpy()
+    truth, score = (targets == class_index).numpy(), probabilities[:, class_index].numpy()
     precision, recall, _ = precision_recall_curve(truth, score, drop_intermediate=True)
     false, true, _ = roc_curve(truth, score)
     recall, precision = recall[::-1], precision[::-1]
@@ -308,23 +313,23 @@ def ranking_curves(probabilities: Tensor, targets: Tensor, number: int) -> tuple
 
 
 def mean_curves(
-    probabilities: Tensor, targets: Tensor, numbers: Sequence[int]
+    probabilities: Tensor, targets: Tensor, class_indices: Sequence[int]
 ) -> tuple[Curve, Curve]:
-    """Return the mean of the classes' `ranking_curves` on an even grid of recall and FPR."""
-    grid = np.linspace(0, 1, STEPS)
-    pairs = [ranking_curves(probabilities, targets, number) for number in numbers]
-    # The tolerance keeps a recall of, say, 0.3 from missing its step by rounding.
+    """Return the mean `ranking_curves` of several classes, on an even grid of recall and FPR."""
+    grid = np.linspace(0, 1, CURVE_POINTS)
+    pairs = [ranking_curves(probabilities, targets, class_index) for class_index in class_indices]
+    # The tolerance is for rounding: without it, a recall of, say, 0.3 could miss its step.
     precisions = [y[np.searchsorted(x, grid - 1e-12)] for (x, y), _ in pairs]
     rates = [np.interp(grid, x, y) for _, (x, y) in pairs]
     return (grid, np.mean(precisions, 0)), (grid, np.mean(rates, 0))
 
 
 def risk_coverage(confidence: Tensor, hit: Tensor) -> NDArray[np.float64]:
-    """Return the error rate among the 1, 2, … N most confident images.
+    """Return the error rate among the n most confident images, for n = 1 to N.
 
-    The mean is the area under the risk-coverage curve, AURC (Y. Geifman et al. 2019,
-    arXiv:1805.08206, section 2). Images of equal confidence count with their mean, so that the
-    result does not depend on the order of the dataset.
+    The mean of these values is the area under the risk-coverage curve, AURC (Y. Geifman et al.
+    2019, arXiv:1805.08206, section 2). Images with equal confidence share their mean error, so
+    that the result does not depend on the order of the dataset.
     """
     _, group, counts = np.unique(-np.asarray(confidence), return_inverse=True, return_counts=True)
     mistakes = np.bincount(group, ~np.asarray(hit)) / counts

@@ -18,17 +18,17 @@ from cnn_core.training import SegmentationOutput
 
 __all__ = ["SegmentationResults", "SplitMetrics", "spread_by_miou"]
 
-KEPT = 2**26  # logits, 256 MiB: larger splits are not cached but predicted again when needed
+MAX_CACHED_LOGITS = 2**26  # 256 MiB: the outputs of a larger split are predicted again on each use
 
 
 @dataclass(frozen=True)
 class SplitMetrics:
     """The metrics of a split, computed in one pass.
 
-    `scores` has a dictionary for each image with pixels that are not ignored: "index", the keys of
-    `image_scores`, and "boundary_f1", the mean over its foreground classes. `pixels` is the
-    confusion matrix of pixels, classes x classes, rows are targets. `curves` and `calibration` are
-    the sums of the metrics of these names.
+    `scores` is one dictionary for each image, except images whose pixels are all ignored: "index",
+    the keys of `image_scores`, and "boundary_f1", the mean over the foreground classes of the
+    image. `pixels` is the confusion matrix of pixels, classes x classes, with targets as rows.
+    `curves` and `calibration` are the sums that `Curves` and `Calibration` accumulate.
     """
 
     scores: list[dict[str, float]]
@@ -38,47 +38,51 @@ class SplitMetrics:
 
 
 class SegmentationResults:
-    """An iterable of a network's outputs on a split, which `make` predicts anew each time.
+    """An iterable of a network's outputs on a split; `predict` computes them.
 
-    A small split is predicted once and kept in memory; a large one would not fit.
+    The outputs of a small split are cached. Those of a large one would not fit in memory, so each
+    iteration computes them again.
     """
 
     def __init__(
-        self, classes: Sequence[str], make: Callable[[], Iterable[SegmentationOutput]], length: int
+        self,
+        classes: Sequence[str],
+        predict: Callable[[], Iterable[SegmentationOutput]],
+        length: int,
     ) -> None:
         self.classes: tuple[str, ...] = tuple(classes)
-        self.make = make
+        self.predict = predict
         self.length = length
-        self._kept: list[SegmentationOutput] | None = None
+        self._cache: list[SegmentationOutput] | None = None
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[SegmentationOutput]:
-        if self._kept is not None:
-            yield from self._kept
+        if self._cache is not None:
+            yield from self._cache
             return
-        kept: list[SegmentationOutput] = []
+        cached: list[SegmentationOutput] = []
         logits = 0
-        for output in self.make():
+        for output in self.predict():
             logits += output.logits.numel()
-            if logits > KEPT:
-                kept.clear()
+            if logits > MAX_CACHED_LOGITS:
+                cached.clear()
             else:
-                kept.append(output)
+                cached.append(output)
             yield output
-        if logits <= KEPT:
-            self._kept = kept
+        if logits <= MAX_CACHED_LOGITS:
+            self._cache = cached
 
     def pick(self, indices: Iterable[int]) -> list[SegmentationOutput]:
-        """Return the outputs for images with these indices in the split, in this order."""
+        """Return the outputs for the images with these indices in the split, in this order."""
         wanted = list(indices)
         by_index = {output.index: output for output in self if output.index in wanted}
         return [by_index[index] for index in wanted]
 
     @property
     def scores(self) -> list[dict[str, float]]:
-        """The scores of each image with pixels that are not ignored."""
+        """The scores of each image, except images whose pixels are all ignored."""
         return self.metrics.scores
 
     @cached_property
@@ -87,7 +91,7 @@ class SegmentationResults:
         count = len(self.classes)
         pixels, scores = torch.zeros(count, count, dtype=torch.int64), []
         curves, calibration, boundaries = Curves(count), Calibration(count), Boundaries(count)
-        # One pass for all metrics, because predicting is the expensive part.
+        # One pass for all metrics, because prediction is the expensive part.
         for output in self:
             predicted = output.predicted
             pixels += confusion_matrix(predicted, output.target, count)
@@ -104,7 +108,7 @@ class SegmentationResults:
 
 
 def spread_by_miou(scores: Sequence[dict[str, float]], count: int) -> list[dict[str, float]]:
-    """Return up to `count` images' scores, evenly spaced from the worst mIoU to the best."""
+    """Return the scores of up to `count` images, evenly spaced from the worst mIoU to the best."""
     ranked = sorted(scores, key=lambda line: line["miou"])
     count = min(count, len(ranked))
     if count < 2:

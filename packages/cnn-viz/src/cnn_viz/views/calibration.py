@@ -15,7 +15,7 @@ from cnn_viz.results.metrics import (
     BINS,
     TEMPERATURES,
     Reliability,
-    fitted_temperature,
+    fit_temperature,
     reliability,
 )
 
@@ -29,7 +29,7 @@ def calibration(run: Run, predictions: Predictions, validation: Predictions | No
     note, temperature = "Training held out no images to fit a temperature on.", None
     # Fitting on the test split would make the result look better than it is.
     if validation is not None:
-        temperature = fitted_temperature(validation.logits, validation.targets)
+        temperature = fit_temperature(validation.logits, validation.targets)
         note = _temperature_note(temperature, len(validation.targets))
     figure = style.figure(
         10.5,

@@ -88,7 +88,7 @@ def _rows(
         rgb = as_rgb(image)
         panels += [rgb, *(overlay(rgb, heat[number]) for heat in heats.values())]
     columns = 1 + len(cams)
-    places = tiles(ax, panels, columns, gap=GAP, above=above)
+    places = tiles(ax, panels, columns, gap=GAP, top_gap=above)
     titles = ["image", *(NAMES[method] for method in cams)]
     for (x, y), title in zip(places, titles, strict=False):
         ax.text(x, y - above, title, ha="center", va="bottom", fontsize=9, weight="bold")

@@ -73,7 +73,7 @@ def _mistakes(predictions: Predictions, true: int, predicted: int) -> Tensor:
 def _examples(ax: Axes, predictions: Predictions, indices: Tensor, above: float) -> None:
     """Show images in a row, each below the probability of its predicted class."""
     images = [as_image(image / 255) for image in predictions.images[indices]]
-    places = tiles(ax, images, EXAMPLES, gap=GAP, above=above)
+    places = tiles(ax, images, EXAMPLES, gap=GAP, top_gap=above)
     probabilities = predictions.probabilities[indices].amax(1)
     for (x, y), probability in zip(places, probabilities.tolist(), strict=True):
         ax.text(x, y - 0.04, style.confidence(probability), ha="center", va="bottom", fontsize=8)

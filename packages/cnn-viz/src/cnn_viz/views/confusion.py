@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.results.metrics import clustered, confusion_counts
+from cnn_viz.results.metrics import cluster_order, confusion_counts
 
 __all__ = ["confusion"]
 
@@ -32,7 +32,7 @@ def confusion(run: Run, predictions: Predictions) -> Figure:
     classes, names = len(counts), predictions.classes
     grouped = classes > MAX_UNSORTED
     if grouped:
-        order = clustered(counts)
+        order = cluster_order(counts)
         counts, names = counts[np.ix_(order, order)], tuple(names[k] for k in order)
     total, correct = counts.sum(), counts.trace()
     numbered = classes <= MAX_NUMBERED

@@ -29,12 +29,12 @@ COLOUR_MAP = "viridis"
 def embedding(run: Run, weights: Weights, embedded: Embedding) -> Figure:
     """Draw the test images as each method places them, with the quality of each plot."""
     methods = embedded.methods_to_draw()
-    classes = weights.classes if embedded.coloured == "class" else ()
+    classes = weights.classes if embedded.label_name == "class" else ()
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,
         f"Embedding: {run.recipe.model} on {run.recipe.data}",
-        f"{embedded.about} The axes have no units or meaning.\n"
+        f"{embedded.description} The axes have no units or meaning.\n"
         + _caption(neighbour_count(len(embedded.labels)), classes),
     )
     axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
@@ -43,17 +43,17 @@ def embedding(run: Run, weights: Weights, embedded: Embedding) -> Figure:
     labels = np.asarray(embedded.labels)
     for ax, method in zip(axes, methods, strict=False):
         placement = embedded.placement(method)
-        _points(ax, placement, labels[placement.indices], embedded.coloured)
+        _points(ax, placement, labels[placement.indices], embedded.label_name)
         ax.set_title(
             f"{method}, {len(placement.xy):,} images\n{quality_text(placement.quality)}",
             fontsize=8.5,
         )
-    if embedded.coloured == "class":
+    if embedded.label_name == "class":
         _legend(figure, classes)
     else:
         scale = ScalarMappable(Normalize(*_limits(labels)), COLOUR_MAP)
         bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, format=style.percent_tick)
-        bar.set_label(f"the image's {embedded.coloured}")
+        bar.set_label(f"the image's {embedded.label_name}")
         bar.outline.set_visible(False)
     return figure
 

@@ -39,7 +39,7 @@ def gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figur
     require_spatial_maps(cam, stage)
     denormalised = weights.preprocessing.denormalise(batch.images[indices])
     rows = -(-len(indices) // PAIRS_PER_ROW)
-    unit = tile_height(9.3, 2 * PAIRS_PER_ROW, denormalised.shape, gap=GAP, between=BETWEEN)
+    unit = tile_height(9.3, 2 * PAIRS_PER_ROW, denormalised.shape, gap=GAP, pair_gap=BETWEEN)
     height, width = cam.raw.shape[1:]
     figure = style.figure(
         10.5,
@@ -93,7 +93,7 @@ def _pairs(
     for image, values in zip(images, heat, strict=True):
         rgb = as_rgb(image)
         panels += [rgb, overlay(rgb, np.asarray(values))]
-    places = tiles(ax, panels, 2 * PAIRS_PER_ROW, gap=GAP, between=BETWEEN, above=above)
+    places = tiles(ax, panels, 2 * PAIRS_PER_ROW, gap=GAP, pair_gap=BETWEEN, top_gap=above)
     probabilities = cam.logits.softmax(1).gather(1, cam.classes[:, None]).squeeze(1)
     for index, (left, right) in enumerate(zip(places[::2], places[1::2], strict=True)):
         predicted, true = int(cam.classes[index]), targets[index]

@@ -19,7 +19,7 @@ from cnn_viz.attribution.cam import seg_grad_cam
 from cnn_viz.attribution.faithfulness import edge_map, energy_in_mask, pointing_game
 from cnn_viz.network.graph import strides
 from cnn_viz.network.inspection import inspection_mode
-from cnn_viz.results.metrics import ENOUGH
+from cnn_viz.results.metrics import MIN_VALUES
 from cnn_viz.views.faithfulness import EDGES, METHODS, RANDOM, plot_means, random_cam
 from cnn_viz.views.masks import tile_note
 
@@ -47,7 +47,7 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
     valid = targets[rows] != IGNORED
     inside = targets[rows] == classes[:, None, None]
     mask_share = float((inside.sum((1, 2)) / valid.sum((1, 2))).mean())
-    intervals = " and 95 % bootstrap intervals" if len(rows) >= ENOUGH else ""
+    intervals = " and 95 % bootstrap intervals" if len(rows) >= MIN_VALUES else ""
     figure = style.figure(
         10.5,
         5.8,

@@ -162,7 +162,7 @@ def tile_note(weights: Weights) -> str:
 
 def show(ax: Axes, images: Sequence[Pixels], labels: Sequence[str], unit: float) -> None:
     """Show images of one size side by side, `unit` inches high, each below its label."""
-    places = tiles(ax, images, len(images), gap=GAP, above=LABEL_ROOM / unit)
+    places = tiles(ax, images, len(images), gap=GAP, top_gap=LABEL_ROOM / unit)
     for (x, y), label in zip(places, labels, strict=True):
         ax.text(x, y - 0.03, label, ha="center", va="bottom", fontsize=7.5, color=style.MUTED)
 

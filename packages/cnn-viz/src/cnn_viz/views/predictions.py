@@ -78,7 +78,7 @@ def _grid(
         ax.set_axis_off()
         return
     images = [as_image(image / 255) for image in predictions.images[indices]]
-    corners = tiles(ax, images, COLUMNS, gap=GAP, above=above)
+    corners = tiles(ax, images, COLUMNS, gap=GAP, top_gap=above)
     for (x, y), index in zip(corners, indices.tolist(), strict=True):
         predicted = int(predictions.predicted[index])
         target = int(predictions.targets[index])

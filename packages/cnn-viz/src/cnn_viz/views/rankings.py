@@ -12,7 +12,13 @@ from torch import Tensor
 from cnn_core.errors import UsageError
 from cnn_core.training import Predictions, Run
 from cnn_viz import style
-from cnn_viz.results.metrics import STEPS, OneVsRest, mean_curves, one_vs_rest, ranking_curves
+from cnn_viz.results.metrics import (
+    CURVE_POINTS,
+    OneVsRest,
+    mean_curves,
+    one_vs_rest,
+    ranking_curves,
+)
 
 __all__ = ["rankings"]
 
@@ -40,8 +46,8 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
         f"Ranking of images on the test split: {run.recipe.model} on {run.recipe.data}",
         f"{len(predictions.targets):,} images, each class against all others, at every threshold "
         f"of its probability. {_selection(len(coloured), len(others), len(defined))}\n"
-        f"The mean is over the {len(defined)} classes with images, at {STEPS} evenly spaced "
-        "values of recall and false positive rate. Dotted: a random ranking.",
+        f"The mean is over the {len(defined)} classes with images, at {CURVE_POINTS} evenly "
+        "spaced values of recall and false positive rate. Dotted: a random ranking.",
     )
     left, right = figure.subplots(1, 2)
     # Grey curves first, to lie below the coloured ones; reversed, so that the worst is on top.

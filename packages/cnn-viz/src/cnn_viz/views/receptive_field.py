@@ -14,7 +14,7 @@ from cnn_core.training import Run
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
-from cnn_viz.network.graph import traced
+from cnn_viz.network.graph import trace_stages
 from cnn_viz.network.receptive_field import ReceptiveField, pick_evenly, receptive_fields
 
 __all__ = ["receptive_field"]
@@ -29,7 +29,7 @@ def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) 
     Raises:
         UsageError: the network uses no stage with feature maps.
     """
-    maps = {stage.name: stage for stage in traced(weights).stages if len(stage.output) == 3}
+    maps = {stage.name: stage for stage in trace_stages(weights).stages if len(stage.output) == 3}
     if not maps:
         raise UsageError(
             f"{run.recipe.model} declares no stages with feature maps: nothing to draw"

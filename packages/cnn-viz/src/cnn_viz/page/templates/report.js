@@ -1,43 +1,43 @@
-// The interactive report, without libraries: data is JSON in the page. Untrusted text is only
-// set as textContent, so it cannot become markup.
+// The interactive parts of the report, without libraries; the data is JSON in the page. Untrusted
+// text is only set as textContent, so it cannot become markup.
 "use strict";
 (() => {
   const one = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const json = id => JSON.parse(one(id)?.textContent ?? "null");
   const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
-  const words = text => new Uint16Array(bytes(text).buffer);
-  const between = (low, x, high) => Math.min(Math.max(x, low), high);
+  const uint16s = text => new Uint16Array(bytes(text).buffer);
+  const clamp = (low, x, high) => Math.min(Math.max(x, low), high);
   const percent = p => `${(100 * p).toFixed()} %`;
   const on = (node, kind, act, how) => node?.addEventListener(kind, act, how);
   const make = (tag, textContent = "", className = "") =>
     Object.assign(document.createElement(tag), { textContent, className });
 
-  // Curves: show the values of the epoch under the pointer.
+  // Curves: show the values of the epoch at the pointer.
   const epochs = json("#numbers").epochs;
   for (const chart of all("svg.chart")) {
     const keys = JSON.parse(chart.dataset.keys);
     const [left, right] = chart.dataset.x.split(" ").map(Number);
-    const at = one(".at", chart), said = one("output", chart.parentElement);
-    const rest = said.textContent;
+    const at = one(".at", chart), readout = one("output", chart.parentElement);
+    const initialText = readout.textContent;
     on(chart, "pointermove", event => {
       const box = chart.getBoundingClientRect();
       const share = ((event.clientX - box.left) / box.width * 400 - left) / (right - left);
-      const last = epochs.length - 1, place = between(0, Math.round(share * last), last);
+      const last = epochs.length - 1, place = clamp(0, Math.round(share * last), last);
       const x = left + (right - left) * (last ? place / last : 0.5);
       at.setAttribute("d", `M${x} 8V190`);
       const line = epochs[place];
       const shown = (key, value) => /\/(top|miou)/.test(key) ? `${(100 * value).toFixed(2)} %` : +value.toPrecision(4);
-      said.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => line[key] !== undefined)
+      readout.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => line[key] !== undefined)
         .map(([name, key]) => `${name} ${shown(key, line[key])}`).join(", ");
     });
     on(chart, "pointerleave", () => {
       at.setAttribute("d", "");
-      said.textContent = rest;
+      readout.textContent = initialText;
     });
   }
 
-  // Tables: a click on a heading sorts by its column, a second one reverses it.
+  // Tables: a click on a heading sorts by its column; a second click reverses the order.
   for (const button of all("table.sortable thead button")) {
     on(button, "click", () => {
       const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
@@ -56,14 +56,14 @@
   const data = json("#explorer");
   if (!data) return;
   const { classes, columns, tile: [tall, wide] } = data, long = Math.max(tall, wide);
-  const targets = words(data.targets), predicted = words(data.predicted);
+  const targets = uint16s(data.targets), predicted = uint16s(data.predicted);
   const confidence = bytes(data.confidence), number = index => (data.indices[index] ?? index) + 1;
-  const loaded = text => {
+  const loadImage = text => {
     const image = new Image();
     image.src = URL.createObjectURL(new Blob([bytes(text)], { type: "image/webp" }));
     return image.decode().then(() => image);
   };
-  const sheet = loaded(data.sheet);
+  const sheet = loadImage(data.sheet);
 
   // Thumbnails: tiles of the sprite sheet, drawn on a canvas.
   const draw = (image, context, index, x, y, size) => context.drawImage(
@@ -75,24 +75,24 @@
     sheet.then(image => draw(image, canvas.getContext("2d"), index, 0, 0, long));
     return canvas;
   };
-  const described = index => {
-    const name = classes[predicted[index]], sure = percent(confidence[index] / 255);
-    return targets[index] === predicted[index] ? `${name} ${sure}` : `${name} ${sure}, true: ${classes[targets[index]]}`;
+  const describe = index => {
+    const name = classes[predicted[index]], probability = percent(confidence[index] / 255);
+    return targets[index] === predicted[index] ? `${name} ${probability}` : `${name} ${probability}, true: ${classes[targets[index]]}`;
   };
-  const MOST = 120; // thumbnails in a grid
-  const grid = (where, title, indices) => {
-    const panel = one(where), list = make("div", "", "grid");
+  const MAX_THUMBNAILS = 120; // in a grid
+  const grid = (selector, title, indices) => {
+    const panel = one(selector), list = make("div", "", "grid");
     panel.replaceChildren(make("p", `${title}: ${indices.length} image${indices.length === 1 ? "" : "s"}` +
-      (indices.length > MOST ? `, ${MOST} of them shown` : ""), "note"), list);
-    for (const index of indices.slice(0, MOST)) {
+      (indices.length > MAX_THUMBNAILS ? `, ${MAX_THUMBNAILS} of them shown` : ""), "note"), list);
+    for (const index of indices.slice(0, MAX_THUMBNAILS)) {
       const cell = make("figure", "", targets[index] === predicted[index] ? "" : "wrong");
-      cell.append(thumbnail(index), make("figcaption", described(index)));
-      cell.title = `image ${number(index)}: ${described(index)}`;
+      cell.append(thumbnail(index), make("figcaption", describe(index)));
+      cell.title = `image ${number(index)}: ${describe(index)}`;
       list.append(cell);
     }
   };
 
-  // The confusion matrix: a cell shows its images; counts, or shares of the row.
+  // The confusion matrix: a click on a cell shows its images. Cells are counts, or percentages of the row.
   const cells = all("#confusion td button");
   for (const button of cells) {
     const [t, p] = button.dataset.cell.split(" ").map(Number);
@@ -118,13 +118,13 @@
   const gallery = data.cams && one("#cams");
   if (gallery) {
     const { size: [height, width], items, maps, shapes, boxes, offered } = data.cams;
-    const images = loaded(data.cams.sheet), control = name => one(`[name=${name}]`).value;
+    const images = loadImage(data.cams.sheet), control = name => one(`[name=${name}]`).value;
     const show = async () => {
       const image = await images, opacity = control("opacity") / 100, stage = control("stage");
       const [h, w] = shapes[stage], values = bytes(maps[control("method")][stage]);
       for (const canvas of all("canvas", gallery)) {
-        const k = +canvas.dataset.image, whose = canvas.dataset.of ?? control("class");
-        const row = offered.indexOf(+(items[k][whose] ?? whose)) * items.length + k;
+        const k = +canvas.dataset.image, classOf = canvas.dataset.of ?? control("class");
+        const row = offered.indexOf(+(items[k][classOf] ?? classOf)) * items.length + k;
         const heat = make("canvas"), pixels = new ImageData(w, h);
         let highest = 0;
         for (let i = 0; i < h * w; i++) {
@@ -156,23 +156,23 @@
   if (!explorer) return;
   const [canvas, above] = all("canvas.map", explorer), tip = one(".tip");
   const context = canvas.getContext("2d"), marks = above.getContext("2d");
-  const neighbours = words(data.embedding.neighbours), near = data.embedding.around;
+  const neighbours = uint16s(data.embedding.neighbours), neighbourCount = data.embedding.around;
   let placed, points, at; // a method's images, their coordinates, and each image's index in both
-  const dark = matchMedia("(prefers-color-scheme: dark)"), tones = data.embedding.colours;
-  const hue = k => classes.length <= tones.length ? tones[k]
+  const dark = matchMedia("(prefers-color-scheme: dark)"), colours = data.embedding.colours;
+  const hue = k => classes.length <= colours.length ? colours[k]
     : [0, 15].map(more => `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3] + more}%)`);
-  const named = classes.map((name, k) => [name, hue(k)]), LIMITS = [0.5, 0.8, 0.95, 0.99];
+  const classGroups = classes.map((name, k) => [name, hue(k)]), LIMITS = [0.5, 0.8, 0.95, 0.99];
   const COLOURS = { // the groups, an image's group, the hidden groups
-    class: [named, i => targets[i], new Set()],
-    prediction: [named, i => predicted[i], new Set()],
-    correctness: [[["correct", tones[0]], ["wrong", tones[1]]], i => +(targets[i] !== predicted[i]), new Set()],
-    confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, tones[[4, 1, 3, 0, 2][k]]]),
+    class: [classGroups, i => targets[i], new Set()],
+    prediction: [classGroups, i => predicted[i], new Set()],
+    correctness: [[["correct", colours[0]], ["wrong", colours[1]]], i => +(targets[i] !== predicted[i]), new Set()],
+    confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, colours[[4, 1, 3, 0, 2][k]]]),
       i => LIMITS.filter(p => confidence[i] / 255 >= p).length, new Set()],
   };
   let view = { k: 1, x: 0, y: 0 }, groups, groupOf, hidden, lasso, sprites, size, drag;
   const X = j => points[2 * j] / 65535 * size * view.k + view.x;
   const Y = j => points[2 * j + 1] / 65535 * size * view.k + view.y;
-  const seen = j => !hidden.has(groupOf(placed[j]));
+  const isVisible = j => !hidden.has(groupOf(placed[j]));
   const paint = () => {
     size = one(".stage").clientWidth;
     for (const ink of [context, marks]) {
@@ -184,12 +184,12 @@
     let visible = 0;
     for (let j = 0; j < placed.length; j++) {
       const x = X(j), y = Y(j);
-      if (x < -20 || y < -20 || x > size + 20 || y > size + 20 || !seen(j)) continue;
+      if (x < -20 || y < -20 || x > size + 20 || y > size + 20 || !isVisible(j)) continue;
       byGroup[groupOf(placed[j])].push(j);
       visible++;
     }
     const tiled = sprites && view.k > 1.5 && visible <= 400;
-    const dot = between(2, 60 / Math.sqrt(placed.length) * Math.sqrt(view.k) + 1.5, 7);
+    const dot = clamp(2, 60 / Math.sqrt(placed.length) * Math.sqrt(view.k) + 1.5, 7);
     byGroup.forEach((members, g) => {
       context.fillStyle = groups[g][1][+dark.matches];
       for (const j of members) {
@@ -216,7 +216,7 @@
   };
   const choose = () => {
     const method = data.embedding.methods[one("[name=embedding]").value];
-    [placed, points] = [words(method.placed), words(method.xy)];
+    [placed, points] = [uint16s(method.placed), uint16s(method.xy)];
     at = new Map([...placed].map((index, j) => [index, j]));
     [groups, groupOf, hidden] = COLOURS[one("[name=colour]").value];
     one(".measured").textContent = method.note;
@@ -227,11 +227,11 @@
     let best = -1, least = 15 ** 2;
     for (let j = 0; j < placed.length; j++) {
       const d = (X(j) - x) ** 2 + (Y(j) - y) ** 2;
-      if (d < least && seen(j)) [best, least] = [j, d];
+      if (d < least && isVisible(j)) [best, least] = [j, d];
     }
     return best;
   };
-  const around = index => [...neighbours.subarray(index * near, (index + 1) * near)];
+  const around = index => [...neighbours.subarray(index * neighbourCount, (index + 1) * neighbourCount)];
   const hover = j => {
     marks.clearRect(0, 0, size, size);
     tip.hidden = j < 0;
@@ -243,11 +243,11 @@
       marks.stroke();
     }
     marks.strokeRect(X(j) - 6, Y(j) - 6, 12, 12);
-    tip.replaceChildren(thumbnail(placed[j]), make("span", `image ${number(placed[j])}: ${described(placed[j])}`));
-    tip.style.transform = `translate(${between(0, X(j) + 12, size - 180)}px, ${between(0, Y(j) + 12, size - 70)}px)`;
+    tip.replaceChildren(thumbnail(placed[j]), make("span", `image ${number(placed[j])}: ${describe(placed[j])}`));
+    tip.style.transform = `translate(${clamp(0, X(j) + 12, size - 180)}px, ${clamp(0, Y(j) + 12, size - 70)}px)`;
   };
   const zoom = (factor, x = size / 2, y = size / 2) => {
-    const k = between(1, view.k * factor, 60);
+    const k = clamp(1, view.k * factor, 60);
     view = k === 1 && factor !== 1 ? { k, x: 0, y: 0 } : { k, x: x - (x - view.x) * k / view.k, y: y - (y - view.y) * k / view.k };
     paint();
   };
@@ -279,7 +279,7 @@
   on(above, "pointerup", event => {
     const { offsetX: x, offsetY: y } = event;
     if (lasso && drag?.moved) {
-      const chosen = [...placed.keys()].filter(j => seen(j) && inside(X(j), Y(j)));
+      const chosen = [...placed.keys()].filter(j => isVisible(j) && inside(X(j), Y(j)));
       grid("#picked", "Inside the lasso", chosen.map(j => placed[j]));
     } else if (drag && !drag.moved) {
       const j = nearest(x, y);
