@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from cnn_core import registry
 from cnn_core.data import Dataset, Files, Preprocessing, Split, batches
 from cnn_core.data.augment import IGNORED, Augmentation
-from cnn_core.data.batching import batch_sizes, permutation, shard
+from cnn_core.data.batching import Batch, batch_sizes, permutation, shard
 from cnn_core.data.colour import jitter, rotate_hue
 from cnn_core.data.counter_rng import key_of, normal, uniform
 from cnn_core.data.streaming import (
@@ -468,6 +468,15 @@ def test_no_batch_of_training_is_a_single_image():
     assert batch_sizes(33, 16, training=False) == [16, 16, 1]
     assert batch_sizes(1, 16, training=True) == [1]
     assert batch_sizes(32, 16, training=True) == [16, 16]
+
+
+def test_batches_of_one_stay_batches_of_one():
+    assert batch_sizes(3, 1, training=True) == [1, 1, 1]
+    assert [len(batch.targets) for batch in run(split_of(3), {}, size=1)] == [1, 1, 1]
+    images, indices = torch.zeros(3, 1, 2, 2), torch.arange(3)
+    micro_batches = list(Batch(images, indices, indices).micro_batches(1))
+    assert [len(batch.indices) for batch in micro_batches] == [1, 1, 1]
+    assert sum(batch.loss_weight for batch in micro_batches) == pytest.approx(1)
 
 
 def test_a_split_is_divided_without_copying_a_image():

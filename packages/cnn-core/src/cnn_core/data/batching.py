@@ -84,11 +84,15 @@ def shard(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, 
 
 
 def batch_sizes(count: int, batch_size: int, training: bool) -> list[int]:
-    """Return the size of each batch; in training, a leftover batch has more than one sample."""
+    """Return the size of each batch.
+
+    In training, a final batch of one sample is merged into the one before it, unless `batch_size`
+    is 1.
+    """
     sizes = [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
-    # A single leftover sample joins the batch before it. Alone, it would stop training: where maps
-    # are 1x1, batch normalisation over one value has no variance.
-    if training and len(sizes) > 1 and sizes[-1] == 1:
+    # On its own a single leftover sample would raise an error: batch norm on 1x1 maps needs more
+    # than one value per channel. With batch_size = 1 every batch is like that: nothing to avoid.
+    if training and len(sizes) > 1 and sizes[-1] == 1 < batch_size:
         sizes[-2:] = [batch_size + 1]
     return sizes
 
