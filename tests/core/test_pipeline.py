@@ -128,7 +128,7 @@ def test_batches_cover_a_split_once_in_an_order_that_seed_and_epoch_fix():
 @pytest.mark.parametrize(("length", "world"), [(10, 3), (9, 3), (11, 4), (2, 4), (1, 1)])
 def test_ranks_share_a_batch_and_what_repeats_does_not_count(length, world):
     order = permutation(length, 0, 0)
-    parts = [shard(order, rank, world, even=True) for rank in range(world)]
+    parts = [shard(order, rank, world, never_empty=True) for rank in range(world)]
     assert all(len(part) for part, _ in parts)
     # The mean over ranks of factor times local mean is the mean over the batch.
     numbers = torch.randn(length, dtype=torch.float64)
@@ -136,7 +136,7 @@ def test_ranks_share_a_batch_and_what_repeats_does_not_count(length, world):
     assert float(sum(means) / world) == pytest.approx(float(numbers.mean()), rel=1e-12)
     counted = torch.cat([part for part, factor in parts if factor])
     assert torch.equal(counted.sort().values, torch.arange(length))
-    uneven = [shard(order, rank, world, even=False)[0] for rank in range(world)]
+    uneven = [shard(order, rank, world, never_empty=False)[0] for rank in range(world)]
     assert torch.equal(torch.cat(uneven).sort().values, torch.arange(length))
 
 

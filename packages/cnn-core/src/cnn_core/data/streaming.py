@@ -145,7 +145,7 @@ def stream(
 
     exact = preprocessing.image_size if any(preprocessing.image_size) else None
     cropping = draws if crops_while_decoding(preprocessing, draws) else None
-    size = preprocessing.target if cropping is not None or exact is None else None
+    size = preprocessing.resize_to if cropping is not None or exact is None else None
     loader: Iterable[Sample] = DataLoader(
         Decoder(files, size, cropping, exact),  # type: ignore[arg-type]
         batch_sampler=[part.tolist() for part in parts],
@@ -167,7 +167,7 @@ def crops_while_decoding(preprocessing: Preprocessing, draws: Draws | None) -> b
     They do where images are scaled anyway: the crop then keeps the original's detail.
     """
     cropped = draws is not None and bool(draws.augmentation.crop)
-    return cropped and preprocessing.image_size != preprocessing.target
+    return cropped and preprocessing.image_size != preprocessing.resize_to
 
 
 def _stack(samples: list[Sample]) -> Sample:
@@ -308,7 +308,7 @@ def load_splits(
         raise UsageError(f"dataset '{dataset.spec.name}' is in memory and cannot be streamed")
     channels, height, width = dataset.spec.image
     exact = (height, width) if height else None
-    size = None if exact else preprocessing.target
+    size = None if exact else preprocessing.resize_to
     height, width = size or (height, width)
     # All splits together: they are in memory at the same time.
     total = sum(map(len, on_disk.values())) * channels * height * width

@@ -38,7 +38,7 @@ class ViewInputs(Trained):
         """
         split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
         if registry.get_spec(self.run.recipe.model).task == "segmentation":
-            height, width = preprocessing.target
+            height, width = preprocessing.resize_to
             chosen = list(range(min(max(PIXELS // (height * width), 1), BATCH, len(split))))
         else:
             chosen = round_robin_by_class(map(int, split.targets), BATCH)
