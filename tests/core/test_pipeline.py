@@ -392,8 +392,8 @@ def test_what_is_broken_is_found_before_training_and_listed(files):
         bad = BadSamples(allowed=2)
         kept = use(bad)
         assert kept.targets.tolist() == [n % 10 for n in range(40) if n not in (3, 17)]
-        assert len(bad.found) == 2
-        bad.require_few()
+        assert len(bad.messages) == 2
+        bad.raise_if_too_many()
 
 
 def test_images_of_other_sizes_are_scaled_with_antialiasing(tmp_path):
@@ -500,7 +500,7 @@ def test_a_image_of_another_size_than_all_is_named(files):
     _, on_disk = files
     Image.new("RGB", (31, 32)).save(on_disk.images[7])
     with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
-        decode_to_memory(on_disk, None, exact=(32, 32))
+        decode_to_memory(on_disk, None, required_size=(32, 32))
     with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
         list(batches(on_disk, prepare(), 8))
 

@@ -63,12 +63,12 @@ class Batch:
             )
 
 
-# Image values to preprocess per call: small batches are grouped to get about as many.
+# Target number of image values per preprocessing call: small batches are grouped to reach it.
 VALUES_PER_GROUP = 2**18
 
 
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
-    """Return the sample order of an epoch: a permutation of 0 to length - 1, from (seed, epoch)."""
+    """Return the sample order of an epoch: 0 to length - 1, shuffled by (seed, epoch)."""
     # A generator of its own: the order must not depend on other uses of torch's global one.
     generator = torch.Generator().manual_seed(key_of(seed, epoch) >> 1)
     return torch.randperm(length, generator=generator)
