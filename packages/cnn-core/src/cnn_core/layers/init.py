@@ -35,7 +35,7 @@ def he_normal_(
 
 
 def _fan(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, fan: str) -> int:
-    """Return the fan-in of a unit, or with `fan` "out" the number of units that read its output."""
+    """Return the number of inputs of a unit or, for "out", of units that read its output."""
     if isinstance(module, nn.Linear):
         return module.in_features if fan == "in" else module.out_features
     if isinstance(module, nn.ConvTranspose2d) and module.kernel_size == module.stride:
@@ -62,7 +62,7 @@ def lecun_uniform_(model: nn.Module) -> None:
 
 
 def _fan_in(module: nn.Module, name: str) -> Tensor:
-    """Return the number of inputs of each unit, one value per row of the parameter, or one for all."""
+    """Return the number of inputs of each unit, per row of the parameter or one for all."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         return torch.tensor([module.weight[0].numel()])
     return cast(Tensor, module.fan_in()[name])  # type: ignore[operator]

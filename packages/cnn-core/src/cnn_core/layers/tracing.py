@@ -182,13 +182,13 @@ def _tensors(args: Sequence[Any]) -> list[Tensor]:
 
 
 def _step(op: Any, args: tuple[Any, ...], field: Field, output: Tensor) -> Field:
-    """Return the receptive field after one operation; element-wise operations keep it."""
+    """Return the field after one operation; element-wise operations do not change it."""
     aten = torch.ops.aten
     cells = output.shape[-1] if output.ndim == 4 else field.cells
     if op is aten.convolution:
         kernel, stride, dilation, transposed = args[1].shape[-1], args[3], args[5], args[6]
         if transposed[-1] if isinstance(transposed, list) else transposed:
-            # Upsampling: neighbouring outputs are closer together, in input pixels, than the cells.
+            # Upsampling: in input pixels, neighbouring outputs are closer than the cells.
             step = max(field.stride // stride[-1], 1)
             return Field(field.size + (-(-kernel // stride[-1]) - 1) * field.stride, step, cells)
         return field.slide(kernel, stride[-1], dilation[-1], cells)
