@@ -44,8 +44,8 @@ class Result:
     """The outcome of one check, and the reason for it.
 
     `kind` is "model", "plugin", "dataset", "view", "command" or "observer". `outcome` is "passed",
-    "failed", "expected" (it failed and is in the spec's `expected_failures`) or "skipped" (it could
-    not run, for example because files are missing).
+    "failed", "expected" (it failed and is in the spec's `expected_failures`) or "skipped" (it
+    could not run, for example because files are missing).
     """
 
     kind: str
