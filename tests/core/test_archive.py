@@ -132,19 +132,19 @@ LARGE = tar(member("noise", data=NOISE), member("b", data=NOISE))
 ZIP = zip_of("aaaa", "bbbb")
 LARGE_ZIP = zip_of("noise", "more", data=NOISE)
 LOCAL, CENTRAL, END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
-BROKEN = "a sound archive"
+BROKEN = "a valid archive"
 
 # Names, of files in tar and in zip archives, by what the error says was found.
 NAMES = {
     r"'\.\.'": ("../up", "a/../../up", "a/..", "a/../b", "x/" * 10 + "../up"),
     "an absolute path": ("/absolute", "//absolute"),
-    "no name of a file": ("", ".", "./."),
+    "not a file name": ("", ".", "./."),
     "control characters": ("a\nb", "\x1b[2Ja", "a\u202egnp.exe"),
     "'C:": ("C:/up", "C:up"),
     "'a": ("a.txt:stream", "a.", "a /b", *(f"a{character}b" for character in '<>"|?*')),
     r"\\": ("..\\up", "\\\\host\\share"),
     "more than 1,024 bytes": ("n/" * 4500 + "n",),
-    "more than 32 folders": ("n/" * 100 + "n",),
+    "more than 32 nested folders": ("n/" * 100 + "n",),
     "'nnn": ("n" * 300,),
     "(?i)found '(con|nul|aux|com|lpt|prn)": (
         *("CON", "nul.txt", "b/Aux", "com1", "lpt9.tar.gz", "COM¹", "conin$", "prn .txt"),
@@ -163,7 +163,7 @@ PAIRS = {
 }
 TARS = {
     "up, a folder": (tar_of("../up", kind=tarfile.DIRTYPE), r"found '\.\.'"),
-    "the root": (tar_of("/", kind=tarfile.DIRTYPE), "no name of a file"),
+    "the root": (tar_of("/", kind=tarfile.DIRTYPE), "not a file name"),
     "not UTF-8": (tar((tarfile.TarInfo("a\udcff"), b""), form=tarfile.GNU_FORMAT), "not UTF-8"),
     "symlink": (tar(OUTSIDE), "found a symbolic link"),
     "symlink to a member": (tar(member("a"), member("l", linkname="a", **LINK)), "a symbolic"),
@@ -179,9 +179,9 @@ TARS = {
     "sparse": (tar_of("s", kind=tarfile.GNUTYPE_SPARSE), "found a sparse file"),
     "empty file": (b"", BROKEN),
     "text": (b"<!doctype html><title>404</title>" * 50, BROKEN),
-    "broken header": (flipped(tar_of("a", "b", "c"), 1034), "no end, or a broken header"),
-    "no end": (tar(member("a"), end=False), "no end, or a broken header"),
-    "a second archive behind": (SOUND + tar_of("c"), "something after its end"),
+    "broken header": (flipped(tar_of("a", "b", "c"), 1034), "no end marker, or a broken header"),
+    "no end": (tar(member("a"), end=False), "no end marker, or a broken header"),
+    "a second archive behind": (SOUND + tar_of("c"), "data after its end"),
     "claims 8 GB": (sized(tar_of("a"), 2**33 - 1), "at most 4,294,967,296 bytes"),
     "claims less than nothing": (sized(tar_of("a"), -512), "of -512 bytes"),
     "folder with contents": (sized(tar_of("d", kind=tarfile.DIRTYPE), 512), "of 512 bytes"),
@@ -194,7 +194,10 @@ TARS = {
     "PAX record of no length": (patched(pax((b"path", b"abc")), b"12 path", b"00 path"), BROKEN),
     "PAX sparse": (pax((b"GNU.sparse.map", b"0,4"), (b"GNU.sparse.size", b"4")), "a sparse file"),
     "PAX global path": (pax((b"path", b"../up"), kind=tarfile.XGLTYPE), r"found '\.\.'"),
-    "GNU long name": (tar(member("x/" * 60 + "../up"), form=tarfile.GNU_FORMAT), "32 folders"),
+    "GNU long name": (
+        tar(member("x/" * 60 + "../up"), form=tarfile.GNU_FORMAT),
+        "32 nested folders",
+    ),
     "1,000 extended headers in a row": (pax((b"comment", b"x"))[:1024] * 1000 + SOUND, BROKEN),
     **{f"cut at {at}": (LARGE[:at], BROKEN) for at in (1, 300, 512, 700, 51_000, 51_500, 52_000)},
 }
@@ -250,7 +253,7 @@ def hostile():
                 "bomb": (pack(zeros), "at most 200 bytes for each byte"),
                 "empty": (b"", BROKEN),
                 "not packed": (SOUND, BROKEN),
-                "zeros without end": (pack(SOUND + bytes(8 << 20)), "something after its end"),
+                "zeros without end": (pack(SOUND + bytes(8 << 20)), "data after its end"),
                 "cut at the start": (packed[:500], BROKEN),
                 "cut in the middle": (packed[: len(packed) // 2], BROKEN),
                 "cut by a byte": (packed[:-1], BROKEN),
@@ -384,7 +387,7 @@ def test_what_is_there_is_not_touched(tmp_path, there):
     make = {"file": folder.touch, "folder": folder.mkdir}
     make.get(there, lambda: folder.symlink_to("nowhere"))()
     before = listing(tmp_path)
-    with pytest.raises(UsageError, match="out: expected nothing there"):
+    with pytest.raises(UsageError, match="out: already exists"):
         extract(tmp_path / "a.tar", folder)
     assert listing(tmp_path) == before
 

@@ -117,16 +117,22 @@ def spoiled():
             spec_checks.check_table_has_the_sizes_of_the_maps,
             "c1 has maps of 30x30, not in the table",
         ),
-        (network_checks.check_below_the_smallest_size_the_error_names_it, "accepts 31 pixels"),
+        (
+            network_checks.check_images_too_small_raise_an_error_with_the_smallest_size,
+            "accepts 31 pixels",
+        ),
         (network_checks.check_classes_and_channels_are_honoured, "2 classes give"),
-        (network_checks.check_bad_values_are_refused_with_the_value, "accepts num_classes = 0"),
+        (
+            network_checks.check_invalid_values_raise_errors_that_quote_them,
+            "accepts num_classes = 0",
+        ),
         (network_checks.check_the_last_layer_can_be_replaced, "is not a"),
-        (network_checks.check_the_seed_decides_the_weights, "differ"),
+        (network_checks.check_seed_determines_the_weights, "differ"),
         (network_checks.check_images_do_not_influence_each_other, "differs by"),
         (network_checks.check_gradient_reaches_every_parameter, "unused.weight"),
-        (network_checks.check_grad_cam_at_its_stage, "has no maps"),
+        (network_checks.check_grad_cam_at_its_stage, "returns no feature maps"),
         (
-            network_checks.check_grad_cam_has_enough_places,
+            network_checks.check_grad_cam_maps_are_large_enough,
             r"fc has maps of ; \['c1'\] has 4x4 or more",
         ),
     ],
@@ -140,10 +146,10 @@ def test_a_stage_of_few_places_is_refused_where_another_has_more():
     entry = registry.models().entry("vgg11_cifar")
     late = dataclasses.replace(entry, spec=dataclasses.replace(entry.spec, cam_stage="conv5"))
     with pytest.raises(AssertionError, match=r"conv5 has maps of 2x2; \['conv4'\] has 4x4"):
-        network_checks.check_grad_cam_has_enough_places(Case(late))
-    network_checks.check_grad_cam_has_enough_places(Case(entry))
+        network_checks.check_grad_cam_maps_are_large_enough(Case(late))
+    network_checks.check_grad_cam_maps_are_large_enough(Case(entry))
     few = dataclasses.replace(entry.spec, stages=("pool4", "conv5"), cam_stage="conv5")
-    network_checks.check_grad_cam_has_enough_places(Case(dataclasses.replace(entry, spec=few)))
+    network_checks.check_grad_cam_maps_are_large_enough(Case(dataclasses.replace(entry, spec=few)))
 
 
 def test_a_family_without_a_measured_recipe_is_found(monkeypatch):
@@ -176,7 +182,9 @@ def test_an_expected_failure_that_passes_has_failed(monkeypatch):
 def test_a_distribution_without_models_is_refused():
     with pytest.raises(UsageError, match="'cnn-viz' offers no model"):
         cases_of("cnn-viz")
-    with pytest.raises(UsageError, match="'cnn-none' offers no model, dataset, view or command"):
+    with pytest.raises(
+        UsageError, match="'cnn-none' offers no model, dataset, view, command or training observer"
+    ):
         list(run_checks("cnn-none"))
 
 
@@ -289,12 +297,12 @@ def test_what_does_not_hold_of_it_is_said(cnnzoo, site):
     }
     expected = {
         ("drawn", "check_dataset_is_sound"): "split 'train': 5 samples, expected 6",
-        ("drawn", "check_a_spawned_process_reads_the_same"): "reads other samples",
+        ("drawn", "check_new_process_reads_the_same_samples"): "reads other samples",
         ("steady", "check_view_draws_the_same_figure_twice"): "differs from the first",
         ("steady", "check_view_changes_nothing"): "changes the random state",
         ("moody", "check_view_changes_nothing"): "changes weights, modes",
-        ("greet", "check_command_explains_itself"): "has no help text",
-        ("many", "check_training_is_the_same_without_it"): "plugin 'many'",
+        ("greet", "check_command_has_help"): "has no help text",
+        ("many", "check_training_is_the_same_without_observer"): "plugin 'many'",
         ("many", "check_plugin_has_no_fault"): "hook cnnzoo_step_end, now silenced",
     }
     assert set(found) == set(expected)
@@ -350,7 +358,7 @@ def test_weights_that_an_observer_changes_are_noticed(cnnzoo, site):
     )
     done = cnnzoo("check", "cnn-meddler", site=site.path)
     assert done.code == 6
-    assert "the weights differ from those of a training without it" in " ".join(done.out.split())
+    assert "the weights differ from those of a run without it" in " ".join(done.out.split())
 
 
 def test_the_command_prints_what_does_not_hold(cnnzoo, site, good_source):

@@ -296,7 +296,7 @@ def test_what_is_wrong_with_masks_is_said(tmp_path):
         load_dataset(f"maskfolder:{tmp_path}")
     for number in range(6):
         mask(tmp_path / "masks" / f"{number}.png", [0, 1, 7])
-    with pytest.raises(DatasetCorruptError, match="hold the values 0, 1, 7, expected class num"):
+    with pytest.raises(DatasetCorruptError, match="have the values 0, 1, 7, expected class num"):
         load_dataset(f"maskfolder:{tmp_path}")
     for number in range(6):
         mask(tmp_path / "masks" / f"{number}.png", [0, 1, 2], size=(11, 10))

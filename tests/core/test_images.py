@@ -209,7 +209,7 @@ def test_more_than_eight_bits_a_channel_are_refused_by_name(tmp_path, case):
     Image.fromarray(array).save(path, kind)
     with pytest.raises(DatasetCorruptError) as caught:
         read_image(path, 1)
-    assert caught.value.message == f"{path}: {name}: expected 8 bits a channel"
+    assert caught.value.message == f"{path}: {name}: expected 8 bits per channel"
     with pytest.raises(DatasetCorruptError) as caught:
         read_mask(path)
     assert caught.value.message == f"{path}: {name}: expected grey or a palette (1, L or P)"
@@ -388,8 +388,8 @@ def test_warnings_are_silent_in_every_thread_and_as_before_afterwards(tmp_path):
 
 
 def test_warnings_stay_silent_until_the_last_reader_is_done():
-    with images._QUIET:
-        with images._QUIET:
+    with images._SUPPRESS_WARNINGS:
+        with images._SUPPRESS_WARNINGS:
             pass
         warnings.warn("another thread still reads", stacklevel=1)  # an error, if not silent
     with pytest.warns(UserWarning, match="nobody reads"):

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from cnn_core import registry
 from cnn_core.data import Dataset, Files, Preprocessing, Split, batches
 from cnn_core.data.augment import IGNORED, Augmentation
-from cnn_core.data.batching import batch_sizes, permutation, shard
+from cnn_core.data.batching import Batch, batch_sizes, permutation, shard
 from cnn_core.data.colour import jitter, rotate_hue
 from cnn_core.data.counter_rng import key_of, normal, uniform
 from cnn_core.data.streaming import (
@@ -128,7 +128,7 @@ def test_batches_cover_a_split_once_in_an_order_that_seed_and_epoch_fix():
 @pytest.mark.parametrize(("length", "world"), [(10, 3), (9, 3), (11, 4), (2, 4), (1, 1)])
 def test_ranks_share_a_batch_and_what_repeats_does_not_count(length, world):
     order = permutation(length, 0, 0)
-    parts = [shard(order, rank, world, even=True) for rank in range(world)]
+    parts = [shard(order, rank, world, never_empty=True) for rank in range(world)]
     assert all(len(part) for part, _ in parts)
     # The mean over ranks of factor times local mean is the mean over the batch.
     numbers = torch.randn(length, dtype=torch.float64)
@@ -136,7 +136,7 @@ def test_ranks_share_a_batch_and_what_repeats_does_not_count(length, world):
     assert float(sum(means) / world) == pytest.approx(float(numbers.mean()), rel=1e-12)
     counted = torch.cat([part for part, factor in parts if factor])
     assert torch.equal(counted.sort().values, torch.arange(length))
-    uneven = [shard(order, rank, world, even=False)[0] for rank in range(world)]
+    uneven = [shard(order, rank, world, never_empty=False)[0] for rank in range(world)]
     assert torch.equal(torch.cat(uneven).sort().values, torch.arange(length))
 
 
@@ -392,8 +392,8 @@ def test_what_is_broken_is_found_before_training_and_listed(files):
         bad = BadSamples(allowed=2)
         kept = use(bad)
         assert kept.targets.tolist() == [n % 10 for n in range(40) if n not in (3, 17)]
-        assert len(bad.found) == 2
-        bad.require_few()
+        assert len(bad.messages) == 2
+        bad.raise_if_too_many()
 
 
 def test_images_of_other_sizes_are_scaled_with_antialiasing(tmp_path):
@@ -470,6 +470,15 @@ def test_no_batch_of_training_is_a_single_image():
     assert batch_sizes(32, 16, training=True) == [16, 16]
 
 
+def test_batches_of_one_stay_batches_of_one():
+    assert batch_sizes(3, 1, training=True) == [1, 1, 1]
+    assert [len(batch.targets) for batch in run(split_of(3), {}, size=1)] == [1, 1, 1]
+    images, indices = torch.zeros(3, 1, 2, 2), torch.arange(3)
+    micro_batches = list(Batch(images, indices, indices).micro_batches(1))
+    assert [len(batch.indices) for batch in micro_batches] == [1, 1, 1]
+    assert sum(batch.loss_weight for batch in micro_batches) == pytest.approx(1)
+
+
 def test_a_split_is_divided_without_copying_a_image():
     spec = registry.datasets().get("digits")
     data = Dataset(spec, {"train": split_of(60)})
@@ -491,7 +500,7 @@ def test_a_image_of_another_size_than_all_is_named(files):
     _, on_disk = files
     Image.new("RGB", (31, 32)).save(on_disk.images[7])
     with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
-        decode_to_memory(on_disk, None, exact=(32, 32))
+        decode_to_memory(on_disk, None, required_size=(32, 32))
     with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):
         list(batches(on_disk, prepare(), 8))
 

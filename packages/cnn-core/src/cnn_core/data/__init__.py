@@ -1,4 +1,4 @@
-"""Datasets behind one contract, in memory or on disk, and the batches made from them."""
+"""A common interface to datasets in memory and on disk, and the batches made from them."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

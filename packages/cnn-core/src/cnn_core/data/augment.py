@@ -1,9 +1,9 @@
-"""Augmentation: random changes to whole batches of training images, with their own numbers.
+"""Augmentation: random changes to whole batches of training images.
 
-An `Augmentation` holds the settings of a recipe. Its `draws(seed, epoch)` are the random numbers
-of one epoch, with a method for each change. Every method takes the indices of the samples in
-their split, since the numbers of a sample depend on nothing but (seed, epoch, index); see
-`cnn_core.data.counter_rng`.
+An `Augmentation` holds the settings of a recipe. Its method `draws(seed, epoch)` returns a `Draws`
+with the random changes of one epoch, one method for each kind. Every method takes the samples'
+indices in their split: the random numbers of a sample depend only on seed, epoch, kind of change
+and index (see `cnn_core.data.counter_rng`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Augmentation", "Draws", "IGNORED", "Mix", "Shifts"]
 
-IGNORED = 255  # the target of pixels that are left out of every loss and metric
+IGNORED = 255  # the target value of pixels that losses and metrics ignore
 
 
 @dataclass(frozen=True)
 class Mix:
-    """The second image mixed into each sample: its target, N, and `lam`, N, the papers' lambda.
+    """The targets of the images that are mixed in, N, and `lam`, N, lambda in the papers.
 
     The loss of a sample is lam * loss(own target) + (1 - lam) * loss(`targets`).
     """
@@ -40,7 +40,7 @@ class Mix:
 
 
 class Shifts(NamedTuple):
-    """Whole-pixel changes of N samples: pixels down, pixels right, and 1 if mirrored, else 0."""
+    """The shifts of N images: pixels down, pixels right, and 1 if mirrored afterwards, else 0."""
 
     down: Indices
     right: Indices
@@ -51,12 +51,13 @@ class Shifts(NamedTuple):
 class Augmentation:
     """The settings of augmentation, in the order in which they are applied.
 
-    On uint8 images: `shift` (pixels, from -shift to shift, zeros move in), `flip` (left and
-    right) and `policy` ("randaugment", "trivialaugment"). At the network's input size, in one
-    resampling: `crop` (smallest and largest fraction of the area), `rotate` (degrees, both ways),
-    `zoom` (factor, both ways) and `elastic` (pixels, standard deviation of the displacements of a
-    3x3 grid, Ronneberger et al. 2015). Then `jitter` (brightness, contrast, saturation, hue).
-    After normalisation: `erase` (probability, Zhong et al. 2017), `cutout` (pixels, DeVries and
+    On uint8 images: `shift` (at most this many pixels in each direction, filled with zeros),
+    `flip` (mirror half of the images) and `policy` ("randaugment", "trivialaugment"). On resized
+    images, with a single interpolation: `crop` (smallest and largest fraction of the area),
+    `rotate` (at most this many degrees either way), `zoom` (at most by this factor, in or out) and
+    `elastic` (standard deviation, in pixels, of the displacements of a 3x3 grid, Ronneberger et
+    al. 2015). Then `jitter` (limits for brightness, contrast, saturation, hue). After
+    normalisation: `erase` (probability, Zhong et al. 2017), `cutout` (side in pixels, DeVries and
     Taylor 2017), and `mixup` (alpha, Zhang et al. 2018) or `cutmix` (alpha, Yun et al. 2019).
     """
 
@@ -80,17 +81,17 @@ class Augmentation:
 
     @property
     def resamples(self) -> bool:
-        """Whether images are interpolated on a changed grid, not only shifted or mirrored."""
+        """Whether images are interpolated, not only shifted by whole pixels or mirrored."""
         return bool(self.crop or self.rotate or self.zoom != 1 or self.elastic)
 
     @property
     def mixes(self) -> bool:
-        """Whether a sample depends on its neighbour in the batch."""
+        """Whether images of a batch are mixed with each other."""
         return bool(self.mixup or self.cutmix)
 
     @property
-    def reshapes(self) -> bool:
-        """Whether images are changed by more than shifting, mirroring and normalising."""
+    def beyond_shift_and_flip(self) -> bool:
+        """Whether single images are changed in other ways than shifting and mirroring."""
         return bool(self.resamples or self.policy or self.jitter or self.erase or self.cutout)
 
     def draws(self, seed: int, epoch: int) -> Draws:
@@ -107,18 +108,18 @@ class Draws:
     epoch: int
 
     def uniform(self, purpose: str, indices: Indices, count: int) -> Tensor:
-        """Return `count` uniform numbers in [0, 1) for each sample and one purpose, N x count."""
+        """Return `count` uniform random numbers in [0, 1) for each sample, N x count."""
         return torch.from_numpy(uniform(self._key(purpose), indices, count)).float()
 
     def _key(self, purpose: str) -> int:
         return key_of(self.seed, self.epoch, purpose)
 
     def shifts(self, indices: Indices) -> Shifts:
-        """Return how far each sample is shifted, and whether it is mirrored."""
-        reach = self.augmentation.shift
-        # Three numbers, also where two are enough: `flip` then does not change the shifts.
+        """Return the random shift of each sample, and whether it is mirrored."""
+        limit = self.augmentation.shift
+        # Always three numbers, even without `flip`, so that `flip` does not change the shifts.
         u = uniform(self._key("window"), indices, 3)
-        moves = np.floor(u[:, :2] * (2 * reach + 1)).astype(np.int64) - reach
+        moves = np.floor(u[:, :2] * (2 * limit + 1)).astype(np.int64) - limit
         flipped = (u[:, 2] < 0.5) & self.augmentation.flip
         return Shifts(moves[:, 0], moves[:, 1], flipped.astype(np.int64))
 
@@ -137,17 +138,17 @@ class Draws:
         return torch.stack(changed)
 
     def resample(self, images: Tensor, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Interpolate images, float N C H W, on a changed grid; return them and it, N H W 2.
+        """Return images, float N C H W, sampled on a random grid, and the grid, N H W 2.
 
-        Crop, rotation, zoom and elastic deformation are one grid, so that images are
-        interpolated once and blur once.
+        The grid combines crop, rotation, zoom and elastic deformation, so that images are
+        interpolated, and thus blurred, only once.
         """
         grid = self._grid(indices, *images.shape[-2:]).to(images.device)
         changed = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
         return changed.clamp(0, 1), grid
 
     def _grid(self, indices: Indices, height: int, width: int) -> Tensor:
-        """Return the source position of each output pixel, N H W 2, in [-1, 1]."""
+        """Return where each output pixel is sampled, N H W 2, as `F.grid_sample` expects it."""
         theta = self._affine(indices, height / width)
         shape = [len(indices), 1, height, width]
         grid = F.affine_grid(theta, shape, align_corners=False)
@@ -160,10 +161,10 @@ class Draws:
         return grid
 
     def _affine(self, indices: Indices, aspect: float) -> Tensor:
-        """Return the affine part of the grid, N 2 3: crop, then zoom and rotate about its centre.
+        """Return an affine matrix for each sample, N 2 3: crop, then zoom and rotate the crop.
 
-        Grid units are relative to each side, so a rotation has to undo the `aspect` ratio,
-        height / width, or it would shear images that are not square.
+        Grid coordinates are relative to height and width. A rotation has to correct for the
+        `aspect` ratio, height / width; otherwise it would shear images that are not square.
         """
         u = self.uniform("affine", indices, 2)
         top, left, down, across = self.crop_boxes(indices).unbind(1)
@@ -176,9 +177,10 @@ class Draws:
         return torch.stack([*x, *y], dim=1).view(-1, 2, 3)
 
     def crop_boxes(self, indices: Indices) -> Tensor:
-        """Return the boxes of `crop`, N x 4: top, left, height, width, as fractions of the image.
+        """Return random crops, N x 4: top, left, height, width, as fractions of the image's sides.
 
-        The aspect ratio is from 3/4 to 4/3 (Szegedy et al. 2015, section 6).
+        Aspect ratios range from 3/4 to 4/3 (Szegedy et al. 2015, section 6). Without `crop` each
+        box is the whole image.
         """
         u = self.uniform("crop", indices, 4)
         low, high = self.augmentation.crop or (1.0, 1.0)
@@ -189,7 +191,7 @@ class Draws:
         return torch.stack([u[:, 2] * (1 - down), u[:, 3] * (1 - across), down, across], dim=1)
 
     def without_crop(self) -> Draws:
-        """Return the same changes for images that were already cropped."""
+        """Return the same changes without the crop, for images that are already cropped."""
         return replace(self, augmentation=replace(self.augmentation, crop=()))
 
     def jitter_color(self, images: Tensor, indices: Indices) -> Tensor:
@@ -198,7 +200,7 @@ class Draws:
         return jitter(images, self.augmentation.jitter, u)
 
     def erase(self, images: Tensor, indices: Indices) -> Tensor:
-        """Set a rectangle of normalised images to 0, which is their mean."""
+        """Apply `erase` and `cutout`: set rectangles of normalised images to 0, their mean."""
         height, width = images.shape[-2:]
         holes = torch.zeros(len(images), height, width, dtype=torch.bool)
         if self.augmentation.erase:
@@ -211,7 +213,7 @@ class Draws:
         return images.masked_fill(holes[:, None].to(images.device), 0)
 
     def _cutout_boxes(self, indices: Indices, height: int, width: int) -> Tensor:
-        """Return squares around a random pixel, N x 4: near a border they reach beyond it."""
+        """Return squares centred on random pixels, N x 4; they may extend beyond the image."""
         u, side = self.uniform("cutout", indices, 2), self.augmentation.cutout
         size = torch.full((len(indices),), float(side))
         top = (u[:, 0] * height).floor() - side // 2
@@ -219,7 +221,7 @@ class Draws:
         return torch.stack([top, left, size, size], dim=1)
 
     def mix(self, images: Tensor, targets: Tensor, indices: Indices) -> tuple[Tensor, Mix]:
-        """Mix each image with the one before it in the batch, by mixup or CutMix."""
+        """Mix each image with the previous one of the batch, by mixup or CutMix."""
         lam = self._lambdas(indices).to(images.device)
         # Batches are shuffled, so the neighbour is as random as a second permutation would be.
         others, other_targets = images.roll(1, 0), targets.roll(1, 0)
@@ -232,20 +234,20 @@ class Draws:
         top, left = u[:, 0] * height - tall / 2, u[:, 1] * width - wide / 2
         boxes = torch.stack([top.round(), left.round(), tall.round(), wide.round()], dim=1)
         hole = _inside(boxes, height, width)
-        # The box may reach beyond the image: the target follows the pixels that were replaced.
+        # The box may extend beyond the image, so lambda is the fraction of pixels really kept.
         lam = 1 - hole.float().mean((1, 2))
         return torch.where(hole[:, None], others, images), Mix(other_targets, lam)
 
     def _lambdas(self, indices: Indices) -> Tensor:
-        """Return a Beta(alpha, alpha) number for each sample, N."""
+        """Return a random number from Beta(alpha, alpha) for each sample, N."""
         alpha, key = self.augmentation.mixup or self.augmentation.cutmix, self._key("mix")
-        # Beta numbers come by rejection, from any number of draws: a generator for each sample.
+        # Rejection sampling takes any number of draws, so each sample has a generator of its own.
         bits = (np.random.Philox(key=[key, index]) for index in indices.tolist())
         return torch.tensor([np.random.Generator(b).beta(alpha, alpha) for b in bits]).float()
 
 
 def _erase_boxes(u: Tensor, height: int, width: int) -> Tensor:
-    """Return boxes of 2 to 33 % of the area, N x 4, with torchvision's RandomErasing defaults."""
+    """Return boxes that cover 2 to 33 % of the area, N x 4, like torchvision's RandomErasing."""
     area = (0.02 + 0.31 * u[:, 0]) * height * width
     ratio = torch.exp((2 * u[:, 1] - 1) * math.log(3.3))
     tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -255,7 +257,7 @@ def _erase_boxes(u: Tensor, height: int, width: int) -> Tensor:
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return the pixels inside boxes, N x 4 (top, left, height, width), as masks, N H W."""
+    """Return bool masks, N H W, of the pixels in boxes, N x 4 (top, left, height, width)."""
     rows = torch.arange(height, device=boxes.device)[None, :, None]
     columns = torch.arange(width, device=boxes.device)[None, None, :]
     top, left, tall, wide = boxes[:, :, None, None].unbind(1)

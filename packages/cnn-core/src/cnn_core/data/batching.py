@@ -1,8 +1,8 @@
-"""From a split to the batches that a network takes.
+"""Turn a split into batches for a network.
 
-Splits in memory and on disk go the same way: uint8 images, N C H W, come from a tensor or from
-files, and `collate` does the rest to the whole batch on its device. Images stay uint8 until then,
-because a byte costs a quarter of a float32 to keep, to copy and to move to the device.
+In-memory and on-disk splits share one path: uint8 images, N C H W, come from a tensor or from
+files, and `collate` does everything else to the whole batch on its device. Until then images stay
+uint8, which takes a quarter of the memory and bandwidth of float32.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ __all__ = ["Batch", "batch_sizes", "batches", "permutation", "shard"]
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch: normalised float32 images, N C H W; targets, N or N H W; split indices, N.
+    """A batch: normalised float32 images, N C H W; targets, N or N H W; indices in the split, N.
 
-    `mix` is the second image of each sample under mixup or CutMix. `loss_weight` scales the
-    batch's mean loss so that averaging over processes gives the mean over their samples: 1 for
-    one process, 0 for a rank that ran out of samples and repeats one to stay in step with the
-    others. `weights`, N H W, are the weights of the pixels in the loss; None weighs all alike.
+    Under mixup and CutMix, `mix` holds the second image's targets and the mixing weights.
+    `loss_weight` scales the batch's mean loss so that the average over all ranks is the mean over
+    all samples. It is 1 with a single process, and 0 on a rank that repeats a sample because it
+    has none of its own. `weights`, N H W, are the weights of the pixels in the loss; None weights
+    all pixels equally.
     """
 
     images: Tensor
@@ -41,7 +42,10 @@ class Batch:
     weights: Tensor | None = None
 
     def micro_batches(self, size: int) -> Iterator[Batch]:
-        """Yield micro-batches of `size` samples; their loss weights add up to the batch's own."""
+        """Yield micro-batches of about `size` samples; their loss weights sum to the batch's.
+
+        The last micro-batch may be smaller, or larger by one sample (see `batch_sizes`).
+        """
         if size >= len(self.indices):
             yield self
             return
@@ -59,36 +63,41 @@ class Batch:
             )
 
 
-GROUP = 2**18  # image values that are preprocessed at once: several batches, if they are small
+# Target number of image values per preprocessing call: small batches are grouped to reach it.
+VALUES_PER_GROUP = 2**18
 
 
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch: the numbers below `length`, shuffled by (seed, epoch)."""
+    """Return the sample order of an epoch: 0 to length - 1, shuffled by (seed, epoch)."""
     # A generator of its own: the order must not depend on other uses of torch's global one.
     generator = torch.Generator().manual_seed(key_of(seed, epoch) >> 1)
     return torch.randperm(length, generator=generator)
 
 
-def shard(batch: Tensor, rank: int, world: int, *, even: bool) -> tuple[Tensor, float]:
-    """Return the indices of a batch that a rank computes, and their `Batch.loss_weight`.
+def shard(batch: Tensor, rank: int, world: int, *, never_empty: bool) -> tuple[Tensor, float]:
+    """Return the sample indices of a batch that this rank processes, and `Batch.loss_weight`.
 
-    A rank takes every `world`-th sample, starting at `rank`. With `even` no shard is empty, since
-    in training all ranks have to join each all-reduce: a rank without samples of its own repeats
-    another's with loss weight 0.
+    A rank takes every `world`-th sample, starting at `rank`. With `never_empty`, a rank without
+    samples repeats the first one with loss weight 0: in training every rank has to join every
+    all-reduce.
     """
-    # Strided, because then the shards' sizes differ by one sample at most.
+    # Strided, so that the sizes of the shards differ by at most one sample.
     part = batch[rank::world]
-    if even and len(part) == 0:
+    if never_empty and len(part) == 0:
         return batch[:1], 0.0
     return part, len(part) * world / max(len(batch), 1)
 
 
 def batch_sizes(count: int, batch_size: int, training: bool) -> list[int]:
-    """Return the size of each batch; in training, a leftover batch has more than one sample."""
+    """Return the size of each batch.
+
+    In training, a final batch of one sample is merged into the one before it, unless `batch_size`
+    is 1.
+    """
     sizes = [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
-    # A single leftover sample joins the batch before it. Alone, it would stop training: where maps
-    # are 1x1, batch normalisation over one value has no variance.
-    if training and len(sizes) > 1 and sizes[-1] == 1:
+    # On its own it would raise an error: batch norm on 1x1 maps needs more than one value per
+    # channel. If batch_size is 1, all batches are like that, and merging two would not help.
+    if training and len(sizes) > 1 and sizes[-1] == 1 < batch_size:
         sizes[-2:] = [batch_size + 1]
     return sizes
 
@@ -105,12 +114,14 @@ def batches(
     workers: int = 0,
     first: int = 0,
 ) -> Iterator[Batch]:
-    """Yield the batches of a split: in order, or shuffled and augmented by `draws`.
+    """Yield the batches of a split.
 
-    `batch_size` counts the samples of all processes together; each batch is sharded over `world`
-    ranks. The last batch may be smaller; with `draws`, a single leftover sample joins the batch
-    before it. `workers` processes decode files; their number changes nothing but speed. The first
-    `first` batches are skipped, to resume within an epoch.
+    `draws` shuffles and augments the samples, for training. None, for evaluation, yields them in
+    order and without augmentation. `batch_size` is the total over all ranks: each batch is
+    sharded over `world` ranks. The last batch may be smaller; in training, a final batch of one
+    sample is merged into the one before it. Files are decoded by `workers` processes; their
+    number affects only speed. `first` is the number of the first batch to yield, from 0, for
+    resuming within an epoch.
     """
     training = draws is not None
     order = torch.arange(len(split))
@@ -118,11 +129,11 @@ def batches(
         order = permutation(len(split), draws.seed, draws.epoch)
     whole_batches = order.split(batch_sizes(len(order), batch_size, training))
     count = _group_size(split, whole_batches, draws) if isinstance(split, Split) else 1
-    # Groups begin where they do without `first`: a resumed epoch then lays out memory alike, and
-    # kernels that depend on alignment give the same bits.
+    # Keep group boundaries independent of `first`: a resumed epoch then has the same memory
+    # layout, and kernels that depend on alignment give bit-identical results.
     skipped = first % count
-    shards = [shard(whole, rank, world, even=training) for whole in whole_batches]
-    # In evaluation a rank may have no sample of the last batch.
+    shards = [shard(whole, rank, world, never_empty=training) for whole in whole_batches]
+    # In evaluation a rank may have no samples of the last batch.
     shards = [(indices, weight) for indices, weight in shards[first - skipped :] if len(indices)]
     if isinstance(split, Split):
         for start in range(0, len(shards), count):
@@ -130,7 +141,7 @@ def batches(
                 split, shards[start : start + count], preprocessing, device, draws
             )
             yield from group[skipped if start == 0 else 0 :]
-            del group  # before the next one is made, or two would be in memory at once
+            del group  # before the next one is made: otherwise two would be in memory at once
         return
     yield from _from_disk(
         split, shards, preprocessing, device=device, draws=draws, workers=workers
@@ -159,7 +170,7 @@ def _from_memory(
     if len(parts) == 1:
         return [group]
     sizes = [len(part) for part in parts]
-    # Batches made together have no `mix` and no `weights`: see `_group_size`.
+    # `_group_size` never groups batches that have `mix` or `weights`.
     columns = (group.images.split(sizes), group.targets.split(sizes), shards)
     return [
         Batch(batch_images, batch_targets, part, loss_weight=weight)
@@ -181,7 +192,7 @@ def _from_disk(
 
     decoded = stream(files, [indices for indices, _ in shards], preprocessing, draws, workers)
     if draws is not None and crops_while_decoding(preprocessing, draws):
-        draws = draws.without_crop()  # or `collate` would crop the crop
+        draws = draws.without_crop()  # otherwise `collate` would crop a second time
     for (indices, weight), (images, targets) in zip(shards, decoded, strict=True):
         raw = Batch(images.to(device), targets.to(device), indices, loss_weight=weight)
         yield collate(raw, preprocessing, draws)
@@ -189,47 +200,46 @@ def _from_disk(
 
 def _group_size(split: Split, whole_batches: Sequence[Tensor], draws: Draws | None) -> int:
     """Return how many batches to collate at once."""
-    # A small batch costs more in calls than in arithmetic, so several are made together. But only
-    # where a sample's result cannot depend on its neighbours, to the bit: bytes are copied and
-    # values multiplied one by one, while mixing and interpolation work on the batch.
+    # For small batches call overhead dominates, so several are collated together, but only if
+    # the augmentation is element-wise and the result therefore bit-identical.
     if draws is not None:
         augmentation = draws.augmentation
-        if augmentation.mixes or augmentation.reshapes or split.targets.ndim > 1:
+        if augmentation.mixes or augmentation.beyond_shift_and_flip or split.targets.ndim > 1:
             return 1
-    values = len(whole_batches[0]) * split.images[0].numel() if whole_batches else GROUP
-    return max(GROUP // max(values, 1), 1)
+    values = len(whole_batches[0]) * split.images[0].numel() if whole_batches else VALUES_PER_GROUP
+    return max(VALUES_PER_GROUP // max(values, 1), 1)
 
 
-def _positions(split: Split, indices: Tensor) -> Tensor:
-    """Return the rows of the split's tensors for samples: a subset shares its split's tensors."""
+def _rows(split: Split, indices: Tensor) -> Tensor:
+    """Map sample indices to rows of the split's tensors: a Subset is a view of its parent's."""
     return split.rows.index_select(0, indices) if isinstance(split, Subset) else indices
 
 
 def _select(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
     """Return images and targets of a split in memory, shifted and mirrored by `draws`."""
-    positions = _positions(split, indices)
-    targets = split.targets.index_select(0, positions)
+    rows = _rows(split, indices)
+    targets = split.targets.index_select(0, rows)
     if draws is None or not (draws.augmentation.shift or draws.augmentation.flip):
-        return split.images.index_select(0, positions), targets
-    return shifted(split.images, targets, positions, indices, draws)
+        return split.images.index_select(0, rows), targets
+    return shifted(split.images, targets, rows, indices, draws)
 
 
 def _select_weights(split: Split, indices: Tensor, draws: Draws | None) -> Tensor | None:
     """Return the pixel weights of samples, shifted and mirrored like their images."""
     if split.weights is None or draws is None:
-        return None  # evaluation weighs all pixels alike
-    positions = _positions(split, indices)
-    return shift_and_flip(split.weights[:, None], positions, draws.shifts(indices.numpy()))[:, 0]
+        return None  # evaluation weights all pixels equally
+    rows = _rows(split, indices)
+    return shift_and_flip(split.weights[:, None], rows, draws.shifts(indices.numpy()))[:, 0]
 
 
 def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Batch:
-    """Turn a batch of uint8 images into the network's input: resize, augment, normalise, mix."""
+    """Turn a batch of uint8 images into network input: resize, augment, normalise, mix."""
     if raw.targets.ndim == 3:
         return _collate_masks(raw, preprocessing, draws)
     if draws is None:
         return replace(raw, images=preprocessing(raw.images))
     augmentation, indices, images = draws.augmentation, raw.indices.numpy(), raw.images
-    # First, on bytes: torchvision's policies are defined, and tuned, for uint8 images.
+    # First, while images are uint8: torchvision's policies are defined and tuned for that.
     if augmentation.policy:
         images = draws.apply_policy(images, indices)
     if augmentation.resamples or augmentation.jitter:
@@ -240,7 +250,7 @@ def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Ba
             images = draws.jitter_color(images, indices)
         inputs = preprocessing.normalise(images)
     else:
-        inputs = preprocessing(images)  # bytes all the way: no copy as floats in between
+        inputs = preprocessing(images)  # straight from uint8, unless images have to be resized
     if augmentation.erase or augmentation.cutout:
         inputs = draws.erase(inputs, indices)
     mix = None
@@ -250,7 +260,7 @@ def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Ba
 
 
 def _collate_masks(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Batch:
-    """Do the same where targets are masks: every change of shape is applied to masks, too."""
+    """`collate` for mask targets: geometric transforms are applied to the masks, too."""
     masks = preprocessing.resized_masks(raw.targets)
     if draws is None:
         return replace(raw, images=preprocessing(raw.images), targets=masks)
@@ -275,7 +285,7 @@ def _collate_masks(raw: Batch, preprocessing: Preprocessing, draws: Draws | None
 
 
 def _resample_masks(masks: Tensor, grid: Tensor) -> Tensor:
-    """Sample masks, N H W, at the nearest pixels of the images' grid: no new values arise."""
-    layer = masks[:, None].float()
-    found = F.grid_sample(layer, grid, "nearest", "reflection", align_corners=False)
-    return found[:, 0].to(masks.dtype)
+    """Sample masks or weights, N H W, on the images' grid, nearest neighbour: no new values."""
+    maps = masks[:, None].float()
+    resampled = F.grid_sample(maps, grid, "nearest", "reflection", align_corners=False)
+    return resampled[:, 0].to(masks.dtype)

@@ -1,4 +1,4 @@
-"""Colour jitter: brightness, contrast, saturation and hue of a batch, an amount for each image."""
+"""Colour jitter: random brightness, contrast, saturation and hue for each image of a batch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 __all__ = ["jitter", "rotate_hue"]
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue look
+LUMA = (0.299, 0.587, 0.114)  # the weights of red, green and blue, ITU-R BT.601
 
 
 def jitter(images: Tensor, amounts: Sequence[float], u: Tensor) -> Tensor:
-    """Return jittered images, N C H W in [0, 1], from uniform numbers `u` in [0, 1), N x 4.
+    """Return jittered images, N C H W in [0, 1]; `u`, N x 4, are uniform numbers in [0, 1).
 
     With amounts (b, c, s, h), brightness is multiplied by a factor from 1 - b to 1 + b, contrast
-    and saturation likewise by c and s, and hue is rotated by up to h of the circle in either
-    direction. Missing amounts are 0. Images of other than three channels have no saturation
-    or hue.
+    by one from 1 - c to 1 + c, and saturation by one from 1 - s to 1 + s. Hue is rotated by at
+    most h of a full turn in either direction. Missing amounts are 0. Saturation and hue change
+    only in images with three channels.
     """
     amounts = (*amounts, 0.0, 0.0, 0.0, 0.0)[:4]
     swing = (2 * u - 1)[:, :, None, None, None].to(images.dtype)
     factors = [1 + amount * swing[:, i] for i, amount in enumerate(amounts[:3])]
-    # A fixed order, unlike torchvision's random one: a whole batch goes through each step at once.
+    # The order is fixed, unlike torchvision's, so that each step can process the whole batch.
     if amounts[0]:
         images = (images * factors[0]).clamp(0, 1)
     if amounts[1]:
@@ -40,16 +40,16 @@ def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Return the luminance of images, N 1 H W; the channel mean where they are not RGB."""
+    """Return the luminance of images, N 1 H W: of non-RGB images, the mean over channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 def rotate_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Rotate the hue of RGB images by a fraction of the circle, N 1 1 1, through HSV."""
+    """Rotate the hue of RGB images by `turn`, N 1 1 1, a fraction of a full turn, in HSV."""
     value, chroma = images.amax(1), images.amax(1) - images.amin(1)
-    safe = chroma.clamp(min=1e-12)  # grey pixels have no hue: any will do, but not NaN
+    safe = chroma.clamp(min=1e-12)  # avoids 0 / 0 at grey pixels, which have no hue
     red, green, blue = images.unbind(1)
     hue = torch.where(
         value == red,
@@ -57,7 +57,7 @@ def rotate_hue(images: Tensor, turn: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue = hue + 6 * turn[:, 0]
-    # Each channel as a function of the hue: Smith (1978), in the form without cases.
+    # HSV back to RGB (Smith 1978), as one formula for all channels and hues.
     corners = hue.new_tensor([5.0, 3.0, 1.0])[:, None, None]
     k = (corners + hue[:, None]) % 6
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""A contact sheet of samples: images with class names below, or masks laid over them."""
+"""A contact sheet of samples: images with class names below them, or with masks overlaid."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cnn_core.data.streaming import Decoder
 
 __all__ = ["draw_sheet"]
 
-CELL = 112  # pixels: the side of an image on the sheet
-LABEL = 20  # pixels below it, for the class name
+CELL = 112  # pixels; the side of the square that an image is fitted into
+LABEL = 20  # pixels below the image, for the class name
 GAP = 8
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
-# Okabe and Ito (2008), which colour-blind readers can tell apart. Class 0 has no overlay, 255 is
-# grey.
+# From the palette of Okabe and Ito (2008), which colour-blind readers can tell apart. Class 0 has
+# no overlay; 255 is grey.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178))
 
 
 def draw_sheet(dataset: Dataset, split: str, columns: int = 10, rows: int = 6) -> Image.Image:
-    """Draw a fixed random choice of a split's samples, equally many of each class."""
+    """Draw a random but fixed choice of a split's samples, about equally many of each class."""
     part = dataset.split(split)
     labels = part.targets if isinstance(part.targets, Tensor) and part.targets.ndim == 1 else None
     chosen = _choose(labels, len(part), columns * rows, len(dataset.spec.classes))
@@ -42,13 +42,13 @@ def draw_sheet(dataset: Dataset, split: str, columns: int = 10, rows: int = 6) -
 
 
 def _choose(labels: Tensor | None, length: int, count: int, classes: int) -> list[int]:
-    """Return random indices; with labels, one of each class in turn."""
+    """Return the indices of a random but fixed choice; with labels, one of each class in turn."""
     order = torch.randperm(length, generator=torch.Generator().manual_seed(key_of(0, 0) >> 1))
     if labels is None:
         return order[:count].tolist()
-    each = max(count // classes, 1)
-    members = [order[labels[order] == number][:each].tolist() for number in range(classes)]
-    rounds = [member[r] for r in range(each) for member in members if r < len(member)]
+    per_class = max(count // classes, 1)
+    members = [order[labels[order] == number][:per_class].tolist() for number in range(classes)]
+    rounds = [member[r] for r in range(per_class) for member in members if r < len(member)]
     return rounds[:count]
 
 
@@ -59,7 +59,7 @@ def _sample(part: Split | Files, index: int) -> tuple[Tensor, Tensor]:
 
 
 def _cell(pixels: Tensor, target: Tensor) -> Image.Image:
-    """Return one sample at the sheet's size, its mask, if it has one, laid over it in colour."""
+    """Return an image scaled to fit a cell; a mask is overlaid in colour."""
     rgb = pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels[:3]
     image = Image.fromarray(rgb.permute(1, 2, 0).contiguous().numpy())
     if target.ndim == 2:
@@ -69,7 +69,7 @@ def _cell(pixels: Tensor, target: Tensor) -> Image.Image:
         overlay = Image.fromarray(palette[target.long()].numpy())
         opacity = Image.fromarray(((target > 0).to(torch.uint8) * 128).numpy())
         image.paste(overlay, mask=opacity)
-    # Small images stay pixel art: interpolating 8x8 digits would only blur them.
+    # Enlarge by nearest neighbour: interpolation would only blur 8x8 digits.
     enlarged = max(image.size) < CELL
     method = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
     scale = CELL / max(image.size)
@@ -80,7 +80,7 @@ def _cell(pixels: Tensor, target: Tensor) -> Image.Image:
 
 
 def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Shorten a class name to the width of an image."""
+    """Shorten a class name to the width of a cell."""
     text = text.replace("_", " ")
     while font.getlength(text) > CELL and len(text) > 1:
         text = text.rstrip("…")[:-1] + "…"

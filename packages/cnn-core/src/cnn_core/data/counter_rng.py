@@ -1,14 +1,14 @@
 """Counter-based random numbers: a pure function of (key, index), without generator state.
 
-An ordinary generator hands out its numbers in sequence, so the augmentation of one sample would
-depend on every draw before it: on batch size, on worker processes, on where a run was resumed.
-Here the key is a hash of seed, epoch and purpose, and the counter is the sample's index in its
-split. Any process can compute the numbers of any sample, in any order, and gets the same ones:
-resuming in the middle of an epoch needs no saved generator, and the number of workers or ranks
-changes no pixel.
+An ordinary generator yields its numbers in sequence, so the augmentation of a sample would depend
+on all draws before it, and thus on the batch size, the number of workers, and where the run was
+resumed. Here the key is a hash of seed, epoch and purpose, and the counter comes from the sample's
+index in its split. Any process can compute the numbers of any sample, in any order, and gets the
+same ones: resuming in the middle of an epoch needs no saved generator state, and the number of
+workers or ranks changes no pixel.
 
 Source: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The mixing
-function is that of SplitMix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014).
+function is SplitMix64's (G. Steele, D. Lea, C. Flood, OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["key_of", "normal", "uniform"]
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio: SplitMix64's increment
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: SplitMix64's increment
 
 
 def key_of(seed: int, epoch: int, purpose: str = "") -> int:
@@ -39,13 +39,13 @@ def key_of(seed: int, epoch: int, purpose: str = "") -> int:
 def uniform(key: int, indices: Indices, count: int) -> Floats:
     """Return `count` uniform numbers in [0, 1) for each index, N x count.
 
-    The n-th number is a bijection of key + n * GOLDEN, so no two numbers of one key agree in all
-    64 bits. Index i uses the counters i * count + 1 to i * count + count.
+    Index i uses the counters n from i * count + 1 to i * count + count. A number is a bijection
+    of key + n * GOLDEN, so before rounding no two numbers of one key are equal.
     """
     first = indices.astype(np.uint64)[:, None] * np.uint64(count)
     counters = first + np.arange(1, count + 1, dtype=np.uint64)
     z: Any
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is part of the method
+    with np.errstate(over="ignore"):  # the method computes modulo 2^64
         z = np.asarray(np.uint64(key) + counters * GOLDEN)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""The contract of a dataset, in memory or on disk, and how to load one by name."""
+"""Datasets and their splits, in memory or on disk, and the function that loads one by name."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
 
 @dataclass(frozen=True)
 class Split:
-    """A split in memory: images as uint8, N C H W, and targets, class numbers from 0.
+    """A split in memory: images, uint8 N C H W, and targets, which are class numbers from 0.
 
-    Targets are int64, N, for classification and uint8, N H W, for segmentation, where pixels of
-    255 are ignored. `weights`, float32 N H W, are the weights of the pixels in the loss; None
-    weighs all alike.
+    Targets are int64, N, for classification and uint8, N H W, for segmentation, where 255 marks
+    ignored pixels. `weights`, float32 N H W, are the weights of the pixels in the loss; None
+    weights all pixels equally.
     """
 
     images: Tensor
@@ -46,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Subset(Split):
-    """Some samples of a split that share its tensors: `rows`, N, are their positions there."""
+    """Some samples of a split, sharing its tensors: `rows`, N, are their positions in them."""
 
     rows: Tensor = field(kw_only=True)
 
@@ -60,10 +60,10 @@ class Subset(Split):
 
 @dataclass(frozen=True)
 class Files:
-    """A split on disk: image files, and targets, class numbers, int64 N, or mask files.
+    """A split on disk: image files, with class numbers, int64 N, or mask files as targets.
 
-    `channels` is 1 (grey) or 3 (RGB). `values` maps the values in masks to class numbers, or to
-    255 for pixels to ignore.
+    `channels` is 1 (grey) or 3 (RGB). `values` maps mask values to class numbers, or to 255 for
+    ignored pixels.
     """
 
     images: tuple[Path, ...]
@@ -105,10 +105,11 @@ class Dataset:
         return self.splits[name]
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
-        """Return (train, validation): the dataset's own, or train divided at random by `seed`.
+        """Return (train, validation): the dataset's own splits, or train divided at random.
 
-        `fraction`, from 0 to 1, of the training split becomes the validation split; where images
-        have classes, that fraction of each class. A split in memory is copied.
+        `fraction`, from 0 to 1, of the training split becomes the validation split; if images
+        have class labels, this fraction of each class. `seed` determines the choice. Dividing a
+        split in memory copies its tensors.
         """
         train = self.split("train")
         if "val" in self.splits:
@@ -117,7 +118,7 @@ class Dataset:
         return train.subset(kept), train.subset(held)
 
     def divide(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
-        """Do the same as `hold_out`, without copying the images of a split in memory."""
+        """Like `hold_out`, but return views that share the tensors of a split in memory."""
         train = self.split("train")
         if "val" in self.splits or isinstance(train, Files):
             return self.hold_out(fraction, seed)
@@ -127,10 +128,10 @@ class Dataset:
         return Subset(*whole, rows=kept), Subset(*whole, rows=held)
 
     def _divide_indices(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the indices of the samples to keep and of those to hold out, both ascending."""
+        """Return the sample indices to keep and the ones to hold out, both ascending."""
         train = self.split("train")
         groups = [torch.arange(len(train))]
-        # Class by class, or a rare class could be missing on either side.
+        # Class by class: otherwise a rare class could be missing from one of the parts.
         if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
             numbers = range(len(self.spec.classes))
             groups = [(train.targets == number).nonzero().squeeze(1) for number in numbers]
@@ -142,14 +143,14 @@ class Dataset:
         return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that identify the dataset: its classes, counts and file names.
+        """Return 16 hex digits of a hash over the classes, the split sizes and the file names.
 
-        Pixels are not read: they may be many gigabytes.
+        Pixels are not hashed: there may be many gigabytes of them.
         """
         digest = hashlib.sha256(repr(self.spec.classes).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"{name}/{len(split)}".encode())
-            # Names below their common folder, so that a dataset may be moved.
+            # Relative to the common folder, so that moving the dataset changes nothing.
             if isinstance(split, Files) and len(split) > 1:
                 root = os.path.commonpath(split.images)
                 names = "\n".join(os.path.relpath(path, root) for path in split.images)
@@ -161,18 +162,18 @@ class Dataset:
 def load_dataset(
     name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
 ) -> Dataset:
-    """Load the dataset called `name`, into memory or as files to read later.
+    """Load the dataset called `name`, into memory or as a list of files to decode later.
 
-    "imagefolder:PATH" and "maskfolder:PATH" load your own files. Other datasets are looked for in
-    `data_dir`, else in the cache (`$CNNZOO_CACHE`, else ~/.cache/cnnzoo). Nothing is downloaded
+    "imagefolder:PATH" and "maskfolder:PATH" load your own files. Other datasets are read from
+    `data_dir`, by default from a folder in the cache (see `cache_dir`). Nothing is downloaded
     unless `download` is true.
 
     Raises:
         UnknownNameError: there is no such dataset.
-        UsageError: a path is missing, or the dataset takes none.
-        DatasetMissingError: its files were not found; the message names the folder.
-        DatasetCorruptError: a file breaks its format, or files contradict each other.
-        PluginError: the plugin of the dataset failed or returned something else.
+        UsageError: the dataset needs a path and got none, or takes none and got one.
+        DatasetMissingError: files were not found; the message names the folder.
+        DatasetCorruptError: a file is broken, or the data do not match the spec.
+        PluginError: the dataset's plugin failed, or returned something other than a Dataset.
     """
     base_name, colon, path = name.partition(":")
     entry = registry.datasets().entry(base_name)
@@ -182,12 +183,12 @@ def load_dataset(
     else:
         root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
     load = registry.resolve(entry)
-    what = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
-    failed = required(entry.plugin, f"{what} cannot be loaded")
+    label = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
+    failed = required(entry.plugin, f"{label} cannot be loaded")
     with isolated(entry.plugin, f"loading of {entry.spec.name}", failed=failed):
         dataset = load(entry.spec, root, download)
-    # The loader may be anybody's: wrong types are its plugin's fault, wrong data the files'.
-    _check_types(entry.plugin, f"{what}: {entry.spec.target} returned", dataset)
+    # The loader may be third-party: wrong types are its plugin's fault, wrong data the files'.
+    _check_types(entry.plugin, f"{label}: {entry.spec.target} returned", dataset)
     assert isinstance(dataset, Dataset)
     for split_name, split in dataset.splits.items():
         _check(dataset.spec, split_name, split)
@@ -209,7 +210,7 @@ def _check_types(plugin: Plugin, returned: str, dataset: object) -> None:
 
 
 def _wrong_type(split: object) -> str:
-    """Return the actual and the expected type of a split, or an empty string if it is right."""
+    """Return a message with the actual and the expected type of a split, or "" if it is right."""
     if isinstance(split, Files):
         if not isinstance(split.targets, Tensor | tuple):
             found = _type_name(split.targets)
@@ -229,7 +230,7 @@ def _type_name(value: object) -> str:
 
 
 def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
-    """Raise UsageError if a path is missing, or given to a dataset that takes none."""
+    """Raise UsageError if a required path is missing, or if the dataset takes no path."""
     if spec.folder and not path:
         raise UsageError(f"dataset '{spec.name}' needs a folder", f"{spec.name}:PATH")
     if given and not spec.folder:
@@ -239,44 +240,44 @@ def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
 
 
 def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
-    """Check a split against its spec: counts of images and labels, image size, label range."""
-    # Here, where the dataset is known: on a GPU, a label out of range ends training in an
-    # assertion that names neither dataset nor sample.
-    where = f"dataset '{spec.name}', split '{name}'"
+    """Check a split against its spec: number of images and labels, image size, label range."""
+    # Check at loading: later, on a GPU, a label out of range would fail an assertion that names
+    # neither the dataset nor the sample.
+    location = f"dataset '{spec.name}', split '{name}'"
     images, targets = split.images, split.targets
     if len(images) != len(targets):
-        raise DatasetCorruptError(f"{where}: {len(images)} images but {len(targets)} labels")
+        raise DatasetCorruptError(f"{location}: {len(images)} images but {len(targets)} labels")
     if len(images) == 0:
-        raise DatasetCorruptError(f"{where}: no images")
+        raise DatasetCorruptError(f"{location}: no images")
     if isinstance(images, Tensor):
-        _check_images(spec, where, images)
+        _check_images(spec, location, images)
     if isinstance(targets, Tensor):
-        _check_target_type(spec.task, where, targets)
-        _check_labels(spec, where, targets)
+        _check_target_type(spec.task, location, targets)
+        _check_labels(spec, location, targets)
 
 
-def _check_target_type(task: str, where: str, targets: Tensor) -> None:
-    """Check dtype and shape of targets: a class number for each image, or for each pixel."""
+def _check_target_type(task: str, location: str, targets: Tensor) -> None:
+    """Check the dtype and shape of targets: a class number for each image, or for each pixel."""
     dtype, dims, expected = (torch.int64, 1, "int64, N")
     if task == "segmentation":
         dtype, dims, expected = (torch.uint8, 3, "uint8, N H W")
     if targets.dtype != dtype or targets.ndim != dims:
         found = f"{targets.dtype} {tuple(targets.shape)}".removeprefix("torch.")
-        raise DatasetCorruptError(f"{where}: labels are {found}, expected {expected}")
+        raise DatasetCorruptError(f"{location}: labels are {found}, expected {expected}")
 
 
-def _check_images(spec: DatasetSpec, where: str, images: Tensor) -> None:
+def _check_images(spec: DatasetSpec, location: str, images: Tensor) -> None:
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != spec.image:
         found = f"{images.dtype} {tuple(images.shape[1:])}"
-        raise DatasetCorruptError(f"{where}: images are {found}, expected uint8 {spec.image}")
+        raise DatasetCorruptError(f"{location}: images are {found}, expected uint8 {spec.image}")
 
 
-def _check_labels(spec: DatasetSpec, where: str, targets: Tensor) -> None:
+def _check_labels(spec: DatasetSpec, location: str, targets: Tensor) -> None:
     counted = targets[targets != 255] if targets.ndim == 3 else targets
     if len(counted) == 0:
-        raise DatasetCorruptError(f"{where}: every mask pixel is ignored (255)")
+        raise DatasetCorruptError(f"{location}: every mask pixel is ignored (255)")
     low, high = int(counted.min()), int(counted.max())
     if low < 0 or high >= len(spec.classes):
         raise DatasetCorruptError(
-            f"{where}: labels from {low} to {high}, expected 0 to {len(spec.classes) - 1}"
+            f"{location}: labels from {low} to {high}, expected 0 to {len(spec.classes) - 1}"
         )

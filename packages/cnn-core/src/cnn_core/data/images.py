@@ -1,11 +1,11 @@
-"""Read image files safely: five formats, a limit on pixels, and one error for every fault.
+"""Read image files safely: five formats, a limit on pixels, one exception for any broken file.
 
-Files of a dataset come from anywhere. Few formats mean few decoders to attack; the limit on pixels
-stops a small file that unpacks to gigabytes; and a caller has one exception to catch.
+Dataset files are untrusted. Few formats mean few decoders to attack, and the limit on pixels stops
+a small file that decompresses to gigabytes.
 
-Images are turned upright by the EXIF orientation in the file's header. A PNG may repeat it after
-the pixels; that is not read, so that `probe_image`, which reads headers only, and the readers
-always agree.
+Images are rotated upright according to the EXIF orientation in the file's header. A PNG may also
+have EXIF data after the pixels; it is ignored, so that `probe_image`, which reads only headers,
+agrees with the functions that read pixels.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from cnn_core.text import printable
 __all__ = ["FORMATS", "MAX_PIXELS", "probe_image", "read_image", "read_mask"]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 100_000_000  # 300 MB as RGB, more than today's cameras give
+MAX_PIXELS = 100_000_000  # 300 MB as RGB
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 MASK_MODES = ("1", "L", "P")
-NAMES = {"I": "32-bit integers (I)", "F": "32-bit floats (F)"}
+MODE_NAMES = {"I": "32-bit integers (I)", "F": "32-bit floats (F)"}
 
-# Pillow documents none of these: its decoders raise them on broken and on hostile files.
+# Undocumented: Pillow's decoders raise these exceptions on broken and on malicious files.
 PILLOW_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -65,12 +65,12 @@ TRANSPOSES = {
 }
 
 
-class _Quiet:
-    """Ignore warnings while any thread reads.
+class _SuppressWarnings:
+    """Suppress warnings while any thread reads an image.
 
-    Warning filters belong to the process, not to a thread. If each thread saved and restored
-    them, one could restore another's filters for good; here the first saves and the last
-    restores.
+    Warning filters are per process, not per thread. If each thread saved and restored them, one
+    thread could permanently restore the filters of another. So the first reader saves them, and
+    the last one restores them.
     """
 
     def __init__(self) -> None:
@@ -93,26 +93,28 @@ class _Quiet:
                 self._filters.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+_SUPPRESS_WARNINGS = _SuppressWarnings()
 
 
 def read_image(path: Path, channels: int) -> Tensor:
     """Read an image as uint8, C H W, upright, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
-    Of an animation, read the first frame. Transparency is dropped unless there are 4 channels.
+    Of an animation, only the first frame is read. Without a fourth channel, transparency is
+    dropped.
 
     Raises:
         UsageError: `channels` is not 1, 3 or 4.
-        DatasetCorruptError: not an image, broken, too large, or more than 8 bits per channel.
-        ResourceError: not enough memory for the pixels.
+        DatasetCorruptError: the file is missing, not an image, broken or too large, or has more
+            than 8 bits per channel.
+        ResourceError: there is not enough memory for the pixels.
     """
     if channels not in CHANNELS:
         raise UsageError(f"channels = {channels}: expected 1, 3 or 4")
     with _open(path) as image:
         if image.mode not in MODES:
             deep = image.mode.startswith("I") or image.mode == "F"
-            # Pillow would convert them to 8 bits, and clip most values, without a warning.
-            expected = "8 bits a channel" if deep else f"one of {', '.join(MODES)}"
+            # Pillow would silently convert deep images to 8 bits, and clip most values.
+            expected = "8 bits per channel" if deep else f"one of {', '.join(MODES)}"
             raise _wrong_mode(path, image.mode, expected)
         converted = _upright(image).convert(CHANNELS[channels])
     pixels = torch.from_numpy(np.array(converted))
@@ -120,14 +122,14 @@ def read_image(path: Path, channels: int) -> Tensor:
 
 
 def read_mask(path: Path) -> Tensor:
-    """Read a mask as uint8, H W, upright: its grey values, or its indices into the palette.
+    """Read a mask as uint8, H W, upright: its grey values or palette indices.
 
     A 1-bit mask has the values 0 and 255.
 
     Raises:
-        DatasetCorruptError: not an image, broken, too large, or neither grey nor a palette;
-            also grey of 2 or 4 bits, whose values Pillow scales to 0 to 255.
-        ResourceError: not enough memory for the pixels.
+        DatasetCorruptError: the file is missing, not an image, broken or too large; is neither
+            grey nor a palette image; or has 2 or 4 bits of grey, which Pillow rescales to 0-255.
+        ResourceError: there is not enough memory for the pixels.
     """
     with _open(path) as image:
         if image.mode not in MASK_MODES:
@@ -140,25 +142,26 @@ def read_mask(path: Path) -> Tensor:
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:
-    """Return height and width of the upright image and Pillow's mode, from the header alone.
+    """Return height and width of the upright image and its Pillow mode; read only the header.
 
     Raises:
-        DatasetCorruptError: not an image, a broken header, or too large.
+        DatasetCorruptError: the file is missing, not an image or too large, or its header is
+            broken.
     """
     with _open(path) as image:
-        across = _orientation(image) in (5, 6, 7, 8)  # turned by a quarter: sides swap
-        height, width = image.size if across else image.size[::-1]
+        quarter_turn = _orientation(image) in (5, 6, 7, 8)  # it swaps height and width
+        height, width = image.size if quarter_turn else image.size[::-1]
         return height, width, image.mode
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """Open an image without reading its pixels; turn all of Pillow's exceptions into one."""
+    """Open an image without decoding it; turn Pillow's exceptions into DatasetCorruptError."""
     size = ""
     try:
         if not path.is_file():
             raise _corrupt(path, "no such file")
-        with _QUIET, path.open("rb") as file:
+        with _SUPPRESS_WARNINGS, path.open("rb") as file:
             _check_start(path, file)
             with Image.open(file, formats=FORMATS) as image:
                 size = f"{image.width} x {image.height} pixels"
@@ -166,7 +169,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
                     raise _corrupt(path, f"{size}: expected 1 to {MAX_PIXELS:,}")
                 yield image
     except UnidentifiedImageError as error:
-        raise _corrupt(path, f"not a readable image; {_start(path)}") from error
+        raise _corrupt(path, f"not a readable image; {_first_bytes(path)}") from error
     except MemoryError as error:
         raise ResourceError(f"{path}: out of memory for {size or 'its header'}") from error
     except PILLOW_ERRORS as error:
@@ -179,35 +182,35 @@ def _check_start(path: Path, file: IO[bytes]) -> None:
     file.seek(0)
     if not start:
         raise _corrupt(path, "an empty file, not an image")
-    # A download that a login or error page replaced is common enough to get its own message.
+    # Servers often send a login or error page instead of the file: give it its own message.
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
         raise _corrupt(path, "HTML, not an image")
 
 
-def _start(path: Path) -> str:
+def _first_bytes(path: Path) -> str:
     with path.open("rb") as file:
         return f"it starts with the bytes {file.read(8).hex(' ')}"
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """Return the EXIF orientation of the header; None for TIFF, which Pillow turns itself."""
+    """Return the EXIF orientation in the header; None for TIFF, which Pillow rotates itself."""
     if image.format == "TIFF":
         return None
-    # Not image.getexif(): a PNG's own reads the pixels first.
-    found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    return found if isinstance(found, int) else None
+    # Not image.getexif(): for a PNG, it would decode the pixels first.
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    return orientation if isinstance(orientation, int) else None
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Read the pixels and turn the image upright."""
-    # The orientation first: reading a PNG's pixels adds the EXIF data that may follow them.
+    """Decode the pixels and rotate the image upright."""
+    # Get the orientation first: decoding a PNG adds the EXIF data that may follow the pixels.
     method = TRANSPOSES.get(_orientation(image) or 1)
     image.load()
     return image if method is None else image.transpose(method)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return how PNG and TIFF store a pixel, in Pillow's notation: "L;4" for 4-bit grey."""
+    """Return Pillow's raw mode of a PNG or TIFF, such as "L;4" for 4-bit grey; otherwise ""."""
     tiles = getattr(image, "tile", None)
     if not tiles or image.format not in ("PNG", "TIFF"):
         return ""
@@ -216,8 +219,8 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _wrong_mode(path: Path, mode: str, expected: str) -> DatasetCorruptError:
-    grey = f"16-bit grey ({mode})" if mode.startswith("I;16") else f"mode {mode}"
-    found = mode if " " in mode else NAMES.get(mode, grey)
+    default = f"16-bit grey ({mode})" if mode.startswith("I;16") else f"mode {mode}"
+    found = mode if " " in mode else MODE_NAMES.get(mode, default)
     return DatasetCorruptError(f"{path}: {found}: expected {expected}", "convert it")
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing: from uint8 images to the input of a network."""
+"""Preprocessing: turn uint8 images into the input of a network."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ __all__ = ["Preprocessing"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the input of a network; saved with the weights.
+    """The settings that turn an image into network input; saved with the weights.
 
-    `size` is the (height, width) of the input, `image_size` that of the dataset's images. `fit`:
+    `size` is the (height, width) of the input, `image_size` the (height, width) of the dataset's
+    images. `fit` is one of:
 
-    - "resize": scale to `size`, bilinearly with antialiasing.
-    - "pad": scale to `image_size` where an image has another size, then pad with zeros to `size`.
-    - "tile": keep the image's own size; the network sees tiles of `size` and crops `margin`
+    - "resize": resize to `size`, bilinear with antialiasing.
+    - "pad": pad with zeros to `size`, after resizing to `image_size` if an image has another size.
+      Like "resize" if `image_size` is larger than `size`.
+    - "tile": keep the image's own size. The network processes tiles of `size` and crops `margin`
       pixels from each side of a tile (`cnn_core.tasks.tiles`).
 
-    `mean` and `std` are per channel, of images in [0, 1].
+    `mean` and `std`, one value per channel, are those of images in [0, 1].
     """
 
     size: tuple[int, int]
@@ -37,21 +39,21 @@ class Preprocessing:
     margin: int = 0
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return uint8 images, N C h w, as the network's input, float32, N C H W."""
-        if images.shape[-2:] == self.target:
-            # Nothing to scale: (x / 255 - mean) / std is one multiplication and one subtraction.
-            scale, shift = _affine(self.mean, self.std, images.device)
+        """Return the network's input, float32 N C H W, for uint8 images, N C h w."""
+        if images.shape[-2:] == self.resize_to:
+            # No resizing: then (x / 255 - mean) / std is one multiplication and one subtraction.
+            scale, shift = _scale_and_shift(self.mean, self.std, images.device)
             return self.padded(images).float().mul_(scale).sub_(shift)
         return self.normalise(self.resized(images))
 
     @property
-    def target(self) -> tuple[int, int]:
-        """The (height, width) that images are scaled to, before padding."""
+    def resize_to(self) -> tuple[int, int]:
+        """The (height, width) that images are resized to, before padding."""
         return self.image_size if self._pads or self.tiled else self.size
 
     @property
     def tiled(self) -> bool:
-        """Whether the network sees images in tiles."""
+        """Whether the network processes images in tiles."""
         return self.fit == "tile"
 
     @property
@@ -59,25 +61,25 @@ class Preprocessing:
         return self.fit == "pad" and max(self.image_size) <= min(self.size)
 
     def resized(self, images: Tensor) -> Tensor:
-        """Return uint8 images at the input's size, as float32 in [0, 1]."""
+        """Return uint8 images as float32 in [0, 1], resized and padded according to `fit`."""
         images = images.float() / 255
-        if images.shape[-2:] != self.target and not self.tiled:
-            images = F.interpolate(images, self.target, mode="bilinear", antialias=True)
+        if images.shape[-2:] != self.resize_to and not self.tiled:
+            images = F.interpolate(images, self.resize_to, mode="bilinear", antialias=True)
         return self.padded(images.clamp(0, 1))
 
     def resized_masks(self, masks: Tensor) -> Tensor:
-        """Return masks, uint8 N h w, at the input's size; the padding is ignored (255)."""
-        if masks.shape[-2:] != self.target and not self.tiled:
-            # Class numbers cannot be averaged: only the nearest pixel gives no new ones.
-            masks = F.interpolate(masks[:, None].float(), self.target, mode="nearest-exact")
+        """Return masks, uint8 N h w, resized and padded like images; padding is ignored (255)."""
+        if masks.shape[-2:] != self.resize_to and not self.tiled:
+            # Class numbers cannot be averaged, so take the nearest pixel.
+            masks = F.interpolate(masks[:, None].float(), self.resize_to, mode="nearest-exact")
             masks = masks[:, 0].to(torch.uint8)
         return self.padded(masks, IGNORED)
 
     def cropped(self, images: Tensor, u: Tensor) -> Tensor:
-        """Return a random tile of each image, N … H W, at positions from `u`, N x 2 in [0, 1).
+        """Return a random tile of each image, N … H W; `u`, N x 2 in [0, 1), are the positions.
 
-        The tile minus its margin, for which the network gives logits, lies within the image if
-        the image is large enough; the margin may reach beyond it and is reflected.
+        The tile without its margin, for which the network returns logits, lies within the image
+        if the image is large enough. The margin may extend beyond the image, which is reflected.
         """
         room = torch.tensor(images.shape[-2:]) - torch.tensor(self.size) + 2 * self.margin
         starts = torch.where(room < 0, room.float() / 2, u * (room + 1)).floor().long()
@@ -86,7 +88,7 @@ class Preprocessing:
         return torch.stack(tiles)
 
     def padded(self, images: Tensor, value: int = 0) -> Tensor:
-        """Pad images to the input's size with `value`, centred, if `fit` asks for it."""
+        """Pad images on all sides to the input's size with `value`, if `fit` is "pad"."""
         if not self._pads or self.size == self.image_size:
             return images
         rows, columns = self.size[0] - self.image_size[0], self.size[1] - self.image_size[1]
@@ -94,12 +96,12 @@ class Preprocessing:
         return F.pad(images, (left, columns - left, top, rows - top), value=value)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation, channel by channel."""
+        """Subtract each channel's mean and divide by its standard deviation."""
         mean, std = self._statistics(images)
         return (images - mean) / std
 
     def denormalise(self, inputs: Tensor) -> Tensor:
-        """Undo `normalise`: return inputs as images in [0, 1], for display."""
+        """Undo `normalise`: return images, clamped to [0, 1], for display."""
         mean, std = self._statistics(inputs)
         return (inputs * std + mean).clamp(0, 1)
 
@@ -108,11 +110,11 @@ class Preprocessing:
         return mean[:, None, None], std[:, None, None]
 
 
-# Cached: otherwise every batch would copy two small tensors to the device and wait for them.
+# Cached: otherwise every batch would copy two small tensors to the device, and wait for them.
 @functools.lru_cache(maxsize=64)
-def _affine(
+def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return scale and shift that normalise values from 0 to 255, C 1 1 each."""
+    """Return (scale, shift), C 1 1 each: x * scale - shift normalises x from 0 to 255."""
     means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
     return (1 / (255 * stds))[:, None, None], (means / stds)[:, None, None]

@@ -1,9 +1,8 @@
-"""Splits on disk: decoded into memory at once, or by worker processes while training runs.
+"""Read splits on disk: decode them into memory first, or in worker processes during training.
 
-Before training every file is decoded once, whichever way it is read later. A broken file is thus
-reported at the start, together with all others, instead of ending a run in its third hour. Bad
-files that may be left out are dropped before the first epoch, so that all epochs and ranks see
-the same samples under the same indices.
+Either way, every file is decoded once before training. Broken files are thus all reported at the
+start, instead of ending a run after hours. Bad files that may be skipped are dropped before the
+first epoch, so that all epochs and ranks see the same samples under the same indices.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ __all__ = [
     "stream",
 ]
 
-IN_MEMORY = 2 * 2**30  # bytes of images that pipeline = "auto" keeps in memory
-BLOCK = 4_000_000  # image values that `statistics` takes at once, to bound its memory
-SHOWN = 5  # bad files that an error names
-SAMPLE = 5000  # files that `statistics` reads at most, evenly spread
+IN_MEMORY = 2 * 2**30  # pipeline = "auto" keeps at most this many bytes of images in memory
+BLOCK = 4_000_000  # image values that `statistics` processes at once, to bound its memory
+MAX_NAMED = 5  # bad files that an error names
+MAX_STATISTICS_FILES = 5000  # files that `statistics` reads at most, evenly spaced
 
 Sample = tuple[Tensor, Tensor]
 Size = tuple[int, int]  # height, width
@@ -50,16 +49,17 @@ Progress = Callable[[int, int], None]  # done, total
 
 @dataclass(frozen=True)
 class Decoder:
-    """Read single samples of a split on disk: an image as uint8, C H W, and its target.
+    """Read single samples of a split on disk: an image, uint8 C H W, and its target.
 
-    Images are scaled to `size`, if given, and masks likewise without new values. With `draws`
-    the random crop is cut first and then scaled. With `exact` every image must have that size.
+    Images are resized to `size`, if given; masks too, by nearest neighbour. With `draws`, images
+    are randomly cropped before they are resized. If `required_size` is given, an image of another
+    size raises DatasetCorruptError.
     """
 
     files: Files
     size: Size | None
     draws: Draws | None = None
-    exact: Size | None = None
+    required_size: Size | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,8 +67,8 @@ class Decoder:
     def __getitem__(self, index: int) -> Sample:
         path = self.files.images[index]
         image = read_image(path, self.files.channels)
-        if self.exact is not None and tuple(image.shape[-2:]) != self.exact:
-            expected = "x".join(map(str, self.exact))
+        if self.required_size is not None and tuple(image.shape[-2:]) != self.required_size:
+            expected = "x".join(map(str, self.required_size))
             raise DatasetCorruptError(f"{path}: {_size(image)} pixels, expected {expected}")
         if isinstance(self.files.targets, Tensor):
             return self._resize(self._crop(image, index)), self.files.targets[index]
@@ -88,7 +88,7 @@ class Decoder:
         tall, wide = max(round(box[2] * height), 1), max(round(box[3] * width), 1)
         top, left = min(round(box[0] * height), height - tall), round(box[1] * width)
         left = min(left, width - wide)
-        # An image that will be mirrored gets the mirrored box: in memory, mirroring comes first.
+        # Mirror the box if the image will be mirrored: in memory, cropping comes after mirroring.
         if self.draws.shifts(np.array([index])).flipped[0]:
             left = width - wide - left
         return image[..., top : top + tall, left : left + wide]
@@ -102,7 +102,7 @@ class Decoder:
     def _resize_mask(self, mask: Tensor) -> Tensor:
         if self.size is None or mask.shape == self.size:
             return mask
-        scaled = F.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")
+        scaled = F.interpolate(mask[None, None].float(), self.size, mode="nearest-required_size")
         return scaled[0, 0].to(torch.uint8)
 
 
@@ -111,17 +111,17 @@ def _size(image: Tensor) -> str:
 
 
 def _read_classes(files: Files, index: int) -> Tensor:
-    """Return a mask with its values replaced by class numbers, uint8, H W."""
+    """Return a mask, uint8 H W, with its values replaced by class numbers."""
     path = files.targets[index]
     assert not isinstance(path, Tensor)
     mask = read_mask(path)
-    # int16, so that 256 can mark a value without a class: all of uint8 is in use.
+    # int16, because 256 marks values without a class and uint8 ends at 255.
     table = torch.full((256,), IGNORED + 1, dtype=torch.int16)
     for value, number in files.values.items():
         table[value] = number
     numbers = table[mask.long()]
-    if (wrong := numbers > IGNORED).any():
-        value, (row, column) = int(mask[wrong][0]), wrong.nonzero()[0].tolist()
+    if (unknown := numbers > IGNORED).any():
+        value, (row, column) = int(mask[unknown][0]), unknown.nonzero()[0].tolist()
         allowed = ", ".join(map(str, sorted(files.values)))
         raise DatasetCorruptError(
             f"{path}: value {value} at row {row}, column {column}, expected one of {allowed}"
@@ -131,43 +131,43 @@ def _read_classes(files: Files, index: int) -> Tensor:
 
 def stream(
     files: Files,
-    parts: Sequence[Tensor],
+    index_batches: Sequence[Tensor],
     preprocessing: Preprocessing,
     draws: Draws | None,
     workers: int,
 ) -> Iterator[Sample]:
-    """Yield images and targets of each part, decoded by worker processes, shifted and mirrored.
+    """Yield the images and targets of each batch of indices, shifted and mirrored by `draws`.
 
-    Workers decode, crop and scale. Random numbers are counter-based, so the number of workers
-    cannot change a pixel.
+    Worker processes decode, crop and resize. Random numbers are counter-based, so the number of
+    workers changes no pixel.
     """
     from torch.utils.data import DataLoader
 
-    exact = preprocessing.image_size if any(preprocessing.image_size) else None
-    cropping = draws if crops_while_decoding(preprocessing, draws) else None
-    size = preprocessing.target if cropping is not None or exact is None else None
+    required_size = preprocessing.image_size if any(preprocessing.image_size) else None
+    crop_draws = draws if crops_while_decoding(preprocessing, draws) else None
+    size = preprocessing.resize_to if crop_draws is not None or required_size is None else None
     loader: Iterable[Sample] = DataLoader(
-        Decoder(files, size, cropping, exact),  # type: ignore[arg-type]
-        batch_sampler=[part.tolist() for part in parts],
+        Decoder(files, size, crop_draws, required_size),  # type: ignore[arg-type]
+        batch_sampler=[indices.tolist() for indices in index_batches],
         num_workers=workers,
         collate_fn=_stack,
         worker_init_fn=_init_worker,
         prefetch_factor=4 if workers else None,
     )
-    for part, samples in zip(parts, loader, strict=True):
+    for indices, samples in zip(index_batches, loader, strict=True):
         if draws is None or not (draws.augmentation.shift or draws.augmentation.flip):
             yield samples
         else:
-            yield shifted(*samples, torch.arange(len(part)), part, draws)
+            yield shifted(*samples, torch.arange(len(indices)), indices, draws)
 
 
 def crops_while_decoding(preprocessing: Preprocessing, draws: Draws | None) -> bool:
-    """Return whether workers cut the random crop from the original, before scaling it.
+    """Return whether workers apply the random crop to the original image, before resizing it.
 
-    They do where images are scaled anyway: the crop then keeps the original's detail.
+    They do if images are resized anyway: the crop then keeps the original's detail.
     """
     cropped = draws is not None and bool(draws.augmentation.crop)
-    return cropped and preprocessing.image_size != preprocessing.target
+    return cropped and preprocessing.image_size != preprocessing.resize_to
 
 
 def _stack(samples: list[Sample]) -> Sample:
@@ -176,30 +176,31 @@ def _stack(samples: list[Sample]) -> Sample:
 
 
 def _init_worker(worker: int) -> None:
-    """Give a worker one thread, and leave signals to the parent.
+    """Limit a worker to one thread, and let it ignore signals.
 
-    Ctrl-C goes to the whole process group. A worker that it ended would look like a crash to the
-    parent, which is about to save a checkpoint and then stops its workers itself.
+    Ctrl-C goes to the whole process group. If it ended a worker, the parent would take that for a
+    crash. The parent saves a checkpoint and then stops its workers itself.
     """
-    torch.set_num_threads(1)  # workers already fill the cores
+    torch.set_num_threads(1)  # the workers together already use all cores
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
 
 
 @dataclass
 class BadSamples:
-    """Files that cannot be decoded: a message for each, and how many may be left out."""
+    """The error messages of files that cannot be decoded, and how many such files are allowed."""
 
     allowed: int = 0
-    found: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
-    def require_few(self) -> None:
+    def raise_if_too_many(self) -> None:
         """Raise DatasetCorruptError if there are more bad files than allowed."""
-        if len(self.found) > self.allowed:
-            shown = "; ".join(self.found[:SHOWN]) + ("; …" if len(self.found) > SHOWN else "")
+        count = len(self.messages)
+        if count > self.allowed:
+            listed = "; ".join(self.messages[:MAX_NAMED]) + ("; …" if count > MAX_NAMED else "")
             raise DatasetCorruptError(
-                f"{len(self.found)} samples cannot be used: {shown}",
-                f"fix them, or leave them out: --on-bad-sample skip:{len(self.found)}",
+                f"{count} samples cannot be used: {listed}",
+                f"fix them, or skip them: --on-bad-sample skip:{count}",
             )
 
 
@@ -209,29 +210,30 @@ def decode_to_memory(
     threads: int = 1,
     bad: BadSamples | None = None,
     progress: Progress | None = None,
-    exact: Size | None = None,
+    required_size: Size | None = None,
 ) -> Split:
-    """Decode all files into one tensor, scaled to `size`; without it, all must have one size.
+    """Decode all files into a Split, resized to `size`; without it, all images need the same size.
 
     Raises:
-        DatasetCorruptError: a file cannot be decoded and there is no `bad` to record it, or no
-            file can be decoded, or sizes differ.
+        DatasetCorruptError: a file cannot be decoded and there is no `bad` to record it, no file
+            can be decoded, or the sizes differ.
     """
-    # Allocated once the first sample shows the shapes: stacking a list would need twice the room.
-    room, count, record = None, 0, bad or BadSamples()
-    decoder = Decoder(files, size, None, exact)
+    # Allocate when the first sample gives the shapes: stacking a list would take twice the memory.
+    buffers, count, record = None, 0, bad or BadSamples()
+    decoder = Decoder(files, size, None, required_size)
     for _, (image, target) in _usable(decoder, threads, record, progress):
-        if room is None:
-            room = tuple(part.new_empty((len(files), *part.shape)) for part in (image, target))
-        if image.shape != room[0].shape[1:]:
-            raise DatasetCorruptError(f"images differ in size: {_size(image)}, {_size(room[0])}")
-        room[0][count], room[1][count] = image, target
+        if buffers is None:
+            buffers = tuple(part.new_empty((len(files), *part.shape)) for part in (image, target))
+        if image.shape != buffers[0].shape[1:]:
+            sizes = f"{_size(image)}, {_size(buffers[0])}"
+            raise DatasetCorruptError(f"images differ in size: {sizes}")
+        buffers[0][count], buffers[1][count] = image, target
         count += 1
-    if bad is None or room is None:
-        record.require_few()
-    if room is None:
+    if bad is None or buffers is None:
+        record.raise_if_too_many()
+    if buffers is None:
         raise DatasetCorruptError("no sample can be decoded")
-    return Split(room[0][:count], room[1][:count])
+    return Split(buffers[0][:count], buffers[1][:count])
 
 
 def drop_bad_files(
@@ -239,18 +241,18 @@ def drop_bad_files(
     threads: int = 1,
     bad: BadSamples | None = None,
     progress: Progress | None = None,
-    exact: Size | None = None,
+    required_size: Size | None = None,
 ) -> Files:
-    """Decode every file once, discard the pixels, and return the split without the bad files.
+    """Decode every file once, discard the pixels, and return the split without bad files.
 
     Raises:
         DatasetCorruptError: a file cannot be decoded and there is no `bad` to record it.
     """
     record = bad or BadSamples()
-    decoder = Decoder(files, None, None, exact)
+    decoder = Decoder(files, None, None, required_size)
     kept = [number for number, _ in _usable(decoder, threads, record, progress)]
     if bad is None:
-        record.require_few()
+        record.raise_if_too_many()
     return files.subset(torch.tensor(kept, dtype=torch.int64))
 
 
@@ -260,7 +262,7 @@ def _usable(
     """Yield the samples that can be decoded, with their indices; record the others in `bad`."""
     for number, sample in enumerate(_decode_all(decoder, threads, progress)):
         if isinstance(sample, DatasetCorruptError):
-            bad.found.append(sample.message)
+            bad.messages.append(sample.message)
         else:
             yield number, sample
 
@@ -268,8 +270,8 @@ def _usable(
 def _decode_all(
     decoder: Decoder, threads: int, progress: Progress | None
 ) -> Iterator[Sample | DatasetCorruptError]:
-    """Decode all samples in order, in threads: Pillow releases the interpreter lock."""
-    # In blocks: `pool.map` starts all its work at once, and decoded images would pile up.
+    """Yield all samples in order, decoded by threads: Pillow releases the GIL."""
+    # In blocks: `pool.map` submits everything at once, and decoded images would fill the memory.
     count, block = len(decoder), 64 * threads
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, count, block):
@@ -279,7 +281,7 @@ def _decode_all(
 
 
 def _decode(decoder: Decoder, index: int) -> Sample | DatasetCorruptError:
-    # Returned, not raised: the other samples of the block are still wanted.
+    # Return the error, so that the other samples of the block are not lost.
     try:
         return decoder[index]
     except DatasetCorruptError as error:
@@ -294,12 +296,13 @@ def load_splits(
     bad: BadSamples | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Check the files of a dataset and return it, decoded into memory if the pipeline asks for it.
+    """Decode every file of a dataset once; return the dataset, in memory unless it is streamed.
 
-    `pipeline` is "memory", "streaming" or "auto": memory up to IN_MEMORY bytes of images.
+    `pipeline` is "memory", "streaming" or "auto", which streams more than IN_MEMORY bytes of
+    images.
 
     Raises:
-        UsageError: streaming a dataset that has no files.
+        UsageError: the dataset is to be streamed but has no files.
         DatasetCorruptError: there are more bad files than `bad` allows.
     """
     record = bad or BadSamples()
@@ -307,28 +310,33 @@ def load_splits(
     if pipeline == "streaming" and not on_disk:
         raise UsageError(f"dataset '{dataset.spec.name}' is in memory and cannot be streamed")
     channels, height, width = dataset.spec.image
-    exact = (height, width) if height else None
-    size = None if exact else preprocessing.target
+    required_size = (height, width) if height else None
+    size = None if required_size else preprocessing.resize_to
     height, width = size or (height, width)
-    # All splits together: they are in memory at the same time.
+    # The total over all splits: they are in memory at the same time.
     total = sum(map(len, on_disk.values())) * channels * height * width
     streaming = pipeline == "streaming" or (pipeline == "auto" and total > IN_MEMORY)
     splits = dict(dataset.splits)
     for name, files in on_disk.items():
         if streaming:
-            splits[name] = drop_bad_files(files, threads, record, progress, exact)
+            splits[name] = drop_bad_files(files, threads, record, progress, required_size)
         else:
             splits[name] = decode_to_memory(
-                files, size, threads=threads, bad=record, progress=progress, exact=exact
+                files,
+                size,
+                threads=threads,
+                bad=record,
+                progress=progress,
+                required_size=required_size,
             )
-    record.require_few()  # of all splits at once, so that one run reports every bad file
+    record.raise_if_too_many()  # after all splits, so that one error covers them all
     return Dataset(dataset.spec, splits)
 
 
 def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of images in [0, 1].
+    """Return the mean and standard deviation of each channel, for images scaled to [0, 1].
 
-    Of a split on disk, at most SAMPLE files are read, evenly spread.
+    From a split on disk, at most MAX_STATISTICS_FILES files are read, evenly spaced.
     """
     sums, squares, count = torch.zeros(0), torch.zeros(0), 0
     for images in _blocks(split):
@@ -346,11 +354,11 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 def _blocks(split: Split | Files) -> Iterator[Tensor]:
-    """Yield blocks of images, N C H W; single ones from files, which may differ in size."""
+    """Yield blocks of images, N C H W; from files, single images, because sizes may differ."""
     if isinstance(split, Split):
         pixels = split.images[0].numel()
         yield from split.images.split(max(BLOCK // pixels, 1))
         return
-    step = -(-len(split) // SAMPLE)
+    step = -(-len(split) // MAX_STATISTICS_FILES)
     for path in split.images[::step]:
         yield read_image(path, split.channels)[None]

@@ -1,4 +1,4 @@
-"""Verify a dataset on disk: decode every file, check every count and label against the spec."""
+"""Verify a dataset: decode every file, compare it with the spec, and look for duplicates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cnn_core.errors import CorruptError, DatasetCorruptError
 __all__ = ["verify"]
 
 GREY = ("1", "L", "LA")
-SLACK = 1 << 16  # bytes that cameras and editors append after the end of the image
+TRAILER = 1 << 16  # most bytes that cameras and editors append after the end of a PNG image
 
 
 def verify(
@@ -28,35 +28,35 @@ def verify(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Return the faults of a dataset on disk, one line each; an empty list if there are none.
+    """Return the faults of a dataset, one line each; an empty list if there are none.
 
     Raises:
-        DatasetMissingError: its files were not found.
+        DatasetMissingError: the files were not found.
     """
     try:
         dataset = load_dataset(name, data_dir=data_dir)
     except CorruptError as error:
         return [error.message]
-    found = [*_wrong_counts(dataset)]
+    faults = [*_wrong_counts(dataset)]
     for split in dataset.splits.values():
         if isinstance(split, Files):
             bad = BadSamples(allowed=len(split))
             drop_bad_files(split, threads, bad, progress)
-            found += bad.found
-            # One line for each file: one that cannot be decoded is often cut off as well.
-            named = {line.partition(": ")[0] for line in bad.found}
+            faults += bad.messages
+            # One line per file: a file that cannot be decoded is often truncated as well.
+            reported = {line.partition(": ")[0] for line in bad.messages}
             more = [*_odd_modes(split), *_truncated(split)]
-            found += [line for line in more if line.partition(": ")[0] not in named]
-    found += _wrong_sizes(dataset)
-    return [*found, *_duplicates(dataset)]
+            faults += [line for line in more if line.partition(": ")[0] not in reported]
+    faults += _wrong_sizes(dataset)
+    return [*faults, *_duplicates(dataset)]
 
 
 def _wrong_counts(dataset: Dataset) -> Iterator[str]:
-    """Report splits that are not as long as in the spec, and classes without samples."""
+    """Report splits with another number of samples than the spec, and classes without samples."""
     for name, split in dataset.splits.items():
-        claimed = dataset.spec.splits.get(name, len(split))
-        if len(split) != claimed:
-            yield f"split '{name}': {len(split):,} samples, expected {claimed:,}"
+        expected = dataset.spec.splits.get(name, len(split))
+        if len(split) != expected:
+            yield f"split '{name}': {len(split):,} samples, expected {expected:,}"
         if isinstance(split.targets, Tensor) and split.targets.ndim == 1:
             present = set(split.targets.unique().tolist())
             for number, label in enumerate(dataset.spec.classes):
@@ -65,7 +65,7 @@ def _wrong_counts(dataset: Dataset) -> Iterator[str]:
 
 
 def _odd_modes(files: Files) -> Iterator[str]:
-    """Report images with other channels than most: readers convert them without a warning."""
+    """Report images in another colour mode than most: readers would convert them silently."""
     modes = {}
     for path in files.images:
         try:
@@ -81,24 +81,24 @@ def _odd_modes(files: Files) -> Iterator[str]:
 
 
 def _truncated(files: Files) -> Iterator[str]:
-    """Report files that end before the format's last bytes, though all pixels can be decoded."""
+    """Report files without the end marker of their format, even if their pixels decode."""
     for path in files.images:
         if not _complete(data := _bytes(path)):
             yield f"{path}: cut off after {len(data):,} bytes"
 
 
 def _complete(data: bytes) -> bool:
-    """Return whether PNG, JPEG or GIF data has its end marker; other formats always pass."""
+    """Return whether PNG, JPEG or GIF data has an end marker; True for other formats."""
     if data.startswith(b"\x89PNG"):
-        return b"IEND\xaeB`\x82" in data[-SLACK:]
+        return b"IEND\xaeB`\x82" in data[-TRAILER:]
     if data.startswith(b"\xff\xd8"):
-        # The last "end of image" after the last "start of scan": thumbnails have both, too.
+        # The last "end of image" must follow the last "start of scan": thumbnails have both, too.
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     return not data.startswith(b"GIF8") or data.rstrip(b"\0").endswith(b";")
 
 
 def _bytes(path: Path) -> bytes:
-    """Return the contents of a file; none if it cannot be read, which is reported elsewhere."""
+    """Return the contents of a file, or b"" if it cannot be read, which is reported elsewhere."""
     try:
         return path.read_bytes()
     except OSError:
@@ -106,7 +106,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _wrong_sizes(dataset: Dataset) -> Iterator[str]:
-    """Report images of another size than the spec's; folders and mixed sizes have none."""
+    """Report image files of another size than the spec's, if the spec has one size for all."""
     height, width = dataset.spec.image[1:]
     if dataset.spec.folder or height == 0:
         return
@@ -121,17 +121,17 @@ def _wrong_sizes(dataset: Dataset) -> Iterator[str]:
 
 
 def _duplicates(dataset: Dataset) -> Iterator[str]:
-    """Report images that are in several splits: test results on training images are worthless."""
+    """Report images that occur in several splits: testing on training images is meaningless."""
     seen: dict[bytes, tuple[str, str]] = {}
     for name, split in sorted(dataset.splits.items(), key=lambda pair: pair[0] != "train"):
         for sample, digest in _digests(split):
-            first, where = seen.setdefault(digest, (sample, name))
-            if where != name:
-                yield f"split '{name}': {sample} is also {first} of split '{where}'"
+            first, first_split = seen.setdefault(digest, (sample, name))
+            if first_split != name:
+                yield f"split '{name}': {sample} is also {first} of split '{first_split}'"
 
 
 def _digests(split: Split | Files) -> Iterator[tuple[str, bytes]]:
-    """Yield a name for each image and a digest of its pixels, or of its file on disk."""
+    """Yield a name for each image, and a digest of its file or, in memory, of its pixels."""
     if isinstance(split, Files):
         for path in split.images:
             if data := _bytes(path):

@@ -1,4 +1,4 @@
-"""Layers that torch does not have, initialisations, and the tracer behind `cnnzoo show`."""
+"""Layers that torch lacks, weight initialisation, and the tracer behind `cnnzoo show`."""
 
 from cnn_core.layers.classifier import Classifier, features, require_size
 from cnn_core.layers.init import he_normal_, lecun_uniform_

@@ -1,4 +1,4 @@
-"""Initialisations, each named after its authors."""
+"""Weight initialisation methods, named after their authors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def he_normal_(
 ) -> None:
     """Draw weights from N(0, 2/n) and set biases to 0, in place.
 
-    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015: n is the fan-in
-    of a unit (`fan` "in", Eq. 10) or its fan-out ("out", Eq. 14), counted within its group of
-    channels. Linear layers are drawn from N(0, linear_std^2) if `linear_std` is given.
-    Normalisation layers keep their default, the identity.
+    Source: K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015. n is the
+    fan-in (`fan` "in", Eq. 10) or the fan-out ("out", Eq. 14), within groups if a convolution is
+    grouped. If `linear_std` is given, weights of linear layers come from N(0, linear_std^2).
+    Normalisation layers keep their defaults.
     """
     for module in model.modules():
         if not isinstance(module, CONVOLUTIONS | nn.Linear):
@@ -35,11 +35,11 @@ def he_normal_(
 
 
 def _fan(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, fan: str) -> int:
-    """Return the number of inputs of one unit, or the number of units that read it."""
+    """Return the number of inputs of a unit or, for "out", of units that read its output."""
     if isinstance(module, nn.Linear):
         return module.in_features if fan == "in" else module.out_features
     if isinstance(module, nn.ConvTranspose2d) and module.kernel_size == module.stride:
-        positions = 1  # windows do not overlap: each output pixel reads one input pixel
+        positions = 1  # without overlap, each output pixel depends on one input pixel
     else:
         positions = module.kernel_size[0] * module.kernel_size[1]
     maps = module.in_channels if fan == "in" else module.out_channels
@@ -48,11 +48,11 @@ def _fan(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, fan: str) -> int:
 
 @torch.no_grad()
 def lecun_uniform_(model: nn.Module) -> None:
-    """Draw every weight and bias from U(-2.4/F, 2.4/F), F the fan-in of its unit, in place.
+    """Draw every weight and bias from U(-2.4/F, 2.4/F) in place; F is the fan-in of its unit.
 
-    LeCun et al. (1998), appendix A. The range keeps the weighted sums in the steep part of the
-    scaled tanh. A layer's `fan_in()`, if it has that method, gives F for each of its parameters;
-    convolutions and linear layers have F in the shape of their weight.
+    Source: LeCun et al. (1998), appendix A. The range keeps the weighted sums in the steep part of
+    the scaled tanh. F follows from the weight's shape for convolutions and linear layers. Other
+    layers with parameters need a method `fan_in()` that returns F for each parameter.
     """
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -62,7 +62,7 @@ def lecun_uniform_(model: nn.Module) -> None:
 
 
 def _fan_in(module: nn.Module, name: str) -> Tensor:
-    """Return the number of inputs of each unit, one for each row of the parameter."""
+    """Return the number of inputs of each unit, per row of the parameter or one for all."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         return torch.tensor([module.weight[0].numel()])
     return cast(Tensor, module.fan_in()[name])  # type: ignore[operator]

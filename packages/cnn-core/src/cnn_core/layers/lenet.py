@@ -1,9 +1,9 @@
-"""The layers of 1998: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning
+"""The layers of LeNet-5: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning
 applied to document recognition", Proceedings of the IEEE 86(11), 1998, section II.
 
-Each layer has two methods beside `forward`: `fan_in` returns the number of inputs of a unit for
-each parameter, which `lecun_uniform_` needs; `connections` counts connections as the paper does,
-biases included.
+Trainable layers have a method `fan_in` for `lecun_uniform_`, which returns the number of inputs of
+a unit for each parameter. Their method `connections` counts connections as the paper does,
+including biases.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["EuclideanRBF", "ScaledTanh", "SparseConv2d", "Subsampling"]
 
 
 class ScaledTanh(nn.Module):
-    """f(a) = 1.7159 tanh(2/3 a): f(1) = 1 and f(-1) = -1 (appendix A)."""
+    """f(a) = 1.7159 tanh(2/3 a), so that f(1) = 1 and f(-1) = -1 (appendix A)."""
 
     def forward(self, a: Tensor) -> Tensor:
         return 1.7159 * torch.tanh(a * (2 / 3))
 
 
 class Subsampling(nn.Module):
-    """Add the four inputs of each 2x2 window, times a coefficient, plus a bias (S2 and S4).
+    """Sum the inputs in each 2x2 window, multiply by a coefficient and add a bias (S2 and S4).
 
-    One trainable coefficient and one bias per map. N C H W -> N C H/2 W/2.
+    Each map has one trainable coefficient and one bias. N C H W -> N C H/2 W/2.
     """
 
     def __init__(self, channels: int) -> None:
@@ -36,7 +36,7 @@ class Subsampling(nn.Module):
         self.bias: nn.Parameter = nn.Parameter(torch.empty(channels))
 
     def fan_in(self) -> dict[str, Tensor]:
-        """Return 4 for each map."""
+        """Return 4 for every map: the inputs in a 2x2 window."""
         four = torch.full_like(self.bias, 4)
         return {"coefficient": four, "bias": four}
 
@@ -50,10 +50,11 @@ class Subsampling(nn.Module):
 
 
 class SparseConv2d(nn.Module):
-    """A convolution in which each output map sees only some of the input maps (C3, table I).
+    """A convolution in which each output map is connected to only some input maps (C3, Table I).
 
-    `table[j]` lists the input maps that output map j sees. The parameters are one kernel for
-    each entry of the table and one bias for each output map. N Cin H W -> N len(table) H' W'.
+    `table[j]` lists the input maps that output map j is connected to. The parameters are one
+    kernel for each entry of the table and one bias for each output map.
+    N Cin H W -> N len(table) H' W'.
     """
 
     def __init__(self, in_channels: int, table: Sequence[Sequence[int]], kernel_size: int) -> None:
@@ -68,18 +69,18 @@ class SparseConv2d(nn.Module):
     pairs: Tensor
 
     def fan_in(self) -> dict[str, Tensor]:
-        """Return the kernel area times the number of input maps of each output map."""
+        """Return, for each kernel and bias, the number of inputs of its output map's units."""
         area = self.weight[0].numel()
         maps = [len(inputs) * area for inputs in self.table]
         kernels = [len(inputs) * area for inputs in self.table for _ in inputs]
         return {"weight": torch.tensor(kernels), "bias": torch.tensor(maps)}
 
     def connections(self, output: torch.Size) -> int:
-        """Return the number of connections: all inputs and the bias of each output unit."""
+        """Return the number of connections: the inputs and one bias for each output unit."""
         return output[2:].numel() * (self.weight.numel() + self.bias.numel())
 
     def dense_weight(self) -> Tensor:
-        """Return an ordinary convolution weight: the kernels, zeros where the table is empty."""
+        """Return the weight of an ordinary convolution, with zeros for unconnected maps."""
         dense = self.weight.new_zeros(self.shape)
         return dense.index_put((self.pairs[0], self.pairs[1]), self.weight)
 
@@ -92,9 +93,9 @@ class SparseConv2d(nn.Module):
 
 
 class EuclideanRBF(nn.Module):
-    """The negative squared distance to the fixed code of each class (Eq. 7): N D -> N classes.
+    """The negated squared distance to the fixed code of each class (Eq. 7): N D -> N classes.
 
-    In the paper the output is the distance itself and the smallest one wins. Here the sign is
+    In the paper the output is the squared distance, and the smallest one wins. Here the sign is
     reversed so that the largest output wins, as in every other classifier. `codes`, classes x D,
     is a buffer: it is not trained, and does not count as a parameter.
     """

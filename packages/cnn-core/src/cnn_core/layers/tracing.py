@@ -1,7 +1,7 @@
-"""Measure each stage of a network: output shape, parameters, MACs, receptive field.
+"""Trace a network: the output shape, parameters, MACs and receptive field of each stage.
 
-The network runs once on torch's meta device, where tensors have a shape but no data, so that
-even VGG at 224x224 is traced without computing anything.
+The network runs once on torch's meta device. Tensors there have a shape but no data, so tracing
+even VGG at 224x224 computes and allocates nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Stage", "Trace", "trace"]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One named stage. `output` is C H W or C; receptive field and stride are in input pixels."""
+    """One stage. `output` is C H W or C; receptive field and stride are in input pixels."""
 
     name: str
     output: tuple[int, ...]
@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """The stages of a network in order, and the totals over the whole network."""
+    """The stages of a network, in the order requested, and the totals of the whole network."""
 
     stages: tuple[Stage, ...]
     params: int
@@ -48,7 +48,7 @@ def trace(
     """Trace the network that `build` returns, on one image of shape `input`, C H W.
 
     `stages` are module names. MACs are those of convolutions and matrix products, as counted by
-    torch's FlopCounterMode. Connections are counted as in LeCun et al. (1998), biases included.
+    torch's FlopCounterMode. Connections are counted as in LeCun et al. (1998), including biases.
     """
     with torch.device("meta"):
         model = build().eval()
@@ -73,7 +73,7 @@ def trace(
             output=tuple(outputs[name].shape[1:]),
             params=_trainable(model.get_submodule(name)),
             macs=_macs(counts.get(f"{root}.{name}", {})),
-            # Padding lets the receptive field grow past the image; there is nothing to see there.
+            # With padding the receptive field can exceed the image; cap it at the larger side.
             receptive_field=min(field.size, max(input[1:])),
             stride=field.stride,
             connections=sum(inside),
@@ -110,7 +110,7 @@ def _macs(flops: Mapping[Any, int]) -> int:
 
 
 def _connections(module: nn.Module, output: torch.Size) -> int:
-    """Return the number of inputs, biases included, summed over all units of a layer's output."""
+    """Return a layer's number of connections: inputs and bias, summed over all output units."""
     if hasattr(module, "connections"):
         return int(module.connections(output))  # type: ignore[operator]
     if isinstance(module, nn.Conv2d | nn.Linear):
@@ -123,8 +123,8 @@ def _connections(module: nn.Module, output: torch.Size) -> int:
 class Field:
     """The receptive field of one position of a feature map: `size` and `stride` in input pixels.
 
-    `cells` is the side of the feature map. It is kept through a flatten, because a linear layer
-    on the flattened map sees all cells at once.
+    `cells` is the width of the feature map. Flattening keeps it, because a linear layer on the
+    flattened map covers all cells.
     """
 
     size: int
@@ -132,29 +132,29 @@ class Field:
     cells: int
 
     def slide(self, kernel: int, stride: int, dilation: int, cells: int) -> Field:
-        """Return the field after a sliding window: `kernel` cells, `dilation` apart."""
+        """Return the field after a sliding window of `kernel` cells that are `dilation` apart."""
         size = self.size + (kernel - 1) * dilation * self.stride
         return Field(size, self.stride * stride, cells)
 
     def whole(self) -> Field:
-        """Return the field of all cells together, as a global pool or a linear layer sees them."""
+        """Return the field of all cells together, for global pooling and linear layers."""
         return Field(self.size + (self.cells - 1) * self.stride, self.stride, 1)
 
 
 class ReceptiveFields(TorchDispatchMode):
     """Track the receptive field of every tensor through the operations that produce it.
 
-    A dispatch mode sees the operations themselves, so residual connections and functional calls
-    are covered, which module hooks would miss.
+    A dispatch mode intercepts the operations themselves, including residual connections and
+    functional calls, which module hooks would miss.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._fields: dict[int, Field] = {}  # by id
-        self._kept: list[Tensor] = []  # a tensor that was freed would give its id to a new one
+        self._kept: list[Tensor] = []  # keeps ids unique: the id of a freed tensor can be reused
 
     def start(self, image: Tensor) -> None:
-        """Begin with the input image: each pixel sees itself."""
+        """Set the field of the input image: each pixel is its own receptive field."""
         self._keep(image, Field(1, 1, image.shape[-1]))
 
     def __getitem__(self, tensor: Tensor) -> Field:
@@ -169,9 +169,9 @@ class ReceptiveFields(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         output = result[0] if isinstance(result, tuple | list) else result
-        seen = [self._fields[id(t)] for t in _tensors(args) if id(t) in self._fields]
-        if seen and isinstance(output, Tensor):
-            widest = max(seen, key=lambda field: field.size)
+        inputs = [self._fields[id(t)] for t in _tensors(args) if id(t) in self._fields]
+        if inputs and isinstance(output, Tensor):
+            widest = max(inputs, key=lambda field: field.size)
             self._keep(output, _step(func.overloadpacket, args, widest, output))
         return result
 
@@ -182,13 +182,13 @@ def _tensors(args: Sequence[Any]) -> list[Tensor]:
 
 
 def _step(op: Any, args: tuple[Any, ...], field: Field, output: Tensor) -> Field:
-    """Return the receptive field after one operation; elementwise operations do not change it."""
+    """Return the field after one operation; element-wise operations do not change it."""
     aten = torch.ops.aten
     cells = output.shape[-1] if output.ndim == 4 else field.cells
     if op is aten.convolution:
         kernel, stride, dilation, transposed = args[1].shape[-1], args[3], args[5], args[6]
         if transposed[-1] if isinstance(transposed, list) else transposed:
-            # Upsampling: neighbouring outputs are closer together in the input than its cells.
+            # Upsampling: in input pixels, neighbouring outputs are closer than the cells.
             step = max(field.stride // stride[-1], 1)
             return Field(field.size + (-(-kernel // stride[-1]) - 1) * field.stride, step, cells)
         return field.slide(kernel, stride[-1], dilation[-1], cells)

@@ -1,4 +1,4 @@
-"""Tasks, classification and segmentation: their losses and their metrics."""
+"""The losses and metrics of the two tasks, classification and segmentation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 __all__ = ["SCORES", "loss_of", "metrics_of", "score_of"]
 
-SCORES = {"classification": "top1", "segmentation": "miou"}  # monitored by default
+SCORES = {"classification": "top1", "segmentation": "miou"}  # the metrics monitored by default
 
 
 def metrics_of(
     task: str, num_classes: int, topk: int = 0, evaluated: str = ""
 ) -> dict[str, Metric]:
-    """Return new metrics of a task by name: registered ones, and top-k for classification.
+    """Return new metric objects for a task by name: all registered ones, and top-k accuracy.
 
-    Metrics marked `eval_only` are left out unless a dataset is being `evaluated`: they are too
-    slow for every epoch. A plugin's metric that cannot be built is reported and left out.
+    Metrics marked `eval_only` are too slow for every epoch: they are left out unless `evaluated`
+    names the dataset of an evaluation. Only classification has top-k accuracy. A plugin's metric
+    that cannot be built is reported and left out.
 
     Raises:
         UsageError: k is larger than the number of classes.
@@ -42,7 +43,7 @@ def metrics_of(
 
 
 def _wanted(spec: MetricSpec, evaluated: str) -> bool:
-    """Return whether to compute a metric: in every epoch, or on the evaluated dataset."""
+    """Return whether to compute a metric now: in every epoch, or only in an evaluation."""
     from cnn_core.registry.names import base_name
 
     if not spec.eval_only:
@@ -51,7 +52,7 @@ def _wanted(spec: MetricSpec, evaluated: str) -> bool:
 
 
 def loss_of(task: str, recipe: Recipe) -> Loss:
-    """Return the recipe's loss for a task, mean over the batch."""
+    """Return the recipe's loss function for a task."""
     if task == "segmentation":
         from cnn_core.tasks.segmentation import loss_function
     else:
@@ -60,20 +61,20 @@ def loss_of(task: str, recipe: Recipe) -> Loss:
 
 
 def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
-    """Return the number that selects the best epoch, and whether higher is better.
+    """Return the name of the metric that selects the best epoch, and whether higher is better.
 
     `name` is the recipe's monitor: "val/loss", "val/top1", …, or "" for the task's default;
     `topk` is the name of the recipe's top-k accuracy, such as "top5".
 
     Raises:
-        UsageError: there is no such number.
+        UsageError: there is no such metric.
         PluginError: the metric belongs to a plugin and cannot be built.
     """
     from cnn_core import registry
     from cnn_core.tasks.plugin_metrics import fault_of
 
     split, _, metric = (name or f"val/{SCORES[task]}").partition("/")
-    # Not `eval_only` metrics: no epoch computes them.
+    # Metrics marked `eval_only` are not computed in any epoch.
     entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.eval_only}
     better = {n: entry.spec.higher_is_better for n, entry in entries.items()}
     known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
@@ -83,7 +84,7 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
             f"monitor = '{printable(name)}'{nearest}",
             f"one of {', '.join(f'val/{m}' for m in known)}",
         )
-    # Before training: a monitor without numbers would never select an epoch.
+    # Before training, since a metric that was left out would never select an epoch.
     if metric in entries and (fault := fault_of(metric, entries[metric])):
         raise PluginError(
             f"monitor = '{name}': {fault}", "fix it, or monitor another metric: --set monitor=…"

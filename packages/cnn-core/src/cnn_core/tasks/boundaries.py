@@ -1,7 +1,7 @@
 """Segmentation: distances between boundaries, in pixels.
 
 A boundary pixel is a pixel of the mask with at least one of its four neighbours outside the mask.
-Beyond the image everything is outside.
+Everything beyond the image is outside the mask.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from cnn_core.tasks.regions import Means
 __all__ = ["Boundaries", "boundary", "boundary_iou", "surface_scores"]
 
 TOLERANCE = 2.0  # pixels
-BAND = 0.02  # of the diagonal: Cheng et al. 2021, section 5.1
+BAND = 0.02  # fraction of the image diagonal: Cheng et al. 2021, section 5.1
 
 
 def boundary(masks: Tensor) -> Tensor:
-    """Return the boundary pixels of masks, bool, … x H x W."""
-    wide = F.pad(masks, (1, 1, 1, 1))
-    rows = wide[..., :-2, 1:-1] & wide[..., 2:, 1:-1]
-    columns = wide[..., 1:-1, :-2] & wide[..., 1:-1, 2:]
-    return masks & ~(rows & columns)
+    """Return the boundary pixels of masks, bool … x H x W, as masks of the same shape."""
+    padded = F.pad(masks, (1, 1, 1, 1))
+    vertical = padded[..., :-2, 1:-1] & padded[..., 2:, 1:-1]
+    horizontal = padded[..., 1:-1, :-2] & padded[..., 1:-1, 2:]
+    return masks & ~(vertical & horizontal)
 
 
 def _bands(masks: Tensor) -> Tensor:
-    """Return the pixels of masks, C x H x W, at most 2 % of the diagonal from the outside.
+    """Return the pixels of masks, C x H x W, within 2 % of the image diagonal of the outside.
 
-    The distance is Chebyshev's; the limit is rounded to whole pixels, and is at least 1.
+    The distance is Chebyshev's. The limit is rounded to whole pixels and is at least 1.
     """
     width = max(round(BAND * math.hypot(*masks.shape[-2:])), 1)
     inside, window = F.pad(masks, (width,) * 4), 2 * width + 1
-    # Erosion by a square, one axis at a time. Doubling the run of pixels known to be inside takes
+    # Erosion by a square, one axis at a time. Doubling the length of the eroded run takes
     # log2(window) steps instead of `window`.
     for axis in (-2, -1):
         run = 1
@@ -52,37 +52,37 @@ def _bands(masks: Tensor) -> Tensor:
 
 
 def boundary_iou(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the Boundary IoU of masks, bool, C x H x W; 1 if both are empty.
+    """Return the Boundary IoU of each class, C, from masks, bool C x H x W; 1 if both are empty.
 
-    It is the intersection over union of the bands inside both masks along their boundaries (Cheng
+    It is the intersection over union of two bands, one inside each mask along its boundary (Cheng
     et al. 2021, arXiv:2103.16562, Eq. 2).
     """
     ours, theirs = _bands(predicted), _bands(target)
-    found = (ours & theirs, ours | theirs)
-    both, either = (pixels.sum((1, 2)).cpu().double() for pixels in found)
+    both, either = (m.sum((1, 2)).cpu().double() for m in (ours & theirs, ours | theirs))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
 def surface_scores(
     predicted: Tensor, target: Tensor, tolerance: float = TOLERANCE
 ) -> dict[str, float]:
-    """Return scores of the distances between the boundaries of two masks, bool, H x W.
+    """Return scores, by name, for the distances between the boundaries of two masks, bool H x W.
 
-    "boundary_f1": F1 of the fractions of each boundary within `tolerance` of the other (Csurka et
-    al. 2013, section 4). "hausdorff" and "hd95": maximum and 95th percentile, with linear
-    interpolation, of the distances to the nearest pixel of the other boundary, the larger of both
-    directions. "assd": the mean of these distances over both directions. If one mask is empty, F1
-    is 0 and all distances are the image's diagonal; if both are, F1 is 1 and distances are 0.
+    "boundary_f1" is the F1 of precision and recall: the fractions of the predicted and the target
+    boundary that are within `tolerance` of the other one (Csurka et al. 2013, section 4). The
+    other scores use the distance of each boundary pixel to the nearest pixel of the other
+    boundary. "hausdorff" and "hd95" are the maximum and the 95th percentile, the larger one of the
+    two directions; "assd" is the mean over the pixels of both boundaries. If one mask is empty,
+    F1 is 0 and all distances are the image diagonal; if both are, F1 is 1 and all distances are 0.
     """
     from scipy.spatial import cKDTree
 
     ours, theirs = (boundary(m).nonzero().double().cpu().numpy() for m in (predicted, target))
     if not len(ours) or not len(theirs):
-        # No distance exists. The diagonal is finite, so that means stay finite, and worse than
-        # every real distance, so that predicting nothing never pays.
-        same = len(ours) == len(theirs)
-        far = 0.0 if same else math.hypot(*target.shape)
-        return {"boundary_f1": float(same), "hausdorff": far, "hd95": far, "assd": far}
+        # No distance is defined. The diagonal is finite, so that means stay finite, and larger
+        # than every real distance, so that predicting nothing never helps.
+        both_empty = len(ours) == len(theirs)
+        far = 0.0 if both_empty else math.hypot(*target.shape)
+        return {"boundary_f1": float(both_empty), "hausdorff": far, "hd95": far, "assd": far}
     to_theirs, to_ours = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
     precision, recall = ((d <= tolerance).mean() for d in (to_theirs, to_ours))
     return {
@@ -94,16 +94,16 @@ def surface_scores(
 
 
 class Boundaries(Means):
-    """Means of `surface_scores` and Boundary IoU over images and classes but the background, 0.
+    """Means of `surface_scores` and Boundary IoU over all images and their foreground classes.
 
-    A class of an image counts if the target or the prediction has it. Ignored pixels have no
-    class.
+    Class 0 is the background. A class counts for an image if its target or prediction contains
+    it. Ignored pixels belong to no class.
     """
 
     names: ClassVar[tuple[str, ...]] = ("boundary_f1", "boundary_iou", "hausdorff", "hd95", "assd")
 
     def scores(self, predicted: Tensor, target: Tensor) -> Iterable[Mapping[str, float]]:
-        """Return the scores of each class that is present."""
+        """Yield the scores of each class that is present in the image."""
         classes = torch.arange(1, self.num_classes, device=target.device).view(-1, 1, 1)
         ours, theirs = (predicted == classes) & (target != IGNORED), target == classes
         present = (ours | theirs).any(2).any(1)

@@ -1,7 +1,7 @@
 """Classification: losses, and metrics accumulated over a whole split.
 
-Metrics keep integer sums, such as hits and images. Integers add up exactly in any order, so a
-metric does not depend on batch size, on the number of processes, or on where a run was resumed.
+Metrics keep integer sums, such as the numbers of hits and images. Integer sums are exact in any
+order, so metrics do not depend on the batch size, the number of processes or resumption.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ Outputs = Tensor | tuple[Tensor, ...]
 class Metric(Protocol):
     """A metric over a whole split, updated batch by batch.
 
-    `sums` is one tensor with the state of the metric. It has to be additive: the sums of two
-    parts of a split, added, are those of both. So checkpoints within an epoch can save it, and
-    processes can add theirs up.
+    `sums` is one tensor with the whole state of the metric. It has to be additive: adding the
+    sums of two parts of a split gives the sums of both. Thus checkpoints can save it within an
+    epoch, and processes can add up theirs.
     """
 
     sums: Tensor
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: logits N x classes, targets N."""
+        """Add a batch: logits N x classes and targets N, or the shapes that a segmentation has."""
 
     def compute(self) -> float | dict[str, float]:
         """Return the metric over all batches so far, or several metrics by name."""
 
 
 class TopK:
-    """Top-k accuracy: the fraction of images with their class among the k highest logits.
+    """Top-k accuracy: the fraction of images whose true class is among the k highest logits.
 
-    Of equal logits the lower class number ranks first. If the true class did, a network with
-    constant outputs would score 100 %.
+    Ties are broken in favour of the lower class number. In favour of the true class, a network
+    with constant outputs would score 100 %.
     """
 
     def __init__(self, k: int) -> None:
@@ -60,15 +60,15 @@ class TopK:
         self.sums: Tensor = torch.zeros(2, dtype=torch.int64)  # hits, images
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch; the sums stay on the device, so that the CPU need not wait for it."""
+        """Add a batch; the sums stay on the device, so that the CPU does not wait for it."""
         if self.k == 1:
             hits = logits.argmax(1) == targets
         else:
-            # By comparison: `torch.topk` leaves the order of equal logits undefined.
+            # Compare: `torch.topk` leaves the order of equal logits undefined.
             own = logits.gather(1, targets[:, None])
             before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
             rank = ((logits > own) | ((logits == own) & before)).sum(1)
-            hits = (rank < self.k) & ~own.squeeze(1).isnan()  # nothing is greater than NaN
+            hits = (rank < self.k) & ~own.squeeze(1).isnan()  # comparisons with NaN are false
         more = torch.stack([hits.sum(), hits.new_tensor(len(hits), dtype=torch.int64)])
         self.sums = self.sums.to(more.device) + more
 
@@ -86,7 +86,7 @@ class Top1(TopK):
 
 
 def top_k(num_classes: int, topk: int) -> dict[str, Metric]:
-    """Return top-k accuracy by name, such as "top5"; k = 0 means 5, or all of fewer classes.
+    """Return top-k accuracy by name, such as "top5"; topk = 0 means min(5, num_classes).
 
     Raises:
         UsageError: k is larger than the number of classes.
@@ -101,7 +101,7 @@ def top_k(num_classes: int, topk: int) -> dict[str, Metric]:
 
 
 class Loss(Protocol):
-    """A loss: the mean over a batch."""
+    """A loss function that returns the mean over a batch."""
 
     def __call__(
         self,
@@ -112,17 +112,17 @@ class Loss(Protocol):
     ) -> Tensor:
         """Return the loss, a scalar.
 
-        Classification: logits N x classes, also those of auxiliary heads, targets N, and the
-        images that were mixed in. Segmentation: logits N x classes x h x w, targets N x H x W,
-        and pixel weights, N x H x W.
+        For classification: logits N x classes, possibly several with those of auxiliary heads,
+        targets N, and `mix` if images were mixed. For segmentation: logits N x classes x h x w,
+        targets N x H x W, and pixel weights N x H x W.
         """
 
 
 def loss_function(recipe: Recipe) -> Loss:
-    """Return the recipe's loss for classification, mean over the batch.
+    """Return the recipe's loss function for classification.
 
-    If a network returns a tuple, its logits and those of auxiliary heads, the heads' losses are
-    added with the recipe's weight (Szegedy et al. 2015, arXiv:1409.4842, section 5).
+    If a network returns a tuple, its logits and those of auxiliary heads, the losses of these
+    heads are added with weight `aux_weight` (Szegedy et al. 2015, arXiv:1409.4842, section 5).
 
     Raises:
         UsageError: a setting of the recipe is for segmentation.
@@ -138,7 +138,7 @@ def loss_function(recipe: Recipe) -> Loss:
             return map_loss(logits, targets, margin=recipe.map_margin)
         if mix is None:
             return cross_entropy(logits, targets)
-        # Not one loss of mixed one-hot targets, which is equal but needs N x classes of memory.
+        # One loss with mixed one-hot targets would be equal, but needs N x classes of memory.
         own = cross_entropy(logits, targets, reduction="none")
         other = cross_entropy(logits, mix.targets, reduction="none")
         return (mix.lam * own + (1 - mix.lam) * other).mean()
@@ -152,8 +152,8 @@ def loss_function(recipe: Recipe) -> Loss:
         if isinstance(outputs, Tensor):
             return head_loss(outputs, targets, mix)
         logits, *auxiliary = outputs
-        others = sum(head_loss(head, targets, mix) for head in auxiliary)
-        return head_loss(logits, targets, mix) + recipe.aux_weight * others
+        auxiliary_loss = sum(head_loss(head, targets, mix) for head in auxiliary)
+        return head_loss(logits, targets, mix) + recipe.aux_weight * auxiliary_loss
 
     return loss
 
@@ -161,10 +161,11 @@ def loss_function(recipe: Recipe) -> Loss:
 def map_loss(logits: Tensor, targets: Tensor, margin: float) -> Tensor:
     """Return the discriminative criterion of LeCun et al. (1998), Eq. 9, mean over the batch.
 
-    y(D) + log(exp(-j) + sum_i exp(-y(i))), with distances y = -logits and j = `margin`: the
-    true class is pulled closer, and others are pushed away until they are farther than j.
+    It is y(D) + log(exp(-j) + sum_i exp(-y(i))) for the true class D, with distances y = -logits
+    and j = `margin`: the true class is pulled closer, and the others are pushed away until they
+    are farther than j.
     """
-    # The paper's "rubbish" class, at a fixed distance: it bounds the push on the other classes.
+    # The paper's "rubbish" class has a fixed distance, which limits the push on other classes.
     rubbish = torch.full_like(logits[:, :1], -margin)
     own = logits.gather(1, targets[:, None]).squeeze(1)
     return (torch.cat([logits, rubbish], dim=1).logsumexp(1) - own).mean()

@@ -1,9 +1,9 @@
-"""Segmentation: precision-recall and ROC curves of pixels, and the calibration of confidences.
+"""Segmentation: precision-recall curves, ROC curves and calibration, over pixels.
 
-A split has too many pixels to sort, so all numbers come from histograms, which add up over
-batches and processes. The bins are of log-odds, not of probabilities: BINS equal steps between
--LIMIT and LIMIT separate 1e-6 from 2e-6, and 1 - 1e-6 from 1 - 2e-6, as well as 0.3 from 0.5. A
-step is 1 / 128, 0.8 % of the odds.
+A split has too many pixels to sort, so everything is computed from histograms, which add up over
+batches and processes. The curves bin log-odds, not probabilities: BINS equal steps between -LIMIT
+and LIMIT separate 1e-6 from 2e-6, and 1 - 1e-6 from 1 - 2e-6, as well as 0.3 from 0.5. A step of
+1 / 128 changes the odds by 0.8 %.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 BINS = 4096
-LIMIT = 16  # log-odds of 1 - 1.1e-7, the float32 nearest to 1
-GROUPS = 15  # bins of confidence, as in Guo et al. 2017, Table 1
+LIMIT = 16  # log-odds of 1 - 1.1e-7, about the largest float32 below 1
+CONFIDENCE_BINS = 15  # as in Guo et al. 2017, Table 1
 
 
 def _pixels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,20 +36,20 @@ def _pixels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     targets = center_crop(targets, logits)
     counted = targets != IGNORED
     logits = logits.movedim(1, -1)
-    if counted.all():  # the usual case: a reshape is many times faster than masking
+    if counted.all():  # usually true, and a reshape is many times faster than masking
         logits, targets = logits.reshape(-1, logits.shape[-1]), targets.flatten()
     else:
         logits, targets = logits[counted], targets[counted]
-    if logits.device.type == "mps":  # it has no float64
+    if logits.device.type == "mps":  # MPS has no float64
         logits, targets = logits.cpu(), targets.cpu()
     return logits.double(), targets
 
 
 def log_odds_bins(logits: Tensor) -> Tensor:
-    """Return the bins of each class's log-odds against all others, from logits … x classes.
+    """Return the bin of each class's log-odds against all others, for logits … x classes.
 
-    Log-odds are log(p / (1 - p)) with p the softmax, in float64. Bins are 0 to BINS - 1; the
-    outermost also hold everything beyond -LIMIT or LIMIT, and NaN is in the lowest.
+    The log-odds are log(p / (1 - p)), where p is the softmax, in float64. Bins are 0 to BINS - 1;
+    the first and last also hold everything beyond -LIMIT and LIMIT, and the first holds NaN.
     """
     logits = logits.double()
     if logits.shape[-1] == 2:  # the general case reduces to this, at a fraction of the cost
@@ -62,7 +62,7 @@ def log_odds_bins(logits: Tensor) -> Tensor:
 
 
 def _descending(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Return true and false positives at each threshold that has pixels, highest first."""
+    """Return the numbers of true and false positives at each occupied bin, highest bin first."""
     occupied = (positives + negatives).flip(0) > 0
     hits, alarms = (counts.flip(0)[occupied].cumsum(0) for counts in (positives, negatives))
     return hits.double(), alarms.double()
@@ -71,8 +71,8 @@ def _descending(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
 def precision_recall(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
     """Return precision and recall at each threshold, from the lowest to the highest, then (1, 0).
 
-    `positives` and `negatives` are histograms of scores, ascending. Without positives recall is
-    0. The same points as scikit-learn's `precision_recall_curve`.
+    `positives` and `negatives` are histograms of scores, ascending. Without positives, recall is
+    0. The points are those of scikit-learn's `precision_recall_curve`.
     """
     hits, alarms = _descending(positives, negatives)
     precision, recall = hits / (hits + alarms), hits / positives.sum().clamp(min=1)
@@ -81,7 +81,7 @@ def precision_recall(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tens
 
 
 def roc(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Return false and true positive rates: (0, 0), then at each threshold from the highest.
+    """Return false and true positive rates: (0, 0), then one pair per threshold from the highest.
 
     `positives` and `negatives` are histograms of scores, ascending. A rate is 0 if its histogram
     is empty.
@@ -94,16 +94,16 @@ def roc(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average_precision(positives: Tensor, negatives: Tensor) -> float:
-    """Return average precision, from 0 to 1: the sum of precision times step of recall.
+    """Return average precision, from 0 to 1: the sum of precision times increase in recall.
 
-    Without interpolation between thresholds, which would be too optimistic.
+    There is no interpolation between thresholds, which would be too optimistic.
     """
     precision, recall = precision_recall(positives, negatives)
     return float(-(recall.diff() * precision[:-1]).sum())
 
 
 def area_under_roc(positives: Tensor, negatives: Tensor) -> float:
-    """Return how often a positive scores higher than a negative, from 0 to 1; ties count half."""
+    """Return the probability that a positive scores higher than a negative; ties count half."""
     false, true = roc(positives, negatives)
     return float(torch.trapezoid(true, false))
 
@@ -111,7 +111,7 @@ def area_under_roc(positives: Tensor, negatives: Tensor) -> float:
 class Curves:
     """Average precision and area under the ROC curve of pixels, each class against all others.
 
-    `sums` are histograms of `log_odds_bins`, classes x BINS x 2: pixels of the class, and others.
+    `sums`, classes x BINS x 2, counts pixels by class, bin, and whether they are of another class.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -123,13 +123,13 @@ class Curves:
         logits, targets = _pixels(logits, targets)
         classes = torch.arange(self.num_classes, device=logits.device)
         others = targets[:, None] != classes
-        # All histograms in one count: each (class, bin, positive or negative) is a cell.
+        # Count all histograms at once: each (class, bin, positive or negative) is a cell.
         cells = (classes * BINS + log_odds_bins(logits)) * 2 + others
         found = torch.bincount(cells.flatten(), minlength=self.sums.numel())
         self.sums = self.sums.to(found.device) + found.view_as(self.sums)
 
     def compute(self) -> dict[str, float]:
-        """Return "ap" and "auc", means over the classes with both positives and negatives.
+        """Return "ap" and "auc", the means over classes that have both positives and negatives.
 
         Both are 0 if there is no such class.
         """
@@ -145,14 +145,14 @@ class Curves:
 class Calibration:
     """Expected calibration error of pixels (Guo et al. 2017, arXiv:1706.04599, Eq. 3 and 5).
 
-    Confidence is the highest probability; group m of 15 is ((m - 1) / 15, m / 15]. `sums` is
-    15 x 3: the pixels of each group, the sum of their confidences, and the correct ones. NaN is a
-    confidence of 0.
+    Confidence is the highest probability. Bin m of 15 is ((m - 1) / 15, m / 15]. `sums`, 15 x 3,
+    has the number of pixels in each bin, the sum of their confidences, and the number of correct
+    ones. NaN counts as confidence 0.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.sums: Tensor = torch.zeros(GROUPS, 3, dtype=torch.float64)
+        self.sums: Tensor = torch.zeros(CONFIDENCE_BINS, 3, dtype=torch.float64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
@@ -160,10 +160,13 @@ class Calibration:
         highest, predicted = logits.max(1)
         confidence = 1 / (logits - highest[:, None]).exp().sum(1)  # the softmax's maximum
         confidence, hits = confidence.nan_to_num(nan=0.0), (predicted == targets).double()
-        borders = torch.arange(1, GROUPS, dtype=torch.float64, device=logits.device) / GROUPS
-        group = torch.bucketize(confidence, borders)
+        borders = (
+            torch.arange(1, CONFIDENCE_BINS, dtype=torch.float64, device=logits.device)
+            / CONFIDENCE_BINS
+        )
+        bins = torch.bucketize(confidence, borders)
         columns = [
-            logits.new_zeros(GROUPS).index_add(0, group, values)
+            logits.new_zeros(CONFIDENCE_BINS).index_add(0, bins, values)
             for values in (torch.ones_like(hits), confidence, hits)
         ]
         self.sums = self.sums.to(logits.device) + torch.stack(columns, 1)
@@ -175,7 +178,7 @@ class Calibration:
 
 
 def reliability(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean confidence, accuracy and fraction of pixels of each group with pixels.
+    """Return the mean confidence, accuracy and fraction of pixels of each bin that has pixels.
 
     These are the points of a reliability diagram (Guo et al. 2017, Fig. 1), from the `sums` of
     `Calibration`.

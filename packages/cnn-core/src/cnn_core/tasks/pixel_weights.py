@@ -1,10 +1,10 @@
-"""Weights of pixels in the loss: O. Ronneberger et al. 2015, section 3, Eq. 2.
+"""Pixel weights for the loss (O. Ronneberger et al. 2015, section 3, Eq. 2).
 
     w(x) = w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2))
 
 w_c balances the classes. d_1 and d_2 are the distances of a background pixel (class 0) to the
-nearest and second nearest object: the weight is largest in the thin gaps between objects that
-almost touch. Such gaps are few pixels, and without weights the loss hardly notices if they close.
+nearest and second nearest object, so the weight is largest in thin gaps between objects. Such gaps
+are only a few pixels: without weights, closing them hardly changes the loss.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cnn_core.runs.recipe import Recipe
 
 __all__ = ["balance_weights", "border_weights", "pixel_weights"]
 
-REACH = 6  # sigmas: where d_1 + d_2 is larger, less than 2e-8 of w_0 is missing
+REACH = 6  # in sigmas; weights with a larger d_1 or d_2, below 2e-8 w_0, are set to 0
 
 
 def pixel_weights(
@@ -31,7 +31,7 @@ def pixel_weights(
     num_classes: int,
     progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
-    """Return the weights that a recipe gives to the pixels of masks, uint8 to float32, N H W."""
+    """Return the pixel weights of a recipe, float32 N H W, for masks, uint8 N H W."""
     weights = balance_weights(masks, num_classes) if recipe.balance else torch.ones(masks.shape)
     if recipe.border_weight:
         for number, mask in enumerate(masks):
@@ -42,19 +42,19 @@ def pixel_weights(
 
 
 def balance_weights(masks: Tensor, num_classes: int) -> Tensor:
-    """Return w_c: the pixels of each class have the same total weight; the mean weight is 1."""
+    """Return w_c: equal total weight for each class, mean 1, and 0 for ignored pixels."""
     counts = torch.bincount(masks.flatten(), minlength=IGNORED + 1)[:num_classes]
     present = int((counts > 0).sum())
-    of_class = torch.zeros(IGNORED + 1)
-    of_class[:num_classes] = counts.sum() / (present * counts.clamp(min=1))
-    return of_class[masks.long()]
+    class_weights = torch.zeros(IGNORED + 1)
+    class_weights[:num_classes] = counts.sum() / (present * counts.clamp(min=1))
+    return class_weights[masks.long()]
 
 
 def border_weights(mask: Tensor, sigma: float) -> Tensor:
     """Return exp(-(d_1 + d_2)^2 / (2 sigma^2)) at background pixels of a mask, uint8 H W, else 0.
 
-    Objects are the 4-connected components of each class but 0. With fewer than two objects all
-    weights are 0.
+    Objects are the 4-connected components of each foreground class. With fewer than two objects
+    all weights are 0.
     """
     first, second = nearest_distances(_objects(mask.numpy()), round(REACH * sigma))
     border = np.exp(-((first + second) ** 2) / (2 * sigma**2)) * (mask.numpy() == 0)
@@ -62,7 +62,7 @@ def border_weights(mask: Tensor, sigma: float) -> Tensor:
 
 
 def _objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """Number the objects from 1, class by class."""
+    """Return the number of each pixel's object, from 1, or 0 for background and ignored pixels."""
     from scipy.ndimage import label
 
     objects = np.zeros(mask.shape, np.int32)
@@ -73,12 +73,12 @@ def _objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
 
 
 def nearest_distances(objects: npt.NDArray[np.int32], reach: int) -> tuple[Any, Any]:
-    """Return distances to the nearest and second nearest object; infinite beyond `reach`."""
+    """Return the distances to the nearest and second nearest object; infinite beyond `reach`."""
     from scipy.ndimage import distance_transform_edt, find_objects
 
     first, second = np.full(objects.shape, np.inf), np.full(objects.shape, np.inf)
-    # Each object's distances within its reach only: over the whole image the time would grow with
-    # the number of objects times the number of pixels.
+    # Only compute distances near each object: over the whole image the time would grow with the
+    # number of objects times the number of pixels.
     for number, box in enumerate(find_objects(objects), 1):
         window = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in box)
         distance = distance_transform_edt(objects[window] != number)

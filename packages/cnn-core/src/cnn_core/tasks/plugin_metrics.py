@@ -1,4 +1,4 @@
-"""Metrics of plugins: one that fails is reported once and left out; the others go on."""
+"""Metrics of plugins: a metric that fails is reported once and left out; the others continue."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ __all__ = ["PluginMetric", "build", "fault_of"]
 
 
 def build(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric | None:
-    """Return a new metric, or None if a plugin's cannot be built, which is reported.
+    """Return a new metric; if a plugin's metric cannot be built, report that and return None.
 
-    A metric of cnn-core itself raises: that is a bug here, not somebody else's.
+    A failing metric of cnn-core itself raises its exception: that is a bug, not a plugin's fault.
     """
     if entry.plugin.distribution == "cnn-core":
-        return _made(name, entry, num_classes)
+        return _create(name, entry, num_classes)
     failed = functools.partial(_report, name, entry)
     with isolated(entry.plugin, f"metric {name}", failed=failed):
-        return PluginMetric(name, entry, _made(name, entry, num_classes))
+        return PluginMetric(name, entry, _create(name, entry, num_classes))
     return None
 
 
-def _made(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric:
+def _create(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric:
     metric: Metric = registry.resolve(entry)(num_classes)
     if not hasattr(metric, "sums"):
         raise PluginError(
             f"metric '{name}' ({entry.plugin.origin}) has no tensor `sums`",
-            "keep the metric's state in it, to be saved and added up over processes",
+            "keep the metric's state in `sums`: it is saved, and added up over processes",
         )
     return metric
 
 
 def fault_of(name: str, entry: Entry[MetricSpec]) -> str:
     """Return the reason why a metric was left out, or an empty string."""
-    found = [fault for fault in entry.plugin.faults if fault.where == _where(name)]
+    found = [fault for fault in entry.plugin.faults if fault.where == _stage(name)]
     return entry.plugin.report(found[0]) if found else ""
 
 
-def _where(name: str) -> str:
+def _stage(name: str) -> str:
     return f"metric {name}, left out"
 
 
 def _report(name: str, entry: Entry[MetricSpec], error: BaseException) -> None:
-    if is_out_of_memory(error):  # no fault of the metric: fewer images at once may fit
+    if is_out_of_memory(error):  # not the metric's fault: smaller batches may fit
         raise error
     if not fault_of(name, entry):
         cause = error.message if isinstance(error, PluginError) else error
-        entry.plugin.add_fault(_where(name), cause, again=True)
+        entry.plugin.add_fault(_stage(name), cause, again=True)
 
 
 class PluginMetric:
-    """A plugin's metric, which stops at its first failure and then computes nothing.
+    """A plugin's metric, switched off after its first failure.
 
-    Its sums stay. Every process adds up the same list of tensors: one that dropped a metric
-    would leave the others waiting, or shift all the sums behind it.
+    Its sums are kept: all processes add up the same list of tensors, and if one process dropped a
+    metric, the others would wait for it, or add up tensors of different metrics.
     """
 
     def __init__(self, name: str, entry: Entry[MetricSpec], metric: Metric) -> None:
@@ -83,19 +83,19 @@ class PluginMetric:
         self._metric.sums = sums
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: logits N x classes, targets N."""
+        """Add a batch, unless the metric has failed."""
         self._try(lambda: self._metric.update(logits, targets))
 
     def compute(self) -> float | dict[str, float]:
-        """Return the metric, or several by name; an empty dict if it failed."""
-        numbers: dict[str, float] = self._try(lambda: _numbers(self._metric.compute())) or {}
-        return numbers.get("", numbers)
+        """Return the metric, or several by name, or an empty dict if the metric has failed."""
+        values: dict[str, float] = self._try(lambda: _by_name(self._metric.compute())) or {}
+        return values.get("", values)
 
-    def _try(self, act: Callable[[], Any]) -> Any:
+    def _try(self, action: Callable[[], Any]) -> Any:
         if self._failed:
             return None
         with isolated(self._entry.plugin, f"metric {self._name}", failed=self._fail):
-            return act()
+            return action()
         return None
 
     def _fail(self, error: BaseException) -> None:
@@ -103,8 +103,8 @@ class PluginMetric:
         self._failed = True
 
 
-def _numbers(found: Any) -> dict[str, float]:
-    """Return the results of a metric by name; a single number gets the name ""."""
-    if isinstance(found, Mapping):
-        return {str(name): float(number) for name, number in found.items()}
-    return {"": float(found)}
+def _by_name(result: Any) -> dict[str, float]:
+    """Return the values of a metric by name; a single number gets the name ""."""
+    if isinstance(result, Mapping):
+        return {str(name): float(number) for name, number in result.items()}
+    return {"": float(result)}

@@ -1,13 +1,14 @@
-"""Segmentation: region overlap, over all pixels of a split and image by image.
+"""Segmentation: overlap of regions, over all pixels of a split or per image.
 
-Targets are uint8, N H W; pixels of 255 are ignored. With TP, FP and FN the true positive, false
-positive and false negative pixels of a class: IoU = TP / (TP + FP + FN) (Everingham et al. 2010,
-section 4.2), Dice = 2 TP / (2 TP + FP + FN), precision = TP / (TP + FP), recall = TP / (TP + FN).
-A class that is in neither targets nor predictions is left out of means; an empty mean is 0.
+Targets are uint8, N H W; pixels with value 255 are ignored. TP, FP and FN are the numbers of true
+positive, false positive and false negative pixels of a class. IoU = TP / (TP + FP + FN)
+(Everingham et al. 2010, section 4.2), Dice = 2 TP / (2 TP + FP + FN), precision = TP / (TP + FP),
+recall = TP / (TP + FN). Classes that are in neither targets nor predictions are left out of means;
+the mean over no classes is 0.
 
-Over pixels, an image with a large object outweighs many with small ones. `PerImage` gives each
-image the same weight, so it shows failures on small objects that pixel metrics hide. The two
-cannot be computed from each other.
+Over pixels, one image with a large object outweighs many with small ones. `PerImage` gives each
+image the same weight, so it reveals failures on small objects that pixel metrics hide. Neither
+metric can be computed from the other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["Means", "Overlap", "PerImage", "Regions", "image_scores"]
 
 
 class Overlap(NamedTuple):
-    """Overlap ratios of each class, from 0 to 1; 0 for classes that are not `present`."""
+    """Overlap scores of each class, from 0 to 1; 0 for classes that are not `present`."""
 
     present: Tensor
     iou: Tensor
@@ -41,7 +42,7 @@ class Overlap(NamedTuple):
 
     @classmethod
     def of(cls, counts: Tensor) -> Overlap:
-        """Compute the ratios from a confusion matrix, classes x classes."""
+        """Return the scores for a confusion matrix, classes x classes."""
         counts = counts.cpu()  # some devices have no float64
         both = counts.diagonal().double()
         predicted, targets = counts.sum(0), counts.sum(1)
@@ -54,17 +55,17 @@ class Overlap(NamedTuple):
             recall=both / targets.clamp(min=1),
         )
 
-    def mean(self, ratios: Tensor) -> float:
+    def mean(self, scores: Tensor) -> float:
         """Return the mean over the classes that are present."""
-        return float(ratios.sum() / self.present.sum().clamp(min=1))
+        return float(scores.sum() / self.present.sum().clamp(min=1))
 
     def ious(self) -> dict[str, float]:
-        """Return "iou_0", "iou_1", … of the classes that are present, and no key for others."""
+        """Return the IoU of each present class by name: "iou_0", "iou_1", …"""
         return {f"iou_{k}": float(self.iou[k]) for k in self.present.nonzero().flatten().tolist()}
 
 
 def image_scores(predicted: Tensor, target: Tensor, num_classes: int) -> dict[str, float]:
-    """Return "pixel_accuracy", "miou", "dice" and "iou_k" of one image, from masks, H x W."""
+    """Return "pixel_accuracy", "miou", "dice" and "iou_k" for the masks of one image, H x W."""
     counts = confusion_matrix(predicted, target, num_classes)
     overlap = Overlap.of(counts)
     return {
@@ -76,7 +77,7 @@ def image_scores(predicted: Tensor, target: Tensor, num_classes: int) -> dict[st
 
 
 class Regions(Confusion):
-    """Dice, precision and recall, means over the classes that are present; IoU of each class.
+    """Mean Dice, precision and recall over the present classes, and the IoU of each class.
 
     A class that is never predicted has precision 0; one that is in no target has recall 0.
     """
@@ -93,10 +94,10 @@ class Regions(Confusion):
 
 
 class Means:
-    """Means of scores of single images: `sums` are the scores' totals by `names`, then a count.
+    """Means of scores of single images. `sums` has the total of each score, then their number.
 
-    In float64: unlike counts of pixels, these scores are fractions. Adding them in another order
-    can change the last bits of a mean, and no more.
+    Subclasses set `names`, the names of the scores. Sums are float64, since scores are fractions,
+    unlike counts of pixels. Their order can change the last bits of a mean, but no more.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -109,18 +110,18 @@ class Means:
         """Add a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
         logits = two_class_logits(logits)
         targets = center_crop(targets, logits)
-        # One by one: means over images need each image's own score, not the batch's counts.
+        # Image by image: a mean over images needs the score of each one.
         for mask, target in zip(predicted_classes(logits), targets, strict=True):
             for scores in self.scores(mask, target):
                 row = [*(scores[name] for name in self.names), 1.0]
                 self.sums = self.sums.cpu() + torch.tensor(row, dtype=torch.float64)
 
     def scores(self, predicted: Tensor, target: Tensor) -> Iterable[Mapping[str, float]]:
-        """Return the scores of one image, from masks, H x W: none, one set, or several."""
+        """Return the sets of scores of one image, none or more, from masks, H x W."""
         raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
-        """Return the mean of each score over all batches so far; 0 without any."""
+        """Return the mean of each score over all batches so far, or 0 if there are no scores."""
         *totals, count = self.sums.tolist()
         return {
             name: total / max(count, 1.0) for name, total in zip(self.names, totals, strict=True)
@@ -128,7 +129,7 @@ class Means:
 
 
 class PerImage(Means):
-    """Means over images of each image's own mIoU and Dice (Csurka et al. 2013, section 3).
+    """The means over images of the mIoU and Dice of each image (Csurka et al. 2013, section 3).
 
     An image with only ignored pixels is left out.
     """
@@ -136,7 +137,7 @@ class PerImage(Means):
     names: ClassVar[tuple[str, ...]] = ("image_miou", "image_dice")
 
     def scores(self, predicted: Tensor, target: Tensor) -> Iterable[Mapping[str, float]]:
-        """Return the mIoU and Dice of the image."""
+        """Yield the mIoU and Dice of the image, unless all its pixels are ignored."""
         if (target != IGNORED).any():
             found = image_scores(predicted, target, self.num_classes)
             yield {"image_miou": found["miou"], "image_dice": found["dice"]}

@@ -1,4 +1,4 @@
-"""The conformance kit: checks that every plugin must pass; third parties can run them too.
+"""The conformance kit: checks that every plugin must pass, including third-party plugins.
 
     from cnn_core.testing import parametrize_with_checks
 

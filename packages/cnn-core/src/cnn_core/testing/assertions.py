@@ -1,4 +1,4 @@
-"""Assertions for the checks."""
+"""Assertions for the conformance checks."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 __all__ = ["require", "require_close"]
 
 
-def require(holds: object, message: str) -> None:
-    """Raise AssertionError unless `holds` is true; unlike `assert`, also under `python -O`."""
-    if not holds:
+def require(condition: object, message: str) -> None:
+    """Raise AssertionError unless `condition` is true, even under `python -O`."""
+    if not condition:
         raise AssertionError(message)
 
 
 def require_close(found: Tensor, expected: Tensor, name: str, tolerance: float = 1e-4) -> None:
-    """Raise AssertionError unless two tensors agree.
+    """Raise AssertionError if two tensors differ by more than `tolerance`.
 
-    `tolerance` is relative to the largest expected value, since logits of different networks
-    differ by orders of magnitude.
+    `tolerance` is relative to the largest absolute expected value, since the logits of different
+    networks differ by orders of magnitude.
     """
     scale = max(expected.abs().max().item(), 1e-12)
     error = (found - expected).abs().max().item() / scale

@@ -1,4 +1,4 @@
-"""The objects under test, and the facts about them that several checks need."""
+"""The objects that the checks test, with the data about them that several checks need."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ S = TypeVar("S", bound=Spec)
 
 @dataclass(frozen=True)
 class Offer(Generic[S]):
-    """One thing that an installed plugin offers: a model, a dataset, a view, and so on."""
+    """Something that an installed plugin offers: a model, a dataset, a view, and so on."""
 
     entry: registry.Entry[S]
 
     @property
     def spec(self) -> S:
-        """The spec with which the plugin describes it."""
+        """The plugin's spec of the model, dataset, view, …"""
         return self.entry.spec
 
     def on_import(self, code: str) -> str:
-        """Import the plugin in a new process, then run `code`; return everything it printed.
+        """Import the plugin in a new process, then run `code`; return the process's output.
 
-        A new process, because in this one the plugin and all it imports are loaded already.
+        In this process the plugin, and everything it imports, is already loaded.
         """
         script = f"import sys, os\nbefore = set(os.listdir())\nimport {self.entry.plugin.target}\n"
         done = subprocess.run(
@@ -55,29 +55,29 @@ class Case(Offer[ModelSpec]):
 
     @property
     def segments(self) -> bool:
-        """Whether the model classifies pixels rather than images."""
+        """Whether the model is for segmentation."""
         return self.spec.task == "segmentation"
 
     def build(self, **options: Any) -> nn.Module:
-        """Return the model, initialised with seed 0; the caller's random state is unchanged."""
+        """Return a new model, initialised with seed 0; the random state of torch is restored."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return create_model(self.entry.qualified, **options)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model in eval mode, shared by all checks that do not change it."""
+        """The model in eval mode, shared by the checks that do not modify it."""
         return self.build().eval()
 
     def images(self, count: int = 2, size: int | None = None, channels: int = 0) -> Tensor:
-        """Return random images, N C H W, the same every time; `size` defaults to the smallest."""
+        """Return random but fixed images, N C H W; `size` defaults to the smallest."""
         size = size or self.spec.min_size
         generator = torch.Generator().manual_seed(0)
         shape = (count, channels or self.spec.input[0], size, size)
         return torch.randn(shape, generator=generator)
 
     def training_size(self, model: nn.Module) -> int:
-        """Return the smallest size the model can be trained on: `min_size`, or else the paper's.
+        """Return an image size that training mode accepts: `min_size` or else the paper's size.
 
         Auxiliary classifiers, for example, may need larger images in training mode.
         """
@@ -90,7 +90,7 @@ class Case(Offer[ModelSpec]):
 
     @cached_property
     def traced(self) -> Trace:
-        """The stages of the model, traced on the meta device at the paper's size."""
+        """The trace of the model's stages at the paper's image size."""
         return trace(self.build, self.spec.stages, self.spec.input)
 
     def module_doc(self) -> str:
@@ -99,12 +99,12 @@ class Case(Offer[ModelSpec]):
         return module.__doc__ or ""
 
     def paper_table(self) -> str:
-        """Return the table of that docstring, or an empty string."""
+        """Return the table in that docstring, or an empty string."""
         return paper_table(self.module_doc())
 
 
 def cases_of(distribution: str) -> list[Case]:
-    """Return the models of an installed distribution, given by its name or its plugin's name.
+    """Return the models of an installed distribution; a plugin's name is accepted, too.
 
     Raises:
         UsageError: the distribution offers no model.
@@ -119,7 +119,7 @@ def cases_of(distribution: str) -> list[Case]:
 
 
 def offered(catalogue: registry.Catalogue[S], distribution: str) -> Iterator[registry.Entry[S]]:
-    """Yield the entries of one catalogue that belong to a distribution or plugin."""
+    """Yield a catalogue's entries that belong to a distribution or plugin of that name."""
     for _, entry in catalogue:
         if distribution in (entry.plugin.distribution, entry.plugin.name):
             yield entry

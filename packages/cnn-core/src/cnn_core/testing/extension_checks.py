@@ -1,7 +1,7 @@
-"""Checks of everything but models: plugins, datasets, views, commands, observers of training.
+"""Checks of everything except models: plugins, datasets, views, commands, training observers.
 
-Each check takes an `Extension` and raises AssertionError if what its name states does not hold. It
-raises `unittest.SkipTest` where it cannot run, for example because a dataset's files are missing.
+Each check takes an `Extension` and raises AssertionError if it fails. It raises
+`unittest.SkipTest` if it cannot run, for example because a dataset's files are missing.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ DATA = {"classification": "cnn-core/digits", "segmentation": "cnn-core/digit_sce
 
 @dataclass(frozen=True)
 class PluginAsSpec(Spec):
-    """Stands for a whole plugin, which has no spec of its own."""
+    """A placeholder spec for a whole plugin, which has none of its own."""
 
     kind: ClassVar[str] = "plugin"
 
     def __post_init__(self) -> None:
-        """Accept any name: plugins are named more freely than models."""
+        """Skip the validation of names: plugins may have names that models may not."""
 
 
 @dataclass(frozen=True)
 class ObserverAsSpec(PluginAsSpec):
-    """Stands for the training hooks of a plugin, which have no spec either."""
+    """A placeholder spec for a plugin's training hooks, which have none of their own."""
 
     kind: ClassVar[str] = "observer"
 
@@ -78,7 +78,7 @@ class Extension(Offer[Any]):
 def extensions_of(
     distribution: str, data_dir: str | os.PathLike[str] | None = None
 ) -> Iterator[Extension]:
-    """Yield all that a distribution offers except models; it may be given by a plugin's name."""
+    """Yield everything except models that a distribution, or the plugin of that name, offers."""
     catalogues: tuple[registry.Catalogue[Any], ...] = (
         registry.datasets(),
         registry.views(),
@@ -92,7 +92,7 @@ def extensions_of(
     for entry in found:
         yield Extension(entry, data_dir)
     offering = {id(entry.plugin) for entry in (*found, *offered(registry.models(), distribution))}
-    # Plugins come last: by then the checks above may have recorded further faults.
+    # Plugins come last, because the checks before them may record further faults.
     for plugin in plugins_of(distribution):
         if id(plugin) in offering or plugin.status != "ok":
             yield Extension(registry.Entry(PluginAsSpec(name=plugin.name), plugin))
@@ -107,7 +107,7 @@ def plugins_of(distribution: str) -> list[Plugin]:
 
 
 def check_plugin_has_no_fault(extension: Extension) -> None:
-    """The plugin loads, its hooks work, and it changes no global state."""
+    """The plugin has no recorded fault: it loads, and its hooks work."""
     plugin = extension.entry.plugin
     if plugin.blocked:
         raise SkipTest(f"is blocked: {plugin.blocked}")
@@ -120,33 +120,33 @@ def check_plugin_has_no_fault(extension: Extension) -> None:
 
 
 def check_dataset_is_sound(extension: Extension) -> None:
-    """Every sample can be read and matches the spec, as `cnnzoo verify-data` checks."""
+    """`cnnzoo verify-data` finds no fault: every sample can be read and matches the spec."""
     faults = _read(extension, lambda name: verify(name, data_dir=extension.data_dir))
     require(not faults, "; ".join(faults[:3]))
 
 
-def check_a_spawned_process_reads_the_same(extension: Extension) -> None:
+def check_new_process_reads_the_same_samples(extension: Extension) -> None:
     """A newly started process reads the same samples.
 
-    Workers of a DataLoader and of torchrun start like that: they share the installed packages with
-    this process, but no state.
+    Processes of torchrun, and spawned DataLoader workers, share the installed packages with this
+    process, but no state.
     """
-    here = _read(extension, lambda name: digest(name, extension.data_dir))
-    where = None if extension.data_dir is None else str(extension.data_dir)
-    code = f"from {__name__} import digest; print(digest({_name(extension)!r}, {where!r}))"
+    expected = _read(extension, lambda name: digest(name, extension.data_dir))
+    data_dir = None if extension.data_dir is None else str(extension.data_dir)
+    code = f"from {__name__} import digest; print(digest({_name(extension)!r}, {data_dir!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # The last word only: the dataset may print while it loads.
-    require(done.stdout.split()[-1:] == [here], "another process reads other samples")
+    # Compare only the last word: the dataset may print while it loads.
+    require(done.stdout.split()[-1:] == [expected], "another process reads other samples")
 
 
 def digest(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-    """Return a hash of a dataset: its classes, counts and files, and the images in memory."""
+    """Return a hash of a dataset: its classes, counts and file names, and images in memory."""
     dataset = load_dataset(name, data_dir=data_dir)
-    found = hashlib.sha256(dataset.fingerprint().encode())
+    result = hashlib.sha256(dataset.fingerprint().encode())
     for split in dataset.splits.values():
         if isinstance(split, Split):
-            found.update(split.images.numpy().tobytes())
-    return found.hexdigest()
+            result.update(split.images.numpy().tobytes())
+    return result.hexdigest()
 
 
 def _read(extension: Extension, read: Callable[[str], Any]) -> Any:
@@ -167,23 +167,23 @@ def _name(extension: Extension) -> str:
 
 
 def check_view_draws_the_same_figure_twice(extension: Extension) -> None:
-    """The view draws a run of a small network, and draws it the same way again."""
+    """Drawing the view of a small network's run twice gives the same figure."""
     first, second, _ = _draw_twice(_name(extension), extension.spec.tasks[0])
     require(first == second, "the second drawing differs from the first")
 
 
 def check_view_changes_nothing(extension: Extension) -> None:
-    """The view changes no weight, mode, hook or file, and not the random state."""
+    """The view changes neither the model, nor the run's files, nor the random state."""
     changed = _draw_twice(_name(extension), extension.spec.tasks[0])[2]
     require(not changed, f"changes {', '.join(changed)}")
 
 
 @functools.cache
 def _draw_twice(name: str, task: str) -> tuple[bytes, bytes, list[str]]:
-    """Return two drawings as SVG, and the names of what changed meanwhile.
+    """Return two drawings as SVG, and the names of the states that they changed.
 
-    The model is compared with its state before the first drawing, files and random state with
-    theirs after it: the first drawing may run the model and cache its predictions.
+    The model must not change during either drawing. The files and the random state must not change
+    during the second one: the first may run the model and cache its predictions.
     """
     render, inputs = _viz("drawing.render"), _view_inputs(task)
     try:
@@ -198,7 +198,7 @@ def _draw_twice(name: str, task: str) -> tuple[bytes, bytes, list[str]]:
 
 
 def _model_state(inputs: Any) -> dict[str, Any]:
-    """Return the state of the model that a view may not change, by name."""
+    """Return, by name, the parts of the model's state that a view must not change."""
     model, modules = inputs.model, [*inputs.model.modules()]
     return {
         "weights": [value.tolist() for value in model.state_dict().values()],
@@ -210,7 +210,7 @@ def _model_state(inputs: Any) -> dict[str, Any]:
 
 
 def _surrounding_state(inputs: Any) -> dict[str, Any]:
-    """Return the files of the run and the random state, by name."""
+    """Return the contents of the run's files and the random state, by name."""
     files = sorted(path for path in inputs.run.path.rglob("*") if path.is_file())
     return {
         "files of the run": [(str(path), path.read_bytes()) for path in files],
@@ -221,7 +221,7 @@ def _surrounding_state(inputs: Any) -> dict[str, Any]:
 def _viz(name: str) -> Any:
     """Return a module of cnn-viz, which draws views; skip the check if it is not installed.
 
-    Imported by name: cnn-core must work, and be checked, without cnn-viz.
+    The module is imported by name, because cnn-core and its checks must work without cnn-viz.
     """
     if util.find_spec("cnn_viz") is None:
         raise SkipTest("cnn-viz, which draws views, is not installed")
@@ -230,12 +230,14 @@ def _viz(name: str) -> Any:
 
 @functools.cache
 def _view_inputs(task: str) -> Any:
-    """Train the smallest installed network for an epoch; the run serves all views."""
+    """Train the smallest installed network for an epoch; return the inputs of all views."""
     inputs = _viz("results.inputs").ViewInputs
     run = train(
         _smallest(task),
         DATA[task],
-        out=Path(mkdtemp(dir=_scratch().name), task),  # a new folder, should an earlier try fail
+        out=Path(
+            mkdtemp(dir=_scratch().name), task
+        ),  # a new folder, in case an earlier attempt failed
         epochs=1,
         progress=False,
         device="cpu",
@@ -245,20 +247,20 @@ def _view_inputs(task: str) -> Any:
 
 @functools.cache
 def _scratch() -> TemporaryDirectory[str]:
-    """Return a folder that is deleted when the process ends."""
+    """Return a temporary folder that is deleted when the process ends."""
     return TemporaryDirectory(prefix="cnnzoo-check-")
 
 
-def _smallest(task: str, *, but: str = "") -> str:
-    """Return the installed model of a task with the fewest parameters, not of the plugin `but`.
+def _smallest(task: str, *, exclude: str = "") -> str:
+    """Return the smallest installed model for a task, except those of the plugin `exclude`.
 
-    A model with a default recipe for the data is preferred, since its settings are known to train.
+    Models with a default recipe for the data are preferred, since they are known to train well.
     """
     data = canonical_name(registry.datasets(), DATA[task])
     candidates = [
         (not _has_default(name, data), entry.spec.params, name)
         for name, entry in registry.models()
-        if entry.spec.task == task and entry.plugin.name != but
+        if entry.spec.task == task and entry.plugin.name != exclude
     ]
     if not candidates:
         raise SkipTest(f"no model for {task} is installed: pip install cnn-arch-lenet")
@@ -275,42 +277,45 @@ def _has_default(model: str, data: str) -> bool:
 # Commands
 
 
-def check_command_explains_itself(extension: Extension) -> None:
+def check_command_has_help(extension: Extension) -> None:
     """The command has a help text, and rejects an unknown option with exit code 2."""
     import click
     from click.testing import CliRunner
 
     command = registry.resolve(extension.entry)
     require(isinstance(command, click.Command), f"{extension.spec.target} is not a click.Command")
-    helped = CliRunner().invoke(command, ["--help"])
-    require(helped.exit_code == 0, f"--help ends with {helped.exit_code}")
+    help_result = CliRunner().invoke(command, ["--help"])
+    require(help_result.exit_code == 0, f"--help exits with {help_result.exit_code}")
     require(command.help, "has no help text: write a docstring for its function")
-    refused = CliRunner().invoke(command, ["--no-such-option"])
-    require(refused.exit_code == 2, f"an unknown option ends with {refused.exit_code}, expected 2")
+    bad_option_result = CliRunner().invoke(command, ["--no-such-option"])
+    require(
+        bad_option_result.exit_code == 2,
+        f"an unknown option exits with {bad_option_result.exit_code}, expected 2",
+    )
 
 
 # Observers of training
 
 
-def check_training_is_the_same_without_it(extension: Extension) -> None:
-    """A short training reports no fault of the plugin, and ends with the same weights without it.
+def check_training_is_the_same_without_observer(extension: Extension) -> None:
+    """A short run reports no fault of the plugin, and gives the same weights as without it.
 
-    Both trainings run in processes of their own: a plugin cannot be unloaded from this one.
+    Both runs have their own processes, since a plugin cannot be unloaded from this one.
     """
     name = extension.entry.plugin.name
-    model = _smallest("classification", but=name)
+    model = _smallest("classification", exclude=name)
     with TemporaryDirectory(prefix="cnnzoo-check-") as folder:
         with_it = _trained_weights(model, name, Path(folder, "with"))
         without = _trained_weights(model, name, Path(folder, "without"), "--no-plugin", name)
         same = all(torch.equal(value, without[key]) for key, value in with_it.items())
-        require(same, "the weights differ from those of a training without it")
+        require(same, "the weights differ from those of a run without it")
 
 
 def _trained_weights(model: str, plugin: str, out: Path, *options: str) -> dict[str, torch.Tensor]:
     """Train for an epoch with `cnnzoo OPTIONS train`; return the weights.
 
     Raises:
-        AssertionError: the training fails, or its output mentions the plugin.
+        AssertionError: the run fails, or reports a fault of the plugin.
     """
     command = [sys.executable, "-m", "cnn_core", *options, "train", model]
     command += ["--data", DATA["classification"], "--epochs", "1", "--device", "cpu"]
@@ -329,8 +334,8 @@ EXTENSION_CHECKS: dict[str, tuple[Callable[[Extension], None], ...]] = {
         check_import_prints_and_writes_nothing,
         check_requirement_of_core_is_pinned,
     ),
-    "dataset": (check_dataset_is_sound, check_a_spawned_process_reads_the_same),
+    "dataset": (check_dataset_is_sound, check_new_process_reads_the_same_samples),
     "view": (check_view_draws_the_same_figure_twice, check_view_changes_nothing),
-    "command": (check_command_explains_itself,),
-    "observer": (check_training_is_the_same_without_it,),
+    "command": (check_command_has_help,),
+    "observer": (check_training_is_the_same_without_observer,),
 }

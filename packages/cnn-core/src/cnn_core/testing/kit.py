@@ -1,4 +1,4 @@
-"""Run the checks, under pytest or as a generator of results."""
+"""Run the checks, in pytest or as a generator of results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLOW: tuple[Check, ...] = (
     network_checks.check_compiles_as_one_graph,
     network_checks.check_overfits_one_batch,
 )
-# In the order of definition. The package's own checks come first: they are the cheapest, and a
+# In the order of definition. Checks of the package come first: they are the cheapest, and a
 # network that cannot even be imported fails there with the clearest message.
 CHECKS: tuple[Check, ...] = tuple(
     check
@@ -44,8 +44,8 @@ class Result:
     """The outcome of one check, and the reason for it.
 
     `kind` is "model", "plugin", "dataset", "view", "command" or "observer". `outcome` is "passed",
-    "failed", "expected" (it fails, as the spec's `expected_failures` announces) or "skipped" (it
-    cannot run here, for example because files are missing).
+    "failed", "expected" (it failed and is in the spec's `expected_failures`) or "skipped" (it
+    could not run, for example because files are missing).
     """
 
     kind: str
@@ -64,18 +64,19 @@ def run_checks(
 ) -> Iterator[Result]:
     """Check everything that an installed distribution offers; yield a result for each check.
 
-    `slow` adds export, compilation and training. `data_dir` holds the files of its datasets.
+    `slow` adds checks of export, compilation and training. Datasets are read from `data_dir`.
     `progress` is called with the number of finished checks and the total. A check named in
     `ModelSpec.expected_failures` must fail: if it passes, its outcome is "failed".
 
     Raises:
         UsageError: the distribution offers nothing that can be checked, or is blocked.
-        PluginError: it requires cnn-core but has no entry point in the group "cnnzoo".
+        PluginError: the distribution requires cnn-core but has no entry point in the group
+            "cnnzoo".
     """
     offers = _offers_of(distribution, data_dir)
     done, total = 0, sum(len(_checks_of(offer, slow)) for offer in offers)
     while offers:
-        offer = offers.pop(0)  # popped, not iterated over: a Case holds its model in memory
+        offer = offers.pop(0)  # popped, not iterated over, to free the model that a Case holds
         for check in _checks_of(offer, slow):
             yield _run(offer, check)
             done += 1
@@ -86,8 +87,8 @@ def run_checks(
 def _offers_of(
     distribution: str, data_dir: str | os.PathLike[str] | None = None
 ) -> list[Offer[Any]]:
-    """Return everything a distribution offers, models first, and its plugins, broken or not."""
-    registry.catalogues()  # calls every hook, so that failures are on record as plugin faults
+    """Return everything a distribution offers, models first; see `extensions_of`."""
+    registry.catalogues()  # calls every hook, which records failures as plugin faults
     mine = plugins_of(distribution)
     if mine and all(plugin.blocked for plugin in mine):
         raise UsageError(f"'{distribution}' is blocked: {mine[0].blocked}", "cnnzoo plugins")
@@ -97,7 +98,7 @@ def _offers_of(
     found: list[Offer[Any]] = [*models, *extensions_of(distribution, data_dir)]
     if not found:
         raise UsageError(
-            f"'{distribution}' offers no model, dataset, view or command, and observes nothing",
+            f"'{distribution}' offers no model, dataset, view, command or training observer",
             "cnnzoo plugins",
         )
     return found
@@ -112,30 +113,32 @@ def _checks_of(offer: Offer[Any], slow: bool) -> tuple[Callable[[Any], None], ..
 
 
 def _expected_failures(offer: Offer[Any]) -> Mapping[str, str]:
-    """Return the checks that are expected to fail, with the reason for each."""
+    """Return the names of checks that are expected to fail, with the reason for each."""
     return getattr(offer.spec, "expected_failures", {})
 
 
 def _run(offer: Offer[Any], check: Callable[[Any], None]) -> Result:
     name = check.__name__
-    excuse = _expected_failures(offer).get(name)
+    expected_reason = _expected_failures(offer).get(name)
     outcome, reason = "passed", ""
     try:
         check(offer)
     except SkipTest as skipped:
         outcome, reason = "skipped", str(skipped)
     except Exception as error:
-        outcome, reason = ("expected", excuse) if excuse else ("failed", describe(error))
+        outcome, reason = (
+            ("expected", expected_reason) if expected_reason else ("failed", describe(error))
+        )
     else:
-        if excuse:
-            outcome, reason = "failed", f"passes, but was expected to fail: {excuse}"
+        if expected_reason:
+            outcome, reason = "failed", f"passes, but was expected to fail: {expected_reason}"
     return Result(offer.spec.kind, offer.spec.name, name, outcome, reason)
 
 
 def parametrize_with_checks(distribution: str, *, slow: bool = False) -> Any:
-    """Return a pytest decorator that calls the test with every pair (check, case).
+    """Return a pytest decorator that runs the test for every pair (check, case).
 
-    With `slow`, these are the slow checks, which only models have; otherwise, all other checks.
+    With `slow`, only the slow checks, which only models have; otherwise, all other checks.
 
     Raises:
         UsageError: the distribution offers nothing that can be checked.

@@ -1,8 +1,7 @@
-"""Checks of the network itself: shapes, numerics, and, among the slow ones, learning.
+"""Checks of the network itself: shapes, numerics, and slow checks such as learning.
 
-Each check takes a `Case`, states in its name what must hold, and raises AssertionError if it does
-not. They run, and are reported, in the order of this file: shapes come first, since a wrong
-shape explains most of the failures after it.
+Each check takes a `Case` and raises AssertionError if it fails. Checks run in the order of this
+file. Shapes come first, since a wrong shape explains most later failures.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ def _shape(case: Case, size: int) -> tuple[int, ...]:
         return tuple(model(image).shape)
 
 
-def check_output_at_the_papers_size(case: Case) -> None:
-    """The output is N classes, or N classes h w for a network that segments."""
+def check_output_shape_at_the_papers_size(case: Case) -> None:
+    """The output has shape N classes, or N classes h w for segmentation."""
     shape = _shape(case, case.spec.input[1])
     expected = 4 if case.segments else 2
     require(len(shape) == expected and shape[:2] == (2, case.spec.num_classes), f"gives {shape}")
 
 
-def check_output_at_the_smallest_size(case: Case) -> None:
-    """Images of the smallest size work."""
+def check_output_shape_at_the_smallest_size(case: Case) -> None:
+    """Images of the smallest size give an output for every class."""
     shape = _shape(case, case.spec.min_size)
     require(shape[:2] == (2, case.spec.num_classes), f"gives {shape}")
 
 
-def check_other_sizes_work_or_say_why_not(case: Case) -> None:
-    """Unusual sizes either work, or raise an error that names a size that does."""
+def check_other_sizes_work_or_raise_a_clear_error(case: Case) -> None:
+    """Sizes a little above the smallest work, or raise a UsageError that contains a number."""
     for size in (case.spec.min_size + 1, case.spec.min_size + 7):
         try:
             shape = _shape(case, size)
@@ -61,8 +60,8 @@ def check_other_sizes_work_or_say_why_not(case: Case) -> None:
             require(shape[0] == 2, f"gives {shape} at {size}")
 
 
-def check_below_the_smallest_size_the_error_names_it(case: Case) -> None:
-    """An image that is too small raises an error that names the smallest size."""
+def check_images_too_small_raise_an_error_with_the_smallest_size(case: Case) -> None:
+    """An image that is too small raises a UsageError that names the smallest size."""
     if case.spec.min_size == 1:
         return
     try:
@@ -75,7 +74,7 @@ def check_below_the_smallest_size_the_error_names_it(case: Case) -> None:
 
 
 def check_classes_and_channels_are_honoured(case: Case) -> None:
-    """The network takes any number of classes and of input channels."""
+    """The network supports any number of classes and of input channels."""
     for classes, channels in ((2, 1), (37, 3), (5, 4)):
         with torch.device("meta"):
             model = case.build(num_classes=classes, in_channels=channels).eval()
@@ -85,8 +84,8 @@ def check_classes_and_channels_are_honoured(case: Case) -> None:
         require(shape[1] == classes, f"{classes} classes give {tuple(shape)}")
 
 
-def check_bad_values_are_refused_with_the_value(case: Case) -> None:
-    """Zero or fewer classes or channels raise an error that quotes the value."""
+def check_invalid_values_raise_errors_that_quote_them(case: Case) -> None:
+    """Zero or a negative number of classes or channels raises an error that quotes the value."""
     for name in ("num_classes", "in_channels"):
         for value in (0, -3):
             try:
@@ -98,7 +97,7 @@ def check_bad_values_are_refused_with_the_value(case: Case) -> None:
 
 
 def check_the_last_layer_can_be_replaced(case: Case) -> None:
-    """`reset_classifier` changes the number of classes and leaves the features alone."""
+    """`reset_classifier` changes the number of classes but not the shape of the features."""
     if case.segments:
         return
     with torch.device("meta"):
@@ -110,16 +109,16 @@ def check_the_last_layer_can_be_replaced(case: Case) -> None:
         before = model.forward_features(image).shape
         model.reset_classifier(7)
         require(model(image).shape == (2, 7), "reset_classifier(7) has no effect")
-        require(model.forward_features(image).shape == before, "its features changed")
+        require(model.forward_features(image).shape == before, "the shape of the features changed")
 
 
 # Numerics
 
 
 def check_builds_on_the_meta_device(case: Case) -> None:
-    """Under `torch.device("meta")` the network allocates nothing: no tensor has another device.
+    """Built under `torch.device("meta")`, all of the network's tensors are on the meta device.
 
-    `cnnzoo show` builds it there, and so do most of these checks.
+    `cnnzoo show` and many of these checks rely on that.
     """
     with torch.device("meta"):
         model = case.build()
@@ -127,7 +126,7 @@ def check_builds_on_the_meta_device(case: Case) -> None:
     require(not real, f"{', '.join(real[:3])} is not on the meta device")
 
 
-def check_the_seed_decides_the_weights(case: Case) -> None:
+def check_seed_determines_the_weights(case: Case) -> None:
     """The same seed gives the same weights."""
     again = case.build().state_dict()
     same = all(torch.equal(t, again[name]) for name, t in case.model.state_dict().items())
@@ -136,7 +135,7 @@ def check_the_seed_decides_the_weights(case: Case) -> None:
 
 @torch.no_grad()
 def check_activations_are_in_range_at_initialisation(case: Case) -> None:
-    """No stage of an untrained network returns NaN, infinity, or values that have vanished."""
+    """No stage of an untrained network returns NaN, infinity, or only vanishing values."""
     for stage, output in features(case.model, case.images(), case.spec.stages).items():
         require(torch.isfinite(output).all(), f"stage {stage} is not finite")
         largest = output.abs().max().item()
@@ -145,11 +144,11 @@ def check_activations_are_in_range_at_initialisation(case: Case) -> None:
 
 @torch.no_grad()
 def check_images_do_not_influence_each_other(case: Case) -> None:
-    """In eval mode an image has the same output alone and in a batch."""
+    """In eval mode an image gives the same output alone and in a batch."""
     images = case.images(3)
-    together = case.model(images)
+    in_batch = case.model(images)
     alone = torch.cat([case.model(image[None]) for image in images])
-    require_close(alone, together, "an image's output alone")
+    require_close(alone, in_batch, "the output of an image alone")
 
 
 def check_gradient_reaches_every_parameter(case: Case) -> None:
@@ -160,13 +159,13 @@ def check_gradient_reaches_every_parameter(case: Case) -> None:
     generator = torch.Generator().manual_seed(1)
     loss = sum((torch.randn(o.shape, generator=generator) * o).sum() for o in outputs)
     loss.backward()
-    left = [name for name, p in model.named_parameters() if p.grad is None]
-    require(not left, f"{', '.join(left[:3])} gets no gradient")
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    require(not missing, f"{', '.join(missing[:3])} gets no gradient")
 
 
 @torch.no_grad()
 def check_state_survives_safetensors(case: Case) -> None:
-    """The state dict survives safetensors: loaded strictly, it gives the same output."""
+    """Saved with safetensors and loaded strictly, the state dict gives the same output."""
     from safetensors.torch import load, save
 
     state = {name: t.contiguous() for name, t in case.model.state_dict().items()}
@@ -179,7 +178,7 @@ def check_state_survives_safetensors(case: Case) -> None:
 
 
 @torch.no_grad()
-def check_copies_and_pickles(case: Case) -> None:
+def check_copies_and_pickles_give_the_same_output(case: Case) -> None:
     """A `copy.deepcopy` and an unpickled copy of the network give the same output."""
     expected = case.model(case.images())
     for other in (copy.deepcopy(case.model), pickle.loads(pickle.dumps(case.model))):
@@ -187,7 +186,7 @@ def check_copies_and_pickles(case: Case) -> None:
 
 
 @torch.no_grad()
-def check_channels_last_gives_the_same(case: Case) -> None:
+def check_channels_last_gives_the_same_output(case: Case) -> None:
     """The output does not depend on the memory format."""
     model = copy.deepcopy(case.model).to(memory_format=torch.channels_last)
     found = model(case.images().to(memory_format=torch.channels_last))
@@ -196,7 +195,7 @@ def check_channels_last_gives_the_same(case: Case) -> None:
 
 @torch.no_grad()
 def check_double_precision_works(case: Case) -> None:
-    """In float64 the network returns float64, and the same values."""
+    """In float64 the network returns float64, and about the same values."""
     found = copy.deepcopy(case.model).double()(case.images().double())
     require(found.dtype == torch.float64, f"gives {found.dtype}")
     require_close(found.float(), case.model(case.images()), "the output in float64", 1e-2)
@@ -211,7 +210,7 @@ def check_autocast_to_bfloat16_is_finite(case: Case) -> None:
 
 
 def check_grad_cam_at_its_stage(case: Case) -> None:
-    """Grad-CAM works at `cam_stage`: the stage has maps, and the heat map is finite."""
+    """Grad-CAM works at `cam_stage`: the stage returns feature maps, and the map is finite."""
     kept: list[Tensor] = []
     stage = case.model.get_submodule(case.spec.cam_stage)
     handle = stage.register_forward_hook(lambda *args: kept.append(args[2]))
@@ -219,7 +218,7 @@ def check_grad_cam_at_its_stage(case: Case) -> None:
         outputs = case.model(case.images())
     finally:
         handle.remove()
-    require(kept and kept[0].ndim == 4, f"stage {case.spec.cam_stage} has no maps")
+    require(kept and kept[0].ndim == 4, f"stage {case.spec.cam_stage} returns no feature maps")
     (gradient,) = torch.autograd.grad(outputs.amax(1).sum(), kept[0])
     heat = (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1, keepdim=True)
     size = case.images().shape[2:]
@@ -228,28 +227,34 @@ def check_grad_cam_at_its_stage(case: Case) -> None:
     require(torch.isfinite(heat).all(), "the map is not finite")
 
 
-def check_grad_cam_has_enough_places(case: Case) -> None:
-    """`cam_stage` has maps of at least 4x4 at the paper's size, if any stage has.
+def check_grad_cam_maps_are_large_enough(case: Case) -> None:
+    """`cam_stage` has maps of at least 4x4 at the paper's size, if any stage has such maps.
 
-    Smaller maps give a heat map that is one blot.
+    Smaller ones give a heat map that is a single blob.
     """
     maps = {s.name: s.output[1:] for s in case.traced.stages if len(s.output) == 3}
     large = [name for name, size in maps.items() if min(size) >= 4]
     size = "x".join(map(str, maps.get(case.spec.cam_stage, ())))
-    fine = case.spec.cam_stage in large or not large
-    require(fine, f"stage {case.spec.cam_stage} has maps of {size}; {large[-1:]} has 4x4 or more")
+    large_enough = case.spec.cam_stage in large or not large
+    require(
+        large_enough,
+        f"stage {case.spec.cam_stage} has maps of {size}; {large[-1:]} has 4x4 or more",
+    )
 
 
-def check_key_maps_lead_there_and_back(case: Case) -> None:
-    """Each key maps to one name in the other library, and that name maps back to it."""
+def check_key_maps_are_invertible(case: Case) -> None:
+    """Each key maps to a different key in the other library, which maps back to it."""
     if not case.spec.key_maps:
         return
     with torch.device("meta"):
         keys = list(case.build().state_dict())
     for naming, keymap in registry.resolve(case.entry, "key_maps")(case.spec.name).items():
         theirs = [keymap.theirs(key) for key in keys]
-        require(len(set(theirs)) == len(keys), f"{naming}: two keys get one name")
-        require([keymap.ours(key) for key in theirs] == keys, f"{naming}: keys do not come back")
+        require(len(set(theirs)) == len(keys), f"{naming}: two keys map to the same key")
+        require(
+            [keymap.ours(key) for key in theirs] == keys,
+            f"{naming}: keys do not map back to themselves",
+        )
 
 
 # Slow
@@ -274,24 +279,24 @@ def check_compiles_as_one_graph(case: Case) -> None:
 
 
 def check_overfits_one_batch(case: Case) -> None:
-    """The network can memorise four images: the loss falls to a tenth, at one of three rates.
+    """The network can memorise four images: the loss falls to 10 % at one of three learning rates.
 
-    Three rates, since no single one suits every architecture.
+    No single learning rate suits every architecture.
     """
-    left = 1.0
+    lowest = 1.0
     for lr in (1e-3, 3e-4, 1e-4):
-        left = min(left, _remaining_loss(case, lr))
-        if left < 0.1:
+        lowest = min(lowest, _remaining_loss(case, lr))
+        if lowest < 0.1:
             return
-    raise AssertionError(f"the loss falls only to {left:.2g} of its first value")
+    raise AssertionError(f"the loss falls only to {lowest:.2g} of its first value")
 
 
 def _remaining_loss(case: Case, lr: float) -> float:
-    """Train on one batch, at most 120 steps; return the last loss as a fraction of the first."""
+    """Train on one batch for at most 120 steps; return the last loss divided by the first."""
     model = case.build().train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # noise would keep the loss from falling to a tenth
+            module.p = 0.0  # its noise could keep the loss from falling to a tenth
     images = case.images(4, case.training_size(model))
     first = last = math.inf
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
@@ -312,7 +317,7 @@ def _remaining_loss(case: Case, lr: float) -> float:
 
 
 def _targets(case: Case, logits: Tensor) -> Tensor:
-    """Return a class for each image, random, or for each pixel, whether its logits are large.
+    """Return a random class per image or, for segmentation, whether a pixel's logits are large.
 
     Random classes for every pixel would take far more than 120 steps to memorise.
     """

@@ -1,7 +1,6 @@
 """Checks of a model's package: its plugin, its documentation, and the claims of its spec.
 
-Each check takes a `Case` (or any `Offer`), states in its name what must hold, and raises
-AssertionError if it does not.
+Each check takes a `Case`, or any `Offer`, and raises AssertionError if it fails.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ __all__: list[str] = []
 
 
 def check_plugin_module_is_light(case: Offer[Any]) -> None:
-    """Importing the plugin imports nothing slow, such as torch: every command imports it."""
+    """Importing the plugin, as every command does, imports nothing slow, such as torch."""
     code = f"print([name for name in {HEAVY!r} if name in sys.modules])"
     found = case.on_import(code).strip()
     require(found == "[]", f"importing {case.entry.plugin.target} imports {found}")
 
 
 def check_import_prints_and_writes_nothing(case: Offer[Any]) -> None:
-    """Importing the plugin prints nothing and leaves no file behind."""
+    """Importing the plugin prints nothing and creates no file, except in __pycache__."""
     found = case.on_import("print(sorted(set(os.listdir()) - before))").strip()
     require(found in ("[]", "['__pycache__']"), f"on import: {found}")
 
 
 def check_import_leaves_random_state(case: Case) -> None:
-    """Importing the module of the network draws no random number."""
+    """Importing the module of the network does not change torch's random state."""
     before = torch.random.get_rng_state()
     registry.resolve(case.entry)
     unchanged = torch.equal(before, torch.random.get_rng_state())
@@ -45,36 +44,36 @@ def check_import_leaves_random_state(case: Case) -> None:
 
 
 def check_requirement_of_core_is_pinned(case: Offer[Any]) -> None:
-    """The distribution requires a version of cnn-core: the loader checks it before the import."""
+    """The distribution's requirement of cnn-core has a version, which the loader checks."""
     entry = case.entry.plugin.entry
     requirements = (entry.dist.requires if entry is not None and entry.dist else None) or []
     pinned = [r for r in requirements if re.match(r"cnn-core\s*[~=<>]", r)]
     require(pinned, f"requires {requirements}, expected cnn-core with a version: cnn-core~=0.1")
 
 
-def check_name_of_package_and_target(case: Case) -> None:
+def check_target_is_callable(case: Case) -> None:
     """The target of the spec resolves to a callable."""
-    require(callable(registry.resolve(case.entry)), f"{case.spec.target} cannot be called")
+    require(callable(registry.resolve(case.entry)), f"{case.spec.target} is not callable")
 
 
 # The documentation
 
 
 def check_docstring_cites_the_paper(case: Case) -> None:
-    """The docstring of the network's file names the paper's first author and year."""
+    """The docstring of the network's module names the paper's first author and year."""
     author = re.split(r",| and | et al", case.spec.paper.authors)[0].split()[-1]
     for part in (author, str(case.spec.paper.year)):
         require(part in case.module_doc(), f"the file's docstring does not mention {part!r}")
 
 
 def check_docstring_has_the_table(case: Case) -> None:
-    """The docstring of the network's file contains the paper's table, indented, with sizes."""
+    """The docstring of the network's module contains the paper's table, with numbers."""
     table = [line for line in case.paper_table().splitlines() if re.search(r"\d", line)]
     require(len(table) >= 3, f"the table in the docstring has {len(table)} lines with numbers")
 
 
 def check_table_has_the_sizes_of_the_maps(case: Case) -> None:
-    """The table gives the size of every stage's maps, as 28x28, and the network has that size."""
+    """The table contains the size of every stage's feature maps, such as 28x28."""
     # Tables also write "28 x 28 x 192" or "28 x  28".
     sizes = set(re.findall(r"\d+x\d+", re.sub(r"(?<=\d) +x +(?=\d)", "x", case.paper_table())))
     for stage in case.traced.stages:
@@ -84,7 +83,7 @@ def check_table_has_the_sizes_of_the_maps(case: Case) -> None:
 
 
 def check_departures_are_written_down(case: Case) -> None:
-    """The docstring lists the departures from the paper, or says that there are none."""
+    """The docstring of the network's module mentions departures from the paper."""
     require("departures" in case.module_doc().lower(), "the docstring has no 'Departures'")
 
 
@@ -99,15 +98,15 @@ def check_recipes_are_sound(case: Case) -> None:
 
 
 def _own_recipes(model: registry.Entry[ModelSpec]) -> list[registry.Entry[RecipeSpec]]:
-    """Return the recipes for a model that its own distribution provides."""
+    """Return the recipes for a model that come from the model's own distribution."""
     own = model.plugin.distribution
     return [recipe for recipe in recipes_of(model) if recipe.plugin.distribution == own]
 
 
 def check_a_recipe_is_measured(case: Case) -> None:
-    """A recipe of the model's family has a measured result: mean and std of three seeds or more.
+    """A recipe of the model's family has a claim, a result measured with at least three seeds.
 
-    One recipe per family is enough: not everybody can train its largest network.
+    One recipe per family is enough, since not everybody can train its largest network.
     """
     family = [
         entry
@@ -125,12 +124,12 @@ def check_a_recipe_is_measured(case: Case) -> None:
 
 
 def check_parameters_are_as_claimed(case: Case) -> None:
-    """The network has as many trainable parameters as the spec claims."""
+    """The network's number of trainable parameters is the spec's."""
     require(case.traced.params == case.spec.params, f"{case.traced.params:,} parameters")
 
 
 def check_macs_are_as_claimed(case: Case) -> None:
-    """The network needs as many multiply-accumulates at the paper's size as the spec claims."""
+    """The network's number of multiply-accumulates at the paper's size is the spec's."""
     require(case.traced.macs == case.spec.macs, f"{case.traced.macs:,} MACs")
 
 
@@ -145,5 +144,5 @@ def check_stages_run_in_order(case: Case) -> None:
         )
     with torch.no_grad():
         model(image)
-    first = list(dict.fromkeys(order))  # a module that is shared may run several times
+    first = list(dict.fromkeys(order))  # a shared module may run several times
     require(first == list(case.spec.stages), f"the stages run as {first}")

@@ -155,7 +155,7 @@ def _target(
 def _random_pictures(weights: Weights, count: int) -> Tensor:
     """Return images of noise, uint8 N C h w, as the network's preprocessing takes them."""
     expected = weights.preprocessing
-    size = expected.size if expected.tiled else expected.target
+    size = expected.size if expected.tiled else expected.resize_to
     generator = torch.Generator().manual_seed(count)
     shape = (count, weights.in_channels, *size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

@@ -112,7 +112,7 @@ def _predict(trained: Trained, part: Split | Files) -> Predictions:
         from cnn_core.data.streaming import decode_to_memory
 
         # The images are returned as one tensor, so they need one size.
-        part = decode_to_memory(part, weights.preprocessing.target)
+        part = decode_to_memory(part, weights.preprocessing.resize_to)
     size = eval_batch_size(weights.preprocessing)
     with torch.inference_mode():
         found = batches(part, weights.preprocessing, size, device=trained.device)

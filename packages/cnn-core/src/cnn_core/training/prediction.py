@@ -151,7 +151,7 @@ def _whole_images(trained: Trained) -> Callable[[Tensor], Tensor]:
 
 def _own_size(logits: Tensor, image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Return logits, 1 classes h w, without padding and at the size of an image, C H W."""
-    height, width = preprocessing.target
+    height, width = preprocessing.resize_to
     if not preprocessing.tiled and logits.shape[-2:] != (height, width):
         top, left = (logits.shape[-2] - height) // 2, (logits.shape[-1] - width) // 2
         logits = logits[..., top : top + height, left : left + width]

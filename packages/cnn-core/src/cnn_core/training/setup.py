@@ -256,9 +256,9 @@ def _decoded(recipe: Recipe, dataset: Dataset, geometry: Preprocessing, shown: b
                 bad=bad,
                 progress=progress,
             )
-        if bad.found:
-            names = "; ".join(map(printable, bad.found[:5]))
-            print(f"left out {len(bad.found)} samples: {names}", file=sys.stderr)
+        if bad.messages:
+            names = "; ".join(map(printable, bad.messages[:5]))
+            print(f"left out {len(bad.messages)} samples: {names}", file=sys.stderr)
     weighed = recipe.balance or recipe.border_weight
     return _weighed(recipe, dataset, geometry, shown) if weighed else dataset
 

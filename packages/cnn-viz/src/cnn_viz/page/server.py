@@ -87,7 +87,7 @@ class _Handlers:
 
     def __init__(self, view_inputs: ViewInputs) -> None:
         weights = view_inputs.weights
-        height, width = weights.preprocessing.target
+        height, width = weights.preprocessing.resize_to
         blank = torch.zeros(1, weights.in_channels, height, width, device=view_inputs.device)
         self.view_inputs, self.weights = view_inputs, weights
         self.stages = cam_stages(view_inputs.model, registry.get_spec(weights.model), blank)

@@ -39,7 +39,7 @@ class ViewInputs(Trained):
         """
         split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
         if registry.get_spec(self.run.recipe.model).task == "segmentation":
-            height, width = preprocessing.target
+            height, width = preprocessing.resize_to
             selected = list(
                 range(min(max(MAX_BATCH_PIXELS // (height * width), 1), BATCH_SIZE, len(split)))
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cnn_core.errors import UsageError
 from cnn_core.tasks.curves import (
-    GROUPS,
+    CONFIDENCE_BINS,
     area_under_roc,
     average_precision,
     precision_recall,
@@ -86,7 +86,7 @@ def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
         10.5,
         4.7,
         f"Calibration of pixels: {run.recipe.model} on {run.recipe.data}",
-        f"{_pixels(int(sums[:, 0].sum()))} of the test split in {GROUPS} bins of confidence "
+        f"{_pixels(int(sums[:, 0].sum()))} of the test split in {CONFIDENCE_BINS} bins of confidence "
         "(the highest probability). ECE is the mean gap, weighted by pixels (Guo et al. 2017).\n"
         "Below the diagonal the network is overconfident.",
     )
@@ -104,9 +104,9 @@ def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
 def _histogram(ax: Axes, sums: Tensor) -> None:
     """Draw the share of pixels in each bin, with lines at the mean confidence and the accuracy."""
     count, confidence, hits = (float(x) for x in sums.sum(0))
-    edges = np.arange(GROUPS) / GROUPS
+    edges = np.arange(CONFIDENCE_BINS) / CONFIDENCE_BINS
     fractions = np.asarray(sums[:, 0]) / count
-    ax.bar(edges, 100 * fractions, width=0.92 / GROUPS, align="edge", color=style.BLUE)
+    ax.bar(edges, 100 * fractions, width=0.92 / CONFIDENCE_BINS, align="edge", color=style.BLUE)
     for value, name, colour in (
         (confidence / count, "mean confidence", style.ORANGE),
         (hits / count, "accuracy", style.INK),

@@ -1,1 +1,1 @@
-"""Download, verify and unpack. Imports errors, files and text."""
+"""Download, verify and unpack the files of datasets."""

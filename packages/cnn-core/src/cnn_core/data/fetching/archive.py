@@ -1,7 +1,8 @@
-"""Unpack archives: plain files and folders inside the target folder, or nothing at all.
+"""Unpack archives safely: only files and folders, only inside the target, all or nothing.
 
-An archive that one operating system could not hold, or would hold differently, is refused on all.
-`tarfile` and `zipfile` unpack; the rules here are checked before they write an entry.
+An archive that some operating system could not store, or would store differently, is rejected on
+every system. `tarfile` and `zipfile` do the unpacking; this module checks its rules before each
+entry is written.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ SUFFIXES = (*TAR_MODES, ".zip")
 
 BLOCK = 1 << 16  # bytes read at a time
 MAX_PADDING = 1 << 20  # bytes of zeros after the end of a tar archive: tar pads to its block size
-MAX_DEPTH = 32  # folders within folders
+MAX_DEPTH = 32  # nested folders
 MAX_NAME = 255  # bytes of a file's name: the limit of every common file system
-MAX_PATH = 1024  # bytes of a path in the archive
+MAX_PATH = 1024  # bytes of a path in an archive
 
-# A name that Windows accepts, too: a colon makes a drive or a hidden stream there.
+# Names that Windows accepts, too: there, a colon marks a drive or an alternate data stream.
 PORTABLE = re.compile(r'[^\\:<>"|?*]*[^\\:<>"|?*. ]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\.|$)", re.I)
 
@@ -53,8 +54,9 @@ TAR_KINDS = {
 }
 ZIP_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: FOLDER, stat.S_IFLNK: "a symbolic link"}
 
-# The archive's fault; others, such as a disk that fails, are not. Libraries set no number.
-CORRUPT = (None, errno.EINVAL, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ)
+# Error numbers that an archive can cause; others mean, for example, a failing disk. Errors that
+# tarfile and zipfile raise themselves have none.
+ARCHIVE_ERRNOS = (None, errno.EINVAL, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 def extract(
@@ -67,12 +69,15 @@ def extract(
 ) -> None:
     """Unpack a .tar, .tar.gz, .tgz, .tar.xz, .tar.bz2 or .zip into a new folder: all or nothing.
 
-    Only files and folders are made, with the mode that the umask gives. `max_ratio` limits the
-    bytes written for each byte of the archive.
+    Only files and folders are created, with permissions from the umask. `max_ratio` limits the
+    unpacked bytes per byte of the archive.
 
     Raises:
-        DatasetCorruptError: names the archive, the entry, what was expected and what was found.
-        UsageError: the folder exists already, or the archive is of no known kind.
+        DatasetCorruptError: the archive is broken or breaks a rule; the message names the archive,
+            the entry, and the expected and the actual value.
+        DatasetMissingError: there is no such archive.
+        ResourceError: the disk is full.
+        UsageError: the folder already exists or has no parent, or the archive's suffix is unknown.
     """
     _check(archive, folder)
     rules = _Rules(archive, max_entries, max_bytes, max_ratio)
@@ -90,7 +95,7 @@ def stem(name: str) -> str:
     """Return the name of an archive without its suffix.
 
     Raises:
-        UsageError: it has no known suffix, or nothing but a suffix.
+        UsageError: the name has no known suffix, or consists only of a suffix.
     """
     whole = name[: len(name) - len(_suffix(name))]
     if whole == name or not whole.strip("."):
@@ -110,29 +115,29 @@ def _check(archive: Path, folder: Path) -> None:
     if os.path.lexists(folder):
         raise _exists(folder)
     if not folder.parent.is_dir():
-        raise UsageError(f"{folder}: expected a folder to put it in, found no {folder.parent}")
+        raise UsageError(f"cannot unpack into {folder}: found no folder {folder.parent}")
     if not hasattr(tarfile, "data_filter"):
         raise UsageError("Python 3.11.4 or newer is needed to unpack archives safely")
 
 
 def _exists(folder: Path) -> UsageError:
-    return UsageError(f"{folder}: expected nothing there, found a file or folder", "delete it")
+    return UsageError(f"{folder}: already exists", "delete it")
 
 
 class _Rules:
-    """The caps on an archive, and the entries that were admitted so far."""
+    """The limits on an archive, and the entries admitted so far."""
 
     def __init__(self, archive: Path, max_entries: int, max_bytes: int, max_ratio: int) -> None:
         self.archive = archive
         self.max_entries, self.max_bytes, self.max_ratio = max_entries, max_bytes, max_ratio
-        self.entry = ""  # the current one's name, for error messages
+        self.entry = ""  # the name of the current entry, for error messages
         self.entries = 0
         self.bytes = 0
-        self.seen: dict[str, tuple[str, str]] = {}  # by name without case: name, kind
+        self.seen: dict[str, tuple[str, str]] = {}  # from case-folded name to (name, kind)
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
-        """Turn any error that a library raises at a broken archive into DatasetCorruptError."""
+        """Turn any error that a library raises on a broken archive into DatasetCorruptError."""
         try:
             yield
         except OSError as error:
@@ -141,13 +146,13 @@ class _Rules:
                     f"{self.archive}: no space to unpack it",
                     "nothing was unpacked; free some space and try again",
                 ) from error
-            if error.errno not in CORRUPT:
+            if error.errno not in ARCHIVE_ERRNOS:
                 raise
-            self.refuse("a sound archive", _describe(error), error)
+            self.refuse("a valid archive", _describe(error), error)
         except DatasetCorruptError:
             raise
-        except Exception as error:  # fed with garbage, tarfile and zipfile raise anything
-            self.refuse("a sound archive", _describe(error), error)
+        except Exception as error:  # tarfile and zipfile can raise anything on garbage
+            self.refuse("a valid archive", _describe(error), error)
 
     def refuse(self, expected: str, found: str, cause: Exception | None = None) -> NoReturn:
         """Raise DatasetCorruptError for the current entry."""
@@ -158,13 +163,13 @@ class _Rules:
         ) from cause
 
     def admit(self, name: str, kind: str, size: int) -> None:
-        """Refuse an entry unless it is a file or folder, has a safe name and keeps the caps.
+        """Refuse an entry unless it is a file or folder, has a safe name and is within the limits.
 
-        Neither library writes more bytes than `size`, the number that the archive gives.
+        `size` is the size that the archive declares; neither library writes more bytes.
         """
         self.entry = name
         if fault := _name_fault(name, kind):
-            self.refuse("a relative path that every system can hold", fault)
+            self.refuse("a relative path that is valid on every system", fault)
         if kind not in (FILE, FOLDER):
             self.refuse("a file or a folder", kind)
         if size < 0 or (size and kind == FOLDER):
@@ -180,19 +185,19 @@ class _Rules:
             self.refuse(f"at most {self.max_ratio} bytes for each byte of the archive", "more")
 
     def _add_names(self, parts: list[str], kind: str) -> None:
-        """Refuse a name that is taken, differs in case only, or leads through a file."""
+        """Refuse a path that is taken, differs only in case, or has a file as a folder."""
         for depth in range(1, len(parts) + 1):
             name = "/".join(parts[:depth])
             wanted = kind if depth == len(parts) else FOLDER
-            key, known = _folded(name), (name, wanted)
+            key, known = _fold_case(name), (name, wanted)
             if key in self.seen and (self.seen[key] != known or wanted == FILE):
-                spelled, there = self.seen[key]
-                self.refuse(f"no other '{_short(name)}', in any case", f"{there} '{spelled}'")
+                other, other_kind = self.seen[key]
+                self.refuse(f"no other '{_short(name)}', in any case", f"{other_kind} '{other}'")
             self.seen[key] = known
 
 
 def _name_fault(name: str, kind: str) -> str:
-    """Return the reason why a name is no path on every system, or an empty string."""
+    """Return why a name is not a valid path on every system, or an empty string."""
     if name.startswith("/"):
         return "an absolute path"
     if printable(name) != name:
@@ -201,14 +206,14 @@ def _name_fault(name: str, kind: str) -> str:
         return f"more than {MAX_PATH:,} bytes"
     parts = _parts(name)
     if not name or (kind == FILE and (name.endswith("/") or not parts)):
-        return "no name of a file"
+        return "not a file name"
     if len(parts) > MAX_DEPTH:
-        return f"more than {MAX_DEPTH} folders within each other"
+        return f"more than {MAX_DEPTH} nested folders"
     return next((f"'{_short(part)}'" for part in parts if not _is_portable(part)), "")
 
 
 def _is_portable(part: str) -> bool:
-    """Whether every system can hold a file of this name; none can of '..', which ends in a dot."""
+    """Return whether every system allows this file name; '..' fails, as it ends in a dot."""
     fits = len(part.encode()) <= MAX_NAME and PORTABLE.fullmatch(part) is not None
     return fits and not RESERVED.match(part)
 
@@ -217,8 +222,8 @@ def _parts(name: str) -> list[str]:
     return [part for part in name.split("/") if part not in ("", ".")]
 
 
-def _folded(name: str) -> str:
-    """Return the form of a name that file systems which ignore case or composition compare."""
+def _fold_case(name: str) -> str:
+    """Return a name as compared by file systems that ignore case and Unicode composition."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
@@ -231,17 +236,17 @@ def _describe(error: Exception) -> str:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header that must be sound: tarfile takes a broken one for the end of the archive."""
+    """A tar header that must be valid: tarfile would take a broken one for the archive's end."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        """Read the next header; raise ReadError where it is broken, or the archive is cut."""
+        """Read the next header; raise ReadError if it is broken or the archive is truncated."""
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no end, or a broken header: {error}") from error
+            raise tarfile.ReadError(f"no end marker, or a broken header: {error}") from error
 
 
 def _unpack_tar(archive: Path, folder: Path, rules: _Rules) -> None:
@@ -256,25 +261,25 @@ def _unpack_tar(archive: Path, folder: Path, rules: _Rules) -> None:
 
 
 def _with_default_mode(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Check a member as tarfile's "data" filter does; its mode and times are not taken over."""
+    """Check a member with tarfile's "data" filter, and ignore its mode and times."""
     checked = tarfile.data_filter(member, folder)
     return checked.replace(mode=None, mtime=None, deep=False)  # type: ignore[arg-type]
 
 
 def _read_padding(file: IO[bytes]) -> None:
-    """Read on to the end, which checks the checksum of gzip and xz; only zeros may be there."""
+    """Read to the end, so that gzip and xz verify their checksums; only zeros may follow."""
     size = 0
     while block := file.read(BLOCK):
         size += len(block)
         if any(block) or size > MAX_PADDING:
-            raise tarfile.ReadError("something after its end")
+            raise tarfile.ReadError("data after its end")
 
 
 def _unpack_zip(archive: Path, folder: Path, rules: _Rules) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        for info in opened.infolist():
+    with zipfile.ZipFile(archive) as zip_file:
+        for info in zip_file.infolist():
             rules.admit(info.orig_filename, _zip_kind(info), info.file_size)
-            path = Path(opened.extract(info, folder))
+            path = Path(zip_file.extract(info, folder))
             if not info.is_dir() and path.stat().st_size != info.file_size:
                 rules.refuse(f"{info.file_size:,} bytes", f"{path.stat().st_size:,}")
 
@@ -282,7 +287,7 @@ def _unpack_zip(archive: Path, folder: Path, rules: _Rules) -> None:
 def _zip_kind(info: zipfile.ZipInfo) -> str:
     if info.flag_bits & 1:
         return "an encrypted file"
-    # The others unpack as much at once as the archive likes, before it can be counted.
+    # Other methods can decompress any amount in one call, before it could be counted.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"compression method {info.compress_type}, neither stored nor deflated"
     named = FOLDER if info.orig_filename.endswith("/") else FILE

@@ -1,4 +1,4 @@
-"""Where datasets are kept. No torch here."""
+"""The location of the cache for downloads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["cache_dir"]
 
 
 def cache_dir() -> Path:
-    """Return where downloads go: $CNNZOO_CACHE, else cnnzoo in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the cache folder: $CNNZOO_CACHE, else cnnzoo in $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("CNNZOO_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")

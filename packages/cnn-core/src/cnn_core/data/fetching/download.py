@@ -1,6 +1,7 @@
 """Download files from mirrors, and keep them only if their checksums match.
 
-An interrupted download continues where it stopped; of several processes one downloads.
+An interrupted download resumes where it stopped. If several processes need a file, only one of
+them downloads it.
 """
 
 from __future__ import annotations
@@ -29,22 +30,23 @@ from cnn_core.text import printable
 
 __all__ = ["Remote", "fetch", "fetch_and_extract"]
 
-TIMEOUT = 30  # seconds without a byte
+TIMEOUT = 30  # seconds without data
 BLOCK = 1 << 16  # bytes read and written at a time
-MAX_BYTES = 8 * 2**30  # of a file of unknown size
-PLAIN = re.compile(r"[^/\\:\0]+")  # a name, not a path
+MAX_BYTES = 8 * 2**30  # limit for a file of unknown size
+PLAIN_NAME = re.compile(r"[^/\\:\0]+")  # a name, not a path
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """The published files of a dataset: base addresses, and checksums by file name.
+    """The published files of a dataset: base URLs of mirrors, and checksums by file name.
 
-    Every file has an MD5 or a SHA-256; sizes are in bytes. All that are given are verified.
+    Every file needs an MD5 or a SHA-256. Sizes, in bytes, are optional. All given values are
+    verified.
 
     Raises:
-        SpecError: an address is not http or https, or a file has no checksum or no plain name.
+        SpecError: a mirror is not http or https, a file has no checksum, or its name is a path.
     """
 
     mirrors: Sequence[str]
@@ -57,7 +59,7 @@ class Remote:
             if urlsplit(mirror).scheme not in ("http", "https"):
                 raise SpecError(f"mirror '{printable(mirror)}': expected an http or https address")
         for name in {**self.md5, **self.sha256, **self.size}:
-            if not PLAIN.fullmatch(name) or name in (".", ".."):
+            if not PLAIN_NAME.fullmatch(name) or name in (".", ".."):
                 raise SpecError(f"file '{printable(name)}': expected a plain name, found a path")
             if name not in self.names:
                 raise SpecError(f"file '{name}': expected an MD5 or SHA-256, found neither")
@@ -68,7 +70,7 @@ class Remote:
         return tuple({**self.md5, **self.sha256})
 
     def fault(self, name: str, path: Path) -> str:
-        """Return how a file differs from the published `name`, or an empty string."""
+        """Return how a local file differs from the published file `name`, or an empty string."""
         size = path.stat().st_size
         if size != self.size.get(name, size):
             return f"{size:,} bytes, expected {self.size[name]:,}"
@@ -79,11 +81,11 @@ class Remote:
 
 
 class _UnusableError(Exception):
-    """A server's answer is useless; the bytes downloaded so far may still be right."""
+    """The response is unusable; the bytes downloaded so far may still be correct."""
 
 
-class _WrongError(Exception):
-    """The bytes are wrong; after a resumption the old ones may be at fault."""
+class _WrongBytesError(Exception):
+    """The bytes are wrong; if the download was resumed, the earlier bytes may be the cause."""
 
     def __init__(self, message: str, *, resumed: bool) -> None:
         super().__init__(message)
@@ -91,30 +93,33 @@ class _WrongError(Exception):
 
 
 def fetch(remote: Remote, root: Path) -> None:
-    """Download every missing file into `root`, from the first mirror that has it.
+    """Download every missing or wrong file into `root`, from the first mirror that works.
 
-    An incomplete file is NAME.part, which the next call completes.
+    An incomplete file is kept as NAME.part, which the next call resumes.
 
     Raises:
-        DatasetMissingError: no mirror gave a file with the right checksum; says why for each.
+        DatasetMissingError: no mirror has a file with the right checksum; the message gives the
+            reason for each mirror.
         ResourceError: the disk is full; the bytes downloaded so far are kept.
     """
     root.mkdir(parents=True, exist_ok=True)
     for name in remote.names:
-        if not _is_sound(remote, root / name):
+        if not _is_valid(remote, root / name):
             with _locked(root, name):
                 _fetch_one(remote, root / name)
 
 
 def fetch_and_extract(remote: Remote, name: str, root: Path) -> Path:
-    """Download the archive `name` and unpack it, if not done already; return its folder.
+    """Download the archive `name` and unpack it, unless its folder exists; return the folder.
 
     The folder is in `root` and has the archive's name without the suffix.
 
     Raises:
-        UnknownNameError, UsageError: the remote has no such file, or it is no archive.
+        UnknownNameError: the remote has no such file.
+        UsageError: the file is not an archive.
         DatasetCorruptError: the archive has an entry that is unsafe or broken.
-        DatasetMissingError, ResourceError: as `fetch`.
+        DatasetMissingError: as `fetch`.
+        ResourceError: as `fetch`.
     """
     if name not in remote.names:
         raise UnknownNameError("file", name, remote.names)
@@ -122,7 +127,7 @@ def fetch_and_extract(remote: Remote, name: str, root: Path) -> Path:
     if not folder.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root, name):
-            # Whoever unpacked here before was killed: it would still hold the lock.
+            # Leftovers are from a process that was killed: a live one would hold the lock.
             sweep(root, f".{glob.escape(folder.name)}.[0-9]*.tmp")
             if not folder.is_dir():
                 _fetch_one(remote, root / name)
@@ -132,10 +137,10 @@ def fetch_and_extract(remote: Remote, name: str, root: Path) -> Path:
 
 def _fetch_one(remote: Remote, path: Path) -> None:
     """Download one file; the caller holds its lock."""
-    if _is_sound(remote, path):  # another process was faster
+    if _is_valid(remote, path):  # another process was faster
         return
     part = path.with_name(f"{path.name}.part")
-    with _disk_full_reported(part), _Progress(path.name) as progress:
+    with _reporting_full_disk(part), _Progress(path.name) as progress:
         if not part.is_file() or remote.fault(path.name, part):
             _try_mirrors(remote, path.name, part, progress)
         with part.open("rb+") as file:
@@ -152,7 +157,7 @@ def _try_mirrors(remote: Remote, name: str, part: Path, progress: _Progress) -> 
             return
         except _UnusableError as error:
             reasons.append(f"{address}: {error}")
-        except _WrongError as error:
+        except _WrongBytesError as error:
             part.unlink(missing_ok=True)
             reasons.append(f"{address}: {error}")
     raise DatasetMissingError(
@@ -162,10 +167,10 @@ def _try_mirrors(remote: Remote, name: str, part: Path, progress: _Progress) -> 
 
 
 def _complete(remote: Remote, name: str, address: str, part: Path, progress: _Progress) -> None:
-    """Download the rest of `part`; where the result is wrong, download everything again."""
+    """Download the rest of `part`; if the result is wrong, download everything again."""
     try:
         _download(remote, name, address, part, progress, _size(part))
-    except _WrongError as error:
+    except _WrongBytesError as error:
         if not error.resumed:
             raise
         _download(remote, name, address, part, progress, 0)
@@ -174,22 +179,22 @@ def _complete(remote: Remote, name: str, address: str, part: Path, progress: _Pr
 def _download(
     remote: Remote, name: str, address: str, part: Path, progress: _Progress, start: int
 ) -> None:
-    """Download from byte `start` on, or from 0 where the server ignores ranges."""
+    """Download from byte `start` on, or from 0 if the server ignores ranges."""
     limit = remote.size.get(name, MAX_BYTES)
     if start and start >= limit:
-        raise _WrongError("nothing is left to download", resumed=True)
-    with _open(address, start) as answer:
-        start, total = _span(answer, start)
+        raise _WrongBytesError("nothing is left to download", resumed=True)
+    with _open(address, start) as response:
+        start, total = _span(response, start)
         if total is not None and (total > limit or total != remote.size.get(name, total)):
             raise _UnusableError(f"{total:,} bytes, expected {_expected(remote, name)}")
         advance = progress.begin(address, start, total or remote.size.get(name))
-        reached = _save(answer, part, start, limit + 1, advance)
+        reached = _save(response, part, start, limit + 1, advance)
     if total is not None and reached < total:
         raise _UnusableError(f"the connection ended after {reached:,} of {total:,} bytes")
     if reached > limit:
-        raise _WrongError(f"more than {limit:,} bytes", resumed=start > 0)
+        raise _WrongBytesError(f"more than {limit:,} bytes", resumed=start > 0)
     if fault := remote.fault(name, part):
-        raise _WrongError(fault, resumed=start > 0)
+        raise _WrongBytesError(fault, resumed=start > 0)
 
 
 def _expected(remote: Remote, name: str) -> str:
@@ -198,7 +203,7 @@ def _expected(remote: Remote, name: str) -> str:
 
 
 def _open(address: str, start: int) -> http.client.HTTPResponse:
-    """Ask for a file from byte `start` on, over http or https only, redirected or not."""
+    """Request a file from byte `start` on; redirects, too, may use only http or https."""
     headers = {"User-Agent": "cnnzoo", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -208,7 +213,7 @@ def _open(address: str, start: int) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-            raise _WrongError(str(error), resumed=True) from error
+            raise _WrongBytesError(str(error), resumed=True) from error
         raise _UnusableError(str(error)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _UnusableError(str(error) or type(error).__name__) from error
@@ -216,7 +221,7 @@ def _open(address: str, start: int) -> http.client.HTTPResponse:
 
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener without the handlers of file:, ftp: and data: addresses."""
+    """Return an opener that cannot open file:, ftp: and data: URLs."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -231,41 +236,41 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _span(answer: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
+def _span(response: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
     """Return the position of the first byte sent, and the size of the whole file if known."""
-    if answer.status == http.HTTPStatus.OK:
-        return 0, answer.length
-    found = answer.headers.get("Content-Range", "")
+    if response.status == http.HTTPStatus.OK:
+        return 0, response.length
+    found = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", found.strip())
-    if answer.status != http.HTTPStatus.PARTIAL_CONTENT or not start:
-        raise _UnusableError(f"HTTP status {answer.status}, expected 200")
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT or not start:
+        raise _UnusableError(f"HTTP status {response.status}, expected 200")
     if match is None or int(match[1]) != start:
-        found = f"Content-Range '{printable(found)}', expected bytes {start}-"
-        raise _WrongError(found, resumed=True)
+        message = f"Content-Range '{printable(found)}', expected bytes {start}-"
+        raise _WrongBytesError(message, resumed=True)
     return start, None if match[3] == "*" else int(match[3])
 
 
 def _save(
-    answer: http.client.HTTPResponse, part: Path, reached: int, end: int, advance: Advance
+    response: http.client.HTTPResponse, part: Path, reached: int, end: int, advance: Advance
 ) -> int:
-    """Write the answer into `part` from byte `reached` up to `end`; return the last position."""
+    """Write the response to `part`, from byte `reached` to at most `end`; return the new size."""
     with part.open("ab" if reached else "wb") as file:
-        while block := _read(answer, min(BLOCK, end - reached)):
+        while block := _read(response, min(BLOCK, end - reached)):
             file.write(block)
             reached += len(block)
             advance(len(block))
     return reached
 
 
-def _read(answer: http.client.HTTPResponse, size: int) -> bytes:
+def _read(response: http.client.HTTPResponse, size: int) -> bytes:
     try:
-        return answer.read1(size) if size else b""
+        return response.read1(size) if size else b""
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _UnusableError(str(error) or type(error).__name__) from error
 
 
 class _Progress(contextlib.ExitStack):
-    """Reports downloads on stderr: a bar on a terminal, otherwise a line for each file."""
+    """Report downloads on stderr: a progress bar on a terminal, otherwise one line per file."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -273,7 +278,7 @@ class _Progress(contextlib.ExitStack):
         self.reported = False
 
     def begin(self, address: str, start: int, total: int | None) -> Advance:
-        """Report that a mirror answers; return a function to call with each number of bytes."""
+        """Report that a download starts; return a function to call with each block's size."""
         if sys.stderr is not None and sys.stderr.isatty():
             return self._bar(start, total)
         if sys.stderr is not None and not self.reported:
@@ -303,7 +308,7 @@ class _Progress(contextlib.ExitStack):
 
 
 @contextlib.contextmanager
-def _disk_full_reported(part: Path) -> Iterator[None]:
+def _reporting_full_disk(part: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -311,7 +316,7 @@ def _disk_full_reported(part: Path) -> Iterator[None]:
             raise
         raise ResourceError(
             f"{part}: no space left after {_size(part):,} bytes",
-            "free some space and try again: it goes on from there",
+            "free some space and try again: the download resumes there",
         ) from error
 
 
@@ -319,16 +324,16 @@ def _disk_full_reported(part: Path) -> Iterator[None]:
 def _locked(root: Path, name: str) -> Iterator[None]:
     """Hold the lock of one file of `root`; wait for another process or thread that holds it.
 
-    The system releases the lock of a process that dies. The lock file stays: where it is deleted,
-    two processes can hold locks on two files of one name.
+    The system releases the lock of a process that dies. The lock file is never deleted: otherwise
+    two processes could hold locks on two files of the same name.
     """
-    from filelock import FileLock  # here: it imports asyncio, which no other command needs
+    from filelock import FileLock  # late: it imports asyncio, which no other command needs
 
     with FileLock(root / f".{name}.lock"):
         yield
 
 
-def _is_sound(remote: Remote, path: Path) -> bool:
+def _is_valid(remote: Remote, path: Path) -> bool:
     return path.is_file() and not remote.fault(path.name, path)
 
 

@@ -1,1 +1,1 @@
-"""One module for each dataset or file format. Imports data/fetching/."""
+"""Readers of datasets: one module for each dataset or file format."""

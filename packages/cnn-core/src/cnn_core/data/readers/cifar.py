@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: the binary version, or the pickled one, which runs no code."""
+"""Read CIFAR-10 and CIFAR-100: the binary version, or the pickled one without running code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cnn_core.specs import DatasetSpec
 
 __all__ = ["load"]
 
-MAX_RECORDS = 50_000  # of one file: CIFAR-100's train.bin
-MAX_PICKLE = 2 * MAX_RECORDS * (PIXELS + 100)  # bytes: each of a pixel's may take two in UTF-8
+MAX_RECORDS = 50_000  # in one file: as many as in CIFAR-100's train.bin
+MAX_PICKLE = 2 * MAX_RECORDS * (PIXELS + 100)  # bytes: as UTF-8 text a value takes up to two
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One version of a dataset: its files by split, and the folders that they come in."""
+    """One version of a dataset: its files by split, and the folder and archive that hold them."""
 
     files: Mapping[str, Sequence[str]]
     folder: str
@@ -32,20 +32,30 @@ class Layout:
     pickled: bool = False
 
     def folders(self, root: Path) -> tuple[Path, ...]:
-        """Return where to look: `root`, and what the archive makes in it."""
+        """Return the folders to search: `root`, and those that unpacking the archive creates."""
         return (root, root / self.folder, root / self.archive / self.folder, root / self.archive)
 
 
-TEN = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+CIFAR10_FILES = {
+    "train": [f"data_batch_{number}" for number in range(1, 6)],
+    "test": ["test_batch"],
+}
 
 LAYOUTS = {
     "cifar10": (
         Layout(
-            files={split: [f"{name}.bin" for name in names] for split, names in TEN.items()},
+            files={
+                split: [f"{name}.bin" for name in names] for split, names in CIFAR10_FILES.items()
+            },
             folder="cifar-10-batches-bin",
             archive="cifar-10-binary",
         ),
-        Layout(files=TEN, folder="cifar-10-batches-py", archive="cifar-10-python", pickled=True),
+        Layout(
+            files=CIFAR10_FILES,
+            folder="cifar-10-batches-py",
+            archive="cifar-10-python",
+            pickled=True,
+        ),
     ),
     "cifar100": (
         Layout(
@@ -62,8 +72,8 @@ LAYOUTS = {
     ),
 }
 
-# Label bytes ahead of a record's pixels, by the key that the pickled version gives them, and
-# the number of classes of each; the last are the targets.
+# The labels before the pixels of each record, by their keys in the pickled version, with their
+# numbers of classes. The last one is the target.
 LABELS = {"cifar10": {"labels": 10}, "cifar100": {"coarse_labels": 20, "fine_labels": 100}}
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
@@ -83,14 +93,14 @@ REMOTES = {
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Read the binary version, else the pickled one, from `root`; fetch it first if asked to.
+    """Read the binary version, else the pickled one, from `root`, after `download` if it is true.
 
-    Also looks in the folders that the published archives make. CIFAR-100's targets are the
-    fine labels.
+    The files may also be in the folders that the published archives contain. CIFAR-100's targets
+    are the fine labels.
 
     Raises:
-        DatasetMissingError: files are not there; says where it looked.
-        DatasetCorruptError: a file breaks its format; names the file and the byte.
+        DatasetMissingError: a file is missing; the message names the folder.
+        DatasetCorruptError: a file is broken; the message names the file and, if known, the byte.
     """
     if download:
         fetch_and_extract(REMOTES[spec.name], ARCHIVES[spec.name], root)
@@ -103,24 +113,25 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
 
 def _find(spec: DatasetSpec, root: Path) -> tuple[Layout, Path]:
-    """Return the first folder with every file; if there is none, say what is missing where."""
-    missing, nearest, there = "", root, 0
+    """Return the first layout and folder with all files, or raise DatasetMissingError."""
+    missing, closest, most_present = "", root, 0
     for layout in LAYOUTS[spec.name]:
         names = [name for names in layout.files.values() for name in names]
         for folder in layout.folders(root):
             absent = [name for name in names if not (folder / name).is_file()]
             if not absent:
                 return layout, folder
-            if not missing or len(names) - len(absent) > there:
-                missing, nearest, there = absent[0], folder, len(names) - len(absent)
+            present = len(names) - len(absent)
+            if not missing or present > most_present:
+                missing, closest, most_present = absent[0], folder, present
     raise DatasetMissingError(
-        f"dataset '{spec.name}': no {missing} in {nearest}",
-        f"--data-dir DIR says where it is, --download fetches it ({spec.homepage})",
+        f"dataset '{spec.name}': no {missing} in {closest}",
+        f"give its folder with --data-dir DIR, or fetch it with --download ({spec.homepage})",
     )
 
 
 def _read_split(paths: Sequence[Path], labels: Mapping[str, int], pickled: bool) -> Split:
-    """Read files into one tensor, as large as their sizes allow and cut to what they hold."""
+    """Read files into one tensor, allocated from their sizes and cut to the images they have."""
     read = read_pickled if pickled else _read_binary
     record = PIXELS if pickled else len(labels) + PIXELS
     sizes = [_checked_size(path, record, pickled) for path in paths]
@@ -134,7 +145,7 @@ def _read_split(paths: Sequence[Path], labels: Mapping[str, int], pickled: bool)
 
 
 def _checked_size(path: Path, record: int, pickled: bool) -> int:
-    """Return a file's size, which is whole records if it has no other structure."""
+    """Return a file's size in bytes, checked: a binary file consists of whole records."""
     size = path.stat().st_size
     if pickled:
         if not PIXELS <= size <= MAX_PICKLE:
@@ -148,16 +159,17 @@ def _checked_size(path: Path, record: int, pickled: bool) -> int:
 
 
 def _read_binary(path: Path, labels: Mapping[str, int], rows: np.ndarray) -> Tensor:
-    """Read records of label bytes and pixels into the first rows; return the last labels."""
-    ahead = len(labels)
+    """Read records of labels and pixels; fill the first rows, and return the last labels."""
+    label_bytes = len(labels)
+    record = label_bytes + PIXELS
     contents = np.frombuffer(path.read_bytes(), np.uint8)
-    if len(contents) % (ahead + PIXELS) or len(contents) // (ahead + PIXELS) > len(rows):
-        raise corrupt(path, "the size it had", f"{len(contents):,} bytes")
-    records = contents.reshape(-1, ahead + PIXELS)
+    if len(contents) % record or len(contents) // record > len(rows):
+        raise corrupt(path, "an unchanged size", f"{len(contents):,} bytes")
+    records = contents.reshape(-1, record)
     for column, classes in enumerate(labels.values()):
         wrong = np.flatnonzero(records[:, column] >= classes)
         if len(wrong):
-            at = int(wrong[0]) * (ahead + PIXELS) + column
-            raise corrupt(path, f"a label from 0 to {classes - 1}", str(contents[at]), at)
-    rows[: len(records)] = records[:, ahead:]
-    return torch.from_numpy(records[:, ahead - 1].astype(np.int64))
+            offset = int(wrong[0]) * record + column
+            raise corrupt(path, f"a label from 0 to {classes - 1}", str(contents[offset]), offset)
+    rows[: len(records)] = records[:, label_bytes:]
+    return torch.from_numpy(records[:, label_bytes - 1].astype(np.int64))

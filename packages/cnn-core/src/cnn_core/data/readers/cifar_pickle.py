@@ -1,7 +1,7 @@
-"""Read CIFAR's pickled batches with an unpickler that knows five names and builds no array.
+"""Read CIFAR's pickled batches with an unpickler that allows five names and builds no array.
 
-NumPy's own functions, given numbers from a hostile file, allocate or crash. So stand-ins take
-their places here, and the array is made from the bytes once its type and shape are checked.
+With values from a malicious file, NumPy's own functions could crash or fill the memory. Stand-ins
+replace them here; the array is made from its bytes after its dtype and shape have been checked.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PIXELS = 3 * 32 * 32
 MAX_STEPS = 1_000_000  # about twice the opcodes of CIFAR-100's train, written by Python 3
 
 
-class _Part:
-    """Stands in for an array or its element type: keeps what NumPy would be given."""
+class _StandIn:
+    """Stand-in for an array or a dtype that keeps the arguments and state NumPy would get."""
 
     def __init__(self, *arguments: object) -> None:
         self.arguments, self.state = arguments, ()
@@ -37,68 +37,70 @@ class _Part:
 
 
 def _latin1(text: object, encoding: object) -> object:
-    """Return a text whose letters are bytes as it is: a copy of each repetition would add up."""
+    """Stand-in for `codecs.encode`: return text unchanged, since many copies could fill memory."""
     if encoding != "latin1":
         raise ValueError(f"bytes written as {encoding!r}")
     return text
 
 
-KNOWN: dict[str, Callable[..., object]] = {
-    "numpy.core.multiarray _reconstruct": _Part,
-    "numpy._core.multiarray _reconstruct": _Part,
-    "numpy ndarray": _Part,
-    "numpy dtype": _Part,
+ALLOWED: dict[str, Callable[..., object]] = {
+    "numpy.core.multiarray _reconstruct": _StandIn,
+    "numpy._core.multiarray _reconstruct": _StandIn,
+    "numpy ndarray": _StandIn,
+    "numpy dtype": _StandIn,
     "_codecs encode": _latin1,
 }
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return KNOWN[f"{module} {name}"]
+        return ALLOWED[f"{module} {name}"]
 
 
 def read_pickled(path: Path, labels: Mapping[str, int], rows: np.ndarray) -> Tensor:
-    """Read the images of a batch into the first of `rows`, uint8 N 3072; return its targets.
+    """Read the images of a batch into the first rows of `rows`, uint8 N 3072; return its targets.
 
-    `labels` has the keys of the lists of labels and the number of classes of each; the last
-    one's are returned, int64.
+    `labels` maps the key of each list of labels to its number of classes. The last list is
+    returned, int64.
 
     Raises:
-        DatasetCorruptError: not a pickle of such a batch, of protocol 2 to 4.
+        DatasetCorruptError: the file is not a batch pickled with protocol 2 to 4.
     """
     batch = _unpickled(path)
     count = _copy(path, _value(path, batch, "data"), rows)
-    found: list[int] = []
+    targets: list[int] = []
     for key, classes in labels.items():
-        found = _labels(path, key, _value(path, batch, key), count, classes)
+        targets = _labels(path, key, _value(path, batch, key), count, classes)
     names = batch.get("filenames")
     if isinstance(names, list) and len(names) != count:
         raise corrupt(path, f"{count:,} file names", f"{len(names):,}")
-    return torch.tensor(found, dtype=torch.int64)
+    return torch.tensor(targets, dtype=torch.int64)
 
 
-def corrupt(path: Path, expected: str, found: str, at: int | None = None) -> DatasetCorruptError:
-    """Return the error for a file; `at` is the byte where it breaks its format, if known."""
-    where = "" if at is None else f"at byte {at}: "
+def corrupt(
+    path: Path, expected: str, found: str, offset: int | None = None
+) -> DatasetCorruptError:
+    """Return the error for a broken file; `offset` is the position of the fault, if known."""
+    position = "" if offset is None else f"at byte {offset}: "
     return DatasetCorruptError(
-        f"{path}: {where}expected {expected}, found {found}", "delete it and fetch it again"
+        f"{path}: {position}expected {expected}, found {found}", "delete it and fetch it again"
     )
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
-    """Return a batch by its keys, which Python 2 wrote as bytes."""
+    """Return the batch as a dictionary with string keys; Python 2 wrote them as bytes."""
     stream = io.BytesIO(path.read_bytes())
     try:
-        PickleScan(KNOWN, MAX_STEPS).run(stream)
+        PickleScan(ALLOWED, MAX_STEPS).run(stream)
         if stream.read(1):
-            raise ValueError("it goes on after its pickle")
+            raise ValueError("data after the end of the pickle")
         stream.seek(0)
         batch = _Unpickler(stream, encoding="bytes").load()
         if not isinstance(batch, dict):
             raise ValueError(f"a pickled {type(batch).__name__}")
         keys = [k.decode("latin-1") if isinstance(k, bytes) else str(k) for k in batch]
         return dict(zip(keys, batch.values(), strict=True))
-    except Exception as error:  # a hostile file can make an unpickler raise anything
+    except Exception as error:  # a malicious file can make an unpickler raise anything
         found = printable(" ".join(str(error)[:200].split())) or type(error).__name__
         raise corrupt(path, "a pickled batch of images", found, stream.tell()) from error
 
@@ -111,32 +113,32 @@ def _value(path: Path, batch: Mapping[str, Any], key: str) -> Any:
 
 
 def _labels(path: Path, key: str, found: object, count: int, classes: int) -> list[int]:
-    """Return a list of labels, checked."""
+    """Return a list of labels after checking its length and values."""
     if not isinstance(found, list) or len(found) != count:
-        what = f"{len(found):,}" if isinstance(found, list) else type(found).__name__
-        raise corrupt(path, f"{key}, a list of {count:,}", what)
+        actual = f"{len(found):,}" if isinstance(found, list) else type(found).__name__
+        raise corrupt(path, f"{key}, a list of {count:,}", actual)
     for label in found:
         if type(label) is not int or not 0 <= label < classes:
-            what = str(label) if type(label) is int else type(label).__name__
-            raise corrupt(path, f"{key} from 0 to {classes - 1}", what)
+            actual = str(label) if type(label) is int else type(label).__name__
+            raise corrupt(path, f"{key} from 0 to {classes - 1}", actual)
     return found
 
 
 def _copy(path: Path, array: object, rows: np.ndarray) -> int:
-    """Copy an array's pixels into the first rows; return how many images there are."""
+    """Copy an array's pixels into the first rows; return the number of images."""
     match array:
-        case _Part(
+        case _StandIn(
             state=(
                 _,
                 tuple(shape),
-                _Part(arguments=("u1" | b"u1", *_)),
+                _StandIn(arguments=("u1" | b"u1", *_)),
                 order,
                 bytes() | str() as pixels,
             )
         ):
             pass
         case _:
-            found = "another array" if isinstance(array, _Part) else type(array).__name__
+            found = "another array" if isinstance(array, _StandIn) else type(array).__name__
             raise corrupt(path, "a numpy array of uint8", found)
     match shape:
         case (int(count), width) if 1 <= count <= len(rows) and width == PIXELS:

@@ -1,8 +1,8 @@
-"""The 1,797 handwritten digits that scikit-learn ships; cnn-core ships them, too: no download.
+"""Read the 1,797 handwritten digits of scikit-learn, which come with cnn-core.
 
-They are the test part of UCI's "Optical Recognition of Handwritten Digits": 8x8 counts of ink
-from 0 to 16, here scaled to 0 to 255. The dataset has no test split of its own, so a fixed random
-fifth of each class becomes one. Digits of both splits were written by the same people.
+They are the test set of UCI's "Optical Recognition of Handwritten Digits": 8x8 images with values
+from 0 to 16, here scaled to 0 to 255. The dataset has no test split of its own, so a random but
+fixed fifth of each class becomes one. The same people wrote the digits of both splits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Your own files: `imagefolder:PATH`, with a folder for each class, and `maskfolder:PATH`."""
+"""Read your own files: `imagefolder:PATH`, with a folder per class, and `maskfolder:PATH`."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["SUFFIXES", "load_images", "load_masks", "sorted_files"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 GREY = ("1", "L", "LA")
-TEST = 0.2  # the fraction of each class that becomes the test split, if there are no splits
+TEST_FRACTION = 0.2  # of each class, for the test split if there is no folder test or val
 
 
 def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return PATH/CLASS/FILE, or PATH/SPLIT/CLASS/FILE with splits train, val and test.
+    """Return the images in PATH/CLASS/FILE, or in PATH/SPLIT/CLASS/FILE (train, val, test).
 
-    Classes are the folder names, sorted. Without a folder test, val is the test split; without
-    splits, a fifth of each class is.
+    Classes are the folder names, sorted. Without a folder test, val becomes the test split;
+    without either, a fifth of each class does.
 
     Raises:
-        DatasetMissingError: no such folder.
-        DatasetCorruptError: no images, or classes that differ between splits.
+        DatasetMissingError: there is no such folder.
+        DatasetCorruptError: there are too few classes or images, or a class is not in train.
     """
     folders = _split_folders(root)
     classes = sorted(folder.name for folder in _subfolders(folders["train"]))
@@ -50,15 +50,16 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return PATH/images/NAME.* with PATH/masks/NAME.*, or the same below train, val and test.
+    """Return images, PATH/images/NAME.*, with their masks, PATH/masks/NAME.*.
 
-    Masks are grey or palette images of class numbers. If they have only two values, such as 0
-    and 255, the lower is class 0. PATH/classes.txt may name the classes, one per line.
+    PATH may also contain train, val and test with these two folders each. Masks are grey or
+    palette images of class numbers. If they have exactly two values, such as 0 and 255, the lower
+    is class 0. PATH/classes.txt may name the classes, one per line.
 
     Raises:
-        DatasetMissingError: no such folder.
+        DatasetMissingError: there is no such folder.
         DatasetCorruptError: images and masks do not pair up, or masks have other values.
-        UsageError: classes.txt has another number of classes than the masks.
+        UsageError: the number of names in classes.txt is not the number of classes.
     """
     folders = {"train": root}
     if not (root / "images").is_dir():
@@ -79,14 +80,14 @@ def _with_test_split(
     splits: Mapping[str, Files],
     image: tuple[int, int, int],
 ) -> Dataset:
-    """Return the dataset, its spec completed from the files, with a test split."""
+    """Return the dataset with a test split, and with a spec completed from the files."""
     found = dataclasses.replace(spec, classes=classes, image=image)
     splits = dict(splits)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     if "test" not in splits:
         # Always seed 0: the test split must not change with the seed of a run.
-        kept, held_out = Dataset(found, splits).hold_out(TEST, seed=0)
+        kept, held_out = Dataset(found, splits).hold_out(TEST_FRACTION, seed=0)
         if len(held_out) == 0:
             raise DatasetCorruptError(
                 f"{len(kept)} images are too few to hold out a fifth of each class for testing",
@@ -98,7 +99,7 @@ def _with_test_split(
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders of the splits; if there are none, the folder itself as train."""
+    """Return the folders of the splits; if there are none, `root` as train."""
     if not root.is_dir():
         raise DatasetMissingError(
             f"{root}: no such folder",
@@ -108,7 +109,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for folder in _subfolders(root):
         if split := SPLITS.get(folder.name.lower()):
             if split in found:
-                raise DatasetCorruptError(f"{folder}: a second {split} split: {found[split]}")
+                raise DatasetCorruptError(
+                    f"{folder}: a second {split} split, besides {found[split]}"
+                )
             found[split] = folder
     if found and "train" not in found:
         raise DatasetCorruptError(f"{root}: has {', '.join(sorted(found))}, but no folder 'train'")
@@ -136,7 +139,7 @@ def sorted_files(folder: Path) -> list[Path]:
 def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
     """Return the files of a split with their class numbers."""
     names = [f.name for f in _subfolders(folder)]
-    # Class numbers are those of train, in every split: an unknown class has no output unit.
+    # Every split uses the class numbers of train: other classes have no output unit.
     for name in names:
         if name not in classes:
             raise DatasetCorruptError(
@@ -148,7 +151,7 @@ def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
         if training and not files:
             raise DatasetCorruptError(
                 f"{folder / name}: no images ({', '.join(SUFFIXES)})",
-                "each folder here is a class: fill it, move it, or start its name with a dot",
+                "each folder is a class: add images, move it, or start its name with a dot",
             )
         images += files
         targets += [number] * len(files)
@@ -156,7 +159,7 @@ def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
 
 
 def _image_type(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
-    """Return the channels of images, and their (height, width), which is (0, 0) if they differ.
+    """Return the number of channels and the (height, width), which is (0, 0) if sizes differ.
 
     Files that cannot be read are skipped: all of them are reported later, when each is decoded.
     """
@@ -178,13 +181,13 @@ def _pairs(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     images, masks = _by_name(folder / "images"), _by_name(folder / "masks")
     for one, other, missing in ((images, masks, "mask"), (masks, images, "image")):
         if alone := sorted(one.keys() - other.keys()):
-            count = f"{len(alone)} files without one"
+            count = f"{len(alone)} files have none"
             raise DatasetCorruptError(f"{one[alone[0]]}: has no {missing} ({count})")
     return tuple(images.values()), tuple(masks[name] for name in images)
 
 
 def _by_name(folder: Path) -> dict[Path, Path]:
-    """Return the image files below a folder by their relative paths without suffix."""
+    """Return the image files in a folder, keyed by their relative paths without suffix."""
     if not folder.is_dir():
         raise DatasetMissingError(
             f"{folder}: no such folder", f"{folder.parent}/images/NAME.* and masks/NAME.*"
@@ -199,13 +202,13 @@ def _by_name(folder: Path) -> dict[Path, Path]:
 
 
 def _class_numbers(masks: list[Path]) -> dict[int, int]:
-    """Return the values in masks with their class numbers.
+    """Return the class number of each value in masks.
 
-    Values 0, 1, 2, … are class numbers themselves, and 255 is then ignored. If there are only two
-    values, whatever they are, they are classes 0 and 1. Masks that cannot be read are skipped:
-    they are reported later, when each is decoded.
+    Values 0, 1, 2, … are class numbers, and 255 is ignored. If there are exactly two values,
+    whatever they are, they become classes 0 and 1. Masks that cannot be read are skipped: they are
+    reported later, when each is decoded.
     """
-    found: dict[int, Path] = {}  # where each value was seen first
+    found: dict[int, Path] = {}  # the first mask with each value
     for mask in masks:
         try:
             values = read_mask(mask).unique().tolist()
@@ -213,22 +216,22 @@ def _class_numbers(masks: list[Path]) -> dict[int, int]:
             continue
         for value in values:
             found.setdefault(value, mask)
-    # Binary masks are drawn with any two values: 0 and 255, 0 and 1, or a palette's.
+    # Binary masks come with any two values: 0 and 255, 0 and 1, or palette indices.
     if len(found) == 2:
         return {value: number for number, value in enumerate(sorted(found))}
     numbers = sorted(found.keys() - {IGNORED})
     if numbers != list(range(len(numbers))) or len(numbers) < 2:
-        odd = next((n for number, n in enumerate(numbers) if n != number), None)
-        where = found[odd] if odd is not None else masks[0].parent
+        unexpected = next((n for number, n in enumerate(numbers) if n != number), None)
+        path = found[unexpected] if unexpected is not None else masks[0].parent
         raise DatasetCorruptError(
-            f"{where}: masks hold the values {', '.join(map(str, numbers[:8]))}, "
+            f"{path}: masks have the values {', '.join(map(str, numbers[:8]))}, "
             "expected class numbers from 0, or two values",
         )
     return {value: value for value in (*numbers, IGNORED)}
 
 
 def _class_names(root: Path, count: int) -> tuple[str, ...]:
-    """Return the lines of classes.txt, or "0", "1", … without it."""
+    """Return the names in classes.txt; without this file, "0", "1", …"""
     path = root / "classes.txt"
     if not path.is_file():
         return tuple(map(str, range(count)))

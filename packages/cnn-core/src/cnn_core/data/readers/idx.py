@@ -1,4 +1,4 @@
-"""Reader of IDX files, MNIST's format, gzipped or not.
+"""Read IDX files, MNIST's format, gzipped or not.
 
 A file is two zero bytes, the element type, the number of dimensions, the dimensions as big-endian
 32-bit integers, then the elements. The header is checked against the file's size before memory is
@@ -23,7 +23,7 @@ from cnn_core.errors import DatasetCorruptError
 __all__ = ["read_idx"]
 
 UINT8 = 0x08
-MAX_BYTES = 2**31  # more than 30 times the largest MNIST file; a bound for hostile gzip
+MAX_BYTES = 2**31  # over 30 times the largest MNIST file; a limit for malicious gzip files
 
 
 class Readable(Protocol):
@@ -33,10 +33,11 @@ class Readable(Protocol):
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Return the contents as a uint8 tensor with that many dimensions.
+    """Return the contents of a file as a uint8 tensor with `dimensions` dimensions.
 
     Raises:
-        DatasetCorruptError: the message names the file, the byte, the expected and the found.
+        DatasetCorruptError: the file is broken; the message names the file, the byte, and the
+            expected and the actual value.
     """
     zipped = path.suffix == ".gz"
     try:
@@ -44,10 +45,10 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             shape = _read_header(file, path, dimensions)
             size = math.prod(shape)
             header = 4 + 4 * dimensions
-            # A gzip file does not say how long its contents are: they are counted while reading.
+            # The size of a gzip file tells nothing about its contents: count them while reading.
             if not zipped and path.stat().st_size != header + size:
                 found = path.stat().st_size - header
-                raise _corrupt(path, header, f"{size:,} bytes for {_by(shape)}", f"{found:,}")
+                raise _corrupt(path, header, f"{size:,} bytes for {_join(shape)}", f"{found:,}")
             if size > MAX_BYTES:
                 raise _corrupt(path, 4, f"at most {MAX_BYTES:,} bytes", f"{size:,}")
             return _read_elements(file, path, shape)
@@ -67,7 +68,7 @@ def _read_header(file: Readable, path: Path, dimensions: int) -> tuple[int, ...]
 
 
 def _read_elements(file: Readable, path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read the elements, and one byte more to notice a file that is too long.
+    """Read the elements, and try one byte more to detect a file that is too long.
 
     The buffer grows with the bytes that arrive, never with the size that the header claims.
     """
@@ -78,13 +79,13 @@ def _read_elements(file: Readable, path: Path, shape: tuple[int, ...]) -> Tensor
         data += block
     if len(data) != size:
         found = "more" if len(data) > size else f"{len(data):,}"
-        raise _corrupt(path, header, f"{size:,} bytes for {_by(shape)}", found)
+        raise _corrupt(path, header, f"{size:,} bytes for {_join(shape)}", found)
     if not data:
         return torch.empty(shape, dtype=torch.uint8)
     return torch.frombuffer(data, dtype=torch.uint8).view(shape)
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _join(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 

@@ -1,4 +1,4 @@
-"""Reader of MNIST and of datasets in its format: four IDX files."""
+"""Read MNIST, and other datasets in its format: four IDX files."""
 
 from __future__ import annotations
 

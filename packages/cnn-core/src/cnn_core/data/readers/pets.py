@@ -1,8 +1,7 @@
-"""Reader of Oxford-IIIT Pets: 37 breeds, two species, and masks of the pet.
+"""Read Oxford-IIIT Pets: 37 breeds, two species, and masks of the pet.
 
-A trimap is 1 on the pet, 2 on the background, and 3 on the border and where annotators did not
-decide. Several public readers swap 1 and 2; a model that predicts "pet" everywhere then scores a
-Dice of 0.82.
+In a trimap, 1 is the pet, 2 the background, and 3 the border and other undecided pixels. Several
+public readers swap 1 and 2; a model that predicts "pet" everywhere then gets a Dice of 0.82.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ PET, BACKGROUND, BORDER = 1, 2, 3  # values in a trimap
 
 def load_breeds(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Return images labelled by breed."""
-    return _classified(spec, root, download, number=0)
+    return _classified(spec, root, download, column=0)
 
 
 def load_species(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Return images labelled by species: 0 for cats, 1 for dogs."""
-    return _classified(spec, root, download, number=1)
+    return _classified(spec, root, download, column=1)
 
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
@@ -54,19 +53,19 @@ def load_trimaps(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     return _masked(spec, root, download, {BACKGROUND: 0, PET: 1, BORDER: 2})
 
 
-def _classified(spec: DatasetSpec, root: Path, download: bool, number: int) -> Dataset:
-    """Return the images with the class in a column of the lists: 0 is the breed, 1 the species."""
+def _classified(spec: DatasetSpec, root: Path, download: bool, column: int) -> Dataset:
+    """Return the images with classes from a column of the lists: 0 is breed, 1 is species."""
     images, annotations = _folders(spec, root, download)
     splits = {}
     for name, file in LISTS.items():
         rows = _rows(annotations / file)
-        found = [numbers[number] - 1 for _, numbers in rows]
-        if wrong := [n + 1 for n in found if not 0 <= n < len(spec.classes)]:
+        targets = [numbers[column] - 1 for _, numbers in rows]
+        if wrong := [n + 1 for n in targets if not 0 <= n < len(spec.classes)]:
             raise DatasetCorruptError(
                 f"{annotations / file}: number {wrong[0]}, expected 1 to {len(spec.classes)}"
             )
         paths = tuple(images / f"{stem}.jpg" for stem, _ in rows)
-        splits[name] = Files(paths, torch.tensor(found))
+        splits[name] = Files(paths, torch.tensor(targets))
     return Dataset(spec, splits)
 
 
@@ -82,7 +81,7 @@ def _masked(spec: DatasetSpec, root: Path, download: bool, values: dict[int, int
 
 
 def _folders(spec: DatasetSpec, root: Path, download: bool) -> tuple[Path, Path]:
-    """Return the folders images and annotations, in `root` or where archives are extracted."""
+    """Return the folders images and annotations, in `root` or in an unpacked archive."""
     if download:
         for archive in REMOTE.md5:
             fetch_and_extract(REMOTE, archive, root)
@@ -109,9 +108,9 @@ def _rows(path: Path) -> list[tuple[str, tuple[int, ...]]]:
         if line.startswith("#") or not line.strip():
             continue
         stem, *numbers = line.split()
-        good = len(numbers) == 3 and all(n.isascii() and n.isdigit() for n in numbers)
-        # A stem becomes part of a path: one with a slash could name a file anywhere.
-        if not good or "/" in stem or "\\" in stem:
+        valid = len(numbers) == 3 and all(n.isascii() and n.isdigit() for n in numbers)
+        # A stem becomes part of a path: with a slash it could point to a file anywhere.
+        if not valid or "/" in stem or "\\" in stem:
             raise DatasetCorruptError(
                 f"{path}: line {number}: expected a name and three numbers, "
                 f"found '{printable(line[:60])}'"

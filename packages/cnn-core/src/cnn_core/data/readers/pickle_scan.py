@@ -1,8 +1,9 @@
-"""Check a pickle before an unpickler reads it; nothing is built, looked up or called.
+"""Check a pickle before it is loaded, without building, importing or calling anything.
 
-An unpickler that knows few names runs no code, but it still hangs or fills memory: tuples that
-repeat each other double at every step, deep ones overflow C's stack when they are hashed, numbers
-can be chosen to collide in a dictionary, and one list can be copied a hundred thousand times.
+An unpickler that allows few names runs no foreign code, but a file can still hang it or fill the
+memory: nested tuples that repeat each other double in size at every step, deep ones overflow C's
+stack when they are hashed, numbers can be chosen to collide in a dictionary, and one list can be
+copied a hundred thousand times.
 """
 
 from __future__ import annotations
@@ -15,37 +16,37 @@ from cnn_core.text import printable
 
 __all__ = ["OTHER", "Group", "Keys", "Name", "NeedsTrustError", "PickleScan"]
 
-MAX_DEPTH = 50  # of tuples in tuples
-MAX_PLAIN = 1 << 31  # no two smaller integers have the same hash
-SET_STORAGE = 4  # values in a tuple that torch takes for a tensor's storage, offset and shape
-OTHER = object()  # any value that no check looks into
+MAX_DEPTH = 50  # nested tuples
+MAX_PLAIN = 1 << 31  # smaller integers cannot be chosen so that their hashes collide
+SET_STORAGE = 4  # length of a tuple that torch takes for a tensor's storage, offset and shape
+OTHER = object()  # stands for any value that no check needs
 
 
 class NeedsTrustError(ValueError):
-    """Raised for a file that can be read only by running code that its author chose."""
+    """The file can be loaded only by running code that its author chose."""
 
 
 class Name(str):
-    """The name of a global: its module, a space, and its name there."""
+    """The name of a global: "module name"."""
 
 
 class Keys(list[Any]):
-    """A dictionary or a set, of which only the keys matter."""
+    """A dictionary or set, represented by its keys, since only they are checked."""
 
 
 class Group(tuple[Any, ...]):
-    """A tuple, with the number of values in it once all that it repeats is written out."""
+    """A tuple, with its nesting depth and the cost of hashing or copying it."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         inner = [item for item in self if isinstance(item, Group)]
         self.depth: int = 1 + max((item.depth for item in inner), default=0)
         self.cost: int = 1 + sum(map(cost, self))
         if self.depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} tuples in one another")
+            raise ValueError(f"more than {MAX_DEPTH} nested tuples")
 
 
 def cost(value: object) -> int:
-    """Return how many steps it takes to hash or copy a value; 64 letters are one."""
+    """Return the number of steps to hash or copy a value; 64 characters count as one."""
     if isinstance(value, Group):
         return value.cost
     if isinstance(value, str | bytes):
@@ -54,10 +55,10 @@ def cost(value: object) -> int:
 
 
 class PickleScan:
-    """A stack machine that follows a pickle with stand-ins for its values.
+    """A stack machine that executes a pickle's opcodes on stand-ins for its values.
 
-    Each opcode is a step, and so is every value that it repeats. A list or dictionary that is
-    recalled from the memo becomes OTHER: nothing can grow or copy it any more.
+    Each opcode counts as a step, and so does every value that it repeats. A list or dictionary
+    recalled from the memo becomes OTHER, so that nothing can extend or copy it any more.
     """
 
     def __init__(self, names: Iterable[str], max_steps: int) -> None:
@@ -66,11 +67,12 @@ class PickleScan:
         self.unknown: dict[str, None] = {}
 
     def run(self, stream: BinaryIO | bytes) -> Any:
-        """Return the stand-in for the whole; numbers and texts stand for themselves.
+        """Return the stand-in for the pickled value; numbers and strings stand for themselves.
 
         Raises:
-            NeedsTrustError: has names that are not allowed.
-            ValueError: is broken, has other opcodes, or takes too many steps.
+            NeedsTrustError: the pickle has names that are not allowed.
+            ValueError: the pickle is broken, has opcodes that are not allowed, or takes too many
+                steps.
         """
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -88,13 +90,13 @@ class PickleScan:
         return self.stack[-1]
 
     def require_known(self) -> None:
-        """Raise NeedsTrustError if a name was found that is not allowed."""
+        """Raise NeedsTrustError if the pickle has names that are not allowed."""
         if self.unknown:
             names = ", ".join(printable(name[:80]) for name in list(self.unknown)[:3])
             raise NeedsTrustError(f"its pickle names {names}")
 
     def spend(self, steps: int) -> None:
-        """Count steps."""
+        """Count steps; raise ValueError if there are too many."""
         self.steps += steps
         if self.steps > self.max_steps:
             raise ValueError(f"takes more than {self.max_steps:,} steps")
@@ -104,18 +106,18 @@ class PickleScan:
         return OTHER
 
     def stored(self, identity: Any) -> Any:
-        """Return the stand-in for something that is outside the pickle; may raise ValueError."""
-        raise ValueError("refers to something outside")
+        """Return the stand-in for an object stored outside the pickle; may raise ValueError."""
+        raise ValueError("refers to an object outside the pickle")
 
     def hashed(self, keys: Iterable[Any]) -> None:
-        """Count keys. Texts do not collide; anything else may, with all those before it."""
+        """Count the steps to hash keys: those that may collide cost one for each earlier one."""
         for key in keys:
             plain = isinstance(key, int) and abs(key) < MAX_PLAIN
             if not plain and not isinstance(key, str | bytes):
                 self.odd_keys += 1
                 self.spend(self.odd_keys)
 
-    # The opcodes. A real unpickler stops where one of these reaches below a mark.
+    # The opcodes. Where one of these pops below a mark, a real unpickler stops.
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -127,14 +129,14 @@ class PickleScan:
         return self.take(len(self.stack) - self.marks.pop())
 
     def put(self, number: int) -> None:
-        # CPython 3.11 allocates a memo twice as long as the largest number.
+        # CPython 3.11 allocates a memo twice as long as the largest memo number.
         if number > self.max_steps:
             raise ValueError(f"has the memo number {number:,}")
         self.memo[number] = self.stack[-1]
 
     def get(self, number: int) -> None:
         if number not in self.memo:
-            raise ValueError(f"recalls number {number:,}, which it never put there")
+            raise ValueError(f"recalls memo number {number:,}, which it never stored")
         value = self.memo[number]
         self.spend(cost(value))
         self.push(OTHER if isinstance(value, list) else value)
@@ -164,7 +166,7 @@ class PickleScan:
     def stack_global(self, _: object) -> None:
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
-            raise ValueError("names something that is not a text")
+            raise ValueError("names something that is not a string")
         self.name(f"{module} {name}")
 
     def instance(self, text: str) -> None:
@@ -173,13 +175,13 @@ class PickleScan:
 
     def build(self, _: object) -> None:
         state = self.stack.pop()
-        # The attributes of a class would outlive the file.
+        # Attributes set on a class would outlive the unpickling.
         plain = self.stack[-1] is OTHER or isinstance(self.stack[-1], Keys)
         attributes = isinstance(state, Keys) or (
             isinstance(state, Group) and len(state) != SET_STORAGE
         )
         if not plain or not attributes:
-            raise ValueError("gives attributes to something that has none")
+            raise ValueError("sets attributes of something that has none")
 
 
 def _literal(scan: PickleScan, argument: Any) -> None:

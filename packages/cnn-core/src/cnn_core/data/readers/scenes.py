@@ -1,7 +1,7 @@
-"""`digit_scenes`: digits on a textured background with masks, for segmentation without a download.
+"""`digit_scenes`: digits on textured backgrounds, with masks, for segmentation without downloads.
 
-Scenes are drawn from the digits that come with cnn-core, and are the same every time. Training
-scenes contain only digits of their training split, test scenes only those of the test split.
+Scenes are composed of the digits that come with cnn-core, and are the same every time. Training
+scenes contain only digits from the training split, test scenes only digits from the test split.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["load"]
 
 SIZE = 64  # pixels, the side of a scene
 DIGITS = 3  # per scene
-INK = 96  # of 255: a pixel with at least this much ink belongs to the digit
+INK = 96  # from 0 to 255: pixels with at least this much ink belong to the digit
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
@@ -33,38 +33,38 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         source = digits.split(name)
         assert isinstance(source, Split)
         key = key_of(0, 0, f"scenes/{name}")
-        scenes = [scene(source.images, draw) for draw in uniform(key, np.arange(count), 64)]
+        scenes = [scene(source.images, u) for u in uniform(key, np.arange(count), 64)]
         images, masks = zip(*scenes, strict=True)
         splits[name] = Split(torch.stack(images), torch.stack(masks))
     return Dataset(spec, splits)
 
 
-def scene(digits: Tensor, draw: Floats) -> tuple[Tensor, Tensor]:
-    """Draw one scene: an image, uint8 1 64 64, and its mask, 64 64, which is 1 on digits.
+def scene(digits: Tensor, u: Floats) -> tuple[Tensor, Tensor]:
+    """Return a scene: an image, uint8 1 64 64, and its mask, uint8 64 64, which is 1 on digits.
 
-    `draw` are 64 uniform numbers: 32 for the background, then five for each digit.
+    `u` are 64 uniform random numbers: 32 for the background, then five for each digit.
     """
-    image = background(draw[:32])
+    image = background(u[:32])
     mask = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
     for number in range(DIGITS):
-        which, side, top, left, bright = draw[32 + 5 * number : 37 + 5 * number]
-        edge = 16 + int(side * 13)  # 16 to 28 pixels
-        row, column = int(top * (SIZE - edge + 1)), int(left * (SIZE - edge + 1))
-        ink = digits[int(which * len(digits))][None].float()
-        ink = F.interpolate(ink, (edge, edge), mode="bicubic").clamp(0, 255)[0, 0]
-        where = (slice(row, row + edge), slice(column, column + edge))
+        choice, size, top, left, brightness = u[32 + 5 * number : 37 + 5 * number]
+        side = 16 + int(size * 13)  # 16 to 28 pixels
+        row, column = int(top * (SIZE - side + 1)), int(left * (SIZE - side + 1))
+        ink = digits[int(choice * len(digits))][None].float()
+        ink = F.interpolate(ink, (side, side), mode="bicubic").clamp(0, 255)[0, 0]
+        region = (slice(row, row + side), slice(column, column + side))
         alpha = ink / 255
-        # Brighter than the background, but only a little at times: a threshold is not enough.
-        image[where] = (1 - alpha) * image[where] + alpha * (150 + 105 * float(bright))
-        mask[where] |= (ink >= INK).to(torch.uint8)
+        # Sometimes only a little brighter than the background, so that a threshold is not enough.
+        image[region] = (1 - alpha) * image[region] + alpha * (150 + 105 * float(brightness))
+        mask[region] |= (ink >= INK).to(torch.uint8)
     return image.round().to(torch.uint8)[None], mask
 
 
-def background(draw: Floats) -> Tensor:
-    """Return a texture of coarse noise and stripes, grey levels 20 to 140, 64 x 64."""
-    coarse = torch.from_numpy(draw[:25]).float().view(1, 1, 5, 5)
+def background(u: Floats) -> Tensor:
+    """Return a texture of coarse noise and stripes, 64 x 64, with grey levels from 20 to 140."""
+    coarse = torch.from_numpy(u[:25]).float().view(1, 1, 5, 5)
     clouds = F.interpolate(coarse, (SIZE, SIZE), mode="bicubic", align_corners=True)[0, 0]
-    angle, period, phase = draw[25:28]
+    angle, period, phase = u[25:28]
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     along = x * np.cos(np.pi * angle) + y * np.sin(np.pi * angle)
     stripes = torch.sin(2 * np.pi * (along / (5 + 10 * period) + phase)) / 2 + 0.5

@@ -1,4 +1,4 @@
-"""Reader of STL-10: images stored column by column, labels from 1, folds, unlabelled images."""
+"""Read STL-10: images stored column by column, labels from 1, folds, unlabelled images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["folds", "load", "load_unlabelled"]
 IMAGE = (3, 96, 96)
 PIXELS = 3 * 96 * 96
 CLASSES = 10
-MAX_LABELLED = 8_000  # images, as many as test_X.bin has
+MAX_LABELLED = 8_000  # images; test_X.bin has this many
 MAX_UNLABELLED = 100_000
 BLOCK = 100  # images that are read and transposed at once
-FOLDS, FOLD, TRAIN = 10, 1_000, 5_000
+FOLDS, FOLD_SIZE, TRAIN_SIZE = 10, 1_000, 5_000
 
 HOMEPAGE = "https://cs.stanford.edu/~acoates/stl10/"
 ARCHIVE = "stl10_binary.tar.gz"
@@ -38,11 +38,11 @@ REMOTES = {
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Read the labelled images, train and test, from `root`; download the archive if asked to.
 
-    Also looks in the folder stl10_binary, which the published archive contains.
+    Also search the folder stl10_binary, which the published archive contains.
 
     Raises:
         DatasetMissingError: a file was not found; the message names the folder.
-        DatasetCorruptError: a file breaks its format; the message names the file and the byte.
+        DatasetCorruptError: a file is broken; the message names the file and the byte.
     """
     if download:
         fetch_and_extract(REMOTES[spec.name], ARCHIVE, root)
@@ -54,14 +54,14 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
 
 def load_unlabelled(root: Path) -> Tensor:
-    """Return the unlabelled images, uint8 N 3 96 96, memory-mapped: 2.6 GB are not read at once.
+    """Return the unlabelled images, uint8 N 3 96 96, memory-mapped, since they take 2.6 GB.
 
     The tensor is a transposed view. Writing to it does not change the file, and the file must not
     be truncated while the tensor is in use.
 
     Raises:
         DatasetMissingError: there is no unlabeled_X.bin.
-        DatasetCorruptError: its size is not a multiple of an image's.
+        DatasetCorruptError: its size is not a multiple of the size of an image.
     """
     path = _find(root, "unlabeled_X.bin")
     count = _count(path, MAX_UNLABELLED)
@@ -74,12 +74,12 @@ def folds(root: Path) -> list[Tensor]:
 
     Raises:
         DatasetMissingError: there is no fold_indices.txt.
-        DatasetCorruptError: not ten lines of 1,000 distinct numbers from 0 to 4,999.
+        DatasetCorruptError: the file is not ten lines of 1,000 distinct numbers from 0 to 4,999.
     """
     path = _find(root, "fold_indices.txt")
-    # Checked before it is read: the file of another dataset may be gigabytes.
-    if (size := path.stat().st_size) > FOLDS * FOLD * 10:
-        raise _corrupt(path, 0, f"at most {FOLDS * FOLD * 10:,} bytes", f"{size:,}")
+    # Check the size before reading: a wrong file may have gigabytes.
+    if (size := path.stat().st_size) > FOLDS * FOLD_SIZE * 10:
+        raise _corrupt(path, 0, f"at most {FOLDS * FOLD_SIZE * 10:,} bytes", f"{size:,}")
     lines = path.read_bytes().splitlines(keepends=True)
     if len(lines) != FOLDS:
         raise _corrupt(path, 0, f"{FOLDS} lines", str(len(lines)))
@@ -93,21 +93,21 @@ def folds(root: Path) -> list[Tensor]:
 def _fold(path: Path, offset: int, line: bytes) -> Tensor:
     words = line.split()
     for word in words:
-        # The length first: converting a word of a million digits would take minutes.
-        if not word.isdigit() or len(word) > 4 or int(word) >= TRAIN:
-            shown = printable(word[:20].decode("latin-1"))
-            raise _corrupt(path, offset, f"indices from 0 to {TRAIN - 1:,}", f"'{shown}'")
+        # Check the length first: converting a million digits to an int would take minutes.
+        if not word.isdigit() or len(word) > 4 or int(word) >= TRAIN_SIZE:
+            quoted = printable(word[:20].decode("latin-1"))
+            raise _corrupt(path, offset, f"indices from 0 to {TRAIN_SIZE - 1:,}", f"'{quoted}'")
     indices = torch.tensor([int(word) for word in words], dtype=torch.int64)
-    if len(indices) != FOLD or len(indices.unique()) != FOLD:
+    if len(indices) != FOLD_SIZE or len(indices.unique()) != FOLD_SIZE:
         found = f"{len(indices):,}, {len(indices.unique()):,} of them distinct"
-        raise _corrupt(path, offset, f"{FOLD:,} distinct indices", found)
+        raise _corrupt(path, offset, f"{FOLD_SIZE:,} distinct indices", found)
     return indices
 
 
 def _find(root: Path, name: str) -> Path:
-    """Return the file, in `root` or where extracting the archive puts it."""
-    below = root / "stl10_binary"
-    for folder in (root, below, below / "stl10_binary"):
+    """Return the file called `name`, in `root` or in the folders of the unpacked archive."""
+    unpacked = root / "stl10_binary"
+    for folder in (root, unpacked, unpacked / "stl10_binary"):
         if (folder / name).is_file():
             return folder / name
     raise DatasetMissingError(
@@ -116,21 +116,21 @@ def _find(root: Path, name: str) -> Path:
     )
 
 
-def _count(path: Path, most: int = MAX_LABELLED) -> int:
-    """Return how many images a file has, from its size, before any memory is allocated."""
+def _count(path: Path, limit: int = MAX_LABELLED) -> int:
+    """Return the number of images in a file, computed from its size before memory is allocated."""
     size = path.stat().st_size
     count, rest = divmod(size, PIXELS)
     if rest or not count:
         raise _corrupt(path, size - rest, f"an image of {PIXELS:,} bytes", f"{rest:,}")
-    if count > most:
-        raise _corrupt(path, 0, f"at most {most:,} images", f"{count:,}")
+    if count > limit:
+        raise _corrupt(path, 0, f"at most {limit:,} images", f"{count:,}")
     return count
 
 
 def _read_images(path: Path) -> Tensor:
-    """Read images and transpose them: the file has columns first, as Matlab does.
+    """Read images and transpose them: in the file they are column-major, as in Matlab.
 
-    Block by block, so that no second copy of the split is in memory.
+    Images are read block by block, so that memory holds no second copy of the split.
     """
     count = _count(path)
     images = torch.empty((count, *IMAGE), dtype=torch.uint8)
