@@ -20,7 +20,7 @@ from cnn_core.errors import (
     UsageError,
 )
 from cnn_core.training import Run
-from cnn_core.training.prediction import image_files, unlike
+from cnn_core.training.prediction import image_files, require_distinct_names
 from cnn_core.training.trained import load_data
 
 
@@ -61,7 +61,7 @@ def test_folders_without_images_and_names_that_are_one_are_refused(tmp_path):
     with pytest.raises(
         UsageError, match=r"a\.png have one name, and so would the files .*\none at a time"
     ):
-        unlike(files)
+        require_distinct_names(files)
 
 
 # --- folders of classes --------------------------------------------------------------------

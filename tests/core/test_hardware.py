@@ -128,7 +128,7 @@ def test_a_compiled_network_trains_and_goes_on(tmp_path):
 def test_out_of_memory_ends_with_5_and_what_was_saved_is_sound(
     tmp_path, monkeypatch, capsys, message
 ):
-    out, agreed, steps = tmp_path / "r", loop._agreed, 0
+    out, agreed, steps = tmp_path / "r", loop._agree_to_stop, 0
 
     def fails(*args):
         nonlocal steps
@@ -140,7 +140,7 @@ def test_out_of_memory_ends_with_5_and_what_was_saved_is_sound(
     command = ["train", "lenet5_modern", "--data", "digits", "--epochs", "1", "--batch-size", "64"]
     command += ["--set", "save_steps=5", "--out", str(out)]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_agreed", fails)
+        patch.setattr(loop, "_agree_to_stop", fails)
         assert main(command) == 5
     said = capsys.readouterr().err.splitlines()
     assert "error: out of memory" in said

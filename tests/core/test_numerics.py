@@ -18,7 +18,7 @@ from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training import Run, loop, setup, train
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
-from cnn_core.training.numerics import Step, gradient_norm, not_finite
+from cnn_core.training.numerics import Step, gradient_norm, non_finite_error
 from cnn_core.weights.native import read_weights
 
 LENET = {
@@ -313,7 +313,7 @@ def batch_for(model):
 
 def diagnosis(model, batch, loss=math.nan, norm=math.nan):
     step = Step(epoch=2, step=6, batch=batch, loss=loss, norm=norm)
-    return not_finite(model, step).message
+    return non_finite_error(model, step).message
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -427,13 +427,13 @@ def test_a_nan_is_never_the_best_and_never_in_the_way(scores, more, patience):
         assert kept == 0 or state.best == scores[kept - 1]
         assert (state.epoch, state.step, state.metrics[-1]) == (epoch, 0, line)
         waited = epoch - kept
-        assert loop._exhausted(recipe, state) == (patience > 0 and waited >= patience)
+        assert loop._out_of_patience(recipe, state) == (patience > 0 and waited >= patience)
 
 
 def test_a_score_that_was_never_a_number_is_no_success(tmp_path, monkeypatch):
-    measure = loop.measure
+    evaluate = loop.evaluate_split
     monkeypatch.setattr(
-        loop, "measure", lambda *arguments: dict.fromkeys(measure(*arguments), math.nan)
+        loop, "evaluate_split", lambda *arguments: dict.fromkeys(evaluate(*arguments), math.nan)
     )
     with pytest.raises(NumericalError, match="val/top1 was never a number: nothing is kept"):
         train(data="digits", out=tmp_path / "r", progress=False, **LENET)

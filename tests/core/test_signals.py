@@ -164,9 +164,9 @@ class Moment:
         """Patch this process; `note` is called with what to remember, just before the signal."""
         self.left, self.note = self.nth, note
         if self.where == "validation":
-            loop.measure = self._before(loop.measure)
+            loop.evaluate_split = self._before(loop.evaluate_split)
         elif self.where == "test":
-            trainer.measure = self._before(trainer.measure)
+            trainer.evaluate_split = self._before(trainer.evaluate_split)
         elif self.where == "start":
             loop.TrainState.train = self._before(loop.TrainState.train)
         elif self.where == "save":

@@ -13,7 +13,7 @@ from cnn_core import registry
 from cnn_core.data import Batch, batches
 from cnn_core.training import Predictions, Trained, predictions, segmented
 from cnn_core.training.evaluation import eval_batch_size
-from cnn_core.training.outputs import held_out
+from cnn_core.training.outputs import validation_predictions
 from cnn_viz.results.embeddings import METHODS, Embedding, evenly_spaced, features_of
 from cnn_viz.results.segmentations import SegmentationResults
 
@@ -65,7 +65,7 @@ class ViewInputs(Trained):
     @cached_property
     def validation(self) -> Predictions | None:
         """The outputs for the images that training held out; None where it held out none."""
-        return held_out(self)
+        return validation_predictions(self)
 
     @cached_property
     def segmented(self) -> SegmentationResults:
