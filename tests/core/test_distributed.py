@@ -318,7 +318,7 @@ def test_sigterm_to_torchrun_saves_and_the_training_goes_on_later(tmp_path):
     _, rest = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "terminated" in rest
-    assert f"go on with: cnnzoo train --resume {out}" in rest
+    assert f"resume with: cnnzoo train --resume {out}" in rest
     state = Checkpoints(out / "state").newest()
     assert 2 <= state.epoch < 60
     assert len(Run.open(out).history()) == state.epoch

@@ -60,7 +60,7 @@ def test_the_rate_found_is_where_a_known_curve_is_steepest():
     losses = [2.0 / (1 + math.exp(3 * (math.log10(rate) + 2))) for rate in rates]
     curve = [LrTrial(rate, loss, loss) for rate, loss in zip(rates, losses, strict=True)]
     assert math.log10(steepest_lr(curve)) == pytest.approx(-2, abs=0.11)
-    with pytest.raises(UsageError, match="the loss falls at no rate"):
+    with pytest.raises(UsageError, match="the loss falls at no learning rate"):
         steepest_lr([LrTrial(rate, rate, rate) for rate in rates])
 
 
@@ -123,7 +123,7 @@ def test_the_largest_power_of_two_that_fits_is_found(memory, room, batch_size, m
 )
 def test_when_nothing_fits_that_is_said(memory, message):
     memory(0, message)
-    with pytest.raises(ResourceError, match="needs more memory than there is") as caught:
+    with pytest.raises(ResourceError, match="not even the smallest micro-batch fits") as caught:
         fitting_micro_batches(ready(batch_size=8))
     assert caught.value.exit_code == 5
 

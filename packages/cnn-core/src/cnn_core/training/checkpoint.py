@@ -209,7 +209,7 @@ def _require_finite(state: Checkpoint) -> None:
             continue
         if not tensor.isfinite().all():
             raise NumericalError(
-                f"{name} is not finite after epoch {state.epoch}, step {state.step}: not saved",
+                f"{name} is not finite after {state.epoch} epochs, {state.step} steps: not saved",
                 "the last checkpoint is intact: try a lower --lr, or --set clip_norm=1",
             )
 
