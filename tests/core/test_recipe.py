@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
-from cnn_core.runs.recipe import LIMITS, Recipe, parse_setting, read_recipe
+from cnn_core.runs.recipe import LIMITS, Recipe, parse_setting, parse_settings, read_recipe
 from cnn_core.training.setup import find_recipe
 
 BASE = {"model": "lenet5", "data": "digits"}
@@ -30,6 +30,7 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"schedule": ["cosine"]}, r"schedule = \['cosine'\]: expected text"),
         ({"mean": [0.1, "x"]}, "mean = 'x': expected a number"),
         ({"step_epochs": 3}, "step_epochs = 3: expected a list"),
+        ({"options": 3}, "options = 3: expected a table"),
         ({"step_epochs": [1, 2], "step_factors": [0.1, 0.1, 0.1]}, "step_factors has 3"),
         (
             {"schedule": "step"},
@@ -52,6 +53,12 @@ def test_a_bad_value_is_named(settings, message):
     with pytest.raises(UsageError, match=message) as caught:
         Recipe.from_settings({**BASE, **settings})
     assert str(caught.value).count("\n") <= 2
+
+
+@pytest.mark.parametrize("texts", [["options.a=1", "options=2"], ["options=2", "options.a=1"]])
+def test_a_key_cannot_be_both_a_table_and_a_value(texts):
+    with pytest.raises(UsageError, match="options is set both as a table and as 2"):
+        parse_settings(texts)
 
 
 def test_a_missing_key_is_named():

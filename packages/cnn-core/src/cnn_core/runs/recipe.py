@@ -259,8 +259,8 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         if kind is str and not value.isascii() and re.search("[\ud800-\udfff]", value):
             raise UsageError(f"{key} = {value!r}: expected text that can be encoded as UTF-8")
         return value
-    expected = {"int": "an integer", "float": "a number", "bool": "true or false"}
-    type_name = expected.get(getattr(kind, "__name__", ""), "text" if kind is str else "a list")
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    type_name = names.get(kind, "a table" if "Mapping" in name else "a list")
     raise UsageError(f"{key} = {value!r}: expected {type_name}")
 
 
@@ -293,10 +293,12 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, value in map(parse_setting, texts):
         require_key(key)
-        if isinstance(value, dict) and isinstance(settings.get(key, {}), dict):
-            settings[key] = {**settings.get(key, {}), **value}
-        elif isinstance(settings.get(key), dict):
-            raise UsageError(f"{key} is set both as a table and as {value!r}")
+        previous = settings.get(key, value)
+        if isinstance(value, dict) and isinstance(previous, dict):
+            settings[key] = {**previous, **value}
+        elif isinstance(value, dict) or isinstance(previous, dict):
+            plain = previous if isinstance(value, dict) else value
+            raise UsageError(f"{key} is set both as a table and as {plain!r}")
         else:
             settings[key] = value
     return settings

@@ -203,8 +203,8 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
 def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn.Module]:
     """Build the network, randomly initialised or with the recipe's weights; return both.
 
-    With cnnzoo weights and no `mean` in the recipe, the returned recipe has the mean and std of
-    the weights' preprocessing.
+    With cnnzoo weights, the returned recipe takes `mean` and `std` from the weights' preprocessing
+    unless the recipe sets them.
     """
     # Seed here, so that the initial weights do not depend on random numbers drawn before.
     torch.manual_seed(recipe.seed)
@@ -219,10 +219,12 @@ def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn
     )
     if weights is None:
         return recipe, model
-    if isinstance(weights, Weights) and not recipe.mean:
+    if isinstance(weights, Weights):
         known = weights.preprocessing
         if len(known.mean) == dataset.spec.image[0]:
-            recipe = dataclasses.replace(recipe, mean=known.mean, std=known.std)
+            recipe = dataclasses.replace(
+                recipe, mean=recipe.mean or known.mean, std=recipe.std or known.std
+            )
     # Record the absolute path: the run may be resumed from another directory.
     return dataclasses.replace(recipe, weights=str(Path(recipe.weights).absolute())), model
 
