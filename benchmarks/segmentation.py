@@ -20,7 +20,7 @@ from cnn_core.create import build
 from cnn_core.data import batches
 from cnn_core.training import Run
 from cnn_core.training.device import FORMATS
-from cnn_core.training.evaluation import eval_batch_size, eval_setup, measure, predictor
+from cnn_core.training.evaluation import eval_batch_size, eval_setup, evaluate_split, predictor
 from cnn_core.training.trained import Trained
 
 
@@ -53,7 +53,7 @@ def row(run: Run, data_dir: Path | None, rounds: int) -> str:
             outputs(batch.images.contiguous(memory_format=FORMATS[recipe.memory_format]))
 
     def whole() -> None:
-        measure(model, split, setup)
+        evaluate_split(model, split, setup)
 
     pairs = [(timed(forward), timed(whole)) for _ in range(rounds + 1)][1:]
     ratio = statistics.median(b / a for a, b in pairs)

@@ -48,7 +48,7 @@ import torch
 from cnn_core.create import build
 from cnn_core.training import Run
 from cnn_core.training.checkpoint import Checkpoints
-from cnn_core.training.evaluation import eval_setup, measure
+from cnn_core.training.evaluation import eval_setup, evaluate_split
 from cnn_core.training.trained import Trained
 
 HERE = Path(__file__).parent
@@ -202,8 +202,8 @@ def reached(run: Run, data_dir: Path) -> Iterator[tuple[float, float, float]]:
     checkpoints = Checkpoints(run.state)
     for name in checkpoints.names():
         state, model = checkpoints.read(name), build(trained.weights)
-        model.load_state_dict(dict(state.kept))
-        found = measure(model, data.split("test"), setup)
+        model.load_state_dict(dict(state.eval_weights))
+        found = evaluate_split(model, data.split("test"), setup)
         steps = len(data.split("train")) * (1 - run.recipe.validation) / run.recipe.batch_size
         written = (run.state / name).stat().st_ctime  # the rename, once the file was complete
         yield written, round(state.epoch + state.step / steps, 2), found["top1"]

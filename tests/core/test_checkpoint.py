@@ -213,7 +213,7 @@ def test_the_newest_sound_one_is_used_and_the_broken_one_is_named(two, caplog):
     (line,) = caplog.messages
     assert str(path) in line
     assert "SHA-256" in line
-    assert f"going on from {first.name}" in line
+    assert f"resuming from {first.name}" in line
 
 
 def test_without_a_sound_one_the_newest_is_named(two):

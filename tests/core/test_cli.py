@@ -220,7 +220,7 @@ def test_a_signal_ends_training_with_its_code_and_a_way_to_go_on(tmp_path, signu
     child.send_signal(signum)
     _, err = child.communicate(timeout=60)
     assert child.returncode == code
-    assert err.splitlines()[-1] == "go on with: cnnzoo train --resume run"
+    assert err.splitlines()[-1] == "resume with: cnnzoo train --resume run"
     assert "Traceback" not in err
     assert (tmp_path / "run" / "weights.safetensors").is_file()
     assert not list((tmp_path / "run").rglob("*.tmp"))

@@ -19,7 +19,12 @@ from torch import nn
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, train
 from cnn_core.training.checkpoint import Checkpoints
-from cnn_core.training.distributed import SyncBatchNorm2d, joined, restarted, synchronised
+from cnn_core.training.distributed import (
+    SyncBatchNorm2d,
+    is_restart,
+    join_processes,
+    with_sync_batchnorm,
+)
 from cnn_core.weights.native import read_weights
 
 pytestmark = pytest.mark.xdist_group("torchrun")
@@ -48,7 +53,7 @@ STEPS = textwrap.dedent("""
     torch.set_num_threads(1)
     from cnn_core.training import loop, setup, train
 
-    seen, agreed, build = [], loop._agreed, setup.create_model
+    seen, agreed, build = [], loop._agree_to_stop, setup.create_model
 
     def noted(job, stop, step):
         world = job.setup.world
@@ -62,7 +67,7 @@ STEPS = textwrap.dedent("""
         model.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
         return model
 
-    loop._agreed = noted
+    loop._agree_to_stop = noted
     found = {}
     for name, out, precise, settings in json.loads(sys.argv[1]):
         seen.clear()
@@ -147,14 +152,14 @@ ENDING = textwrap.dedent("""
     from cnn_core.training import train
     from cnn_core.training.distributed import World
 
-    wrap = World.wrapped
+    wrap = World.wrap
 
     def in_a_cycle(*args):
         model = wrap(*args)
         model.cycle = [model]
         return model
 
-    World.wrapped = in_a_cycle
+    World.wrap = in_a_cycle
     for out in sys.argv[1:]:
         train("lenet5_modern", "digits", epochs=1, batch_size=512, out=out, progress=False)
     print("after", *threads())
@@ -182,12 +187,12 @@ SCENES = textwrap.dedent("""
     from cnn_core import create_model, load_dataset
     from cnn_core.data import Preprocessing, Split
     from cnn_core.training import Recipe
-    from cnn_core.training.distributed import joined
+    from cnn_core.training.distributed import join_processes
     from cnn_core.tasks import loss_of
     from cnn_core.training.epoch_metrics import EpochMetrics
-    from cnn_core.training.evaluation import EvalSetup, measure
+    from cnn_core.training.evaluation import EvalSetup, evaluate_split
 
-    world, _ = joined("cpu")
+    world, _ = join_processes("cpu")
     torch.manual_seed(0)
     model = create_model("unet_same", num_classes=2, in_channels=1, width=4, depth=2).double()
     model.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
@@ -208,8 +213,8 @@ SCENES = textwrap.dedent("""
         device=torch.device("cpu"),
         world=world,
     )
-    found = measure(model, Split(split.images[:31], targets), setup)
-    if world.first:
+    found = evaluate_split(model, Split(split.images[:31], targets), setup)
+    if world.is_first:
         print(json.dumps(found))
 """)
 
@@ -250,7 +255,7 @@ KILLER = textwrap.dedent("""
     from cnn_core.training import loop
 
     attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
-    kills, agreed, steps = int(sys.argv[1]), loop._agreed, 0
+    kills, agreed, steps = int(sys.argv[1]), loop._agree_to_stop, 0
 
     def fatal(*args):
         global steps
@@ -259,7 +264,7 @@ KILLER = textwrap.dedent("""
             os.kill(os.getpid(), signal.SIGKILL)
         return agreed(*args)
 
-    loop._agreed = fatal
+    loop._agree_to_stop = fatal
     sys.exit(main(sys.argv[2:]))
 """)
 
@@ -313,7 +318,7 @@ def test_sigterm_to_torchrun_saves_and_the_training_goes_on_later(tmp_path):
     _, rest = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "terminated" in rest
-    assert f"go on with: cnnzoo train --resume {out}" in rest
+    assert f"resume with: cnnzoo train --resume {out}" in rest
     state = Checkpoints(out / "state").newest()
     assert 2 <= state.epoch < 60
     assert len(Run.open(out).history()) == state.epoch
@@ -328,7 +333,7 @@ def test_batch_normalisation_over_processes_is_torchs_for_one(momentum):
     nn.init.uniform_(theirs[1].bias)
     import copy
 
-    mine = synchronised(copy.deepcopy(theirs), torch.device("cpu"))
+    mine = with_sync_batchnorm(copy.deepcopy(theirs), torch.device("cpu"))
     assert isinstance(mine[1], SyncBatchNorm2d)
     assert mine.state_dict().keys() == theirs.state_dict().keys()
     store = torch.distributed.HashStore()
@@ -359,8 +364,8 @@ def test_a_training_that_may_be_started_again_needs_a_folder(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     session = Session(world=World(0, 2), device=torch.device("cpu"))
     recipe = find_recipe("lenet5", "digits", None, {})
-    with pytest.raises(UsageError, match="needs a folder"):
-        session.begin(recipe)
+    with pytest.raises(UsageError, match="needs an explicit run directory"):
+        session.start(recipe)
 
 
 def test_a_requeued_job_goes_on_by_itself(tmp_path, monkeypatch):
@@ -370,7 +375,7 @@ def test_a_requeued_job_goes_on_by_itself(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="is not empty"):
         train("lenet5_modern", "digits", **settings)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert restarted()
+    assert is_restart()
     assert train("lenet5_modern", "digits", **settings).path == Path(tmp_path / "r")
 
 
@@ -378,4 +383,4 @@ def test_a_process_of_several_takes_no_device_of_its_own(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="device 'cuda:1'"):
-        joined("cuda:1")
+        join_processes("cuda:1")

@@ -195,7 +195,7 @@ def test_a_network_that_says_nan_is_not_exported(run):
     weights = read_weights(run)
     weights.tensors["f6.weight"][0, 0] = torch.nan
     write_weights(run / "weights.safetensors", weights)
-    with pytest.raises(NumericalError, match="differs from the network by nan"):
+    with pytest.raises(NumericalError, match="differ from the network's by nan"):
         export(run)
     assert [path.name for path in run.iterdir()] == ["weights.safetensors"]
 
@@ -204,7 +204,7 @@ def test_a_file_is_replaced_only_if_told_so(run, tmp_path):
     path = tmp_path / "mine" / "net.pt2"
     assert export(run, path).path == path
     path.write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"net\.pt2: is there already\n--force"):
+    with pytest.raises(UsageError, match=r"net\.pt2: already exists\n--force"):
         export(run, path)
     assert path.read_bytes() == b"mine"
     export(run, path, force=True)
@@ -224,8 +224,13 @@ def test_without_onnx_it_says_what_to_install(run, monkeypatch, module):
 @pytest.mark.parametrize(
     ("out", "format", "error", "message"),
     [
-        ("net.onnx", "torch-export", UsageError, r"net\.onnx: expected a name that ends in \.pt2"),
-        ("net", None, UsageError, r"net: expected a name that ends in \.pt2"),
+        (
+            "net.onnx",
+            "torch-export",
+            UsageError,
+            r"net\.onnx: a torch-export file name must end in \.pt2",
+        ),
+        ("net", None, UsageError, r"net: a torch-export file name must end in \.pt2"),
         (None, "onxx", UnknownNameError, "unknown format 'onxx', did you mean 'onnx'"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from cnn_core import load_dataset
 from cnn_core.errors import ResourceError, UsageError
 from cnn_core.training import finders, train
-from cnn_core.training.finders import LrTrial, fitting_micro_batches, lr_curve, steepest
+from cnn_core.training.finders import LrTrial, fitting_micro_batches, lr_curve, steepest_lr
 from cnn_core.training.setup import find_recipe, set_up
 
 CPU = torch.device("cpu")
@@ -59,14 +59,14 @@ def test_the_rate_found_is_where_a_known_curve_is_steepest():
     # Falls as a logistic curve about 0.01, then rises.
     losses = [2.0 / (1 + math.exp(3 * (math.log10(rate) + 2))) for rate in rates]
     curve = [LrTrial(rate, loss, loss) for rate, loss in zip(rates, losses, strict=True)]
-    assert math.log10(steepest(curve)) == pytest.approx(-2, abs=0.11)
-    with pytest.raises(UsageError, match="the loss falls at no rate"):
-        steepest([LrTrial(rate, rate, rate) for rate in rates])
+    assert math.log10(steepest_lr(curve)) == pytest.approx(-2, abs=0.11)
+    with pytest.raises(UsageError, match="the loss falls at no learning rate"):
+        steepest_lr([LrTrial(rate, rate, rate) for rate in rates])
 
 
 def test_the_rate_that_is_found_trains():
     one = ready(optimizer="sgd", batch_size=64)
-    assert 1e-3 < steepest(list(lr_curve(one, low=1e-5, high=10.0, steps=80))) < 1
+    assert 1e-3 < steepest_lr(list(lr_curve(one, low=1e-5, high=10.0, steps=80))) < 1
 
 
 @pytest.mark.parametrize(("low", "high", "steps"), [(0.0, 1.0, 50), (1.0, 0.1, 50), (0.1, 1.0, 3)])
@@ -123,7 +123,7 @@ def test_the_largest_power_of_two_that_fits_is_found(memory, room, batch_size, m
 )
 def test_when_nothing_fits_that_is_said(memory, message):
     memory(0, message)
-    with pytest.raises(ResourceError, match="needs more memory than there is") as caught:
+    with pytest.raises(ResourceError, match="not even the smallest micro-batch fits") as caught:
         fitting_micro_batches(ready(batch_size=8))
     assert caught.value.exit_code == 5
 

@@ -20,7 +20,7 @@ from cnn_core.errors import (
     UsageError,
 )
 from cnn_core.training import Run
-from cnn_core.training.prediction import image_files, unlike
+from cnn_core.training.prediction import image_files, require_distinct_names
 from cnn_core.training.trained import load_data
 
 
@@ -54,14 +54,15 @@ def flowers(tmp_path):
 
 def test_folders_without_images_and_names_that_are_one_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
-    with pytest.raises(UsageError, match=r"a folder without images\nfiles \.jpg, .*\.tiff$"):
+    with pytest.raises(UsageError, match=r"no images in this folder\nexpected \.jpg, .*\.tiff$"):
         list(image_files([tmp_path]))
     files = [save_image(tmp_path / name) for name in ("a.bmp", "a.png")]
     assert list(image_files([tmp_path])) == files
     with pytest.raises(
-        UsageError, match=r"a\.png have one name, and so would the files .*\none at a time"
+        UsageError,
+        match=r"a\.png have the same name, so their output files .*\nrun the command once",
     ):
-        unlike(files)
+        require_distinct_names(files)
 
 
 # --- folders of classes --------------------------------------------------------------------
@@ -191,7 +192,7 @@ def test_a_run_notices_that_its_folder_has_changed(flowers, tmp_path, cnnzoo, mo
     for command in (["evaluate", str(out)], ["train", "--resume", str(out)]):
         done = cnnzoo(*command)
         assert done.code == 3
-        assert "has other classes or files than when the run began" in done.err
+        assert "have changed since the run began" in done.err
 
 
 @pytest.mark.parametrize("name", ["notes", "Val"])
@@ -254,7 +255,7 @@ def test_a_broken_file_is_named_before_the_first_epoch_or_left_out(flowers, tmp_
     assert "epoch" not in done.err
     done = cnnzoo(*arguments, "--out", str(tmp_path / "b"), "--on-bad-sample", "skip:1")
     assert done.code == 0, done.err
-    assert "left out 1 samples" in done.err
+    assert "skipped 1 unreadable samples" in done.err
     done = cnnzoo(*arguments, "--on-bad-sample", "skip")
     assert done.code == 2
 

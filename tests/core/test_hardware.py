@@ -52,7 +52,7 @@ def faults(**variables):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is on Linux")
 def test_memory_stays_with_the_process_and_that_can_be_switched_off():
     kept, said = faults()
-    assert said == "glibc, memory kept (CNNZOO_MALLOC=default: not)"
+    assert said == "glibc, freed memory is kept (CNNZOO_MALLOC=default turns this off)"
     given_back, said = faults(CNNZOO_MALLOC="default")
     assert said == "default (CNNZOO_MALLOC)"
     assert given_back > 2_000  # fewer where the kernel gives huge pages
@@ -128,7 +128,7 @@ def test_a_compiled_network_trains_and_goes_on(tmp_path):
 def test_out_of_memory_ends_with_5_and_what_was_saved_is_sound(
     tmp_path, monkeypatch, capsys, message
 ):
-    out, agreed, steps = tmp_path / "r", loop._agreed, 0
+    out, agreed, steps = tmp_path / "r", loop._agree_to_stop, 0
 
     def fails(*args):
         nonlocal steps
@@ -140,12 +140,12 @@ def test_out_of_memory_ends_with_5_and_what_was_saved_is_sound(
     command = ["train", "lenet5_modern", "--data", "digits", "--epochs", "1", "--batch-size", "64"]
     command += ["--set", "save_steps=5", "--out", str(out)]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_agreed", fails)
+        patch.setattr(loop, "_agree_to_stop", fails)
         assert main(command) == 5
     said = capsys.readouterr().err.splitlines()
     assert "error: out of memory" in said
     assert "try --fit-memory, or a smaller --batch-size" in said
-    assert f"go on with: cnnzoo train --resume {out}" in said
+    assert f"resume with: cnnzoo train --resume {out}" in said
     assert Checkpoints(out / "state").newest().step == 10
     assert main(["train", "--resume", str(out)]) == 0
     whole = train(

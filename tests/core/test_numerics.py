@@ -18,7 +18,7 @@ from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training import Run, loop, setup, train
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
-from cnn_core.training.numerics import Step, gradient_norm, not_finite
+from cnn_core.training.numerics import Step, gradient_norm, non_finite_error
 from cnn_core.weights.native import read_weights
 
 LENET = {
@@ -144,7 +144,7 @@ def poisoned(run, poison, monkeypatch, recipe):
     samples = poison.batch.indices.tolist()
     assert f"(samples {', '.join(map(str, samples[:8]))}, …)" in message
     assert message.endswith(f"; first in {poison.expected}"), (poison.expected, message)
-    what = re.match("the (loss|gradient's norm) is (nan|inf)", message)
+    what = re.match("the (loss|gradient norm) is (nan|inf)", message)
     assert what, message
     assert (what[1] == "loss") == (poison.place != "gradient")
     now = dict(poison.model.named_parameters())  # the step was not taken
@@ -220,9 +220,9 @@ def test_the_command_ends_with_4_and_no_traceback(tmp_path, cnnzoo):
     done = cnnzoo("train", "lenet5_modern", "--data", "digits", "--out", run, *settings)
     assert (done.code, done.out) == (4, "")
     lines = done.err.splitlines()
-    what = r"error: the (loss|gradient's norm) is (nan|inf) in epoch \d, step \d+"
+    what = r"error: the (loss|gradient norm) is (nan|inf) in epoch \d, step \d+"
     assert re.match(rf"{what} \(samples [\d, …]+\); first in the ", lines[-2]), lines
-    assert lines[-1] == "the last checkpoint is sound: try a lower --lr, or --set clip_norm=1"
+    assert lines[-1] == "the last checkpoint is intact: try a lower --lr, or --set clip_norm=1"
     assert "Traceback" not in done.err
 
 
@@ -313,7 +313,7 @@ def batch_for(model):
 
 def diagnosis(model, batch, loss=math.nan, norm=math.nan):
     step = Step(epoch=2, step=6, batch=batch, loss=loss, norm=norm)
-    return not_finite(model, step).message
+    return non_finite_error(model, step).message
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -349,7 +349,7 @@ def test_the_first_parameter_is_named_and_the_last_gradient(name):
         parameters[first].grad.view(-1)[0] = math.nan
         assert math.isnan(gradient_norm(list(parameters.values())))
         told = diagnosis(model, batch, loss=1.0)
-        assert told.startswith("the gradient's norm is nan in epoch 3, step 7")
+        assert told.startswith("the gradient norm is nan in epoch 3, step 7")
         assert told.endswith(f"; first in the gradient of {first}")
     for first in reversed(names):
         parameters[first].data.view(-1)[0] = math.inf
@@ -367,7 +367,7 @@ def test_gradients_that_are_finite_one_by_one_are_not_called_the_loss():
     norm = float(gradient_norm(list(model.parameters())))
     assert norm == math.inf
     told = diagnosis(model, batch, loss=1.0, norm=norm)
-    assert told.startswith("the gradient's norm is inf in epoch 3, step 7")
+    assert told.startswith("the gradient norm is inf in epoch 3, step 7")
     assert not told.endswith("first in the loss")
 
 
@@ -427,15 +427,17 @@ def test_a_nan_is_never_the_best_and_never_in_the_way(scores, more, patience):
         assert kept == 0 or state.best == scores[kept - 1]
         assert (state.epoch, state.step, state.metrics[-1]) == (epoch, 0, line)
         waited = epoch - kept
-        assert loop._exhausted(recipe, state) == (patience > 0 and waited >= patience)
+        assert loop._out_of_patience(recipe, state) == (patience > 0 and waited >= patience)
 
 
 def test_a_score_that_was_never_a_number_is_no_success(tmp_path, monkeypatch):
-    measure = loop.measure
+    evaluate = loop.evaluate_split
     monkeypatch.setattr(
-        loop, "measure", lambda *arguments: dict.fromkeys(measure(*arguments), math.nan)
+        loop, "evaluate_split", lambda *arguments: dict.fromkeys(evaluate(*arguments), math.nan)
     )
-    with pytest.raises(NumericalError, match="val/top1 was never a number: nothing is kept"):
+    with pytest.raises(
+        NumericalError, match="val/top1 was NaN in every epoch; no weights were saved"
+    ):
         train(data="digits", out=tmp_path / "r", progress=False, **LENET)
     assert not Run.open(tmp_path / "r").weights.exists()
     assert len(Run.open(tmp_path / "r").history()) == LENET["epochs"]

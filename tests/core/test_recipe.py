@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
-from cnn_core.runs.recipe import LIMITS, Recipe, parse_setting, read_recipe
+from cnn_core.runs.recipe import LIMITS, Recipe, parse_setting, parse_settings, read_recipe
 from cnn_core.training.setup import find_recipe
 
 BASE = {"model": "lenet5", "data": "digits"}
@@ -20,9 +20,9 @@ BASE = {"model": "lenet5", "data": "digits"}
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs = 0: expected 1 to 100000"),
-        ({"epochs": "many"}, "epochs = 'many': expected a whole number"),
-        ({"epochs": 2.0}, "epochs = 2.0: expected a whole number"),
-        ({"epochs": True}, "epochs = True: expected a whole number"),
+        ({"epochs": "many"}, "epochs = 'many': expected an integer"),
+        ({"epochs": 2.0}, "epochs = 2.0: expected an integer"),
+        ({"epochs": True}, "epochs = True: expected an integer"),
         ({"lr": float("nan")}, "lr = nan: expected a number"),
         ({"lr": -0.1}, "lr = -0.1"),
         ({"flip": 1}, "flip = 1: expected true or false"),
@@ -30,13 +30,17 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"schedule": ["cosine"]}, r"schedule = \['cosine'\]: expected text"),
         ({"mean": [0.1, "x"]}, "mean = 'x': expected a number"),
         ({"step_epochs": 3}, "step_epochs = 3: expected a list"),
+        ({"options": 3}, "options = 3: expected a table"),
         ({"step_epochs": [1, 2], "step_factors": [0.1, 0.1, 0.1]}, "step_factors has 3"),
-        ({"schedule": "step"}, "schedule = 'step' needs step_every, and one factor"),
+        (
+            {"schedule": "step"},
+            "schedule = 'step' needs step_every > 0 and exactly one value in step_factors",
+        ),
         ({"schedule": "step", "step_every": 2, "step_factors": [0.1, 0.2]}, "needs step_every"),
         ({"accumulate": 0}, "accumulate = 0: expected 1 to"),
-        ({"accumulate": 33, "batch_size": 32}, "a batch of 32 has no more images"),
-        ({"stage_lr": {"c1": -1.0}}, "stage_lr.c1 = -1.0: expected a factor"),
-        ({"stage_lr": {"c1": "fast"}}, "stage_lr.c1 = 'fast': expected a factor"),
+        ({"accumulate": 33, "batch_size": 32}, "accumulate = 33 exceeds batch_size = 32"),
+        ({"stage_lr": {"c1": -1.0}}, "stage_lr.c1 = -1.0: expected a number from 0 to 1e6"),
+        ({"stage_lr": {"c1": "fast"}}, "stage_lr.c1 = 'fast': expected a number from 0 to 1e6"),
         ({"freeze": ["c1", 2]}, "freeze = 2: expected text"),
         ({"keep": 0}, "keep = 0: expected 1 to"),
         ({"ema": 1.0}, "ema = 1.0: expected 0 to"),
@@ -49,6 +53,12 @@ def test_a_bad_value_is_named(settings, message):
     with pytest.raises(UsageError, match=message) as caught:
         Recipe.from_settings({**BASE, **settings})
     assert str(caught.value).count("\n") <= 2
+
+
+@pytest.mark.parametrize("texts", [["options.a=1", "options=2"], ["options=2", "options.a=1"]])
+def test_a_key_cannot_be_both_a_table_and_a_value(texts):
+    with pytest.raises(UsageError, match="options is set both as a table and as 2"):
+        parse_settings(texts)
 
 
 def test_a_missing_key_is_named():

@@ -410,6 +410,22 @@ def test_training_begins_with_the_weights_of_a_run_and_its_normalisation(tmp_pat
     assert run.recipe.weights == str(source.path.absolute())
 
 
+def test_a_mean_or_std_in_the_recipe_is_kept_when_weights_are_loaded(source):
+    from cnn_core.training.setup import _build
+
+    dataset = load_dataset("digits")
+    for key, chosen in (("mean", (0.1,)), ("std", (0.2,))):
+        recipe = Recipe(
+            model="resnet20_cifar", data="digits", weights=str(source.path), **{key: chosen}
+        )
+        found, _ = _build(recipe, dataset, resuming=False)
+        assert {"mean": found.mean, "std": found.std} == {
+            "mean": (0.25,),
+            "std": (0.5,),
+            key: given,
+        }
+
+
 def test_frozen_stages_stay_as_they_are_to_the_last_running_mean(tmp_path, source):
     run = train(
         "resnet20_cifar",

@@ -167,11 +167,13 @@ def test_weights_of_a_unet_come_back(trained):
 
 @pytest.mark.xdist_group("segmentation")
 def test_what_is_for_classification_says_so(trained, cnnzoo, tmp_path):
-    with pytest.raises(UsageError, match=r"does segmentation; use cnn_core\.training\.segment"):
+    with pytest.raises(
+        UsageError, match=r"is a segmentation model; use cnn_core\.training\.segment"
+    ):
         predict(trained.path, ["x.png"])
     done = cnnzoo("train", "unet_same", "--data", "digits", "--out", str(tmp_path / "x"))
     assert done.code == 2
-    assert "does segmentation, dataset 'digits' is for classification" in done.err
+    assert "is for segmentation, but dataset 'digits' is for classification" in done.err
 
 
 def test_without_a_recipe_segmentation_takes_small_batches():

@@ -164,9 +164,9 @@ class Moment:
         """Patch this process; `note` is called with what to remember, just before the signal."""
         self.left, self.note = self.nth, note
         if self.where == "validation":
-            loop.measure = self._before(loop.measure)
+            loop.evaluate_split = self._before(loop.evaluate_split)
         elif self.where == "test":
-            trainer.measure = self._before(trainer.measure)
+            trainer.evaluate_split = self._before(trainer.evaluate_split)
         elif self.where == "start":
             loop.TrainState.train = self._before(loop.TrainState.train)
         elif self.where == "save":
@@ -235,7 +235,7 @@ def test_a_signal_is_obeyed_and_going_on_is_exact(tmp_path, whole, count):
         assert code == 0, (moment, code)
         facts = json.loads(result.read_text())
         assert facts["raised"] == RAISED[moment.signum], (moment, facts)
-        assert facts["notes"] == [f"go on with: cnnzoo train --resume {run}"], moment
+        assert facts["notes"] == [f"resume with: cnnzoo train --resume {run}"], moment
         assert facts["restored"], moment
         state = Checkpoints(Run.open(run).state).newest()
         saved = state.epoch * whole.steps // SETTINGS["epochs"] + state.step
@@ -307,7 +307,7 @@ def test_the_command_tells_how_it_ended_and_how_to_go_on(tmp_path, whole, count)
             assert ("terminated" if signum == signal.SIGTERM else "interrupted") in said
             assert "Traceback" not in said
             if began.exists():
-                assert f"go on with: cnnzoo train --resume {run}" in said
+                assert f"resume with: cnnzoo train --resume {run}" in said
         require_same(run, whole.run)
 
 
@@ -325,7 +325,7 @@ def test_a_real_command(tmp_path, whole, signum):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (128 + signum, ""), err
     how = "terminated" if signum == signal.SIGTERM else "interrupted"
-    assert err.splitlines()[-2:] == [how, f"go on with: cnnzoo train --resume {run}"]
+    assert err.splitlines()[-2:] == [how, f"resume with: cnnzoo train --resume {run}"]
     assert ended(forked(functools.partial(command_in, run, tmp_path / "err"))) == 0
     require_same(run, whole.run)
 

@@ -195,7 +195,9 @@ def test_a_network_that_cannot_be_traced_costs_one_line(plain, tmp_path, caplog,
     with caplog.at_level(logging.WARNING):
         watching.cnnzoo_fit_start(run, model, run.recipe)
     (line,) = caplog.messages
-    assert line.startswith(f"{run.path}: no graph on TensorBoard: RuntimeError: one is not enough")
+    assert line.startswith(
+        f"{run.path}: cannot write the graph for TensorBoard: RuntimeError: one is not enough"
+    )
     assert capfd.readouterr() == ("", "")
     assert model.training
     assert model.drop.training

@@ -35,7 +35,7 @@ from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
 from cnn_core.training import Predictions, Run
 from cnn_core.training import predictions as predicted
-from cnn_core.training.selection import kept_epoch
+from cnn_core.training.selection import best_epoch
 from cnn_core.training.trained import load_data
 from cnn_viz import draw, plugin, style
 from cnn_viz.attribution.cam import cams
@@ -204,7 +204,7 @@ def test_curves_of_a_run_without_validation_or_test(run, tmp_path):
     ]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     opened = Run.open(copy)
-    assert kept_epoch(opened) == len(lines)
+    assert best_epoch(opened) == len(lines)
     assert len(draw("curves", opened).axes[0].lines) == 2  # training, and the epoch kept
 
 
@@ -234,7 +234,7 @@ def test_the_epoch_kept_is_the_last_of_the_best_as_in_training(run, tmp_path):
         {"epoch": n, "train/loss": 1.0, "val/top1": score} for n, score in enumerate(scores, 1)
     ]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert kept_epoch(Run.open(copy)) == 4
+    assert best_epoch(Run.open(copy)) == 4
 
 
 # confusion

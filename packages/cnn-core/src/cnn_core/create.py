@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cnn_core.weights.native import Weights
 
-__all__ = ["build", "create_model", "untrained"]
+__all__ = ["build", "create_model", "build_untrained"]
 
 
 def create_model(
@@ -32,46 +32,49 @@ def create_model(
     new_head: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Build the model called `name`, newly initialised or with `weights` from a file.
+    """Build the model called `name`, randomly initialised or with `weights`.
 
-    `num_classes` and `in_channels` default to the paper's. `weights` is a run directory, its
-    weights.safetensors, a `Weights`, or a .safetensors, .pt or .pth file of another library. The
-    architecture has to know that library's names of the parameters (torchvision, timm, …);
-    `naming` is the library, where the names alone do not tell. With `new_head` the weights may
-    be for another number of classes: layers that depend on it are then newly initialised.
-    `options` are the other arguments of the architecture's constructor.
+    `num_classes` and `in_channels` default to the paper's values. `weights` is a run directory,
+    its weights.safetensors, a `Weights` object, or a .safetensors, .pt or .pth file of another
+    library. The architecture must know that library's parameter names (torchvision, timm, …); set
+    `naming` to the library if the names are ambiguous. With `new_head` the weights may have
+    another number of classes; layers that depend on it are then randomly initialised. `options`
+    are further keyword arguments of the model's constructor.
 
     Raises:
-        UnknownNameError: there is no such model; suggests names, or says what to install.
-        UsageError: an option or a value that the architecture does not take; weights of another.
-        PluginError: the architecture's own code fails.
+        UnknownNameError: there is no such model; suggests similar names or a package to install.
+        UsageError: an option or value is invalid, or the weights are for another model.
+        PluginError: the architecture's code raises an exception.
     """
     entry = registry.models().entry(name)
     build = registry.resolve(entry)
-    # Before the call: a typo is the caller's fault, a TypeError in the call the plugin's.
+    # Check before the call: a wrong option is the caller's mistake, but a TypeError raised by the
+    # call is the plugin's.
     _check_options(name, entry, build, options)
     spec = entry.spec
     sizes = {
         "num_classes": _positive("num_classes", num_classes, spec.num_classes),
         "in_channels": _positive("in_channels", in_channels, spec.input[0]),
     }
-    what = f"model '{name}' ({entry.plugin.origin})"
-    failed = required(entry.plugin, f"{what} cannot be built")
+    label = f"model '{name}' ({entry.plugin.origin})"
+    failed = required(entry.plugin, f"{label} cannot be built")
     with isolated(entry.plugin, f"building of {name}", failed=failed):
         model = build(**sizes, **options)
-    from torch import nn  # not above: `import cnn_core` stays light
+    from torch import nn  # imported here to keep `import cnn_core` fast
 
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise entry.plugin.failure(f"{what}: {spec.target} returned {kind}, expected an nn.Module")
+        raise entry.plugin.failure(
+            f"{label}: {spec.target} returned {kind}, expected an nn.Module"
+        )
     if weights is not None:
         heads = _heads(entry, build, sizes, options) if new_head else ()
-        _load(model, entry, weights, naming, fresh=heads)
+        _load_weights(model, entry, weights, naming, fresh=heads)
     return model
 
 
-def untrained(weights: Weights) -> nn.Module:
-    """Return the model that `weights` are for, newly initialised."""
+def build_untrained(weights: Weights) -> nn.Module:
+    """Build the model that `weights` belong to, with random initial weights."""
     return create_model(
         weights.model,
         num_classes=weights.num_classes,
@@ -81,20 +84,20 @@ def untrained(weights: Weights) -> nn.Module:
 
 
 def build(weights: Weights) -> nn.Module:
-    """Return the model with `weights`, in eval mode."""
-    model = untrained(weights)
+    """Build the model that `weights` belong to and load them; return it in eval mode."""
+    model = build_untrained(weights)
     weights.load_into(model)
     return model.eval()
 
 
-def _load(
+def _load_weights(
     model: nn.Module,
     entry: registry.Entry[ModelSpec],
     weights: str | PathLike[str] | Weights,
     naming: str | None,
     fresh: Collection[str],
 ) -> None:
-    """Load a run, its weights, or a file of another library; `fresh` may stay as they are."""
+    """Load weights into the model; tensors named in `fresh` may keep their initial values."""
     from cnn_core.weights.foreign import load_foreign, read_foreign
     from cnn_core.weights.native import Weights, is_ours, read_weights
 
@@ -106,11 +109,11 @@ def _load(
             load_foreign(model, read_foreign(path), maps, path, naming=naming, fresh=fresh)
             return
         weights = read_weights(path)
-    # A contested name is recorded with its distribution, which the spec's names do not have.
+    # If several plugins provide a model, the recorded name is "distribution/name".
     if weights.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
         raise UsageError(
             f"{weights.path}: weights of '{weights.model}', not of '{entry.spec.name}'",
-            "parameters of the same names and shapes may still be another function's",
+            "matching names and shapes are not enough: the models may compute different functions",
         )
     weights.load_into(model, fresh)
 
@@ -124,29 +127,29 @@ def _heads(
     """Return the names of the tensors whose shape depends on the number of classes."""
     import torch
 
-    # Compare two sizes of the same network. The meta device gives shapes without memory, and the
-    # caller's random numbers stay as they are.
+    # Build the network with two class counts and compare shapes. The meta device needs no memory,
+    # and fork_rng keeps the caller's random state.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         more = {**sizes, "num_classes": sizes["num_classes"] + 1}
-        what = f"model '{entry.spec.name}' ({entry.plugin.origin}) cannot be built"
-        failed = required(entry.plugin, what)
+        message = f"model '{entry.spec.name}' ({entry.plugin.origin}) cannot be built"
+        failed = required(entry.plugin, message)
         with isolated(entry.plugin, f"building of {entry.spec.name}", failed=failed):
-            ours, others = (build(**s, **options).state_dict() for s in (sizes, more))
-    return [name for name in ours if ours[name].shape != others[name].shape]
+            before, after = (build(**s, **options).state_dict() for s in (sizes, more))
+    return [name for name in before if before[name].shape != after[name].shape]
 
 
 def _check_options(
     name: str, entry: registry.Entry[ModelSpec], build: Any, options: Mapping[str, Any]
 ) -> None:
     if not callable(build):
-        what = f"model '{name}' ({entry.plugin.origin}): {entry.spec.target}"
-        raise entry.plugin.failure(f"{what} is of type {type(build).__name__}, not a function")
+        target = f"model '{name}' ({entry.plugin.origin}): {entry.spec.target}"
+        raise entry.plugin.failure(f"{target} is of type {type(build).__name__}, not a function")
     known = [*inspect.signature(build).parameters]
     for option in options:
         if option not in known:
             raise UsageError(
                 f"model '{name}' takes no option '{option}'{did_you_mean(option, known)}",
-                f"it takes: {', '.join(known)}",
+                f"options: {', '.join(known)}",
             )
 
 

@@ -32,9 +32,9 @@ def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool)
       cnnzoo check cnn-data-kmnist --data-dir kmnist
     """
     from cnn_core.testing import run_checks
-    from cnn_core.training.progress import counting
+    from cnn_core.training.progress import progress_bar
 
-    with counting("checking", shown=True) as progress:
+    with progress_bar("checking", show=True) as progress:
         results = list(run_checks(distribution, slow=slow, data_dir=data_dir, progress=progress))
     odd = [result for result in results if result.outcome != "passed"]
     if as_json:

@@ -153,10 +153,10 @@ class Reached:
 
 
 def _reached(run: Run) -> Reached:
-    from cnn_core.training.selection import kept_epoch, score_name
+    from cnn_core.training.selection import best_epoch, monitored_metric
 
     history, test = run.history(), run.test_metrics()
-    score, kept = score_name(run), kept_epoch(run)
+    score, kept = monitored_metric(run), best_epoch(run)
     measured = {int(line["epoch"]): line[score] for line in history if score in line}
     return Reached(
         epochs=len(history),

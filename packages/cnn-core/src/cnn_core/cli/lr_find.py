@@ -36,10 +36,10 @@ def command(setup: Setup, low: float, high: float, steps: int, as_json: bool) ->
       cnnzoo lr-find lenet5_modern --data digits
       cnnzoo lr-find resnet20_cifar --data cifar10 --set optimizer=adamw --high 1 --json
     """
-    from cnn_core.training.finders import lr_curve, steepest
+    from cnn_core.training.finders import lr_curve, steepest_lr
 
     curve = list(lr_curve(setup, low=low, high=high, steps=steps))
-    best = steepest(curve)
+    best = steepest_lr(curve)
     if as_json:
         emit_json("curve", [dataclasses.asdict(trial) for trial in curve], suggestion=best)
         return

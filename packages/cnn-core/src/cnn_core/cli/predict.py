@@ -86,9 +86,9 @@ def _write_masks(
     trained: Trained, images: tuple[Path, ...], out: Path, flips: bool, as_json: bool
 ) -> None:
     from cnn_core.training.mask_files import write_masks
-    from cnn_core.training.prediction import image_files, segment, unlike
+    from cnn_core.training.prediction import image_files, require_distinct_names, segment
 
-    files = unlike(image_files(images))
+    files = require_distinct_names(image_files(images))
     written = []
     for found in segment(trained, files, flips=flips):
         paths = [str(path) for path in write_masks(found, out)]

@@ -29,9 +29,9 @@ def command(data: str, data_dir: Path | None, as_json: bool) -> None:
     import torch
 
     from cnn_core.data.verify import verify
-    from cnn_core.training.progress import counting
+    from cnn_core.training.progress import progress_bar
 
-    with counting("reading files", shown=True) as progress:
+    with progress_bar("reading files", show=True) as progress:
         faults = verify(
             data, data_dir=data_dir, threads=torch.get_num_threads(), progress=progress
         )

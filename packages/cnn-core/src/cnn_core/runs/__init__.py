@@ -1,1 +1,1 @@
-"""A run and its recipe, as files. Imports specs and what is below them; no torch."""
+"""Run directories and recipes. Imports only `specs` and lower layers, and not torch."""

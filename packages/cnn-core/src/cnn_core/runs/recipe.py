@@ -1,4 +1,7 @@
-"""Recipes: every hyper-parameter of a training run, checked, and as TOML. No torch here."""
+"""Recipes: the validated hyperparameters of a run, read from and written to TOML.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ CHOICES = {
     "policy": ("", "randaugment", "trivialaugment"),
     "pipeline": ("auto", "memory", "streaming"),
 }
-RESERVED = {"name", "num_classes", "in_channels", "weights", "naming"}  # of create_model
-LIMITS = {  # field: (lowest, highest), both allowed
+RESERVED = {"name", "num_classes", "in_channels", "weights", "naming"}  # arguments of create_model
+LIMITS = {  # field: (minimum, maximum), both inclusive
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
     "seed": (0, 2**63 - 1),
@@ -72,10 +75,10 @@ LIMITS = {  # field: (lowest, highest), both allowed
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every hyper-parameter of a run, defaults included.
+    """All hyperparameters of a run, including defaults.
 
     Raises:
-        UsageError: a value of the wrong type, or out of its range; names key and value.
+        UsageError: a value has the wrong type or is out of range; the message names key and value.
     """
 
     model: str
@@ -84,139 +87,148 @@ class Recipe:
     batch_size: int = 128
     seed: int = 0
     optimizer: str = "sgd"
-    lr: float = 0.05  # the peak
-    momentum: float = 0.9  # SGD's and RMSprop's; AdamW's beta1
-    nesterov: bool = True  # SGD: look ahead (Sutskever et al. 2013); papers before it do not
-    beta2: float = 0.999  # of squared gradients: AdamW's; RMSprop's alpha
+    lr: float = 0.05  # peak learning rate
+    momentum: float = 0.9  # of SGD and RMSprop; beta1 of AdamW
+    nesterov: bool = True  # SGD: Nesterov momentum (Sutskever et al. 2013)
+    beta2: float = 0.999  # decay of the squared-gradient average: beta2 of AdamW, alpha of RMSprop
     eps: float = 1e-8  # AdamW, RMSprop
     weight_decay: float = 0.0005
-    weight_decay_on: str = "all"  # "weights": not on biases and normalisation
+    weight_decay_on: str = "all"  # "weights": exclude biases and normalisation parameters
     schedule: str = "cosine"
-    warmup_epochs: float = 0.0  # linear, from 0
-    step_every: float = 0.0  # schedule = "step": the rate changes every so many epochs
-    step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": where the rate changes
-    step_factors: tuple[float, ...] = (0.1,)  # factors of the rate: one for all, or one each
-    rise: float = 0.3  # schedule = "one_cycle": the part of the training in which the rate rises
-    power: float = 1.0  # schedule = "polynomial"
-    final_lr: float = 0.0  # where cosine and polynomial end
+    warmup_epochs: float = 0.0  # linear warm-up from 0
+    step_every: float = 0.0  # schedule = "step": decay interval in epochs
+    step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": when to apply a factor
+    step_factors: tuple[float, ...] = (0.1,)  # learning-rate multipliers: one, or one per epoch
+    rise: float = 0.3  # schedule = "one_cycle": fraction of training with a rising learning rate
+    power: float = 1.0  # schedule = "polynomial": the exponent
+    final_lr: float = 0.0  # learning rate at the end of "cosine" and "polynomial"
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
-    map_margin: float = 1.0  # loss = "map": the j of Eq. 9
-    balance: bool = False  # segmentation: classes count in the loss by 1 / their pixels
-    border_weight: float = 0.0  # extra weight of pixels between two objects: 10 in the paper
-    border_sigma: float = 5.0  # pixels: how fast that weight falls with the distance to them
-    focal_gamma: float = 2.0  # loss = "focal"
-    tversky: tuple[float, ...] = (0.3, 0.7)  # loss = "tversky": costs of false and missed pixels
-    aux_weight: float = 0.3  # weight of the losses of auxiliary heads, where there are any
-    clip_norm: float = 0.0  # largest gradient norm; 0: not clipped
-    accumulate: int = 1  # micro-batches per batch: less memory, the same step
-    ema: float = 0.0  # decay of a moving average of the weights, which is then kept
-    patience: int = 0  # epochs without a better score after which training stops; 0: never
-    monitor: str = ""  # the number that chooses the weights to keep; "": val/top1, val/miou
-    weights: str = ""  # a run or a file of weights to begin with
-    freeze: tuple[str, ...] = ()  # stages that are not trained
-    stage_lr: Mapping[str, float] = field(default_factory=dict)  # factors of the rate by stage
-    shift: int = 0  # augmentation (cnn_core.data.augment): pixels, each direction
-    flip: bool = False  # mirror left and right
-    policy: str = ""  # randaugment, trivialaugment
-    crop: tuple[float, ...] = ()  # smallest and largest fraction of the area
-    rotate: float = 0.0  # degrees, both ways
-    zoom: float = 1.0  # factor, both ways
-    elastic: float = 0.0  # pixels: the deviation of a 3x3 grid's displacements
-    jitter: tuple[float, ...] = ()  # brightness, contrast, saturation, hue
-    erase: float = 0.0  # probability
-    cutout: int = 0  # pixels
-    mixup: float = 0.0  # alpha
-    cutmix: float = 0.0  # alpha
-    pipeline: str = "auto"  # memory, streaming; auto: by size
-    on_bad_sample: str = "fail"  # or skip:N: up to N broken files may be left out
-    validation: float = 0.1  # fraction of the training split that chooses the weights to keep
-    topk: int = 0  # 0: 5, or the number of classes if that is smaller
-    precision: str = "auto"  # auto: bf16 on GPUs that have it, else fp16; fp32 on the CPU
-    memory_format: str = "auto"  # auto: channels_last where networks are faster with it
-    compile: bool = False  # torch.compile: minutes before the first step, faster ones after it
-    sync_batchnorm: bool = False  # several processes: statistics over the whole batch
-    save_steps: int = 0  # a checkpoint every so many steps; 0: only at the end of an epoch
-    keep: int = 2  # checkpoints to keep, besides the best epoch's
-    image_size: int = 0  # pixels; 0: the size that the architecture was published for
-    tile: int = 0  # segmentation: images keep their size and are cut into tiles of so many pixels
-    mean: tuple[float, ...] = ()  # empty: the dataset's own
-    std: tuple[float, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture
+    map_margin: float = 1.0  # loss = "map": j in LeCun et al. (1998), Eq. 9
+    balance: bool = False  # segmentation: weight classes by inverse pixel frequency
+    border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper
+    border_sigma: float = 5.0  # decay length of the border weight, in pixels
+    focal_gamma: float = 2.0  # loss = "focal": the exponent
+    tversky: tuple[float, ...] = (0.3, 0.7)  # weights of false positives and false negatives
+    aux_weight: float = 0.3  # loss weight of each auxiliary head
+    clip_norm: float = 0.0  # maximum gradient norm; 0: no clipping
+    accumulate: int = 1  # micro-batches per batch; equivalent except for batch-norm statistics
+    ema: float = 0.0  # decay of the weight EMA; if > 0, the averaged weights are used and saved
+    patience: int = 0  # stop after this many epochs without improvement; 0: never stop early
+    monitor: str = ""  # metric that selects the best epoch; "": the task's, such as val/top1
+    weights: str = ""  # initial weights: a run directory or a weights file
+    freeze: tuple[str, ...] = ()  # stages to keep fixed
+    stage_lr: Mapping[str, float] = field(default_factory=dict)  # learning-rate multipliers
+    # Augmentation, see cnn_core.data.augment.
+    shift: int = 0  # maximum translation in pixels, in each direction
+    flip: bool = False  # random horizontal flip
+    policy: str = ""  # randaugment or trivialaugment
+    crop: tuple[float, ...] = ()  # minimum and maximum fraction of the image area
+    rotate: float = 0.0  # maximum angle in degrees, in both directions
+    zoom: float = 1.0  # maximum factor, for enlarging and shrinking
+    elastic: float = 0.0  # standard deviation of a 3x3 grid's displacements, in pixels
+    jitter: tuple[float, ...] = ()  # strengths for brightness, contrast, saturation, hue
+    erase: float = 0.0  # probability of random erasing
+    cutout: int = 0  # side of the square in pixels; 0: no cutout
+    mixup: float = 0.0  # alpha; 0: no mixup
+    cutmix: float = 0.0  # alpha; 0: no CutMix
+    pipeline: str = "auto"  # memory or streaming; auto: depends on the size of the dataset
+    on_bad_sample: str = "fail"  # "skip:N": skip up to N unreadable files
+    validation: float = 0.1  # fraction of the training split held out for validation
+    topk: int = 0  # k of top-k accuracy; 0: 5, or the number of classes if that is smaller
+    precision: str = "auto"  # auto: bf16 or fp16 on CUDA, fp32 elsewhere
+    memory_format: str = "auto"  # auto: channels_last for networks with batch norm
+    compile: bool = False  # torch.compile: takes minutes at startup, makes steps faster
+    sync_batchnorm: bool = False  # synchronise batch-norm statistics across processes
+    save_steps: int = 0  # checkpoint interval in steps; 0: only at the end of each epoch
+    keep: int = 2  # number of checkpoints to keep, besides the best epoch's
+    image_size: int = 0  # side in pixels; 0: the default input size of the model
+    tile: int = 0  # segmentation: side of the tiles in pixels; 0: resize whole images instead
+    mean: tuple[float, ...] = ()  # empty: from the initial weights, the dataset, or computed
+    std: tuple[float, ...] = ()  # as for `mean`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the model's constructor
 
     def __post_init__(self) -> None:
         for key, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, key, _converted(key, getattr(self, key), kind))
+            object.__setattr__(self, key, _convert(key, getattr(self, key), kind))
         for key, choices in CHOICES.items():
             if (value := getattr(self, key)) not in choices:
-                nearest = did_you_mean(value, choices)
+                suggestion = did_you_mean(value, choices)
                 raise UsageError(
-                    f"{key} = '{printable(value)}'{nearest}", f"one of {', '.join(choices)}"
+                    f"{key} = '{printable(value)}'{suggestion}", f"one of {', '.join(choices)}"
                 )
         for key, (low, high) in LIMITS.items():
             value = getattr(self, key)
-            if not low <= value <= high:  # also NaN
+            if not low <= value <= high:  # true for NaN
                 raise UsageError(f"{key} = {value}: expected {low:g} to {high:g}")
         for option in RESERVED & set(self.options):
-            raise UsageError(f"options.{option}: not an option of an architecture")
+            raise UsageError(f"options.{option} is reserved: cnnzoo sets it itself")
         self._check_augmentation()
         self._check_schedule()
         self.bad_samples()
         for stage, factor in self.stage_lr.items():
             if type(factor) not in (int, float) or not 0 <= factor <= 1e6:
-                raise UsageError(f"stage_lr.{printable(stage)} = {factor!r}: expected a factor")
+                raise UsageError(
+                    f"stage_lr.{printable(stage)} = {factor!r}: expected a number from 0 to 1e6"
+                )
         if self.accumulate > self.batch_size:
             raise UsageError(
-                f"accumulate = {self.accumulate}: a batch of {self.batch_size} has no more images"
+                f"accumulate = {self.accumulate} exceeds batch_size = {self.batch_size}"
             )
 
     def _check_schedule(self) -> None:
         if self.schedule == "step" and not (self.step_every and len(self.step_factors) == 1):
             raise UsageError(
-                "schedule = 'step' needs step_every, and one factor",
-                'for given epochs: schedule = "multi_step", step_epochs = [30, 60]',
+                "schedule = 'step' needs step_every > 0 and exactly one value in step_factors",
+                'to change at given epochs: schedule = "multi_step", step_epochs = [30, 60]',
             )
         if len(self.step_factors) not in (1, len(self.step_epochs)):
             raise UsageError(
-                f"step_factors has {len(self.step_factors)} numbers, "
-                f"step_epochs {len(self.step_epochs)}",
-                "give one factor, or one for each epoch",
+                f"step_factors has {len(self.step_factors)} values, but step_epochs has "
+                f"{len(self.step_epochs)}",
+                "give one factor, or one per epoch in step_epochs",
             )
 
     def _check_augmentation(self) -> None:
         crop, jitter = self.crop, self.jitter
         if crop and not (len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1):
-            raise UsageError(f"crop = {list(crop)}: expected two parts of the area, as [0.08, 1]")
+            raise UsageError(
+                f"crop = {list(crop)}: expected two fractions of the image area, such as [0.08, 1]"
+            )
         if len(jitter) > 4 or not all(0 <= amount <= 1 for amount in jitter):
             raise UsageError(f"jitter = {list(jitter)}: expected up to four numbers from 0 to 1")
         if self.mixup and self.cutmix:
-            raise UsageError(f"mixup = {self.mixup} and cutmix = {self.cutmix}: expected only one")
+            raise UsageError(
+                f"mixup = {self.mixup} and cutmix = {self.cutmix}: only one can be used"
+            )
         if len(self.tversky) != 2 or not all(0 <= cost <= 1000 for cost in self.tversky):
-            raise UsageError(f"tversky = {list(self.tversky)}: expected two costs, as [0.3, 0.7]")
+            raise UsageError(
+                f"tversky = {list(self.tversky)}: expected two weights, such as [0.3, 0.7]"
+            )
         if self.tile and self.image_size:
             raise UsageError(
-                f"tile = {self.tile} and image_size = {self.image_size}: expected only one",
-                "with tiles images keep their own size",
+                f"tile = {self.tile} and image_size = {self.image_size}: only one can be used",
+                "with tiles, images keep their original size",
             )
         if (self.mixup or self.cutmix) and self.loss != "cross_entropy":
-            raise UsageError(f"loss = '{self.loss}' cannot take mixed images")
+            raise UsageError(f"loss = '{self.loss}' does not support mixup or CutMix")
 
     def bad_samples(self) -> int:
-        """Return how many unreadable files may be left out."""
-        what, colon, count = self.on_bad_sample.partition(":")
+        """Return the number of unreadable files that may be skipped."""
+        action, colon, count = self.on_bad_sample.partition(":")
         if self.on_bad_sample == "fail":
             return 0
-        if (what, colon) == ("skip", ":") and count.isascii() and count.isdigit():
+        if (action, colon) == ("skip", ":") and count.isascii() and count.isdigit():
             return int(count[:9])
-        shown = printable(self.on_bad_sample)
-        raise UsageError(f"on_bad_sample = '{shown}'", "fail, or skip:N for up to N files")
+        text = printable(self.on_bad_sample)
+        raise UsageError(f"on_bad_sample = '{text}'", "use fail, or skip:N for up to N files")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], source: str = "") -> Recipe:
-        """Make a recipe from keys and values; `source` is named in errors.
+        """Create a recipe from settings by key; `source` is named in error messages.
 
         Raises:
-            UsageError: an unknown or missing key, or a bad value.
+            UsageError: a key is unknown or missing, or a value is invalid.
         """
         prefix = f"{source}: " if source else ""
         for key in settings:
@@ -227,35 +239,38 @@ class Recipe:
         return cls(**settings)
 
     def to_toml(self) -> str:
-        """Return every key and value as the table [recipe]."""
+        """Return all settings as TOML, in the table [recipe]."""
         import tomli_w
 
         return tomli_w.dumps({"recipe": dataclasses.asdict(self)})
 
 
-def _converted(key: str, value: Any, kind: Any) -> Any:
-    """Return the value as the field's type: ints pass for floats, lists for tuples."""
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    """Convert int to float and list to tuple; raise UsageError for any other mismatch."""
     name = str(kind)
     if kind is float and type(value) is int:
         return float(value)
     if "tuple" in name and isinstance(value, list | tuple):
         item = int if "int" in name else str if "str" in name else float
-        return tuple(_converted(key, v, item) for v in value)
+        return tuple(_convert(key, v, item) for v in value)
     if "Mapping" in name and isinstance(value, Mapping):
         return dict(value)
     if type(value) is kind and (kind is not float or math.isfinite(value)):
         if kind is str and not value.isascii() and re.search("[\ud800-\udfff]", value):
-            raise UsageError(f"{key} = {value!r}: expected text that UTF-8 can hold")
+            raise UsageError(f"{key} = {value!r}: expected text that can be encoded as UTF-8")
         return value
-    expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    wanted = expected.get(getattr(kind, "__name__", ""), "text" if kind is str else "a list")
-    raise UsageError(f"{key} = {value!r}: expected {wanted}")
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    type_name = names.get(kind, "a table" if "Mapping" in name else "a list")
+    raise UsageError(f"{key} = {value!r}: expected {type_name}")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Parse "key=value", the value as TOML if it is valid TOML, else as text.
+    """Parse "key=value", where the value is TOML or else plain text.
 
-    "options.width=0.5" gives {"width": 0.5} for the key "options".
+    "options.width=0.5" returns ("options", {"width": 0.5}).
+
+    Raises:
+        UsageError: there is no "=", or the key is empty.
     """
     key, separator, value = text.partition("=")
     key, value = key.strip(), value.strip()
@@ -270,41 +285,43 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse several "key=value" into one table; values of the same inner table are merged.
+    """Parse several "key=value" settings into one dictionary, merging values of the same table.
 
     Raises:
-        UsageError: an unknown key, or a table and a value for the same key.
+        UsageError: a key is unknown, or is set both as a table and as a plain value.
     """
-    chosen: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in map(parse_setting, texts):
         require_key(key)
-        if isinstance(value, dict) and isinstance(chosen.get(key, {}), dict):
-            chosen[key] = {**chosen.get(key, {}), **value}
-        elif isinstance(chosen.get(key), dict):
-            raise UsageError(f"{key} is set as a table and as {value!r}")
+        previous = settings.get(key, value)
+        if isinstance(value, dict) and isinstance(previous, dict):
+            settings[key] = {**previous, **value}
+        elif isinstance(value, dict) or isinstance(previous, dict):
+            plain = previous if isinstance(value, dict) else value
+            raise UsageError(f"{key} is set both as a table and as {plain!r}")
         else:
-            chosen[key] = value
-    return chosen
+            settings[key] = value
+    return settings
 
 
 def require_key(key: str, source: str = "") -> None:
-    """Raise UsageError unless a recipe has that key; suggests one."""
+    """Raise UsageError, with a suggestion, if `key` is not a recipe key."""
     known = [f.name for f in dataclasses.fields(Recipe)]
     if key in known:
         return
-    nearest = did_you_mean(key, known)
+    suggestion = did_you_mean(key, known)
     prefix = f"{source}: " if source else ""
     raise UsageError(
-        f"{prefix}unknown recipe key '{printable(key)}'{nearest}",
-        "" if nearest else f"keys: {', '.join(known)}",
+        f"{prefix}unknown recipe key '{printable(key)}'{suggestion}",
+        "" if suggestion else f"keys: {', '.join(known)}",
     )
 
 
 def read_recipe(path: Path) -> RecipeSpec:
-    """Read a recipe file: the table [recipe], besides `summary`, `origin` and [claim].
+    """Read a recipe file: a [recipe] table, and optional `summary`, `origin`, `default`, [claim].
 
     Raises:
-        UsageError: not TOML, or not a recipe; names the file.
+        UsageError: the file is not TOML or not a valid recipe. The message names the file.
     """
     return _parse_recipe(path.name.removesuffix(".toml"), path.read_bytes(), str(path))
 
@@ -331,7 +348,7 @@ def _parse_recipe(name: str, data: bytes, source: str) -> RecipeSpec:
 
 
 def recipes_in(package: str) -> list[RecipeSpec]:
-    """Return the recipes that a package ships in its folder recipes/, sorted by name."""
+    """Return the recipes in a package's recipes/ folder, sorted by name."""
     folder = resources.files(package) / "recipes"
     if not folder.is_dir():
         return []

@@ -1,11 +1,15 @@
-"""A run: the directory with everything about one training. No torch here.
+"""A run: the directory that contains all files of one training run.
 
-recipe.toml           every hyper-parameter, defaults included
-environment.json      versions, plugins, hardware, the place of the dataset
-metrics.jsonl         a line per epoch, then one for the test split; metrics.csv is the same
-weights.safetensors   the kept weights, with all that is needed to build the model
-state/                checkpoints: the full training state
-figures/  report.html from cnn-viz
+recipe.toml           all hyperparameters, including defaults
+environment.json      versions, plugins, hardware, location of the dataset
+metrics.jsonl         one line per epoch, then one for the test split
+metrics.csv           the same values as metrics.jsonl
+weights.safetensors   the saved weights, with the metadata needed to build the model
+state/                checkpoints, which hold the full training state
+figures/              figures from cnn-viz
+report.html           report from cnn-viz
+
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -30,44 +34,44 @@ __all__ = ["Run"]
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, and the recipe in it."""
+    """A run directory and its recipe."""
 
     path: Path
     recipe: Recipe
 
     @property
     def weights(self) -> Path:
-        """The kept weights."""
+        """The path of the saved weights."""
         return self.path / "weights.safetensors"
 
     @property
     def state(self) -> Path:
-        """The folder of checkpoints."""
+        """The folder that contains the checkpoints."""
         return self.path / "state"
 
     @property
     def figures(self) -> Path:
-        """Where figures go."""
+        """The folder for figures."""
         return self.path / "figures"
 
     @property
     def finished(self) -> bool:
-        """Whether training has ended: the test split was measured."""
+        """Whether the run is complete, including the evaluation on the test split."""
         return any("test/loss" in line for line in self.metrics())
 
     @classmethod
     def create(cls, recipe: Recipe, environment: Mapping[str, Any], out: Path | None) -> Run:
-        """Make a new run directory: `out`, or runs/<model>-<dataset>-<time>.
+        """Create a run directory at `out`, or by default at runs/<model>-<dataset>-<time>.
 
         Raises:
             UsageError: `out` exists and is not empty.
             ZooError: the directory cannot be written.
         """
-        path = out if out is not None else _unused(recipe)
+        path = out if out is not None else _default_path(recipe)
         try:
             if path.is_dir() and any(path.iterdir()):
                 raise UsageError(
-                    f"{path}: is not empty", f"cnnzoo train --resume {path}, or another --out"
+                    f"{path}: is not empty", f"cnnzoo train --resume {path}, or use another --out"
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             files = {
@@ -76,7 +80,7 @@ class Run:
                 "metrics.jsonl": "",
                 "metrics.csv": "",
             }
-            # A process that was killed here before has left its temporary folder.
+            # Remove temporary folders left by killed processes.
             sweep(path.parent, f".{path.name}.*.tmp")
             with new_folder(path) as folder:
                 for name, text in files.items():
@@ -92,11 +96,11 @@ class Run:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:
-        """Open a run directory; its plugins may be missing (`registry.recorded.open_run`).
+        """Open a run directory without checking its plugins, as `registry.recorded.open_run` does.
 
         Raises:
-            UsageError: there is no such directory.
-            RunError: a file that every run has is missing or broken; names it.
+            UsageError: the directory does not exist.
+            RunError: a required file is missing or invalid. The message names it.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -105,7 +109,7 @@ class Run:
         for name in ("recipe.toml", "environment.json", "metrics.jsonl"):
             if not (folder / name).is_file():
                 raise RunError(
-                    f"{folder}: not a whole run: {name} is missing",
+                    f"{folder}: incomplete run: {name} is missing",
                     _RESTORE,
                 )
         try:
@@ -125,17 +129,17 @@ class Run:
         try:
             lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{path}: not JSON lines: {error}", _RESTORE) from error
+            raise RunError(f"{path}: not valid JSON Lines: {error}", _RESTORE) from error
         if not all(isinstance(line, dict) for line in lines):
-            raise RunError(f"{path}: a line is not an object", _RESTORE)
+            raise RunError(f"{path}: every line must be a JSON object", _RESTORE)
         return lines
 
     def history(self) -> list[dict[str, float]]:
-        """Return the lines of metrics.jsonl for epochs, without that of the test split."""
+        """Return the lines of metrics.jsonl for epochs, without the line for the test split."""
         return [line for line in self.metrics() if "train/loss" in line]
 
     def test_metrics(self) -> dict[str, float]:
-        """Return the kept weights' metrics on the test split, "test/top1" and others, or {}."""
+        """Return the metrics on the test split, such as "test/top1"; {} if there are none yet."""
         for line in reversed(self.metrics()):
             if "test/loss" in line:
                 return {key: value for key, value in line.items() if key.startswith("test/")}
@@ -148,8 +152,8 @@ class Run:
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-        # Rewritten whole, since a line that is being appended can be cut off. The .jsonl comes
-        # last: it decides whether the run is finished, and then both files must be complete.
+        # Replace the files, because an appended line can be cut off. Write the .jsonl last: it
+        # decides whether the run is finished, and then both files must be complete.
         write_text(self.path / "metrics.csv", table.getvalue())
         write_text(self.path / "metrics.jsonl", text)
 
@@ -157,19 +161,20 @@ class Run:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{path}: not JSON: {error}", _RESTORE) from error
+            raise RunError(f"{path}: not valid JSON: {error}", _RESTORE) from error
         if not isinstance(content, dict):
-            raise RunError(f"{path}: expected an object", _RESTORE)
+            raise RunError(f"{path}: expected a JSON object", _RESTORE)
         return content
 
 
-_RESTORE = "restore it from a copy, or train again: cnnzoo train MODEL --data DATASET"
+_RESTORE = "restore it from a backup, or train again: cnnzoo train MODEL --data DATASET"
 
 
-def _unused(recipe: Recipe) -> Path:
-    """Return runs/<model>-<dataset>-<time>, with a number if that is taken.
+def _default_path(recipe: Recipe) -> Path:
+    """Return runs/<model>-<dataset>-<time>, with a number appended if that exists.
 
-    Of a dataset's path only the end is used, in letters, digits and dashes.
+    For a dataset with a path, use only the last component. Replace other characters than letters,
+    digits and underscores by dashes.
     """
     # A file name has at most 255 bytes. The end of a path tells more than its beginning.
     words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])

@@ -1,4 +1,4 @@
-"""Training: the loop, recipes, runs, and the use of trained weights."""
+"""The public API for training, evaluation, prediction and export."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

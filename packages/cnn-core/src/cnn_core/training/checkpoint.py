@@ -1,13 +1,13 @@
-"""Checkpoints on disk: complete folders, checked by digests, kept until a newer one is complete.
+"""Checkpoints on disk: folders that are checked against SHA-256 digests.
 
 state/e000003-s00000120/   after 3 epochs and 120 steps of the fourth
     model.safetensors      parameters and buffers
-    training.safetensors   the optimizer's tensors, the average's, the sums of the metrics
-    state.json             epoch, step, scores, and the numerical environment
-    MANIFEST.json          size and SHA-256 of each of these, and of itself
+    training.safetensors   optimizer state, moving average of the weights, metric sums
+    state.json             epoch, step, metrics, and the numerical environment
+    MANIFEST.json          size and SHA-256 of each file above, and a digest of the manifest
 
-A folder is written under another name, synced, read back and renamed; only then are older ones
-removed, so that at every moment a complete one exists. Nothing is ever pickled.
+A folder is written, synced and read back under a temporary name, then renamed. Older folders are
+removed only after that, so a complete checkpoint exists at all times. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from cnn_core.weights.safetensors_parts import on_cpu, packed
 __all__ = ["Checkpoint", "Checkpoints"]
 
 SCHEMA = 1
-PARTS = ("optimizer", "average", "epoch_metrics")  # in training.safetensors
-FIELDS = (
+TENSOR_FIELDS = ("optimizer", "average", "epoch_metrics")  # in training.safetensors
+JSON_FIELDS = (  # in state.json
     "scaler",
     "epoch",
     "step",
@@ -51,12 +51,12 @@ log: logging.Logger = logging.getLogger("cnn_core")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state of a training: with recipe and data, all that the next steps depend on.
+    """The state of a training run; with the recipe and data it determines all further steps.
 
-    `epoch` epochs are done, and `step` steps of the next; those took `seconds`, and their metrics
-    are in `epoch_metrics`. `average` is empty where weights are not averaged. `best` is the best
-    score, None before there is one. No random state is saved: random numbers depend on (seed,
-    epoch, step) alone.
+    `epoch` counts finished epochs, and `step` the steps of the current epoch. Those steps took
+    `seconds`, and `epoch_metrics` holds their metric sums. `average` is empty if the recipe has no
+    weight EMA. `best` is the best value of the monitored metric so far, or None. No random state
+    is saved, because random numbers depend only on (seed, epoch, step).
     """
 
     model: Mapping[str, Tensor] = field(default_factory=dict)
@@ -73,13 +73,13 @@ class Checkpoint:
     numerical_environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def kept(self) -> Mapping[str, Tensor]:
-        """The weights to use: the averaged ones, where there are any."""
+    def eval_weights(self) -> Mapping[str, Tensor]:
+        """The weights to evaluate and save: the moving average if any, else the model's own."""
         return self.average or self.model
 
     @property
     def name(self) -> str:
-        """The name of its folder; names sort in the order of training."""
+        """The name of the checkpoint's folder; names sort in the order of training."""
         return _name(self.epoch, self.step)
 
 
@@ -90,31 +90,31 @@ class Checkpoints:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """Return the checkpoints' names, the oldest first."""
+        """Return the names of all checkpoints, oldest first."""
         return sorted(path.name for path in self.folder.glob("e*-s*") if path.is_dir())
 
     def save(self, state: Checkpoint, keep: int = 2) -> None:
-        """Write a checkpoint; then remove all but the `keep` newest and the best epoch's.
+        """Write a checkpoint, then remove all but the `keep` newest ones and the best epoch's.
 
         Raises:
-            NumericalError: its weights are not finite; nothing is written.
-            OSError: the disk is full or read-only; earlier checkpoints are left as they were.
+            NumericalError: a weight is not finite; nothing is written.
+            OSError: the disk is full or read-only; earlier checkpoints are unchanged.
         """
         _require_finite(state)
         self.folder.mkdir(exist_ok=True)
         training = {
             f"{part}.{name}": tensor
-            for part in PARTS
+            for part in TENSOR_FIELDS
             for name, tensor in getattr(state, part).items()
         }
-        content = {"schema": SCHEMA, **{name: getattr(state, name) for name in FIELDS}}
+        content = {"schema": SCHEMA, **{name: getattr(state, name) for name in JSON_FIELDS}}
         files = {
             "model.safetensors": packed(on_cpu(state.model)),
             "training.safetensors": packed(on_cpu(training)),
             "state.json": [memoryview(json.dumps(content, sort_keys=True).encode())],
         }
         with ThreadPoolExecutor(2) as pool, new_folder(self.folder / state.name) as folder:
-            # hashlib releases Python's lock: the digests cost no time beside the writing.
+            # hashlib releases the GIL, so hashing runs in parallel with writing.
             digests = [pool.submit(_sha256, parts) for parts in files.values()]
             for name, parts in files.items():
                 write_new(folder / name, *parts)
@@ -123,53 +123,54 @@ class Checkpoints:
                 for (name, parts), digest in zip(files.items(), digests, strict=True)
             }
             manifest = {"checkpoint": state.name, "files": entries, "schema": SCHEMA}
-            # Last, since it needs every digest: a folder without it is refused.
-            write_new(folder / MANIFEST, _signed(manifest))
-        # A later name is left from a training that was resumed at an older checkpoint, because
-        # newer ones were broken. It must not count as one of the newest.
+            # Written last because it needs every digest. A folder without it is rejected.
+            write_new(folder / MANIFEST, _manifest(manifest))
+        # Later names exist if the run was resumed from an older checkpoint because newer ones
+        # were corrupt. They must not count among the newest.
         newest = [name for name in self.names() if name <= state.name][-keep:]
         for name in self.names():
-            # The best epoch's stays: weights.safetensors can be made from it again.
+            # Keep the best epoch's checkpoint: weights.safetensors can be restored from it.
             if name not in newest and name != _name(state.best_epoch, 0):
                 remove_folder(self.folder / name)
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest sound checkpoint, with a warning for each broken one; or None.
+        """Return the newest intact checkpoint, or None if there are no checkpoints.
+
+        Log a warning for each corrupt checkpoint that is skipped.
 
         Raises:
-            CheckpointCorruptError: there are checkpoints, and none of them is sound.
+            CheckpointCorruptError: there are checkpoints, but all are corrupt.
         """
-        # Warnings wait until a sound checkpoint is found: without one, the newest's error is
-        # raised.
-        refused: list[CheckpointCorruptError] = []
+        # Log only once an intact checkpoint is found: otherwise the newest one's error is raised.
+        rejected: list[CheckpointCorruptError] = []
         for name in reversed(self.names()):
             try:
                 state = self.read(name)
             except CheckpointCorruptError as error:
-                refused.append(error)
+                rejected.append(error)
                 continue
-            for bad in refused:
-                log.warning("%s; going on from %s", bad.message, name)
+            for rejection in rejected:
+                log.warning("%s; resuming from %s", rejection.message, name)
             return state
-        if refused:
-            raise refused[0]
+        if rejected:
+            raise rejected[0]
         return None
 
     def best(self, epoch: int) -> Checkpoint | None:
-        """Return the checkpoint after an epoch, if it exists and is sound."""
+        """Return the checkpoint from the end of `epoch`, or None if it is missing or corrupt."""
         try:
             return self.read(_name(epoch, 0))
         except CheckpointCorruptError:
             return None
 
     def read(self, name: str) -> Checkpoint:
-        """Read one checkpoint, every byte of it checked against the manifest.
+        """Read one checkpoint and check every byte against the manifest.
 
         Raises:
-            CheckpointCorruptError: a file is missing or has changed; names it.
+            CheckpointCorruptError: a file is missing or has changed. The message names it.
         """
         folder = self.folder / name
-        files = _checked(folder)
+        files = _read_files(folder)
         try:
             content = json.loads(files["state.json"])
             training = load(files["training.safetensors"])
@@ -179,17 +180,17 @@ class Checkpoints:
                     for key, tensor in training.items()
                     if key.startswith(f"{part}.")
                 }
-                for part in PARTS
+                for part in TENSOR_FIELDS
             }
             if content["schema"] != SCHEMA:
                 raise CheckpointCorruptError(f"{folder}: written by another version of cnnzoo")
-            fields = {name: content[name] for name in FIELDS}
+            fields = {name: content[name] for name in JSON_FIELDS}
             return Checkpoint(model=load(files["model.safetensors"]), **parts, **fields)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointCorruptError(f"{folder}: not a training state: {error}") from error
+            raise CheckpointCorruptError(f"{folder}: not a checkpoint: {error}") from error
 
     def sweep(self) -> None:
-        """Remove the unfinished folders of processes that were killed while they saved."""
+        """Remove unfinished folders left by processes that were killed while saving."""
         sweep(self.folder)
 
 
@@ -198,24 +199,25 @@ def _name(epoch: int, step: int) -> str:
 
 
 def _require_finite(state: Checkpoint) -> None:
-    """Raise NumericalError if weights are not finite: they may replace no sound checkpoint."""
+    """Raise NumericalError if a weight is not finite, so that no good checkpoint is replaced."""
     for name, tensor in state.model.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        # Fast: the sum is never finite if an element is not. It may overflow, so look again.
+        # Fast path: a finite sum means that all elements are finite. The sum itself may overflow,
+        # so check each element before raising.
         if tensor.sum().isfinite():
             continue
         if not tensor.isfinite().all():
             raise NumericalError(
                 f"{name} is not finite after {state.epoch} epochs, {state.step} steps: not saved",
-                "the last checkpoint is sound: try a lower --lr, or --set clip_norm=1",
+                "the last checkpoint is intact: try a lower --lr, or --set clip_norm=1",
             )
 
 
-def _signed(content: dict[str, Any]) -> bytes:
-    """Return MANIFEST.json: the content, and the digest of the content."""
-    whole = {**content, "sha256": _sha256([json.dumps(content, sort_keys=True).encode()])}
-    return (json.dumps(whole, sort_keys=True, indent=1) + "\n").encode()
+def _manifest(content: dict[str, Any]) -> bytes:
+    """Return the bytes of MANIFEST.json: `content` with a digest of itself added."""
+    signed = {**content, "sha256": _sha256([json.dumps(content, sort_keys=True).encode()])}
+    return (json.dumps(signed, sort_keys=True, indent=1) + "\n").encode()
 
 
 def _sha256(parts: Iterable[bytes | memoryview]) -> str:
@@ -225,9 +227,9 @@ def _sha256(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _checked(folder: Path) -> dict[str, bytes]:
-    """Return the contents of a checkpoint's files, checked against the manifest."""
-    entries = _entries(folder)
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of a checkpoint's files by name, after checking their digests."""
+    entries = _read_manifest(folder)
     files = {}
     for name, entry in entries.items():
         path = folder / name
@@ -235,7 +237,7 @@ def _checked(folder: Path) -> dict[str, bytes]:
             data = path.read_bytes()
         except OSError as error:
             raise CheckpointCorruptError(f"{path}: {error.strerror}") from error
-        # The size comes first: its message tells a truncated file from a changed one.
+        # Check the size first, so that the message tells a truncated file from a changed one.
         if len(data) != entry["size"]:
             raise CheckpointCorruptError(f"{path}: {len(data)} bytes, expected {entry['size']}")
         if (found := _sha256([data])) != entry["sha256"]:
@@ -246,22 +248,22 @@ def _checked(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _entries(folder: Path) -> dict[str, Any]:
-    """Return the manifest's entries by file, if it is unchanged and of this folder."""
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the size and digest of each file, after checking the manifest itself."""
     path = folder / MANIFEST
     try:
         data = path.read_bytes()
         content = json.loads(data)
         del content["sha256"]
-        # Compare bytes, not the parsed text: a change in white space parses alike.
-        sound = _signed(content) == data and content["files"].keys() == FILES
+        # Compare bytes, not parsed JSON, so that even a change in whitespace is detected.
+        unchanged = _manifest(content) == data and content["files"].keys() == FILES
     except OSError as error:
         raise CheckpointCorruptError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointCorruptError(f"{path}: not a manifest: {error}") from error
-    if not sound:
+    if not unchanged:
         raise CheckpointCorruptError(f"{path}: changed since it was written")
-    # A copy under another name has the right digests, but names tell which one is the newest.
+    # A copied folder has valid digests, but its name would make it the newest checkpoint.
     if content["checkpoint"] != folder.name:
         raise CheckpointCorruptError(f"{path}: belongs to {content['checkpoint']}")
     entries: dict[str, Any] = content["files"]

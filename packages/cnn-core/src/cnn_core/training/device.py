@@ -1,4 +1,4 @@
-"""The device, precision and memory format to compute in, and a record of the environment."""
+"""Choose the device, precision and memory format, and record the environment."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        # A name can be valid and the device still missing: only using it tells.
+        # A valid name does not mean that the device exists, so allocate a tensor on it.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -56,7 +56,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Return a context in which the network computes in `precision`: fp32, bf16 or fp16."""
+    """Return a context manager that runs the network in `precision`: fp32, bf16 or fp16."""
     if precision in ("auto", "fp32"):
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
@@ -65,8 +65,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 def choose_precision(name: str, device: torch.device) -> str:
     """Return `name`, or for "auto" the fastest precision that is safe on the device.
 
-    On a GPU bf16 where it is in the hardware, else fp16, with a scaled loss. On a CPU fp32: there
-    autocast made most networks slower, also with bf16 instructions (docs/performance.md).
+    On CUDA that is bf16 if the hardware supports it, else fp16 with loss scaling. Elsewhere it is
+    fp32: on CPUs autocast made most networks slower, even with bf16 instructions
+    (docs/performance.md).
     """
     if name != "auto":
         return name
@@ -78,7 +79,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 def choose_memory_format(name: str, model: nn.Module) -> str:
     """Return `name`, or for "auto" channels_last for networks with batch normalisation.
 
-    Most of those are faster with it, VGG's are slower: docs/performance.md has each.
+    Most of those are faster with it, but the VGGs are slower (docs/performance.md).
     """
     if name != "auto":
         return name
@@ -87,14 +88,14 @@ def choose_memory_format(name: str, model: nn.Module) -> str:
 
 
 def numerical_environment(device: torch.device, world: int) -> dict[str, Any]:
-    """Return all but the recipe that changes the last bits of a training."""
+    """Return the settings, besides the recipe, that can change the last bits of the results."""
     found = {
         "torch": torch.__version__,
         "device": _device_name(device),
         "processes": world,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-    # The number of threads and the instructions change the order in which sums are taken.
+    # The thread count and instruction set change the order of summation.
     if device.type == "cpu":
         return {
             **found,
@@ -118,7 +119,7 @@ def environment(
     allocator: str,
     world: int = 1,
 ) -> dict[str, Any]:
-    """Return a run's environment.json: versions, hardware, and where its dataset is."""
+    """Return the content of environment.json: versions, hardware and the dataset's location."""
     name, colon, folder = data.partition(":")
     return {
         "schema": 1,

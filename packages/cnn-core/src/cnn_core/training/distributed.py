@@ -1,7 +1,7 @@
-"""Several processes that train one network, started by torchrun.
+"""Distributed data-parallel training on processes started by torchrun.
 
-The engine is torch.distributed; there is no launcher here. A recipe's batch is that of all
-processes together: a run gives the same result on one as on eight, but for the last bits.
+This module uses torch.distributed and has no launcher of its own. A recipe's batch size is the
+total over all processes, so the number of processes changes only the last bits of a result.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from torch import Tensor, nn
 
 from cnn_core.errors import UsageError
 
-__all__ = ["ALONE", "World", "joined", "restarted", "synchronised"]
+__all__ = ["ALONE", "World", "join_processes", "is_restart", "with_sync_batchnorm"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training: how many there are, and the rank of this one."""
+    """The processes that train together: their number, and the rank of this one."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
-        """Add tensors up over all processes, in place."""
+        """Sum each tensor over all processes, in place."""
         if self.size > 1:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
     def broadcast(self, value: T) -> T:
-        """Return the first process's value in every process."""
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         box: list[Any] = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return cast(T, box[0])
 
-    def most(self, numbers: list[float], device: torch.device) -> list[float]:
-        """Return the largest of each number over all processes, so that all decide alike."""
+    def max(self, numbers: list[float], device: torch.device) -> list[float]:
+        """Return the maximum of each number over all processes, so that all decide alike."""
         if self.size == 1:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return tensor.tolist()
 
-    def wait(self) -> None:
-        """Wait until all processes have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             torch.distributed.barrier()
 
-    def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the network whose gradients are averaged over all processes."""
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Wrap the network in DistributedDataParallel if there are several processes."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -78,52 +78,57 @@ class World:
 ALONE = World()
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun, or another launcher with its variables, started several processes."""
+def is_distributed() -> bool:
+    """Whether torchrun, or a launcher that sets the same variables, started several processes."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def restarted() -> bool:
-    """Whether this process is a new attempt at a training: by torchrun, or requeued by SLURM."""
-    counts = (os.environ.get(f"{who}_RESTART_COUNT", "0") for who in ("TORCHELASTIC", "SLURM"))
+def is_restart() -> bool:
+    """Whether torchrun has restarted this process, or SLURM has requeued its job."""
+    launchers = ("TORCHELASTIC", "SLURM")
+    counts = (os.environ.get(f"{launcher}_RESTART_COUNT", "0") for launcher in launchers)
     return any(count.isdigit() and int(count) > 0 for count in counts)
 
 
-def joined(device: str) -> tuple[World, str]:
-    """Join the other processes, if there are any; return the world and this process's device.
+def join_processes(device: str) -> tuple[World, str]:
+    """Join the other processes, if any; return the world and the name of this process's device.
 
-    A process stays joined until it ends: the same processes may train again.
+    The process group stays initialised until the process ends, so that it can train again.
 
     Raises:
-        UsageError: the device is one particular GPU, which several processes cannot share.
+        UsageError: there are several processes, and `device` is not auto, cpu or cuda.
     """
-    if not under_torchrun():
+    if not is_distributed():
         return ALONE, device
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device '{device}': each process of several takes its own", "cpu, cuda")
+        raise UsageError(
+            f"device '{device}': with several processes, each one chooses its own",
+            "use auto, cpu or cuda",
+        )
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if gpu:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        # nccl sends objects through the current GPU, which would be the first for every process.
+        # NCCL sends objects through the current GPU, which is GPU 0 in every process by default.
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        with _ended_by_sigterm():
-            _join("nccl" if gpu else "gloo")
-        atexit.register(_leave)
+        with _default_sigterm():
+            _init_process_group("nccl" if gpu else "gloo")
+        atexit.register(_destroy_process_group)
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return world, device if gpu else "cpu"
 
 
-def _join(backend: str) -> None:
-    """Meet the other processes.
+def _init_process_group(backend: str) -> None:
+    """Initialise the process group, with separate store keys for each restart.
 
-    torchrun keeps one store over all its restarts, in which a process would find the addresses of
-    the attempt before (pytorch/pytorch#135712): each attempt gets names of its own in it.
+    torchrun keeps one store across restarts. Without a separate prefix, a restarted process would
+    read the addresses of the previous attempt (pytorch/pytorch#135712).
     """
-    import torch.distributed.nn  # before there is a group: its functions' defaults would hold it
+    # Import before the group exists: default arguments in this module would keep it alive.
+    import torch.distributed.nn
 
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not shared or os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
+    shared_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared_store or os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
         torch.distributed.init_process_group(backend)
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -132,80 +137,82 @@ def _join(backend: str) -> None:
         address, port, size, is_master=False
     )
     attempt = f"cnnzoo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    own = torch.distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-    torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+    prefixed = torch.distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group(backend, store=prefixed, rank=rank, world_size=size)
 
 
-def _leave() -> None:
-    """Leave the other processes, and wait for the threads of gloo to end.
+def _destroy_process_group() -> None:
+    """Destroy the process group, so that gloo's threads end before the interpreter exits.
 
-    They end with the last reference to the group. A thread that is left, and frees a tensor while
-    the interpreter ends, aborts the process (pytorch/pytorch#190489).
+    They end with the last reference to the group. A thread that frees a tensor during interpreter
+    shutdown aborts the process (pytorch/pytorch#190489).
     """
-    gc.collect()  # a wrapped network in a reference cycle still refers to the group
+    gc.collect()  # a DDP-wrapped network in a reference cycle would keep the group alive
     torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process at once: Python's handler would not run while it waits."""
+def _default_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process at once: a Python handler cannot run during a blocking call."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model with batch normalisation over the batches of all processes.
+def with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with batch normalisation synchronised across processes.
 
-    torch's own on a GPU; on the CPU, where torch has none, `SyncBatchNorm2d`.
+    On a GPU use torch's SyncBatchNorm. On the CPU, which it does not support, replace each
+    BatchNorm2d by `SyncBatchNorm2d`.
     """
     if device.type == "cuda":
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
-    # A list, because modules are replaced in the loop.
+    # Iterate over a copy, because the loop replaces modules.
     for module in list(model.modules()):
         for name, child in module.named_children():
-            # No subclasses: their forward may compute something else.
+            # Leave subclasses alone: they may compute something else.
             if type(child) is nn.BatchNorm2d:
-                setattr(module, name, SyncBatchNorm2d.of(child))
+                setattr(module, name, SyncBatchNorm2d.from_module(child))
     return model
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe and Szegedy 2015) with mean and variance over all processes."""
+    """Batch normalisation (Ioffe and Szegedy 2015) with statistics over all processes."""
 
     @classmethod
-    def of(cls, module: nn.BatchNorm2d) -> SyncBatchNorm2d:
-        """Return a module with the parameters and buffers of `module`."""
-        made = cls(module.num_features, module.eps, module.momentum, module.affine)
-        # Share the tensors: loaded weights and statistics stay.
-        made.__dict__.update(module.__dict__)
-        return made
+    def from_module(cls, module: nn.BatchNorm2d) -> SyncBatchNorm2d:
+        """Return a synchronised module that shares the parameters and buffers of `module`."""
+        synchronised = cls(module.num_features, module.eps, module.momentum, module.affine)
+        # Share the tensors, so that loaded weights and statistics are kept.
+        synchronised.__dict__.update(module.__dict__)
+        return synchronised
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise N C H W by the channel's mean and variance in all processes' batches."""
+        """Normalise N C H W by each channel's mean and variance over all processes' batches."""
         if not (self.training and torch.distributed.is_initialized()):
             return super().forward(x)
-        # Processes may have different numbers of samples, so the mean is a sum over a sum. The
-        # count travels with the sums: one exchange is cheaper than two.
+        # Batch sizes may differ between processes, so divide the total sum by the total count.
+        # Reduce both in one call, which is cheaper than two.
         count = x.new_full((1,), x.numel() / x.shape[1])
         total = _AllReduce.apply(torch.cat([x.sum((0, 2, 3)), count]))
         n, mean = total[-1], total[:-1] / total[-1]
-        # A second exchange, because E[x^2] - E[x]^2 in a single one would cancel leading digits.
+        # A second all-reduce: E[x^2] - E[x]^2 would need only one, but loses precision.
         centred = x - mean[:, None, None]
         variance = _AllReduce.apply(centred.square().sum((0, 2, 3))) / n
-        # The running variance is the unbiased one, as in torch; the batch is normalised by the
-        # biased.
-        self._keep(mean.detach(), variance.detach() * (n / (n - 1).clamp(min=1)).detach())
+        # As in torch, the running variance is unbiased and the batch variance biased.
+        self._update_running(
+            mean.detach(), variance.detach() * (n / (n - 1).clamp(min=1)).detach()
+        )
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
 
-    def _keep(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards those of this batch."""
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics with those of this batch."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -219,18 +226,18 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _AllReduce(torch.autograd.Function):
-    """A sum over all processes, whose gradient is the sum of all processes' gradients."""
+    """Sum a tensor over all processes; backward sums the gradients in the same way."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        """Return the sum of all processes' tensors."""
+        """Return the sum of the tensors of all processes."""
         total = tensor.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return the sum of all processes' gradients."""
+        """Return the sum of the gradients of all processes."""
         total = gradient.clone()
         torch.distributed.all_reduce(total)
         return total

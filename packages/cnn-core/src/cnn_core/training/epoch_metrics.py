@@ -1,4 +1,4 @@
-"""Loss and metrics of an epoch, or of a split, added up batch by batch."""
+"""Accumulate the loss and metrics of an epoch or a split, batch by batch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochMetrics"]
 
-ENOUGH = 2**16  # logits to collect before metrics are updated
+BUFFER_LOGITS = 2**16  # number of logit values to buffer before updating the metrics
 
 
 class EpochMetrics:
-    """The metrics of all images so far, and the mean loss of images, or of pixels that count.
+    """Accumulates metrics, and the mean loss per image or per pixel that is not ignored.
 
-    Metrics are integer sums, so update order does not matter; small batches are buffered until
-    an update is worth its call. One object serves a whole training: `load` starts it again.
+    Small batches are buffered, because each update has a fixed cost. Use one object for a whole
+    run; `load({})` resets it.
     """
 
     def __init__(self, task: str, num_classes: int, topk: int, evaluated: str = "") -> None:
@@ -35,13 +35,13 @@ class EpochMetrics:
         self._buffered = 0
 
     def add(self, loss: float, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: its mean loss, logits N x classes or N x classes x h x w, its targets."""
-        count = _counted(logits, targets)
+        """Add a batch's mean loss, targets and logits: N x classes or N x classes x h x w."""
+        count = _loss_count(logits, targets)
         self._loss += loss * count
         self._count += count
         self._buffer.append((logits.detach(), targets))
         self._buffered += logits.numel()
-        if self._buffered >= ENOUGH:
+        if self._buffered >= BUFFER_LOGITS:
             self._flush()
 
     def _flush(self) -> None:
@@ -56,23 +56,23 @@ class EpochMetrics:
         self._buffer, self._buffered = [], 0
 
     def compute(self, prefix: str = "") -> dict[str, float]:
-        """Return {"loss": mean, …} with the metrics by name, each behind `prefix`."""
+        """Return the mean loss and all metrics by name; each name starts with `prefix`."""
         self._flush()
-        numbers = {"loss": self._loss / max(self._count, 1)}
+        values = {"loss": self._loss / max(self._count, 1)}
         for name, metric in self._metrics.items():
-            found = metric.compute()
-            numbers |= found if isinstance(found, dict) else {name: found}
-        return {f"{prefix}{name}": value for name, value in numbers.items()}
+            value = metric.compute()
+            values |= value if isinstance(value, dict) else {name: value}
+        return {f"{prefix}{name}": value for name, value in values.items()}
 
     def sums(self) -> dict[str, Tensor]:
-        """Return copies of all sums, as tensors by name."""
+        """Return copies of all accumulated sums by name; "loss" holds [sum, count]."""
         self._flush()
         loss = torch.tensor([self._loss, self._count], dtype=torch.float64)
         copies = {name: metric.sums.clone() for name, metric in self._metrics.items()}
         return {"loss": loss, **copies}
 
     def total(self, world: World, device: torch.device) -> dict[str, Tensor]:
-        """Return the sums over all processes; each process keeps its own."""
+        """Return the sums over all processes, without changing this process's own."""
         sums = self.sums()
         if world.size > 1:
             sums = {name: tensor.to(device) for name, tensor in sums.items()}
@@ -80,7 +80,7 @@ class EpochMetrics:
         return sums
 
     def load(self, sums: Mapping[str, Tensor]) -> None:
-        """Continue from what `sums` or `total` returned; start again where that is empty."""
+        """Continue from the result of `sums` or `total`; reset everything if `sums` is empty."""
         loss, count = sums["loss"].tolist() if sums else (0.0, 0)
         self._loss, self._count = loss, int(count)
         for name, metric in self._metrics.items():
@@ -88,8 +88,8 @@ class EpochMetrics:
         self._buffer, self._buffered = [], 0
 
 
-def _counted(logits: Tensor, targets: Tensor) -> int:
-    """Return over how many images, or pixels, the mean loss of a batch was taken."""
+def _loss_count(logits: Tensor, targets: Tensor) -> int:
+    """Return the number of images, or of pixels that are not ignored, in a batch."""
     if targets.ndim == 1:
         return len(targets)
     return int((center_crop(targets, logits) != IGNORED).sum())

@@ -1,4 +1,4 @@
-"""Measure a network on a split: loss and metrics."""
+"""Compute the loss and metrics of a network on a split."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.trained import Source, Trained
 
-__all__ = ["EvalSetup", "eval_batch_size", "eval_setup", "evaluate", "measure", "predictor"]
+__all__ = ["EvalSetup", "eval_batch_size", "eval_setup", "evaluate", "evaluate_split", "predictor"]
 
-PIXELS = 1_000_000  # in a batch without gradients: fast, and small beside a training's memory
+BATCH_PIXELS = 1_000_000  # large enough to be fast; needs little memory compared with training
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSetup:
-    """Everything that measuring needs, except the network and the split."""
+    """Everything that evaluation needs besides a network and a split."""
 
     recipe: Recipe
     preprocessing: Preprocessing
@@ -48,21 +48,21 @@ def evaluate(
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Return loss and all metrics of a run's kept weights on a split.
+    """Evaluate a run's saved weights on a split; return the loss and all metrics by name.
 
     Raises:
-        UsageError: there is no such run, split or device, or no weights yet.
-        CorruptError: a file has changed since it was written; the message names it.
+        UsageError: the run, split or device does not exist, or the run has no weights yet.
+        CorruptError: a file has changed since it was written. The message names it.
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     setup = eval_setup(trained)
-    # `measure` lays the network out as the recipe says; the shared one stays as others saw it.
+    # `evaluate_split` changes the memory format in place, so do not pass it the shared network.
     model = build(trained.weights).to(trained.device)
-    return measure(model, trained.dataset.split(split), setup)
+    return evaluate_split(model, trained.dataset.split(split), setup)
 
 
 def eval_setup(trained: Trained) -> EvalSetup:
-    """Return the setup to evaluate a run's kept weights, including `eval_only` metrics."""
+    """Return the setup that evaluates a run's saved weights, including the slow metrics."""
     recipe, weights, spec = trained.run.recipe, trained.weights, trained.dataset.spec
     return EvalSetup(
         recipe=recipe,
@@ -74,15 +74,15 @@ def eval_setup(trained: Trained) -> EvalSetup:
 
 
 @torch.inference_mode()
-def measure(
+def evaluate_split(
     model: nn.Module,
     split: Split | Files,
     setup: EvalSetup,
     on_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Return loss and metrics of a model over a split, in eval mode.
+    """Evaluate a model on a split, in eval mode; return the loss and metrics by name.
 
-    Each process of the world measures its share; all of them return the whole split's numbers.
+    Each process evaluates its shard, and every process returns the results of the whole split.
     `on_batch` is called after every batch.
     """
     recipe, preprocessing, world = setup.recipe, setup.preprocessing, setup.world
@@ -93,7 +93,7 @@ def measure(
     for batch in batches(
         split,
         preprocessing,
-        # `batches` divides a batch among the processes.
+        # `batches` divides each batch among the processes.
         eval_batch_size(preprocessing) * world.size,
         device=setup.device,
         workers=setup.workers,
@@ -102,24 +102,24 @@ def measure(
     ):
         with autocast(setup.device, recipe.precision):
             logits = logits_of(batch.images.contiguous(memory_format=memory_format))
-        # In float32: logits in bf16 have two to three digits, too few for a loss.
+        # Compute the loss in float32: bf16 has only two to three significant digits.
         loss = setup.criterion(logits.float(), batch.targets).item()
         setup.metrics.add(loss, logits, batch.targets)
         on_batch()
-    # Exchange sums, not means: processes may have different numbers of images.
+    # Add up sums, not means, because shards may differ in size.
     setup.metrics.load(setup.metrics.total(world, setup.device))
     return setup.metrics.compute()
 
 
 def eval_batch_size(preprocessing: Preprocessing) -> int:
-    """Return how many images a batch without gradients has."""
-    # `overlap_tile` bounds the memory of tiles by itself; here the whole images count.
+    """Return the number of images per batch for evaluation, at least 1."""
+    # With tiles this limits whole images; `overlap_tile` limits the memory for the tiles.
     height, width = preprocessing.image_size if preprocessing.tiled else preprocessing.size
-    return max(PIXELS // (height * width), 1)
+    return max(BATCH_PIXELS // (height * width), 1)
 
 
 def predictor(model: nn.Module, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
-    """Return a function from whole images to logits: the model, or the model tile by tile."""
+    """Return a function that computes logits of whole images, tile by tile if required."""
     if not preprocessing.tiled:
         return model
     return partial(overlap_tile, model, tile=preprocessing.size[0], margin=preprocessing.margin)

@@ -1,7 +1,7 @@
-"""Export a run's network into a file that runs without its Python: torch.export's, or ONNX.
+"""Export a run's network to torch.export or ONNX, which run without the model's Python code.
 
-The file holds its description: model, classes, preprocessing. In ONNX each is a text among the
-metadata_props; in a .pt2 they are an extra file, cnnzoo.json.
+The file includes metadata: model, task, classes and preprocessing. An ONNX file has them in
+metadata_props, a .pt2 file in the extra file cnnzoo.json.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from cnn_core.weights.native import Weights
 __all__ = ["Exported", "FORMATS", "export"]
 
 FORMATS = {"torch-export": ".pt2", "onnx": ".onnx"}
-TOLERANCE = 1e-4  # of the largest output: float32 rounds to about 1e-6 of it
-# 2 comes first, as the example for torch.export, which treats a size of 1 as a constant.
-BATCHES = (2, 1, 3)  # sizes to try a file with that takes any number of images
+TOLERANCE = 1e-4  # relative to the largest output; float32 rounding causes about 1e-6
+# 2 comes first because it is the example for torch.export, which treats a size of 1 as constant.
+TEST_BATCH_SIZES = (2, 1, 3)  # to check a file with a dynamic batch size
 
 Program = torch.export.ExportedProgram
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file with a network, and how far its outputs are from the network's.
+    """An exported file, and the result of comparing its outputs with the network's.
 
-    It takes `input`, C H W, of type `dtype`. It was tried with `batches` images at once;
-    `difference` is the largest between two outputs, as a fraction of the largest output.
+    The file takes inputs of shape N x `input`, where `input` is C H W, and type `dtype`. It was
+    checked with the batch sizes in `batches`. `difference` is the largest difference between two
+    outputs, as a fraction of the largest output.
     """
 
     path: Path
@@ -54,8 +55,8 @@ class Exported:
     difference: float
 
 
-class FromPictures(nn.Module):
-    """A network behind the preprocessing of its images."""
+class WithPreprocessing(nn.Module):
+    """A network that preprocesses its input images first."""
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -64,8 +65,8 @@ class FromPictures(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Return the network's outputs for uint8 images, N C h w."""
-        pictures = self.preprocessing.resized(images)
-        return self.model(self.preprocessing.normalise(pictures))
+        resized = self.preprocessing.resized(images)
+        return self.model(self.preprocessing.normalise(resized))
 
 
 def export(
@@ -77,55 +78,55 @@ def export(
     pictures: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Write the network of a run, in eval mode, into a file that runs without its Python.
+    """Export a run's network, in eval mode, to a file that runs without the model's Python code.
 
-    `format` is "torch-export" or "onnx"; by default the ending of `out` decides. `out` is
-    RUN/MODEL.pt2 or .onnx by default. The file takes the network's inputs, normalised float32
-    N C H W, and returns logits; N is any number, or `batch_size`. With `pictures` it takes uint8
-    images of the size that training scaled images to, and normalises by itself.
+    `format` is "torch-export" or "onnx"; by default the suffix of `out` decides. `out` defaults to
+    RUN/MODEL.pt2 or RUN/MODEL.onnx. The exported network maps normalised float32 images, N C H W,
+    to logits. N is dynamic unless `batch_size` is given. With `pictures` the inputs are uint8
+    images at the run's image size, and the file includes the preprocessing.
 
-    Before the file gets its name, it is run on random images and compared with the network.
+    Before the file is renamed to `out`, it is run on random images and its outputs are compared
+    with the network's.
 
     Raises:
-        UsageError: `out` exists and `force` is not set, or its ending is another format's; ONNX
-            is not installed.
+        UsageError: `out` exists and `force` is false, `out` has the wrong suffix for the format,
+            or an ONNX package is not installed.
         ZooError: torch cannot export the network.
-        NumericalError: an output differs by more than 1e-4 of the largest.
+        NumericalError: an output differs by more than 1e-4 of the largest output.
     """
     kind = _format(format, out)
     weights = Trained.of(run).weights
-    path = _target(weights, out, kind, force)
-    model, batches = build(weights), (batch_size,) if batch_size else BATCHES
-    images = [_random_pictures(weights, count) for count in batches]
+    path = _output_path(weights, out, kind, force)
+    model, batches = build(weights), (batch_size,) if batch_size else TEST_BATCH_SIZES
+    images = [_random_images(weights, count) for count in batches]
     inputs = [weights.preprocessing(i) for i in images]
-    taken = images if pictures else inputs
-    whole = FromPictures(model, weights.preprocessing).eval() if pictures else model
-    program = _program(weights, whole, taken[0], any_batch=batch_size is None)
+    examples = images if pictures else inputs
+    exported = WithPreprocessing(model, weights.preprocessing).eval() if pictures else model
+    program = _program(weights, exported, examples[0], dynamic_batch=batch_size is None)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as file, torch.no_grad():
-        WRITERS[kind](program, file, _facts(weights, pictures))
-        # The reader opens the file by its name.
-        file.flush()
-        # Compare with the library's own preprocessing, not with `whole`: with pictures, the
-        # exported preprocessing is part of what may be wrong.
+        WRITERS[kind](program, file, _metadata(weights, pictures))
+        file.flush()  # the reader below opens the file by name
+        # Compare with the original preprocessing and model, not with `exported`: with `pictures`
+        # the exported preprocessing must be checked too.
         compute = READERS[kind](file.name)
-        difference = max(map(_difference, map(compute, taken), map(model, inputs)))
-        _require_equal(path, difference)
-    shape, dtype = tuple(taken[0].shape[1:]), str(taken[0].dtype).removeprefix("torch.")
+        difference = max(map(_difference, map(compute, examples), map(model, inputs)))
+        _require_close(path, difference)
+    shape, dtype = tuple(examples[0].shape[1:]), str(examples[0].dtype).removeprefix("torch.")
     return Exported(
         path=path, format=kind, input=shape, dtype=dtype, batches=batches, difference=difference
     )
 
 
 def _format(format: str | None, out: str | os.PathLike[str] | None) -> str:
-    """Return the format asked for, or named by `out`."""
+    """Return the given format, else the one that matches the suffix of `out`."""
     suffix = "" if out is None else Path(out).suffix
-    named = {ending: name for name, ending in FORMATS.items()}
-    kind = format or named.get(suffix, "torch-export")
+    by_suffix = {ending: name for name, ending in FORMATS.items()}
+    kind = format or by_suffix.get(suffix, "torch-export")
     if kind not in FORMATS:
         raise UnknownNameError("format", kind, FORMATS, f"known: {', '.join(FORMATS)}")
     if out is not None and suffix != FORMATS[kind]:
-        raise UsageError(f"{out}: expected a name that ends in {FORMATS[kind]}, for {kind}")
+        raise UsageError(f"{out}: a {kind} file name must end in {FORMATS[kind]}")
     if kind == "onnx":
         _require_onnx()
     return kind
@@ -136,48 +137,50 @@ def _require_onnx() -> None:
         try:
             import_module(name)
         except ImportError as error:
-            what = f"{error.name or name} is not installed"
-            raise UsageError(what, 'pip install "cnn-core[onnx]"') from error
+            message = f"{error.name or name} is not installed"
+            raise UsageError(message, 'pip install "cnn-core[onnx]"') from error
 
 
-def _target(
+def _output_path(
     weights: Weights, out: str | os.PathLike[str] | None, format: str, force: bool
 ) -> Path:
-    """Return where to write; by default beside the weights, under the model's name."""
+    """Return the path to write; by default MODEL plus the suffix, beside the weights."""
     assert weights.path is not None
     name = weights.model.rpartition("/")[2] + FORMATS[format]
     path = weights.path.with_name(name) if out is None else Path(out)
     if path.exists() and not force:
-        raise UsageError(f"{path}: is there already", "--force replaces it")
+        raise UsageError(f"{path}: already exists", "--force replaces it")
     return path
 
 
-def _random_pictures(weights: Weights, count: int) -> Tensor:
-    """Return images of noise, uint8 N C h w, as the network's preprocessing takes them."""
-    expected = weights.preprocessing
-    size = expected.size if expected.tiled else expected.resize_to
+def _random_images(weights: Weights, count: int) -> Tensor:
+    """Return random uint8 images, N C h w, at the size that the preprocessing produces."""
+    preprocessing = weights.preprocessing
+    size = preprocessing.size if preprocessing.tiled else preprocessing.resize_to
     generator = torch.Generator().manual_seed(count)
     shape = (count, weights.in_channels, *size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def _program(weights: Weights, model: nn.Module, example: Tensor, *, any_batch: bool) -> Program:
-    """Export a network with torch.export, without the paths of its source files."""
-    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
+def _program(
+    weights: Weights, model: nn.Module, example: Tensor, *, dynamic_batch: bool
+) -> Program:
+    """Return the exported program, without stack traces, which contain local paths."""
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
     try:
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
-    # torch.export raises exceptions of many kinds, depending on what it meets.
+    # torch.export raises many types of exception, depending on the network's code.
     except Exception as error:
-        what = f"torch cannot export '{weights.model}': {describe(error)}"
-        hint = "if the network needs a fixed number of images: --batch-size N"
-        raise ZooError(what, hint if any_batch else "") from error
+        message = f"torch cannot export '{weights.model}': {describe(error)}"
+        hint = "if the dynamic batch size is the problem: --batch-size N"
+        raise ZooError(message, hint if dynamic_batch else "") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
 
 
-def _facts(weights: Weights, pictures: bool) -> dict[str, Any]:
-    """Return the description that goes into the file."""
+def _metadata(weights: Weights, pictures: bool) -> dict[str, Any]:
+    """Return the metadata to store in the file."""
     return {
         "model": weights.model,
         "task": task_of(weights),
@@ -188,26 +191,26 @@ def _facts(weights: Weights, pictures: bool) -> dict[str, Any]:
     }
 
 
-def _require_equal(path: Path, difference: float) -> None:
-    """Raise NumericalError unless the difference is small, and a number."""
-    # Not `difference > TOLERANCE`, which a NaN would pass.
+def _require_close(path: Path, difference: float) -> None:
+    """Raise NumericalError if the difference is NaN or exceeds the tolerance."""
+    # `difference > TOLERANCE` would be false for NaN.
     if not difference <= TOLERANCE:
         raise NumericalError(
-            f"{path}: not written: what it computes differs from the network by {difference:.1e} "
-            f"of the largest output, expected at most {TOLERANCE:.0e}",
-            "the other --format may do better",
+            f"{path}: not written: its outputs differ from the network's by {difference:.1e} of "
+            f"the largest output; the limit is {TOLERANCE:.0e}",
+            "try the other --format",
         )
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, as a part of the largest expected value."""
-    if found.shape != expected.shape:
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a fraction of the largest expected absolute value."""
+    if actual.shape != expected.shape:
         return math.inf
-    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
-def _write_torch(program: Program, file: IO[bytes], facts: dict[str, Any]) -> None:
-    torch.export.save(program, file, extra_files={"cnnzoo.json": json.dumps(facts)})
+def _write_torch(program: Program, file: IO[bytes], metadata: dict[str, Any]) -> None:
+    torch.export.save(program, file, extra_files={"cnnzoo.json": json.dumps(metadata)})
 
 
 def _read_torch(path: str) -> Callable[[Tensor], Tensor]:
@@ -215,9 +218,9 @@ def _read_torch(path: str) -> Callable[[Tensor], Tensor]:
         return torch.export.load(file).module()
 
 
-def _write_onnx(program: Program, file: IO[bytes], facts: dict[str, Any]) -> None:
-    """Write an ONNX file whose axis of any length, if it has one, is called "batch"."""
-    made = torch.onnx.export(
+def _write_onnx(program: Program, file: IO[bytes], metadata: dict[str, Any]) -> None:
+    """Write an ONNX file; a dynamic batch axis is named "batch"."""
+    exported = torch.onnx.export(
         program,
         input_names=["images"],
         output_names=["logits"],
@@ -225,12 +228,12 @@ def _write_onnx(program: Program, file: IO[bytes], facts: dict[str, Any]) -> Non
         dynamic_shapes=({0: "batch"},) if program.range_constraints else None,
         verbose=False,
     )
-    assert made is not None
-    for name, value in facts.items():
-        # ONNX metadata are strings.
+    assert exported is not None
+    for name, value in metadata.items():
+        # ONNX metadata values are strings.
         text = value if isinstance(value, str) else json.dumps(value)
-        made.model.metadata_props[name] = text
-    file.write(made.model_proto.SerializeToString())
+        exported.model.metadata_props[name] = text
+    file.write(exported.model_proto.SerializeToString())
 
 
 def _read_onnx(path: str) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Find a learning rate and a batch size, without changing anything that training starts from."""
+"""Find a learning rate or a micro-batch size, without changing the network or its optimizer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.setup import Setup
 from cnn_core.training.train_state import TrainState
 
-__all__ = ["LrTrial", "fitting_micro_batches", "lr_curve", "steepest"]
+__all__ = ["LrTrial", "fitting_micro_batches", "lr_curve", "steepest_lr"]
 
-SMOOTH = 0.9  # of the running mean of the loss
-DIVERGED = 4.0  # times the lowest loss so far: the curve ends there
+SMOOTHING = 0.9  # decay of the running mean of the loss
+DIVERGENCE_FACTOR = 4.0  # stop when the smoothed loss exceeds its minimum by this factor
 
 
 @dataclass(frozen=True)
 class LrTrial:
-    """One step of a range test: the rate, the step's loss, and their running mean."""
+    """One step of a range test: learning rate, loss, and smoothed loss."""
 
     lr: float
     loss: float
@@ -36,35 +36,42 @@ class LrTrial:
 
 
 def lr_curve(setup: Setup, *, low: float, high: float, steps: int) -> Iterator[LrTrial]:
-    """Yield a step for each learning rate from `low` to `high`, evenly on a logarithmic scale.
+    """Run a learning-rate range test (Smith 2017, arXiv:1506.01186) on a copy of the network.
 
-    The range test of Smith (2017, arXiv:1506.01186), on a copy of the network; it ends where the
-    loss is four times its lowest, or not finite.
+    Yield one training step for each learning rate from `low` to `high`, evenly spaced on a
+    logarithmic scale. Stop when the smoothed loss exceeds four times its minimum, or the loss is
+    not finite.
 
     Raises:
-        UsageError: the range is empty, or has fewer than 10 steps.
+        UsageError: `low` and `high` are not in the order 0 < low < high, or `steps` is below 10.
     """
     if not (0 < low < high and steps >= 10):
-        raise UsageError(f"rates from {low:g} to {high:g} in {steps} steps", "at least 10 steps")
-    with _trial(setup) as train_state:
+        raise UsageError(
+            f"learning rates from {low:g} to {high:g} in {steps} steps",
+            "expected 0 < low < high, and at least 10 steps",
+        )
+    with _trial_state(setup) as train_state:
         mean, lowest = 0.0, math.inf
-        for number, batch in enumerate(islice(_endless(setup), steps)):
+        for number, batch in enumerate(islice(_endless_batches(setup), steps)):
             lr = low * (high / low) ** (number / (steps - 1))
             loss = _one_step(train_state, setup, batch, lr, number)
-            mean = SMOOTH * mean + (1 - SMOOTH) * loss
-            # A running mean that starts at 0 is too low at first, by this factor.
-            smooth = mean / (1 - SMOOTH ** (number + 1))
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+            # Correct the bias of a running mean that starts at 0.
+            smooth = mean / (1 - SMOOTHING ** (number + 1))
             lowest = min(lowest, smooth)
-            if not math.isfinite(loss) or smooth > DIVERGED * lowest:
+            if not math.isfinite(loss) or smooth > DIVERGENCE_FACTOR * lowest:
                 return
             yield LrTrial(lr, loss, smooth)
 
 
-def steepest(curve: list[LrTrial]) -> float:
-    """Return the rate at which the loss falls fastest; raises UsageError if it never falls.
+def steepest_lr(curve: list[LrTrial]) -> float:
+    """Return the learning rate at which the smoothed loss falls fastest.
 
-    The fall is measured between points a twentieth of the curve apart: between neighbours it
-    would be mostly noise.
+    The fall is measured over a tenth of the curve, because between neighbouring points it would be
+    mostly noise.
+
+    Raises:
+        UsageError: the loss never falls.
     """
     width = max(len(curve) // 20, 1)
     falls = [
@@ -73,58 +80,59 @@ def steepest(curve: list[LrTrial]) -> float:
     ]
     fall, lr = min(falls, default=(0.0, 0.0))
     if fall >= 0:
-        raise UsageError("the loss falls at no rate", "another range: --low 1e-7 --high 1")
+        raise UsageError(
+            "the loss falls at no learning rate", "try another range: --low 1e-7 --high 1"
+        )
     return lr
 
 
 def fitting_micro_batches(
     setup: Setup, on_trial: Callable[[int, bool], object] = lambda size, fits: None
 ) -> int:
-    """Return into how many micro-batches a batch must be cut for a step to fit in memory.
+    """Return the number of micro-batches per batch with which a training step fits in memory.
 
-    Tries whole steps, forward, backward and the optimizer with its state, on a power of two
-    images, and leaves a tenth of the memory free on a GPU. The batch stays as it is: the
-    gradients of its micro-batches are added up. `on_trial` is called with each size that was
-    tried, and whether it fits.
+    Run training steps on the whole batch, then on powers of two, until one fits. A step includes
+    forward, backward, and the optimizer with its state. On CUDA a tenth of the memory must stay
+    free. Call `on_trial` with each size that was tried, and whether it fits.
 
     Raises:
-        ResourceError: not even a single image fits.
+        ResourceError: not even the smallest micro-batch fits.
     """
-    whole = setup.recipe.batch_size
-    # The smallest power of two that holds the whole batch: halving it gives the rest.
-    size = 1 << max(math.ceil(math.log2(whole)), 0)
-    normalised = any(isinstance(module, nn.BatchNorm2d) for module in setup.model.modules())
-    # Batch normalisation needs two images: the variance of one is 0.
-    while size >= (2 if normalised and whole > 1 else 1):
-        fits = _fits(setup, min(size, whole))
-        on_trial(min(size, whole), fits)
+    batch_size = setup.recipe.batch_size
+    # Start at the smallest power of two that is at least the batch size.
+    size = 1 << max(math.ceil(math.log2(batch_size)), 0)
+    has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in setup.model.modules())
+    # Batch normalisation needs two images: the variance of a single one is 0.
+    while size >= (2 if has_batchnorm and batch_size > 1 else 1):
+        fits = _fits(setup, min(size, batch_size))
+        on_trial(min(size, batch_size), fits)
         if fits:
-            return math.ceil(whole / size)
+            return math.ceil(batch_size / size)
         size //= 2
     raise ResourceError(
-        f"{setup.recipe.model}: a step on the fewest images needs more memory than there is",
-        "a smaller image_size, another model, or another device",
+        f"{setup.recipe.model}: not even the smallest micro-batch fits in memory",
+        "use a smaller image_size, another model or another device",
     )
 
 
 def _fits(setup: Setup, size: int) -> bool:
-    """Whether two steps on `size` images fit: only the second has the optimizer's state."""
+    """Whether two steps on `size` images fit: the first one creates the optimizer's state."""
     device = setup.device
     setup = replace(setup, recipe=replace(setup.recipe, batch_size=size, accumulate=1))
     try:
-        with _trial(setup) as train_state:
-            for number, batch in enumerate(islice(_endless(setup), 2)):
+        with _trial_state(setup) as train_state:
+            for number, batch in enumerate(islice(_endless_batches(setup), 2)):
                 _one_step(train_state, setup, batch, setup.recipe.lr, number)
             if device.type == "cuda":
-                # Memory reserved, not allocated: gaps between tensors count, too.
-                room = torch.cuda.get_device_properties(device).total_memory
-                return torch.cuda.max_memory_reserved(device) <= 0.9 * room
+                # Reserved memory includes fragmentation, allocated memory does not.
+                total = torch.cuda.get_device_properties(device).total_memory
+                return torch.cuda.max_memory_reserved(device) <= 0.9 * total
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return False
     finally:
-        # Tensors in reference cycles would leave less room for the next trial.
+        # Free tensors in reference cycles, which would reduce the memory for the next trial.
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -133,10 +141,10 @@ def _fits(setup: Setup, size: int) -> bool:
 
 
 @contextlib.contextmanager
-def _trial(setup: Setup) -> Iterator[TrainState]:
-    """Yield a copy of the network, with an optimizer of its own, in train mode.
+def _trial_state(setup: Setup) -> Iterator[TrainState]:
+    """Yield a copy of the network in train mode, with a new optimizer.
 
-    The setup's own is not touched, and random numbers are as before afterwards.
+    The setup's own network does not change, and the random state is restored afterwards.
     """
     device = setup.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -145,8 +153,8 @@ def _trial(setup: Setup) -> Iterator[TrainState]:
         yield train_state
 
 
-def _endless(setup: Setup) -> Iterator[Batch]:
-    """Yield training batches, epoch after epoch; a small dataset is seen many times."""
+def _endless_batches(setup: Setup) -> Iterator[Batch]:
+    """Yield training batches forever, one epoch after another."""
     recipe, augmentation = setup.recipe, Augmentation.of(setup.recipe)
     epochs = (
         batches(
@@ -169,7 +177,7 @@ def _one_step(train_state: TrainState, setup: Setup, batch: Batch, lr: float, st
         loss = setup.criterion(train_state.model(images), batch.targets, batch.mix)
     train_state.scaler.scale(loss).backward()
     value = loss.item()
-    # A loss that is not finite ends `lr_curve`: there is nothing to learn from it.
+    # Skip the update if the loss is not finite; `lr_curve` then stops.
     if math.isfinite(value):
         train_state.clip(train_state.gradient_norm())
         train_state.step(lr, steps)

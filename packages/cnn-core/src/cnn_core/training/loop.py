@@ -23,11 +23,11 @@ from cnn_core.training import resumption
 from cnn_core.training.checkpoint import Checkpoint
 from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.epoch_metrics import EpochMetrics
-from cnn_core.training.evaluation import measure
-from cnn_core.training.numerics import Step, not_finite
+from cnn_core.training.evaluation import evaluate_split
+from cnn_core.training.numerics import Step, non_finite_error
 from cnn_core.training.progress import Progress
 from cnn_core.training.schedule import learning_rate
-from cnn_core.training.selection import better
+from cnn_core.training.selection import is_better
 from cnn_core.training.setup import Setup
 from cnn_core.training.signals import Stop, stop_requests
 from cnn_core.training.train_state import TrainState
@@ -37,7 +37,7 @@ __all__ = ["Fit", "fit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A training in progress: its setup, the run it writes, and who is told about it."""
+    """A training run in progress: its setup, run directory, progress display and observers."""
 
     setup: Setup
     run: Run
@@ -45,36 +45,38 @@ class Fit:
     observers: Observers
 
     def save(self, state: Checkpoint) -> None:
-        """Save the state; of several processes only the first writes."""
-        if self.setup.world.first:
+        """Save a checkpoint; only rank 0 writes."""
+        if self.setup.world.is_first:
             resumption.save(self.run, self.setup, state)
 
-    def end(self, signum: float) -> None:
-        """End the training if a signal asked for it, once the first process has saved all."""
+    def stop_on(self, signum: float) -> None:
+        """Raise the error for signal `signum`, after rank 0 has saved; do nothing if it is 0."""
         if signum:
-            self.setup.world.wait()
+            self.setup.world.barrier()
             raise Stop.error(int(signum))
 
 
 def fit(job: Fit, state: Checkpoint) -> Checkpoint:
-    """Train in place, epoch after epoch, from `state`; return the state at the end.
+    """Train from `state` to the last epoch, or until patience runs out; return the final state.
 
-    A step depends on nothing but the state before it and (seed, epoch, step): on the same
-    machine's CPU, resuming from any checkpoint gives the same bits as never having stopped.
+    A step depends only on the previous state and on (seed, epoch, step). On the same CPU,
+    resuming from any checkpoint is therefore bit-identical to training without a stop.
 
     Raises:
-        NumericalError: loss or gradient are not finite; before the step, and nothing is saved.
-        KeyboardInterrupt, Terminated: a signal asked to stop; after the step, and all is saved.
+        NumericalError: the loss or a gradient is not finite. Raised before the optimizer step;
+            nothing is saved.
+        KeyboardInterrupt, Terminated: a signal asked to stop. Raised after the current step and a
+            checkpoint.
     """
     setup, recipe = job.setup, job.setup.recipe
     setup.train_state.load(state)
-    network = setup.world.wrapped(setup.model, setup.device)
+    network = setup.world.wrap(setup.model, setup.device)
     steps = setup.steps
     job.progress.start(job.run, steps, state.epoch * steps + state.step)
     job.observers.notify("fit_start", run=job.run, model=setup.model, recipe=recipe)
     with stop_requests() as stop:
-        while state.epoch < recipe.epochs and not _exhausted(recipe, state):
-            # An epoch that was interrupted has already taken some seconds.
+        while state.epoch < recipe.epochs and not _out_of_patience(recipe, state):
+            # Count the time that an interrupted epoch took before it was resumed.
             began = time.perf_counter() - state.seconds
             _train_epoch(job, network, state, began=began, stop=stop)
             state = _finish_epoch(job, state, began=began, stop=stop)
@@ -84,51 +86,55 @@ def fit(job: Fit, state: Checkpoint) -> Checkpoint:
 def _train_epoch(
     job: Fit, network: nn.Module, state: Checkpoint, *, began: float, stop: Stop
 ) -> None:
-    """Take the steps of one epoch, from where `state` stands."""
+    """Take the remaining steps of one epoch, starting at `state.step`."""
     setup, recipe, train_state = job.setup, job.setup.recipe, job.setup.train_state
     steps = setup.steps
-    # A saved sum is that of all processes: only one continues from it, or it would count twice.
-    setup.metrics.load(state.epoch_metrics if setup.world.first else {})
+    # Saved sums cover all processes, so only rank 0 continues from them: they must count once.
+    setup.metrics.load(state.epoch_metrics if setup.world.is_first else {})
     train_state.train()
     for step, batch in enumerate(_batches(setup, state.epoch, state.step), state.step):
         lr = learning_rate(recipe, state.epoch + step / steps)
 
-        # Gradients of the micro-batches add up in .grad: the step is the whole batch's, with
-        # the memory of a part.
+        # The gradients of the micro-batches add up in .grad, so one step covers the whole batch
+        # but needs only the memory of a micro-batch.
         step_loss = 0.0
-        for micro_batch, exchange in _micro_batches(batch, setup.micro_batch_size, network):
-            with exchange:
+        for micro_batch, sync_context in _micro_batches(batch, setup.micro_batch_size, network):
+            with sync_context:
                 with autocast(setup.device, recipe.precision):
                     outputs = network(micro_batch.images)
                     loss = setup.criterion(
                         outputs, micro_batch.targets, micro_batch.mix, micro_batch.weights
                     )
-                # In fp16 small gradients would round to 0, so backward starts from a scaled loss.
+                # In fp16 small gradients would round to 0, so scale the loss before backward.
                 train_state.scaler.scale(loss * micro_batch.loss_weight).backward()
-            step_loss += _count(setup.metrics, loss, outputs, micro_batch)
+            step_loss += _add_to_metrics(setup.metrics, loss, outputs, micro_batch)
 
-        # Look before the step: after it a NaN would be in every weight, and in the checkpoint.
+        # Check before the step: afterwards a NaN would be in the weights and in the checkpoint.
         norm = train_state.gradient_norm()
         now = Step(epoch=state.epoch, step=step, batch=batch, loss=step_loss, norm=norm)
-        signum = _agreed(job, stop, now)
+        signum = _agree_to_stop(job, stop, now)
         train_state.clip(norm)
         train_state.step(lr, state.epoch * steps + step)
 
         job.progress.step(len(batch.indices) * setup.world.size, setup.metrics.compute)
         if job.observers.wants("step_end"):
-            facts = {"epoch": state.epoch + 1, "step": step, "loss": loss.detach()}
-            job.observers.notify("step_end", run=job.run, **facts)
-        if signum or _due(recipe, step + 1, steps):
+            job.observers.notify(
+                "step_end", run=job.run, epoch=state.epoch + 1, step=step, loss=loss.detach()
+            )
+        if signum or _save_due(recipe, step + 1, steps):
             sums = setup.metrics.total(setup.world, setup.device)
-            where = {"step": step + 1, "epoch_metrics": sums}
-            job.save(train_state.state(state, seconds=time.perf_counter() - began, **where))
-            job.end(signum)
+            seconds = time.perf_counter() - began
+            job.save(train_state.state(state, step=step + 1, seconds=seconds, epoch_metrics=sums))
+            job.stop_on(signum)
 
 
 def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:
-    """Yield the epoch's batches from `first` on; randomness depends on (seed, epoch, step)."""
+    """Yield the epoch's batches, starting at step `first`.
+
+    All randomness depends only on (seed, epoch, step).
+    """
     recipe, world, device = setup.recipe, setup.world, setup.device
-    found = batches(
+    loader = batches(
         setup.train,
         setup.preprocessing,
         recipe.batch_size,
@@ -144,8 +150,8 @@ def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])
-    for step, batch in enumerate(found, first):
-        # Dropout draws from torch's generators: seeded anew, it needs no saved random state.
+    for step, batch in enumerate(loader, first):
+        # Dropout uses torch's generators. Seeding them at each step replaces saved random state.
         for generator in generators:
             generator.manual_seed(key + step)
         images = batch.images.contiguous(memory_format=memory_format)
@@ -155,10 +161,10 @@ def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:
 def _micro_batches(
     batch: Batch, size: int, network: nn.Module
 ) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
-    """Yield the batch's micro-batches, each with the context to compute it in.
+    """Yield each micro-batch with a context manager for its forward and backward pass.
 
-    Processes exchange gradients at the last one only: by then .grad holds the sum, and an
-    exchange costs the same whether it is of a part or of the whole.
+    Processes all-reduce gradients only in the last micro-batch, when .grad holds the sum over all
+    of them.
     """
     micro_batches = list(batch.micro_batches(size))
     for number, micro_batch in enumerate(micro_batches, 1):
@@ -168,11 +174,14 @@ def _micro_batches(
             yield micro_batch, nullcontext()
 
 
-def _count(metrics: EpochMetrics, loss: Tensor, outputs: Any, micro_batch: Batch) -> float:
-    """Add a micro-batch to the metrics; return its part of the step's loss.
+def _add_to_metrics(
+    metrics: EpochMetrics, loss: Tensor, outputs: Any, micro_batch: Batch
+) -> float:
+    """Add a micro-batch to the metrics; return its weighted share of the step's loss.
 
-    A repeated sample, which only keeps this process in step with the others, has no weight and
-    is not counted. Of several outputs the first is the network's own, the others' are auxiliary.
+    A micro-batch with loss weight 0 is skipped: it repeats samples so that every process takes the
+    same number of steps. If there are several outputs, the first holds the main logits and the
+    others come from auxiliary heads.
     """
     value = loss.item()
     if micro_batch.loss_weight:
@@ -181,91 +190,97 @@ def _count(metrics: EpochMetrics, loss: Tensor, outputs: Any, micro_batch: Batch
     return value * micro_batch.loss_weight
 
 
-def _agreed(job: Fit, stop: Stop, step: Step) -> int:
-    """Return the signal that asks any process to stop, or 0; all processes return the same.
+def _agree_to_stop(job: Fit, stop: Stop, step: Step) -> int:
+    """Return the signal that asked any process to stop, or 0; the same in all processes.
 
     Raises:
-        NumericalError: loss or gradient are not finite, in any process. A scaled loss may
-            overflow the gradients: the scaler then skips that step, and it is no error.
+        NumericalError: the loss or a gradient is not finite in some process. Overflow caused by
+            loss scaling is not an error: the scaler skips that step.
     """
     setup, train_state = job.setup, job.setup.train_state
     finite = math.isfinite(step.loss) and (math.isfinite(step.norm) or train_state.may_overflow)
-    asked, bad = setup.world.most([stop.signum, not finite], setup.device)
+    signum, bad = setup.world.max([stop.signum, not finite], setup.device)
     if bad:
-        raise not_finite(
+        raise non_finite_error(
             setup.model,
             step,
             micro_batch_size=setup.micro_batch_size,
             precision=setup.recipe.precision,
         )
-    return int(asked)
+    return int(signum)
 
 
-def _due(recipe: Recipe, done: int, steps: int) -> bool:
-    """Whether to save after `done` steps of an epoch; after its last the epoch is saved."""
+def _save_due(recipe: Recipe, done: int, steps: int) -> bool:
+    """Whether to save after `done` of `steps`; the last step is saved with the epoch."""
     return recipe.save_steps > 0 and done % recipe.save_steps == 0 and done < steps
 
 
 def _finish_epoch(job: Fit, state: Checkpoint, *, began: float, stop: Stop) -> Checkpoint:
-    """Validate, save and tell; return the state that the next epoch begins with."""
+    """Validate, save, and notify observers; return the state for the next epoch."""
     setup, train_state, epoch = job.setup, job.setup.train_state, state.epoch + 1
     sums = setup.metrics.total(setup.world, setup.device)
-    trained = time.perf_counter() - began
+    train_seconds = time.perf_counter() - began
 
     def on_batch() -> None:
-        # All steps are taken: saved as such, the validation alone is done again.
+        # Save with all steps done, so that a resumed run repeats only the validation.
         if stop.signum and setup.world.size == 1:
-            where = {"step": setup.steps, "epoch_metrics": sums}
-            job.save(train_state.state(state, seconds=trained, **where))
-            job.end(stop.signum)
+            job.save(
+                train_state.state(
+                    state, step=setup.steps, seconds=train_seconds, epoch_metrics=sums
+                )
+            )
+            job.stop_on(stop.signum)
 
-    # The numbers of training come first: the validation uses the same metrics.
+    # Compute the training metrics first: validation reuses the same metrics object.
     setup.metrics.load(sums)
     line = {
         "epoch": epoch,
         **setup.metrics.compute("train/"),
         **_validate(setup, on_batch),
         "lr": learning_rate(setup.recipe, state.epoch),
-        "images_per_second": round(len(setup.train) / trained, 1),
+        "images_per_second": round(len(setup.train) / train_seconds, 1),
         "seconds": round(time.perf_counter() - began, 3),
     }
     state = _after_epoch(train_state, state, line, setup.monitor)
-    # Saved before anybody is told: an observer that fails costs no epoch.
+    # Save before notifying, so that a failing observer does not lose the epoch.
     job.save(state)
     job.progress.epoch(epoch, line)
     job.observers.notify("epoch_end", run=job.run, epoch=epoch, metrics=line)
     job.observers.notify("checkpoint", run=job.run, epoch=epoch)
-    job.end(setup.world.most([stop.signum], setup.device)[0])
+    job.stop_on(setup.world.max([stop.signum], setup.device)[0])
     return state
 
 
 def _validate(setup: Setup, on_batch: Callable[[], None]) -> dict[str, float]:
-    """Measure the network on the images that were held out, if any were."""
+    """Evaluate the network on the validation images; return {} if there are none."""
     if len(setup.validation) == 0:
         return {}
-    measured = measure(setup.train_state.eval_model, setup.validation, setup, on_batch)
-    return {f"val/{name}": value for name, value in measured.items()}
+    metrics = evaluate_split(setup.train_state.eval_model, setup.validation, setup, on_batch)
+    return {f"val/{name}": value for name, value in metrics.items()}
 
 
 def _after_epoch(
-    train_state: TrainState, before: Checkpoint, line: dict[str, float], monitor: tuple[str, bool]
+    train_state: TrainState,
+    previous: Checkpoint,
+    line: dict[str, float],
+    monitor: tuple[str, bool],
 ) -> Checkpoint:
-    """Return the state after an epoch; without validation the last epoch is the best."""
-    epoch, (name, more) = int(line["epoch"]), monitor
+    """Return the state after an epoch; without a monitored metric the last epoch is the best."""
+    epoch, (name, higher_is_better) = int(line["epoch"]), monitor
     score = line.get(name)
-    improved = score is None or better(score, before.best, more)
+    improved = score is None or is_better(score, previous.best, higher_is_better)
     return train_state.state(
-        before,
+        previous,
         epoch=epoch,
         step=0,
         seconds=0.0,
         epoch_metrics={},
-        best=score if improved else before.best,
-        best_epoch=epoch if improved else before.best_epoch,
-        metrics=[*before.metrics, line],
+        best=score if improved else previous.best,
+        best_epoch=epoch if improved else previous.best_epoch,
+        metrics=[*previous.metrics, line],
     )
 
 
-def _exhausted(recipe: Recipe, state: Checkpoint) -> bool:
-    """Whether the score has not improved for as many epochs as the recipe waits."""
+def _out_of_patience(recipe: Recipe, state: Checkpoint) -> bool:
+    """Whether the monitored metric has not improved for `recipe.patience` epochs."""
     return 0 < recipe.patience <= state.epoch - state.best_epoch

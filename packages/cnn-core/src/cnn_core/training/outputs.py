@@ -1,4 +1,4 @@
-"""The outputs of a run's kept weights for every image of a split."""
+"""Compute the outputs of a run's saved weights for every image of a split."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_clas
 from cnn_core.training.evaluation import eval_batch_size, predictor
 from cnn_core.training.trained import Source, Trained
 
-__all__ = ["Predictions", "SegmentationOutput", "held_out", "predictions", "segmented"]
+__all__ = [
+    "Predictions",
+    "SegmentationOutput",
+    "validation_predictions",
+    "predictions",
+    "segmented",
+]
 
 
 @dataclass(frozen=True)
 class Predictions:
     """A network's outputs for every image of a split.
 
-    `images` are the uint8 originals, N C h w; `logits` N x classes; `targets` N.
+    `images` are the original images, uint8, N C h w. `logits` have shape N x classes, `targets`
+    and `predicted` have shape N.
     """
 
     images: Tensor
@@ -33,7 +40,7 @@ class Predictions:
 
     @property
     def predicted(self) -> Tensor:
-        """The class with the highest logit, N."""
+        """The index of the class with the highest logit, N."""
         return self.logits.argmax(1)
 
     @property
@@ -44,11 +51,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class SegmentationOutput:
-    """A network's output for one image of a split, at the network's size.
+    """A network's output for one image of a split, at the resolution of the output.
 
-    `image` is C H W in [0, 1], `logits` classes x H x W, `target` uint8 H x W, where 255 is
-    ignored; `index` is the image's place in the split. A network without padding crops its
-    border: all three are then of the centre alone.
+    `image` is C H W in [0, 1], `logits` are classes x H x W, and `target` is uint8 H x W, where
+    255 means ignored. `index` is the image's position in the split. If the network has no padding
+    and crops the border, all three show only the centre.
     """
 
     index: int
@@ -63,7 +70,7 @@ class SegmentationOutput:
 
     @property
     def predicted(self) -> Tensor:
-        """The class with the highest logit, H x W."""
+        """The index of the class with the highest logit, H x W."""
         return predicted_classes(self.logits[None])[0]
 
 
@@ -74,50 +81,51 @@ def predictions(
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> Predictions:
-    """Return the outputs of a run's kept weights for every image of a split.
+    """Return the outputs of a run's saved weights for every image of a split.
 
     Raises:
-        UsageError: the run does not classify.
+        UsageError: the run's task is not classification.
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     if (task := trained.dataset.spec.task) != "classification":
         raise UsageError(
-            f"{trained.path}: does {task}, not classification", f"cnnzoo viz all {trained.path}"
+            f"{trained.path}: a {task} run, expected classification",
+            f"cnnzoo viz all {trained.path}",
         )
     return _predict(trained, trained.dataset.split(split))
 
 
-def held_out(
+def validation_predictions(
     run: Trained | Source,
     *,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> Predictions | None:
-    """Return the outputs for the images that chose the kept weights; None where none did.
+    """Return the outputs for the run's validation images, or None if it had none.
 
-    They are the dataset's split "val", else the part of "train" that training held out.
+    These are the dataset's "val" split if it has one, else the held-out fraction of "train".
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     recipe = trained.run.recipe
-    # The training's fraction and seed give the same images again. Not `divide`: its parts share
-    # the tensors of the whole split, so `images` would not match the logits.
-    _, part = trained.dataset.hold_out(recipe.validation, recipe.seed)
-    return _predict(trained, part) if len(part) else None
+    # The same fraction and seed select the same images as in training. Do not use `divide`: its
+    # parts share the tensors of the whole split, so `images` would not match the logits.
+    _, validation = trained.dataset.hold_out(recipe.validation, recipe.seed)
+    return _predict(trained, validation) if len(validation) else None
 
 
-def _predict(trained: Trained, part: Split | Files) -> Predictions:
+def _predict(trained: Trained, split: Split | Files) -> Predictions:
     """Return the network's outputs for every image of a split."""
     model, weights = trained.model, trained.weights
-    if isinstance(part, Files):
+    if isinstance(split, Files):
         from cnn_core.data.streaming import decode_to_memory
 
         # The images are returned as one tensor, so they need one size.
-        part = decode_to_memory(part, weights.preprocessing.resize_to)
+        split = decode_to_memory(split, weights.preprocessing.resize_to)
     size = eval_batch_size(weights.preprocessing)
     with torch.inference_mode():
-        found = batches(part, weights.preprocessing, size, device=trained.device)
-        logits = torch.cat([model(batch.images).float().cpu() for batch in found])
-    return Predictions(part.images, logits, part.targets, weights.classes)
+        loader = batches(split, weights.preprocessing, size, device=trained.device)
+        logits = torch.cat([model(batch.images).float().cpu() for batch in loader])
+    return Predictions(split.images, logits, split.targets, weights.classes)
 
 
 def segmented(
@@ -127,27 +135,26 @@ def segmented(
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> Iterator[SegmentationOutput]:
-    """Return the outputs of a run's kept weights for a split, one image after the other.
+    """Return an iterator over the outputs of a run's saved weights, one image at a time.
 
     Raises:
-        UsageError: the run does not segment.
+        UsageError: the run's task is not segmentation.
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     if (task := trained.dataset.spec.task) != "segmentation":
-        raise UsageError(f"{trained.path}: does {task}, not segmentation")
+        raise UsageError(f"{trained.path}: a {task} run, expected segmentation")
     return _segment(trained, trained.dataset.split(split))
 
 
 @torch.inference_mode()
-def _segment(trained: Trained, part: Split | Files) -> Iterator[SegmentationOutput]:
+def _segment(trained: Trained, split: Split | Files) -> Iterator[SegmentationOutput]:
     """Yield the network's output for each image of a split."""
     preprocessing = trained.weights.preprocessing
     logits_of = predictor(trained.model, preprocessing)
     size = eval_batch_size(preprocessing)
-    for batch in batches(part, preprocessing, size, device=trained.device):
+    for batch in batches(split, preprocessing, size, device=trained.device):
         logits = two_class_logits(logits_of(batch.images).float())
-        # Image and target as the network got them, and without the border that it crops, so that
-        # all three have the same pixels.
+        # Crop targets and images to the logits' size, so that all three cover the same pixels.
         targets = center_crop(batch.targets, logits)
         images = center_crop(preprocessing.denormalise(batch.images), logits)
         rows = (images.cpu(), logits.cpu(), targets.cpu())

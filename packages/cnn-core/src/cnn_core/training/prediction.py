@@ -1,4 +1,4 @@
-"""Classify image files, or each of their pixels."""
+"""Classify or segment image files with the weights of a run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,22 @@ from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 
-__all__ = ["Prediction", "Segmentation", "image_files", "predict", "segment", "task_of", "unlike"]
+__all__ = [
+    "Prediction",
+    "Segmentation",
+    "image_files",
+    "predict",
+    "segment",
+    "task_of",
+    "require_distinct_names",
+]
 
 Images = Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image file and its likeliest classes, best first, with their probabilities."""
+    """An image file and its most likely classes, best first, with their probabilities."""
 
     path: str
     classes: tuple[str, ...]
@@ -38,9 +46,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The classes of an image file's pixels, at the image's own size.
+    """A segmented image file, at its original size.
 
-    `image` is uint8, C H W; `probabilities` are classes x H x W, in [0, 1].
+    `image` is uint8, C H W. `probabilities` are classes x H x W, in [0, 1].
     """
 
     path: Path
@@ -50,12 +58,12 @@ class Segmentation:
 
     @property
     def mask(self) -> Tensor:
-        """The likeliest class of each pixel, uint8, H W."""
+        """The index of the most likely class of each pixel, uint8, H W."""
         return self.probabilities.argmax(0).to(torch.uint8)
 
 
 def task_of(weights: Weights) -> str:
-    """Return the task of weights: "classification" or "segmentation"."""
+    """Return the task of the weights' model: "classification" or "segmentation"."""
     return registry.models().get(weights.model).task
 
 
@@ -66,32 +74,33 @@ def predict(
     top_k: int = 1,
     device: str = "auto",
 ) -> list[Prediction]:
-    """Classify image files, and those in folders, with the weights of a run.
+    """Classify image files with the weights of a run; folders stand for all images in them.
 
     Raises:
-        UsageError: a file is not there, or `top_k` exceeds the number of classes.
-        CorruptError: a file is not an image, or its format or size is not accepted.
+        UsageError: the run's task is not classification, `top_k` is not between 1 and the number
+            of classes, or a path does not exist.
+        CorruptError: a file is not an image, or its format or size is not supported.
     """
     trained = Trained.of(run, device=device)
     weights = trained.weights
     if (task := task_of(weights)) != "classification":
         raise UsageError(
-            f"{trained.path}: '{weights.model}' does {task}; use cnn_core.training.segment()"
+            f"{trained.path}: '{weights.model}' is a {task} model; use cnn_core.training.segment()"
         )
     if not 1 <= top_k <= weights.num_classes:
         raise UsageError(
             f"top_k = {top_k}: expected 1 to {weights.num_classes}, the number of classes"
         )
-    found = []
-    # One at a time: files differ in size, and memory must not grow with their number.
+    predicted = []
+    # One image at a time: sizes differ, and memory must not grow with the number of files.
     for path in image_files(images):
         image = read_image(path, weights.in_channels)
         with torch.inference_mode():
             logits = trained.model(weights.preprocessing(image[None].to(trained.device)))
         best = logits.float().softmax(1)[0].topk(top_k)
-        names = tuple(weights.classes[number] for number in best.indices.tolist())
-        found.append(Prediction(str(path), names, tuple(best.values.tolist())))
-    return found
+        names = tuple(weights.classes[index] for index in best.indices.tolist())
+        predicted.append(Prediction(str(path), names, tuple(best.values.tolist())))
+    return predicted
 
 
 def segment(
@@ -101,23 +110,24 @@ def segment(
     flips: bool = False,
     device: str = "auto",
 ) -> Iterator[Segmentation]:
-    """Return the classes of the pixels of image files, and of those in folders, one by one.
+    """Return an iterator that segments image files; folders stand for all images in them.
 
-    A run that was trained on tiles sees images as they are, tile by tile; any other sees them
-    scaled to its network's size, and its logits are scaled back. With `flips` they are the mean
-    over an image, its two mirror images, and the image turned by 180 degrees.
+    A run that was trained on tiles processes images at their original size, tile by tile. For any
+    other run, images are resized to the network's input size, and the logits are resized back.
+    With `flips`, logits are averaged over the image, its two mirror images, and the image rotated
+    by 180 degrees.
 
     Raises:
-        UsageError: a file is not there, or the run classifies whole images.
-        CorruptError: a file is not an image, or its format or size is not accepted.
+        UsageError: the run's task is not segmentation, or a path does not exist.
+        CorruptError: a file is not an image, or its format or size is not supported.
     """
     trained = Trained.of(run, device=device)
     weights = trained.weights
     if (task := task_of(weights)) != "segmentation":
         raise UsageError(
-            f"{trained.path}: '{weights.model}' does {task}; use cnn_core.training.predict()"
+            f"{trained.path}: '{weights.model}' is a {task} model; use cnn_core.training.predict()"
         )
-    # A generator of its own: the errors above are raised by the call, not by the first image.
+    # A separate generator, so that the error above is raised by the call, not at the first image.
     return _segment(trained, images, flips)
 
 
@@ -126,22 +136,22 @@ def segment(
 @torch.inference_mode()
 def _segment(trained: Trained, images: Images, flips: bool) -> Iterator[Segmentation]:
     weights = trained.weights
-    logits_of = _whole_images(trained)
+    logits_of = _predictor(trained)
     for path in image_files(images):
         image = read_image(path, weights.in_channels)
         inputs = weights.preprocessing(image[None].to(trained.device))
         logits = flip_tta(logits_of, inputs) if flips else logits_of(inputs)
-        found = _own_size(two_class_logits(logits.float()), image, weights.preprocessing)
-        yield Segmentation(path, image, found.softmax(1)[0].cpu(), weights.classes)
+        logits = _resize_back(two_class_logits(logits.float()), image, weights.preprocessing)
+        yield Segmentation(path, image, logits.softmax(1)[0].cpu(), weights.classes)
 
 
-def _whole_images(trained: Trained) -> Callable[[Tensor], Tensor]:
-    """Return a function to the logits of whole images, also of a network that crops its border."""
+def _predictor(trained: Trained) -> Callable[[Tensor], Tensor]:
+    """Return a function that computes logits for whole images, even if the network crops them."""
     model, preprocessing = trained.model, trained.weights.preprocessing
     height, width = preprocessing.size
     margin = preprocessing.margin
-    # A network without padding crops its border, so the image needs a reflected margin. Tiles
-    # are square: other inputs get logits of their centre only.
+    # A network without padding crops the border, so the image needs a reflected margin. Tiles are
+    # square, so for other input shapes the logits cover only the centre.
     if not preprocessing.tiled and height == width:
         margin = tile_margin(model, height, trained.weights.in_channels, trained.device)
     if preprocessing.tiled or margin:
@@ -149,8 +159,8 @@ def _whole_images(trained: Trained) -> Callable[[Tensor], Tensor]:
     return model
 
 
-def _own_size(logits: Tensor, image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return logits, 1 classes h w, without padding and at the size of an image, C H W."""
+def _resize_back(logits: Tensor, image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return the logits, 1 classes h w, resized to an image, C H W, with padding removed."""
     height, width = preprocessing.resize_to
     if not preprocessing.tiled and logits.shape[-2:] != (height, width):
         top, left = (logits.shape[-2] - height) // 2, (logits.shape[-1] - width) // 2
@@ -162,35 +172,35 @@ def _own_size(logits: Tensor, image: Tensor, preprocessing: Preprocessing) -> Te
     return F.interpolate(logits, size, mode="bilinear", antialias=True)
 
 
-def unlike(files: Iterable[Path]) -> list[Path]:
-    """Return the files, if their names differ: the files written for each are named after it.
+def require_distinct_names(files: Iterable[Path]) -> list[Path]:
+    """Return the files if all names without suffix are distinct, since outputs use these names.
 
     Raises:
-        UsageError: two have one name.
+        UsageError: two files have the same name.
     """
     seen: dict[str, Path] = {}
     for path in files:
         if (other := seen.setdefault(path.stem, path)) != path:
             raise UsageError(
-                f"{other} and {path} have one name, and so would the files written for them",
-                "one at a time, each with its --out DIR",
+                f"{other} and {path} have the same name, so their output files would collide",
+                "run the command once for each, with a different --out DIR",
             )
     return list(seen.values())
 
 
 def image_files(images: Images) -> Iterator[Path]:
-    """Yield the files that are given, and all image files of folders by name.
+    """Yield the given files, and for each folder its image files sorted by name.
 
     Raises:
-        UsageError: a path is neither, or a folder without images.
+        UsageError: a path does not exist, or a folder contains no images.
     """
     for path in map(Path, images):
         if path.is_dir():
-            if not (found := sorted_files(path)):
+            if not (files := sorted_files(path)):
                 raise UsageError(
-                    f"{path}: a folder without images", f"files {', '.join(SUFFIXES)}"
+                    f"{path}: no images in this folder", f"expected {', '.join(SUFFIXES)}"
                 )
-            yield from found
+            yield from files
         elif path.is_file():
             yield path
         else:

@@ -1,4 +1,4 @@
-"""Display the progress of a training: live on a terminal, a line per epoch elsewhere."""
+"""Show training progress on stderr: live on a terminal, otherwise one line per epoch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
     from cnn_core.runs.run import Run
 
-__all__ = ["Live", "Plain", "Progress", "Silent", "counting", "progress_for"]
+__all__ = ["Live", "Plain", "Progress", "Silent", "progress_bar", "progress_for"]
 
-INTERVAL = 0.25  # seconds between updates of the live line: each costs a millisecond
+INTERVAL = 0.25  # seconds between updates of the live line; each update takes about 1 ms
 
-Numbers = Callable[[], Mapping[str, float]]
+ComputeMetrics = Callable[[], Mapping[str, float]]
 
 
 class Progress(Protocol):
-    """A display that is told about every step and epoch."""
+    """A display that is updated at every step and epoch."""
 
     def start(self, run: Run, steps: int, done: int) -> None:
-        """A run with `steps` steps per epoch begins, or is resumed after `done` steps in all."""
+        """Start a run of `steps` steps per epoch; `done` steps in total were done before."""
 
-    def step(self, images: int, numbers: Numbers) -> None:
-        """A step was taken; `numbers` gives the epoch's metrics so far, if asked."""
+    def step(self, images: int, metrics: ComputeMetrics) -> None:
+        """Show a step on `images` images; `metrics` computes the epoch's metrics so far."""
 
     def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
-        """An epoch ended, with this line of metrics.jsonl."""
+        """Show the end of an epoch; `line` is its line of metrics.jsonl."""
 
     def stop(self) -> None:
-        """Training ended, well or not."""
+        """Remove the display after training, whether it succeeded or failed."""
 
 
 class Silent:
@@ -44,7 +44,7 @@ class Silent:
 
     def start(self, run: Run, steps: int, done: int) -> None: ...
 
-    def step(self, images: int, numbers: Numbers) -> None: ...
+    def step(self, images: int, metrics: ComputeMetrics) -> None: ...
 
     def epoch(self, epoch: int, line: Mapping[str, float]) -> None: ...
 
@@ -56,18 +56,18 @@ class Plain(Silent):
 
     def start(self, run: Run, steps: int, done: int) -> None:
         self.epochs: int = run.recipe.epochs
-        epochs, more = divmod(done, steps)
-        after = f", after epoch {epochs}" if done else ""
-        after = f", after step {more} of epoch {epochs + 1}" if more else after
-        what = printable(f"{run.recipe.model} on {run.recipe.data}{after}: {run.path}")
-        print(what, file=sys.stderr)
+        epochs, extra_steps = divmod(done, steps)
+        resumed = f", after epoch {epochs}" if done else ""
+        resumed = f", after step {extra_steps} of epoch {epochs + 1}" if extra_steps else resumed
+        header = printable(f"{run.recipe.model} on {run.recipe.data}{resumed}: {run.path}")
+        print(header, file=sys.stderr)
 
     def epoch(self, epoch: int, line: Mapping[str, float]) -> None:
         parts = [f"epoch {epoch}/{self.epochs}"]
         for split in ("train", "val"):
-            numbers = {k: v for k, v in line.items() if k.startswith(f"{split}/")}
-            if numbers:
-                parts.append(f"{split}: {format_metrics(numbers)}")
+            metrics = {k: v for k, v in line.items() if k.startswith(f"{split}/")}
+            if metrics:
+                parts.append(f"{split}: {format_metrics(metrics)}")
         speed = line["images_per_second"]
         parts.append(f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s")
         parts.append(f"{line['seconds']:.1f} s")
@@ -75,47 +75,47 @@ class Plain(Silent):
 
 
 class Live(Plain):
-    """A live line on a terminal: epoch, step, metrics, images/s, time left; with `Plain`'s."""
+    """A live line with epoch, step, metrics, images/s and time left, besides the `Plain` lines."""
 
-    taken: int
-    first: int
+    steps_done: int
+    resumed_at: int
     images: int
-    began: float
-    shown: float
+    started: float
+    last_update: float
     bar: RichProgress
     task: TaskID
 
     def start(self, run: Run, steps: int, done: int) -> None:
         super().start(run, steps, done)
         self.steps = steps
-        self.taken = done
-        # The speed leaves out steps before a resumption: they took none of this process's time.
-        self.first = self.taken
+        self.steps_done = done
+        # Steps done before a resumption do not count towards the speed of this process.
+        self.resumed_at = self.steps_done
         self.images = 0
-        self.began = self.shown = time.perf_counter()
+        self.started = self.last_update = time.perf_counter()
         self.bar, self.task = _rich_bar()
         self.bar.start()
 
-    def step(self, images: int, numbers: Numbers) -> None:
-        self.taken += 1
+    def step(self, images: int, metrics: ComputeMetrics) -> None:
+        self.steps_done += 1
         self.images += images
         now = time.perf_counter()
-        if now - self.shown < INTERVAL:
+        if now - self.last_update < INTERVAL:
             return
-        self.shown = now
-        speed = (self.taken - self.first) / (now - self.began)
+        self.last_update = now
+        speed = (self.steps_done - self.resumed_at) / (now - self.started)
         total = self.epochs * self.steps
-        epoch, step = divmod(self.taken - 1, self.steps)
+        epoch, step = divmod(self.steps_done - 1, self.steps)
         self.bar.update(
             self.task,
             total=total,
-            completed=self.taken,
+            completed=self.steps_done,
             epoch=f"epoch {epoch + 1}/{self.epochs}",
             step=f"step {step + 1}/{self.steps}",
-            # Called only for a line that is shown: computing metrics waits for the device.
-            numbers=format_metrics(numbers()),
-            speed=f"{self.images / (now - self.began):,.0f} images/s",
-            left=_clock((total - self.taken) / speed),
+            # Call this only for displayed updates: computing metrics synchronises with the device.
+            metrics=format_metrics(metrics()),
+            speed=f"{self.images / (now - self.started):,.0f} images/s",
+            left=_clock((total - self.steps_done) / speed),
         )
 
     def stop(self) -> None:
@@ -133,16 +133,16 @@ def _rich_bar() -> tuple[RichProgress, TaskID]:
         TextColumn("[bold]{task.fields[epoch]}"),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[step]}"),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[metrics]}"),
         TextColumn("{task.fields[speed]}"),
         TextColumn("{task.fields[left]}"),
         console=Console(stderr=True),
         transient=True,
-        # stdout is for results, and may be a pipe: rich must not move it to stderr.
+        # stdout is for results and may be a pipe, so rich must not redirect it to stderr.
         redirect_stdout=False,
         refresh_per_second=1 / INTERVAL,
     )
-    return bar, bar.add_task("", total=1, epoch="", step="", numbers="", speed="", left="")
+    return bar, bar.add_task("", total=1, epoch="", step="", metrics="", speed="", left="")
 
 
 def _clock(seconds: float) -> str:
@@ -151,30 +151,30 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
 
-PLAIN = {"loss", "hausdorff", "hd95", "assd"}  # no fractions; distances are in pixels
+NOT_FRACTIONS = {"loss", "hausdorff", "hd95", "assd"}  # the last three are in pixels
 
 
-def format_metrics(numbers: Mapping[str, float]) -> str:
-    """Return "loss 0.1230  top1 95.10 %": fractions in per cent, losses and pixels as numbers."""
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Format metrics as "loss 0.1230  top1 95.10 %", with fractions as percentages."""
     parts = []
-    for key, value in numbers.items():
+    for key, value in metrics.items():
         name = key.rpartition("/")[2]
-        shown = f"{value:.4f}" if name in PLAIN else f"{100 * value:.2f} %"
-        parts.append(f"{name} {shown}")
+        text = f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
+        parts.append(f"{name} {text}")
     return "  ".join(parts)
 
 
-def progress_for(shown: bool) -> Progress:
-    """Return the display for stderr: live on a terminal, plain elsewhere; silent if not shown."""
-    if not shown:
+def progress_for(show: bool) -> Progress:
+    """Return the display: `Live` on a terminal, else `Plain`; `Silent` if `show` is false."""
+    if not show:
         return Silent()
     return Live() if sys.stderr.isatty() else Plain()
 
 
 @contextlib.contextmanager
-def counting(title: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a function of (done, total) that updates a bar; None where there is no terminal."""
-    if not shown or not sys.stderr.isatty():
+def progress_bar(title: str, show: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a function of (done, total) that updates a bar, or None without a terminal."""
+    if not show or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

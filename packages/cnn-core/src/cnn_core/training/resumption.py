@@ -1,7 +1,7 @@
-"""The files of a run while it is trained: save them, find where training stands, repair them.
+"""Save a run's files during training, and find and repair them when training resumes.
 
-A stop may come between any two writes. The checkpoint is written first and has all that the other
-files are made from, so the next start writes again what is missing behind it.
+A run may be killed between any two writes. The checkpoint is written first and contains everything
+needed to rewrite the other files, so a resumed run brings them up to date.
 """
 
 from __future__ import annotations
@@ -18,80 +18,84 @@ from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.setup import Setup
 from cnn_core.weights.native import Weights, read_weights, write_weights
 
-__all__ = ["holds_run_of", "last_state", "repair", "save", "weights_are_sound"]
+__all__ = ["has_run_with", "last_state", "repair", "save", "weights_are_intact"]
 
 log: logging.Logger = logging.getLogger("cnn_core")
 
 
-def holds_run_of(path: Path, recipe: Recipe) -> bool:
-    """Whether a run of this recipe is in a folder.
+def has_run_with(path: Path, recipe: Recipe) -> bool:
+    """Whether the folder `path` contains a run with this recipe.
 
     Raises:
-        UsageError: there is one, of another recipe; names the first key that differs.
+        UsageError: it contains a run with another recipe; the message names a key that differs.
     """
     if not (path / "recipe.toml").is_file():
         return False
-    found = open_run(path).recipe
+    existing = open_run(path).recipe
     for key in dataclasses.fields(Recipe):
-        wanted, there = getattr(recipe, key.name), getattr(found, key.name)
+        wanted, recorded = getattr(recipe, key.name), getattr(existing, key.name)
         # A run records the absolute path, so that it can be resumed from another directory.
         if key.name == "weights":
             wanted = wanted and str(Path(wanted).absolute())
-        # The run has recorded a choice that the recipe left to the machine or to the weights.
-        left_open = key.name in ("precision", "memory_format", "mean", "std")
-        if wanted != there and not (left_open and wanted in ("auto", ())):
+        # For these keys the run records the value that was chosen for "auto" or ().
+        resolved = key.name in ("precision", "memory_format", "mean", "std")
+        if wanted != recorded and not (resolved and wanted in ("auto", ())):
             raise UsageError(
-                f"{path}: a run with {key.name} = {there!r}, not {wanted!r}", "another --out"
+                f"{path}: contains a run with {key.name} = {recorded!r}, not {wanted!r}",
+                "use another --out",
             )
     return True
 
 
 def last_state(run: Run) -> Checkpoint:
-    """Return the newest sound checkpoint of a run; an empty one if nothing was saved yet.
+    """Return the newest intact checkpoint of a run, or an empty one if nothing was saved yet.
 
     Raises:
-        CheckpointCorruptError: there are checkpoints, and none is sound.
-        RunError: epochs have ended, and no checkpoint is there; nothing is changed.
+        CheckpointCorruptError: there are checkpoints, but all are corrupt.
+        RunError: an epoch was finished, but there are no checkpoints.
     """
     state = Checkpoints(run.state).newest()
     if state is not None:
         return state
-    # Epochs have ended, so the checkpoints are lost. Starting again would overwrite the results.
+    # A finished epoch without a checkpoint means that the checkpoints are lost. Starting from
+    # scratch would overwrite the results.
     if run.weights.is_file() or run.history():
-        raise _lost(run, run.state)
+        raise _incomplete_run(run, run.state)
     return Checkpoint()
 
 
 def save(run: Run, setup: Setup, state: Checkpoint) -> None:
-    """Write the checkpoint, then weights if they are the best so far, then the metrics."""
+    """Write the checkpoint; after an epoch also the metrics, and the weights if it is the best."""
     Checkpoints(run.state).save(state, setup.recipe.keep)
-    # Within an epoch there is no line of metrics yet, and no score to choose weights by.
+    # Within an epoch there are no metrics of it yet, so the best epoch cannot change.
     if state.step == 0:
         if state.best_epoch == state.epoch:
-            _keep(run, setup, state)
+            _write_weights(run, setup, state)
         run.write_metrics(state.metrics)
 
 
 def repair(run: Run, setup: Setup, state: Checkpoint) -> None:
-    """Write again what a stop in the middle of `save`, or a broken disk, left out of date.
+    """Rewrite weights and metrics that are outdated or damaged.
+
+    This happens if the process was killed during `save`, or a file was damaged later.
 
     Raises:
-        RunError: the kept weights are gone, and no checkpoint has them.
+        RunError: the saved weights are missing or damaged, and no checkpoint contains them.
     """
-    # The weights may be intact but out of date: a stop may have come right after the checkpoint.
+    # Even intact weights may be outdated, if the process was killed right after the checkpoint.
     if state.best_epoch == state.epoch and state.step == 0:
-        _keep(run, setup, state)
-    elif state.best_epoch and not weights_are_sound(run):
+        _write_weights(run, setup, state)
+    elif state.best_epoch and not weights_are_intact(run):
         best = Checkpoints(run.state).best(state.best_epoch)
         if best is None:
-            raise _lost(run, run.weights)
-        log.warning("%s: written again, from %s", run.weights, best.name)
-        _keep(run, setup, best)
+            raise _incomplete_run(run, run.weights)
+        log.warning("%s: restored from checkpoint %s", run.weights, best.name)
+        _write_weights(run, setup, best)
     run.write_metrics(state.metrics)
 
 
-def weights_are_sound(run: Run) -> bool:
-    """Whether the kept weights are there, and unchanged since they were written."""
+def weights_are_intact(run: Run) -> bool:
+    """Whether the saved weights exist and have not changed since they were written."""
     try:
         read_weights(run.path)
     except (UsageError, CorruptError):
@@ -99,11 +103,11 @@ def weights_are_sound(run: Run) -> bool:
     return True
 
 
-def _keep(run: Run, setup: Setup, state: Checkpoint) -> None:
-    """Write weights.safetensors."""
+def _write_weights(run: Run, setup: Setup, state: Checkpoint) -> None:
+    """Write weights.safetensors from a checkpoint."""
     spec = setup.dataset.spec
     weights = Weights(
-        tensors=state.kept,
+        tensors=state.eval_weights,
         model=run.recipe.model,
         num_classes=len(spec.classes),
         in_channels=spec.image[0],
@@ -115,8 +119,8 @@ def _keep(run: Run, setup: Setup, state: Checkpoint) -> None:
     write_weights(run.weights, weights)
 
 
-def _lost(run: Run, path: Path) -> RunError:
+def _incomplete_run(run: Run, path: Path) -> RunError:
     return RunError(
-        f"{run.path}: not a whole run: {path.relative_to(run.path)} is missing",
-        "restore it from a copy, or train again into another directory",
+        f"{run.path}: incomplete run: {path.relative_to(run.path)} is missing or damaged",
+        "restore it from a backup, or train again with another --out",
     )

@@ -1,4 +1,4 @@
-"""Learning rates over time."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from cnn_core.runs.recipe import Recipe
 
 __all__ = ["learning_rate"]
 
-START, END = 1 / 25, 1 / 250_000  # of one cycle, as parts of its peak: torch's defaults
+START, END = 1 / 25, 1 / 250_000  # one_cycle: fractions of the peak learning rate, as in torch
 
 
 def learning_rate(recipe: Recipe, time: float) -> float:
-    """Return the learning rate after `time` epochs, which may be a fraction.
+    """Return the learning rate after `time` epochs, which need not be a whole number.
 
-    Warm-up rises linearly from 0 to `lr` over `warmup_epochs`. Over what remains "cosine"
+    During warm-up it rises linearly from 0 to `lr` over `warmup_epochs`. After that, "cosine"
     (Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5, without restarts) and "polynomial" fall
-    to `final_lr`, and "one_cycle" (Smith and Topin 2018, arXiv:1708.07120) rises from lr / 25, and
-    falls, both as cosines. "step" and "multi_step" multiply by factors at epochs.
+    to `final_lr`. "one_cycle" (Smith and Topin 2018, arXiv:1708.07120) rises from lr / 25 to `lr`,
+    then falls to lr / 250,000, both along a cosine. "step" and "multi_step" multiply `lr` by
+    `step_factors` at the given epochs, which count from the start of training.
     """
-    lr, begin = recipe.lr, recipe.warmup_epochs
-    if time < begin:
-        return lr * time / begin
-    progress = min((time - begin) / max(recipe.epochs - begin, 1e-12), 1.0)
+    lr, warmup = recipe.lr, recipe.warmup_epochs
+    if time < warmup:
+        return lr * time / warmup
+    progress = min((time - warmup) / max(recipe.epochs - warmup, 1e-12), 1.0)
     match recipe.schedule:
         case "step":
             return lr * math.pow(recipe.step_factors[0], time // recipe.step_every)
@@ -43,5 +44,5 @@ def learning_rate(recipe: Recipe, time: float) -> float:
 
 
 def _cosine(first: float, last: float, progress: float) -> float:
-    """Return the rate after `progress` from 0 to 1 along half a cosine from `first` to `last`."""
+    """Interpolate from `first` to `last` along half a cosine; `progress` is in [0, 1]."""
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,4 +1,4 @@
-"""Choose the epoch whose weights are kept, by a number of it. No torch here."""
+"""Select the best epoch by the monitored metric. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from cnn_core import registry
 from cnn_core.runs.run import Run
 from cnn_core.tasks import SCORES
 
-__all__ = ["better", "kept_epoch", "score_name"]
+__all__ = ["is_better", "best_epoch", "monitored_metric"]
 
 
-def better(score: float, best: float | None, more: bool) -> bool:
-    """Whether a score is the best so far; with `more`, higher scores are better.
+def is_better(score: float, best: float | None, higher_is_better: bool) -> bool:
+    """Whether `score` is at least as good as `best`, the best score so far.
 
-    Of equal scores the later is better: it was trained longer, at a lower rate. A NaN never is.
+    An equal score counts as better, because the later epoch was trained longer and at a lower
+    learning rate. NaN is never better.
     """
     if math.isnan(score) or best is None:
         return not math.isnan(score)
-    return score >= best if more else score <= best
+    return score >= best if higher_is_better else score <= best
 
 
-def score_name(run: Run) -> str:
-    """Return the name of the number that chose a run's weights, as "val/top1"; "" for none."""
-    # Without a monitor each task has its own score; the history shows which one was used.
+def monitored_metric(run: Run) -> str:
+    """Return the metric that selected a run's best epoch, such as "val/top1"; "" if none."""
+    # Without `monitor` the default depends on the task; the history shows which one was used.
     names = [run.recipe.monitor] if run.recipe.monitor else [f"val/{m}" for m in SCORES.values()]
     history = run.history()
     return next((name for name in names if any(name in line for line in history)), "")
 
 
-def kept_epoch(run: Run) -> int:
-    """Return the epoch whose weights are kept; 0 before the first has ended.
+def best_epoch(run: Run) -> int:
+    """Return the epoch of the saved weights; 0 if no epoch has finished.
 
-    Without validation it is the last.
+    Without a monitored metric it is the last epoch.
     """
     for line in run.metrics():
-        # The test split was measured with the kept weights, and its line has their epoch.
+        # The line of the test split contains the epoch of the weights that were evaluated.
         if "test/loss" in line:
             return int(line["epoch"])
-    name, kept, best = score_name(run), 0, None
+    name, epoch, best = monitored_metric(run), 0, None
     metric = name.partition("/")[2]
     directions = {n: entry.spec.higher_is_better for n, entry in registry.metrics()}
-    # The catalogue has neither the loss nor top-k; of these only the loss should fall.
-    more = directions.get(metric, metric != "loss")
+    # The registry has neither the loss nor top-k accuracy; of these only the loss should fall.
+    higher_is_better = directions.get(metric, metric != "loss")
     for line in run.history():
         score = line.get(name)
-        if score is None or better(score, best, more):
-            kept, best = int(line["epoch"]), score
-    return kept
+        if score is None or is_better(score, best, higher_is_better):
+            epoch, best = int(line["epoch"]), score
+    return epoch

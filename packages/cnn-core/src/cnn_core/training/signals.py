@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while training: the first asks for a stop, the second forces it."""
+"""SIGTERM and SIGINT during training: the first requests a stop, the second forces it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from cnn_core.errors import Terminated
 
 __all__ = ["Stop", "stop_requests"]
 
-ECHO = 3.0  # seconds: Ctrl-C reaches torchrun's processes at once, and again through torchrun
+ECHO = 3.0  # seconds; on Ctrl-C the terminal and torchrun both signal each process
 
 
 class Stop:
-    """Whether a signal asked training to stop: its number, else 0."""
+    """A request to stop: the number of the signal, or 0, and the time when it arrived."""
 
     signum: int = 0
-    since: float = 0.0
+    since: float = 0.0  # time.monotonic()
 
     @staticmethod
     def error(signum: int) -> BaseException:
-        """Return the exception that ends the training: `Terminated` or `KeyboardInterrupt`."""
+        """Return the exception to raise: `Terminated` for SIGTERM, else `KeyboardInterrupt`."""
         return Terminated() if signum == signal.SIGTERM else KeyboardInterrupt()
 
-    def obey(self) -> None:
-        """End the training, if a signal asked for it."""
+    def raise_if_requested(self) -> None:
+        """Raise the exception for the signal, if one has arrived."""
         if self.signum:
             raise self.error(self.signum)
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Take SIGTERM and SIGINT as requests to stop after the step; a second one ends at once.
+    """Record SIGTERM and SIGINT as requests to stop; a second signal exits immediately.
 
-    The former handlers are restored afterwards. Python runs signal handlers in the main thread
-    only: in another thread nothing changes.
+    The previous handlers are restored afterwards. Outside the main thread, where Python cannot
+    set signal handlers, this does nothing.
     """
     stop = Stop()
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -48,16 +48,20 @@ def stop_requests() -> Iterator[Stop]:
         yield stop
         return
 
-    def ask(signum: int, frame: FrameType | None) -> None:
+    def handle(signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if stop.signum and not (torchrun and now - stop.since < ECHO):
-            # Not an exception, which `finally` blocks could delay: files survive any stop.
+            # Exit without an exception, which `finally` blocks could delay. The files on disk
+            # are safe at any moment.
             os._exit(128 + signum)
         stop.signum, stop.since = signum, now
 
-    before: dict[int, Any] = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    previous: dict[int, Any] = {
+        s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield stop
     finally:
-        for signum, handler in before.items():  # None was not set by Python: cannot be put back
+        for signum, handler in previous.items():
+            # None means that the handler was not set from Python, so it cannot be restored.
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)

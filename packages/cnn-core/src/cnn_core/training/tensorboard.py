@@ -1,6 +1,6 @@
-"""Log a training for TensorBoard: an observer that writes RUN/tensorboard.
+"""An observer that logs a training run for TensorBoard, in RUN/tensorboard.
 
-tensorboard --logdir runs
+View it with: tensorboard --logdir runs
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ log: logging.Logger = logging.getLogger("cnn_core")
 
 
 class TensorBoard:
-    """Writes the metrics, the graph and the figures of a run for TensorBoard.
+    """Writes a run's metrics, network graph and figures for TensorBoard.
 
-    Scalars are those of metrics.jsonl, by epoch. When a run is resumed, all its epochs are
-    written again and TensorBoard is told to drop the old ones: none is missing, not even one
-    trained without this observer, and none is there twice.
+    The scalars are the values in metrics.jsonl, by epoch. When a run is resumed, TensorBoard is
+    told to drop the old events, and all epochs are written again. So every epoch appears exactly
+    once, even if it was trained without this observer.
 
     Raises:
         UsageError: tensorboard is not installed.
@@ -53,37 +53,38 @@ class TensorBoard:
             ) from error
 
     def cnnzoo_fit_start(self, run: Run, model: nn.Module, recipe: Recipe) -> None:
-        """Begin with the epochs so far, and the graph of the network."""
+        """Write the metrics of all previous epochs and the graph of the network."""
         from torch.utils.tensorboard import SummaryWriter
 
         history = run.history()
         self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=0)
         ended = time.time() - sum(line.get("seconds", 0.0) for line in history)
-        for line in history:  # at the time when it would have ended without interruptions
+        # Date the epochs as if training had run without interruption until now.
+        for line in history:
             ended += line.get("seconds", 0.0)
-            self._scalars(line, ended)
-        self._graph(run, model, recipe)
+            self._write_scalars(line, ended)
+        self._write_graph(run, model, recipe)
         self.writer.flush()
 
     def cnnzoo_epoch_end(self, metrics: Mapping[str, float]) -> None:
-        """Add an epoch."""
-        self._scalars(metrics)
+        """Write the metrics of an epoch."""
+        self._write_scalars(metrics)
         self.writer.flush()
 
     def cnnzoo_fit_end(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Add the test split, and the figures that the run has."""
+        """Write the test metrics and the run's figures, and close the log."""
         try:
-            self._scalars(metrics)
-            self._figures(run, int(metrics["epoch"]))
+            self._write_scalars(metrics)
+            self._write_figures(run, int(metrics["epoch"]))
         finally:
             self.writer.close()
 
-    def _scalars(self, line: Mapping[str, float], when: float | None = None) -> None:
+    def _write_scalars(self, line: Mapping[str, float], walltime: float | None = None) -> None:
         for name, value in line.items():
             if name != "epoch":
-                self.writer.add_scalar(name, value, int(line["epoch"]), walltime=when)
+                self.writer.add_scalar(name, value, int(line["epoch"]), walltime=walltime)
 
-    def _figures(self, run: Run, epoch: int) -> None:
+    def _write_figures(self, run: Run, epoch: int) -> None:
         import numpy as np
         from PIL import Image
 
@@ -92,19 +93,26 @@ class TensorBoard:
                 pixels = np.asarray(image.convert("RGB"))
             self.writer.add_image(f"figures/{path.stem}", pixels, epoch, dataformats="HWC")
 
-    def _graph(self, run: Run, model: nn.Module, recipe: Recipe) -> None:
-        """Trace a copy of the network, or warn why that cannot be done."""
-        quiet = (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()))
-        with quiet[0], quiet[1], torch.random.fork_rng(devices=[]), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, add_graph needs it
+    def _write_graph(self, run: Run, model: nn.Module, recipe: Recipe) -> None:
+        """Write the graph of a copy of the network; log a warning if tracing fails."""
+        no_output = contextlib.redirect_stdout(io.StringIO())
+        with (
+            warnings.catch_warnings(),
+            no_output,
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("ignore")  # add_graph uses torch.jit.trace, which is deprecated
             try:
                 network = copy.deepcopy(model).cpu().eval()
-                self.writer.add_graph(network, _input(network, recipe))
+                self.writer.add_graph(network, _example_input(network, recipe))
             except Exception as error:
-                log.warning("%s: no graph on TensorBoard: %s", run.path, describe(error))
+                log.warning(
+                    "%s: cannot write the graph for TensorBoard: %s", run.path, describe(error)
+                )
 
 
-def _input(model: nn.Module, recipe: Recipe) -> Tensor:
+def _example_input(model: nn.Module, recipe: Recipe) -> Tensor:
     """Return a black image of the network's input shape, 1 C H W."""
     spec = registry.get_spec(recipe.model)
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))

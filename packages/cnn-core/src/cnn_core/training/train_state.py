@@ -16,16 +16,17 @@ from cnn_core.training.optim import Optimizer, make_optimizer
 
 __all__ = ["TrainState"]
 
-LEAST_SCALE = 1e-4  # of the loss: gradients that overflow even below it have diverged
+MIN_LOSS_SCALE = 1e-4  # below this, overflowing gradients mean that training has diverged
 
 
 class TrainState:
-    """A network with its optimizer, the scale of its loss, and the average of its weights.
+    """A network with its optimizer, loss scaler, and moving average of the weights.
 
-    The network must be on its device and in its memory format already: the average is a copy.
+    The network must already be on its device and in its memory format, because the average starts
+    as a copy of it.
 
     Raises:
-        UsageError: the recipe freezes a stage that is not there, or all of them.
+        UsageError: the recipe freezes an unknown stage, or all stages.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
@@ -42,7 +43,7 @@ class TrainState:
         self.parameters: list[nn.Parameter] = list(self.optimizer.parameters.values())
 
     def load(self, state: Checkpoint) -> None:
-        """Load a checkpoint's tensors; that of a new training has none."""
+        """Load a checkpoint's tensors; do nothing if it is the empty one of a new run."""
         if not state.model:
             return
         self.model.load_state_dict(dict(state.model))
@@ -53,12 +54,12 @@ class TrainState:
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))
 
-    def state(self, before: Checkpoint, **changes: Any) -> Checkpoint:
-        """Return `before` with the current tensors and with `changes`."""
+    def state(self, previous: Checkpoint, **changes: Any) -> Checkpoint:
+        """Return `previous` with the current tensors and with `changes` to other fields."""
         average = self.average.model.state_dict() if self.average is not None else {}
-        # These are the live tensors, not copies: a checkpoint is written before the next step.
+        # Do not copy the tensors: the checkpoint is written before the next step changes them.
         return replace(
-            before,
+            previous,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state,
             average=average,
@@ -68,13 +69,13 @@ class TrainState:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network to measure and to keep: with averaged weights, where there are some."""
+        """The network to evaluate and save: the averaged one if there is one."""
         return self.model if self.average is None else self.average.model
 
     def train(self) -> None:
         """Put the network in train mode, but frozen stages in eval mode.
 
-        Else batch normalisation would go on changing the statistics of frozen stages.
+        In train mode, batch normalisation would update the statistics of frozen stages.
         """
         self.model.train()
         for stage in self.frozen:
@@ -82,26 +83,26 @@ class TrainState:
 
     @property
     def may_overflow(self) -> bool:
-        """Whether gradients that are not finite may just mean that the loss is scaled too high."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
+        """Whether non-finite gradients may be caused by a loss scale that is too high."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= MIN_LOSS_SCALE
 
     def gradient_norm(self) -> float:
-        """Return the norm of all gradients of the loss itself, not of the scaled one."""
+        """Unscale the gradients if the loss is scaled; return the norm of all of them."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         return gradient_norm(self.parameters)
 
     def clip(self, norm: float) -> None:
-        """Shorten gradients that are longer than the recipe allows (Pascanu et al. 2013)."""
+        """Scale the gradients down if `norm` exceeds `clip_norm` (Pascanu et al. 2013)."""
         if 0 < self.clip_norm < norm:
             torch._foreach_mul_(
                 [p.grad for p in self.parameters if p.grad is not None], self.clip_norm / norm
             )
 
     def step(self, lr: float, steps: int) -> None:
-        """Take the optimizer's step, after `steps` others, and drop the gradients.
+        """Take an optimizer step, which `steps` others preceded, and clear the gradients.
 
-        With a scaled loss a step whose gradients overflowed is skipped, and the scale lowered.
+        With loss scaling, a step with overflowing gradients is skipped and the scale is reduced.
         """
         self.scaler.step(self.optimizer, lr)  # type: ignore[arg-type]
         self.scaler.update()

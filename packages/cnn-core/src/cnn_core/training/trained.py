@@ -1,4 +1,4 @@
-"""A trained network: a run, its kept weights and its dataset, each read once."""
+"""A trained network: a run, its saved weights and its dataset, each loaded once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Source = Run | str | os.PathLike[str]
 
 
 class Trained:
-    """A run, its kept weights, dataset and network; each is made once, when first asked for.
+    """A run with its saved weights, dataset and network, each loaded on first access.
 
-    `source` is a run or its directory; for `weights` and `model` alone also a
-    weights.safetensors. Functions that are given the same object share what was read.
+    `source` is a run or its directory. If only `weights` and `model` are needed, it can also be a
+    weights.safetensors file. Pass the same object to several functions to load everything once.
 
     Raises:
-        UsageError: there is no such device; when asked for, no such run, weights or dataset.
-        CorruptError: when asked for, a file has changed since it was written; names it.
+        UsageError: the device does not exist; on access, if the run, weights or dataset do not
+            exist.
+        CorruptError: on access, if a file has changed since it was written. The message names it.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Trained:
         self.path: Path = source.path if isinstance(source, Run) else Path(source)
         self.data_dir = data_dir
         self.device: torch.device = choose_device(device)
-        # This fills the cached property: a run that is open already is not read again.
+        # Fill the cached property, so that an open run is not read again.
         if isinstance(source, Run):
             self.run = source
 
@@ -55,19 +56,19 @@ class Trained:
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> Trained:
-        """Return `source` itself if it is a `Trained`, which has its own folder and device."""
+        """Return `source` if it is a `Trained`, ignoring the other arguments; else wrap it."""
         if isinstance(source, Trained):
             return source
         return cls(source, data_dir=data_dir, device=device)
 
     @cached_property
     def run(self) -> Run:
-        """The run: its recipe and what it recorded."""
+        """The run directory and its recipe."""
         return open_run(self.path)
 
     @cached_property
     def weights(self) -> Weights:
-        """The kept weights, with the names of the classes and the preprocessing."""
+        """The saved weights, with class names and preprocessing."""
         return read_weights(self.path)
 
     @cached_property
@@ -77,42 +78,44 @@ class Trained:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network with the kept weights, in eval mode, on the device."""
-        # Callers may be in inference mode, whose tensors can never take a gradient again.
+        """The network with the saved weights, in eval mode, on the device."""
+        # Tensors created in inference mode can never require gradients, so leave it here.
         with torch.inference_mode(mode=False):
             return build(self.weights).to(self.device)
 
 
 def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load a run's dataset from `data_dir`, else from where the run found it.
+    """Load a run's dataset from `data_dir`; by default from the path that the run recorded.
 
-    Your own folder, as "imagefolder:PATH", is looked for in `data_dir` as well.
+    For a dataset such as "imagefolder:PATH", `data_dir` replaces PATH.
 
     Raises:
-        RunError: its classes, counts or files are not those of when the run began.
+        RunError: the classes or files have changed since the run began.
     """
     recorded = run.environment()
-    # The recipe's path may be relative to another directory; environment.json has it absolute.
-    name, own_folder, path = run.recipe.data.partition(":")
-    if own_folder:
+    # The path in the recipe may be relative; environment.json has the absolute path.
+    name, colon, path = run.recipe.data.partition(":")
+    if colon:
         name = f"{name}:{data_dir or (recorded.get('data') or '').partition(':')[2] or path}"
     elif data_dir is None and (folder := recorded.get("data_dir")) is not None:
         data_dir = Path(folder)
     dataset = load_dataset(name, data_dir=data_dir)
-    # Before bad files are dropped: the recorded fingerprint is of all files that were found.
+    # Compare before dropping bad files: the recorded fingerprint covers all files.
     if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         raise RunError(
-            f"{run.path}: dataset '{name}' has other classes or files than when the run began",
-            "put back what was there, or train again",
+            f"{run.path}: the classes or files of '{name}' have changed since the run began",
+            "restore the dataset, or train again",
         )
     if allowed := run.recipe.bad_samples():
-        splits = {name: _readable(split, allowed) for name, split in dataset.splits.items()}
+        splits = {
+            name: _without_bad_files(split, allowed) for name, split in dataset.splits.items()
+        }
         return Dataset(dataset.spec, splits)
     return dataset
 
 
-def _readable(split: Split | Files, allowed: int) -> Split | Files:
-    """Return a split without the files that the run left out."""
+def _without_bad_files(split: Split | Files, allowed: int) -> Split | Files:
+    """Return a split without the unreadable files that the run skipped."""
     if not isinstance(split, Files):
         return split
     from cnn_core.data.streaming import BadSamples, drop_bad_files

@@ -25,9 +25,9 @@ from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.device import choose_device, environment, numerical_environment
-from cnn_core.training.distributed import World, joined, restarted
+from cnn_core.training.distributed import World, is_restart, join_processes
 from cnn_core.training.epoch_metrics import EpochMetrics
-from cnn_core.training.evaluation import measure
+from cnn_core.training.evaluation import evaluate_split
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
 from cnn_core.training.setup import Setup, find_recipe, set_up
@@ -59,53 +59,60 @@ def train(
 ) -> Run:
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
-    `recipe` is a name or a TOML file; `settings` override its keys. `workers` processes decode
-    files that are not in memory; they change no result. A run is resumed from its last
-    checkpoint, without other arguments; on a CPU it ends bit for bit as if it had never stopped.
-    With `auto_resume`, and where torchrun or SLURM start again, a run of the same recipe in `out`
-    is resumed. With `fit_memory` batches are computed in micro-batches that fit. `observers`
-    have methods named like the hooks of a training: `cnnzoo_epoch_end(run, epoch, metrics)`.
+    `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys.
+    `workers` is the number of processes that decode files when streaming; it does not affect
+    results.
 
-    SIGTERM and SIGINT end the training after the step, all saved. The caller's random state stays.
+    With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
+    recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
+    `auto_resume`, or when torchrun or SLURM restarts the job, a run with the same recipe in `out`
+    is resumed. With `fit_memory`, batches are split into micro-batches that fit in memory.
+    `observers` are objects with methods named after the training hooks, for example
+    `cnnzoo_epoch_end(run, epoch, metrics)`.
+
+    SIGTERM and SIGINT stop the run after the current step and save a checkpoint. The caller's
+    random state is restored.
 
     Raises:
-        UsageError: an unknown name or key, or a value out of range.
-        NumericalError: the loss is not finite.
+        UsageError: a name or key is unknown, a value is out of range, or the recipe, model and
+            dataset are incompatible.
+        NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
+            every epoch.
     """
-    folder, where = (None if path is None else Path(path) for path in (data_dir, out))
-    chosen = None if resume is not None else find_recipe(model, data, recipe, settings)
-    # Before the processes meet: none can have made the run yet, so all decide alike.
-    if chosen and where and (auto_resume or restarted()):
-        resume = where if resumption.holds_run_of(where, chosen) else None
-    world, name = joined(device)
+    data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
+    new_recipe = None if resume is not None else find_recipe(model, data, recipe, settings)
+    # Decide before the processes synchronise: none can have created the run yet, so all agree.
+    if new_recipe and out_path and (auto_resume or is_restart()):
+        resume = out_path if resumption.has_run_with(out_path, new_recipe) else None
+    world, device_name = join_processes(device)
     session = Session(
         world=world,
-        device=choose_device(name),
+        device=choose_device(device_name),
         workers=workers,
-        shown=progress and world.first,
-        # Observers write files and print, which only the first process may do.
-        observers=Observers(plugins(), observers) if world.first else Observers(None),
+        show_progress=progress and world.is_first,
+        # Observers write files and print, which only rank 0 may do.
+        observers=Observers(plugins(), observers) if world.is_first else Observers(None),
         fit_memory=fit_memory,
     )
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
-            return session.resume(Path(resume), folder)
-        assert chosen is not None
-        return session.begin(chosen, out=where, data_dir=folder, download=download)
+            return session.resume(Path(resume), data_path)
+        assert new_recipe is not None
+        return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-    """One call of `train`: the processes that take part, where they compute, who watches."""
+    """The context of one `train` call: processes, device, data workers and observers."""
 
     world: World
     device: torch.device
     workers: int = 0
-    shown: bool = True
+    show_progress: bool = True
     observers: Observers = dataclasses.field(default_factory=partial(Observers, None))
     fit_memory: bool = False
 
-    def begin(
+    def start(
         self,
         recipe: Recipe,
         *,
@@ -113,19 +120,21 @@ class Session:
         data_dir: Path | None = None,
         download: bool = False,
     ) -> Run:
-        """Start a new run. Whatever can fail fails before anything is written."""
-        # torchrun restarts the same command. Without a folder each attempt would begin a new run.
+        """Start a new run. Setup errors are raised before anything is written."""
+        # torchrun restarts the same command. Without `out` each attempt would create a new run.
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         if out is None and self.world.size > 1 and restarts != "0":
-            raise UsageError("a training that may be started again needs a folder", "--out DIR")
-        dataset = self._load(recipe, data_dir, download)
-        # The fingerprint is of the files as they were found: decoding may leave some out.
+            raise UsageError(
+                "torchrun with --max-restarts needs an explicit run directory", "--out DIR"
+            )
+        dataset = self._load_dataset(recipe, data_dir, download)
+        # Fingerprint the files before decoding, which may skip unreadable ones.
         fingerprint = dataset.fingerprint()
         setup = self._set_up(recipe, dataset)
         if self.fit_memory:
-            setup = self._fitted(setup)
+            setup = self._with_micro_batches(setup)
         run, allocator = None, self._allocator()
-        if self.world.first:
+        if self.world.is_first:
             recorded = environment(
                 self.device,
                 data_dir=data_dir,
@@ -135,137 +144,143 @@ class Session:
                 world=self.world.size,
             )
             run = Run.create(setup.recipe, {**recorded, "origins": _origins(recipe)}, out)
-        # The default folder's name contains the time, so all take the first process's.
+        # The default directory name contains the time, so all ranks use that of rank 0.
         run = self.world.broadcast(run)
         assert run is not None
         return self._train(run, setup, Checkpoint())
 
     def resume(self, path: Path, data_dir: Path | None) -> Run:
-        """Resume a run; a finished one is left as it is."""
+        """Resume a run. A finished run with intact weights is returned unchanged."""
         run = open_run(path)
         state = self._last_state(run)
-        # Also for a finished run: it raises if the data has changed since.
+        # Load the dataset even for a finished run: this raises if the data has changed.
         dataset = load_data(run, data_dir)
-        # A finished run with damaged weights goes on: `_train` restores them and measures them
-        # again.
-        if run.finished and resumption.weights_are_sound(run):
+        # If the weights are damaged, `_train` restores them and evaluates them again.
+        if run.finished and resumption.weights_are_intact(run):
             return run
-        setup = self._set_up(run.recipe, dataset, begun=bool(state.model))
+        setup = self._set_up(run.recipe, dataset, resuming=bool(state.model))
         self._allocator()
         self._warn_of_changes(run, state)
         return self._train(run, setup, state)
 
-    def _load(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
-        """Load the dataset; the first process downloads for all."""
-        # The others wait before they look for the files, the first process after it has them.
-        if download and not self.world.first:
-            self.world.wait()
+    def _load_dataset(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
+        """Load the dataset; rank 0 downloads it if necessary."""
+        # All ranks pass one barrier: rank 0 after its download, the others before they load.
+        if download and not self.world.is_first:
+            self.world.barrier()
         dataset = load_dataset(
-            recipe.data, data_dir=data_dir, download=download and self.world.first
+            recipe.data, data_dir=data_dir, download=download and self.world.is_first
         )
-        if download and self.world.first:
-            self.world.wait()
+        if download and self.world.is_first:
+            self.world.barrier()
         return dataset
 
-    def _set_up(self, recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> Setup:
+    def _set_up(self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False) -> Setup:
         return set_up(
             recipe,
             dataset,
             self.device,
             world=self.world,
             workers=self.workers,
-            begun=begun,
-            shown=self.shown,
+            resuming=resuming,
+            show_progress=self.show_progress,
         )
 
-    def _fitted(self, setup: Setup) -> Setup:
-        """Return the setup with as many micro-batches as the process with least memory needs."""
+    def _with_micro_batches(self, setup: Setup) -> Setup:
+        """Set `accumulate` to what the process with the least memory needs."""
         from cnn_core.training.finders import fitting_micro_batches
 
-        [most] = self.world.most([fitting_micro_batches(setup)], self.device)
-        recipe = dataclasses.replace(setup.recipe, accumulate=int(most))
+        [micro_batches] = self.world.max([fitting_micro_batches(setup)], self.device)
+        recipe = dataclasses.replace(setup.recipe, accumulate=int(micro_batches))
         return dataclasses.replace(setup, recipe=recipe)
 
     def _allocator(self) -> str:
         return keep_memory() if self.device.type == "cpu" else "default"
 
     def _last_state(self, run: Run) -> Checkpoint:
-        """Return the last checkpoint of a run, the same in every process.
+        """Return the last checkpoint of a run, the same on every rank.
 
-        The first process alone removes what a killed one left behind, and chooses.
+        Only rank 0 cleans up after killed processes and picks the checkpoint.
         """
         state = Checkpoint()
-        if self.world.first:
+        if self.world.is_first:
             sweep(run.path)
             Checkpoints(run.state).sweep()
             state = resumption.last_state(run)
-        # By name, because a checkpoint can be gigabytes: the others read the same folder.
+        # Broadcast only the name: checkpoints can be gigabytes, and all ranks can read the folder.
         name = self.world.broadcast(state.name if state.model else "")
-        if name and not self.world.first:
+        if name and not self.world.is_first:
             return Checkpoints(run.state).read(name)
         return state
 
     def _warn_of_changes(self, run: Run, state: Checkpoint) -> None:
-        """Warn of differences from where the state was saved that may change the last bits."""
-        before = state.numerical_environment
+        """Warn if the environment changed in ways that may change the last bits of the results."""
+        previous = state.numerical_environment
         now = numerical_environment(self.device, self.world.size)
         changed = [
-            f"{key} {before[key]} then, {now.get(key)} now"
-            for key in before
-            if before[key] != now.get(key)
+            f"{key} was {previous[key]}, now {now.get(key)}"
+            for key in previous
+            if previous[key] != now.get(key)
         ]
-        if changed and self.world.first:
-            log.warning("%s: %s: the last bits may differ", run.path, "; ".join(changed))
+        if changed and self.world.is_first:
+            log.warning(
+                "%s: %s; the last bits of the results may differ", run.path, "; ".join(changed)
+            )
 
     def _train(self, run: Run, setup: Setup, state: Checkpoint) -> Run:
-        """Do what remains of a run: the epochs, then the test split."""
+        """Train the remaining epochs, then evaluate on the test split."""
         now = numerical_environment(self.device, self.world.size)
-        # The next checkpoints are computed here, whatever computed this one.
+        # New checkpoints record the current environment, not that of the one resumed from.
         state = dataclasses.replace(state, numerical_environment=now)
-        if self.world.first and state.model:
+        if self.world.is_first and state.model:
             resumption.repair(run, setup, state)
-        progress = progress_for(self.shown)
+        progress = progress_for(self.show_progress)
         try:
             job = Fit(setup=setup, run=run, progress=progress, observers=self.observers)
             state = fit(job, state)
             if not state.best_epoch:
                 raise NumericalError(
-                    f"{run.path}: {setup.monitor[0]} was never a number: nothing is kept"
+                    f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
                 )
             self._test(run, setup)
         except BaseException as error:
-            # A ZooError has its own hint; resuming alone would not remove its cause.
+            # A ZooError has its own hint, and resuming would not fix its cause.
             if not isinstance(error, ZooError):
-                error.add_note(f"go on with: cnnzoo train --resume {run.path}")
+                error.add_note(f"resume with: cnnzoo train --resume {run.path}")
             raise
         finally:
             progress.stop()
         return run
 
     def _test(self, run: Run, setup: Setup) -> None:
-        """Measure the kept weights on the test split: the last line of metrics.jsonl.
+        """Evaluate the saved weights on the test split; append the results to metrics.jsonl.
 
-        They are read back from the file, so that the numbers are those of what is on the disk.
+        The weights are reloaded, so that the metrics describe the file on disk.
         """
-        self.world.wait()  # for the first process to have written them
+        self.world.barrier()  # wait until rank 0 has written the weights
         weights, spec, recipe = read_weights(run.path), setup.dataset.spec, setup.recipe
-        # Metrics once more: some take too long for every epoch, and are for the test split only.
+        # Use new metrics, which include the slow ones that are skipped during training.
         metrics = EpochMetrics(spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data)
-        testing = dataclasses.replace(setup, metrics=metrics, preprocessing=weights.preprocessing)
+        test_setup = dataclasses.replace(
+            setup, metrics=metrics, preprocessing=weights.preprocessing
+        )
         model, split = build(weights).to(self.device), setup.dataset.split("test")
         with stop_requests() as stop:
-            # One of several processes must not leave alone: the others would wait for it.
-            on_batch = stop.obey if self.world.size == 1 else lambda: None
-            measured = measure(model, split, testing, on_batch)
-        line = {"epoch": weights.epoch, **{f"test/{name}": v for name, v in measured.items()}}
-        if self.world.first:
+            # With several ranks, a single one must not stop: the others would wait for it forever.
+            on_batch = stop.raise_if_requested if self.world.size == 1 else lambda: None
+            results = evaluate_split(model, split, test_setup, on_batch)
+        line = {
+            "epoch": weights.epoch,
+            **{f"test/{name}": v for name, v in results.items()},
+        }
+        if self.world.is_first:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
-        self.world.wait()
+        self.world.barrier()
 
 
 def _origins(recipe: Recipe) -> dict[str, Any]:
-    """Return the distributions that the model and the dataset come from."""
+    """Return the Python packages that provide the model and the dataset."""
     return {
         "model": registry.origin(registry.models(), recipe.model),
         "data": registry.origin(registry.datasets(), recipe.data.partition(":")[0]),

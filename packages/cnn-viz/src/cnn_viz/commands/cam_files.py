@@ -13,7 +13,7 @@ from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
-from cnn_core.training.prediction import image_files, task_of, unlike
+from cnn_core.training.prediction import image_files, require_distinct_names, task_of
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
@@ -64,7 +64,7 @@ def explain_files(
         raise UnknownNameError("class", class_name, weights.classes, _class_hint(weights.classes))
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
-    files = unlike(image_files(images))
+    files = require_distinct_names(image_files(images))
     for index, path in enumerate(files):
         inputs = weights.preprocessing(
             read_image(path, weights.in_channels)[None].to(trained.device)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cnn_core import registry
-from cnn_core.create import untrained
+from cnn_core.create import build_untrained
 from cnn_core.layers.tracing import Trace, trace
 from cnn_core.weights.native import Weights
 
@@ -48,7 +48,7 @@ def trace_stages(weights: Weights) -> Trace:
     """Return the shapes, parameters and receptive fields of the stages that the network uses."""
     image = (weights.in_channels, *weights.preprocessing.size)
     stages = registry.get_spec(weights.model).stages
-    build = partial(untrained, weights)
+    build = partial(build_untrained, weights)
     return trace(build, model_graph(build, stages, image).stages, image)
 
 

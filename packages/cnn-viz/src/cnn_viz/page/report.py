@@ -25,7 +25,7 @@ from cnn_core.registry.names import base_name
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
-from cnn_core.training.selection import kept_epoch
+from cnn_core.training.selection import best_epoch
 from cnn_viz import style
 from cnn_viz.drawing.render import Drawing, draw_or_report, views_for, write
 from cnn_viz.page.charts import LEFT, RIGHT, charts
@@ -139,7 +139,7 @@ def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
         "training": {
             "epochs": len(history),
             "planned_epochs": recipe.epochs,
-            "kept_epoch": kept_epoch(run),
+            "kept_epoch": best_epoch(run),
             "seconds": sum(line.get("seconds", 0.0) for line in history),
             "seed": recipe.seed,
         },

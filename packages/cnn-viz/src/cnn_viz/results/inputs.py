@@ -13,7 +13,7 @@ from cnn_core import registry
 from cnn_core.data import Batch, batches
 from cnn_core.training import Predictions, Trained, predictions, segmented
 from cnn_core.training.evaluation import eval_batch_size
-from cnn_core.training.outputs import held_out
+from cnn_core.training.outputs import validation_predictions
 from cnn_viz.results.embeddings import METHODS, Embedding, evenly_spaced, features_of
 from cnn_viz.results.segmentations import SegmentationResults
 
@@ -67,8 +67,8 @@ class ViewInputs(Trained):
 
     @cached_property
     def validation(self) -> Predictions | None:
-        """The outputs on the images held out from training, or None if there were none."""
-        return held_out(self)
+        """The outputs for the validation images, or None if none were held out."""
+        return validation_predictions(self)
 
     @cached_property
     def segmented(self) -> SegmentationResults:

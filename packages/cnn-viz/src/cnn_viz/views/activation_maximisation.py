@@ -7,7 +7,7 @@ from functools import partial
 from matplotlib.figure import Figure
 from torch import nn
 
-from cnn_core.create import untrained
+from cnn_core.create import build_untrained
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
@@ -75,7 +75,7 @@ def steps_for(weights: Weights, classes: int) -> int:
         UsageError: the budget allows fewer than 16 steps.
     """
     macs = trace(
-        partial(untrained, weights), (), (weights.in_channels, *weights.preprocessing.size)
+        partial(build_untrained, weights), (), (weights.in_channels, *weights.preprocessing.size)
     ).macs
     cost = 3 * classes * max(macs, 1)
     if MIN_STEPS * cost > BUDGET:

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import untrained
+from cnn_core.create import build_untrained
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import Stage, trace
 from cnn_core.training import Run
@@ -34,7 +34,7 @@ def architecture(run: Run, weights: Weights) -> Figure:
     """Draw the stages as boxes sized like their maps, with skip connections as arcs."""
     spec = registry.get_spec(run.recipe.model)
     image = (weights.in_channels, *weights.preprocessing.size)
-    return stage_by_stage(run.recipe.model, partial(untrained, weights), spec.stages, image)
+    return stage_by_stage(run.recipe.model, partial(build_untrained, weights), spec.stages, image)
 
 
 def stage_by_stage(

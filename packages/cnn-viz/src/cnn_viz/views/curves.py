@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from cnn_core.errors import UsageError
 from cnn_core.registry.catalogue import natural
 from cnn_core.training import Run
-from cnn_core.training.selection import kept_epoch
+from cnn_core.training.selection import best_epoch
 from cnn_viz import style
 
 __all__ = ["curves"]
@@ -47,7 +47,7 @@ def curves(run: Run) -> Figure:
         raise UsageError(
             f"{run.path}: no epoch has ended yet", f"cnnzoo train --resume {run.path}"
         )
-    kept = kept_epoch(run)
+    kept = best_epoch(run)
     figure = style.figure(
         10.5,
         3.8,

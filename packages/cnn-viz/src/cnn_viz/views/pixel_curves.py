@@ -86,8 +86,9 @@ def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
         10.5,
         4.7,
         f"Calibration of pixels: {run.recipe.model} on {run.recipe.data}",
-        f"{_pixels(int(sums[:, 0].sum()))} of the test split in {CONFIDENCE_BINS} bins of confidence "
-        "(the highest probability). ECE is the mean gap, weighted by pixels (Guo et al. 2017).\n"
+        f"{_pixels(int(sums[:, 0].sum()))} of the test split in {CONFIDENCE_BINS} bins of "
+        "confidence (the highest probability). ECE is the mean gap, weighted by pixels (Guo et "
+        "al. 2017).\n"
         "Below the diagonal the network is overconfident.",
     )
     left, right = figure.subplots(1, 2)
