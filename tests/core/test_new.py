@@ -56,7 +56,7 @@ def test_from_nothing_to_a_trained_network_that_conforms_in_a_minute(cnnzoo, ins
         assert done.code == 0, done.err + done.out
         assert "warning" not in done.err
     assert children_seconds() - before < 60
-    assert re.match(r"(\d+) of \1 checks of 1 model, 1 plugin hold", done.out)
+    assert re.match(r"(\d+) of \1 checks of 1 model, 1 plugin passed", done.out)
     last = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1]
     claim = tomllib.loads(
         (tmp_path / "cnn-arch-foo/src/cnn_arch_foo/recipes/foo-digits.toml").read_text()
@@ -164,11 +164,11 @@ def test_names_that_the_files_use_are_not_given_away(tmp_path):
         ("cnn-cmd-list-models", "", "command 'list-models' already belongs to cnn-core"),
         ("click", "arch", "'click' is already installed"),
         ("json", "arch", "the module 'json' already exists"),
-        ("mynet", "", "'mynet' has no prefix of a known kind: cnn-arch-…"),
+        ("mynet", "", "'mynet' does not start with the prefix of a kind: cnn-arch-…"),
         ("cnn-track-mine", "", "to observe training, copy examples/cnn-track-csv"),
-        ("cnn-arch-class", "", "'class' is not a valid name in Python"),
-        ("cnn-arch-none", "", "'none' is not a valid name in Python"),
-        ("cnn-arch-2x", "", "'2x' is not a valid name in Python"),
+        ("cnn-arch-class", "", "'class' is not a valid Python name"),
+        ("cnn-arch-none", "", "'none' is not a valid Python name"),
+        ("cnn-arch-2x", "", "'2x' is not a valid Python name"),
         ("cnn-viz-len", "", "the name 'len' is reserved"),
         ("cnn-arch-nn", "", "the name 'nn' is reserved"),
         ("cnn-arch-plugin", "", "the name 'plugin' is reserved"),
