@@ -116,7 +116,8 @@ FAULTS = {
     "pin that cannot be read": Fault(requires=("cnn-core @@ 3",), cause="requirements: .*@@ 3"),
     # Hooks.
     "misspelt hook": Fault(
-        hook("return []", "model"), "'cnnzoo_model' in .*did you mean .*'cnnzoo_models'"
+        hook("return []", "model"),
+        "cnn_arch_bad.*: unknown hook 'cnnzoo_model', did you mean .*'cnnzoo_models'",
     ),
     "unknown hook argument": Fault(
         "@hookimpl\ndef cnnzoo_views(size): return []", "hooks: cnnzoo_views.*size"

@@ -30,7 +30,7 @@ from cnn_core.version import __version__
 
 __all__ = ["KINDS", "Kind", "next_steps", "write_plugin"]
 
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # normalised as in PEP 503, but without dots
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # normalised (PEP 503)
 MAX_NAME = 48  # characters, so that derived names have at most 64
 MAX_QUOTED = 80  # characters of an invalid name that the error quotes
 RESERVED = {  # names in the templates: a network called `nn` would shadow torch's
