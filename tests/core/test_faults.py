@@ -386,7 +386,7 @@ def test_settings_are_restored_where_a_plugin_is_the_first_to_import_torch(site)
 
 
 def test_an_import_that_takes_long_is_reported(zoo, plugin, monkeypatch, caplog):
-    monkeypatch.setattr("cnn_core.plugins.loader.SLOW", 0.0)
+    monkeypatch.setattr("cnn_core.plugins.loader.SLOW_IMPORT", 0.0)
     zoo(plugin("bad"))
     (line,) = [line for line in caplog.messages if "plugin 'bad'" in line]
     assert re.search(r"import: takes 0\.0 s, which slows down startup", line)

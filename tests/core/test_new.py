@@ -20,7 +20,7 @@ from cnn_core.cli import main
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.scaffold import writer as scaffold
-from cnn_core.scaffold.writer import KINDS, TAKEN, next_steps, write_plugin
+from cnn_core.scaffold.writer import KINDS, RESERVED, next_steps, write_plugin
 
 NAMES = {"arch": "cnn-arch-foo", "data": "cnn-data-foo", "view": "cnn-viz-foo"}
 NAMES["command"] = "cnn-cmd-foo-bar"
@@ -149,7 +149,7 @@ def test_names_that_the_files_use_are_not_given_away(tmp_path):
         assert {"tensor", "figure"} & used
         words = {word for word in used if re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", word)}
         methods = {"forward_features", "forward_head", "self", "x", "cin", "cout", "stride"}
-        assert words - methods - {"foo", "num_classes", "in_channels"} <= TAKEN
+        assert words - methods - {"foo", "num_classes", "in_channels"} <= RESERVED
 
 
 @pytest.mark.parametrize(
