@@ -17,7 +17,7 @@ from cnn_core.cli import main
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
 from cnn_core.plugins import Observers, loader
 from cnn_core.plugins.discovery import Plugin
-from cnn_core.registry.catalogue import _wrong, natural
+from cnn_core.registry.catalogue import _fault_in, natural
 from cnn_core.registry.names import ambiguous_defaults, recorded_name
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
 from cnn_core.testing.case import Case
@@ -376,7 +376,7 @@ def sound_specs():
 def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
     accepted = refused = 0
     for spec in sound_specs():
-        assert _wrong([spec], type(spec)) == ""
+        assert _fault_in([spec], type(spec)) == ""
         for field in dataclasses.fields(spec):
             for value in ODD:
                 try:
@@ -384,7 +384,7 @@ def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
                 except Exception:
                     refused += 1
                     continue
-                if _wrong([changed], type(spec)):
+                if _fault_in([changed], type(spec)):
                     refused += 1
                     continue
                 accepted += 1
@@ -430,6 +430,20 @@ def test_two_entry_points_of_one_origin_do_not_unload_each_other(zoo, plugin):
     second.distribution, second.name = first.distribution, first.name
     zoo(first, second)
     assert (first.status, second.status) == ("ok", "broken")
+    assert list_models() == ["tiny"]
+
+
+def test_an_error_in_the_hooks_of_a_module_is_not_blamed_on_its_import(
+    zoo, plugin, tmp_path, monkeypatch
+):
+    source = "def __dir__(): raise RuntimeError('no attributes today')"
+    (tmp_path / "dynamic_plugin.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    dynamic = Plugin("dynamic", "cnn-arch-dynamic", "1", "dynamic_plugin")
+    zoo(dynamic, plugin("good"))
+    [fault] = dynamic.faults
+    assert (fault.stage, fault.cause) == ("hooks", "RuntimeError: no attributes today")
+    assert dynamic.status == "broken"
     assert list_models() == ["tiny"]
 
 

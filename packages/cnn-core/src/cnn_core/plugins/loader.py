@@ -91,9 +91,8 @@ class Plugins:
 
     def _load(self, plugin: Plugin) -> None:
         """Check the requirements of one plugin, import it and register its hooks."""
-        failed = functools.partial(self._fail, plugin)
         before, started = set(sys.modules), time.perf_counter()
-        with isolated(plugin, "import", failed=failed, silent=True):
+        with isolated(plugin, "import", failed=self._failing(plugin, "import"), silent=True):
             # Inside the block, because a distribution's broken metadata can raise.
             if cause := pin_violation(plugin):
                 plugin.add_fault("requirements", cause, fatal=True)
@@ -105,12 +104,17 @@ class Plugins:
             return
         self._report_cost(plugin, before, time.perf_counter() - started)
         # Isolated, because module attributes may be dynamic (`__getattr__`).
-        with isolated(plugin, "hooks", failed=failed, silent=True):
+        with isolated(plugin, "hooks", failed=self._failing(plugin, "hooks"), silent=True):
             self._register(plugin)
 
-    def _fail(self, plugin: Plugin, error: BaseException) -> None:
-        self._unregister(plugin)
-        plugin.add_fault("import", error, fatal=True)
+    def _failing(self, plugin: Plugin, stage: str) -> Callable[[BaseException], None]:
+        """Return a handler that removes a plugin's hooks and records the error of a stage."""
+
+        def fail(error: BaseException) -> None:
+            self._unregister(plugin)
+            plugin.add_fault(stage, error, fatal=True)
+
+        return fail
 
     def _report_cost(self, plugin: Plugin, before: set[str], seconds: float) -> None:
         """Report an import that slows down startup."""
