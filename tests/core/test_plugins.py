@@ -103,9 +103,9 @@ FAULTS = {
     "asks for models while loading": Fault(
         "from cnn_core import get_spec\nget_spec('lenet5')", "while plugins are being loaded"
     ),
-    "prints when imported": Fault("print('hello')", r"prints 'hello\\n", loses=False),
+    "prints when imported": Fault("print('hello')", r"printed 'hello\\n", loses=False),
     "two things wrong": Fault(
-        "print('hello')\n" + hook("raise ValueError(7)"), r"import: prints 'hello\\n'"
+        "print('hello')\n" + hook("raise ValueError(7)"), r"import: printed 'hello\\n'"
     ),
     "imports torch": Fault("import torch", "import: imports torch", loses=False),
     # What the distribution says.
@@ -379,7 +379,7 @@ def test_completion_is_not_disturbed(cnnzoo, site, good_source):
 STRICT = {
     "ImportError": f"{BAD}: import: ImportError: libfoo.so.1",
     "hook raises": f"{BAD}: hook cnnzoo_models: ValueError: 7",
-    "prints when imported": f"{BAD}: import: prints 'hello",
+    "prints when imported": f"{BAD}: import: printed 'hello",
     "raises core's PluginError": f"{BAD}: import: PluginError: mine two lines",
     "shadows a first-party model": "model name 'lenet5' is ambiguous",
     "shadows a first-party plugin": "plugin name 'lenet' is claimed by",
@@ -510,9 +510,9 @@ PATIENTS = {
     "fails": (CHECK + "def check(): raise OSError('disk')", "faulty", "check disk: OSError: disk"),
     "gives up": (CHECK + "def check(): raise SystemExit(0)", "faulty", "disk: SystemExit: 0"),
     "advises": (CHECK + "def check(): return 'free some'", "faulty", "check disk: free some"),
-    "prints": ("print('hello')", "faulty", "prints 'hello"),
-    "writes": ("import os; os.write(1, b'hello\\n'); 1 / 0", "broken", "ZeroDiv.*prints 'hello'"),
-    "prints at exit": ("import atexit; atexit.register(print, 'bye')", "faulty", "prints 'bye'"),
+    "prints": ("print('hello')", "faulty", "printed 'hello"),
+    "writes": ("import os; os.write(1, b'hello\\n'); 1 / 0", "broken", "ZeroDiv.*printed 'hello'"),
+    "prints at exit": ("import atexit; atexit.register(print, 'bye')", "faulty", "printed 'bye'"),
     "raises": ("raise ValueError('\\x1b[31mred')", "broken", r"ValueError: \\x1b\[31mred"),
     "misspelt": (hook("return []", "model"), "broken", "did you mean"),
     "late": (hook("yield model()\n    1 / 0"), "faulty", "hook cnnzoo_models: ZeroDivisionError"),

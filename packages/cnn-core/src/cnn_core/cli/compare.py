@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "differences", "open_runs"]
 
-NONE = "\N{EN DASH}"
+MISSING = "\N{EN DASH}"
 MACHINE = (  # the keys of environment.json that describe the machine
     "device_name",
     "device",
@@ -200,7 +200,7 @@ def _print(
     names = list(map(printable, named))
     if recipes:
         heading("Differences between the recipes")
-        rows = [(key, *(NONE if v is None else v for v in row)) for key, row in recipes.items()]
+        rows = [(key, *(MISSING if v is None else v for v in row)) for key, row in recipes.items()]
         table(("key", *names), rows, right=names)
     else:
         heading("The recipes are identical")
@@ -219,7 +219,7 @@ def _result_rows(results: Sequence[Result], planned: Sequence[int]) -> list[tupl
             "epochs",
             *(f"{a} of {b}" if a < b else str(a) for a, b in zip(done, planned, strict=True)),
         ),
-        ("best epoch", *(str(each.kept_epoch or NONE) for each in results)),
+        ("best epoch", *(str(each.kept_epoch or MISSING) for each in results)),
     ]
     for score in dict.fromkeys(each.score for each in results if each.score):
         own = [each.validation if each.score == score else None for each in results]
@@ -231,10 +231,10 @@ def _result_rows(results: Sequence[Result], planned: Sequence[int]) -> list[tupl
 
 def _machine_rows(machines: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return [
-        (key, *(NONE if each[key] is None else str(each[key]) for each in machines))
+        (key, *(MISSING if each[key] is None else str(each[key]) for each in machines))
         for key in machines[0]
     ]
 
 
 def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
+    return MISSING if value is None else f"{value:.4f}"

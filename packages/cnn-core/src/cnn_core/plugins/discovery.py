@@ -23,7 +23,7 @@ __all__ = [
     "StrictError",
     "abbreviated",
     "block",
-    "complain",
+    "warn_or_raise",
     "describe",
     "discover",
     "pin_violation",
@@ -98,7 +98,7 @@ class Plugin:
         exception = cause if isinstance(cause, BaseException) else None
         fault = Fault(stage, describe(cause), fatal, exception)
         if always_warn or not self.faults:
-            complain(f"{self.report(fault)} (for details: cnnzoo doctor -v)", exception)
+            warn_or_raise(f"{self.report(fault)} (for details: cnnzoo doctor -v)", exception)
         self.faults.append(fault)
 
     @property
@@ -116,7 +116,7 @@ class Plugin:
         return f"{self.label}: {fault.stage}: {fault.cause}"
 
 
-def complain(message: str, cause: BaseException | None = None) -> None:
+def warn_or_raise(message: str, cause: BaseException | None = None) -> None:
     """Log a warning; under CNNZOO_STRICT=1 raise StrictError instead."""
     if os.environ.get("CNNZOO_STRICT") == "1":
         raise StrictError(message) from cause
@@ -177,7 +177,7 @@ def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
         except Exception as error:
             found[name] = []
             file = printable(f"distribution {name} {version}: entry_points.txt")
-            complain(f"{file}: {describe(error)}", error)
+            warn_or_raise(f"{file}: {describe(error)}", error)
     return [entry for entries in found.values() for entry in entries]
 
 

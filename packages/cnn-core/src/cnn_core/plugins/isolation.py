@@ -44,7 +44,7 @@ def isolated(
         except BaseException as raised:  # a plugin may raise SystemExit, too
             error = raised
     if output.getvalue():
-        plugin.add_fault(stage, f"prints {output.getvalue()[:40]!r}")
+        plugin.add_fault(stage, f"printed {output.getvalue()[:40]!r}")
     if changed:
         plugin.add_fault(stage, f"changed {abbreviated(changed)} (undone)")
     # Last, because `failed` may raise, and the faults above must be recorded before that.

@@ -23,7 +23,7 @@ import pluggy
 
 from cnn_core import hookspecs
 from cnn_core.errors import PluginError
-from cnn_core.plugins.discovery import Plugin, complain, discover, pin_violation
+from cnn_core.plugins.discovery import Plugin, discover, pin_violation, warn_or_raise
 from cnn_core.plugins.isolation import isolated
 from cnn_core.plugins.origins import claim
 from cnn_core.text import did_you_mean, printable
@@ -61,7 +61,7 @@ class Plugins:
         self.all: list[Plugin] = [core_plugin(), *found]
         self.conflicts: list[str] = self._name_conflicts()
         for line in self.conflicts:
-            complain(line)
+            warn_or_raise(line)
         for plugin in self.all:
             if not plugin.blocked:
                 started = time.perf_counter()

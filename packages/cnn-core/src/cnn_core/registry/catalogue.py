@@ -20,7 +20,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
 from cnn_core.plugins import isolated, plugins
 from cnn_core.plugins.directory import directory
-from cnn_core.plugins.discovery import Plugin, complain, describe
+from cnn_core.plugins.discovery import Plugin, describe, warn_or_raise
 from cnn_core.plugins.guard import watch
 from cnn_core.plugins.origins import claim
 from cnn_core.specs import (
@@ -135,7 +135,7 @@ class Catalogue(Generic[S]):
 
     def _report_conflicts(self) -> None:
         for line in self.conflicts:
-            complain(line)
+            warn_or_raise(line)
 
     def __iter__(self) -> Iterator[tuple[str, Entry[S]]]:
         """Yield (name, entry) in natural order; ambiguous names are qualified."""
