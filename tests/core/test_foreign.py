@@ -259,7 +259,7 @@ def test_the_way_around_makes_a_clean_file(tmp_path, monkeypatch):
     torch.save({"state_dict": {"w": torch.arange(3)}, "folder": Path("x")}, "old.pt")
     with pytest.raises(UntrustedWeightsError, match=r"names pathlib PosixPath\n") as caught:
         read_foreign(Path("old.pt"))
-    exec(caught.value.hint.partition("holds the weights: ")[2])  # a line of Python
+    exec(caught.value.hint.partition("(adjust the key): ")[2])  # a line of Python
     assert torch.equal(read_foreign(Path("new.pt"))["w"], torch.arange(3))
 
 

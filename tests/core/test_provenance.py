@@ -160,8 +160,8 @@ bad = "cnn_arch_bad_plugin"
 """
 STALE = {
     "as installed": (SOUND, ""),
-    "version": (SOUND.replace("1.2.3", "1.3.0"), "version changed since it was installed"),
-    "entry points": (SOUND + 'more = "x"\n', "entry points changed since it was installed"),
+    "version": (SOUND.replace("1.2.3", "1.3.0"), "version changed since installation"),
+    "entry points": (SOUND + 'more = "x"\n', "entry points changed since installation"),
     "requirements": (SOUND.replace('core"', 'core~=0.1"'), "requirements changed since"),
     "no file": ("", "is gone: pip uninstall cnn-arch-bad"),
     "no TOML": ("[", "pyproject.toml cannot be read"),
@@ -189,7 +189,7 @@ def test_doctor_finds_requirements_that_do_not_hold(cnnzoo, site, good_source, t
     assert [line.partition(": ")[2].partition(":")[0] for line in about] == [
         about[0].partition(": ")[2].partition(":")[0],
         "'cnn-no-such' is missing",
-        "requirement 'what ever' cannot be read",
+        "invalid requirement 'what ever'",
     ]
     assert "needs click>=99, found" in about[0]
     assert about[0].endswith("pip install 'click>=99'")

@@ -23,12 +23,12 @@ __all__ = [
     "StrictError",
     "abbreviated",
     "block",
-    "warn_or_raise",
     "describe",
     "discover",
     "pin_violation",
     "requirements",
     "unregistered",
+    "warn_or_raise",
 ]
 
 GROUP = "cnnzoo"
