@@ -422,7 +422,7 @@ def test_what_does_not_read_back_is_an_error(two, monkeypatch):
         return write(handle, changed)
 
     monkeypatch.setattr(os, "write", wrong)
-    with pytest.raises(OSError, match="does not read back as it was written"):
+    with pytest.raises(OSError, match="reading the file back gives different bytes"):
         checkpoints.save(state(3))
     monkeypatch.undo()
     assert same(checkpoints.newest(), second)

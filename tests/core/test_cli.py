@@ -80,7 +80,7 @@ def test_a_pattern_picks_models(cnnzoo):
         ("train lenet5 --data digits --recipe lenet5-digit", 2, "did you mean 'lenet5-digits'"),
         ("train lenet5 --data mnist --data-dir nowhere", 1, "no train-images-idx3-ubyte"),
         ("train --resume nowhere", 2, "nowhere: no such run directory"),
-        ("train --resume . --epochs 3", 2, "--resume goes with"),
+        ("train --resume . --epochs 3", 2, "--resume cannot be combined with"),
         ("evaluate .", 3, "recipe.toml is missing"),
         ("predict . a.png", 2, "no weights.safetensors"),
         ("list-models --tsk x", 2, "Did you mean '--task'"),

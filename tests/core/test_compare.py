@@ -64,7 +64,7 @@ def test_the_recipe_keys_that_differ_are_those_and_no_others(cnnzoo, runs):
     assert (done.code, done.err) == (0, "")
     first, second = done.out.split("\n\n")
     heading, titles, *found = first.splitlines()
-    assert heading == "Differences of the recipes"
+    assert heading == "Differences between the recipes"
     assert titles.split() == ["key", "a", "b"]
     assert [line.split() for line in found] == [
         ["epochs", "2", "1"],
@@ -79,7 +79,7 @@ def test_the_results_are_those_of_the_runs(cnnzoo, runs):
     found = rows(cnnzoo("compare", a.path, b.path).out)
     kept = [int(run.metrics()[-1]["epoch"]) for run in (a, b)]
     assert found["epochs"] == ["2", "1"]
-    assert found["kept epoch"] == list(map(str, kept))
+    assert found["best epoch"] == list(map(str, kept))
     assert found["val/top1"] == [
         f"{run.history()[epoch - 1]['val/top1']:.4f}"
         for run, epoch in zip((a, b), kept, strict=True)
@@ -89,7 +89,7 @@ def test_the_results_are_those_of_the_runs(cnnzoo, runs):
     assert found["seconds"] == [
         f"{round(sum(line['seconds'] for line in run.history()), 3):.1f}" for run in (a, b)
     ]
-    assert list(found) == ["epochs", "kept epoch", "val/top1", *a.test_metrics(), "seconds"]
+    assert list(found) == ["epochs", "best epoch", "val/top1", *a.test_metrics(), "seconds"]
 
 
 def test_json_is_one_object_of_runs(cnnzoo, runs):
@@ -128,7 +128,7 @@ def test_the_machine_is_there_where_it_differs(cnnzoo, copied):
 def test_runs_of_one_recipe_say_so(cnnzoo, runs, tmp_path):
     again = shutil.copytree(runs["a"].path, tmp_path / "again")
     done = cnnzoo("compare", runs["a"].path, again)
-    assert done.out.startswith("The recipes are the same\n\nResults\n")
+    assert done.out.startswith("The recipes are identical\n\nResults\n")
 
 
 def test_options_are_compared_one_by_one(copied):
@@ -198,7 +198,7 @@ def test_of_equal_scores_the_later_epoch_is_kept_as_in_training(cnnzoo, copied):
     found = rows(cnnzoo("compare", *(run.path for run in copied)).out)
     assert found == {
         "epochs": ["5", "5 of 8"],
-        "kept epoch": ["4", "4"],
+        "best epoch": ["4", "4"],
         "val/top1": ["0.9000", "0.9000"],
         "seconds": ["12.5", "12.5"],
     }
@@ -212,7 +212,7 @@ def test_the_score_is_the_recipes_and_less_loss_is_better(cnnzoo, copied):
         numbers = ((0.3, 0.5), (0.2, 0.6), (0.4, 0.7))
         lines_of(run, [epoch(n, val_loss=x, val_top1=y) for n, (x, y) in enumerate(numbers, 1)])
     found = rows(cnnzoo("compare", a.path, b.path).out)
-    assert found["kept epoch"] == ["2", "3"]
+    assert found["best epoch"] == ["2", "3"]
     assert found["val/loss"] == ["0.2000", "–"]  # noqa: RUF001
     assert found["val/top1"] == ["–", "0.7000"]  # noqa: RUF001
 
@@ -224,10 +224,10 @@ def test_segmentation_and_runs_without_validation_or_epochs(cnnzoo, copied):
     found = rows(cnnzoo("compare", a.path, b.path).out)
     assert found["val/miou"] == ["0.2500", "–"]  # noqa: RUF001
     assert found["test/miou"] == ["0.7500", "–"]  # noqa: RUF001
-    assert found["kept epoch"] == ["1", "2"]  # without validation the last one
+    assert found["best epoch"] == ["1", "2"]  # without validation the last one
     lines_of(b, [])
     found = rows(cnnzoo("compare", a.path, b.path).out)
-    assert (found["epochs"], found["kept epoch"]) == (["1 of 2", "0 of 1"], ["1", "–"])  # noqa: RUF001
+    assert (found["epochs"], found["best epoch"]) == (["1 of 2", "0 of 1"], ["1", "–"])  # noqa: RUF001
 
 
 # What it needs

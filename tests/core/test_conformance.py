@@ -282,7 +282,7 @@ def test_what_is_no_network_is_checked_too(cnnzoo, site):
     (row,) = [line for line in done.out.splitlines() if "skipped" in line and "sound" in line]
     assert "away" in row
     assert done.out.endswith(
-        "12 of 14 checks of 1 command, 2 datasets, 1 observer, 1 plugin, 2 views hold\n"
+        "12 of 14 checks of 1 command, 2 datasets, 1 observer, 1 plugin, 2 views passed\n"
     )
 
 
@@ -303,7 +303,7 @@ def test_what_does_not_hold_of_it_is_said(cnnzoo, site):
         ("moody", "check_view_changes_nothing"): "changes weights, modes",
         ("greet", "check_command_has_help"): "has no help text",
         ("many", "check_training_is_the_same_without_observer"): "plugin 'many'",
-        ("many", "check_plugin_has_no_fault"): "hook cnnzoo_step_end, now silenced",
+        ("many", "check_plugin_has_no_fault"): "hook cnnzoo_step_end, disabled",
     }
     assert set(found) == set(expected)
     for key, words in expected.items():

@@ -17,11 +17,11 @@ from cnn_core import create_model, list_models, load_dataset, registry
 from cnn_core.cli import main
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, PluginError
 from cnn_core.plugins.discovery import Plugin
-from cnn_core.plugins.isolation import ENDINGS
+from cnn_core.plugins.isolation import INTERRUPTS
 from cnn_core.tasks import score_of
 from cnn_core.training.epoch_metrics import EpochMetrics
 
-ADVICE = "fix it, or leave it out: cnnzoo --no-plugin bad …"
+ADVICE = "fix it, or disable it: cnnzoo --no-plugin bad …"
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_labels_are_numbers_one_an_image(loaded, body):
         ("raise DatasetMissingError('not here')", DatasetMissingError),
         ("open('/nowhere/at/all')", FileNotFoundError),
         ("raise RuntimeError('CUDA out of memory')", RuntimeError),
-        ("raise KeyboardInterrupt", ENDINGS),
+        ("raise KeyboardInterrupt", INTERRUPTS),
     ],
 )
 def test_what_is_no_fault_of_a_loader_goes_through(loaded, body, kind):
@@ -134,7 +134,7 @@ def test_a_loader_that_prints_and_changes_torch_is_isolated(loaded, capsys, capl
     assert capsys.readouterr().out == ""
     [line] = caplog.messages
     where = "plugin 'bad' (cnn-arch-bad 1.2.3): loading of theirs"
-    assert f"{where}: changes torch's default dtype, undone" in line
+    assert f"{where}: changed torch's default dtype (undone)" in line
 
 
 # Metrics
@@ -303,7 +303,7 @@ def test_our_own_defects_are_no_plugins(ended, monkeypatch):
     monkeypatch.setattr(registry.Catalogue, "match", lambda *_: 1 / 0)
     code, _, err = ended("", "list-models")
     assert code == 1
-    assert "this is a defect" in err
+    assert "this is a bug" in err
 
 
 # Errors that are no Exceptions
@@ -330,7 +330,7 @@ def test_no_error_of_a_plugin_keeps_the_others_from_their_work(
     assert ["import" in line for line in caplog.messages] == [True, False]
 
 
-@pytest.mark.parametrize("error", ENDINGS)
+@pytest.mark.parametrize("error", INTERRUPTS)
 def test_what_ends_a_command_ends_it_in_a_plugin_too(zoo, plugin, error):
     late = f"@hookimpl\ndef cnnzoo_models():\n    from cnn_core.errors import {error.__name__}\n"
     if error is KeyboardInterrupt:
@@ -369,7 +369,7 @@ def test_a_setting_that_a_plugin_changes_is_restored_and_reported(zoo, plugin, c
     assert list_models() == ["tiny"]
     assert read() == before
     [line] = caplog.messages
-    assert f"hook cnnzoo_models: changes {name}, undone" in line
+    assert f"hook cnnzoo_models: changed {name} (undone)" in line
 
 
 def test_settings_are_restored_where_a_plugin_is_the_first_to_import_torch(site):
@@ -379,17 +379,17 @@ def test_settings_are_restored_where_a_plugin_is_the_first_to_import_torch(site)
     )
     done = site.run(code)
     assert done.stdout == "torch.float32\n", done.stderr
-    assert "changes torch's default dtype, torch's number of threads, undone" in done.stderr
+    assert "changed torch's default dtype, torch's number of threads (undone)" in done.stderr
 
 
 # Faults of a plugin that works
 
 
 def test_an_import_that_takes_long_is_reported(zoo, plugin, monkeypatch, caplog):
-    monkeypatch.setattr("cnn_core.plugins.loader.SLOW", 0.0)
+    monkeypatch.setattr("cnn_core.plugins.loader.SLOW_IMPORT", 0.0)
     zoo(plugin("bad"))
     (line,) = [line for line in caplog.messages if "plugin 'bad'" in line]
-    assert re.search(r"import: takes 0\.0 s: every start is slower", line)
+    assert re.search(r"import: takes 0\.0 s, which slows down startup", line)
     assert list_models() == ["tiny"]
 
 
@@ -407,6 +407,8 @@ def test_a_distribution_without_a_version_is_reported(
     forget()
     assert list_models() == ["tiny"]
     [line] = caplog.messages
-    assert re.search(r"unknown\): METADATA: has no Name or no Version: install it again", line)
+    assert re.search(
+        r"unknown\): METADATA: Name or Version is missing: reinstall the distribution", line
+    )
     monkeypatch.undo()
     forget()

@@ -73,16 +73,20 @@ def test_a_first_convolution_for_rgb_is_adapted(tmp_path, channels):
 def test_a_mismatch_is_refused_by_name_and_shape(tmp_path, model):
     path = tmp_path / "w.pt"
     torch.save(create_model("lenet5_modern", num_classes=7).state_dict(), path)
-    with pytest.raises(UsageError, match=r"output.weight is \(7, 84\), the model has \(10, 84\)"):
+    with pytest.raises(
+        UsageError, match=r"output.weight has shape \(7, 84\), the model expects \(10, 84\)"
+    ):
         create_model("lenet5_modern", weights=path)
     state = dict(model.state_dict())
     del state["c3.bias"]
     torch.save(state, path)
-    with pytest.raises(UsageError, match=r"named as by cnnzoo, c3.bias is missing \(1 in all\)"):
+    with pytest.raises(UsageError, match=r"under cnnzoo naming, c3.bias is missing \(1 in all\)"):
         create_model("lenet5_modern", weights=path)
     state = {**model.state_dict(), "c7.weight": torch.zeros(2)}
     torch.save(state, path)
-    with pytest.raises(UsageError, match=r"c7.weight is not of this network \(1 in all\)"):
+    with pytest.raises(
+        UsageError, match=r"c7.weight is not a parameter of this model \(1 in all\)"
+    ):
         create_model("lenet5_modern", weights=path)
     with pytest.raises(UsageError, match="no such file"):
         create_model("lenet5_modern", weights=tmp_path / "none.pt")
@@ -90,15 +94,15 @@ def test_a_mismatch_is_refused_by_name_and_shape(tmp_path, model):
 
 def test_spare_keys_of_a_naming_are_left_out(tmp_path, model):
     state = {**MAP.to_theirs(model.state_dict()), "aux.weight": torch.zeros(2)}
-    spare = KeyMap(*PAIRS, spare=("aux.",))
-    with pytest.raises(UsageError, match=r"aux.weight is not of this network"):
+    spare = KeyMap(*PAIRS, ignored_prefixes=("aux.",))
+    with pytest.raises(UsageError, match=r"aux.weight is not a parameter of this model"):
         load_foreign(model, state, {"tutorial": MAP}, tmp_path)
     assert load_foreign(model, state, {"tutorial": spare}, tmp_path) == "tutorial"
 
 
 def test_a_naming_that_misleads_has_to_be_named(tmp_path, model):
     state = MAP.to_theirs(model.state_dict())
-    maps = {"tutorial": KeyMap(*PAIRS, beware="tutorials flip the kernels")}
+    maps = {"tutorial": KeyMap(*PAIRS, warning="tutorials flip the kernels")}
     with pytest.raises(UsageError, match=r"tutorials flip .*\n?.*naming='tutorial'"):
         load_foreign(model, state, maps, tmp_path)
     assert load_foreign(model, state, maps, tmp_path, "tutorial") == "tutorial"
@@ -255,7 +259,7 @@ def test_the_way_around_makes_a_clean_file(tmp_path, monkeypatch):
     torch.save({"state_dict": {"w": torch.arange(3)}, "folder": Path("x")}, "old.pt")
     with pytest.raises(UntrustedWeightsError, match=r"names pathlib PosixPath\n") as caught:
         read_foreign(Path("old.pt"))
-    exec(caught.value.hint.partition("holds the weights: ")[2])  # a line of Python
+    exec(caught.value.hint.partition("(adjust the key): ")[2])  # a line of Python
     assert torch.equal(read_foreign(Path("new.pt"))["w"], torch.arange(3))
 
 

@@ -20,7 +20,7 @@ from cnn_core.cli import main
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.scaffold import writer as scaffold
-from cnn_core.scaffold.writer import KINDS, TAKEN, next_steps, write_plugin
+from cnn_core.scaffold.writer import KINDS, RESERVED, next_steps, write_plugin
 
 NAMES = {"arch": "cnn-arch-foo", "data": "cnn-data-foo", "view": "cnn-viz-foo"}
 NAMES["command"] = "cnn-cmd-foo-bar"
@@ -56,7 +56,7 @@ def test_from_nothing_to_a_trained_network_that_conforms_in_a_minute(cnnzoo, ins
         assert done.code == 0, done.err + done.out
         assert "warning" not in done.err
     assert children_seconds() - before < 60
-    assert re.match(r"(\d+) of \1 checks of 1 model, 1 plugin hold", done.out)
+    assert re.match(r"(\d+) of \1 checks of 1 model, 1 plugin passed", done.out)
     last = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1]
     claim = tomllib.loads(
         (tmp_path / "cnn-arch-foo/src/cnn_arch_foo/recipes/foo-digits.toml").read_text()
@@ -149,7 +149,7 @@ def test_names_that_the_files_use_are_not_given_away(tmp_path):
         assert {"tensor", "figure"} & used
         words = {word for word in used if re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", word)}
         methods = {"forward_features", "forward_head", "self", "x", "cin", "cout", "stride"}
-        assert words - methods - {"foo", "num_classes", "in_channels"} <= TAKEN
+        assert words - methods - {"foo", "num_classes", "in_channels"} <= RESERVED
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_names_that_the_files_use_are_not_given_away(tmp_path):
         ("cnn-cmd-list-models", "", "command 'list-models' already belongs to cnn-core"),
         ("click", "arch", "'click' is already installed"),
         ("json", "arch", "the module 'json' already exists"),
-        ("mynet", "", "'mynet' has no prefix of a known kind: cnn-arch-…"),
+        ("mynet", "", "'mynet' does not start with the prefix of a kind: cnn-arch-…"),
         ("cnn-track-mine", "", "to observe training, copy examples/cnn-track-csv"),
-        ("cnn-arch-class", "", "'class' is not a valid name in Python"),
-        ("cnn-arch-none", "", "'none' is not a valid name in Python"),
-        ("cnn-arch-2x", "", "'2x' is not a valid name in Python"),
+        ("cnn-arch-class", "", "'class' is not a valid Python name"),
+        ("cnn-arch-none", "", "'none' is not a valid Python name"),
+        ("cnn-arch-2x", "", "'2x' is not a valid Python name"),
         ("cnn-viz-len", "", "the name 'len' is reserved"),
         ("cnn-arch-nn", "", "the name 'nn' is reserved"),
         ("cnn-arch-plugin", "", "the name 'plugin' is reserved"),

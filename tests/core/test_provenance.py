@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from cnn_core.plugins.discovery import strays
+from cnn_core.plugins.discovery import unregistered
 from cnn_core.training import Run
 
 NET = """
@@ -160,8 +160,8 @@ bad = "cnn_arch_bad_plugin"
 """
 STALE = {
     "as installed": (SOUND, ""),
-    "version": (SOUND.replace("1.2.3", "1.3.0"), "version changed since it was installed"),
-    "entry points": (SOUND + 'more = "x"\n', "entry points changed since it was installed"),
+    "version": (SOUND.replace("1.2.3", "1.3.0"), "version changed since installation"),
+    "entry points": (SOUND + 'more = "x"\n', "entry points changed since installation"),
     "requirements": (SOUND.replace('core"', 'core~=0.1"'), "requirements changed since"),
     "no file": ("", "is gone: pip uninstall cnn-arch-bad"),
     "no TOML": ("[", "pyproject.toml cannot be read"),
@@ -189,7 +189,7 @@ def test_doctor_finds_requirements_that_do_not_hold(cnnzoo, site, good_source, t
     assert [line.partition(": ")[2].partition(":")[0] for line in about] == [
         about[0].partition(": ")[2].partition(":")[0],
         "'cnn-no-such' is missing",
-        "requirement 'what ever' cannot be read",
+        "invalid requirement 'what ever'",
     ]
     assert "needs click>=99, found" in about[0]
     assert about[0].endswith("pip install 'click>=99'")
@@ -213,9 +213,9 @@ def test_a_plugin_in_another_group_is_named(cnnzoo, site, good_source, monkeypat
         group="other",
     )
     monkeypatch.syspath_prepend(site.path)
-    (line,) = strays().values()
+    (line,) = unregistered().values()
     what = "cnn-arch-astray 1.2.3: requires cnn-core but has no entry point in the group 'cnnzoo'"
-    assert line.startswith(f"{what}{only}: a plugin's pyproject.toml has")
+    assert line.startswith(f"{what}{only}: declare it in pyproject.toml under")
     if group == "CNNZOO":
         assert line in cnnzoo("doctor", site=site.path, CNNZOO_PLUGINS="").out
         done = cnnzoo("check", "cnn-arch-astray", site=site.path)
@@ -231,8 +231,11 @@ def test_doctor_finds_a_folder_of_data_sets_that_cannot_be_written(cnnzoo, tmp_p
 @pytest.mark.parametrize(
     ("torch", "advice"),
     [
-        ("raise OSError('libcudart.so.9: no such file')", "torch does not load: OSError: libcud"),
-        ("import sys; sys.exit(3)", "torch does not load: no reason given"),
+        (
+            "raise OSError('libcudart.so.9: no such file')",
+            "torch cannot be imported: OSError: libcud",
+        ),
+        ("import sys; sys.exit(3)", "torch cannot be imported: no reason given"),
     ],
 )
 def test_doctor_finds_a_torch_that_does_not_load(cnnzoo, site, torch, advice):

@@ -546,7 +546,7 @@ def test_an_observer_that_observes_nothing_is_refused():
         def cnnzoo_epoch_ends(self):
             pass
 
-    with pytest.raises(UsageError, match="Nothing has no method that is named like a hook"):
+    with pytest.raises(UsageError, match="Nothing has no method named after a hook"):
         train("lenet5_modern", "digits", observers=[Nothing()], **QUICK)
-    with pytest.raises(UsageError, match="observes no hook, did you mean 'epoch_end'"):
+    with pytest.raises(UsageError, match="unknown hook, did you mean 'epoch_end'"):
         train("lenet5_modern", "digits", observers=[Misspelt()], **QUICK)

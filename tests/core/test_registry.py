@@ -17,8 +17,8 @@ from cnn_core.cli import main
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
 from cnn_core.plugins import Observers, loader
 from cnn_core.plugins.discovery import Plugin
-from cnn_core.registry.catalogue import _wrong, natural
-from cnn_core.registry.names import contested_defaults, recorded_name
+from cnn_core.registry.catalogue import _fault_in, natural
+from cnn_core.registry.names import ambiguous_defaults, recorded_name
 from cnn_core.specs import Check, CommandSpec, ViewSpec, WeightsSpec
 from cnn_core.testing.case import Case
 from cnn_core.testing.spec_checks import check_recipes_are_sound
@@ -146,7 +146,7 @@ def test_a_contested_pair_has_its_own_plugins_recipe(zoo, plugin):
     assert find_recipe("cnn-arch-b/tiny", "cnn-arch-c/digits", None, {}).lr not in (0.25, 0.5)
     named = find_recipe(None, None, "a", {})
     assert (named.model, named.data) == ("cnn-arch-a/tiny", "cnn-core/digits")
-    assert contested_defaults() == []
+    assert ambiguous_defaults() == []
 
 
 def test_the_default_recipe_is_the_models_own_and_of_others_nobodys(zoo, plugin):
@@ -155,15 +155,15 @@ def test_the_default_recipe_is_the_models_own_and_of_others_nobodys(zoo, plugin)
     b = plugin("b", recipes(bbb=1e-8), source=ONLY_RECIPES)
     zoo(own, a, b)
     assert find_recipe("tiny", "digits", None, {}).lr == 0.5
-    assert contested_defaults() == []
+    assert ambiguous_defaults() == []
     zoo(plugin("own"), a)
     assert find_recipe("tiny", "digits", None, {}).lr == 1e-9
     zoo(plugin("own"), a, b)
     with pytest.raises(PluginError, match="'cnn-arch-a/aaa' and 'cnn-arch-b/bbb'"):
         find_recipe("tiny", "digits", None, {})
     assert find_recipe("tiny", "digits", "cnn-arch-b/bbb", {}).lr == 1e-8
-    (line,) = contested_defaults()
-    assert line.startswith("default recipe of tiny on digits is claimed twice: use --recipe ")
+    (line,) = ambiguous_defaults()
+    assert line.startswith("default recipe of tiny on digits is ambiguous: use --recipe ")
 
 
 def test_a_recipe_of_another_is_no_fault_of_the_models_own(zoo, plugin):
@@ -190,7 +190,7 @@ WRONG = {
     "return [model(aliases=('Le Net\\x1b[31m',))]": r"aliases = \('Le Net\\x1b\[31m',\), exp",
     "return [model(paper=Paper(title=None, authors='a', year=1, url='u'))]": "title = None, exp",
     "return [model(paper=Paper(title='t', authors='a', year='x', url='u'))]": "year = 'x', exp",
-    "return {model()}": "TypeError: specs cannot be in a set, or keys of a dict: return a list",
+    "return {model()}": "TypeError: specs are not hashable: return a list, not a set or dict keys",
     "return [{}[[]]]": "TypeError: .*unhashable type: 'list'",
 }
 
@@ -259,7 +259,7 @@ REASONS = {
         "@hookimpl\ndef cnnzoo_models(): 1 / 0",
         "is faulty: .*hook cnnzoo_models: ZeroDiv",
     ),
-    "older": (models("'lenet4'"), "does not offer it in this version"),
+    "older": (models("'lenet4'"), "does not provide it in the installed version"),
 }
 
 
@@ -376,7 +376,7 @@ def sound_specs():
 def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
     accepted = refused = 0
     for spec in sound_specs():
-        assert _wrong([spec], type(spec)) == ""
+        assert _fault_in([spec], type(spec)) == ""
         for field in dataclasses.fields(spec):
             for value in ODD:
                 try:
@@ -384,7 +384,7 @@ def test_no_value_of_any_field_gets_past_the_spec_and_breaks_a_list():
                 except Exception:
                     refused += 1
                     continue
-                if _wrong([changed], type(spec)):
+                if _fault_in([changed], type(spec)):
                     refused += 1
                     continue
                 accepted += 1
@@ -433,6 +433,20 @@ def test_two_entry_points_of_one_origin_do_not_unload_each_other(zoo, plugin):
     assert list_models() == ["tiny"]
 
 
+def test_an_error_in_the_hooks_of_a_module_is_not_blamed_on_its_import(
+    zoo, plugin, tmp_path, monkeypatch
+):
+    source = "def __dir__(): raise RuntimeError('no attributes today')"
+    (tmp_path / "dynamic_plugin.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    dynamic = Plugin("dynamic", "cnn-arch-dynamic", "1", "dynamic_plugin")
+    zoo(dynamic, plugin("good"))
+    [fault] = dynamic.faults
+    assert (fault.stage, fault.cause) == ("hooks", "RuntimeError: no attributes today")
+    assert dynamic.status == "broken"
+    assert list_models() == ["tiny"]
+
+
 def test_a_plugin_cannot_ask_for_plugins_while_it_is_loaded(zoo, plugin, tmp_path, monkeypatch):
     source = "import cnn_core\ncnn_core.list_models()"
     (tmp_path / "asking_plugin.py").write_text(source, encoding="utf-8")
@@ -440,7 +454,7 @@ def test_a_plugin_cannot_ask_for_plugins_while_it_is_loaded(zoo, plugin, tmp_pat
     asking = Plugin("asking", "cnn-arch-asking", "1", "asking_plugin")
     loaded = zoo(asking, plugin("good"))
     [fault] = asking.faults
-    assert "asks for plugins while plugins are being loaded" in fault.cause
+    assert "plugins() was called while plugins are being loaded" in fault.cause
     assert loader.plugins() is loaded
     assert list_models() == ["tiny"]
 
@@ -484,7 +498,7 @@ def test_one_observer_that_raises_is_silenced_for_the_run_alone(zoo, plugin, cap
         for hook, more in (("epoch_end", {"epoch": run, "metrics": {}}), ("fit_end", {})) * 2:
             observers.notify(hook, run=None, **{"metrics": {}, **more})
         [line] = caplog.messages
-        assert "plugin 'bad' (cnn-arch-bad 1.2.3): hook cnnzoo_fit_end, now silenced" in line
+        assert "plugin 'bad' (cnn-arch-bad 1.2.3): hook cnnzoo_fit_end, disabled" in line
     assert bad.module.heard == [1, "end", 2, "end"]
     assert good.module.heard == [1, "end", 1, "end", 2, "end", 2, "end"]
 

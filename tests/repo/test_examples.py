@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_written_costs_one_line(installed, tmp_path):
     done = python(tmp_path, *command, site=installed, CNN_TRACK_CSV=str(tmp_path / "all.csv"))
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
-    assert "plugin 'track-csv' (cnn-track-csv 0.1.0): hook cnnzoo_epoch_end, now silenced" in line
+    assert "plugin 'track-csv' (cnn-track-csv 0.1.0): hook cnnzoo_epoch_end, disabled" in line
     assert Run.open(tmp_path / "run").finished
 
 

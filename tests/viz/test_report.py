@@ -443,7 +443,7 @@ def test_the_command_contains_plugins_that_fail(run, site, cnnzoo, tmp_path):
     reported = [line for line in done.err.splitlines() if line.startswith("warning:")]
     assert sorted(reported) == [
         "warning: plugin 'worse' (cnn-worse 1.2.3): hook cnnzoo_report_section: KeyError: "
-        "'section' (cnnzoo doctor -v says more)",
+        "'section' (for details: cnnzoo doctor -v)",
         "warning: view 'broken' of plugin 'their' (cnn-their 1.2.3): ValueError: "
         "<b>out of ink</b>",
         "warning: view 'exits' of plugin 'their' (cnn-their 1.2.3): SystemExit: 3",

@@ -35,4 +35,4 @@ def key_maps(model: str) -> dict[str, KeyMap]:
     if model == "googlenet":
         return {}
     # torchvision's files contain the auxiliary classifiers; with aux=False they are ignored.
-    return {"torchvision": KeyMap(*TORCHVISION, spare=("aux1.", "aux2."))}
+    return {"torchvision": KeyMap(*TORCHVISION, ignored_prefixes=("aux1.", "aux2."))}

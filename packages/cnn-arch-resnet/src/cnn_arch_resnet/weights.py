@@ -33,11 +33,11 @@ def key_maps(model: str) -> dict[str, KeyMap]:
             "akamaster": _key_map(3, "shortcut", "linear"),
             "chenyaofo": _key_map(3, "downsample", "fc"),
         }
-    beware = V15.format(model.removesuffix("_v1")) if model.endswith("_v1") else ""
-    return {"torchvision": _key_map(4, "downsample", "fc", beware)}
+    warning = V15.format(model.removesuffix("_v1")) if model.endswith("_v1") else ""
+    return {"torchvision": _key_map(4, "downsample", "fc", warning)}
 
 
-def _key_map(stages: int, shortcut: str, last: str, beware: str = "") -> KeyMap:
+def _key_map(stages: int, shortcut: str, last: str, warning: str = "") -> KeyMap:
     """Return the key map of a project that calls our conv2_x layer1, our conv3_x layer2 and so on.
 
     `shortcut` and `last` are its names of the projections and of fc.
@@ -50,4 +50,4 @@ def _key_map(stages: int, shortcut: str, last: str, beware: str = "") -> KeyMap:
             pairs.append((f"{ours}.residual.{i}.bn", f"{theirs}.bn{i + 1}"))
         pairs.append((f"{ours}.shortcut.conv", f"{theirs}.{shortcut}.0"))
         pairs.append((f"{ours}.shortcut.bn", f"{theirs}.{shortcut}.1"))
-    return KeyMap(*pairs, beware=beware)
+    return KeyMap(*pairs, warning=warning)

@@ -1,6 +1,6 @@
 """The core of cnnzoo, the zoo of famous CNNs.
 
-Everything public is a lazy attribute of this module: importing it does not import torch.
+All public names are lazy attributes: importing this package does not import torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The errors that users see; each has an exit code and a hint.
+"""The errors that users see; each class has an exit code.
 
 A message has one to three lines: the problem, with the offending value and the file or plugin at
-fault, then the change or command that helps.
+fault, then a hint, which is a change to make or a command to run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class ZooError(Exception):
-    """The base of all errors that cnnzoo raises on purpose; `hint` is the change that helps."""
+    """The base class of all errors that cnnzoo raises on purpose; `hint` suggests a remedy."""
 
     exit_code = 1
 
@@ -44,7 +44,7 @@ class ZooError(Exception):
 
 
 class UsageError(ZooError):
-    """A wrong command, name or setting."""
+    """An invalid command, name or setting."""
 
     exit_code = 2
 
@@ -68,7 +68,7 @@ class CorruptError(ZooError):
 
 
 class DatasetCorruptError(CorruptError):
-    """A data file that violates its format; gives file, offset, expected and found."""
+    """A data file violates its format; the message gives the file and the violation."""
 
 
 class DatasetMissingError(ZooError):
@@ -76,7 +76,7 @@ class DatasetMissingError(ZooError):
 
 
 class CheckpointCorruptError(CorruptError):
-    """Weights or a checkpoint that differ from the ones written; gives file and difference."""
+    """The contents of a weights file or checkpoint have changed; the message says where."""
 
 
 class RunError(CorruptError):
@@ -84,11 +84,11 @@ class RunError(CorruptError):
 
 
 class UntrustedWeightsError(CorruptError):
-    """A weights file of another library that contains anything but tensors."""
+    """A weights file of another library that is broken or cannot be loaded safely."""
 
 
 class NumericalError(ZooError):
-    """An infinite loss or NaN, or two results of one network that should agree and do not."""
+    """A non-finite loss or gradient, or two results of a network that should agree but differ."""
 
     exit_code = 4
 
@@ -100,7 +100,7 @@ class ResourceError(ZooError):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt, no `except Exception` catches it."""
+    """Raised on SIGTERM. Like KeyboardInterrupt, it is not caught by `except Exception`."""
 
 
 class PluginError(ZooError):
@@ -109,7 +109,7 @@ class PluginError(ZooError):
     exit_code = 6
 
 
-OUT_OF_MEMORY = (  # torch's, its CPU allocator's, oneDNN's
+OUT_OF_MEMORY = (  # in messages of torch, of its CPU allocator and of oneDNN
     "out of memory",
     "allocate memory",
     "could not create a primitive",
@@ -117,6 +117,6 @@ OUT_OF_MEMORY = (  # torch's, its CPU allocator's, oneDNN's
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on the CPU, torch raises plain RuntimeErrors for that."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)
+    """Return whether memory ran out; on the CPU, torch raises a plain RuntimeError for it."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in message for phrase in OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Write files and folders so that they are the old or the new ones, never half of either."""
+"""Write files and directories atomically: readers never find half-written contents."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = [
     "write_text",
 ]
 
-CHUNK = 2**20  # bytes written at once
+CHUNK = 2**20  # bytes per read or write
 Data = bytes | memoryview
 
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path`; on leaving, sync it and rename it to `path`.
+    """Open a temporary file beside `path`; on exit, sync it and rename it to `path`.
 
-    If the block raises, or the machine stops, `path` is as it was. The file gets the mode that
-    the umask gives to new files.
+    If the block raises or the machine stops, `path` is unchanged. The file gets the default
+    permissions of new files.
     """
-    # Beside the file: a rename cannot go from one file system to another.
+    # In the same directory, because a rename cannot cross file systems.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            # The bytes before the name: else a power cut could leave a new name on an empty file.
+            # Sync before the rename; otherwise a power cut could leave `path` empty.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -47,34 +47,33 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, *parts: Data) -> None:
-    """Replace the contents of a file, atomically."""
+    """Replace the contents of a file atomically."""
     with write_atomically(path) as file:
         for part in parts:
             file.write(part)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the contents of a file with UTF-8 text, atomically."""
+    """Replace the contents of a file with UTF-8 text atomically."""
     write_bytes(path, text.encode())
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Yield a temporary folder to write files into; on leaving, sync it and rename it to `path`.
+    """Yield a temporary directory to fill; on exit, sync it and rename it to `path`.
 
-    If the block raises, or the machine stops, `path` is as it was. With `replace` false a file or
-    a full folder that is at `path` by then raises an OSError.
+    If the block raises, `path` is unchanged. If `replace` is false and `path` has meanwhile become
+    a file or a non-empty directory, an OSError is raised.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with our id
     try:
         os.mkdir(temporary)
         yield temporary
         _sync_folder(temporary)
-        # A rename replaces an empty folder only.
         if replace:
             remove_folder(path)
-        os.rename(temporary, path)  # fails where there is a folder that is not empty
+        os.rename(temporary, path)  # raises unless `path` is free or an empty directory
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -82,43 +81,43 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def write_new(path: Path, *parts: Data) -> None:
-    """Write a new file, part after part; sync it and read it back.
+    """Write a new file, sync it, read it back and compare.
 
     Raises:
-        OSError: the file exists, the disk is full or cannot be written, or reading it back gives
-            other bytes.
+        OSError: the file exists, cannot be written, or reads back different bytes.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(handle, rest[:CHUNK]) :]
-        os.fsync(handle)
-        # A fault of the disk is found now, while the older files are still there.
-        _require_equal(path, handle, parts)
+            remaining = memoryview(part)
+            while remaining:
+                remaining = remaining[os.write(descriptor, remaining[:CHUNK]) :]
+        os.fsync(descriptor)
+        # Detect disk faults now, while the older files still exist.
+        _require_equal(path, descriptor, parts)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
-def _require_equal(path: Path, handle: int, parts: tuple[Data, ...]) -> None:
-    """Raise OSError unless a file holds exactly these parts."""
-    os.lseek(handle, 0, os.SEEK_SET)
-    read = bytearray(CHUNK)
-    equal = os.fstat(handle).st_size == sum(map(len, parts))
+def _require_equal(path: Path, descriptor: int, parts: tuple[Data, ...]) -> None:
+    """Raise OSError unless a file contains exactly these parts."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    buffer = bytearray(CHUNK)
+    equal = os.fstat(descriptor).st_size == sum(map(len, parts))
     for part in parts:
         whole = memoryview(part)
         for start in range(0, len(whole), CHUNK):
             expected = whole[start : start + CHUNK]
-            read = read if len(read) == len(expected) else bytearray(len(expected))
-            count = os.readv(handle, [read])
-            equal = equal and count == len(expected) and read == expected  # bytearray's: memcmp
+            if len(buffer) != len(expected):
+                buffer = bytearray(len(expected))
+            count = os.readv(descriptor, [buffer])
+            equal = equal and count == len(expected) and buffer == expected  # fast: memcmp
     if not equal:
-        raise OSError(errno.EIO, "does not read back as it was written", str(path))
+        raise OSError(errno.EIO, "reading the file back gives different bytes", str(path))
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder if it exists; first rename it, so that nobody finds half of it."""
+    """Remove a directory if it exists; rename it first, so that no reader finds half of it."""
     if path.is_dir():
         gone = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
         os.rename(path, gone)
@@ -126,7 +125,7 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Remove the temporary files and folders that killed processes left in a folder."""
+    """Remove the temporary files and directories that killed processes left in `folder`."""
     for path in folder.glob(pattern):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -135,11 +134,11 @@ def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; Windows offers no way to."""
+    """Make a rename survive a power cut; Windows has no way to do this."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)

@@ -1,7 +1,7 @@
 """The extension points of cnnzoo: hooks that plugins implement.
 
-Providers return specs; observers return nothing. A plugin is a module, named by an entry
-point of the group "cnnzoo", with functions marked `@cnn_core.hookimpl`:
+Providers return specs; observers return nothing. A plugin is a module that an entry point of the
+group "cnnzoo" names. It contains functions decorated with `@cnn_core.hookimpl`:
 
     [project.entry-points.cnnzoo]
     squeezenet = "cnn_arch_squeezenet.plugin"
@@ -48,12 +48,12 @@ def cnnzoo_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def cnnzoo_datasets() -> Iterable[DatasetSpec]:  # type: ignore[empty-body]
-    """Return the dataset adapters."""
+    """Return the datasets."""
 
 
 @hookspec
 def cnnzoo_recipes() -> Iterable[RecipeSpec]:  # type: ignore[empty-body]
-    """Return the recipes: model x dataset x hyper-parameters, with the result claimed."""
+    """Return the recipes: a model, a dataset, hyperparameters and the measured result."""
 
 
 @hookspec
@@ -86,27 +86,27 @@ def cnnzoo_doctor() -> Iterable[Check]:  # type: ignore[empty-body]
 
 @hookspec
 def cnnzoo_fit_start(run: Run, model: nn.Module, recipe: Recipe) -> None:
-    """Training starts, or goes on after a resume."""
+    """Called when training starts or resumes."""
 
 
 @hookspec
 def cnnzoo_step_end(run: Run, epoch: int, step: int, loss: torch.Tensor) -> None:
-    """An optimizer step was taken; `loss` is a detached scalar on the training device."""
+    """Called after an optimizer step; `loss` is a detached scalar on the training device."""
 
 
 @hookspec
 def cnnzoo_epoch_end(run: Run, epoch: int, metrics: Mapping[str, float]) -> None:
-    """An epoch ended; `metrics` is its line of metrics.jsonl."""
+    """Called after an epoch; `metrics` is its line in metrics.jsonl."""
 
 
 @hookspec
 def cnnzoo_checkpoint(run: Run, epoch: int) -> None:
-    """The full training state is on disk, up to and including `epoch`."""
+    """Called once a checkpoint with the full training state after `epoch` is on disk."""
 
 
 @hookspec
 def cnnzoo_fit_end(run: Run, metrics: Mapping[str, float]) -> None:
-    """Training ended; `metrics` are those of the kept weights on the test split."""
+    """Called when training ends; `metrics` are those of the saved weights on the test split."""
 
 
 # The report
@@ -114,4 +114,4 @@ def cnnzoo_fit_end(run: Run, metrics: Mapping[str, float]) -> None:
 
 @hookspec
 def cnnzoo_report_section(run: Run) -> str:  # type: ignore[empty-body]
-    """Return a section of the report as HTML: it begins with <section> and an <h2>."""
+    """Return a section of the report as HTML, which begins with <section> and an <h2>."""

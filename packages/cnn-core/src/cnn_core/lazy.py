@@ -1,4 +1,4 @@
-"""Import public names when they are first used, so that importing a package stays cheap."""
+"""Import public names on first use, so that importing a package stays cheap."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["lazy_names"]
 def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """Return a module-level `__getattr__` that imports each name from its home module.
 
-    `homes` maps modules to the names that `package` re-exports from them. Type checkers see the
-    names through imports under TYPE_CHECKING beside the call.
+    `homes` maps modules to the names that `package` re-exports from them. For type checkers, the
+    package also imports these names under `if TYPE_CHECKING`.
     """
     home = {name: module for module, names in homes.items() for name in names}
 

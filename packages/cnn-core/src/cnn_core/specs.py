@@ -1,7 +1,7 @@
-"""Specs: the frozen, keyword-only descriptions that plugins return, checked on creation.
+"""Specs: the frozen, keyword-only descriptions that plugins return, validated on creation.
 
-Nothing here imports torch. A `target` or `render` names code as "package.module:name", which is
-imported only when it is used: listing hundreds of models stays cheap.
+Nothing here imports torch. A `target` or `render` names code as "package.module:name". It is
+imported only when it is used, so that listing hundreds of models stays cheap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TASKS = ("classification", "segmentation")
-INGREDIENTS = (
+VIEW_INPUTS = (
     "run",
     "weights",
     "model",
@@ -49,7 +49,7 @@ class Paper:
     """The publication of a network or dataset.
 
     Raises:
-        SpecError: a field has the wrong type; gives field and value.
+        SpecError: a field has the wrong type; the message gives the field and its value.
     """
 
     title: str
@@ -70,10 +70,10 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """The base of all specs: a name, and checks of field values.
+    """The base class of all specs: a name, and methods that validate fields.
 
     Raises:
-        SpecError: a field has an invalid value; gives field and value.
+        SpecError: a field has an invalid value; the message gives the field and its value.
     """
 
     kind: ClassVar[str] = "spec"
@@ -83,29 +83,29 @@ class Spec:
     def __post_init__(self) -> None:
         self.require("name", isinstance(self.name, str) and _NAME.fullmatch(self.name))
 
-    def require(self, field_name: str, holds: object, expected: str = "") -> None:
-        """Raise SpecError for `field_name` unless the condition `holds`."""
-        if holds:
+    def require(self, field_name: str, valid: object, expected: str = "") -> None:
+        """Raise SpecError for the field unless `valid` is true."""
+        if valid:
             return
         value = getattr(self, field_name)
-        expected = expected or _EXPECTED.get(field_name, "another value")
+        expected = expected or _EXPECTED.get(field_name, "a different value")
         raise SpecError(
             f"{self.kind} {self.name!r}: {field_name} = {value!r}, expected {expected}"
         )
 
     def require_target(self, field_name: str) -> None:
-        """Raise SpecError unless the field reads "package.module:name"."""
+        """Raise SpecError unless the field has the form "package.module:name"."""
         value = getattr(self, field_name)
         self.require(field_name, isinstance(value, str) and _TARGET.fullmatch(value))
 
-    def require_names(self, field_name: str, *, some: bool = False) -> None:
+    def require_names(self, field_name: str, *, non_empty: bool = False) -> None:
         """Raise SpecError unless the field is a tuple of distinct, non-empty strings."""
         value = getattr(self, field_name)
         strings = isinstance(value, tuple) and all(isinstance(v, str) and v for v in value)
         self.require(
             field_name,
-            strings and len(set(value)) == len(value) and (value or not some),
-            f"a{' non-empty' if some else ''} tuple of distinct strings",
+            strings and len(set(value)) == len(value) and (value or not non_empty),
+            f"a{' non-empty' if non_empty else ''} tuple of distinct strings",
         )
 
     def require_image(self, field_name: str) -> None:
@@ -126,7 +126,7 @@ _EXPECTED = {
 }
 
 
-# A bool is an int in Python, and True would pass for 1.
+# Exclude bool, which is a subclass of int in Python.
 def _positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -135,13 +135,14 @@ def _positive(value: object) -> bool:
 class ModelSpec(Spec):
     """One network that `create_model` can build.
 
-    `params`, `macs` and `connections` are checked exactly by tests: trainable parameters;
-    multiply-accumulates of convolutions and linear layers by torch's flop counter, for one image;
-    connections as LeCun et al. (1998) count them (0: not given). `stages` are module names in the
-    order of the paper; `cam_stage` is the default of Grad-CAM. `key_maps` names a function
+    The conformance checks compare three numbers exactly with the network: `params` counts
+    trainable parameters; `macs` counts the multiply-accumulates of convolutions and linear layers
+    for one image, by torch's flop counter; `connections` counts connections as in LeCun et al.
+    (1998), with 0 for "not given". `stages` are module names in the order of the paper;
+    `cam_stage` is the default stage of Grad-CAM. `key_maps` names a function
     `(model name) -> {naming: KeyMap}` for weights of other libraries. `expected_failures` maps
-    conformance checks that cannot pass to the reasons; `reported` maps datasets to the paper's
-    results, in words.
+    conformance checks that cannot pass to reasons; `reported` maps datasets to the paper's
+    results, as text.
     """
 
     kind: ClassVar[str] = "model"
@@ -175,18 +176,18 @@ class ModelSpec(Spec):
         self.require_image("input")
         for count in ("min_size", "num_classes", "params", "macs"):
             self.require(count, _positive(getattr(self, count)), "a positive integer")
-        self.require_names("stages", some=True)
+        self.require_names("stages", non_empty=True)
         for names in ("departures", "aliases", "tags"):
             self.require_names(names)
-        named = all(_NAME.fullmatch(alias) for alias in self.aliases)
-        self.require("aliases", named, f"of each {_EXPECTED['name']}")
+        valid = all(_NAME.fullmatch(alias) for alias in self.aliases)
+        self.require("aliases", valid, f"names of {_EXPECTED['name']}")
         self.require("cam_stage", self.cam_stage in self.stages, "one of its stages")
         if self.key_maps:
             self.require_target("key_maps")
-        words = isinstance(self.reported, Mapping) and all(
-            isinstance(word, str) for pair in self.reported.items() for word in pair
+        is_text = isinstance(self.reported, Mapping) and all(
+            isinstance(text, str) for pair in self.reported.items() for text in pair
         )
-        self.require("reported", words, "words by dataset")
+        self.require("reported", is_text, "a mapping from datasets to text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,11 +195,11 @@ class DatasetSpec(Spec):
     """One dataset that `load_dataset` can load.
 
     `target` names a function `(spec, root, download) -> Dataset`. `splits` maps each split to its
-    number of samples. `image` is (channels, height, width), with 0 and 0 where images differ in
-    size. `mean` and `std` are per channel, of training images in [0, 1]; where empty, they are
-    computed. `fit` enlarges images to a network's input: "pad" (MNIST digits, as in 1998) or
-    "resize". A `folder` is used with a path, "imagefolder:PATH"; its empty fields are filled in
-    from the files there.
+    number of samples. `image` is (channels, height, width), with height and width 0 if images
+    differ in size. `mean` and `std` are per channel, of training images in [0, 1]; if empty, they
+    are computed. `fit` is the way to enlarge images to a network's input: "pad" (MNIST digits, as
+    in 1998) or "resize". An `embedded` dataset needs no files. A `folder` dataset is used with a
+    path, as in "imagefolder:PATH", and its empty fields are filled in from the files.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -222,15 +223,15 @@ class DatasetSpec(Spec):
         super().__post_init__()
         self.require_target("target")
         self.require("task", self.task in TASKS)
-        self.require_names("classes", some=not self.folder)
-        # 0 x 0 stands for images of different sizes.
+        self.require_names("classes", non_empty=not self.folder)
+        # 0 x 0 means that images differ in size.
         if tuple(self.image[1:]) != (0, 0):
             self.require_image("image")
-        known = isinstance(self.splits, Mapping) and (self.splits or self.folder)
-        self.require("splits", known, "a table")
+        valid = isinstance(self.splits, Mapping) and (self.splits or self.folder)
+        self.require("splits", valid, "a table of splits")
         for values in ("mean", "std"):
             one_each = len(getattr(self, values)) in (0, self.image[0])
-            self.require(values, one_each, f"{self.image[0]} numbers, one a channel")
+            self.require(values, one_each, f"{self.image[0]} numbers, one per channel")
         # Images are divided by it.
         self.require("std", min(self.std, default=1) > 0, "numbers above 0")
         self.require("fit", self.fit in ("pad", "resize"), "'pad' or 'resize'")
@@ -238,11 +239,11 @@ class DatasetSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec(Spec):
-    """How to train one model on one dataset: hyper-parameters and the measured result.
+    """How to train one model on one dataset: the hyperparameters and the measured result.
 
-    `settings` are keys of `cnn_core.training.Recipe`; `origin` is "paper" for the authors' own
+    `settings` are fields of `cnn_core.training.Recipe`; `origin` is "paper" for the authors'
     recipe, else "ours"; `claim` is the measured result (metric, mean, std, n, seeds, hardware) or
-    empty; `default` recipes are used when none is named.
+    empty; a `default` recipe is used when the user names none.
     """
 
     kind: ClassVar[str] = "recipe"
@@ -263,7 +264,7 @@ class RecipeSpec(Spec):
         # A result without its spread, seeds and hardware cannot be checked.
         needed = {"metric", "mean", "std", "n", "seeds", "hardware"}
         missing = ", ".join(sorted(needed - set(self.claim)))
-        self.require("claim", not self.claim or not missing, f"also {missing}")
+        self.require("claim", not self.claim or not missing, f"the keys {missing}")
         for number in ("mean", "std"):
             is_number = isinstance(self.claim.get(number, 0), int | float)
             self.require("claim", is_number, f"a number for {number}")
@@ -271,13 +272,13 @@ class RecipeSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec(Spec):
-    """One number for a whole split, or several that are computed from the same sums.
+    """A metric of a whole split, or several metrics that are computed from the same sums.
 
     `target` names a factory `(num_classes) -> metric`. `metric.update(logits, targets)` adds a
-    batch to the tensor `metric.sums`, and `metric.compute()` returns a float, or floats by name.
-    Checkpoints within an epoch save and restore the sums; several processes add theirs up. An
-    `eval_only` metric is computed in evaluation and not every epoch; `data` are the datasets that
-    it applies to, all where empty.
+    batch to the tensor `metric.sums`, and `metric.compute()` returns a float or a dict of floats.
+    Checkpoints within an epoch save and restore the sums; in distributed runs they are added up.
+    An `eval_only` metric is computed in evaluation, but not in every epoch. `data` are the
+    datasets that the metric applies to; empty means all.
     """
 
     kind: ClassVar[str] = "metric"
@@ -303,12 +304,12 @@ class ViewSpec(Spec):
     `render` names a function that returns a matplotlib `Figure`. It gets a keyword argument for
     each of its `needs`: "run" (`cnn_core.training.Run`), "weights"
     (`cnn_core.weights.native.Weights`, with classes and preprocessing), "model" (the trained
-    `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, some images of the test split, of
-    every class), "predictions" (`cnn_core.training.Predictions`, the whole split), "validation"
-    (the same for the images that training held out, None without any), "segmented"
-    (`cnn_core.training.SegmentationOutput` of each image, computed again in each iteration) and
-    "embedded" (`cnn_viz.results.embeddings.Embedding`, features of images and their positions in
-    2-D). A `costly` view is drawn only by name, not in reports.
+    `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, images from every class of the
+    test split), "predictions" (`cnn_core.training.Predictions` for the whole split), "validation"
+    (the same for the held-out validation images, or None), "segmented" (an iterable of
+    `cnn_core.training.SegmentationOutput`, recomputed in each iteration) and "embedded"
+    (`cnn_viz.results.embeddings.Embedding`, features of images and their 2-D positions). A
+    `costly` view is drawn only when it is named, not in reports.
     """
 
     kind: ClassVar[str] = "view"
@@ -322,9 +323,9 @@ class ViewSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_target("render")
-        self.require_names("needs", some=True)
-        known = set(self.needs) <= set(INGREDIENTS)
-        self.require("needs", known, f"some of {', '.join(INGREDIENTS)}")
+        self.require_names("needs", non_empty=True)
+        known = set(self.needs) <= set(VIEW_INPUTS)
+        self.require("needs", known, f"some of {', '.join(VIEW_INPUTS)}")
         known = bool(self.tasks) and set(self.tasks) <= set(TASKS)
         self.require("tasks", known, f"some of {', '.join(TASKS)}")
 
@@ -354,7 +355,7 @@ class WeightsSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class CommandSpec(Spec):
-    """One command of `cnnzoo`: `target` names a `click.Command`, which is imported to run it."""
+    """One command of `cnnzoo`; `target` names a `click.Command`, imported only to run it."""
 
     kind: ClassVar[str] = "command"
 
@@ -368,7 +369,7 @@ class CommandSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Spec):
-    """A plugin's own health check: `check` returns "", or what is wrong and how to fix it."""
+    """A plugin's own health check; `check` returns a problem and its remedy, or ""."""
 
     kind: ClassVar[str] = "check"
 

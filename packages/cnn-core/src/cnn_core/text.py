@@ -1,4 +1,4 @@
-"""Make text from elsewhere safe to print, and match it against known names."""
+"""Escape untrusted text, suggest similar names, and extract tables from docstrings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["did_you_mean", "paper_table", "printable"]
 def printable(text: str) -> str:
     """Return `text` with control and format characters escaped, safe for a terminal.
 
-    Escapes Unicode categories Cc, Cf, Cs, Zl and Zp: newlines, ANSI escape sequences,
-    bidirectional overrides, lone surrogates.
+    Escapes the Unicode categories Cc, Cf, Cs, Zl and Zp, for example newlines, ANSI escape
+    sequences, bidirectional overrides and lone surrogates.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -41,7 +41,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def paper_table(docstring: str) -> str:
-    """Return the first indented block of a docstring, or "": the paper's table in a model file."""
+    """Return the first indented block of a docstring, or "": in model files the paper's table."""
     lines = itertools.dropwhile(lambda line: not line.startswith("    "), docstring.splitlines())
     block = itertools.takewhile(lambda line: not line.strip() or line.startswith("    "), lines)
     return textwrap.dedent("\n".join(block)).strip("\n")

@@ -1,4 +1,4 @@
-"""The version of cnn-core, in a module that costs nothing to import."""
+"""The version of cnn-core, in a module without imports."""
 
 __all__ = ["__version__"]
 

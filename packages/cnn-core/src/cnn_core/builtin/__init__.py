@@ -1,1 +1,1 @@
-"""What core itself offers: datasets, metrics, commands, as a plugin's. Imports specs alone."""
+"""Core's own plugin: its datasets, metrics and commands. Imports only specs and hookspecs."""

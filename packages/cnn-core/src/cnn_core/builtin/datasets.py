@@ -1,4 +1,4 @@
-"""The specs of core's datasets; each names the function that reads it. No torch here."""
+"""The specs of core's datasets; each names the function that loads it. No torch here."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ FASHION_MNIST = DatasetSpec(
 DIGIT_SCENES = DatasetSpec(
     name="digit_scenes",
     target="cnn_core.data.readers.scenes:load",
-    summary="real digits on a textured background, 64x64, with a mask: made here, no download",
+    summary="real digits on a textured background, 64x64, with masks; generated, no download",
     task="segmentation",
     classes=("background", "digit"),
     image=(1, 64, 64),
@@ -86,7 +86,7 @@ CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR10 = DatasetSpec(
     name="cifar10",
     target="cnn_core.data.readers.cifar:load",
-    summary="60,000 colour photographs of ten kinds of things, 32x32",
+    summary="60,000 colour photographs in 10 classes, 32x32",
     classes=tuple(CIFAR10_CLASSES.split()),
     image=(3, 32, 32),
     splits={"train": 50_000, "test": 10_000},
@@ -100,7 +100,7 @@ CIFAR10 = DatasetSpec(
     homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
 )
 
-# In the order of their labels, which is alphabetical (fine_label_names in the file meta).
+# In the order of the labels, which is alphabetical (fine_label_names in the file `meta`).
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
 camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
@@ -115,7 +115,7 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 CIFAR100 = DatasetSpec(
     name="cifar100",
     target="cnn_core.data.readers.cifar:load",
-    summary="60,000 colour photographs of a hundred kinds of things, 32x32",
+    summary="60,000 colour photographs in 100 classes, 32x32",
     classes=tuple(CIFAR100_CLASSES.split()),
     image=(3, 32, 32),
     splits={"train": 50_000, "test": 10_000},
@@ -131,7 +131,7 @@ STL10_CLASSES = "airplane bird car cat deer dog horse monkey ship truck"
 STL10 = DatasetSpec(
     name="stl10",
     target="cnn_core.data.readers.stl10:load",
-    summary="13,000 labelled colour photographs of ten kinds of things, 96x96",
+    summary="13,000 labelled colour photographs in 10 classes, 96x96",
     classes=tuple(STL10_CLASSES.split()),
     image=(3, 96, 96),
     splits={"train": 5_000, "test": 8_000},
@@ -145,7 +145,7 @@ STL10 = DatasetSpec(
     homepage="https://cs.stanford.edu/~acoates/stl10/",
 )
 
-# In the order of their labels, spelled as in the names of the files.
+# In the order of the labels, spelled as in the file names.
 PETS_BREEDS = """
 Abyssinian american_bulldog american_pit_bull_terrier basset_hound beagle Bengal Birman Bombay
 boxer British_Shorthair chihuahua Egyptian_Mau english_cocker_spaniel english_setter
@@ -193,7 +193,7 @@ PETS_SPECIES = _pets(
 PETS_SEGMENTATION = _pets(
     "pets_segmentation",
     "load_masks",
-    "pets: which pixels are the pet; the border is ignored",
+    "pets: a mask of the pet; its border is ignored",
     ("background", "pet"),
     "segmentation",
 )
@@ -208,7 +208,7 @@ PETS_TRIMAP = _pets(
 ISBI_EM = DatasetSpec(
     name="isbi_em",
     target="cnn_core.data.readers.isbi:load",
-    summary="30 slices of a fly's brain under the electron microscope: membrane or cell, 512x512",
+    summary="30 electron microscopy slices of a fly's nerve cord: membrane or cell, 512x512",
     task="segmentation",
     classes=("membrane", "cell"),
     image=(1, 512, 512),
@@ -226,7 +226,7 @@ ISBI_EM = DatasetSpec(
 IMAGEFOLDER = DatasetSpec(
     name="imagefolder",
     target="cnn_core.data.readers.folders:load_images",
-    summary="your own images, a folder for each class: imagefolder:PATH",
+    summary="your own images, one folder per class: imagefolder:PATH",
     folder=True,
     classes=(),
     image=(3, 0, 0),

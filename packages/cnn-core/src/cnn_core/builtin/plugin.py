@@ -1,4 +1,4 @@
-"""Core's own plugin: its datasets, metrics and commands use the same hooks as any other."""
+"""Core's own plugin: provides datasets, metrics and commands through the same hooks as others."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ COMMANDS = {
     "demo": "Take the tour: train LeNet-5 on real digits and open the report",
     "list-models": "List the architectures",
     "list-datasets": "List the datasets",
-    "list-recipes": "List the recipes with their results",
-    "list-views": "List the figures that can be drawn of a run",
+    "list-recipes": "List the recipes and their results",
+    "list-views": "List the views: figures of a run",
     "show": "Show a model: paper, stages, shapes, parameters, receptive field",
-    "show-data": "Show a dataset: facts, files found, samples as an image",
+    "show-data": "Show a dataset: classes, sizes, source, and samples as an image",
     "verify-data": "Read a whole dataset and report its faults",
     "train": "Train a model on a dataset, or resume a run",
-    "lr-find": "Try learning rates, one step each, to see where the loss falls",
-    "batch-find": "Find how many images fit in memory at once",
+    "lr-find": "Try a range of learning rates, and suggest one",
+    "batch-find": "Find the largest micro-batch that fits in memory",
     "evaluate": "Evaluate a run's weights on a split",
-    "compare": "Compare runs: differences of their recipes, and results",
-    "predict": "Classify images with a run's weights",
-    "export": "Export a run's network to a file that needs no Python code: .pt2, ONNX",
+    "compare": "Compare the recipes and results of runs",
+    "predict": "Classify or segment images with a run's weights",
+    "export": "Export a run's network to torch.export (.pt2) or ONNX",
     "check": "Run the conformance checks on an installed package",
-    "new": "Write a working plugin: a network, a dataset, a view or a command",
+    "new": "Create a working plugin: a network, a dataset, a view or a command",
     "plugins": "List the installed plugins and their distributions",
-    "doctor": "Find faults of plugins and of the environment",
+    "doctor": "Find faults in plugins and in the environment",
 }
 
-THOROUGH = {  # for segmentation, computed only in evaluation: too slow for every epoch
+SEGMENTATION_EVAL_ONLY = {  # too slow to compute in every epoch
     "regions": (
         "cnn_core.tasks.regions:Regions",
-        "Dice, precision and recall, means over classes; IoU of each class",
+        "Dice, precision and recall averaged over classes; IoU of each class",
     ),
     "per_image": (
         "cnn_core.tasks.regions:PerImage",
-        "mIoU and Dice of each image, means over images",
+        "mIoU and Dice of each image, averaged over images",
     ),
     "curves": (
         "cnn_core.tasks.curves:Curves",
-        "average precision and area under the ROC curve of pixels, means over classes",
+        "pixel-wise average precision and area under the ROC curve, averaged over classes",
     ),
     "calibration": (
         "cnn_core.tasks.curves:Calibration",
-        "expected calibration error of pixels",
+        "expected calibration error over pixels",
     ),
     "boundaries": (
         "cnn_core.tasks.boundaries:Boundaries",
-        "boundary F1 and IoU, Hausdorff and surface distances in pixels, means over images",
+        "boundary F1 and IoU, Hausdorff and surface distances in pixels, averaged over images",
     ),
 }
 
@@ -66,29 +66,29 @@ def cnnzoo_metrics() -> list[MetricSpec]:
             name="top1",
             target="cnn_core.tasks.classification:Top1",
             task="classification",
-            summary="fraction of images whose class has the highest logit",
+            summary="fraction of images with the highest logit for the correct class",
         ),
         MetricSpec(
             name="miou",
             target="cnn_core.tasks.segmentation:MeanIoU",
             task="segmentation",
-            summary="intersection over union of each class over a split, mean over classes",
+            summary="intersection over union over the split, averaged over classes",
         ),
         MetricSpec(
             name="pixel_accuracy",
             target="cnn_core.tasks.segmentation:PixelAccuracy",
             task="segmentation",
-            summary="fraction of pixels whose class has the highest logit",
+            summary="fraction of pixels with the highest logit for the correct class",
         ),
         *(
             MetricSpec(name=name, target=target, task="segmentation", summary=s, eval_only=True)
-            for name, (target, s) in THOROUGH.items()
+            for name, (target, s) in SEGMENTATION_EVAL_ONLY.items()
         ),
         MetricSpec(
             name="em_challenge",
             target="cnn_core.tasks.em:ChallengeErrors",
             task="segmentation",
-            summary="pixel, Rand and warping error of the ISBI 2012 challenge",
+            summary="pixel, Rand and warping errors of the ISBI 2012 challenge",
             higher_is_better=False,
             eval_only=True,
             data=("isbi_em",),

@@ -19,10 +19,10 @@ __all__ = ["command"]
 @finder
 @json_option
 def command(setup: Setup, as_json: bool) -> None:
-    """Find how many images of a batch fit in memory at once, with whole training steps.
+    """Find the largest micro-batch that fits in memory, by running whole training steps.
 
-    The recipe's batch stays as it is: it is computed in micro-batches whose gradients add up.
-    `cnnzoo train --fit-memory` does the same before it trains.
+    The recipe's batch size does not change: each batch is split into micro-batches, and their
+    gradients are accumulated. `cnnzoo train --fit-memory` does the same before training.
 
     \b
     Examples:

@@ -16,14 +16,17 @@ __all__ = ["command"]
 
 @click.command("check")
 @click.argument("distribution")
-@click.option("--slow", is_flag=True, help="Also export, compile and overfit: minutes.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its dataset's files.")
+@click.option("--slow", is_flag=True, help="Also export, compile and overfit (takes minutes).")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Directory with the dataset's files."
+)
 @json_option
 def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
     """Run the conformance checks on an installed DISTRIBUTION.
 
-    Checks its models, datasets, views, commands and observers of training, and that its plugins
-    load and no hook fails. Prints the checks that fail or cannot run here; exit 6 if one fails.
+    Checks its models, datasets, views, commands and training observers, and that its plugins load
+    and no hook fails. Prints the checks that fail or cannot run here; exits with code 6 if any
+    check fails.
 
     \b
     Examples:
@@ -36,16 +39,16 @@ def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool)
 
     with progress_bar("checking", show=True) as progress:
         results = list(run_checks(distribution, slow=slow, data_dir=data_dir, progress=progress))
-    odd = [result for result in results if result.outcome != "passed"]
+    not_passed = [result for result in results if result.outcome != "passed"]
     if as_json:
         emit_json("checks", [dataclasses.asdict(result) for result in results])
     else:
-        if odd:
+        if not_passed:
             columns = ("kind", "name", "check", "outcome", "reason")
-            table(columns, [(r.kind, r.name, r.check, r.outcome, r.reason) for r in odd])
-        things = Counter(kind for kind, _ in {(result.kind, result.name) for result in results})
-        of = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in sorted(things.items()))
-        click.echo(f"{len(results) - len(odd)} of {len(results)} checks of {of} hold")
+            table(columns, [(r.kind, r.name, r.check, r.outcome, r.reason) for r in not_passed])
+        objects = Counter(kind for kind, _ in {(result.kind, result.name) for result in results})
+        counts = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in sorted(objects.items()))
+        click.echo(f"{len(results) - len(not_passed)} of {len(results)} checks of {counts} passed")
     failed = sum(result.outcome == "failed" for result in results)
     if failed:
         raise PluginError(f"{distribution}: {failed} check{'s fail' * (failed > 1) or ' fails'}")

@@ -16,26 +16,26 @@ __all__ = ["command"]
 
 @dataclass(frozen=True)
 class Tour:
-    """The demo of a task: what it trains, and the texts that it prints."""
+    """The demo of one task: the model, the dataset and the texts to print."""
 
     model: str
     data: str
-    announced: str
+    announcement: str
     metric: str
-    reached: str
+    metric_text: str
     figures: str
-    next: tuple[tuple[str, str], ...]
+    next_steps: tuple[tuple[str, str], ...]
 
 
 TOURS = {
     "classification": Tour(
         model="cnn-arch-lenet/lenet5",
         data="cnn-core/digits",
-        announced="Training LeNet-5 (1998) on real handwritten digits",
+        announcement="Training LeNet-5 (1998) on real handwritten digits",
         metric="test/top1",
-        reached="of digits that it has never seen are classified correctly",
+        metric_text="of unseen digits are classified correctly",
         figures="curves, confusion, predictions, Grad-CAM, filters, features",
-        next=(
+        next_steps=(
             ("cnnzoo show lenet5", "the network, stage by stage"),
             ("cnnzoo evaluate {run}", ""),
             ("cnnzoo train lenet5_modern --data digits", "its modern version"),
@@ -45,14 +45,14 @@ TOURS = {
     "segmentation": Tour(
         model="cnn-arch-unet/unet_same",
         data="cnn-core/digit_scenes",
-        announced="Training a U-Net to find the pixels of digits on a textured background",
+        announcement="Training a U-Net to find the pixels of digits on a textured background",
         metric="test/miou",
-        reached="mean IoU of digit and background, in scenes that it has never seen",
+        metric_text="mean IoU of digit and background, in unseen scenes",
         figures="masks, probabilities, scores, curves, Seg-Grad-CAM, features",
-        next=(
+        next_steps=(
             ("cnnzoo show unet", "the network as published, stage by stage"),
             ("cnnzoo evaluate {run}", "all metrics"),
-            ("cnnzoo predict {run} PICTURE --out masks", "masks of your own images"),
+            ("cnnzoo predict {run} IMAGE --out masks", "masks of your own images"),
             ("cnnzoo list-recipes", ""),
         ),
     ),
@@ -70,10 +70,10 @@ TOURS = {
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
 @click.pass_context
 def command(ctx: click.Context, task: str, out: Path | None) -> None:
-    """Train a network on real digits, measure it, and draw figures of it.
+    """Train a network on real digits, evaluate it, and draw figures.
 
-    The 1998 LeNet-5 tells 1,797 digits apart: half a minute on two cores. A U-Net finds the
-    pixels of digits in made-up scenes: a minute. No download.
+    LeNet-5 (1998) classifies 1,797 digits, in half a minute on two cores. A U-Net segments digits
+    in generated scenes, in a minute. Nothing is downloaded.
 
     \b
     Examples:
@@ -83,25 +83,25 @@ def command(ctx: click.Context, task: str, out: Path | None) -> None:
     from cnn_core.training.trainer import train
 
     tour = TOURS[task]
-    click.echo(f"{tour.announced} …", err=True)
+    click.echo(f"{tour.announcement} …", err=True)
     run = train(tour.model, tour.data, out=out)
     reached = 100 * run.test_metrics()[tour.metric]
     reports = (entry for _, entry in registry.commands() if entry.qualified == "cnn-viz/report")
     if entry := next(reports, None):
-        drawing = registry.resolve(entry)
+        report = registry.resolve(entry)
         with contextlib.redirect_stdout(sys.stderr):
-            ctx.invoke(drawing, run=run.path)
+            ctx.invoke(report, run=run.path)
     else:
-        click.echo("pip install cnn-viz draws figures and a report of it", err=True)
-    click.echo(f"\n{reached:.2f} % {tour.reached}.\n")
-    for path, what in (
+        click.echo("to get figures and a report: pip install cnn-viz", err=True)
+    click.echo(f"\n{reached:.2f} % {tour.metric_text}.\n")
+    for path, description in (
         ("report.html", "everything on one page: open it in a browser"),
         ("weights.safetensors", "the trained weights"),
         ("metrics.jsonl", "loss and accuracy, epoch by epoch"),
         ("figures", tour.figures),
     ):
         if (run.path / path).exists():
-            click.echo(f"  {run.path / path}\n      {what}")
+            click.echo(f"  {run.path / path}\n      {description}")
     click.echo("\nNext:")
-    for line, what in tour.next:
-        click.echo(f"  {line.format(run=run.path):<44}  {what}".rstrip())
+    for line, comment in tour.next_steps:
+        click.echo(f"  {line.format(run=run.path):<44}  {comment}".rstrip())

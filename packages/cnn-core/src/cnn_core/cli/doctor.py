@@ -1,4 +1,4 @@
-"""cnnzoo doctor: load each plugin in a process of its own, with a time limit."""
+"""cnnzoo doctor: load each plugin in a separate process, with a time limit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cnn_core.text import printable
 
 __all__ = ["command"]
 
-LIMIT = 10.0  # seconds: a plugin may import torch
-RESOLVE_LIMIT = 30.0  # seconds: importing torch, matplotlib and all networks on a slow machine
+LIMIT = 10.0  # seconds; enough for a plugin that imports torch
+RESOLVE_LIMIT = 30.0  # seconds; enough to import torch, matplotlib and all networks
 
 
 @dataclass
@@ -37,15 +37,17 @@ class Finding:
 
 @click.command("doctor")
 @click.option("-v", "--verbose", is_flag=True, help="Show the tracebacks of broken plugins.")
-@click.option("--timeout", default=LIMIT, show_default=True, help="Seconds for each plugin.")
+@click.option(
+    "--timeout", default=LIMIT, show_default=True, help="Time limit for each plugin, in seconds."
+)
 @json_option
 def command(verbose: bool, timeout: float, as_json: bool) -> None:
-    """Find faults of plugins and of the environment; exit 6 if a plugin is at fault.
+    """Find faults in plugins and in the environment; exit with code 6 if a plugin is at fault.
 
-    Each plugin is loaded in a process of its own, so one that hangs or exits is found and does
-    no harm. A plugin that replaces functions of torch is at fault: all networks use them.
-    Versions, editable installs, extras, the device and the dataset folder are checked, too;
-    advice on them is no failure.
+    Each plugin is loaded in a separate process, so a plugin that hangs or exits is detected and
+    does no harm. Replacing functions of torch is a fault, because all networks use them. Versions,
+    editable installs, extras, the device and the dataset directory are checked as well; these
+    findings are advice and do not change the exit code.
 
     \b
     Examples:
@@ -53,7 +55,7 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
       cnnzoo doctor -v --timeout 30
     """
     findings = [probe(plugin, timeout) for plugin in discover()]
-    clashes = _examine_together([f for f in findings if f.status == "ok"], timeout)
+    clashes = _load_together([f for f in findings if f.status == "ok"], timeout)
     # Advice does not change the exit code: it is about the machine, not about a plugin.
     advice = environment_faults(discover(), timeout)
     if as_json:
@@ -68,21 +70,21 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
         count = len(bad) + len(clashes)
         raise PluginError(
             f"{count} finding{'s' if count > 1 else ''}: {', '.join([*bad, *clashes])}",
-            "leave a plugin out with --no-plugin NAME, or pip uninstall its distribution",
+            "disable a plugin with --no-plugin NAME, or pip uninstall its distribution",
         )
 
 
 def probe(plugin: Plugin, timeout: float) -> Finding:
-    """Load one plugin and call all its providers, in a process of its own."""
+    """Load one plugin and call all its provider hooks in a separate process."""
     finding = Finding(plugin.origin, plugin.distribution, plugin.version, "ok")
     if plugin.blocked:
         finding.status, finding.reason = "blocked", plugin.blocked
         return finding
-    answer = _ask([plugin.origin], timeout)
-    if isinstance(answer, str):
-        finding.status, finding.reason = "broken", answer
+    report = _run_probe([plugin.origin], timeout)
+    if isinstance(report, str):
+        finding.status, finding.reason = "broken", report
     else:
-        _add_faults(finding, answer["faults"])
+        _add_faults(finding, report["faults"])
     return finding
 
 
@@ -94,32 +96,33 @@ def _add_faults(finding: Finding, faults: list[dict[str, str]]) -> None:
         finding.traceback += fault["traceback"]
 
 
-def _examine_together(sound: list[Finding], timeout: float) -> list[str]:
-    """Return the names that several of the sound plugins, and core, claim.
+def _load_together(healthy: list[Finding], timeout: float) -> list[str]:
+    """Return messages about names that several plugins claim, core's own included.
 
-    Adds the faults of plugins that show only when the code that their specs name is imported:
-    in one process for all, because importing torch in each would take minutes.
+    Also imports the code that the plugins' specs name, and adds the faults that this reveals to
+    the findings. All plugins share one process, because importing torch in each would take
+    minutes.
     """
-    origins = [finding.plugin for finding in sound]
-    answer = _ask(origins, timeout + len(origins))
-    if isinstance(answer, str):
-        return [f"all of them together: {answer}"]
-    clashes = [str(line) for line in answer["conflicts"]]
+    origins = [finding.plugin for finding in healthy]
+    report = _run_probe(origins, timeout + len(origins))
+    if isinstance(report, str):
+        return [f"loading all plugins together: {report}"]
+    clashes = [str(line) for line in report["conflicts"]]
     if not origins:
         return clashes
-    resolved = _ask(origins, max(timeout, RESOLVE_LIMIT) + len(origins), "resolve")
+    resolved = _run_probe(origins, max(timeout, RESOLVE_LIMIT) + len(origins), "resolve")
     if isinstance(resolved, str):
-        return [*clashes, f"the code of all of them together: {resolved}"]
-    for finding in sound:
+        return [*clashes, f"importing the code of all plugins together: {resolved}"]
+    for finding in healthy:
         _add_faults(finding, [f for f in resolved["faults"] if f["plugin"] == finding.plugin])
     return clashes
 
 
-def _ask(
+def _run_probe(
     origins: list[str], timeout: float, *arguments: str
 ) -> dict[str, list[dict[str, str]]] | str:
-    """Return the probe's report on some plugins, or how its process died."""
-    # The probe gets exactly these plugins, and reports all faults instead of ending at the first.
+    """Return the probe's report on some plugins, or a message if its process failed."""
+    # Select exactly these plugins; without strict mode the probe does not stop at the first fault.
     environment = {**os.environ, "CNNZOO_PLUGINS": ",".join(origins), "CNNZOO_STRICT": ""}
     environment.pop("CNNZOO_PLUGINS_DISABLE", None)
     try:
@@ -133,20 +136,20 @@ def _ask(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"does not load within {timeout:g} s"
+        return f"did not load within {timeout:g} s"
     lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line]
-    # A plugin may print lines of its own: the report is marked, and the last one counts.
+    # A plugin may print lines, too: the report has a prefix, and the last such line counts.
     reports = [line for line in lines if line.startswith(REPORT)]
     if done.returncode != 0 or not reports:
-        return f"ends the process when loaded (exit {done.returncode})"
-    answer: dict[str, list[dict[str, str]]] = json.loads(reports[-1].removeprefix(REPORT))
+        return f"ended the process while loading (exit code {done.returncode})"
+    report: dict[str, list[dict[str, str]]] = json.loads(reports[-1].removeprefix(REPORT))
     for line in lines:
         if line not in reports:
-            cause = f"prints {printable(line[:40])!r} when loaded"
+            cause = f"printed {printable(line[:40])!r} while loading"
             fault = {"plugin": "", "reason": cause, "traceback": "", "fatal": ""}
-            answer["faults"].append(fault)
+            report["faults"].append(fault)
             break
-    return answer
+    return report
 
 
 def _environment() -> dict[str, str | int | None]:
@@ -176,5 +179,5 @@ def _print(findings: list[Finding], clashes: list[str], verbose: bool) -> None:
         for finding in findings:
             for text in finding.traceback.splitlines():
                 click.echo(printable(text))
-    shown = [f"{name} {value or 'not installed'}" for name, value in _environment().items()]
-    click.echo("\n" + ", ".join(shown))
+    versions = [f"{name} {value or 'not installed'}" for name, value in _environment().items()]
+    click.echo("\n" + ", ".join(versions))

@@ -1,7 +1,7 @@
-"""The checks of `cnnzoo doctor` beside plugins: versions, editable installs, extras, device, data.
+"""The environment checks of `cnnzoo doctor`: versions, editable installs, extras, device, data.
 
-Each finding is a line that ends with the remedy. Only metadata is read here; torch, which can
-fail to load, is asked for the device in a process of its own.
+Each finding is a line that ends with a remedy. Only metadata is read here; torch may fail to
+import, so a separate process imports it and checks the device.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from cnn_core.plugins.discovery import Plugin, strays
+from cnn_core.plugins.discovery import Plugin, unregistered
 
-__all__ = ["editable_folder", "environment_faults"]
+__all__ = ["editable_directory", "environment_faults"]
 
 EXTRAS = {"cnn-core": ("tensorboard",), "cnn-viz": ("umap",)}
 DEVICE = (
@@ -29,11 +29,11 @@ DEVICE = (
 
 
 def environment_faults(plugins: list[Plugin], timeout: float) -> list[str]:
-    """Return a line of advice for each fault of the environment."""
+    """Return a line of advice for each problem in the environment."""
     names = {"cnn-core", *(p.distribution for p in plugins if p.distribution != "unknown")}
     dists = [dist for name in sorted(names) if (dist := _distribution(name)) is not None]
     lines = [line for dist in dists for line in (*_requirements(dist), *_stale(dist))]
-    return [*lines, *strays().values(), *_device(timeout), *_data()]
+    return [*lines, *unregistered().values(), *_device(timeout), *_data()]
 
 
 def _distribution(name: str) -> metadata.Distribution | None:
@@ -44,7 +44,7 @@ def _distribution(name: str) -> metadata.Distribution | None:
 
 
 def _requirements(dist: metadata.Distribution) -> list[str]:
-    """Return the requirements that are missing or of a wrong version, and missing extras."""
+    """Report requirements that are missing or have the wrong version, and missing extras."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     name, lines = dist.name, []
@@ -52,7 +52,7 @@ def _requirements(dist: metadata.Distribution) -> list[str]:
         try:
             needed = Requirement(text)
         except InvalidRequirement:
-            lines.append(f"{name}: requirement '{text}' cannot be read: ask its author")
+            lines.append(f"{name}: invalid requirement '{text}': report this to the author")
             continue
         extra = next((e for e in EXTRAS.get(name, ()) if f'"{e}"' in str(needed.marker)), "")
         if needed.marker and not needed.marker.evaluate({"extra": extra}):
@@ -60,38 +60,38 @@ def _requirements(dist: metadata.Distribution) -> list[str]:
         found = _distribution(needed.name)
         if found is None:
             wanted = f"{name}[{extra}]" if extra else text.partition(";")[0].strip()
-            what = f"extra '{extra}' is not installed" if extra else f"'{text}' is missing"
-            lines.append(f"{name}: {what}: pip install '{wanted}'")
+            problem = f"extra '{extra}' is not installed" if extra else f"'{text}' is missing"
+            lines.append(f"{name}: {problem}: pip install '{wanted}'")
         elif not needed.specifier.contains(found.version, prereleases=True):
             wanted = f"{needed.name}{needed.specifier}"
             lines.append(f"{name}: needs {wanted}, found {found.version}: pip install '{wanted}'")
     return lines
 
 
-def editable_folder(dist: metadata.Distribution | None) -> Path | None:
-    """Return the source folder of an editable install (PEP 610), or None."""
+def editable_directory(dist: metadata.Distribution | None) -> Path | None:
+    """Return the source directory of an editable install (PEP 610), or None."""
     text = dist.read_text("direct_url.json") if dist is not None else None
     try:
         origin = json.loads(text or "")
         if not origin["dir_info"]["editable"]:
             return None
         return Path(unquote(urlsplit(origin["url"]).path))
-    except (ValueError, TypeError, LookupError):  # not from a folder, or not JSON
+    except (ValueError, TypeError, LookupError):  # not installed from a directory, or invalid JSON
         return None
 
 
 def _stale(dist: metadata.Distribution) -> list[str]:
-    """Report an editable install whose pyproject.toml has changed since pip read it."""
-    folder = editable_folder(dist)
+    """Report an editable install with a pyproject.toml that changed after installation."""
+    folder = editable_directory(dist)
     if folder is None:
         return []
-    again = f"pip install -e {folder}"
+    reinstall = f"pip install -e {folder}"
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
     except FileNotFoundError:
         return [f"{dist.name}: {folder} is gone: pip uninstall {dist.name}"]
     except (OSError, ValueError, LookupError):
-        return [f"{dist.name}: {folder}/pyproject.toml cannot be read: fix it, then {again}"]
+        return [f"{dist.name}: {folder}/pyproject.toml cannot be read: fix it, then {reinstall}"]
     now = {
         # A dynamic version is not in the file: it counts as unchanged.
         "version": project.get("version", dist.version),
@@ -106,7 +106,7 @@ def _stale(dist: metadata.Distribution) -> list[str]:
     changed = [key for key in now if now[key] != installed[key]]
     if not changed:
         return []
-    return [f"{dist.name}: {', '.join(changed)} changed since it was installed: {again}"]
+    return [f"{dist.name}: {', '.join(changed)} changed since installation: {reinstall}"]
 
 
 def _normal(requirement: str) -> str:
@@ -115,36 +115,36 @@ def _normal(requirement: str) -> str:
 
 
 def _device(timeout: float) -> list[str]:
-    """Report a torch that does not load, or does not see the GPU it was built for."""
+    """Report if torch cannot be imported, or cannot use the GPU although it supports one."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", DEVICE],
             capture_output=True,
             text=True,
-            # However short the limit for a plugin: importing torch can take this long on a slow
-            # disk.
+            # At least 30 s, even if the limit for plugins is lower: on a slow disk, importing
+            # torch can take this long.
             timeout=max(timeout, 30.0),
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return ["torch does not load within half a minute: pip install --force-reinstall torch"]
+        return ["importing torch takes too long: pip install --force-reinstall torch"]
     if done.returncode != 0:
         cause = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return [f"torch does not load: {cause}: pip install --force-reinstall torch"]
+        return [f"torch cannot be imported: {cause}: pip install --force-reinstall torch"]
     if done.stdout.strip() == "True" and Path("/proc/driver/nvidia").exists():
         return [
-            "torch sees no GPU, though there is a driver: compare nvidia-smi and torch.version"
+            "torch finds no GPU although a driver is there: compare nvidia-smi and torch.version"
         ]
     return []
 
 
 def _data() -> list[str]:
-    """Report a dataset folder that cannot be written."""
+    """Report a dataset directory that is not writable."""
     from cnn_core.data.fetching.cache import cache_dir
 
     folder = cache_dir()
-    # The folder is made by the first download: until then the one above it must be writable.
-    above = next(path for path in (folder, *folder.parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        return [f"datasets cannot be kept in {folder}: set CNNZOO_CACHE to a folder of yours"]
+    # The first download creates the directory; until then, check its nearest existing parent.
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return [f"datasets cannot be stored in {folder}: set CNNZOO_CACHE to a writable directory"]
     return []

@@ -14,12 +14,12 @@ __all__ = ["command"]
 
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", default="test", show_default=True, help="The split to measure on.")
+@click.option("--split", default="test", show_default=True, help="The split to evaluate on.")
 @data_dir_option
 @device_option
 @json_option
 def command(run: Path, split: str, data_dir: Path | None, device: str, as_json: bool) -> None:
-    """Measure the kept weights of RUN on a split of its dataset.
+    """Evaluate the saved weights of RUN on a split of its dataset.
 
     \b
     Examples:
@@ -28,13 +28,13 @@ def command(run: Path, split: str, data_dir: Path | None, device: str, as_json: 
     """
     from cnn_core.training import evaluate
 
-    measured = evaluate(run, split=split, data_dir=data_dir, device=device)
-    numbers = {f"{split}/{name}": value for name, value in measured.items()}
+    metrics = evaluate(run, split=split, data_dir=data_dir, device=device)
+    values = {f"{split}/{name}": value for name, value in metrics.items()}
     if as_json:
-        emit_json("metrics", numbers, run=str(run))
+        emit_json("metrics", values, run=str(run))
         return
     table(
         ("metric", "value"),
-        [(name, f"{value:.6f}") for name, value in numbers.items()],
+        [(name, f"{value:.6f}") for name, value in values.items()],
         right=("value",),
     )

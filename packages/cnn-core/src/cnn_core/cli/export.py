@@ -18,17 +18,21 @@ __all__ = ["command"]
 @click.option(
     "--format",
     type=Choice(("torch-export", "onnx")),
-    help="The format; by default the ending of --out decides, else torch-export.",
+    help="File format. [default: from the suffix of --out, else torch-export]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The file; by default RUN/MODEL.pt2 or .onnx.",
+    help="Output file. [default: RUN/MODEL.pt2 or RUN/MODEL.onnx]",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Take exactly so many images.")
-@click.option("--pictures", is_flag=True, help="Take uint8 images, and normalise them.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Fix the batch size. [default: any size]"
+)
+@click.option(
+    "--pictures", is_flag=True, help="Accept uint8 images, and normalise them in the network."
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @json_option
 def command(
     run: Path,
@@ -39,12 +43,13 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the network of RUN into a file that runs without its Python.
+    """Export the network of RUN to a file that runs without the network's Python code.
 
-    torch-export is a .pt2 for torch.export.load; onnx needs pip install "cnn-core[onnx]". The
-    file takes normalised float32, N C H W, or with --pictures uint8 from 0 to 255 at the size
-    that training scaled images to; it returns logits. Classes, mean and std are in it. It is
-    run, and compared with the network, before it gets its name. Prints its path on stdout.
+    torch-export writes a .pt2 file for torch.export.load; onnx needs pip install "cnn-core[onnx]".
+    The exported network takes normalised float32 images, N C H W, or with --pictures uint8 images
+    (0 to 255) of the size used in training, and returns logits. The file also contains the
+    classes, mean and std. Before the file is saved, its outputs are compared with the network's.
+    Prints the path on stdout.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What `lr-find` and `batch-find` share: they start as a training does."""
+"""The options and setup that `lr-find` and `batch-find` share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["finder"]
 OPTIONS = (
     click.argument("model", type=MODEL),
     click.option("--data", type=DATASET, required=True, help="The dataset."),
-    click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file."),
+    click.option("--recipe", type=RECIPE, help="Name of a recipe, or a TOML file."),
     click.option(
         "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key."
     ),
@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 def finder(search: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that choose a training; call `search` with the training's `Setup`."""
+    """Decorate `search`: add the options of a training run, and call it with their `Setup`."""
 
     @functools.wraps(search)
     def command(
@@ -46,10 +46,11 @@ def finder(search: Callable[..., None]) -> Callable[..., None]:
         from cnn_core.training.setup import find_recipe, set_up
 
         chosen = find_recipe(model, data, recipe, parse_settings(settings))
-        where = choose_device(device)
-        if where.type == "cpu":
+        chosen_device = choose_device(device)
+        if chosen_device.type == "cpu":
             keep_memory()
-        search(set_up(chosen, load_dataset(chosen.data, data_dir=data_dir), where), **own)
+        dataset = load_dataset(chosen.data, data_dir=data_dir)
+        search(set_up(chosen, dataset, chosen_device), **own)
 
     for option in reversed(OPTIONS):
         command = option(command)

@@ -14,7 +14,7 @@ __all__ = ["command"]
 @click.argument("pattern", default="*")
 @json_option
 def command(pattern: str, as_json: bool) -> None:
-    """List the datasets whose names match PATTERN, a shell pattern.
+    """List the datasets with names that match the shell pattern PATTERN.
 
     \b
     Examples:

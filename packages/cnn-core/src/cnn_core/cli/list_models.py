@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.option("--task", type=Choice(TASKS), help="Only models for this task.")
 @json_option
 def command(pattern: str, task: str | None, as_json: bool) -> None:
-    """List the models whose names match PATTERN, a shell pattern.
+    """List the models with names that match the shell pattern PATTERN.
 
     \b
     Examples:

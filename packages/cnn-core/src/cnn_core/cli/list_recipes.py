@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.argument("pattern", default="*")
 @json_option
 def command(pattern: str, as_json: bool) -> None:
-    """List the recipes whose names match PATTERN, a shell pattern, with their measured results.
+    """List the recipes with names that match the shell pattern PATTERN, and their results.
 
     \b
     Examples:

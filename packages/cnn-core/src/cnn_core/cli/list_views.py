@@ -14,7 +14,7 @@ __all__ = ["command"]
 @click.argument("pattern", default="*")
 @json_option
 def command(pattern: str, as_json: bool) -> None:
-    """List the figures that can be drawn of a run, with names that match PATTERN.
+    """List the views (figures of a run) with names that match the shell pattern PATTERN.
 
     \b
     Examples:

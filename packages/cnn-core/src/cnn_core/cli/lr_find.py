@@ -21,15 +21,18 @@ ROWS, WIDTH = 24, 46
 
 @click.command("lr-find")
 @finder
-@click.option("--low", default=1e-5, show_default=True, help="The first rate.")
-@click.option("--high", default=10.0, show_default=True, help="The last rate.")
-@click.option("--steps", default=100, show_default=True, help="Steps from one to the other.")
+@click.option("--low", default=1e-5, show_default=True, help="The first learning rate.")
+@click.option("--high", default=10.0, show_default=True, help="The last learning rate.")
+@click.option(
+    "--steps", default=100, show_default=True, help="Number of steps from --low to --high."
+)
 @json_option
 def command(setup: Setup, low: float, high: float, steps: int, as_json: bool) -> None:
-    """Try learning rates on MODEL, one step each, and draw the loss.
+    """Train MODEL with a growing learning rate, and plot the loss.
 
-    The range test of Smith (2017): the rate grows with every step until the loss diverges. The
-    rate suggested is the one at which the loss falls fastest. Nothing is kept.
+    This is the range test of Smith (2017): the learning rate grows with every step until the loss
+    diverges. The suggestion is the learning rate at which the loss falls fastest. No weights are
+    saved.
 
     \b
     Examples:
@@ -43,21 +46,21 @@ def command(setup: Setup, low: float, high: float, steps: int, as_json: bool) ->
     if as_json:
         emit_json("curve", [dataclasses.asdict(trial) for trial in curve], suggestion=best)
         return
-    for line in _drawn(curve, best):
+    for line in _bar_chart(curve, best):
         click.echo(line)
     click.echo(f"\nthe loss falls fastest at {best:.2g}: --lr {best:.2g}")
 
 
-def _drawn(curve: list[LrTrial], best: float) -> list[str]:
-    """Return the curve as lines, one bar for each rate; losses far above the first are cut."""
-    shown = curve[:: max(len(curve) // ROWS, 1)]
-    nearest = min(shown, key=lambda trial: abs(trial.lr - best))
-    low = min(trial.smooth for trial in shown)
-    high = min(max(trial.smooth for trial in shown), 2 * curve[0].smooth)
-    lines = [f"{'rate':>8}  {'loss':>8}"]
-    for trial in shown:
-        part = (min(trial.smooth, high) - low) / max(high - low, 1e-12)
+def _bar_chart(curve: list[LrTrial], best: float) -> list[str]:
+    """Return the curve as lines of text, one bar per learning rate; clip very high losses."""
+    sampled = curve[:: max(len(curve) // ROWS, 1)]
+    nearest = min(sampled, key=lambda trial: abs(trial.lr - best))
+    low = min(trial.smooth for trial in sampled)
+    high = min(max(trial.smooth for trial in sampled), 2 * curve[0].smooth)
+    lines = [f"{'lr':>8}  {'loss':>8}"]
+    for trial in sampled:
+        fraction = (min(trial.smooth, high) - low) / max(high - low, 1e-12)
         mark = "  <- falls fastest" if trial is nearest else ""
-        bar = "█" * (1 + round(part * WIDTH))
+        bar = "█" * (1 + round(fraction * WIDTH))
         lines.append(f"{trial.lr:8.1e}  {trial.smooth:8.4f}  {bar}{mark}")
     return lines

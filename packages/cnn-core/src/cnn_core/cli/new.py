@@ -18,20 +18,20 @@ __all__ = ["command"]
 @click.option(
     "--kind",
     type=Choice(("arch", "data", "view", "command")),
-    help="The kind, if NAME does not begin with cnn-arch-, cnn-data-, cnn-viz- or cnn-cmd-.",
+    help="Kind of plugin. [default: from the prefix cnn-arch-, cnn-data-, cnn-viz- or cnn-cmd-]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The folder to create; ./NAME if not given.",
+    help="Directory to create. [default: ./NAME]",
 )
 def command(name: str, kind: str | None, out: Path | None) -> None:
     """Create a working plugin to edit: a network, a dataset, a view or a command.
 
     NAME is the name of the package, such as cnn-arch-mine. The package has tests, a README and a
-    licence; `pip install -e` adds it to the zoo. Existing files are never overwritten. The folder
-    is printed on stdout, the next steps on stderr.
+    licence; `pip install -e` adds it to the zoo. Existing files are never overwritten. Prints the
+    directory on stdout and the next steps on stderr.
 
     \b
     Examples:

@@ -20,21 +20,23 @@ FC = TypeVar("FC", bound="Callable[..., Any] | click.Command")
 
 
 def json_option(f: FC) -> FC:
-    """Add the option `--json` to a command, passed to it as `as_json`."""
-    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    """Add the option `--json`, which the command receives as `as_json`."""
+    option = click.option(
+        "--json", "as_json", is_flag=True, help="Print the output as one JSON object."
+    )
     return option(f)
 
 
 def emit_json(noun: str, content: Any, **more: Any) -> None:
-    """Print {"schema": 1, noun: content, …} on stdout; NaN becomes null."""
+    """Print {"schema": 1, noun: content, …} on stdout, with NaN and infinity as null."""
     import json
 
-    whole = _plain({"schema": SCHEMA, noun: content, **more})
-    click.echo(json.dumps(whole, indent=2, allow_nan=False))
+    document = _plain({"schema": SCHEMA, noun: content, **more})
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with only JSON's types; NaN and infinity, which JSON lacks, become None."""
+    """Convert a value to JSON's types; NaN and infinity, which JSON lacks, become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -50,21 +52,21 @@ def heading(text: str) -> None:
 
 
 def say_path(path: object, *, err: bool = False) -> None:
-    """Print a path, with unsafe characters escaped on a terminal.
+    """Print a path. On a terminal, unsafe characters are escaped.
 
-    In a pipe the path is printed unchanged: the program that reads it needs the exact name.
+    In a pipe the path is printed unchanged, because the reading program needs the exact name.
     """
-    seen = (sys.stderr if err else sys.stdout).isatty()
-    click.echo(printable(str(path)) if seen or err else path, err=err)
+    is_terminal = (sys.stderr if err else sys.stdout).isatty()
+    click.echo(printable(str(path)) if is_terminal or err else path, err=err)
 
 
 def listing(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()
 ) -> None:
-    """Print rows under column titles, two spaces apart; columns in `right` are right-aligned.
+    """Print rows under column titles; columns in `right` are right-aligned.
 
-    Written by hand because importing rich would double the start-up time of a listing. Lines are
-    cut at the width of a terminal; in a pipe they are whole, for grep and awk.
+    This does not use rich, because importing it would double the startup time of a listing.
+    Lines are truncated to the width of a terminal, but not in a pipe, for grep and awk.
     """
     cells = [[printable(_text(value)) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
@@ -108,7 +110,7 @@ def _rich_table(
     from rich.table import Table
     from rich.text import Text
 
-    # Cells are Text, not strings, in which rich would read [brackets] as markup.
+    # Text instead of str, because rich would interpret [brackets] in a str as markup.
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, title in enumerate(columns):
         grid.add_column(

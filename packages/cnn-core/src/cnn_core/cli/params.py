@@ -1,4 +1,4 @@
-"""Parameter types that complete in the shell, and options of several commands. No torch here."""
+"""Click parameter types with shell completion, and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class RegistryName(click.types.StringParamType):
-    """The name of something that plugins offer; checked where it is looked up."""
+    """A name registered by a plugin. Not validated by click; the registry lookup does that."""
 
     def __init__(self, kind: str, names: Callable[[], Iterable[str]]) -> None:
         self.name = kind
@@ -60,8 +60,11 @@ RECIPE = RegistryName("recipe", _names_of("recipes"))
 VIEW = RegistryName("view", _names_of("views"))
 
 data_dir_option = click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Where the dataset is."
+    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device to run on: auto, cpu, cuda, cuda:N or mps.",
 )

@@ -20,14 +20,21 @@ __all__ = ["command"]
 @click.command("predict")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top-k", default=1, show_default=True, help="How many classes to name.")
+@click.option(
+    "--top-k", default=1, show_default=True, help="How many of the most likely classes to print."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where masks go; by default RUN/masks.",
+    help="Output directory for segmentation. [default: RUN/masks]",
 )
-@click.option("--flips", is_flag=True, help="Masks: the mean over mirrored images.")
+@click.option(
+    "--flips",
+    is_flag=True,
+    help="Segmentation: average predictions over flipped copies of the image "
+    "(test-time augmentation).",
+)
 @device_option
 @json_option
 def command(
@@ -39,12 +46,12 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Classify image files, and those in folders, with the kept weights of RUN.
+    """Predict image files, or all images in directories, with the saved weights of RUN.
 
-    A run that classifies prints the classes of whole images. One that segments writes for each
-    image a mask (PNG of class numbers, with a palette), an overlay and probabilities (float16,
-    classes x H x W), at the image's own size, and prints the files' paths. Images are turned grey
-    or RGB as in training; the digits of MNIST and its kin are light on dark.
+    For a classification run, print the predicted classes. For a segmentation run, write a mask
+    (PNG with class indices and a palette), an overlay and probabilities (float16, classes x H x W)
+    for each image, at its original size, and print the paths. Images are converted to greyscale
+    or RGB to match training. MNIST-like models expect light digits on a dark background.
 
     \b
     Examples:
@@ -92,9 +99,13 @@ def _write_masks(
     written = []
     for found in segment(trained, files, flips=flips):
         paths = [str(path) for path in write_masks(found, out)]
-        parts = found.mask.flatten().bincount(minlength=len(found.classes)) / found.mask.numel()
-        named = zip(found.classes, parts.tolist(), strict=True)
-        written.append({"image": str(found.path), "files": paths, "parts": dict(named)})
+        fractions = (
+            found.mask.flatten().bincount(minlength=len(found.classes)) / found.mask.numel()
+        )
+        class_fractions = dict(zip(found.classes, fractions.tolist(), strict=True))
+        written.append(
+            {"image": str(found.path), "files": paths, "class_fractions": class_fractions}
+        )
         if not as_json:
             for path in paths:
                 say_path(path)

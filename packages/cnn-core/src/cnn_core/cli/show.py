@@ -25,7 +25,7 @@ __all__ = ["command"]
 @click.argument("model", type=MODEL)
 @json_option
 def command(model: str, as_json: bool) -> None:
-    """Show a model: its paper, and the output, parameters and receptive field of each stage.
+    """Show a model: its paper, and each stage's output shape, parameters and receptive field.
 
     \b
     Examples:
@@ -34,7 +34,7 @@ def command(model: str, as_json: bool) -> None:
     """
     entry = registry.models().entry(model)
     spec = entry.spec
-    # Imported only after the name was found: torch takes seconds, a typo should not.
+    # Imported after the lookup, so that a typo fails at once: importing torch takes seconds.
     from cnn_core.create import create_model
     from cnn_core.layers import trace
 
@@ -64,7 +64,7 @@ def command(model: str, as_json: bool) -> None:
 
 
 def _stages(traced: Trace, *, with_connections: bool) -> None:
-    """Print a row for each stage and one for the total; only LeNet's paper counts connections."""
+    """Print a row per stage and a total; only LeNet's paper counts connections."""
 
     def connections(count: int) -> list[int]:
         return [count] if with_connections else []
@@ -81,19 +81,21 @@ def _stages(traced: Trace, *, with_connections: bool) -> None:
         for stage in traced.stages
     ]
     total = ("total", "", traced.params, traced.macs, *connections(traced.connections), "")
-    titles = ("stage", "output", "parameters", "MACs", *["connections"] * with_connections, "sees")
-    table(titles, [*rows, total], right=("parameters", "MACs", "connections", "sees"))
+    numbers = ("parameters", "MACs", *["connections"] * with_connections, "receptive field")
+    table(("stage", "output", *numbers), [*rows, total], right=numbers)
 
 
 def _footnotes(entry: registry.Entry[ModelSpec]) -> None:
     """Print the input size, departures, reported results and recipes of a model."""
     spec = entry.spec
     size = "x".join(map(str, spec.input))
-    click.echo(f"\ninput {size}, at least {spec.min_size} px; Grad-CAM at {spec.cam_stage}")
+    click.echo(
+        f"\ninput {size}, at least {spec.min_size} px; default Grad-CAM stage: {spec.cam_stage}"
+    )
     click.echo("departures from the paper:" + ("" if spec.departures else " none"))
     for departure in spec.departures:
         click.echo(f"  {printable(departure)}")
-    for data, words in spec.reported.items():
-        click.echo(printable(f"the paper reports on {data}: {words}"))
-    here = [registry.recipes().shown_name(recipe) for recipe in recipes_of(entry)]
-    click.echo(f"recipes: {', '.join(here) or 'none'}")
+    for data, result in spec.reported.items():
+        click.echo(printable(f"reported in the paper on {data}: {result}"))
+    recipe_names = [registry.recipes().shown_name(recipe) for recipe in recipes_of(entry)]
+    click.echo(f"recipes: {', '.join(recipe_names) or 'none'}")

@@ -22,12 +22,14 @@ __all__ = ["command"]
 
 @click.command("show-data")
 @click.argument("data", type=DATASET)
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
+)
 @click.option("--split", default="train", show_default=True, help="The split to sample from.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write samples to this PNG file.")
 @json_option
 def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_json: bool) -> None:
-    """Show a dataset: its classes, sizes, counts and source, and samples as an image.
+    """Show a dataset: classes, image size, number of images and source; draw samples.
 
     \b
     Examples:
@@ -45,7 +47,7 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
     spec = entry.spec if dataset is None else dataset.spec
     counts = {} if dataset is None else {n: len(s) for n, s in dataset.splits.items()}
     if as_json:
-        emit_json("dataset", {**entry.as_dict(data), **_found(spec), "on_disk": counts})
+        emit_json("dataset", {**entry.as_dict(data), **_from_files(spec), "on_disk": counts})
     else:
         _facts(data, spec, counts)
     if dataset is None:
@@ -55,15 +57,16 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
         say_path(out, err=as_json)
 
 
-def _found(spec: DatasetSpec) -> dict[str, object]:
+def _from_files(spec: DatasetSpec) -> dict[str, object]:
+    """Return the fields of a spec that can come from the dataset's files."""
     return {"classes": spec.classes, "image": spec.image, "splits": dict(spec.splits)}
 
 
 def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
-    """Print the facts about a dataset; `counts` are the samples on disk, by split."""
+    """Print a dataset's facts; `counts` maps splits to the number of samples on disk."""
     heading(f"{name}: {spec.summary}")
     channels = {1: "grey", 3: "RGB"}.get(spec.image[0], f"{spec.image[0]} channels")
-    size = "x".join(map(str, spec.image[1:])) if spec.image[1] else "of different sizes"
+    size = "x".join(map(str, spec.image[1:])) if spec.image[1] else "various sizes"
     click.echo(f"task      {spec.task}, {len(spec.classes)} classes")
     click.echo(f"images    {channels}, {size}")
     for split, count in (counts or dict(spec.splits)).items():
@@ -74,9 +77,9 @@ def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
     if spec.mean:
         click.echo(f"mean      {', '.join(f'{v:.4f}' for v in spec.mean)}")
         click.echo(f"std       {', '.join(f'{v:.4f}' for v in spec.std)}")
-    for what in ("licence", "citation", "homepage"):
-        if text := getattr(spec, what):
-            click.echo(f"{what:<9} {printable(text)}")
+    for field in ("licence", "citation", "homepage"):
+        if text := getattr(spec, field):
+            click.echo(f"{field:<9} {printable(text)}")
 
 
 def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:

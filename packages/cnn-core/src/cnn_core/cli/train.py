@@ -22,7 +22,7 @@ from cnn_core.errors import UsageError
 
 __all__ = ["command"]
 
-ARGUMENTS = (  # options that are no recipe keys, but arguments of `train`
+ARGUMENTS = (  # options that are arguments of `train`, not recipe keys
     "recipe",
     "resume",
     "out",
@@ -37,8 +37,8 @@ ARGUMENTS = (  # options that are no recipe keys, but arguments of `train`
 
 @click.command("train")
 @click.argument("model", type=MODEL, required=False)
-@click.option("--data", type=DATASET, help="The dataset.")
-@click.option("--recipe", type=RECIPE, help="A recipe's name, or a TOML file.")
+@click.option("--data", type=DATASET, help="Dataset to train on.")
+@click.option("--recipe", type=RECIPE, help="Name of a recipe, or a TOML file.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
 @click.option("--epochs", type=int, help="Set the recipe key epochs.")
 @click.option("--batch-size", type=int, help="Set the recipe key batch_size.")
@@ -55,29 +55,35 @@ ARGUMENTS = (  # options that are no recipe keys, but arguments of `train`
     type=Choice(("auto", "contiguous", "channels_last")),
     help="Set the recipe key memory_format.",
 )
-# None where it is not given: False would override a recipe's compile = true.
-@click.option("--compile", is_flag=True, default=None, help="Compile the network first.")
-@click.option("--weights", metavar="RUN|FILE", help="Begin with these weights.")
+# None if not given: False would override compile = true in a recipe.
 @click.option(
-    "--freeze", metavar="STAGE", multiple=True, help="Do not train a stage. May be repeated."
+    "--compile", is_flag=True, default=None, help="Compile the network with torch.compile."
+)
+@click.option("--weights", metavar="RUN|FILE", help="Start from these weights.")
+@click.option(
+    "--freeze", metavar="STAGE", multiple=True, help="Do not train this stage. May be repeated."
 )
 @click.option(
-    "--pipeline", type=Choice(("auto", "memory", "streaming")), help="Where to keep decoded files."
+    "--pipeline",
+    type=Choice(("auto", "memory", "streaming")),
+    help="Decode into memory, or stream from disk.",
 )
-@click.option("--on-bad-sample", metavar="fail|skip:N", help="What to do with broken files.")
+@click.option(
+    "--on-bad-sample", metavar="fail|skip:N", help="Fail on a broken file, or skip up to N."
+)
 @click.option(
     "--workers",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Processes that decode.",
+    help="Number of decoding processes.",
 )
 @click.option(
-    "--fit-memory", is_flag=True, help="Compute batches in micro-batches that fit in memory."
+    "--fit-memory", is_flag=True, help="Split batches into micro-batches that fit in memory."
 )
 @click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume a run.")
-@click.option("--auto-resume", is_flag=True, help="Resume the run in --out, if there is one.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume this run.")
+@click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
 @data_dir_option
 @click.option("--download", is_flag=True, help="Download the dataset if it is missing.")
@@ -91,9 +97,10 @@ def command(
 ) -> None:
     """Train MODEL on a dataset, or resume a run.
 
-    Without --recipe the pair's default recipe is used. A run is resumed without any other
-    option. Ctrl-C and SIGTERM save after the step; a second one ends at once. Prints the run
-    directory on stdout; progress goes to stderr. Several processes: torchrun -m cnnzoo train …
+    Without --recipe, the default recipe for the model and dataset is used. --resume takes its
+    recipe from the run. Ctrl-C or SIGTERM stops the run after the current step and saves a
+    checkpoint; a second one stops it at once. Prints the run directory on stdout; progress goes
+    to stderr. For several processes: torchrun -m cnnzoo train …
 
     \b
     Examples:
@@ -107,9 +114,9 @@ def command(
     chosen = parse_settings(settings)
     model, data = chosen.pop("model", model), chosen.pop("data", data)
     arguments = {name: options.pop(name) for name in ARGUMENTS}
-    # Options that were not given are None or empty, and must not override the recipe.
+    # Options that were not given are None or empty; they must not override the recipe.
     chosen |= {key: value for key, value in options.items() if value not in (None, ())}
-    # Before the import below, which loads torch: a wrong command should fail at once.
+    # Before the import of torch below, so that an invalid command fails at once.
     _check(model, data, chosen, arguments)
 
     from cnn_core.training.trainer import train
@@ -120,7 +127,7 @@ def command(
 
         observers.append(TensorBoard())
     run = train(model, data, observers=observers, **arguments, **chosen)
-    # Of torchrun's processes only the first reports.
+    # Under torchrun, only rank 0 reports.
     if os.environ.get("RANK", "0") == "0":
         report(run)
 
@@ -128,11 +135,11 @@ def command(
 def _check(
     model: str | None, data: str | None, keys: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> None:
-    """Raise UsageError where a run to resume is given more, or a new run less than it takes."""
+    """Raise UsageError if --resume has conflicting options, or a new run has no model."""
     resume, recipe = arguments["resume"], arguments["recipe"]
     if resume is not None and (model or data or recipe or keys or arguments["out"]):
         raise UsageError(
-            "--resume goes with --device and --data-dir only: the run has all the rest",
+            "--resume cannot be combined with a model, a dataset, a recipe, recipe keys or --out",
             f"cnnzoo train --resume {resume}",
         )
     if resume is None and model is None and recipe is None:

@@ -16,10 +16,12 @@ __all__ = ["command"]
 
 @click.command("verify-data")
 @click.argument("data", type=DATASET)
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset is.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
+)
 @json_option
 def command(data: str, data_dir: Path | None, as_json: bool) -> None:
-    """Read a whole dataset and list its faults; exit 3 if there are any.
+    """Read every file of a dataset and list its faults; exit with code 3 if there are any.
 
     \b
     Examples:
@@ -41,6 +43,6 @@ def command(data: str, data_dir: Path | None, as_json: bool) -> None:
         for fault in faults:
             click.echo(printable(fault))
     if faults:
-        raise DatasetCorruptError(f"{data}: {len(faults)} faults")
+        raise DatasetCorruptError(f"{data}: {len(faults)} fault{'s' * (len(faults) > 1)}")
     if not as_json:
-        click.echo(printable(f"{data}: sound"))
+        click.echo(printable(f"{data}: no faults"))

@@ -1,4 +1,4 @@
-"""Plugins: find, check, load, isolate and report them. Imports builtin/ and the layers below."""
+"""Find, check, load and isolate plugins. Imports builtin/ and the layers below."""
 
 from cnn_core.plugins.isolation import isolated, required
 from cnn_core.plugins.loader import HEAVY, Plugins, plugins

@@ -1,4 +1,4 @@
-"""The known plugins of directory.toml, installed or not: they tell users what to install."""
+"""Known plugins, installed or not, so that errors can suggest a package to install."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["directory"]
 
 @functools.cache
 def directory() -> dict[str, dict[str, str]]:
-    """Return the known plugins: kind -> name -> distribution."""
+    """Return the contents of directory.toml: kind -> name -> distribution."""
     import tomllib
 
     text = resources.files("cnn_core.plugins").joinpath("directory.toml").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Find installed plugins without importing any, and record their faults.
+"""Find installed plugins without importing them, and record their faults.
 
 Nothing here imports torch.
 """
@@ -21,31 +21,34 @@ __all__ = [
     "Fault",
     "Plugin",
     "StrictError",
+    "abbreviated",
     "block",
-    "complain",
     "describe",
     "discover",
     "pin_violation",
     "requirements",
-    "some",
-    "strays",
+    "unregistered",
+    "warn_or_raise",
 ]
 
 GROUP = "cnnzoo"
-LONGEST = 300  # characters of a cause that are printed
+MAX_CAUSE = 300  # characters; longer causes are truncated
 
 log: logging.Logger = logging.getLogger("cnn_core.plugins")
 
 
 class StrictError(PluginError):
-    """A warning that became an error under CNNZOO_STRICT=1."""
+    """Raised instead of logging a warning under CNNZOO_STRICT=1."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of a plugin; `fatal` if the plugin could not be loaded."""
+    """A fault of a plugin; `fatal` if it prevents the plugin from being loaded.
 
-    where: str
+    `stage` is the activity that failed, such as "import".
+    """
+
+    stage: str
     cause: str
     fatal: bool = False
     exception: BaseException | None = field(default=None, compare=False)
@@ -53,7 +56,7 @@ class Fault:
 
 @dataclass
 class Plugin:
-    """An entry point of the group "cnnzoo", with the result of loading it."""
+    """An entry point of the group "cnnzoo", and the result of loading it."""
 
     name: str
     distribution: str
@@ -67,7 +70,7 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """The unique name: "distribution/name"."""
+        """The qualified name, which is unique: "distribution/name"."""
         return f"{self.distribution}/{self.name}"
 
     @property
@@ -81,39 +84,39 @@ class Plugin:
 
     def add_fault(
         self,
-        where: str,
+        stage: str,
         cause: str | BaseException,
         *,
         fatal: bool = False,
-        again: bool = False,
+        always_warn: bool = False,
     ) -> None:
-        """Record a fault; warn of a plugin's first one, and of each one with `again`.
+        """Record a fault. Log a warning if it is the plugin's first, or with `always_warn`.
 
         Raises:
             StrictError: instead of the warning, under CNNZOO_STRICT=1.
         """
         exception = cause if isinstance(cause, BaseException) else None
-        fault = Fault(where, describe(cause), fatal, exception)
-        if again or not self.faults:
-            complain(f"{self.report(fault)} (cnnzoo doctor -v says more)", exception)
+        fault = Fault(stage, describe(cause), fatal, exception)
+        if always_warn or not self.faults:
+            warn_or_raise(f"{self.report(fault)} (for details: cnnzoo doctor -v)", exception)
         self.faults.append(fault)
 
     @property
-    def who(self) -> str:
-        """Its name, distribution and version, for error messages."""
+    def label(self) -> str:
+        """The plugin's name, distribution and version, for error messages."""
         return printable(f"plugin '{self.name}' ({self.distribution} {self.version})")
 
     def failure(self, message: str) -> PluginError:
-        """Return an error whose hint tells how to leave this plugin out."""
+        """Return a PluginError with the command that disables this plugin as its hint."""
         name = shlex.quote(printable(self.name))
-        return PluginError(message, f"fix it, or leave it out: cnnzoo --no-plugin {name} …")
+        return PluginError(message, f"fix it, or disable it: cnnzoo --no-plugin {name} …")
 
     def report(self, fault: Fault) -> str:
-        """Return a line with plugin, distribution, version, place and cause."""
-        return f"{self.who}: {fault.where}: {fault.cause}"
+        """Return one line with the plugin's label, the stage and the cause."""
+        return f"{self.label}: {fault.stage}: {fault.cause}"
 
 
-def complain(message: str, cause: BaseException | None = None) -> None:
+def warn_or_raise(message: str, cause: BaseException | None = None) -> None:
     """Log a warning; under CNNZOO_STRICT=1 raise StrictError instead."""
     if os.environ.get("CNNZOO_STRICT") == "1":
         raise StrictError(message) from cause
@@ -121,22 +124,22 @@ def complain(message: str, cause: BaseException | None = None) -> None:
 
 
 def describe(cause: str | BaseException) -> str:
-    """Return a printable line that describes a cause, cut where it is very long."""
+    """Return a cause as printable text, truncated to MAX_CAUSE characters."""
     text = cause if isinstance(cause, str) else _describe_exception(cause)
-    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+    return printable(text if len(text) <= MAX_CAUSE else f"{text[:MAX_CAUSE]}…")
 
 
 def _describe_exception(error: BaseException) -> str:
     name = type(error).__name__
     try:
         text = " ".join(str(error).split())
-    except Exception:  # the __str__ of a plugin's exception can be broken, too
+    except Exception:  # the __str__ of a plugin's exception can raise, too
         return name
     return f"{name}: {text}" if text else name
 
 
-def some(names: list[str]) -> str:
-    """Return the first three names and the number of the others."""
+def abbreviated(names: list[str]) -> str:
+    """Return the first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -144,20 +147,20 @@ def discover() -> list[Plugin]:
     """Return every installed plugin, sorted by origin, without importing any of them."""
     found = []
     for entry in _entry_points():
-        # An entry point that `importlib.metadata` finds always belongs to a distribution.
+        # `dist` is None only for entry points created by hand.
         assert entry.dist is not None
         distribution, version = _identity(entry.dist)
         plugin = Plugin(entry.name, distribution, version, entry.value, entry)
         plugin.blocked = blocked(plugin)
         found.append(plugin)
-    # The order of installation differs between machines; errors and lists must not.
+    # Installation order differs between machines; messages and listings must not.
     return sorted(found, key=lambda plugin: plugin.origin)
 
 
 def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
-    """Return the group's entry points; an unreadable file hides those of its distribution only."""
+    """Return the group's entry points; skip distributions with unreadable metadata."""
     try:
-        # The short way first: it fails as a whole if any distribution's file is broken.
+        # The fast path: it raises if the entry points of any one distribution are unreadable.
         return importlib.metadata.entry_points(group=GROUP)
     except Exception:
         return _readable_entry_points()
@@ -173,16 +176,16 @@ def _readable_entry_points() -> list[importlib.metadata.EntryPoint]:
             found[name] = list(dist.entry_points.select(group=GROUP))
         except Exception as error:
             found[name] = []
-            where = printable(f"distribution {name} {version}: entry_points.txt")
-            complain(f"{where}: {describe(error)}", error)
+            file = printable(f"distribution {name} {version}: entry_points.txt")
+            warn_or_raise(f"{file}: {describe(error)}", error)
     return [entry for entries in found.values() for entry in entries]
 
 
 def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
-    """Return a distribution's normalised name and its version, "unknown" where it has none."""
+    """Return a distribution's normalised name and its version, or "unknown" for either."""
     try:
         name, version = dist.metadata["Name"], dist.metadata["Version"]
-    except Exception:  # METADATA is missing, or is no text
+    except Exception:  # METADATA is missing or is not text
         name = version = ""
     return _normal(name or "unknown"), version or "unknown"
 
@@ -204,8 +207,11 @@ def _required(dist: importlib.metadata.Distribution) -> set[str]:
     return {_normal(match.group()) for match in named if match is not None}
 
 
-def strays() -> dict[str, str]:
-    """Return a line for each distribution that requires cnn-core and registers no plugin."""
+def unregistered() -> dict[str, str]:
+    """Return messages about distributions that require cnn-core but register no plugin.
+
+    The keys are the names of the distributions.
+    """
     found: dict[str, str] = {}
     for dist in importlib.metadata.distributions():
         name, version = _identity(dist)
@@ -213,51 +219,52 @@ def strays() -> dict[str, str]:
             continue
         try:
             groups = {entry.group for entry in dist.entry_points}
-            is_stray = GROUP not in groups and "cnn-core" in _required(dist)
-        except Exception:  # its files cannot be read: `discover` reports that
+            forgotten = GROUP not in groups and "cnn-core" in _required(dist)
+        except Exception:  # unreadable metadata, which `discover` reports
             continue
-        found[name] = _astray(f"{name} {version}", groups) if is_stray else ""
+        found[name] = _no_entry_point(f"{name} {version}", groups) if forgotten else ""
     return {name: line for name, line in sorted(found.items()) if line and name != "cnnzoo"}
 
 
-def _astray(who: str, groups: set[str]) -> str:
+def _no_entry_point(label: str, groups: set[str]) -> str:
+    """Return the message; it mentions a group with a similar name, which may be a typo."""
     import difflib
 
     by_lower = {group.lower(): group for group in groups}
     near = difflib.get_close_matches(GROUP, by_lower, n=1, cutoff=0.5)
     only = f", only in '{by_lower[near[0]]}'" if near else ""
-    what = f"{who}: requires cnn-core but has no entry point in the group '{GROUP}'{only}"
-    return printable(f"{what}: a plugin's pyproject.toml has [project.entry-points.{GROUP}]")
+    what = f"{label}: requires cnn-core but has no entry point in the group '{GROUP}'{only}"
+    return printable(f"{what}: declare it in pyproject.toml under [project.entry-points.{GROUP}]")
 
 
 def blocked(plugin: Plugin) -> str:
-    """Return the reason why the environment leaves this plugin out, or an empty string."""
+    """Return why the environment variables disable this plugin, or an empty string."""
     only = os.environ.get("CNNZOO_PLUGINS")
-    if only is not None and not _named(plugin, only):
+    if only is not None and not _is_listed(plugin, only):
         return f"not in CNNZOO_PLUGINS={only}"
-    if _named(plugin, os.environ.get("CNNZOO_PLUGINS_DISABLE", "")):
+    if _is_listed(plugin, os.environ.get("CNNZOO_PLUGINS_DISABLE", "")):
         return "disabled by CNNZOO_PLUGINS_DISABLE or --no-plugin"
     return ""
 
 
 def block(name: str) -> None:
-    """Leave a plugin out of this process and its child processes; call it before `plugins()`."""
-    kept_out = os.environ.get("CNNZOO_PLUGINS_DISABLE", "")
-    os.environ["CNNZOO_PLUGINS_DISABLE"] = f"{kept_out},{name}".strip(",")
+    """Disable a plugin in this process and its children. Call this before `plugins()`."""
+    disabled = os.environ.get("CNNZOO_PLUGINS_DISABLE", "")
+    os.environ["CNNZOO_PLUGINS_DISABLE"] = f"{disabled},{name}".strip(",")
 
 
-def _named(plugin: Plugin, names: str) -> bool:
+def _is_listed(plugin: Plugin, names: str) -> bool:
     wanted = {name.strip() for name in names.split(",")}
     return plugin.name in wanted or plugin.origin in wanted
 
 
 def pin_violation(plugin: Plugin) -> str:
-    """Return the requirement that excludes this version of cnn-core, or an empty string."""
+    """Return a message if the plugin requires another version of cnn-core, or ""."""
     from cnn_core.version import __version__
 
     dist = plugin.entry.dist if plugin.entry is not None else None
     for requirement in (dist.requires or []) if dist is not None else []:
-        # Any spelling that PEP 503 allows, but no longer name such as cnn-core-extras.
+        # Match each spelling of the name (PEP 503), but not longer names like cnn-core-extras.
         if not re.match(r"cnn[-_.]core\b(?![-_.])", requirement, re.IGNORECASE):
             continue
         if not _admits(requirement, __version__):
@@ -266,18 +273,18 @@ def pin_violation(plugin: Plugin) -> str:
 
 
 def _admits(requirement: str, version: str) -> bool:
-    """Whether a requirement admits `version`."""
+    """Return whether `version` satisfies a requirement."""
     release = version.rpartition(".")[0]
     if re.fullmatch(rf"[\w.-]+\s*~=\s*{re.escape(release)}\.0", requirement):
-        return True  # first-party plugins require this: saves importing packaging, 25 ms
+        return True  # the form in first-party plugins: importing packaging would take 25 ms
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
         parsed = Requirement(requirement)
     except InvalidRequirement:
         return False
-    # A requirement of an extra, or of another platform, does not apply here.
+    # Requirements of extras and of other platforms do not apply.
     if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
         return True
-    # Else a pre-release of core would load no plugin at all.
+    # Without `prereleases`, a pre-release of core would reject all plugins.
     return parsed.specifier.contains(version, prereleases=True)

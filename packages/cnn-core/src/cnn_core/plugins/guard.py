@@ -1,9 +1,9 @@
-"""Protect global state from plugins: settings of the process and of torch, and others' specs.
+"""Protect global state from plugins: process settings, torch settings and registered specs.
 
-A plugin is trusted code and can do anything; this guards against accidents. What a plugin changed
-is undone and reported, so that the next plugin, and the next command, start from the same state.
-Functions of torch that a plugin replaces stay replaced: `cnnzoo doctor` finds them, because
-comparing them around every call would cost too much. Nothing here imports torch.
+A plugin is trusted code and can do anything; this guards against accidents. Changes are undone and
+reported, so that the next plugin starts from the same state. torch functions that a plugin
+replaces stay replaced, because comparing them around every call would cost too much;
+`cnnzoo doctor` detects them. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 __all__ = ["restored", "watch", "when_torch_is_imported"]
 
-Setting = tuple[str, Callable[[], Any], Callable[[Any], object]]  # its name, to read, to set it
+Setting = tuple[str, Callable[[], Any], Callable[[Any], object]]  # name, getter, setter
 Snapshot = list[tuple[Setting, Any]]
 
 
@@ -30,22 +30,22 @@ class Watched(Protocol):
     """An object that remembers its original state."""
 
     def undo_changes(self) -> list[str]:
-        """Undo what was changed; return the names of the changed things."""
+        """Restore the original state; return the names of the parts that had changed."""
 
 
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(thing: Watched) -> None:
-    """Undo what plugins change in `thing`, from now on, after each of their calls."""
+    """From now on, undo changes to `thing` after each call of a plugin's code."""
     _watched.add(thing)
 
 
 @contextlib.contextmanager
 def restored() -> Iterator[list[str]]:
-    """Run a plugin's code, then undo its changes to global state; yield the list of them.
+    """Run a plugin's code, then undo its changes to global state.
 
-    The list is empty until the block ends.
+    Yields a list that receives the names of the changed settings when the block ends.
     """
     changed: list[str] = []
     before = _read(_process_settings())
@@ -53,48 +53,48 @@ def restored() -> Iterator[list[str]]:
         try:
             yield changed
         finally:
-            changed += _set_again(before)
+            changed += _restore(before)
             for thing in list(_watched):
                 changed += thing.undo_changes()
 
 
 @contextlib.contextmanager
-def when_torch_is_imported(act: Callable[[], object]) -> Iterator[None]:
-    """Call `act` now if torch is imported, else as soon as the block's code has imported it.
+def when_torch_is_imported(action: Callable[[], object]) -> Iterator[None]:
+    """Call `action` now if torch is imported, else right after the block imports it.
 
-    That is before the code that imports torch for the first time can change anything in it.
+    In the latter case `action` runs before the importing code can change torch's settings.
     """
     if "torch" in sys.modules:
-        act()
+        action()
         yield
         return
-    finder = _TorchFinder(act)
+    finder = _TorchFinder(action)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # torch was imported: it has removed itself
+        with contextlib.suppress(ValueError):  # the finder removed itself when torch was imported
             sys.meta_path.remove(finder)
 
 
 class _TorchFinder(MetaPathFinder):
-    """Finds torch where it always is, and acts once its module has been executed."""
+    """An import hook that calls `action` once torch's module has been executed."""
 
-    def __init__(self, act: Callable[[], object]) -> None:
-        self.act = act
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action = action
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Return the spec of torch; None for any other module."""
+        """Return torch's module spec, or None for any other module."""
         if fullname != "torch":
             return None
-        sys.meta_path.remove(self)  # or `util.find_spec` would ask this finder again
+        sys.meta_path.remove(self)  # otherwise `util.find_spec` would call this finder again
         spec = util.find_spec("torch")
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                self.act()
+                self.action()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -104,7 +104,7 @@ def _read(settings: list[Setting]) -> Snapshot:
     return [(setting, setting[1]()) for setting in settings]
 
 
-def _set_again(before: Snapshot) -> list[str]:
+def _restore(before: Snapshot) -> list[str]:
     """Restore the settings that differ from `before`; return their names."""
     changed = []
     for (name, read, set_), value in before:
@@ -135,15 +135,15 @@ def _change_directory(folder: str) -> None:
 
 def _torch_settings() -> list[Setting]:
     torch = sys.modules["torch"]
-    if not hasattr(torch, "nn"):  # it failed to import, or is being imported right now
+    if not hasattr(torch, "nn"):  # its import failed, or is still running
         return []
-    mkldnn, modes = torch.backends.mkldnn, torch.get_deterministic_debug_mode
+    mkldnn, debug_mode = torch.backends.mkldnn, torch.get_deterministic_debug_mode
     return [
         ("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
         ("torch's default device", _default_device, torch.set_default_device),
         ("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
         ("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
-        ("torch's deterministic mode", modes, torch.set_deterministic_debug_mode),
+        ("torch's deterministic mode", debug_mode, torch.set_deterministic_debug_mode),
         (
             "torch.backends.mkldnn.enabled",
             lambda: mkldnn.enabled,
@@ -153,6 +153,6 @@ def _torch_settings() -> list[Setting]:
 
 
 def _default_device() -> Any:
-    """Return the device that was set, or None; `torch.get_default_device` would wake a GPU."""
+    """Return the default device if one is set; `torch.get_default_device` may initialise CUDA."""
     context = getattr(sys.modules["torch"], "_GLOBAL_DEVICE_CONTEXT", None)
     return getattr(getattr(context, "device_context", None), "device", None)

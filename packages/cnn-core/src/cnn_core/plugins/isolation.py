@@ -1,4 +1,4 @@
-"""Run a plugin's code so that its output, its changes and its failures do no harm."""
+"""Run plugin code, and contain its output, its changes to global state and its errors."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ import sys
 from collections.abc import Callable, Iterator
 
 from cnn_core.errors import Terminated, ZooError, is_out_of_memory
-from cnn_core.plugins.discovery import Plugin, StrictError, describe, some
+from cnn_core.plugins.discovery import Plugin, StrictError, abbreviated, describe
 from cnn_core.plugins.guard import restored
 
-__all__ = ["ENDINGS", "isolated", "required"]
+__all__ = ["INTERRUPTS", "isolated", "required"]
 
-ENDINGS = (KeyboardInterrupt, Terminated)  # they end a command, even inside a plugin's code
+INTERRUPTS = (KeyboardInterrupt, Terminated)  # they end a command even inside plugin code
 
 Handler = Callable[[BaseException], object]
 
 
 @contextlib.contextmanager
 def isolated(
-    plugin: Plugin, doing: str, *, failed: Handler | None = None, silent: bool = False
+    plugin: Plugin, stage: str, *, failed: Handler | None = None, silent: bool = False
 ) -> Iterator[None]:
-    """Run a plugin's code and keep its output, its changes to global state and its failure apart.
+    """Run a plugin's code, and contain its output, its changes to global state and its errors.
 
-    `doing` names the activity in fault messages. Printed text goes to stderr, or is a fault where
-    the plugin should be `silent`. Changes to global state are undone and reported. An error of
-    any kind, SystemExit included, is passed to `failed`, which may raise; without `failed` it
-    becomes a fault of the plugin. Unless something is raised, the code after the block runs.
+    `stage` names the activity in fault messages. Printed text goes to stderr; with `silent` it is
+    a fault. Changes to global state are undone and reported. Any error, including SystemExit, is
+    passed to `failed`, which may raise; without `failed` it becomes a fault of the plugin. Unless
+    something is raised, execution continues after the block.
 
     Raises:
-        KeyboardInterrupt, Terminated: the user, or the system, ends the command.
-        StrictError: there is a fault, under CNNZOO_STRICT=1.
+        KeyboardInterrupt, Terminated: the user or the system stopped the command.
+        StrictError: a fault would be logged as a warning, under CNNZOO_STRICT=1.
     """
     output, error = io.StringIO(), None
-    to = output if silent else sys.stderr
+    target = output if silent else sys.stderr
     # stdout belongs to the command: a line that a plugin prints would break --json.
-    with contextlib.redirect_stdout(to), restored() as changed:
+    with contextlib.redirect_stdout(target), restored() as changed:
         try:
             yield
-        except (StrictError, *ENDINGS):
+        except (StrictError, *INTERRUPTS):
             raise
         except BaseException as raised:  # a plugin may raise SystemExit, too
             error = raised
     if output.getvalue():
-        plugin.add_fault(doing, f"prints {output.getvalue()[:40]!r}")
+        plugin.add_fault(stage, f"printed {output.getvalue()[:40]!r}")
     if changed:
-        plugin.add_fault(doing, f"changes {some(changed)}, undone")
-    # Last, because `failed` may raise, which would hide the faults above.
+        plugin.add_fault(stage, f"changed {abbreviated(changed)} (undone)")
+    # Last, because `failed` may raise, and the faults above must be recorded before that.
     if error is not None and failed is not None:
         failed(error)
     elif error is not None:
-        plugin.add_fault(doing, error)
+        plugin.add_fault(stage, error)
 
 
 def required(plugin: Plugin, failure: str) -> Handler:
-    """Return a handler for `isolated` that raises PluginError: "`failure`: cause".
+    """Return a `failed` handler for `isolated` that raises PluginError("`failure`: cause").
 
-    These are raised unchanged, because they are no defect of the plugin or have a hint already:
-    ZooError, OSError, lack of memory, and any error of core's own code.
+    ZooError, OSError, out-of-memory errors and errors of core's own plugin are raised unchanged:
+    they are not the plugin's fault, or already have a hint.
     """
 
     def fail(error: BaseException) -> None:
-        clear = isinstance(error, ZooError | OSError) or is_out_of_memory(error)
-        if clear or plugin.distribution == "cnn-core":
+        unchanged = isinstance(error, ZooError | OSError) or is_out_of_memory(error)
+        if unchanged or plugin.distribution == "cnn-core":
             raise error
         raise plugin.failure(f"{failure}: {describe(error)}") from error
 

@@ -1,4 +1,4 @@
-"""Find the plugin that raised an error: remember which plugin each module belongs to."""
+"""Attribute errors to plugins, by recording which plugin each module belongs to."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ __all__ = ["claim", "plugin_at_fault"]
 
 SHARED = ("cnn_core", "torch", "torchvision", "numpy", "matplotlib", *sys.stdlib_module_names)
 
-_code: dict[str, Plugin] = {}  # by module, and by the package that contains it
+_owners: dict[str, Plugin] = {}  # by the names of modules and of their packages
 
 
 def claim(module: str, plugin: Plugin) -> None:
-    """Remember that a module, and its neighbours in its package, belong to a plugin."""
-    # A spec may name code of these packages, which does not make it the plugin's.
+    """Record that a module, and the package that contains it, belong to a plugin."""
+    # A spec may name code in these packages, but that code is not the plugin's.
     if module.partition(".")[0] not in SHARED:
-        _code[module] = plugin
+        _owners[module] = plugin
         if package := module.rpartition(".")[0]:
-            _code[package] = plugin
+            _owners[package] = plugin
 
 
 def plugin_at_fault(error: BaseException) -> Plugin | None:
-    """Return the third-party plugin whose code is innermost in an error's traceback, or None."""
-    if not _code:
+    """Return the third-party plugin nearest to where an error was raised, or None."""
+    if not _owners:
         return None
-    # The plugins of this repository are not blamed: their errors are reported as our defects.
+    # Errors in this repository's own plugins are reported as bugs in cnnzoo.
     ours = {"cnn-core", *(name for known in directory().values() for name in known.values())}
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         plugin = _owner(str(frame.f_globals.get("__name__", "")))
@@ -38,6 +38,6 @@ def plugin_at_fault(error: BaseException) -> Plugin | None:
 
 
 def _owner(module: str) -> Plugin | None:
-    while module and module not in _code:
+    while module and module not in _owners:
         module = module.rpartition(".")[0]
-    return _code.get(module)
+    return _owners.get(module)

@@ -1,4 +1,4 @@
-"""Find the specs of plugins by name, with suggestions. Imports plugins/, no torch."""
+"""Look up plugins' specs by name. Imports plugins/, but not torch."""
 
 from cnn_core.registry.catalogue import (
     Catalogue,

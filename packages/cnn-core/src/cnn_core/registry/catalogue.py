@@ -1,7 +1,7 @@
-"""Find the specs of plugins by name; report conflicts, suggest names and what to install.
+"""Look up plugins' specs by name; report conflicts, suggest similar names or a package.
 
-A name that two plugins claim belongs to neither: looking it up raises an error that gives both
-origins. Each stays reachable as "distribution/name". Nothing here imports torch.
+Looking up a name that two plugins claim raises an error that names both. Each spec is still
+available as "distribution/name". Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
 from cnn_core.plugins import isolated, plugins
 from cnn_core.plugins.directory import directory
-from cnn_core.plugins.discovery import Plugin, complain, describe
+from cnn_core.plugins.discovery import Plugin, describe, warn_or_raise
 from cnn_core.plugins.guard import watch
 from cnn_core.plugins.origins import claim
 from cnn_core.specs import (
@@ -60,18 +60,18 @@ S = TypeVar("S", bound=Spec)
 
 @dataclass(frozen=True)
 class Entry(Generic[S]):
-    """A spec and the plugin it came from."""
+    """A spec and the plugin that provides it."""
 
     spec: S
     plugin: Plugin
 
     @property
     def qualified(self) -> str:
-        """The name that is always unique: "distribution/name"."""
+        """The qualified name, which is always unique: "distribution/name"."""
         return f"{self.plugin.distribution}/{self.spec.name}"
 
     def as_dict(self, name: str) -> dict[str, Any]:
-        """Return the spec's fields, with `name` as its name, and its distribution."""
+        """Return the spec's fields and its distribution, with `name` as the name."""
         fields = _fields(self.spec)
         return {**fields, "name": name, "distribution": self.plugin.distribution}
 
@@ -83,7 +83,7 @@ def _fields(spec: Spec) -> dict[str, Any]:
 
 
 def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec's fields with copies of those that can be changed in place."""
+    """Return a spec's fields, with copies of its mappings and of its paper."""
     return {name: _copy(value) for name, value in fields.items()}
 
 
@@ -94,13 +94,13 @@ def _copy(value: Any) -> Any:
 
 
 class Catalogue(Generic[S]):
-    """The specs of one kind by name."""
+    """All specs of one kind, by name."""
 
     def __init__(self, hook: str, kind: type[S]) -> None:
         self.kind: str = kind.kind
         self.entries: list[Entry[S]] = []
         for plugin, specs in plugins().call(hook):
-            if fault := _wrong(specs, kind):
+            if fault := _fault_in(specs, kind):
                 plugin.add_fault(f"hook {hook}", fault)
                 continue
             self.entries += [Entry(spec, plugin) for spec in specs]
@@ -110,24 +110,24 @@ class Catalogue(Generic[S]):
             for name in _names(entry.spec):
                 self._claims.setdefault(name, []).append(entry)
         self._report_conflicts()
-        # Specs are shared by everybody who asks: what one plugin changes in them is undone.
+        # All callers share these specs, so changes that a plugin makes to them are undone.
         self._originals = [_copied(vars(entry.spec)) for entry in self.entries]
         watch(self)
 
     def undo_changes(self) -> list[str]:
-        """Undo changes to specs since they were listed; return the changed specs' names."""
+        """Restore specs that were changed after loading; return their names."""
         changed = []
         for entry, original in zip(self.entries, self._originals, strict=True):
             if vars(entry.spec) != original:
                 changed.append(f"{self.kind} '{entry.qualified}'")
-                vars(entry.spec).update(_copied(original))  # specs are frozen: past __setattr__
+                vars(entry.spec).update(_copied(original))  # frozen: bypass __setattr__
         return changed
 
     @property
     def conflicts(self) -> list[str]:
-        """A line for each name that more than one plugin claims."""
+        """A message for each name that more than one plugin claims."""
         return [
-            printable(f"{self.kind} name '{name}' is claimed twice: use ")
+            printable(f"{self.kind} name '{name}' is ambiguous: use ")
             + " or ".join(printable(f"'{entry.qualified}'") for entry in claims)
             for name, claims in sorted(self._claims.items())
             if len(claims) > 1
@@ -135,22 +135,22 @@ class Catalogue(Generic[S]):
 
     def _report_conflicts(self) -> None:
         for line in self.conflicts:
-            complain(line)
+            warn_or_raise(line)
 
     def __iter__(self) -> Iterator[tuple[str, Entry[S]]]:
-        """Yield (name, entry) in natural order; a contested name is qualified."""
+        """Yield (name, entry) in natural order; ambiguous names are qualified."""
         named = [(self.shown_name(entry), entry) for entry in self.entries]
         return iter(sorted(named, key=lambda pair: natural(pair[0])))
 
     def shown_name(self, entry: Entry[S]) -> str:
-        """Return the shortest name that leads to this entry alone."""
-        alone = len(self._claims[entry.spec.name]) == 1
-        return entry.spec.name if alone else entry.qualified
+        """Return the shortest name that identifies only this entry."""
+        unique = len(self._claims[entry.spec.name]) == 1
+        return entry.spec.name if unique else entry.qualified
 
     def match(self, pattern: str) -> list[tuple[str, Entry[S]]]:
-        """Return (name, entry) for the names that match a shell pattern: "resnet*".
+        """Return (name, entry) for the names that match a shell pattern, such as "resnet*".
 
-        A contested name matches with its distribution and without.
+        An ambiguous name matches with or without its distribution.
         """
         return [
             (name, entry)
@@ -170,15 +170,16 @@ class Catalogue(Generic[S]):
         """Return the spec called `name`, an alias of it, or "distribution/name".
 
         Raises:
-            UnknownNameError: nothing has that name; suggests similar ones, or what to install.
-            PluginError: two plugins claim it, or its plugin could not be loaded.
+            UnknownNameError: there is no such name; the message suggests similar ones.
+            UsageError: the distribution that provides it is not installed.
+            PluginError: two plugins claim it, or its plugin is blocked, faulty or too old.
         """
         return self.entry(name).spec
 
     def entry(self, name: str) -> Entry[S]:
-        """Return the spec with its plugin; raises as `get` does."""
-        distribution, _, bare = name.rpartition("/")
-        claims = self._claims.get(bare, [])
+        """Return the spec and its plugin. Raises the same errors as `get`."""
+        distribution, _, base = name.rpartition("/")
+        claims = self._claims.get(base, [])
         if distribution:
             claims = [e for e in claims if e.plugin.distribution == distribution]
         if not claims:
@@ -189,33 +190,35 @@ class Catalogue(Generic[S]):
         return claims[0]
 
     def _missing(self, name: str) -> Exception:
-        """Return the error that explains why there is no such name, and what to do."""
-        asked, _, bare = name.rpartition("/")
-        # The directory lists plugins that are not installed: it knows what to install for a name.
+        """Return an error that explains why the name is missing and how to get it."""
+        requested, _, base = name.rpartition("/")
+        # The directory also knows the names in distributions that are not installed.
         known = directory().get(self.kind, {})
-        distribution = asked or known.get(bare)
+        distribution = requested or known.get(base)
         what = printable(f"{self.kind} '{name}' comes with {distribution}, which")
         for plugin in plugins().all:
             # It is installed but at fault: the reason helps, another pip install does not.
             if plugin.distribution == distribution and plugin.status != "ok":
                 reason = plugin.blocked or plugin.report(plugin.faults[0])
-                hint = "cnnzoo doctor -v says more"
+                hint = "for details: cnnzoo doctor -v"
                 return PluginError(f"{what} is {plugin.status}: {reason}", hint)
-        if distribution is None or distribution != known.get(bare):
-            nameable = [*self._claims, *known]
-            return UnknownNameError(self.kind, name, nameable, f"see: cnnzoo {self._lister}")
+        if distribution is None or distribution != known.get(base):
+            candidates = [*self._claims, *known]
+            return UnknownNameError(
+                self.kind, name, candidates, f"see: cnnzoo {self._list_command}"
+            )
         if any(plugin.distribution == distribution for plugin in plugins().all):
             hint = f"pip install --upgrade {distribution}"
-            return PluginError(f"{what} does not offer it in this version", hint)
+            return PluginError(f"{what} does not provide it in the installed version", hint)
         return UsageError(f"{self.kind} '{name}' is not installed", f"pip install {distribution}")
 
     @property
-    def _lister(self) -> str:
+    def _list_command(self) -> str:
         return "--help" if self.kind == "command" else f"list-{self.kind.replace(' ', '')}s"
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts resnet18 before resnet110."""
+    """Return a sort key that puts resnet18 before resnet110."""
     # Pairs, because a number cannot be compared with text.
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
@@ -224,33 +227,33 @@ def _names(spec: Spec) -> tuple[str, ...]:
     return (spec.name, *getattr(spec, "aliases", ()))
 
 
-def _wrong(specs: Any, kind: type[Spec]) -> str:
-    """Return the fault of a hook's result, or an empty string."""
+def _fault_in(specs: Any, kind: type[Spec]) -> str:
+    """Return a description of the fault in a hook's result, or "" if there is none."""
     if not isinstance(specs, list):
         return f"returned {type(specs).__name__}, expected an iterable of {kind.__name__}"
     for spec in specs:
         if not isinstance(spec, kind):
             return f"returned a {type(spec).__name__} among its items, expected {kind.__name__}"
-        if fault := _unshowable(spec):
+        if fault := _display_fault(spec):
             return fault
     names = [name for spec in specs for name in _names(spec)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return f"offers {kind.kind} '{twice[0]}' twice" if twice else ""
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    return f"offers {kind.kind} '{duplicates[0]}' twice" if duplicates else ""
 
 
-def _unshowable(spec: Spec) -> str:
-    """Return why a list or its JSON could not show a spec, or an empty string."""
-    plain = {"str": str, "int": int, "bool": bool}
+def _display_fault(spec: Spec) -> str:
+    """Return why a spec cannot be listed or written as JSON, or an empty string."""
+    checked = {"str": str, "int": int, "bool": bool}
     try:
         for field in dataclasses.fields(spec):
-            # Types are strings here: the module of the specs postpones annotations.
-            kind = plain.get(str(field.type), object)
+            # specs.py postpones the evaluation of annotations, so field types are strings.
+            kind = checked.get(str(field.type), object)
             spec.require(field.name, isinstance(getattr(spec, field.name), kind), kind.__name__)
         json.dumps(_fields(spec), allow_nan=False, default=repr)
     except SpecError as error:
         return str(error)
     except Exception as error:
-        return f"{spec.kind} '{spec.name}' cannot be shown: {describe(error)}"
+        return f"{spec.kind} '{spec.name}' cannot be listed: {describe(error)}"
     return ""
 
 
@@ -281,7 +284,7 @@ def metrics() -> Catalogue[MetricSpec]:
 
 @functools.cache
 def views() -> Catalogue[ViewSpec]:
-    """Return the catalogue of figures."""
+    """Return the catalogue of views."""
     return Catalogue("cnnzoo_views", ViewSpec)
 
 
@@ -304,7 +307,7 @@ def checks() -> Catalogue[Check]:
 
 
 def catalogues() -> list[Catalogue[Any]]:
-    """Return all catalogues; this calls every provider of every plugin."""
+    """Return all catalogues; the first call runs all provider hooks of all plugins."""
     return [
         models(),
         datasets(),
@@ -318,7 +321,7 @@ def catalogues() -> list[Catalogue[Any]]:
 
 
 def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
-    """Return the names of the models that match a shell pattern and a task, in natural order."""
+    """Return the names of models that match a shell pattern and a task, in natural order."""
     found = models().match(pattern)
     return [name for name, entry in found if task in (None, entry.spec.task)]
 
@@ -327,30 +330,30 @@ def get_spec(name: str) -> ModelSpec:
     """Return the spec of one model.
 
     Raises:
-        UnknownNameError, PluginError: as `Catalogue.get`.
+        UsageError, PluginError: as for `Catalogue.get`.
     """
     return models().get(name)
 
 
 def origin(catalogue: Catalogue[Any], name: str) -> dict[str, str]:
-    """Return the distribution that `name` comes from, and its version, for a run's records."""
+    """Return the distribution that provides `name`, and its version, for a run to record."""
     plugin = catalogue.entry(name).plugin
     return {"distribution": plugin.distribution, "version": plugin.version}
 
 
 def resolve(entry: Entry[Any], field: str = "target") -> Any:
-    """Import the object that a spec's `field` names, "package.module:name", and return it.
+    """Import and return the object that a spec's field names as "package.module:name".
 
     Raises:
         PluginError: the module or the name does not exist, or the import fails.
     """
     spec, plugin, target = entry.spec, entry.plugin, getattr(entry.spec, field)
     module, _, name = target.partition(":")
-    # Before the import, so that later errors in this module are traced to the plugin.
+    # Before the import, so that errors in this module are attributed to the plugin.
     claim(module, plugin)
 
     def failed(error: BaseException) -> NoReturn:
-        what = f"{spec.kind} '{spec.name}' of {plugin.who}: cannot import {target}"
+        what = f"{spec.kind} '{spec.name}' of {plugin.label}: cannot import {target}"
         hint = f"fix or remove it: pip uninstall {plugin.distribution}"
         raise PluginError(f"{what}: {describe(error)}", hint) from error
 

@@ -1,7 +1,7 @@
-"""Resolve names by their context: a command line, a plugin's recipe, or a run.
+"""Resolve names in their context: on a command line, in a plugin's recipe, or in a run.
 
-A name that two plugins claim is ambiguous in `registry`; here the context can decide, such as the
-plugin whose recipe uses the name. Nothing here imports torch.
+`registry` rejects a name that two plugins claim. Here the context can decide, for example the
+plugin that provides the recipe. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cnn_core.specs import DatasetSpec, ModelSpec, RecipeSpec, Spec
 from cnn_core.text import printable
 
 __all__ = [
+    "ambiguous_defaults",
     "base_name",
     "canonical_name",
-    "contested_defaults",
     "default_recipe",
     "recipes_of",
     "recorded_name",
@@ -34,7 +34,7 @@ S = TypeVar("S", bound=Spec)
 
 
 def base_name(name: str) -> str:
-    """Return the bare name: "imagefolder" of "cnn-core/imagefolder:PATH"."""
+    """Return the name alone: "imagefolder" for "cnn-core/imagefolder:PATH"."""
     return name.partition(":")[0].rpartition("/")[2]
 
 
@@ -42,7 +42,7 @@ def canonical_name(catalogue: Catalogue[Any], name: str) -> str:
     """Return the shortest unambiguous form of a name; a dataset's :PATH is kept.
 
     Raises:
-        UnknownNameError: nothing has that name.
+        UnknownNameError: there is no such name.
         PluginError: two plugins claim it.
     """
     return _with_path(catalogue, catalogue.entry(name.partition(":")[0]), name)
@@ -57,31 +57,32 @@ def _with_path(catalogue: Catalogue[S], entry: Entry[S], name: str) -> str:
 
 
 def resolve_for(catalogue: Catalogue[S], name: str, plugin: Plugin) -> Entry[S]:
-    """Return the entry that a plugin means by a name.
+    """Return the entry that `name` refers to in a plugin's recipe.
 
-    That is its own, else the one of a distribution it requires, else the only one.
+    The plugin's own entry comes first, then one from a distribution that it requires. Otherwise
+    the name must be unambiguous.
 
     Raises:
-        UnknownNameError: nothing has that name.
+        UnknownNameError: there is no such name.
         PluginError: several plugins claim it, and none of these rules chooses one.
     """
     head = name.partition(":")[0]
     claims = catalogue.claims(head)
     if len(claims) > 1:
-        # A plugin was written against its own names and those of its requirements. Whatever else
-        # is installed beside them must not change what its recipe means.
-        for near in ({plugin.distribution}, requirements(plugin)):
-            found = [entry for entry in claims if entry.plugin.distribution in near]
+        # A recipe was written against its plugin and the plugin's requirements. Installing other
+        # plugins must not change the meaning of its names.
+        for distributions in ({plugin.distribution}, requirements(plugin)):
+            found = [entry for entry in claims if entry.plugin.distribution in distributions]
             if len(found) == 1:
                 return found[0]
     return catalogue.entry(head)
 
 
 def resolved_name(recipe: Entry[RecipeSpec], key: str) -> str:
-    """Return an unambiguous name of a recipe's "model" or "data".
+    """Return the unambiguous name of a recipe's model or dataset; `key` is "model" or "data".
 
     Raises:
-        ZooError: it is not installed, or the name is ambiguous.
+        ZooError: the model or dataset is not installed, or its name is ambiguous.
     """
     if key == "model":
         models = registry.models()
@@ -91,7 +92,7 @@ def resolved_name(recipe: Entry[RecipeSpec], key: str) -> str:
 
 
 def recipes_of(model: Entry[ModelSpec]) -> list[Entry[RecipeSpec]]:
-    """Return the recipes of all plugins for this model."""
+    """Return all recipes for this model, from any plugin."""
     found, models = [], registry.models()
     for _, recipe in registry.recipes():
         with contextlib.suppress(ZooError):  # its model is not installed
@@ -101,9 +102,9 @@ def recipes_of(model: Entry[ModelSpec]) -> list[Entry[RecipeSpec]]:
 
 
 def default_recipe(model: str, data: str) -> Entry[RecipeSpec] | None:
-    """Return the default recipe of a model and dataset, given by their canonical names.
+    """Return the default recipe for a model and a dataset, given their canonical names, or None.
 
-    That is the one from the model's distribution, else from the dataset's, else from any.
+    A recipe from the model's distribution takes precedence, then one from the dataset's.
 
     Raises:
         PluginError: two recipes have equal precedence.
@@ -113,15 +114,15 @@ def default_recipe(model: str, data: str) -> Entry[RecipeSpec] | None:
         names = " and ".join(f"'{entry.qualified}'" for entry in found)
         raise PluginError(
             printable(f"the default recipe of {model} on {data} is ambiguous: {names}"),
-            f"name one of them: --recipe {printable(found[0].qualified)}",
+            f"choose one of them: --recipe {printable(found[0].qualified)}",
         )
     return found[0] if found else None
 
 
-def contested_defaults() -> list[str]:
-    """Return a line for each pair with several default recipes of equal precedence."""
+def ambiguous_defaults() -> list[str]:
+    """Return a message for each model and dataset with several equal default recipes."""
     return [
-        printable(f"default recipe of {model} on {data} is claimed twice: use --recipe ")
+        printable(f"default recipe of {model} on {data} is ambiguous: use --recipe ")
         + " or ".join(printable(f"'{entry.qualified}'") for entry in found)
         for (model, data), found in sorted(_defaults().items())
         if len(found) > 1
@@ -135,13 +136,15 @@ def _defaults() -> dict[tuple[str, str], list[Entry[RecipeSpec]]]:
         if not recipe.spec.default:
             continue
         with contextlib.suppress(ZooError):  # its model or dataset is not installed
-            # Each plugin's names are resolved in its own context before they are compared.
+            # Two plugins may use different names for the same pair, so resolve them first.
             pair = resolved_name(recipe, "model"), resolved_name(recipe, "data")
             by_pair.setdefault(pair, []).append(recipe)
-    return {pair: _nearest(pair, found) for pair, found in by_pair.items()}
+    return {pair: _of_highest_precedence(pair, found) for pair, found in by_pair.items()}
 
 
-def _nearest(pair: tuple[str, str], found: list[Entry[RecipeSpec]]) -> list[Entry[RecipeSpec]]:
+def _of_highest_precedence(
+    pair: tuple[str, str], found: list[Entry[RecipeSpec]]
+) -> list[Entry[RecipeSpec]]:
     model: Entry[ModelSpec] = registry.models().entry(pair[0])
     data: Entry[DatasetSpec] = registry.datasets().entry(pair[1].partition(":")[0])
     for owner in (model.plugin.distribution, data.plugin.distribution):
@@ -153,22 +156,24 @@ def _nearest(pair: tuple[str, str], found: list[Entry[RecipeSpec]]) -> list[Entr
 # Runs
 
 
-def recorded_name(catalogue: Catalogue[Any], name: str, recorded: Any, where: object) -> str:
-    """Return the current name of the entry that `name` meant when the run `where` was written.
+def recorded_name(catalogue: Catalogue[Any], name: str, recorded: Any, source: object) -> str:
+    """Return today's name of the entry that a run or weights file refers to as `name`.
 
-    `recorded` is the result of `registry.origin` at that time; without it `name` is returned.
+    `recorded` is the result of `registry.origin` from when `source` was written; without it,
+    `name` is returned. `source` is the file or run that error messages mention.
 
     Raises:
-        PluginError: its distribution is not installed, or no longer offers it.
+        PluginError: its distribution is not installed.
+        UsageError: its distribution no longer provides it.
     """
     if not isinstance(recorded, Mapping) or "distribution" not in recorded:
         return name
     distribution, version = recorded["distribution"], recorded.get("version")
     if all(plugin.distribution != distribution for plugin in plugins().all):
         raise PluginError(
-            f"{where}: {catalogue.kind} '{name}' is from {distribution} {version}, "
+            f"{source}: {catalogue.kind} '{name}' is from {distribution} {version}, "
             "which is not installed",
             shlex.join(["pip", "install", f"{distribution}=={version}"]),
         )
-    # Not by its name alone: a plugin that was installed since may claim it.
+    # With the distribution: a plugin installed since then may claim the same name.
     return _with_path(catalogue, catalogue.entry(f"{distribution}/{base_name(name)}"), name)

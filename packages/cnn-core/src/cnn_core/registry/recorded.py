@@ -1,4 +1,4 @@
-"""Open a run under the current names of its model and dataset."""
+"""Open a run, and update the recorded names of its model and dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["open_run"]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run directory, and check that the plugins of its model and dataset are there.
+    """Open a run directory, and check that the plugins of its model and dataset are installed.
 
     Raises:
         UsageError: the directory does not exist.
@@ -22,9 +22,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     run = Run.open(path)
     origins = run.environment().get("origins")
-    made_with = origins if isinstance(origins, dict) else {}
+    recorded = origins if isinstance(origins, dict) else {}
     model, data = (
-        recorded_name(catalogue, getattr(run.recipe, key), made_with.get(key), run.path)
+        recorded_name(catalogue, getattr(run.recipe, key), recorded.get(key), run.path)
         for key, catalogue in (("model", models()), ("data", datasets()))
     )
     return replace(run, recipe=replace(run.recipe, model=model, data=data))

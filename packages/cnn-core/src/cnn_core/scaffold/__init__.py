@@ -1,1 +1,1 @@
-"""Write new plugins for `cnnzoo new`. Imports the registry, and no torch."""
+"""Write new plugins for `cnnzoo new`. Imports the registry, but not torch."""

@@ -1,7 +1,7 @@
 """Write a new, working plugin for `cnnzoo new`. No torch here.
 
-The files come from templates/KIND, and from templates/any for every kind. PACKAGE and WORD in
-their names, and `$package`, `$word` and others in their text, are replaced.
+The files come from templates/KIND and templates/any. PACKAGE and WORD in file names, and variables
+such as `$package` and `$word` in the text, are replaced.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from cnn_core.version import __version__
 
 __all__ = ["KINDS", "Kind", "next_steps", "write_plugin"]
 
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # normalised (PEP 503): one spelling only
-LONGEST = 48  # characters, so that names derived from it fit into 64
-SHOWN = 80  # characters of a rejected name that the error quotes
-TAKEN = {  # names used in the templates: a network called `nn` would hide torch's
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # normalised (PEP 503)
+MAX_NAME = 48  # characters, so that derived names have at most 64
+MAX_QUOTED = 80  # characters of an invalid name that the error quotes
+RESERVED = {  # names in the templates: a network called `nn` would shadow torch's
     *("annotations", "classifier", "command", "conv_bn", "figure", "nn", "plugin", "predictions"),
     *("recipes", "registry", "require_size", "run", "style", "tensor", "torch"),
 }
-# Windows reserves these names for devices, and cannot create files called like that.
+# Windows reserves these names for devices and cannot create files with them.
 DEVICES = {"aux", "con", "nul", "prn"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(10)}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of plugin: the prefix of its names, a description, and the commands to try it."""
+    """A kind of plugin: its name prefix, a description, commands to try it, and more."""
 
     prefix: str
     description: str
     steps: tuple[str, ...]
     catalogue: Callable[[], registry.Catalogue[Any]]
-    dashes: bool = False  # whether its registered name keeps dashes, as commands do
-    needs: tuple[str, ...] = ()
+    dashes: bool = False  # keep dashes in the registered name, as in commands
+    needs: tuple[str, ...] = ()  # distributions besides cnn-core
     tests_need: tuple[str, ...] = ()
 
 
@@ -82,13 +82,13 @@ KINDS = {
 
 
 def write_plugin(name: str, kind: str = "", out: Path | None = None) -> Path:
-    """Write a plugin called `name` into the new folder `out`, by default ./`name`; return it.
+    """Write a plugin called `name` to the new directory `out` (default: `name`); return its path.
 
-    `kind` is a key of KINDS; if it is empty, the prefix of the name decides.
+    `kind` is a key of KINDS; if empty, the prefix of the name determines it.
 
     Raises:
-        UsageError: the name is invalid or taken, or the folder already exists.
-        ZooError: the folder cannot be written; nothing of it is left behind.
+        UsageError: the name is invalid or taken, or the directory already exists.
+        ZooError: the directory cannot be written; no partial files are left behind.
     """
     kind = kind or _kind_of(name)
     words = _words(name, kind)
@@ -117,33 +117,34 @@ def next_steps(path: Path, name: str, kind: str = "") -> list[str]:
 
 
 def _kind_of(name: str) -> str:
-    """Return the kind that the prefix of a name stands for."""
+    """Return the kind that the prefix of a name indicates."""
     _require_name(name)
     for kind, facts in KINDS.items():
         if name.startswith(facts.prefix):
             return kind
     known = ", ".join(f"{facts.prefix}… ({kind})" for kind, facts in KINDS.items())
     raise UsageError(
-        f"'{name}' has no prefix of a known kind: {known}",
+        f"'{name}' does not start with the prefix of a kind: {known}",
         f"cnnzoo new {name} --kind KIND; to observe training, copy examples/cnn-track-csv",
     )
 
 
 def _require_name(name: str) -> None:
-    """Raise UsageError unless `name` is a valid, normalised name of a distribution."""
-    if len(name) <= LONGEST and NAME.fullmatch(name) and name not in DEVICES:
+    """Raise UsageError unless `name` is a valid, normalised distribution name."""
+    if len(name) <= MAX_NAME and NAME.fullmatch(name) and name not in DEVICES:
         return
-    near = re.sub(r"[-_.]+", "-", name).lower()
-    good = near if len(near) <= LONGEST and NAME.fullmatch(near) else "cnn-arch-foo"
+    normalised = re.sub(r"[-_.]+", "-", name).lower()
+    valid = len(normalised) <= MAX_NAME and NAME.fullmatch(normalised)
+    example = normalised if valid else "cnn-arch-foo"
     raise UsageError(
-        f"name '{printable(name[:SHOWN])}': expected words of a-z and 0-9 joined by '-', "
-        f"beginning with a letter, at most {LONGEST} characters",
-        f"for example: cnnzoo new {good}",
+        f"name '{printable(name[:MAX_QUOTED])}': expected words of a-z and 0-9 joined by '-', "
+        f"beginning with a letter, at most {MAX_NAME} characters",
+        f"for example: cnnzoo new {example}",
     )
 
 
 def _words(name: str, kind: str) -> dict[str, str]:
-    """Return the value of each template variable; the name must be usable in Python too."""
+    """Return the template variables; raise UsageError if the name is not valid in Python."""
     _require_name(name)
     facts = KINDS[kind]
     short = name.removeprefix(facts.prefix)
@@ -151,10 +152,10 @@ def _words(name: str, kind: str) -> dict[str, str]:
     class_name = "".join(part.capitalize() for part in short.split("-"))
     if not word.isidentifier() or keyword.iskeyword(word) or keyword.iskeyword(class_name):
         raise UsageError(
-            f"'{name}': '{word}' is not a valid name in Python",
+            f"'{name}': '{word}' is not a valid Python name",
             f"for example: cnnzoo new {facts.prefix}my-{short}",
         )
-    if word in TAKEN | DEVICES or hasattr(builtins, word):
+    if word in RESERVED | DEVICES or hasattr(builtins, word):
         raise UsageError(
             f"'{name}': the name '{word}' is reserved",
             f"for example: cnnzoo new {facts.prefix}my-{short}",
@@ -182,16 +183,16 @@ def _quoted(names: list[str]) -> str:
 
 
 def _require_free(words: dict[str, str], kind: Kind) -> None:
-    """Raise UsageError if one of the names is taken; the message names the owner."""
+    """Raise UsageError if a name is taken; the message says which distribution has it."""
     name, package = words["distribution"], words["package"]
-    offered = words["short" if kind.dashes else "word"]
-    if owner := _owner(name, package, words["plugin"], offered, kind):
+    registered = words["short" if kind.dashes else "word"]
+    if conflict := _name_conflict(name, package, words["plugin"], registered, kind):
         other = f"{kind.prefix}my-{words['short']}"
-        raise UsageError(owner, f"for example: cnnzoo new {other}")
+        raise UsageError(conflict, f"for example: cnnzoo new {other}")
 
 
-def _owner(name: str, package: str, plugin: str, offered: str, kind: Kind) -> str:
-    """Return a sentence that names the owner of a taken name, or an empty string."""
+def _name_conflict(name: str, package: str, plugin: str, registered: str, kind: Kind) -> str:
+    """Return a message if one of the names is already taken, or an empty string."""
     try:
         return f"'{name}' is already installed, version {metadata.version(name)}"
     except metadata.PackageNotFoundError:
@@ -202,25 +203,27 @@ def _owner(name: str, package: str, plugin: str, offered: str, kind: Kind) -> st
         if other.name == plugin:
             return f"plugin '{plugin}' already belongs to {other.distribution} {other.version}"
     catalogue = kind.catalogue()
-    for entry in catalogue.claims(offered):
-        return f"{catalogue.kind} '{offered}' already belongs to {entry.plugin.distribution}"
-    # The directory also knows models that are not installed here: a clash would show up later.
-    if known := directory().get(catalogue.kind, {}).get(offered):
-        return f"{catalogue.kind} '{offered}' already belongs to {known}, which is {_state(known)}"
+    for entry in catalogue.claims(registered):
+        return f"{catalogue.kind} '{registered}' already belongs to {entry.plugin.distribution}"
+    # The directory also lists names that are not installed; a conflict would appear later.
+    if known := directory().get(catalogue.kind, {}).get(registered):
+        return (
+            f"{catalogue.kind} '{registered}' already belongs to {known}, which is {_state(known)}"
+        )
     return ""
 
 
 def _state(distribution: str) -> str:
-    """Return why a distribution's models are not registered, in words."""
+    """Return why a distribution's names are not registered, as text."""
     for plugin in plugins().all:
         if plugin.distribution == distribution:
-            why = plugin.blocked or "; ".join(fault.cause for fault in plugin.faults)
-            return f"{plugin.status}: {why}" if why else "installed in another version"
+            reason = plugin.blocked or "; ".join(fault.cause for fault in plugin.faults)
+            return f"{plugin.status}: {reason}" if reason else "installed in another version"
     return "not installed"
 
 
 def _files(kind: str, words: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the path and the text of each file."""
+    """Yield the path and the text of each file of the plugin."""
     templates = resources.files("cnn_core.scaffold") / "templates"
     for folder in ("any", kind):
         for part, file in _walk(templates / folder):
@@ -229,10 +232,10 @@ def _files(kind: str, words: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield path.removesuffix(".txt"), text
 
 
-def _walk(folder: Traversable, above: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Yield the relative path and the file of each template, sorted, from a zipped wheel too."""
+def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Yield the relative path and the file of each template, sorted; works in zipped wheels."""
     for item in sorted(folder.iterdir(), key=lambda item: item.name):
         if item.is_dir():
-            yield from _walk(item, f"{above}{item.name}/")
+            yield from _walk(item, f"{prefix}{item.name}/")
         else:
-            yield f"{above}{item.name}", item
+            yield f"{prefix}{item.name}", item

@@ -45,7 +45,7 @@ def _create(name: str, entry: Entry[MetricSpec], num_classes: int) -> Metric:
 
 def fault_of(name: str, entry: Entry[MetricSpec]) -> str:
     """Return the reason why a metric was left out, or an empty string."""
-    found = [fault for fault in entry.plugin.faults if fault.where == _stage(name)]
+    found = [fault for fault in entry.plugin.faults if fault.stage == _stage(name)]
     return entry.plugin.report(found[0]) if found else ""
 
 
@@ -58,7 +58,7 @@ def _report(name: str, entry: Entry[MetricSpec], error: BaseException) -> None:
         raise error
     if not fault_of(name, entry):
         cause = error.message if isinstance(error, PluginError) else error
-        entry.plugin.add_fault(_stage(name), cause, again=True)
+        entry.plugin.add_fault(_stage(name), cause, always_warn=True)
 
 
 class PluginMetric:

@@ -111,7 +111,7 @@ def check_plugin_has_no_fault(extension: Extension) -> None:
     plugin = extension.entry.plugin
     if plugin.blocked:
         raise SkipTest(f"is blocked: {plugin.blocked}")
-    faults = "; ".join(f"{fault.where}: {fault.cause}" for fault in plugin.faults)
+    faults = "; ".join(f"{fault.stage}: {fault.cause}" for fault in plugin.faults)
     require(plugin.status != "broken", f"is broken: {faults}")
     require(not faults, faults)
 

@@ -10,7 +10,7 @@ from unittest import SkipTest
 
 from cnn_core import registry
 from cnn_core.errors import PluginError, UsageError
-from cnn_core.plugins.discovery import describe, strays
+from cnn_core.plugins.discovery import describe, unregistered
 from cnn_core.testing import network_checks, spec_checks
 from cnn_core.testing.case import Case, Offer, offered
 from cnn_core.testing.extension_checks import (
@@ -92,7 +92,7 @@ def _offers_of(
     mine = plugins_of(distribution)
     if mine and all(plugin.blocked for plugin in mine):
         raise UsageError(f"'{distribution}' is blocked: {mine[0].blocked}", "cnnzoo plugins")
-    if not mine and (line := strays().get(distribution)):
+    if not mine and (line := unregistered().get(distribution)):
         raise PluginError(line)
     models = map(Case, offered(registry.models(), distribution))
     found: list[Offer[Any]] = [*models, *extensions_of(distribution, data_dir)]

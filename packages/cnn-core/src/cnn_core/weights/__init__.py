@@ -1,4 +1,4 @@
-"""Weights: our files, other libraries' files, key maps. Imports data/ and registry/."""
+"""Read and write weights files, ours and other libraries'. Imports data/ and registry/."""
 
 from cnn_core.weights.keymap import KeyMap
 

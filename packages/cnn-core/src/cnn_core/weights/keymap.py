@@ -1,4 +1,4 @@
-"""Translate parameter names between our networks and other libraries."""
+"""Translate state-dict keys between our networks and other libraries."""
 
 from __future__ import annotations
 
@@ -12,40 +12,43 @@ T = TypeVar("T")
 
 
 class KeyMap:
-    """Renames state-dict keys both ways, with pairs of patterns: (ours, theirs).
+    """Rename state-dict keys in both directions, with pairs of patterns: (ours, theirs).
 
-    A pattern matches the start of a key, up to a dot or its end; the rest of the key is kept.
-    "{b}" stands for a number, the same one on both sides. The first pair that matches is used:
+    A pattern matches the start of a key, up to a dot or the end of the key; the rest is kept.
+    "{b}" stands for a number, the same on both sides. The first pair that matches is used:
 
         KeyMap(("stem.conv", "conv1"), ("stage{s}.{b}.f.conv1", "layer{s}.{b}.conv1"))
 
-    Without pairs nothing is renamed. `spare` has the starts of keys that their files may have
-    and the model does not use. `beware` is the reason why these files hold another network's
-    weights although names and shapes fit; they then load only if the caller names the key map.
+    Without pairs nothing is renamed. `ignored_prefixes` are prefixes of keys in their files that
+    the model does not use. A `warning` explains why their weights are for a different network
+    although names and shapes match; the weights then load only if the caller names the key map.
     """
 
     def __init__(
-        self, *pairs: tuple[str, str], spare: tuple[str, ...] = (), beware: str = ""
+        self,
+        *pairs: tuple[str, str],
+        ignored_prefixes: tuple[str, ...] = (),
+        warning: str = "",
     ) -> None:
-        self.spare = spare
-        self.beware = beware
+        self.ignored_prefixes = ignored_prefixes
+        self.warning = warning
         self._to_theirs = [(_regex(ours), theirs) for ours, theirs in pairs]
         self._to_ours = [(_regex(theirs), ours) for ours, theirs in pairs]
 
     def theirs(self, key: str) -> str:
-        """Return the other library's name of our key; raises KeyError if no pair fits."""
+        """Return the other library's name for our key; raise KeyError if no pair matches."""
         return _renamed(key, self._to_theirs)
 
     def ours(self, key: str) -> str:
-        """Return our name of the other library's key; raises KeyError if no pair fits."""
+        """Return our name for the other library's key; raise KeyError if no pair matches."""
         return _renamed(key, self._to_ours)
 
     def to_theirs(self, state: Mapping[str, T]) -> dict[str, T]:
-        """Return a state dict under the other library's names."""
+        """Return our state dict with the other library's names."""
         return {self.theirs(key): value for key, value in state.items()}
 
     def to_ours(self, state: Mapping[str, T]) -> dict[str, T]:
-        """Return the other library's state dict under our names."""
+        """Return the other library's state dict with our names."""
         return {self.ours(key): value for key, value in state.items()}
 
 

@@ -1,6 +1,6 @@
-"""weights.safetensors: a model's weights, the description that rebuilds it, and a digest of both.
+"""weights.safetensors: a model's weights, the arguments that rebuild it, and a digest of both.
 
-safetensors does not detect a flipped bit; the digest does. Nothing is ever pickled.
+safetensors does not detect a flipped bit; the digest does. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from cnn_core.weights.safetensors_parts import on_cpu, packed
 __all__ = ["Weights", "is_ours", "read_weights", "write_weights"]
 
 SCHEMA = 1
-KEY = "cnnzoo"  # one key: with several, safetensors orders them differently every time
-BEGINNING = f'{{"__metadata__":{{"{KEY}":'.encode()  # of the header of our files
+KEY = "cnnzoo"  # one key only: safetensors would write several in random order
+BEGINNING = f'{{"__metadata__":{{"{KEY}":'.encode()  # of our files' headers
 DIGEST = 64  # hexadecimal digits of SHA-256
 
 
@@ -47,15 +47,15 @@ class Weights:
     preprocessing: Preprocessing
     epoch: int
     path: Path | None = None
-    digest: str = ""  # SHA-256 of all of it, of weights that were read
+    digest: str = ""  # SHA-256 of the file's contents; empty if not read from a file
 
     def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> None:
-        """Copy the tensors into a model that has exactly these names and shapes.
+        """Copy the tensors into a model, which must have the same names and shapes.
 
-        Tensors named in `fresh` keep the model's values where the shapes differ.
+        Tensors named in `fresh` keep the model's values if the shapes differ.
 
         Raises:
-            UsageError: a name or a shape differs; the message has the first difference.
+            UsageError: a name or a shape differs; the message gives the first difference.
         """
         own = model.state_dict()
         expected = {name: tuple(t.shape) for name, t in own.items()}
@@ -65,11 +65,11 @@ class Weights:
                 raise UsageError(
                     f"{self.path}: {name} is {found.get(name, 'missing')}, "
                     f"the model has {expected.get(name, 'none')}",
-                    f"these weights are of {self.model} with {self.num_classes} classes "
+                    f"these weights are for {self.model} with {self.num_classes} classes "
                     f"and {self.in_channels} input channels",
                 )
-        fits = {name for name in expected if expected[name] == found.get(name)}
-        model.load_state_dict({n: self.tensors[n] if n in fits else own[n] for n in expected})
+        matching = {name for name in expected if expected[name] == found.get(name)}
+        model.load_state_dict({n: self.tensors[n] if n in matching else own[n] for n in expected})
 
 
 def write_weights(path: Path, weights: Weights) -> None:
@@ -80,36 +80,36 @@ def write_weights(path: Path, weights: Weights) -> None:
     origin = registry.models().entry(weights.model).plugin
     versions = {"torch": torch.__version__, origin.distribution: origin.version}
     versions["cnn-core"] = plugins().all[0].version
-    # Another plugin may claim the model's name later: the origin keeps it unambiguous.
-    known = registry.origin(registry.models(), weights.model)
-    content = {"schema": SCHEMA, **fields, "versions": versions, "origin": known}
+    # Another plugin may claim the model's name later; the origin keeps it unambiguous.
+    recorded = registry.origin(registry.models(), weights.model)
+    content = {"schema": SCHEMA, **fields, "versions": versions, "origin": recorded}
     text, tensors = json.dumps(content, sort_keys=True), on_cpu(weights.tensors)
     write_bytes(path, *packed(tensors, {KEY: _digest(text, tensors) + text}))
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a text and of tensors: names, types, shapes and bytes."""
+    """Return the SHA-256 of a text and of the tensors' names, dtypes, shapes and bytes."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        # Bytes alone do not tell float32 from int32, or 2 x 3 from 3 x 2.
+        # Bytes alone do not distinguish float32 from int32, or 2 x 3 from 3 x 2.
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """Read the weights of a run directory, or of a weights.safetensors.
+    """Read the weights in a run directory or in a weights.safetensors file.
 
     Raises:
         UsageError: there are no weights at `path`.
         PluginError: the model is from a plugin that is not installed.
-        CorruptError: the file is broken, changed by even one bit, or not written by cnnzoo.
+        CorruptError: the file was damaged or changed, or was not written by cnnzoo.
     """
     file = Path(path)
     if file.is_dir():
         if not (file / "weights.safetensors").is_file():
             raise UsageError(
-                f"{file}: no weights.safetensors: no epoch of this run has ended yet",
+                f"{file}: no weights.safetensors: this run has not finished an epoch yet",
                 f"cnnzoo train --resume {file}",
             )
         file = file / "weights.safetensors"
@@ -134,11 +134,11 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             digest=fields["digest"],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{file}: its description of the model is broken: {error}") from error
+        raise CorruptError(f"{file}: its metadata is incomplete or invalid: {error}") from error
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether cnnzoo wrote a file; False for other safetensors and other formats.
+    """Return whether cnnzoo wrote a file; False for other safetensors files and formats.
 
     Raises:
         UsageError: there is no such file.
@@ -153,22 +153,22 @@ def is_ours(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a file's tensors, and the fields of its text with the digest of both."""
+    """Return the tensors, and the fields of the metadata plus the verified digest."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
-        # Read once: the digest is checked on the very bytes that are used.
+        # Read once, so that the digest is checked on the same bytes that are loaded.
         data = path.read_bytes()
-        tensors, marked = load(data), _metadata(data)
+        tensors, text_with_digest = load(data), _metadata(data)
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointCorruptError(f"{path}: not a sound safetensors file: {error}") from error
-    if marked is None:
+        raise CheckpointCorruptError(f"{path}: not a valid safetensors file: {error}") from error
+    if text_with_digest is None:
         raise CorruptError(f"{path}: has no '{KEY}' metadata: not written by cnnzoo")
-    digest, text = marked[:DIGEST], marked[DIGEST:]
+    digest, text = text_with_digest[:DIGEST], text_with_digest[DIGEST:]
     if (found := _digest(text, tensors)) != digest:
         raise CheckpointCorruptError(
-            f"{path}: changed since it was written: SHA-256 {found[:16]}…, not {digest[:16]}…",
-            "restore it from a copy; cnnzoo train --resume RUN does, where the run's state has it",
+            f"{path}: the contents have changed: SHA-256 {found[:16]}…, expected {digest[:16]}…",
+            "restore a backup, or try cnnzoo train --resume RUN: its checkpoint may have a copy",
         )
     fields = json.loads(text)
     if fields.get("schema") != SCHEMA:
@@ -177,7 +177,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _metadata(data: bytes) -> str | None:
-    """Return our text in a safetensors file, whose header `load` has checked."""
+    """Return our metadata in a safetensors file, or None. `load` has checked the header."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     text = header.get("__metadata__", {}).get(KEY)

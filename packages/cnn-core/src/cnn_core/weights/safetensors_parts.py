@@ -1,7 +1,7 @@
-"""Lay out a safetensors file without copying its tensors.
+"""Serialise tensors to the safetensors format without copying them.
 
-`safetensors.torch.save` builds the whole file in memory, twice, so that a large checkpoint takes
-longer to assemble than to write. The bytes here are the same.
+`safetensors.torch.save` builds the whole file in memory, twice, so a large checkpoint takes longer
+to assemble than to write. This module produces the same bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 __all__ = ["on_cpu", "packed"]
 
-ALIGNED = 8  # bytes: where the data begins
-NAMES = {  # in the library's order: wide ones first, so that all are aligned
+ALIGNMENT = 8  # bytes; the tensor data starts at a multiple of it
+NAMES = {  # in the library's order: wide types first, so that all tensors are aligned
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -30,15 +30,15 @@ NAMES = {  # in the library's order: wide ones first, so that all are aligned
 
 
 def packed(
-    tensors: Mapping[str, Tensor], text: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> list[memoryview]:
-    """Return the header and the data of a safetensors file, with `text` as its metadata.
+    """Return the parts of a safetensors file, to be written one after the other.
 
-    The tensors have to be contiguous and on the CPU; the file has them by type, then by name.
+    The tensors must be contiguous and on the CPU. The file orders them by dtype, then by name.
     """
-    places = {dtype: place for place, dtype in enumerate(NAMES)}
-    ordered = sorted(tensors.items(), key=lambda item: (places[item[1].dtype], item[0]))
-    header: dict[str, object] = {"__metadata__": dict(text)} if text else {}
+    ranks = {dtype: rank for rank, dtype in enumerate(NAMES)}
+    ordered = sorted(tensors.items(), key=lambda item: (ranks[item[1].dtype], item[0]))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     parts, offset = [], 0
     for name, tensor in ordered:
         data = tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -47,12 +47,12 @@ def packed(
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": shape, "data_offsets": span}
         parts.append(data)
         offset = span[1]
-    # As compact as the library's own header: the files are the same to the byte.
-    words = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    words += b" " * (-len(words) % ALIGNED)
-    return [memoryview(len(words).to_bytes(8, "little") + words), *parts]
+    # The library writes its header without spaces, too.
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % ALIGNMENT)
+    return [memoryview(len(encoded).to_bytes(8, "little") + encoded), *parts]
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors on the CPU, as `packed` needs them."""
+    """Return the tensors as contiguous CPU tensors, which `packed` requires."""
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}

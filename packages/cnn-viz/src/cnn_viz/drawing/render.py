@@ -198,4 +198,4 @@ def _fail(name: str, entry: Entry[ViewSpec], error: BaseException) -> NoReturn:
 def _error_message(name: str, entry: Entry[ViewSpec], error: BaseException) -> str:
     """Return one line that names the view, its plugin and distribution, and the cause."""
     cause = error.message if isinstance(error, ZooError) else describe(error)
-    return f"view '{name}' of {entry.plugin.who}: {cause}"
+    return f"view '{name}' of {entry.plugin.label}: {cause}"
