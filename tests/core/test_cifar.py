@@ -360,10 +360,10 @@ BATCHES = {
     "signed bytes": (changed(data=ZEROS.astype(np.int8)), "array of uint8, found another array"),
     "objects": (changed(data=np.array([[None]])), "array of uint8, found another array"),
     "too few names": (changed(filenames=[b"a", b"b"]), "3 file names, found 2"),
-    "a set": (changed(extra={1, 2}), "its pickle names __builtin__ set"),
+    "a set": (changed(extra={1, 2}), "its pickle names __builtin__.set"),
     "a large label": (changed(fine_labels=[0, 1 << 40, 1]), "0 to 99, found 1099511627776"),
     "a number of 300 bytes": (changed(extra=1 << 2400), "has the opcode LONG4"),
-    "a dictionary in another": (changed(extra={"a": Bomb("no")}), "its pickle names posix system"),
+    "a dictionary in another": (changed(extra={"a": Bomb("no")}), "its pickle names posix.system"),
     "a list": ([b"x" * 4000], "a pickled list"),
 }
 

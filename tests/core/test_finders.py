@@ -153,6 +153,16 @@ def test_training_that_is_made_to_fit_is_the_same_training(memory, tmp_path):
     assert other == pytest.approx(one, abs=1e-5)
 
 
+def test_a_run_made_to_fit_is_resumed_by_the_same_call(memory, tmp_path):
+    memory(16)
+    settings = {"progress": False, "epochs": 1, "batch_size": 64, "fit_memory": True}
+    runs = [
+        train("lenet5_modern", "digits", out=tmp_path / "run", auto_resume=True, **settings)
+        for _ in range(2)
+    ]
+    assert [run.recipe.accumulate for run in runs] == [4, 4]
+
+
 def test_the_commands_print_what_to_type(cnnzoo):
     done = cnnzoo("lr-find", "lenet5_modern", "--data", "digits", "--steps", 40)
     assert done.code == 0, done.err

@@ -258,9 +258,9 @@ def around(before: bytes, after: bytes) -> Builder:
 
 for kind, is_zip in (("zip", True), ("legacy", False)):
     files = {f"{name} in {kind}": saved(make, is_zip) for name, make in CALLS.items()}
-    add("its pickle names [a-z_]+.*\nif you trust", files, live=True)
+    add("its pickle names [a-z_]+.*\n(if you trust|these can run commands)", files, live=True)
 raw = {f"raw pickle {n}": lambda path, n=n: pickle.dumps(system(path), n) for n in range(6)}
-add("its pickle names posix system\n", raw, live=True)
+add("its pickle names posix.system\n", raw, live=True)
 add("a tar file of torch 0.1.10 .*\nif you trust", {"tar": tar})
 OS = b"cposix\nsystem\n"
 CALLED = {
@@ -272,7 +272,7 @@ CALLED = {
     "called as a key": around(b"\x80\x02}" + OS, b"\x85R" + tensor() + b"s."),
     "called as an attribute": around(STATE + ORDERED + OS, b"\x85Rbs."),
 }
-add("pickle names posix system", CALLED, live=True)
+add("pickle names posix.system", CALLED, live=True)
 NAMED = {
     "a module": body(torch.nn.Linear(2, 2)) + b".",
     "tensor of 2^40": b"ctorch\nTensor\n" + body(1 << 40) + b"\x85R.",

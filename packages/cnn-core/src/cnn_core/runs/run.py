@@ -104,9 +104,12 @@ class Run:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise UsageError(f"{folder}: no such run directory", "ls runs/")
+            what = "a file, not a run directory" if folder.exists() else "no such run directory"
+            raise UsageError(f"{folder}: {what}", "ls runs/")
+        if not any((folder / name).exists() for name in (*_REQUIRED, "state")):
+            raise UsageError(f"{folder}: not a run: recipe.toml is missing", "ls runs/")
         # Not metrics.csv, which is a copy, and not state/, which only resuming needs.
-        for name in ("recipe.toml", "environment.json", "metrics.jsonl"):
+        for name in _REQUIRED:
             if not (folder / name).is_file():
                 raise RunError(
                     f"{folder}: incomplete run: {name} is missing",
@@ -167,6 +170,7 @@ class Run:
         return content
 
 
+_REQUIRED = ("recipe.toml", "environment.json", "metrics.jsonl")
 _RESTORE = "restore it from a backup, or train again: cnnzoo train MODEL --data DATASET"
 
 

@@ -23,8 +23,10 @@ __all__ = ["has_run_with", "last_state", "repair", "save", "weights_are_intact"]
 log: logging.Logger = logging.getLogger("cnn_core")
 
 
-def has_run_with(path: Path, recipe: Recipe) -> bool:
+def has_run_with(path: Path, recipe: Recipe, *, fit_memory: bool = False) -> bool:
     """Whether the folder `path` contains a run with this recipe.
+
+    With `fit_memory` the run has chosen `accumulate`, which then may differ.
 
     Raises:
         UsageError: it contains a run with another recipe; the message names a key that differs.
@@ -39,7 +41,8 @@ def has_run_with(path: Path, recipe: Recipe) -> bool:
             wanted = wanted and str(Path(wanted).absolute())
         # For these keys the run records the value that was chosen for "auto" or ().
         resolved = key.name in ("precision", "memory_format", "mean", "std")
-        if wanted != recorded and not (resolved and wanted in ("auto", ())):
+        chosen = (resolved and wanted in ("auto", ())) or (fit_memory and key.name == "accumulate")
+        if wanted != recorded and not chosen:
             raise UsageError(
                 f"{path}: contains a run with {key.name} = {recorded!r}, not {wanted!r}",
                 "use another --out",

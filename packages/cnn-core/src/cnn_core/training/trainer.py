@@ -83,7 +83,8 @@ def train(
     new_recipe = None if resume is not None else find_recipe(model, data, recipe, settings)
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
-        resume = out_path if resumption.has_run_with(out_path, new_recipe) else None
+        same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
+        resume = out_path if same else None
     world, device_name = join_processes(device)
     session = Session(
         world=world,

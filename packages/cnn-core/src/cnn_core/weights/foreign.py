@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -24,11 +25,14 @@ PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 have none
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that hold the state dict
 EXPECTED = "expected a .safetensors file, or one that torch.save(model.state_dict(), path) wrote"
-# Split with an f-string so that grepping for the unsafe call does not match this help text.
+# An f-string, so that searching the code for the unsafe call does not find this help text.
 CONVERT = (
     "if you trust its author, re-save only the state dict (adjust the key): "
-    f"torch.save(torch.load('old.pt', weights_only={False})['state_dict'], 'new.pt')"
+    f"torch.save(torch.load({{old!r}}, weights_only={False})['state_dict'], {{new!r}})"
 )
+# Modules with functions that run commands or code: no state dict has a use for them.
+COMMANDS = r"\b(posix|nt|os|subprocess|pty|runpy|code|socket|shutil|sys)\.|\b(eval|exec|open)\b"
+DANGEROUS = "these can run commands or change files: do not load this file"
 MAX_HEADER = 1 << 20  # bytes: DenseNet-201's 1,207 tensors have a header of 0.13 MB
 
 
@@ -51,13 +55,22 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         cause = printable(" ".join(str(error)[:200].split())) or type(error).__name__
         raise UntrustedWeightsError(
             f"{path}: cannot be loaded safely: {cause}",
-            CONVERT if isinstance(error, NeedsTrustError) else EXPECTED,
+            _advice(path, error, cause),
         ) from error
     # Twice: a model can be compiled and then distributed, or the other way round.
     for prefix in PREFIXES * 2:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def _advice(path: Path, error: Exception, cause: str) -> str:
+    """Return the hint for a file that was refused."""
+    if not isinstance(error, NeedsTrustError):
+        return EXPECTED
+    if re.search(COMMANDS, cause):
+        return DANGEROUS
+    return CONVERT.format(old=printable(str(path)), new=printable(f"clean-{path.name}"))
 
 
 def load_foreign(

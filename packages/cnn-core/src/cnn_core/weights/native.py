@@ -107,6 +107,10 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     """
     file = Path(path)
     if file.is_dir():
+        if not (file / "recipe.toml").is_file() and not (file / "weights.safetensors").is_file():
+            raise UsageError(
+                f"{file}: not a run: recipe.toml is missing", "give a run or a weights file"
+            )
         if not (file / "weights.safetensors").is_file():
             raise UsageError(
                 f"{file}: no weights.safetensors: this run has not finished an epoch yet",

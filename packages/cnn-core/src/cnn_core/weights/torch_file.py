@@ -194,6 +194,8 @@ def _refuse(file: BinaryIO) -> None:
     with suppress(ValueError):
         scan.run(start)
     scan.require_known()
+    if not start:
+        raise ValueError("is empty")
     raise ValueError(f"starts with {start[:8].hex(' ')}, unlike files of torch.save")
 
 

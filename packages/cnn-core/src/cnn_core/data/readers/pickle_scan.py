@@ -92,7 +92,8 @@ class PickleScan:
     def require_known(self) -> None:
         """Raise NeedsTrustError if the pickle has names that are not allowed."""
         if self.unknown:
-            names = ", ".join(printable(name[:80]) for name in list(self.unknown)[:3])
+            first = [name.replace(" ", ".")[:80] for name in list(self.unknown)[:3]]
+            names = ", ".join(map(printable, first))
             raise NeedsTrustError(f"its pickle names {names}")
 
     def spend(self, steps: int) -> None:
