@@ -148,7 +148,11 @@ ENDING = textwrap.dedent("""
     def threads():
         return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
 
-    atexit.register(lambda: print("last", *threads()))
+    # One write per line: torchrun's processes share a pipe, and print() writes word by word.
+    def say(when):
+        sys.stdout.write(" ".join([when, *threads()]) + "\\n")
+
+    atexit.register(say, "last")
     from cnn_core.training import train
     from cnn_core.training.distributed import World
 
@@ -162,7 +166,7 @@ ENDING = textwrap.dedent("""
     World.wrap = in_a_cycle
     for out in sys.argv[1:]:
         train("lenet5_modern", "digits", epochs=1, batch_size=512, out=out, progress=False)
-    print("after", *threads())
+    say("after")
 """)
 
 

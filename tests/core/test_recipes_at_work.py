@@ -422,7 +422,7 @@ def test_a_mean_or_std_in_the_recipe_is_kept_when_weights_are_loaded(source):
         assert {"mean": found.mean, "std": found.std} == {
             "mean": (0.25,),
             "std": (0.5,),
-            key: given,
+            key: chosen,
         }
 
 
