@@ -156,9 +156,9 @@ class _Rules:
 
     def refuse(self, expected: str, found: str, cause: Exception | None = None) -> NoReturn:
         """Raise DatasetCorruptError for the current entry."""
-        where = f": entry '{_short(self.entry)}'" if self.entry else ""
+        entry = f": entry '{_short(self.entry)}'" if self.entry else ""
         raise DatasetCorruptError(
-            f"{self.archive}{where}: expected {expected}, found {found}",
+            f"{self.archive}{entry}: expected {expected}, found {found}",
             "nothing was unpacked; delete it and fetch it again",
         ) from cause
 
