@@ -178,7 +178,7 @@ def test_places_are_kept_by_weights_and_broken_files_made_again(digits, tmp_path
             features=digits[0],
             indices=torch.arange(400),
             labels=digits[1],
-            about="",
+            description="",
             folder=tmp_path,
             key=key,
         )
@@ -221,7 +221,7 @@ def test_few_images_have_an_embedding_on_the_page(count, tmp_path):
         features=torch.randn(count, 3),
         indices=torch.arange(count),
         labels=torch.arange(count) % 2,
-        about="few",
+        description="few",
         folder=tmp_path,
         key="few",
     )

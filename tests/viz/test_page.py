@@ -359,7 +359,7 @@ def large(
         features=features,
         indices=torch.arange(count),
         labels=targets,
-        about="Made up.",
+        description="Made up.",
         folder=tmp_path / "embeddings",
         key=str(count),
     )

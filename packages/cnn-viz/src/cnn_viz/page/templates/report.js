@@ -1,12 +1,12 @@
-// The interactive parts of the report, without libraries; the data is JSON in the page. Untrusted
-// text is only set as textContent, so it cannot become markup.
+// The interactive report, without libraries. Untrusted text is only set as textContent, so it
+// cannot become markup.
 "use strict";
 (() => {
   const one = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const json = id => JSON.parse(one(id)?.textContent ?? "null");
   const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
-  const uint16s = text => new Uint16Array(bytes(text).buffer);
+  const u16 = text => new Uint16Array(bytes(text).buffer);
   const clamp = (low, x, high) => Math.min(Math.max(x, low), high);
   const percent = p => `${(100 * p).toFixed()} %`;
   const on = (node, kind, act, how) => node?.addEventListener(kind, act, how);
@@ -18,8 +18,8 @@
   for (const chart of all("svg.chart")) {
     const keys = JSON.parse(chart.dataset.keys);
     const [left, right] = chart.dataset.x.split(" ").map(Number);
-    const at = one(".at", chart), readout = one("output", chart.parentElement);
-    const initialText = readout.textContent;
+    const at = one(".at", chart), output = one("output", chart.parentElement);
+    const label = output.textContent;
     on(chart, "pointermove", event => {
       const box = chart.getBoundingClientRect();
       const share = ((event.clientX - box.left) / box.width * 400 - left) / (right - left);
@@ -28,16 +28,16 @@
       at.setAttribute("d", `M${x} 8V190`);
       const line = epochs[place];
       const shown = (key, value) => /\/(top|miou)/.test(key) ? `${(100 * value).toFixed(2)} %` : +value.toPrecision(4);
-      readout.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => line[key] !== undefined)
+      output.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => line[key] !== undefined)
         .map(([name, key]) => `${name} ${shown(key, line[key])}`).join(", ");
     });
     on(chart, "pointerleave", () => {
       at.setAttribute("d", "");
-      readout.textContent = initialText;
+      output.textContent = label;
     });
   }
 
-  // Tables: a click on a heading sorts by its column; a second click reverses the order.
+  // Tables: a click on a heading sorts by its column; another click reverses the order.
   for (const button of all("table.sortable thead button")) {
     on(button, "click", () => {
       const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
@@ -56,7 +56,7 @@
   const data = json("#explorer");
   if (!data) return;
   const { classes, columns, tile: [tall, wide] } = data, long = Math.max(tall, wide);
-  const targets = uint16s(data.targets), predicted = uint16s(data.predicted);
+  const targets = u16(data.targets), predicted = u16(data.predicted);
   const confidence = bytes(data.confidence), number = index => (data.indices[index] ?? index) + 1;
   const loadImage = text => {
     const image = new Image();
@@ -65,7 +65,7 @@
   };
   const sheet = loadImage(data.sheet);
 
-  // Thumbnails: tiles of the sprite sheet, drawn on a canvas.
+  // Thumbnails are tiles of the sprite sheet.
   const draw = (image, context, index, x, y, size) => context.drawImage(
     image, (index % columns) * wide, Math.floor(index / columns) * tall, wide, tall,
     x, y, size * wide / long, size * tall / long);
@@ -76,15 +76,15 @@
     return canvas;
   };
   const describe = index => {
-    const name = classes[predicted[index]], probability = percent(confidence[index] / 255);
-    return targets[index] === predicted[index] ? `${name} ${probability}` : `${name} ${probability}, true: ${classes[targets[index]]}`;
+    const name = classes[predicted[index]], p = percent(confidence[index] / 255);
+    return targets[index] === predicted[index] ? `${name} ${p}` : `${name} ${p}, true: ${classes[targets[index]]}`;
   };
-  const MAX_THUMBNAILS = 120; // in a grid
+  const MAX_TILES = 120; // in a grid
   const grid = (selector, title, indices) => {
     const panel = one(selector), list = make("div", "", "grid");
     panel.replaceChildren(make("p", `${title}: ${indices.length} image${indices.length === 1 ? "" : "s"}` +
-      (indices.length > MAX_THUMBNAILS ? `, ${MAX_THUMBNAILS} of them shown` : ""), "note"), list);
-    for (const index of indices.slice(0, MAX_THUMBNAILS)) {
+      (indices.length > MAX_TILES ? `, ${MAX_TILES} of them shown` : ""), "note"), list);
+    for (const index of indices.slice(0, MAX_TILES)) {
       const cell = make("figure", "", targets[index] === predicted[index] ? "" : "wrong");
       cell.append(thumbnail(index), make("figcaption", describe(index)));
       cell.title = `image ${number(index)}: ${describe(index)}`;
@@ -92,7 +92,7 @@
     }
   };
 
-  // The confusion matrix: a click on a cell shows its images. Cells are counts, or percentages of the row.
+  // Confusion matrix: click a cell to see its images; cells are counts or percentages.
   const cells = all("#confusion td button");
   for (const button of cells) {
     const [t, p] = button.dataset.cell.split(" ").map(Number);
@@ -151,20 +151,20 @@
     show();
   }
 
-  // The embedding: pan, zoom, lasso, and the neighbours of a point.
+  // Embedding: pan, zoom, lasso, and the neighbours of a point.
   const explorer = data.embedding && one("#embedding");
   if (!explorer) return;
   const [canvas, above] = all("canvas.map", explorer), tip = one(".tip");
   const context = canvas.getContext("2d"), marks = above.getContext("2d");
-  const neighbours = uint16s(data.embedding.neighbours), neighbourCount = data.embedding.around;
+  const neighbours = u16(data.embedding.neighbours), count = data.embedding.around;
   let placed, points, at; // a method's images, their coordinates, and each image's index in both
   const dark = matchMedia("(prefers-color-scheme: dark)"), colours = data.embedding.colours;
   const hue = k => classes.length <= colours.length ? colours[k]
     : [0, 15].map(more => `hsl(${(k * 137.508) % 360} 65% ${[45, 60, 35][k % 3] + more}%)`);
-  const classGroups = classes.map((name, k) => [name, hue(k)]), LIMITS = [0.5, 0.8, 0.95, 0.99];
+  const byClass = classes.map((name, k) => [name, hue(k)]), LIMITS = [0.5, 0.8, 0.95, 0.99];
   const COLOURS = { // the groups, an image's group, the hidden groups
-    class: [classGroups, i => targets[i], new Set()],
-    prediction: [classGroups, i => predicted[i], new Set()],
+    class: [byClass, i => targets[i], new Set()],
+    prediction: [byClass, i => predicted[i], new Set()],
     correctness: [[["correct", colours[0]], ["wrong", colours[1]]], i => +(targets[i] !== predicted[i]), new Set()],
     confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, colours[[4, 1, 3, 0, 2][k]]]),
       i => LIMITS.filter(p => confidence[i] / 255 >= p).length, new Set()],
@@ -216,7 +216,7 @@
   };
   const choose = () => {
     const method = data.embedding.methods[one("[name=embedding]").value];
-    [placed, points] = [uint16s(method.placed), uint16s(method.xy)];
+    [placed, points] = [u16(method.placed), u16(method.xy)];
     at = new Map([...placed].map((index, j) => [index, j]));
     [groups, groupOf, hidden] = COLOURS[one("[name=colour]").value];
     one(".measured").textContent = method.note;
@@ -231,7 +231,7 @@
     }
     return best;
   };
-  const around = index => [...neighbours.subarray(index * neighbourCount, (index + 1) * neighbourCount)];
+  const around = index => [...neighbours.subarray(index * count, (index + 1) * count)];
   const hover = j => {
     marks.clearRect(0, 0, size, size);
     tip.hidden = j < 0;
