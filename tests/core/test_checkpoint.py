@@ -379,8 +379,8 @@ def test_resuming_elsewhere_says_what_differs(tmp_path, caplog):
     with caplog.at_level("WARNING", "cnn_core"):
         train(resume=run.path, progress=False)
     (line,) = caplog.messages
-    assert "threads 64 then, 1 now" in line
-    assert f"torch 2.0.0 then, {torch.__version__} now" in line
+    assert "threads was 64, now 1" in line
+    assert f"torch was 2.0.0, now {torch.__version__}" in line
     assert json.loads((run.state / state(2).name / "state.json").read_text())["epoch"] == 2
 
 

@@ -155,8 +155,12 @@ def test_names_are_as_long_as_they_must_be(copied, runs):
         ("a", 2, "only one run is given"),
         ("a a/../a", 2, "a/../a: given twice"),
         ("a nowhere", 2, "nowhere: no such run directory"),
-        ("a .", 3, "recipe.toml is missing"),
-        ("a b --plot curves.jpg", 2, "curves.jpg: expected a name that ends in .png, .svg or"),
+        ("a .", 2, "not a run: recipe.toml is missing"),
+        (
+            "a b --plot curves.jpg",
+            2,
+            "curves.jpg: expected a file name that ends in .png, .svg or",
+        ),
     ],
 )
 def test_misuse_is_one_error_and_prints_nothing(cnnzoo, runs, arguments, code, message):

@@ -332,7 +332,7 @@ GROWING = {
     "a million lists": b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
     "a million dictionaries": b"}" * 10**6 + b".",
 }  # fmt: skip
-programs("more than [0-9,]+ (steps|nested tuples)|as torch.save does not", GROWING)
+programs("more than [0-9,]+ (steps|nested tuples)|unlike torch.save", GROWING)
 ALLOWED = {
     "deep lists": b"]" * (MANY // 2) + b"a" * (MANY // 2 - 1) + b".",
     "dictionaries": b"}" * MANY + b".",
@@ -350,7 +350,7 @@ COUNTS = {
 }
 STORED = COUNTS | {"storage that is missing": storage("7"), "storage by number": storage(0)}
 STORED |= {"storage that is a module": body(("module", None, "a", "b")) + b"Q"}
-claims = "storage [07] claims |names (the|a) storage|more elements than its storage"
+claims = "storage [07] declares |(to|a) storage |more elements than its storage"
 programs(claims, {name: STATE + tensor(held=held) + b"s." for name, held in STORED.items()})
 TENSORS: dict[str, tuple[object, object, object]] = {
     "expanded to 10^12": (0, (10**6, 10**6), (0, 0)),
@@ -364,7 +364,7 @@ TENSORS: dict[str, tuple[object, object, object]] = {
     "a thousand dimensions": (0, (1,) * 1000, (1,) * 1000),
     "sizes that are fractions": (0, (2.0,), (1,)),
 }
-claims = "its pickle is refused: (has a tensor|calls torch)|[Oo]verflow|too large"
+claims = "its pickle is refused: (contains a tensor|calls torch)|[Oo]verflow|too large"
 programs(claims, {name: STATE + tensor(*numbers) + b"s." for name, numbers in TENSORS.items()})
 OLD = STATE + tensor(held=storage(more=b"N")) + b"s."
 OLDER = {
@@ -376,7 +376,10 @@ OLDER = {
     "legacy laughs": legacy(b"\x80\x02}" + LAUGHS + b"K\x01s."),
     "legacy cut short": LEGACY,
 }
-add("its storages claim [0-9,]+ bytes, has |lists other storages|its pickle is refused", OLDER)
+add(
+    "its storages declare [0-9,]+ bytes, it has |its list of storages differs|its pickle is refused",
+    OLDER,
+)
 
 # Zips that are not as torch.save's, with sound weights in them.
 
@@ -429,7 +432,7 @@ OTHERS = {
     "empty": b"",
     "a terabyte": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 1 << 40),
 }
-add("starts with ", OTHERS)
+add("starts with |is empty", OTHERS)
 
 
 def socket_at(path: Path) -> None:
@@ -478,7 +481,7 @@ LENGTHS: dict[str, Builder | bytes] = {
     "zip as safetensors": zipped(),
     "pickle as safetensors": lambda path: pickle.dumps(system(path), 2),
 }
-add(r"its header claims [0-9,]+ bytes", LENGTHS, suffix=".safetensors")
+add(r"its header declares [0-9,]+ bytes", LENGTHS, suffix=".safetensors")
 
 # --- The tests
 
