@@ -159,7 +159,7 @@ def test_names_are_as_long_as_they_must_be(copied, runs):
         (
             "a b --plot curves.jpg",
             2,
-            "curves.jpg: expected a file name that ends in .png, .svg or",
+            "curves.jpg: expected a file name that ends in .png, ",
         ),
     ],
 )

@@ -458,7 +458,7 @@ def test_show_data_says_what_a_data_set_is_and_draws_it(cnnzoo, flowers, tmp_pat
 
 def test_verify_data_says_whether_all_is_sound(cnnzoo, flowers):
     done = cnnzoo("verify-data", f"imagefolder:{flowers}")
-    assert (done.code, done.out.strip()) == (0, f"imagefolder:{flowers}: sound")
+    assert (done.code, done.out.strip()) == (0, f"imagefolder:{flowers}: no faults")
     (flowers / "rose" / "1.png").write_bytes(b"")
     done = cnnzoo("verify-data", f"imagefolder:{flowers}", "--json")
     assert done.code == 3

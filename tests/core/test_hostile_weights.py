@@ -376,10 +376,8 @@ OLDER = {
     "legacy laughs": legacy(b"\x80\x02}" + LAUGHS + b"K\x01s."),
     "legacy cut short": LEGACY,
 }
-add(
-    "its storages declare [0-9,]+ bytes, it has |its list of storages differs|its pickle is refused",
-    OLDER,
-)
+differs = "its storages declare [0-9,]+ bytes, it has |its list of storages differs"
+add(f"{differs}|its pickle is refused", OLDER)
 
 # Zips that are not as torch.save's, with sound weights in them.
 
