@@ -60,8 +60,7 @@ def train(
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
     `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys.
-    `workers` is the number of processes that decode files when streaming; it does not affect
-    results.
+    `workers` processes decode files when streaming; their number does not affect results.
 
     With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
     recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
@@ -74,8 +73,7 @@ def train(
     random state is restored.
 
     Raises:
-        UsageError: a name or key is unknown, a value is out of range, or the recipe, model and
-            dataset are incompatible.
+        UsageError: a name, a key or a value is invalid, or model and dataset are incompatible.
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
@@ -85,21 +83,25 @@ def train(
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
         resume = out_path if same else None
-    world, device_name = join_processes(device)
-    session = Session(
-        world=world,
-        device=choose_device(device_name),
-        workers=workers,
-        show_progress=progress and world.is_first,
-        # Observers write files and print, which only rank 0 may do.
-        observers=Observers(plugins(), observers) if world.is_first else Observers(None),
-        fit_memory=fit_memory,
-    )
+    session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
             return session.resume(Path(resume), data_path)
         assert new_recipe is not None
         return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
+
+
+def _session(device: str, observers: Iterable[Any], progress: bool, **options: Any) -> Session:
+    """Join the other processes, if there are any, and return the session of this one."""
+    world, device_name = join_processes(device)
+    return Session(
+        world=world,
+        device=choose_device(device_name),
+        show_progress=progress and world.is_first,
+        # Observers write files and print, which only rank 0 may do.
+        observers=Observers(plugins(), observers) if world.is_first else Observers(None),
+        **options,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

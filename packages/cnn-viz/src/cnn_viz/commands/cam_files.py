@@ -55,13 +55,7 @@ def explain_files(
     """
     trained = Trained.of(run, device=device)
     weights = trained.weights
-    if task_of(weights) != "classification":
-        raise UsageError(
-            f"{trained.path}: '{weights.model}' does {task_of(weights)}",
-            f"cnnzoo viz seg_gradcam {trained.path}",
-        )
-    if class_name and class_name not in weights.classes:
-        raise UnknownNameError("class", class_name, weights.classes, _class_hint(weights.classes))
+    _require_class(trained, class_name)
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
     files = require_distinct_names(image_files(images))
@@ -76,14 +70,27 @@ def explain_files(
             progress(f"{method} at {stage}: {_passes_text(pass_count, method)}")
         classes = [weights.classes.index(class_name)] if class_name else None
         cam = cams(model, inputs, stage, classes, method)[stage]
-        out.mkdir(parents=True, exist_ok=True)
-        # A "+" would need quoting in URLs.
-        destination = out / f"{path.stem}.{method.replace('+', 'p')}.png"
         with style.applied():
             title = f"{TITLES[method]} at stage {stage}"
             figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
-            write_bytes(destination, encode_figure(figure, "png", dpi=150))
+            content = encode_figure(figure, "png", dpi=150)
+        # A "+" would need quoting in URLs.
+        destination = out / f"{path.stem}.{method.replace('+', 'p')}.png"
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(destination, content)
         yield destination
+
+
+def _require_class(trained: Trained, name: str) -> None:
+    """Raise UsageError unless the run is a classifier that knows the class, if one is named."""
+    weights = trained.weights
+    if (task := task_of(weights)) != "classification":
+        raise UsageError(
+            f"{trained.path}: '{weights.model}' does {task}",
+            f"cnnzoo viz seg_gradcam {trained.path}",
+        )
+    if name and name not in weights.classes:
+        raise UnknownNameError("class", name, weights.classes, _class_hint(weights.classes))
 
 
 def _passes_text(pass_count: int, method: str) -> str:

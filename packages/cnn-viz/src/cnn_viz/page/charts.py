@@ -33,6 +33,17 @@ def charts(
     return drawn
 
 
+def _value_axis(values: list[float], scale: float) -> tuple[Sequence[float], float, float]:
+    """Return the ticks, the lower and the upper limit of an axis for these values."""
+    lowest, highest = min(values, default=0.0), max(values, default=1.0)
+    if lowest == highest:  # draw a constant learning rate in the middle
+        lowest, highest = sorted((0.0, 2 * lowest or 1.0))
+    ticks = MaxNLocator(4).tick_values(lowest, highest)
+    low, high = min(ticks[0], lowest), max(ticks[-1], highest)
+    # Accuracy cannot exceed 100 %, so the axis should not either.
+    return ticks, low, min(high, 100.0) if scale == 100 else high
+
+
 def _chart(
     title: str,
     keys: dict[str, str],
@@ -49,15 +60,7 @@ def _chart(
         ]
         for name, key in keys.items()
     }
-    values = [y for points in lines.values() for _, y in points] or [0.0, 1.0]
-    lowest, highest = min(values), max(values)
-    if lowest == highest:  # draw a constant learning rate in the middle
-        lowest, highest = sorted((0.0, 2 * lowest or 1.0))
-    ticks = MaxNLocator(4).tick_values(lowest, highest)
-    low, high = min(ticks[0], lowest), max(ticks[-1], highest)
-    # Accuracy cannot exceed 100 %, so the axis should not either.
-    if scale == 100:
-        high = min(high, 100.0)
+    ticks, low, high = _value_axis([y for points in lines.values() for _, y in points], scale)
     last = len(history) - 1
 
     def x(index: float) -> float:

@@ -47,6 +47,16 @@ PIXEL_BUDGET = 2**14  # over all images: this view runs the network very often
 MIN_IMAGES, MAX_IMAGES = 5, 16
 STEPS = 8  # of deletion and insertion
 
+CAPTION = (
+    "images of the test split, explaining the predicted class; means and 95 % bootstrap "
+    "intervals. Deletion: the mean probability of the class while pixels are\nset to 0, "
+    "highest-ranked first. Insertion: likewise, while a blurred image is progressively restored. "
+    "ROAD: the probability with the lowest-ranked pixels removed\nminus that with the "
+    "highest-ranked removed. Random numbers, at the map's resolution, and image edges ignore the "
+    "network: a faithful map scores better than both,\nand changes when the weights are shuffled. "
+    "Correlations are computed on the stage's raw values, including negative ones."
+)
+
 
 def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw faithfulness scores of class activation maps and of two baselines.
@@ -76,14 +86,7 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
         10.5,
         6.6,
         f"Do the maps reflect the network? {run.recipe.model} on {run.recipe.data}, stage {stage}",
-        f"{len(images)} images of the test split, explaining the predicted class; means and 95 % "
-        "bootstrap intervals. Deletion: the mean probability of the class while pixels are\nset "
-        "to 0, highest-ranked first. Insertion: likewise, while a blurred image is progressively "
-        "restored. ROAD: the probability with the lowest-ranked pixels removed\nminus that with "
-        "the highest-ranked removed. Random numbers, at the map's resolution, and image edges "
-        "ignore the network: a faithful map scores better than both,\nand changes when the "
-        "weights are shuffled. Correlations are computed on the stage's raw values, including "
-        "negative ones.",
+        f"{len(images)} {CAPTION}",
     )
     *score_axes, bottom = figure.subplot_mosaic(
         [[*"abc"], ["d", "d", "d"]], height_ratios=(1, 1.1)

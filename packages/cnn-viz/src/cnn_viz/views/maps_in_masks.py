@@ -47,17 +47,11 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
     valid = targets[rows] != IGNORED
     inside = targets[rows] == classes[:, None, None]
     mask_share = float((inside.sum((1, 2)) / valid.sum((1, 2))).mean())
-    intervals = " and 95 % bootstrap intervals" if len(rows) >= MIN_VALUES else ""
     figure = style.figure(
         10.5,
         5.8,
         f"Do the maps match the masks? {run.recipe.model} on {run.recipe.data}",
-        f"{len(rows)} pairs of a test image and a class that is present and predicted; the maps "
-        f"explain the pixels predicted as the class; means{intervals}.\n"
-        "Dotted: the mask's share of the image without ignored pixels, "
-        f"{style.percent(mask_share)} on average, which is also the score of a uniform map. "
-        "Random numbers and edges ignore the network."
-        f"{tile_note(weights)}",
+        _caption(len(rows), mask_share) + tile_note(weights),
     )
     axes = figure.subplots(2, 2, sharex="col")
     for (left, right), stage in zip(axes, stages, strict=True):
@@ -92,6 +86,17 @@ def _heats(
     maps[RANDOM] = random_cam(maps[METHODS[0]])
     heats = {name: cam.heat(stride=stride) for name, cam in maps.items()}
     return {**heats, EDGES: edge_map(images)}
+
+
+def _caption(pairs: int, mask_share: float) -> str:
+    intervals = " and 95 % bootstrap intervals" if pairs >= MIN_VALUES else ""
+    return (
+        f"{pairs} pairs of a test image and a class that is present and predicted; the maps "
+        f"explain the pixels predicted as the class; means{intervals}.\n"
+        "Dotted: the mask's share of the image without ignored pixels, "
+        f"{style.percent(mask_share)} on average, which is also the score of a uniform map. "
+        "Random numbers and edges ignore the network."
+    )
 
 
 def _pairs(predictions: Tensor, targets: Tensor, limit: int) -> tuple[Tensor, Tensor]:
