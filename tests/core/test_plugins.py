@@ -751,10 +751,10 @@ NEWER = "from cnn_core import create_model_in_3d"
 RUDE = {
     "settings": (
         SETTINGS,
-        "import: changed torch's default dtype, torch's grad mode (undone)",
+        r"import: changed torch's default dtype, torch's grad mode \(undone\)",
         ".*",
     ),
-    "lazy": ("", "import of cnn_arch_lazy_net: changed torch's default dtype (undone)", "own"),
+    "lazy": ("", r"import of cnn_arch_lazy_net: changed torch's default dtype \(undone\)", "own"),
     "pin": ("", r"requirements: needs cnn-core>=99", ".*"),
     "newer": (NEWER, "import: ImportError: cannot import name 'create_model_in_3d'", ".*"),
     "mutation": (

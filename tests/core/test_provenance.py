@@ -225,7 +225,7 @@ def test_a_plugin_in_another_group_is_named(cnnzoo, site, good_source, monkeypat
 def test_doctor_finds_a_folder_of_data_sets_that_cannot_be_written(cnnzoo, tmp_path):
     (tmp_path / "file").write_text("")
     done = cnnzoo("doctor", CNNZOO_CACHE=str(tmp_path / "file" / "data"), CNNZOO_PLUGINS="")
-    assert "set CNNZOO_CACHE to a folder of yours" in done.out
+    assert "set CNNZOO_CACHE to a writable directory" in done.out
 
 
 @pytest.mark.parametrize(
