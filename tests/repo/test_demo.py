@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.parametrize(
     ("task", "said", "least", "most"),
     [
-        ("classification", "of digits", 97, 30),
+        ("classification", "of unseen digits", 97, 30),
         pytest.param("segmentation", "mean IoU", 90, 6, marks=pytest.mark.slow),
     ],
 )

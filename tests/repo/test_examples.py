@@ -205,5 +205,5 @@ def test_kmnist_is_not_downloaded_unasked(installed, tmp_path):
     )
     done = python(tmp_path, *command, site=installed)
     assert done.returncode == 1
-    assert "fetch it with --download" in done.stderr
+    assert "--download fetches it" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cnn_core.weights.native import Weights
 
-__all__ = ["build", "create_model", "build_untrained"]
+__all__ = ["build", "build_untrained", "create_model"]
 
 
 def create_model(

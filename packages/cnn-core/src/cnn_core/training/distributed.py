@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cnn_core.errors import UsageError
 
-__all__ = ["ALONE", "World", "join_processes", "is_restart", "with_sync_batchnorm"]
+__all__ = ["ALONE", "World", "is_restart", "join_processes", "with_sync_batchnorm"]
 
 T = TypeVar("T")
 

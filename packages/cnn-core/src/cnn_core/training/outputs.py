@@ -19,9 +19,9 @@ from cnn_core.training.trained import Source, Trained
 __all__ = [
     "Predictions",
     "SegmentationOutput",
-    "validation_predictions",
     "predictions",
     "segmented",
+    "validation_predictions",
 ]
 
 

@@ -27,9 +27,9 @@ __all__ = [
     "Segmentation",
     "image_files",
     "predict",
+    "require_distinct_names",
     "segment",
     "task_of",
-    "require_distinct_names",
 ]
 
 Images = Iterable[str | os.PathLike[str]]

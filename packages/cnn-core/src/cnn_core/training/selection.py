@@ -8,7 +8,7 @@ from cnn_core import registry
 from cnn_core.runs.run import Run
 from cnn_core.tasks import SCORES
 
-__all__ = ["is_better", "best_epoch", "monitored_metric"]
+__all__ = ["best_epoch", "is_better", "monitored_metric"]
 
 
 def is_better(score: float, best: float | None, higher_is_better: bool) -> bool:

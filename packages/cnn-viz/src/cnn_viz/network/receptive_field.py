@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cnn_viz.network.hooks import hook_stages
 from cnn_viz.network.inspection import inspection_mode
 
-__all__ = ["THRESHOLD", "ReceptiveField", "pick_evenly", "receptive_fields"]
+__all__ = ["ReceptiveField", "THRESHOLD", "pick_evenly", "receptive_fields"]
 
 THRESHOLD = 1 - 0.9545  # of the effective field, as a fraction of its maximum (section 3)
 

@@ -17,11 +17,11 @@ from cnn_core.training import Predictions
 
 __all__ = [
     "BINS",
+    "CURVE_POINTS",
     "ClassScore",
     "OneVsRest",
     "PixelScore",
     "Reliability",
-    "CURVE_POINTS",
     "TEMPERATURES",
     "bootstrap",
     "class_scores",

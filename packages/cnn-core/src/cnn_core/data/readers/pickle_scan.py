@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from cnn_core.text import printable
 
-__all__ = ["OTHER", "Group", "Keys", "Name", "NeedsTrustError", "PickleScan"]
+__all__ = ["Group", "Keys", "Name", "NeedsTrustError", "OTHER", "PickleScan"]
 
 MAX_DEPTH = 50  # nested tuples
 MAX_PLAIN = 1 << 31  # smaller integers cannot be chosen so that their hashes collide
@@ -121,21 +121,26 @@ class PickleScan:
     # The opcodes. Where one of these pops below a mark, a real unpickler stops.
 
     def push(self, value: Any) -> None:
+        """Put a stand-in on the stack."""
         self.stack.append(value)
 
     def take(self, count: int) -> list[Any]:
+        """Remove and return the last `count` stand-ins, in their order."""
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def collect(self) -> list[Any]:
+        """Remove and return the stand-ins above the last mark."""
         return self.take(len(self.stack) - self.marks.pop())
 
     def put(self, number: int) -> None:
+        """Store the last stand-in in the memo."""
         # CPython 3.11 allocates a memo twice as long as the largest memo number.
         if number > self.max_steps:
             raise ValueError(f"has the memo number {number:,}")
         self.memo[number] = self.stack[-1]
 
     def get(self, number: int) -> None:
+        """Recall a stand-in from the memo."""
         if number not in self.memo:
             raise ValueError(f"recalls memo number {number:,}, which it never stored")
         value = self.memo[number]
@@ -143,38 +148,45 @@ class PickleScan:
         self.push(OTHER if isinstance(value, list) else value)
 
     def name(self, text: str) -> None:
+        """Push a global, and note it if it is not allowed."""
         if text not in self.names:
             self.unknown[text] = None
         self.push(Name(text))
 
     def append(self, items: list[Any]) -> None:
+        """Append to the list on the stack."""
         if type(self.stack[-1]) is not list:
             raise ValueError("appends to something that is not a list")
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
+        """Set keys of the dictionary on the stack."""
         if not isinstance(self.stack[-1], Keys) or len(items) % 2:
             raise ValueError("sets items of something that is not a dictionary")
         self.hashed(items[::2])
         self.stack[-1].extend(items[::2])
 
     def call(self, _: object) -> None:
+        """Call a global: `REDUCE` or `NEWOBJ`."""
         function, arguments = self.take(2)
         if not isinstance(function, Name) or not isinstance(arguments, Group):
             raise ValueError("calls something that is not a name")
         self.push(self.called(function, arguments) if function in self.names else OTHER)
 
     def stack_global(self, _: object) -> None:
+        """Push a global whose name is on the stack."""
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
             raise ValueError("names something that is not a string")
         self.name(f"{module} {name}")
 
     def instance(self, text: str) -> None:
+        """Refuse `INST`, which torch never writes."""
         self.name(text)
         raise ValueError("has the opcode INST")
 
     def build(self, _: object) -> None:
+        """Give attributes to an object, as `BUILD` does."""
         state = self.stack.pop()
         # Attributes set on a class would outlive the unpickling.
         plain = self.stack[-1] is OTHER or isinstance(self.stack[-1], Keys)
