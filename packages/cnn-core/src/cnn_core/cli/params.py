@@ -54,15 +54,17 @@ def _names_of(catalogue: str) -> Callable[[], Iterable[str]]:
     return names
 
 
+Decorator = Callable[[Any], Any]
+
 MODEL = RegistryName("model", _names_of("models"))
 DATASET = RegistryName("dataset", _names_of("datasets"))
 RECIPE = RegistryName("recipe", _names_of("recipes"))
 VIEW = RegistryName("view", _names_of("views"))
 
-data_dir_option = click.option(
+data_dir_option: Decorator = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
 )
-device_option = click.option(
+device_option: Decorator = click.option(
     "--device",
     default="auto",
     show_default=True,

@@ -31,7 +31,7 @@ class TrainState:
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
         self.model = model
-        self.clip_norm = recipe.clip_norm
+        self.clip_norm: float = recipe.clip_norm
         self.optimizer: Optimizer = make_optimizer(model, recipe)
         self.frozen: list[nn.Module] = [model.get_submodule(stage) for stage in recipe.freeze]
         for stage in self.frozen:

@@ -62,8 +62,10 @@ class PickleScan:
     """
 
     def __init__(self, names: Iterable[str], max_steps: int) -> None:
-        self.names, self.max_steps = frozenset(names), max_steps
-        self.steps = self.odd_keys = 0
+        self.names: frozenset[str] = frozenset(names)
+        self.max_steps: int = max_steps
+        self.steps: int = 0
+        self.odd_keys: int = 0
         self.unknown: dict[str, None] = {}
 
     def run(self, stream: BinaryIO | bytes) -> Any:
