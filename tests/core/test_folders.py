@@ -288,6 +288,8 @@ def test_masks_of_class_numbers_keep_them_and_255_counts_in_nothing(tmp_path):
     assert data.spec.classes == ("0", "1", "2")
     targets = decode_to_memory(data.split("train"), None).targets
     assert targets.unique().tolist() == [0, 1, 2, IGNORED]
+    resized = decode_to_memory(data.split("train"), (24, 20)).targets
+    assert torch.equal(resized, targets.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
 
 def test_what_is_wrong_with_masks_is_said(tmp_path):

@@ -102,7 +102,7 @@ class Decoder:
     def _resize_mask(self, mask: Tensor) -> Tensor:
         if self.size is None or mask.shape == self.size:
             return mask
-        scaled = F.interpolate(mask[None, None].float(), self.size, mode="nearest-required_size")
+        scaled = F.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")
         return scaled[0, 0].to(torch.uint8)
 
 
