@@ -72,7 +72,7 @@ class Up(nn.Module):
 
 
 def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the central `size` of maps: unpadded convolutions have made the others smaller."""
+    """Return the central `size` of maps: the upsampled maps are smaller than the copied ones."""
     top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
     return x[..., top : top + size[0], left : left + size[1]]
 

@@ -48,13 +48,10 @@ MACHINE = (  # the keys of environment.json that describe the machine
 def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     """Compare runs side by side: the recipe keys in which they differ, and their results.
 
-    Metrics are fractions. The validation metric is the one at the best epoch. Properties of the
-    machines are shown only if they differ.
-
-    \b
-    Examples:
-      cnnzoo compare runs/lenet5-digits-20260101-120000 runs/lenet5-digits-20260101-123000
-      cnnzoo compare runs/* --plot runs.png
+    Metrics other than losses are fractions. The validation metric is the one at the best
+    epoch. Properties of the machines are shown only if they differ. \b Examples: cnnzoo
+    compare runs/lenet5-digits-20260101-120000 runs/lenet5-digits-20260101-123000 cnnzoo
+    compare runs/* --plot runs.png
     """
     # Resolve this first, so that --plot fails at once if cnn-viz is not installed.
     overlay = None if plot is None else registry.resolve(registry.commands().entry("overlay"))
@@ -83,7 +80,7 @@ def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_js
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open runs; return a dict with the shortest unique ending of each path as the key.
+    """Open runs; return a dict. The keys are the last parts of the paths, as few as differ.
 
     Raises:
         UsageError: there are fewer than two runs, one is given twice, or a path is not a run.
@@ -92,7 +89,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
 
     if len(paths) < 2:
         raise UsageError("only one run is given", "give two runs or more")
-    # Resolved, to find a run that is given again through a link; names keep the links.
+    # Resolve links to detect a run that is given twice; the displayed names keep the links.
     resolved = [path.resolve() for path in paths]
     for number, path in enumerate(resolved):
         if path in resolved[:number]:

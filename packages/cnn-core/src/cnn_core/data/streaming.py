@@ -88,7 +88,8 @@ class Decoder:
         tall, wide = max(round(box[2] * height), 1), max(round(box[3] * width), 1)
         top, left = min(round(box[0] * height), height - tall), round(box[1] * width)
         left = min(left, width - wide)
-        # Mirror the box if the image will be mirrored: in memory, cropping comes after mirroring.
+        # The in-memory pipeline mirrors before it crops. Here mirroring comes after, so mirror the
+        # box to cut out the same region.
         if self.draws.shifts(np.array([index])).flipped[0]:
             left = width - wide - left
         return image[..., top : top + tall, left : left + wide]
@@ -303,7 +304,8 @@ def load_splits(
 
     Raises:
         UsageError: the dataset is to be streamed but has no files.
-        DatasetCorruptError: there are more bad files than `bad` allows.
+        DatasetCorruptError: there are more bad files than `bad` allows (by default none), no file
+            can be decoded, or the sizes of images to keep in memory differ.
     """
     record = bad or BadSamples()
     on_disk = {n: s for n, s in dataset.splits.items() if isinstance(s, Files)}

@@ -220,7 +220,7 @@ def unregistered() -> dict[str, str]:
         try:
             groups = {entry.group for entry in dist.entry_points}
             forgotten = GROUP not in groups and "cnn-core" in _required(dist)
-        except Exception:  # unreadable metadata, which `discover` reports
+        except Exception:  # `discover` reports unreadable entry points
             continue
         found[name] = _no_entry_point(f"{name} {version}", groups) if forgotten else ""
     return {name: line for name, line in sorted(found.items()) if line and name != "cnnzoo"}

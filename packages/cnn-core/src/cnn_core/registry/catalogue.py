@@ -143,7 +143,7 @@ class Catalogue(Generic[S]):
         return iter(sorted(named, key=lambda pair: natural(pair[0])))
 
     def shown_name(self, entry: Entry[S]) -> str:
-        """Return the shortest name that identifies only this entry."""
+        """Return the spec's own name if it is unique, else the qualified name."""
         unique = len(self._claims[entry.spec.name]) == 1
         return entry.spec.name if unique else entry.qualified
 
@@ -167,7 +167,7 @@ class Catalogue(Generic[S]):
         return self._claims.get(name, [])
 
     def get(self, name: str) -> S:
-        """Return the spec called `name`, an alias of it, or "distribution/name".
+        """Return the spec; `name` is its name, an alias or "distribution/name".
 
         Raises:
             UnknownNameError: there is no such name; the message suggests similar ones.
@@ -342,7 +342,7 @@ def origin(catalogue: Catalogue[Any], name: str) -> dict[str, str]:
 
 
 def resolve(entry: Entry[Any], field: str = "target") -> Any:
-    """Import and return the object that a spec's field names as "package.module:name".
+    """Import the object that a field of a spec gives as "package.module:name".
 
     Raises:
         PluginError: the module or the name does not exist, or the import fails.

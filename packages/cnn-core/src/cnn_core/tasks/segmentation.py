@@ -60,7 +60,7 @@ def loss_function(recipe: Recipe) -> Loss:
     ) -> Tensor:
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         targets = center_crop(targets, logits)
-        # Ignored pixels get weight 0, so that no loss has to treat them separately.
+        # Ignored pixels get weight 0, so that they count in no loss.
         counted = (targets != IGNORED).float()
         weights = counted if weights is None else counted * center_crop(weights, logits)
         return LOSSES[recipe.loss](logits.float(), targets.long(), weights, recipe)
@@ -123,7 +123,10 @@ def dice(logits: Tensor, targets: Tensor, weights: Tensor, recipe: Recipe) -> Te
 
 
 def tversky(logits: Tensor, targets: Tensor, weights: Tensor, recipe: Recipe) -> Tensor:
-    """Return 1 - TP / (TP + a FP + b FN), soft, mean over classes (Salehi et al. 2017, Eq. 3)."""
+    """Return 1 - TP / (TP + a FP + b FN), soft; a and b are `recipe.tversky`.
+
+    The mean is over the classes in the targets (Salehi et al. 2017, Eq. 3).
+    """
     return _tversky(logits, targets, weights, *recipe.tversky)
 
 

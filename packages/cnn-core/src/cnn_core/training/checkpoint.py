@@ -96,6 +96,8 @@ class Checkpoints:
     def save(self, state: Checkpoint, keep: int = 2) -> None:
         """Write a checkpoint, then remove all but the `keep` newest ones and the best epoch's.
 
+        Checkpoints of later steps, left by a run that was resumed further back, are removed too.
+
         Raises:
             NumericalError: a weight is not finite; nothing is written.
             OSError: the disk is full or read-only; earlier checkpoints are unchanged.
@@ -141,7 +143,7 @@ class Checkpoints:
         Raises:
             CheckpointCorruptError: there are checkpoints, but all are corrupt.
         """
-        # Log only once an intact checkpoint is found: otherwise the newest one's error is raised.
+        # Delay the warnings: if no checkpoint is intact, the newest one's error is raised instead.
         rejected: list[CheckpointCorruptError] = []
         for name in reversed(self.names()):
             try:
@@ -167,7 +169,8 @@ class Checkpoints:
         """Read one checkpoint and check every byte against the manifest.
 
         Raises:
-            CheckpointCorruptError: a file is missing or has changed. The message names it.
+            CheckpointCorruptError: a file is missing, changed, unreadable or of another schema.
+                The message names it.
         """
         folder = self.folder / name
         files = _read_files(folder)

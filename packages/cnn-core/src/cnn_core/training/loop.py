@@ -65,8 +65,8 @@ def fit(job: Fit, state: Checkpoint) -> Checkpoint:
     Raises:
         NumericalError: the loss or a gradient is not finite. Raised before the optimizer step;
             nothing is saved.
-        KeyboardInterrupt, Terminated: a signal asked to stop. Raised after the current step and a
-            checkpoint.
+        KeyboardInterrupt, Terminated: a signal asked to stop. Raised once a checkpoint has
+            been saved, after the current step or, during validation, batch.
     """
     setup, recipe = job.setup, job.setup.recipe
     setup.train_state.load(state)
@@ -131,7 +131,7 @@ def _train_epoch(
 def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:
     """Yield the epoch's batches, starting at step `first`.
 
-    All randomness depends only on (seed, epoch, step).
+    All randomness depends only on (seed, epoch, step) and, for dropout, on the rank.
     """
     recipe, world, device = setup.recipe, setup.world, setup.device
     loader = batches(
@@ -151,7 +151,8 @@ def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])
     for step, batch in enumerate(loader, first):
-        # Dropout uses torch's generators. Seeding them at each step replaces saved random state.
+        # Dropout uses torch's generators. They are reseeded at each step, so checkpoints need no
+        # random state.
         for generator in generators:
             generator.manual_seed(key + step)
         images = batch.images.contiguous(memory_format=memory_format)
@@ -163,8 +164,8 @@ def _micro_batches(
 ) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
     """Yield each micro-batch with a context manager for its forward and backward pass.
 
-    Processes all-reduce gradients only in the last micro-batch, when .grad holds the sum over all
-    of them.
+    Gradients are all-reduced once, in the last micro-batch, when .grad holds the sum over all
+    micro-batches.
     """
     micro_batches = list(batch.micro_batches(size))
     for number, micro_batch in enumerate(micro_batches, 1):

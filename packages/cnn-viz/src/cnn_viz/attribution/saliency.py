@@ -22,7 +22,7 @@ from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["guided_backprop", "integrated_gradients", "occlusion", "score_drops", "smooth_grad"]
 
-# All functions that compute a ReLU; nn.ReLU6 calls hardtanh. The functions are intercepted and not
+# The ReLU functions to intercept; nn.ReLU6 calls hardtanh. The functions are intercepted and not
 # the modules: backward hooks on nn.ReLU miss functional calls and fail on in-place ones.
 RELUS = {F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
@@ -126,9 +126,9 @@ def occlusion(
     stride: int = 4,
     fill: float = 0.0,
 ) -> Tensor:
-    """Return, for each pixel, the mean drop of y when a window over it is set to `fill`: N H W.
+    """Return the drop of y for each pixel, N H W: the mean over the windows that cover it.
 
-    Square windows with a side of `window` pixels are placed every `stride` pixels; at the right
+    Square windows of `fill`, with a side of `window` pixels, are placed every `stride` pixels; at the right
     and lower borders they may extend beyond the image. Each window costs a forward pass per image.
 
     M. D. Zeiler and R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014,

@@ -25,7 +25,7 @@ UNIT = (-0.02, 1.02)  # axis limits of a fraction
 
 
 def calibration(run: Run, predictions: Predictions, validation: Predictions | None) -> Figure:
-    """Draw reliability diagrams before and after temperature scaling."""
+    """Draw reliability diagrams before and, with validation images, after temperature scaling."""
     note, temperature = "Training held out no images to fit a temperature on.", None
     # Fitting on the test split would make the result look better than it is.
     if validation is not None:
@@ -97,7 +97,7 @@ def _panel(axes: Sequence[Axes], title: str, stats: Reliability) -> None:
 
 
 def _no_temperature(axes: Sequence[Axes]) -> None:
-    """Write why there is no second diagram in its place."""
+    """Explain, where the second diagram would be, why there is none."""
     for ax in axes:
         ax.set_axis_off()
     ax = axes[0]
