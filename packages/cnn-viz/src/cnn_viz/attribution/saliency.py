@@ -128,8 +128,9 @@ def occlusion(
 ) -> Tensor:
     """Return the drop of y for each pixel, N H W: the mean over the windows that cover it.
 
-    Square windows of `fill`, with a side of `window` pixels, are placed every `stride` pixels; at the right
-    and lower borders they may extend beyond the image. Each window costs a forward pass per image.
+    Square windows of `fill`, with a side of `window` pixels, are placed every `stride` pixels;
+    at the right and lower borders they may extend beyond the image. Each window costs a
+    forward pass per image.
 
     M. D. Zeiler and R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014,
     arXiv:1311.2901, section 4.2.
