@@ -487,7 +487,7 @@ def test_another_number_of_classes_gets_a_new_head_and_keeps_the_rest(
     for key, value in loaded.state_dict().items():
         if key not in changed:
             assert torch.equal(value, reference[key]), key
-    with pytest.raises(UsageError, match="the model (has|expects)"):
+    with pytest.raises(UsageError, match=r"the model (has|expects)"):
         create_model(name, num_classes=3, in_channels=channels, weights=path)
 
 
