@@ -377,14 +377,14 @@ def test_below_the_smallest_size_the_error_names_it(name, monkeypatch):
 def test_gradient_reaches_every_parameter_and_images_stay_apart(name):
     model, size = build(name).eval(), SPECS[name].min_size + 5
     x = torch.randn(3, 3, size, size)
-    eval_batch_size = model(x)
-    eval_batch_size.logsumexp(1).sum().backward()
+    together = model(x)
+    together.logsumexp(1).sum().backward()
     for parameter, value in model.named_parameters():
         assert value.grad is not None, parameter
         assert value.grad.abs().sum() > 0, parameter
     with torch.no_grad():
         alone = torch.cat([model(image[None]) for image in x])
-    torch.testing.assert_close(alone, eval_batch_size.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, together.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_weights():

@@ -417,9 +417,9 @@ def test_images_of_a_batch_do_not_influence_each_other(name):
     model = moved(build(name, num_classes=10, aux=False)).eval()
     x = images(64, batch=3)
     with torch.no_grad():
-        eval_batch_size, alone = model(x), torch.cat([model(image[None]) for image in x])
-    assert close(eval_batch_size, alone)
-    assert eval_batch_size.std(0).min() > 0
+        together, alone = model(x), torch.cat([model(image[None]) for image in x])
+    assert close(together, alone)
+    assert together.std(0).min() > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -224,8 +224,8 @@ def test_images_of_a_batch_do_not_influence_each_other(name):
     model = create_model(name).eval()
     x = torch.randn(5, 1, 32, 32)
     with torch.no_grad():
-        eval_batch_size, alone = model(x), torch.cat([model(image[None]) for image in x])
-    assert torch.allclose(eval_batch_size, alone, rtol=1e-4, atol=1e-4)
+        together, alone = model(x), torch.cat([model(image[None]) for image in x])
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])

@@ -503,8 +503,8 @@ def test_images_of_a_batch_do_not_influence_each_other_in_eval_mode(name):
     model = unsettle(build(name, num_classes=10)).eval()
     x = torch.randn(3, 3, 24, 24)
     with torch.no_grad():
-        eval_batch_size, alone = model(x), torch.cat([model(image[None]) for image in x])
-    assert (eval_batch_size - alone).abs().max() <= 1e-4 * eval_batch_size.abs().max()
+        together, alone = model(x), torch.cat([model(image[None]) for image in x])
+    assert (together - alone).abs().max() <= 1e-4 * together.abs().max()
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

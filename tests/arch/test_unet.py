@@ -341,11 +341,11 @@ def test_images_of_a_batch_do_not_influence_each_other(name):
     model = build(name, width=4).double().eval()
     x = images(name, 3, torch.float64)
     with torch.no_grad():
-        eval_batch_size, alone = model(x), torch.cat([model(image[None]) for image in x])
+        together, alone = model(x), torch.cat([model(image[None]) for image in x])
         strided = model(x.to(memory_format=torch.channels_last))
-    assert eval_batch_size.std() > 1e-3
-    torch.testing.assert_close(eval_batch_size, alone, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(eval_batch_size, strided, rtol=1e-9, atol=1e-12)
+    assert together.std() > 1e-3
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(together, strided, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -319,15 +319,15 @@ def test_below_32_the_error_names_it(name, monkeypatch):
 def test_gradient_reaches_every_parameter_and_images_stay_apart(name):
     model = build(name, num_classes=10).eval()
     x = torch.randn(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    eval_batch_size = model(x)
+    together = model(x)
     # every class counts differently: the softmax's own gradients nearly cancel at the start
-    (eval_batch_size * torch.arange(1.0, 11.0)).sum().backward()
+    (together * torch.arange(1.0, 11.0)).sum().backward()
     for parameter, value in model.named_parameters():
         assert value.grad is not None, parameter
         assert value.grad.abs().sum() > 0, parameter
     with torch.no_grad():
         alone = torch.cat([model(image[None]) for image in x])
-    torch.testing.assert_close(alone, eval_batch_size.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, together.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_every_model_is_named_in_the_paper_or_says_that_it_departs():

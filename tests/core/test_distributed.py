@@ -113,8 +113,8 @@ def both(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SHORT)
 def test_two_processes_take_the_steps_of_one(both, name):
-    alone, eval_batch_size, folder = both(name)
-    one, two = alone["steps"], eval_batch_size["steps"]
+    alone, together, folder = both(name)
+    one, two = alone["steps"], together["steps"]
     assert len(one) == len(two) == 21
     tolerance = 1e-10 if name == "norm" else 1e-6
     for (loss, norm), (other, norm_of_other) in zip(one, two, strict=True):
@@ -224,10 +224,10 @@ SCENES = textwrap.dedent("""
 
 
 def test_every_metric_of_segmentation_is_that_of_the_whole_split():
-    alone, eval_batch_size = ranks_of(1), ranks_of(2)
+    alone, together = ranks_of(1), ranks_of(2)
     assert {"miou", "image_dice", "hd95", "ap", "auc", "ece", "warping_error"} <= alone.keys()
-    assert eval_batch_size.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-6)  # in float32
-    assert eval_batch_size == pytest.approx(alone, rel=1e-12, abs=1e-12)
+    assert together.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-6)  # in float32
+    assert together == pytest.approx(alone, rel=1e-12, abs=1e-12)
 
 
 def ranks_of(size):

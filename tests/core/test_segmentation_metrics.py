@@ -613,10 +613,10 @@ def rand_by_hand(predicted, target):
         return 0.0
     both = in_ours = in_theirs = 0
     for a, b in itertools.product(theirs, theirs):
-        eval_batch_size = a == b or (a in ours and ours[a] == ours.get(b))
-        in_ours += eval_batch_size
+        together = a == b or (a in ours and ours[a] == ours.get(b))
+        in_ours += together
         in_theirs += theirs[a] == theirs[b]
-        both += eval_batch_size and theirs[a] == theirs[b]
+        both += together and theirs[a] == theirs[b]
     precision, recall = both / in_ours, both / in_theirs
     return 1 - 2 * precision * recall / (precision + recall)
 

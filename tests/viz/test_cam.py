@@ -60,9 +60,9 @@ def test_without_classes_the_predicted_ones_are_explained(lenet, images):
 
 
 def test_images_of_a_batch_do_not_influence_each_other(lenet, images):
-    eval_batch_size = grad_cam(lenet, images, "c3", [0, 1, 2, 3, 4, 5]).raw
+    together = grad_cam(lenet, images, "c3", [0, 1, 2, 3, 4, 5]).raw
     alone = [grad_cam(lenet, images[n : n + 1], "c3", [n]).raw for n in range(6)]
-    torch.testing.assert_close(eval_batch_size, torch.cat(alone), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
 
 
 class Quadrants(nn.Module):

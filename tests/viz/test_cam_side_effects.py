@@ -212,12 +212,12 @@ def test_several_stages_take_one_forward_pass_and_give_what_each_gives_alone():
     passes: list[int] = []
     net.conv1.register_forward_hook(lambda *_: passes.append(1))
     stages = ["conv4_x", "conv2_x", "conv3_x.1.residual", "conv3_x"]  # in any order
-    eval_batch_size = cams(net, images, stages, [3, 5])
+    together = cams(net, images, stages, [3, 5])
     assert len(passes) == 1
-    assert list(eval_batch_size) == stages
+    assert list(together) == stages
     for stage in stages:
         alone = cams(net, images, stage, [3, 5])[stage]
-        assert torch.equal(eval_batch_size[stage].raw, alone.raw), stage
+        assert torch.equal(together[stage].raw, alone.raw), stage
 
 
 class Twice(nn.Module):
