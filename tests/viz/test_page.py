@@ -49,6 +49,9 @@ SMALLEST = """Math.min(...[...document.querySelectorAll("section > figure > svg"
     return Math.min(...sizes.map(parseFloat)) * svg.getScreenCTM().a;
 }))"""  # the smallest font size of the figures, in pixels
 HEADS = ("thead", "tbody")
+MAPS_DRAWN = (
+    "[...document.querySelectorAll('#cams canvas')].every(c => c.toDataURL().length > 900)"
+)
 
 
 class Visit:
@@ -64,6 +67,7 @@ class Visit:
         self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
         self.page.on("request", self._asked)
         self.page.goto(path.as_uri())
+        self.page.wait_for_function(MAPS_DRAWN)  # the images are decoded asynchronously
 
     def _asked(self, request: Any) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):
@@ -90,13 +94,10 @@ def test_the_script_is_short():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_and_is_quiet(browser, path, width, scheme):
     opened = Visit(browser, path, width, scheme)
-    opened.page.wait_for_timeout(200)
     assert opened.complaints == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") == width
     paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper[4:-1].split(","))) < 200) == (scheme == "dark")
-    drawn = "[...document.querySelectorAll('#cams canvas')].every(c => c.toDataURL().length > 900)"
-    assert opened.page.evaluate(drawn)
     assert 9 <= opened.page.evaluate(SMALLEST) < 14
     opened.page.close()
 
@@ -169,7 +170,6 @@ def shots(visit: Visit, selector: str, **chosen: str) -> list[str]:
     """Return the contents of canvases after choosing options by the names of their lists."""
     for name, value in chosen.items():
         visit.page.select_option(f"[name={name}]", value)
-    visit.page.wait_for_timeout(60)
     script = "all => all.map(canvas => canvas.toDataURL())"
     found: list[str] = visit.page.eval_on_selector_all(f"#cams {selector} canvas", script)
     return found
@@ -313,12 +313,16 @@ def luminance(colour: str) -> float:
 
 
 def test_classes_have_the_figures_colours_and_show_in_the_dark(visit):
-    shown = "all => all.map(swatch => getComputedStyle(swatch).backgroundColor)"
-    light = visit.page.eval_on_selector_all(".legend i", shown)
+    # One call in the page: handles taken from outside may be of swatches that are redrawn.
+    shown = (
+        "() => [...document.querySelectorAll('.legend i')]"
+        ".map(swatch => getComputedStyle(swatch).backgroundColor)"
+    )
+    light = visit.page.evaluate(shown)
     assert light == [f"rgb{tuple(bytes.fromhex(colour[1:]))}" for colour in COLOURS[:10]]
     visit.page.emulate_media(color_scheme="dark")
-    visit.page.wait_for_timeout(100)
-    dark = visit.page.eval_on_selector_all(".legend i", shown)
+    visit.page.wait_for_function(f"before => String(({shown})()) != before", arg=",".join(light))
+    dark = visit.page.evaluate(shown)
     assert len(set(dark)) == 10
     card = visit.page.eval_on_selector(
         "#embedding", "section => getComputedStyle(section).backgroundColor"

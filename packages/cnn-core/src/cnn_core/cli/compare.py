@@ -49,9 +49,12 @@ def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_js
     """Compare runs side by side: the recipe keys in which they differ, and their results.
 
     Metrics other than losses are fractions. The validation metric is the one at the best
-    epoch. Properties of the machines are shown only if they differ. \b Examples: cnnzoo
-    compare runs/lenet5-digits-20260101-120000 runs/lenet5-digits-20260101-123000 cnnzoo
-    compare runs/* --plot runs.png
+    epoch. Properties of the machines are shown only if they differ.
+
+    \b
+    Examples:
+      cnnzoo compare runs/lenet5-digits-20260101-120000 runs/lenet5-digits-20260101-123000
+      cnnzoo compare runs/* --plot runs.png
     """
     # Resolve this first, so that --plot fails at once if cnn-viz is not installed.
     overlay = None if plot is None else registry.resolve(registry.commands().entry("overlay"))
