@@ -479,7 +479,7 @@ def test_batches_of_one_stay_batches_of_one():
     assert sum(batch.loss_weight for batch in micro_batches) == pytest.approx(1)
 
 
-def test_a_split_is_divided_without_copying_a_image():
+def test_a_split_is_divided_without_copying_an_image():
     spec = registry.datasets().get("digits")
     data = Dataset(spec, {"train": split_of(60)})
     copied = data.hold_out(0.2, seed=1)
@@ -496,7 +496,7 @@ def test_a_split_is_divided_without_copying_a_image():
         assert torch.equal(batch.targets, copy.targets[three])
 
 
-def test_a_image_of_another_size_than_all_is_named(files):
+def test_an_image_of_another_size_than_all_is_named(files):
     _, on_disk = files
     Image.new("RGB", (31, 32)).save(on_disk.images[7])
     with pytest.raises(DatasetCorruptError, match=r"07\.png: 32x31 pixels, expected 32x32"):

@@ -342,7 +342,7 @@ def test_rounding_moves_areas_by_no_more_than_the_order_within_a_step(count):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rounding_moves_areas_of_a_image_by_little(seed):
+def test_rounding_moves_areas_of_an_image_by_little(seed):
     """Of 27 such images, AP by 0.0009 at most, AUC by 0.000014."""
     logits, targets = masks(seed, classes=2, shape=(1, 256, 256))
     found = taken(curves.Curves(2), logits, targets)
@@ -836,7 +836,7 @@ def test_logits_that_are_not_numbers_crash_nothing(kind, channels):
 
 @pytest.fixture
 def trimap(tmp_path):
-    """A pet as it is published, 1 pet, 2 ground, 3 border, and as it is read: N H W."""
+    """A pet as it is published, 1 pet, 2 background, 3 border, and as it is read: N H W."""
     drawn = np.full((20, 16), 2, dtype=np.uint8)
     drawn[3:17, 3:12] = 3
     drawn[5:15, 5:10] = 1

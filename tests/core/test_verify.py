@@ -143,7 +143,7 @@ def test_a_broken_mask_is_found(folders, tmp_path, number, what):
 
 
 @pytest.mark.parametrize("part", ["images", "masks"])
-def test_a_image_without_its_mask_is_found(folders, tmp_path, part):
+def test_an_image_without_its_mask_is_found(folders, tmp_path, part):
     root = shutil.copytree(folders / "masked", tmp_path / "data")
     (root / part / "3.png").unlink()
     assert "3.png: has no" in verify(f"maskfolder:{root}")[0]

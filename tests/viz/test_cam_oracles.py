@@ -346,17 +346,17 @@ def test_score_cam_and_ablation_cam_equal_plain_loops():
             x = net.c5(net.s4(a.relu())).relu().flatten(1)
             return net.output(net.f6(x).relu())[0, k]
 
-        y, ablated, require_scores = logit(a), [], []
+        y, ablated, scored = logit(a), [], []
         for c in range(16):
             without = a.clone()
             without[0, c] = 0
             ablated.append((y - logit(without)) / y.abs())
             mask = F.interpolate(a[:, c : c + 1], (32, 32), mode="bilinear")
             mask = (mask - mask.min()) / (mask.max() - mask.min())
-            require_scores.append(net(image[None] * mask)[0, k])
+            scored.append(net(image[None] * mask)[0, k])
         for method, weights in {
             "ablation-cam": torch.stack(ablated),
-            "score-cam": torch.stack(require_scores).softmax(0),
+            "score-cam": torch.stack(scored).softmax(0),
         }.items():
             for batch in (7, 64):
                 found = cams(net, images, "c3", classes, method, batch=batch)["c3"].raw[n]

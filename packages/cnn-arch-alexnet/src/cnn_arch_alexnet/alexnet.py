@@ -5,7 +5,7 @@ neural networks", Advances in Neural Information Processing Systems 25, 2012. Th
 table of its layers; this one is compiled from section 3.5 and Fig. 2:
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
-    input   image                        3 @ 227x227
+    input   image                          3 @ 227x227
     conv1    96 of 11x11x3           4    96 @ 55x55       34,944     105,415,200
     norm1   response, n = 5               96 @ 55x55
     pool1   max 3x3                  2    96 @ 27x27

@@ -4,7 +4,7 @@ A. Krizhevsky, "One weird trick for parallelizing convolutional neural networks"
 arXiv:1404.5997, section 5. The paper gives the number of kernels in words:
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
-    input   image                        3 @ 224x224
+    input   image                          3 @ 224x224
     conv1    64 of 11x11x3           4    64 @ 55x55       23,296      70,276,800
     pool1   max 3x3                  2    64 @ 27x27
     conv2   192 of 5x5x64            1   192 @ 27x27      307,392     223,948,800

@@ -5,7 +5,7 @@ convolutional neural networks", Advances in Neural Information Processing System
 of its two towers, with a first layer that keeps the size of small images.
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
-    input   image                        3 @ 32x32
+    input   image                          3 @ 32x32
     conv1    48 of 5x5x3             1    48 @ 32x32        3,648       3,686,400
     norm1   response, n = 5               48 @ 32x32
     pool1   max 3x3                  2    48 @ 16x16

@@ -4,7 +4,7 @@ After Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning appli
 recognition", Proceedings of the IEEE 86(11):2278-2324, November 1998, section II.B.
 
     layer   operation               maps @ size    trainable
-    input   image                  1 @ 32x32
+    input   image                    1 @ 32x32
     C1      convolution 5x5, ReLU    6 @ 28x28           156
     S2      max-pooling 2x2          6 @ 14x14
     C3      convolution 5x5, ReLU   16 @ 10x10         2,416

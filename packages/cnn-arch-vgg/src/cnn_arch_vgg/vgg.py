@@ -5,7 +5,7 @@ ICLR 2015, arXiv:1409.1556. Columns A, B, D and E of Table 1 (conv3-64: 64 kerne
 convolution is followed by a ReLU):
 
     stage         A               B               D               E         maps @ size
-    input                      224x224 RGB image                            3 @ 224x224
+    input                      224x224 RGB image                              3 @ 224x224
     conv1     conv3-64      2 conv3-64      2 conv3-64      2 conv3-64       64 @ 224x224
     pool1                         max 2x2                                    64 @ 112x112
     conv2     conv3-128     2 conv3-128     2 conv3-128     2 conv3-128     128 @ 112x112

@@ -6,7 +6,7 @@ five pooling layers reduce a 32x32 image to 1x1, so one linear layer suffices. T
 variant for CIFAR-10, as in github.com/kuangliu/pytorch-cifar.
 
     stage         A               D         maps @ size
-    input         32x32 RGB image           3 @ 32x32
+    input         32x32 RGB image             3 @ 32x32
     conv1     conv3-64      2 conv3-64       64 @ 32x32
     pool1             max 2x2                64 @ 16x16
     conv2     conv3-128     2 conv3-128     128 @ 16x16

@@ -56,7 +56,7 @@ def viz(
     \b
     Examples:
       cnnzoo viz gradcam runs/lenet5-digits-20260101-120000
-      cnnzoo viz all runs/lenet5-digits-20260101-120000 --out images --pdf
+      cnnzoo viz all runs/lenet5-digits-20260101-120000 --out figures --pdf
     """
     if view != "all":
         registry.views().entry(view)  # raises for an unknown name, before torch is imported
