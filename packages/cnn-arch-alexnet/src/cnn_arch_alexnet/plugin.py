@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
+from cnn_core.weights.torchvision import torchvision_weights
 
 ALEXNET_2012 = Paper(
     title="ImageNet classification with deep convolutional neural networks",
@@ -90,6 +91,10 @@ ALEXNET_SMALL = ModelSpec(
     tags=("small",),
 )
 
+TORCHVISION = torchvision_weights(
+    "alexnet_owt", "alexnet-owt-7be5be79.pth", 233.087, 56.522, 79.066
+)
+
 
 @hookimpl
 def cnnzoo_models() -> list[ModelSpec]:
@@ -99,3 +104,8 @@ def cnnzoo_models() -> list[ModelSpec]:
 @hookimpl
 def cnnzoo_recipes() -> list[RecipeSpec]:
     return recipes_in("cnn_arch_alexnet")
+
+
+@hookimpl
+def cnnzoo_weights() -> list[WeightsSpec]:
+    return [TORCHVISION]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
+from cnn_core.weights.torchvision import torchvision_weights
 
 PAPER = Paper(
     title="Densely connected convolutional networks",
@@ -28,6 +29,17 @@ REPORTED = {  # Table 2: C10 and C10+, which is augmented by shifts and mirrorin
     "densenet40_cifar": {"cifar10": "7.00 % test error, 5.24 % with shifts and mirroring"},
     "densenet100_cifar": {"cifar10": "5.92 % test error, 4.51 % with shifts and mirroring"},
 }
+
+# fmt: off
+TORCHVISION = (
+    # name          file                         MiB      top-1   top-5
+    ("densenet121", "densenet121-a639ec97.pth",  30.845, 74.434, 91.972),
+    ("densenet161", "densenet161-8d451a50.pth", 110.369, 77.138, 93.560),
+    ("densenet169", "densenet169-b2777c0a.pth",  54.708, 75.600, 92.806),
+    ("densenet201", "densenet201-c1103571.pth",  77.373, 76.896, 93.370),
+)
+# fmt: on
+PORTED = "https://github.com/pytorch/vision/pull/116"  # from the authors' Torch models
 
 
 @hookimpl
@@ -93,3 +105,10 @@ def cifar(name: str, variant: str, params: int, macs: int) -> ModelSpec:
         departures=("the final average pooling is global (8x8 at 32x32)",),
         tags=("paper", "cifar"),
     )
+
+
+@hookimpl
+def cnnzoo_weights() -> list[WeightsSpec]:
+    return [
+        torchvision_weights(*row, naming="torchvision-files", recipe=PORTED) for row in TORCHVISION
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
+from cnn_core.weights.torchvision import torchvision_weights
 
 PAPER = Paper(
     title="Going deeper with convolutions",
@@ -69,6 +70,18 @@ GOOGLENET_BN = ModelSpec(
     tags=("modern", "imagenet"),
 )
 
+# torchvision undoes its own normalisation in the network, because these weights were trained by
+# TensorFlow on images from -1 to 1. Here the preprocessing does it.
+TORCHVISION = torchvision_weights(
+    "googlenet_bn",
+    "googlenet-1378be20.pth",
+    49.731,
+    69.778,
+    89.530,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+
 
 @hookimpl
 def cnnzoo_models() -> list[ModelSpec]:
@@ -78,3 +91,8 @@ def cnnzoo_models() -> list[ModelSpec]:
 @hookimpl
 def cnnzoo_recipes() -> list[RecipeSpec]:
     return recipes_in("cnn_arch_googlenet")
+
+
+@hookimpl
+def cnnzoo_weights() -> list[WeightsSpec]:
+    return [TORCHVISION]

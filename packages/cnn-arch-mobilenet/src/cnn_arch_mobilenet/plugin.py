@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
+from cnn_core.weights.torchvision import torchvision_weights
 
 V1 = Paper(
     title="MobileNets: efficient convolutional neural networks for mobile vision applications",
@@ -42,6 +43,16 @@ def model(name: str, **fields: Any) -> ModelSpec:
         tags=("paper",),
         **fields,
     )
+
+
+TORCHVISION = (
+    torchvision_weights(
+        "mobilenet_v2", "mobilenet_v2-b0353104.pth", 13.555, 71.878, 90.286, default=False
+    ),
+    torchvision_weights(
+        "mobilenet_v2", "mobilenet_v2-7ebf99e0.pth", 13.598, 72.154, 90.822, version=2
+    ),
+)
 
 
 @hookimpl
@@ -83,3 +94,8 @@ def cnnzoo_models() -> list[ModelSpec]:
 @hookimpl
 def cnnzoo_recipes() -> list[RecipeSpec]:
     return recipes_in("cnn_arch_mobilenet")
+
+
+@hookimpl
+def cnnzoo_weights() -> list[WeightsSpec]:
+    return [*TORCHVISION]

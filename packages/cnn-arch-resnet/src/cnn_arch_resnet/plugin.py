@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
+from cnn_core.weights.torchvision import torchvision_weights
 
 PAPER = Paper(
     title="Deep residual learning for image recognition",
@@ -145,6 +146,21 @@ def _cifar_stem() -> list[ModelSpec]:
     ]
 
 
+# fmt: off
+TORCHVISION = (
+    # name        file                       MiB      top-1   top-5   version
+    ("resnet18",  "resnet18-f37072fd.pth",   44.661, 69.758, 89.078, 1),
+    ("resnet34",  "resnet34-b627a593.pth",   83.275, 73.314, 91.420, 1),
+    ("resnet50",  "resnet50-0676ba61.pth",   97.781, 76.130, 92.862, 1),
+    ("resnet50",  "resnet50-11ad3fa6.pth",   97.790, 80.858, 95.434, 2),
+    ("resnet101", "resnet101-63fe2227.pth", 170.511, 77.374, 93.546, 1),
+    ("resnet101", "resnet101-cd907fc2.pth", 170.530, 81.886, 95.780, 2),
+    ("resnet152", "resnet152-394f9c45.pth", 230.434, 78.312, 94.046, 1),
+    ("resnet152", "resnet152-f82ba261.pth", 230.474, 82.284, 96.002, 2),
+)
+# fmt: on
+
+
 @hookimpl
 def cnnzoo_models() -> list[ModelSpec]:
     return [*_imagenet(), *_cifar(), *_cifar_stem()]
@@ -153,3 +169,12 @@ def cnnzoo_models() -> list[ModelSpec]:
 @hookimpl
 def cnnzoo_recipes() -> list[RecipeSpec]:
     return recipes_in("cnn_arch_resnet")
+
+
+@hookimpl
+def cnnzoo_weights() -> list[WeightsSpec]:
+    newest = {name: version for name, *_, version in TORCHVISION}
+    return [
+        torchvision_weights(name, *row, version=version, default=version == newest[name])
+        for name, *row, version in TORCHVISION
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
+from cnn_core.weights.torchvision import torchvision_weights
 
 PAPER = Paper(
     title="Very deep convolutional networks for large-scale image recognition",
@@ -32,6 +33,20 @@ IMAGENET = (  # name, column of Table 1, batch normalisation, params, macs
 CIFAR = (  # name, column of Table 1, params, macs
     ("vgg11_cifar", "A",  9_231_114, 152_769_536),
     ("vgg16_cifar", "D", 14_728_266, 313_201_664),
+)
+# fmt: on
+
+# fmt: off
+TORCHVISION = (
+    # name       file                     MiB      top-1   top-5
+    ("vgg11",    "vgg11-8a719046.pth",    506.840, 69.020, 88.628),
+    ("vgg13",    "vgg13-19584684.pth",    507.545, 69.928, 89.246),
+    ("vgg16",    "vgg16-397923af.pth",    527.796, 71.592, 90.382),
+    ("vgg19",    "vgg19-dcbb9e9d.pth",    548.051, 72.376, 90.876),
+    ("vgg11_bn", "vgg11_bn-6002323d.pth", 506.881, 70.370, 89.810),
+    ("vgg13_bn", "vgg13_bn-abd245e5.pth", 507.590, 71.586, 90.374),
+    ("vgg16_bn", "vgg16_bn-6c64b313.pth", 527.866, 73.360, 91.516),
+    ("vgg19_bn", "vgg19_bn-c79401a0.pth", 548.143, 74.218, 91.842),
 )
 # fmt: on
 
@@ -91,3 +106,8 @@ def _cifar(name: str, column: str, params: int, macs: int) -> ModelSpec:
 @hookimpl
 def cnnzoo_recipes() -> list[RecipeSpec]:
     return recipes_in("cnn_arch_vgg")
+
+
+@hookimpl
+def cnnzoo_weights() -> list[WeightsSpec]:
+    return [torchvision_weights(*row) for row in TORCHVISION]

@@ -24,6 +24,7 @@ __all__ = [
     "UnknownNameError",
     "UntrustedWeightsError",
     "UsageError",
+    "WeightsMissingError",
     "ZooError",
     "is_out_of_memory",
 ]
@@ -73,6 +74,10 @@ class DatasetCorruptError(CorruptError):
 
 class DatasetMissingError(ZooError):
     """The files of a dataset are missing."""
+
+
+class WeightsMissingError(ZooError):
+    """The file of published weights is not on this machine, and cannot or may not be fetched."""
 
 
 class CheckpointCorruptError(CorruptError):

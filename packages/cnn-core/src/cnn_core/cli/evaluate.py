@@ -7,31 +7,63 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
-from cnn_core.cli.params import data_dir_option, device_option
+from cnn_core.cli.params import (
+    SOURCE,
+    data_dir_option,
+    data_option,
+    device_option,
+    source_options,
+)
 
 __all__ = ["command"]
 
 
 @click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option("--split", default="test", show_default=True, help="The split to evaluate on.")
+@data_option
 @data_dir_option
+@source_options
 @device_option
 @json_option
-def command(run: Path, split: str, data_dir: Path | None, device: str, as_json: bool) -> None:
-    """Evaluate the saved weights of RUN on a split of its dataset.
+def command(
+    source: str,
+    split: str,
+    data: str | None,
+    data_dir: Path | None,
+    model: str,
+    naming: str | None,
+    download: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Evaluate a trained network on a split of a dataset.
+
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
+    exported .pt2 or .onnx file.
 
     \b
     Examples:
       cnnzoo evaluate runs/lenet5-digits-20260101-120000
       cnnzoo evaluate runs/lenet5-digits-20260101-120000 --split train --json
+      cnnzoo evaluate lenet5:mnist --data mnist
     """
     from cnn_core.training import evaluate
+    from cnn_core.training.trained import Trained
 
-    metrics = evaluate(run, split=split, data_dir=data_dir, device=device)
+    trained = Trained(
+        source,
+        model=model,
+        naming=naming,
+        download=download,
+        data=data,
+        data_dir=data_dir,
+        device=device,
+    )
+    metrics = evaluate(trained, split=split)
     values = {f"{split}/{name}": value for name, value in metrics.items()}
     if as_json:
-        emit_json("metrics", values, run=str(run))
+        emit_json("metrics", values, run=source)
         return
     table(
         ("metric", "value"),

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import emit_json, json_option, say_path
-from cnn_core.cli.params import Choice
+from cnn_core.cli.params import SOURCE, Choice, source_options
 
 __all__ = ["command"]
 
 
 @click.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option(
     "--format",
     type=Choice(("torch-export", "onnx")),
@@ -33,18 +33,23 @@ __all__ = ["command"]
     "--pictures", is_flag=True, help="Accept uint8 images, and normalise them in the network."
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@source_options
 @json_option
 def command(
-    run: Path,
+    source: str,
     format: str | None,
     out: Path | None,
     batch_size: int | None,
     pictures: bool,
     force: bool,
+    model: str,
+    naming: str | None,
+    download: bool,
     as_json: bool,
 ) -> None:
-    """Export the network of RUN to a file that runs without the network's Python code.
+    """Export a trained network to a file that runs without the network's Python code.
 
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
     torch-export writes a .pt2 file for torch.export.load; onnx needs pip install "cnn-core[onnx]".
     The exported network takes normalised float32 images, N C H W, or with --pictures uint8 images
     (0 to 255) of the size used in training, and returns logits. The file also contains the
@@ -57,10 +62,14 @@ def command(
       cnnzoo export runs/lenet5-digits-20260101-120000 --format onnx --pictures --out digits.onnx
     """
     from cnn_core.training import export
+    from cnn_core.training.trained import Trained
 
-    done = export(run, out, format=format, batch_size=batch_size, pictures=pictures, force=force)
+    trained = Trained(source, model=model, naming=naming, download=download)
+    done = export(
+        trained, out, format=format, batch_size=batch_size, pictures=pictures, force=force
+    )
     if as_json:
-        emit_json("export", dataclasses.asdict(done), run=str(run))
+        emit_json("export", dataclasses.asdict(done), run=source)
         return
     count = "any number of" if batch_size is None else batch_size
     shape = "x".join(map(str, done.input))

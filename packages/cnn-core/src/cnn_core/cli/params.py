@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ __all__ = [
     "MODEL",
     "RECIPE",
     "RegistryName",
+    "SOURCE",
+    "Source",
     "VIEW",
     "data_dir_option",
+    "data_option",
     "device_option",
+    "source_options",
 ]
 
 
@@ -56,6 +61,22 @@ def _names_of(catalogue: str) -> Callable[[], Iterable[str]]:
 
 Decorator = Callable[[Any], Any]
 
+
+class Source(click.types.StringParamType):
+    """A trained network: a path, or the name of published weights. Opening it validates it."""
+
+    name = "source"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = _names_of("weights")() if incomplete and "/" not in incomplete else ()
+        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        # "file" lets the shell complete paths.
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+SOURCE = Source()
 MODEL = RegistryName("model", _names_of("models"))
 DATASET = RegistryName("dataset", _names_of("datasets"))
 RECIPE = RegistryName("recipe", _names_of("recipes"))
@@ -70,3 +91,25 @@ device_option: Decorator = click.option(
     show_default=True,
     help="Device to run on: auto, cpu, cuda, cuda:N or mps.",
 )
+data_option: Decorator = click.option(
+    "--data",
+    type=DATASET,
+    metavar="DATASET",
+    help="Use this dataset instead of the one in training; classes are matched by name.",
+)
+
+
+def source_options(command: Any) -> Any:
+    """Add the options that say how to open a source: --model, --naming and --download."""
+    options = (
+        click.option(
+            "--model", default="", help="The network of a weights file of another library."
+        ),
+        click.option("--naming", help="The library whose parameter names the weights file has."),
+        click.option(
+            "--download", is_flag=True, help="Fetch published weights that are not here yet."
+        ),
+    )
+    return functools.reduce(
+        lambda decorated, option: option(decorated), reversed(options), command
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cnn_core.cli.output import emit_json, json_option, say_path, table
-from cnn_core.cli.params import device_option
+from cnn_core.cli.params import SOURCE, device_option, source_options
 
 if TYPE_CHECKING:
     from cnn_core.training.trained import Trained
@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 
 @click.command("predict")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--top-k", default=1, show_default=True, help="How many of the most likely classes to print."
@@ -27,7 +27,7 @@ __all__ = ["command"]
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Output directory for segmentation. [default: RUN/masks]",
+    help="Output directory for segmentation. [default: masks in the run]",
 )
 @click.option(
     "--flips",
@@ -35,20 +35,25 @@ __all__ = ["command"]
     help="Segmentation: average predictions over flipped copies of the image "
     "(test-time augmentation).",
 )
+@source_options
 @device_option
 @json_option
 def command(
-    run: Path,
+    source: str,
     images: tuple[Path, ...],
     top_k: int,
     out: Path | None,
     flips: bool,
+    model: str,
+    naming: str | None,
+    download: bool,
     device: str,
     as_json: bool,
 ) -> None:
-    """Predict image files, or all images in directories, with the saved weights of RUN.
+    """Predict image files, or all images in directories, with a trained network.
 
-    For a classification run, print the predicted classes. For a segmentation run, write a mask
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
+    exported .pt2 or .onnx file. For classification, print the predicted classes. For segmentation, write a mask
     (PNG with class indices and a palette), an overlay and probabilities (float16, classes x H x W)
     for each image, at its original size, and print the paths. Images are converted to greyscale
     or RGB to match training. MNIST-like models expect light digits on a dark background.
@@ -57,14 +62,15 @@ def command(
     Examples:
       cnnzoo predict runs/lenet5-digits-20260101-120000 seven.png
       cnnzoo predict runs/lenet5-digits-20260101-120000 *.png --top-k 3 --json
+      cnnzoo predict resnet50:imagenet-v2 holiday/ --download
       cnnzoo predict runs/unet_same-isbi_em-20260101-120000 slices/ --out masks
     """
     from cnn_core.training.prediction import task_of
     from cnn_core.training.trained import Trained
 
-    trained = Trained(run, device=device)
+    trained = Trained(source, model=model, naming=naming, download=download, device=device)
     if task_of(trained.weights) == "segmentation":
-        _write_masks(trained, images, out or run / "masks", flips, as_json)
+        _write_masks(trained, images, out or trained.folder / "masks", flips, as_json)
     else:
         _print_classes(trained, images, top_k, as_json)
 

@@ -195,7 +195,7 @@ def _from_disk(
         draws = draws.without_crop()  # otherwise `collate` would crop a second time
     for (indices, weight), (images, targets) in zip(shards, decoded, strict=True):
         raw = Batch(images.to(device), targets.to(device), indices, loss_weight=weight)
-        yield collate(raw, preprocessing, draws)
+        yield collate(raw, preprocessing.after_cropping, draws)
 
 
 def _group_size(split: Split, whole_batches: Sequence[Tensor], draws: Draws | None) -> int:

@@ -27,7 +27,7 @@ from torch import Tensor
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
 
-__all__ = ["FORMATS", "MAX_PIXELS", "probe_image", "read_image", "read_mask"]
+__all__ = ["FORMATS", "MAX_PIXELS", "probe_image", "read_image", "read_mask", "resize_image"]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
@@ -53,6 +53,11 @@ PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -139,6 +144,26 @@ def read_mask(path: Path) -> Tensor:
         mask = _upright(image)
         mask = mask.convert("L") if mask.mode == "1" else mask
     return torch.from_numpy(np.array(mask))
+
+
+def resize_image(image: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
+    """Resize an image, uint8 C H W, to (height, width) with Pillow's antialiasing.
+
+    `interpolation` is "bilinear" or "bicubic". torch's antialiasing differs from Pillow's by up to
+    one grey level, and published weights were evaluated with Pillow.
+    """
+    # Pillow has images of three channels, and of one, but not of two or five.
+    parts = [image] if len(image) == 3 else image.split(1)
+    resized = [
+        np.asarray(
+            Image.fromarray(part.permute(1, 2, 0).squeeze(2).numpy()).resize(
+                size[::-1], RESAMPLING[interpolation]
+            )
+        )
+        for part in parts
+    ]
+    pixels = torch.from_numpy(np.stack(resized, -1) if len(image) != 3 else resized[0].copy())
+    return pixels.permute(2, 0, 1).contiguous()
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED
+from cnn_core.data.images import resize_image
 from cnn_core.data.windows import crop_reflected
 
 __all__ = ["Preprocessing"]
@@ -27,6 +28,9 @@ class Preprocessing:
       Like "resize" if `image_size` is larger than `size`.
     - "tile": keep the image's own size. The network processes tiles of `size` and crops `margin`
       pixels from each side of a tile (`cnn_core.tasks.tiles`).
+    - "crop": resize the shorter side to `resize` pixels with Pillow's antialiased `interpolation`,
+      "bilinear" or "bicubic", and cut out the centre of `size`. Published accuracies on ImageNet
+      are measured like this (Krizhevsky et al. 2012, section 4.1).
 
     `mean` and `std`, one value per channel, are those of images in [0, 1].
     """
@@ -37,9 +41,12 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     margin: int = 0
+    resize: int = 0
+    interpolation: str = "bilinear"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the network's input, float32 N C H W, for uint8 images, N C h w."""
+        images = self._centers(images)
         if images.shape[-2:] == self.resize_to:
             # No resizing: then (x / 255 - mean) / std is one multiplication and one subtraction.
             scale, shift = _scale_and_shift(self.mean, self.std, images.device)
@@ -57,12 +64,39 @@ class Preprocessing:
         return self.fit == "tile"
 
     @property
+    def crops(self) -> bool:
+        """Whether the input is the centre of an image, resized by its shorter side."""
+        return self.fit == "crop"
+
+    @property
+    def after_cropping(self) -> Preprocessing:
+        """The preprocessing of images that are cropped already, if `fit` is "crop"."""
+        return replace(self, fit="resize") if self.crops else self
+
+    def center_cropped(self, image: Tensor) -> Tensor:
+        """Return the centre of an image, uint8 C h w, at the input's size, if `fit` is "crop"."""
+        height, width = image.shape[-2:]
+        shorter, (rows, columns) = min(height, width), self.size
+        # The rounding of torchvision's Resize and CenterCrop, so that all pixels are equal.
+        tall, wide = (self.resize * side // shorter for side in (height, width))
+        top, left = round((tall - rows) / 2), round((wide - columns) / 2)
+        resized = resize_image(image, (tall, wide), self.interpolation)
+        return resized[:, top : top + rows, left : left + columns]
+
+    def _centers(self, images: Tensor) -> Tensor:
+        """Return images, N C h w, cropped if `fit` is "crop", else unchanged."""
+        if not self.crops:
+            return images
+        cropped = [self.center_cropped(image) for image in images.cpu()]
+        return torch.stack(cropped).to(images.device)
+
+    @property
     def _pads(self) -> bool:
         return self.fit == "pad" and max(self.image_size) <= min(self.size)
 
     def resized(self, images: Tensor) -> Tensor:
         """Return uint8 images as float32 in [0, 1], resized and padded according to `fit`."""
-        images = images.float() / 255
+        images = self._centers(images).float() / 255
         if images.shape[-2:] != self.resize_to and not self.tiled:
             images = F.interpolate(images, self.resize_to, mode="bilinear", antialias=True)
         return self.padded(images.clamp(0, 1))

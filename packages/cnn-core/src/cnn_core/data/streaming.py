@@ -53,13 +53,15 @@ class Decoder:
 
     Images are resized to `size`, if given; masks too, by nearest neighbour. With `draws`, images
     are randomly cropped before they are resized. If `required_size` is given, an image of another
-    size raises DatasetCorruptError.
+    size raises DatasetCorruptError. A `center` replaces the resizing: it cuts out the centre of an
+    image (see `Preprocessing`).
     """
 
     files: Files
     size: Size | None
     draws: Draws | None = None
     required_size: Size | None = None
+    center: Preprocessing | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -95,6 +97,8 @@ class Decoder:
         return image[..., top : top + tall, left : left + wide]
 
     def _resize(self, image: Tensor) -> Tensor:
+        if self.center is not None:
+            return self.center.center_cropped(image)
         if self.size is None or image.shape[-2:] == self.size:
             return image
         scaled = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)
@@ -147,8 +151,9 @@ def stream(
     required_size = preprocessing.image_size if any(preprocessing.image_size) else None
     crop_draws = draws if crops_while_decoding(preprocessing, draws) else None
     size = preprocessing.resize_to if crop_draws is not None or required_size is None else None
+    center = preprocessing if preprocessing.crops and draws is None else None
     loader: Iterable[Sample] = DataLoader(
-        Decoder(files, size, crop_draws, required_size),  # type: ignore[arg-type]
+        Decoder(files, size, crop_draws, required_size, center),  # type: ignore[arg-type]
         batch_sampler=[indices.tolist() for indices in index_batches],
         num_workers=workers,
         collate_fn=_stack,
@@ -212,8 +217,11 @@ def decode_to_memory(
     bad: BadSamples | None = None,
     progress: Progress | None = None,
     required_size: Size | None = None,
+    center: Preprocessing | None = None,
 ) -> Split:
     """Decode all files into a Split, resized to `size`; without it, all images need the same size.
+
+    A `center` replaces the resizing, as in `Decoder`.
 
     Raises:
         DatasetCorruptError: a file cannot be decoded and there is no `bad` to record it, no file
@@ -221,7 +229,7 @@ def decode_to_memory(
     """
     # Allocate when the first sample gives the shapes: stacking a list would take twice the memory.
     buffers, count, record = None, 0, bad or BadSamples()
-    decoder = Decoder(files, size, None, required_size)
+    decoder = Decoder(files, size, None, required_size, center)
     for _, (image, target) in _usable(decoder, threads, record, progress):
         if buffers is None:
             buffers = tuple(part.new_empty((len(files), *part.shape)) for part in (image, target))

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cnn_core.create import build
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split
 from cnn_core.data.preprocessing import Preprocessing
@@ -45,25 +44,29 @@ def evaluate(
     run: Trained | Source,
     *,
     split: str = "test",
+    data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Evaluate a run's saved weights on a split; return the loss and all metrics by name.
+    """Evaluate a trained network on a split; return the loss and all metrics by name.
+
+    `data` is a dataset other than the one that the network was trained on. Its classes are matched
+    by name, and it may lack some of them.
 
     Raises:
         UsageError: the run, split or device does not exist, or the run has no weights yet.
         CorruptError: a file has changed since it was written. The message names it.
     """
-    trained = Trained.of(run, data_dir=data_dir, device=device)
+    trained = Trained.of(run, data=data, data_dir=data_dir, device=device)
+    found = trained.dataset.split(split)
     setup = eval_setup(trained)
     # `evaluate_split` changes the memory format in place, so do not pass it the shared network.
-    model = build(trained.weights).to(trained.device)
-    return evaluate_split(model, trained.dataset.split(split), setup)
+    return evaluate_split(trained.new_model(), found, setup)
 
 
 def eval_setup(trained: Trained) -> EvalSetup:
     """Return the setup that evaluates a run's saved weights, including the slow metrics."""
-    recipe, weights, spec = trained.run.recipe, trained.weights, trained.dataset.spec
+    recipe, weights, spec = trained.recipe, trained.weights, trained.dataset.spec
     return EvalSetup(
         recipe=recipe,
         preprocessing=weights.preprocessing,

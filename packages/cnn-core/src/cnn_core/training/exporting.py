@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from cnn_core.create import build
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_atomically
 from cnn_core.plugins.discovery import describe
+from cnn_core.training.exported import METADATA, READERS, UINT8, ExportedNetwork, require_onnx
 from cnn_core.training.prediction import task_of
 from cnn_core.training.trained import Source, Trained
 from cnn_core.version import __version__
@@ -95,9 +93,12 @@ def export(
         NumericalError: an output differs by more than 1e-4 of the largest output.
     """
     kind = _format(format, out)
-    weights = Trained.of(run).weights
-    path = _output_path(weights, out, kind, force)
-    model, batches = build(weights), (batch_size,) if batch_size else TEST_BATCH_SIZES
+    trained = Trained.of(run)
+    weights, model = trained.weights, trained.new_model().cpu()
+    if isinstance(model, ExportedNetwork):
+        raise UsageError(f"{trained.path}: is an exported file already", "export the run instead")
+    path = _output_path(trained, out, kind, force)
+    batches = (batch_size,) if batch_size else TEST_BATCH_SIZES
     images = [_random_images(weights, count) for count in batches]
     inputs = [weights.preprocessing(i) for i in images]
     examples = images if pictures else inputs
@@ -109,7 +110,7 @@ def export(
         file.flush()  # the reader below opens the file by name
         # Compare with the original preprocessing and model, not with `exported`: with `pictures`
         # the exported preprocessing must be checked too.
-        compute = READERS[kind](file.name)
+        compute = READERS[FORMATS[kind]](file.name)
         difference = max(map(_difference, map(compute, examples), map(model, inputs)))
         _require_close(path, difference)
     shape, dtype = tuple(examples[0].shape[1:]), str(examples[0].dtype).removeprefix("torch.")
@@ -128,26 +129,16 @@ def _format(format: str | None, out: str | os.PathLike[str] | None) -> str:
     if out is not None and suffix != FORMATS[kind]:
         raise UsageError(f"{out}: a {kind} file name must end in {FORMATS[kind]}")
     if kind == "onnx":
-        _require_onnx()
+        require_onnx("onnx", "onnxruntime", "onnxscript")
     return kind
 
 
-def _require_onnx() -> None:
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        try:
-            import_module(name)
-        except ImportError as error:
-            message = f"{error.name or name} is not installed"
-            raise UsageError(message, 'pip install "cnn-core[onnx]"') from error
-
-
 def _output_path(
-    weights: Weights, out: str | os.PathLike[str] | None, format: str, force: bool
+    trained: Trained, out: str | os.PathLike[str] | None, format: str, force: bool
 ) -> Path:
-    """Return the path to write; by default MODEL plus the suffix, beside the weights."""
-    assert weights.path is not None
-    name = weights.model.rpartition("/")[2] + FORMATS[format]
-    path = weights.path.with_name(name) if out is None else Path(out)
+    """Return the path to write; by default MODEL plus the suffix, in the run."""
+    name = trained.weights.model.rpartition("/")[2] + FORMATS[format]
+    path = trained.folder / name if out is None else Path(out)
     if path.exists() and not force:
         raise UsageError(f"{path}: already exists", "--force replaces it")
     return path
@@ -185,7 +176,7 @@ def _metadata(weights: Weights, pictures: bool) -> dict[str, Any]:
         "model": weights.model,
         "task": task_of(weights),
         "classes": weights.classes,
-        "takes": "uint8 images" if pictures else "normalised float32",
+        "takes": UINT8 if pictures else "normalised float32",
         **asdict(weights.preprocessing),
         "cnn-core": __version__,
     }
@@ -210,12 +201,7 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def _write_torch(program: Program, file: IO[bytes], metadata: dict[str, Any]) -> None:
-    torch.export.save(program, file, extra_files={"cnnzoo.json": json.dumps(metadata)})
-
-
-def _read_torch(path: str) -> Callable[[Tensor], Tensor]:
-    with open(path, "rb") as file:
-        return torch.export.load(file).module()
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
 
 
 def _write_onnx(program: Program, file: IO[bytes], metadata: dict[str, Any]) -> None:
@@ -236,15 +222,4 @@ def _write_onnx(program: Program, file: IO[bytes], metadata: dict[str, Any]) -> 
     file.write(exported.model_proto.SerializeToString())
 
 
-def _read_onnx(path: str) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # Else onnxruntime takes all cores, also where torch was told to use fewer.
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-
 WRITERS = {"torch-export": _write_torch, "onnx": _write_onnx}
-READERS = {"torch-export": _read_torch, "onnx": _read_onnx}

@@ -115,15 +115,17 @@ def validation_predictions(
 
 def _predict(trained: Trained, split: Split | Files) -> Predictions:
     """Return the network's outputs for every image of a split."""
-    model, weights = trained.model, trained.weights
+    model, weights, preprocessing = trained.model, trained.weights, trained.weights.preprocessing
     if isinstance(split, Files):
         from cnn_core.data.streaming import decode_to_memory
 
         # The images are returned as one tensor, so they need one size.
-        split = decode_to_memory(split, weights.preprocessing.resize_to)
-    size = eval_batch_size(weights.preprocessing)
+        center = preprocessing if preprocessing.crops else None
+        split = decode_to_memory(split, preprocessing.resize_to, center=center)
+        preprocessing = preprocessing.after_cropping
+    size = eval_batch_size(preprocessing)
     with torch.inference_mode():
-        loader = batches(split, weights.preprocessing, size, device=trained.device)
+        loader = batches(split, preprocessing, size, device=trained.device)
         logits = torch.cat([model(batch.images).float().cpu() for batch in loader])
     return Predictions(split.images, logits, split.targets, weights.classes)
 

@@ -1,36 +1,50 @@
-"""A trained network: a run, its saved weights and its dataset, each loaded once."""
+"""A trained network, from any source, with its dataset; each part is loaded once."""
 
 from __future__ import annotations
 
+import logging
 import os
-from functools import cached_property
+import re
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from cnn_core import registry
 from cnn_core.create import build
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
-from cnn_core.errors import RunError
+from cnn_core.errors import RunError, UsageError
 from cnn_core.registry.recorded import open_run
+from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
 from cnn_core.training.device import choose_device
-from cnn_core.weights.native import Weights, read_weights
+from cnn_core.training.exported import ExportedNetwork
+from cnn_core.training.matching import matched
+from cnn_core.training.sources import Opened, is_run, open_source
+from cnn_core.weights.native import Weights
 
 __all__ = ["Source", "Trained", "load_data"]
 
 Source = Run | str | os.PathLike[str]
+log: logging.Logger = logging.getLogger("cnn_core")
 
 
 class Trained:
-    """A run with its saved weights, dataset and network, each loaded on first access.
+    """A trained network: weights, dataset and the run, if any, each loaded on first access.
 
-    `source` is a run or its directory. If only `weights` and `model` are needed, it can also be a
-    weights.safetensors file. Pass the same object to several functions to load everything once.
+    `source` is a run or its directory, the name of published weights ("MODEL" or "MODEL:NAME"), a
+    weights file, or an exported .pt2 or .onnx file. For weights files of other libraries `model`
+    names the network, and `naming` the library if the names of the parameters are ambiguous. With
+    `download`, published weights are fetched if they are not here. `data` replaces the dataset
+    that the network was trained on. Pass the same object to several functions to load everything
+    once.
 
     Raises:
         UsageError: the device does not exist; on access, if the run, weights or dataset do not
-            exist.
+            exist, or an option does not apply to the source.
+        WeightsMissingError: on access, if published weights are not here.
         CorruptError: on access, if a file has changed since it was written. The message names it.
     """
 
@@ -38,12 +52,18 @@ class Trained:
         self,
         source: Source,
         *,
+        model: str = "",
+        naming: str | None = None,
+        download: bool = False,
+        data: str | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
         self.path: Path = source.path if isinstance(source, Run) else Path(source)
+        self.data = data
         self.data_dir = data_dir
         self.device: torch.device = choose_device(device)
+        self._open = partial(open_source, self.path, model=model, naming=naming, download=download)
         # Fill the cached property, so that an open run is not read again.
         if isinstance(source, Run):
             self.run = source
@@ -53,35 +73,92 @@ class Trained:
         cls,
         source: Trained | Source,
         *,
+        data: str | None = None,
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> Trained:
         """Return `source` if it is a `Trained`, ignoring the other arguments; else wrap it."""
         if isinstance(source, Trained):
             return source
-        return cls(source, data_dir=data_dir, device=device)
+        return cls(source, data=data, data_dir=data_dir, device=device)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the network comes with the run that trained it."""
+        return is_run(self.path)
+
+    @property
+    def folder(self) -> Path:
+        """The default folder for output: the run, or one named after the weights."""
+        return self.path if self.is_run else Path(re.sub(r"[^\w.-]+", "-", self.path.stem))
 
     @cached_property
     def run(self) -> Run:
         """The run directory and its recipe."""
+        if not self.is_run and not self.path.is_dir() and self.opened.weights:
+            raise UsageError(
+                f"{self.path}: weights without a run, so there is no log of the training",
+                "give the directory of a run: ls runs/",
+            )
         return open_run(self.path)
 
     @cached_property
+    def recipe(self) -> Recipe:
+        """The run's recipe; for weights without a run, a recipe of default values."""
+        if self.is_run:
+            return (
+                self.run.recipe if self.data is None else replace(self.run.recipe, data=self.data)
+            )
+        return Recipe(model=self.weights.model, data=self.data or self._published_data())
+
+    @cached_property
+    def opened(self) -> Opened:
+        """What the source contains."""
+        opened = self._open()
+        for note in opened.notes:
+            log.warning("%s", note)
+        return opened
+
+    @property
     def weights(self) -> Weights:
         """The saved weights, with class names and preprocessing."""
-        return read_weights(self.path)
+        return self.opened.weights
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset that the run was trained on."""
-        return load_data(self.run, self.data_dir)
+        """The dataset given as `data`, with the classes of the weights; else the run's own."""
+        if self.data is None and self.is_run:
+            return load_data(self.run, self.data_dir)
+        loaded = load_dataset(self.recipe.data, data_dir=self.data_dir)
+        return matched(loaded, self.weights, self.recipe.data)
+
+    def _published_data(self) -> str:
+        """Return the dataset that published weights were trained on, if it can be loaded."""
+        entry = self.opened.entry
+        data = entry.spec.data if entry is not None else ""
+        if not registry.datasets().claims(data):
+            trained = f" on {data}" if data else ""
+            raise UsageError(
+                f"{self.path}: weights without a run, trained{trained or ' on unknown data'}",
+                "say which images to use: --data DATASET, or --data imagefolder:PATH",
+            )
+        return data
 
     @cached_property
     def model(self) -> nn.Module:
         """The network with the saved weights, in eval mode, on the device."""
+        return self.new_model() if self.opened.model is None else self._moved(self.opened.model)
+
+    def new_model(self) -> nn.Module:
+        """Return a network with the saved weights that nobody else uses."""
+        if isinstance(self.opened.model, ExportedNetwork):
+            return self._moved(self.opened.model)
         # Tensors created in inference mode can never require gradients, so leave it here.
         with torch.inference_mode(mode=False):
-            return build(self.weights).to(self.device)
+            return self._moved(build(self.weights))
+
+    def _moved(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device)
 
 
 def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Dataset:

@@ -19,7 +19,7 @@ from cnn_core.text import did_you_mean, printable
 from cnn_core.weights.keymap import KeyMap
 from cnn_core.weights.torch_file import read_torch_file, short
 
-__all__ = ["load_foreign", "read_foreign"]
+__all__ = ["best_naming", "load_foreign", "read_foreign"]
 
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 have none
@@ -92,21 +92,8 @@ def load_foreign(
         UsageError: a key is missing or unexpected, a shape differs, or the key map has a warning
             and `naming` does not request it. The message gives the first difference.
     """
-    known = {"cnnzoo": KeyMap(), **maps}
-    if naming is not None and naming not in known:
-        nearest = did_you_mean(naming, known)
-        raise UsageError(f"naming = '{naming}'{nearest}", f"one of {', '.join(known)}")
-    expected = model.state_dict()
-    renamings = {
-        name: {key: keymap.theirs(key) for key in expected}
-        for name, keymap in known.items()
-        if naming in (None, name)
-    }
-    # The fewest missing keys; if none matches, the error describes the closest map.
-    best = min(
-        renamings, key=lambda name: sum(key not in state for key in renamings[name].values())
-    )
-    theirs = renamings[best]
+    expected, known = model.state_dict(), {"cnnzoo": KeyMap(), **maps}
+    best, theirs = best_naming(expected, state, maps, naming)
     _require_all_keys(state, theirs.values(), known[best], f"{path}: under {best} naming")
     if known[best].warning and naming is None:
         raise UsageError(
@@ -117,6 +104,36 @@ def load_foreign(
     loaded = {key: _adapted(key, expected[key], renamed, path, fresh) for key in expected}
     model.load_state_dict(loaded)
     return best
+
+
+def best_naming(
+    expected: Iterable[str],
+    state: Mapping[str, Tensor],
+    maps: Mapping[str, KeyMap],
+    naming: str | None = None,
+) -> tuple[str, dict[str, str]]:
+    """Return the key map under which most expected keys are in a state dict, and its renaming.
+
+    The renaming maps our keys to the file's. With `naming`, only that key map is considered.
+
+    Raises:
+        UsageError: there is no key map of that name; suggests one.
+    """
+    known = {"cnnzoo": KeyMap(), **maps}
+    if naming is not None and naming not in known:
+        nearest = did_you_mean(naming, known)
+        raise UsageError(f"naming = '{naming}'{nearest}", f"one of {', '.join(known)}")
+    keys = list(expected)
+    renamings = {
+        name: {key: keymap.theirs(key) for key in keys}
+        for name, keymap in known.items()
+        if naming in (None, name)
+    }
+    # The fewest missing keys; if none matches, the error describes the closest map.
+    best = min(
+        renamings, key=lambda name: sum(key not in state for key in renamings[name].values())
+    )
+    return best, renamings[best]
 
 
 def _require_all_keys(

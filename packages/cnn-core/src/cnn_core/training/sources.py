@@ -1,0 +1,214 @@
+"""Open a trained network: a run, weights by name, anybody's weights file, or an exported file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cnn_core import registry
+from cnn_core.create import create_model, sizes_in_file
+from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.errors import UsageError
+from cnn_core.registry import Entry
+from cnn_core.registry.names import canonical_name, resolve_for
+from cnn_core.specs import ModelSpec, WeightsSpec
+from cnn_core.text import did_you_mean, printable
+from cnn_core.training.exported import SUFFIXES, open_exported
+from cnn_core.weights.native import Weights, is_ours, read_weights
+from cnn_core.weights.published import (
+    class_names,
+    file_digest,
+    find_weights,
+    identified_by,
+    locate,
+    weights_of,
+)
+
+__all__ = ["Opened", "is_run", "open_source", "preprocessing_of"]
+
+FILES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar", *SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Weights with all that is needed to use them, and the network, if it was built to read them.
+
+    `notes` are lines for the user about what had to be assumed.
+    """
+
+    weights: Weights
+    model: nn.Module | None = None
+    entry: Entry[WeightsSpec] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def is_run(source: str | os.PathLike[str]) -> bool:
+    """Return whether a source is the directory of a run."""
+    return (Path(source) / "recipe.toml").is_file()
+
+
+def open_source(
+    source: str | os.PathLike[str],
+    *,
+    model: str = "",
+    naming: str | None = None,
+    download: bool = False,
+) -> Opened:
+    """Open a trained network by path or by name.
+
+    `source` is a run, a weights file, an exported .pt2 or .onnx file, or the name of published
+    weights, "MODEL" or "MODEL:NAME". `model` says which network the weights file of another
+    library is for, unless the file is known by its hash, and `naming` which library's names its
+    parameters have. With `download`, published weights are fetched if they are not here.
+
+    Raises:
+        UsageError: there is no such file or name, or an option does not apply to this source.
+        WeightsMissingError: the published weights are not here, and may not be fetched.
+        CorruptError: the file was damaged or changed, or cannot be loaded safely.
+    """
+    path = Path(source)
+    of_file = path.is_file() and not is_ours(path) and path.suffix not in SUFFIXES
+    if (model or naming) and not of_file:
+        option = "model" if model else "naming"
+        raise UsageError(
+            f"{printable(str(source))}: {option} is for weights files of other libraries",
+            f"leave out --{option}",
+        )
+    if download and path.exists():
+        raise UsageError(f"{path}: is here already: there is nothing to download")
+    if of_file:
+        return _open_foreign(path, model, naming)
+    if path.is_file() and path.suffix in SUFFIXES:
+        return Opened(*open_exported(path))
+    if path.is_file() or is_run(path) or (path / "weights.safetensors").is_file():
+        return Opened(read_weights(path))
+    return _open_published(str(source), download)
+
+
+def _open_published(name: str, download: bool) -> Opened:
+    """Open published weights; raise UsageError if there is neither such a name nor such a path."""
+    if not registry.models().claims(name.partition(":")[0].rpartition("/")[2]):
+        path = Path(name)
+        if path.exists():
+            return Opened(read_weights(path))  # raises the error that explains what is missing
+        if path.suffix in FILES or os.sep in name:
+            raise UsageError(f"{printable(name)}: no such file or run", "ls runs/")
+        nearest = did_you_mean(name, registry.models().names())
+        raise UsageError(
+            f"'{printable(name)}' is neither a run, a file nor a model{nearest}",
+            "trained networks: ls runs/, cnnzoo list-weights",
+        )
+    entry = find_weights(name)
+    return _read_published(entry, locate(entry, download=download))
+
+
+def _read_published(entry: Entry[WeightsSpec], path: Path) -> Opened:
+    """Read the file of published weights."""
+    spec = entry.spec
+    if not spec.naming:
+        return Opened(read_weights(path), entry=entry)
+    classes, preprocessing = class_names(entry), preprocessing_of(spec)
+    name = canonical_name(registry.models(), _model_of(entry))
+    model = create_model(
+        name,
+        num_classes=len(classes),
+        in_channels=len(spec.mean),
+        weights=path,
+        naming=spec.naming,
+    )
+    return Opened(
+        Weights(
+            tensors=model.state_dict(),
+            model=name,
+            num_classes=len(classes),
+            in_channels=len(spec.mean),
+            options={},
+            classes=classes,
+            preprocessing=preprocessing,
+            epoch=0,
+            path=path,
+            digest=file_digest(path),
+        ),
+        model.eval(),
+        entry,
+    )
+
+
+def _model_of(entry: Entry[WeightsSpec]) -> str:
+    """Return the unambiguous name of the model of published weights."""
+    return resolve_for(registry.models(), entry.spec.model, entry.plugin).qualified
+
+
+def preprocessing_of(spec: WeightsSpec) -> Preprocessing:
+    """Return the preprocessing that published weights need."""
+    return Preprocessing(
+        size=spec.input_size,
+        image_size=spec.image_size,
+        fit=spec.fit,
+        mean=spec.mean,
+        std=spec.std,
+        resize=spec.resize,
+        interpolation=spec.interpolation,
+    )
+
+
+def _open_foreign(path: Path, model: str, naming: str | None) -> Opened:
+    """Open the weights file of another library."""
+    digest = file_digest(path)
+    if known := identified_by(digest, model):
+        return _read_published(known, path)
+    if not model:
+        raise UsageError(
+            f"{path}: which network are these weights for?",
+            "give its name: --model MODEL, one of cnnzoo list-models",
+        )
+    entry = registry.models().entry(model)
+    num_classes, in_channels = sizes_in_file(entry, path, naming)
+    network = create_model(
+        model, num_classes=num_classes, in_channels=in_channels, weights=path, naming=naming
+    )
+    classes, preprocessing, notes = _assumed(entry, num_classes, in_channels, path)
+    return Opened(
+        Weights(
+            tensors=network.state_dict(),
+            model=canonical_name(registry.models(), model),
+            num_classes=num_classes,
+            in_channels=in_channels,
+            options={},
+            classes=classes,
+            preprocessing=preprocessing,
+            epoch=0,
+            path=path,
+            digest=digest,
+        ),
+        network.eval(),
+        notes=notes,
+    )
+
+
+def _assumed(
+    entry: Entry[ModelSpec], num_classes: int, in_channels: int, path: Path
+) -> tuple[tuple[str, ...], Preprocessing, tuple[str, ...]]:
+    """Return classes and preprocessing for a file that has neither, and lines that say so."""
+    published = next(iter(weights_of(entry.qualified).values()), None)
+    notes = []
+    if published is not None and len(published.spec.mean) == in_channels:
+        preprocessing = preprocessing_of(published.spec)
+        notes.append(f"preprocessing as for {published.spec.name}")
+    else:
+        size = entry.spec.input[1:]
+        zeros, ones = (0.0,) * in_channels, (1.0,) * in_channels
+        preprocessing = Preprocessing(
+            size=size, image_size=(0, 0), fit="resize", mean=zeros, std=ones
+        )
+        notes.append(f"images resized to {size[0]}x{size[1]} with values from 0 to 1")
+    names = class_names(published) if published is not None else ()
+    if published is not None and len(names) == num_classes:
+        notes.append(f"its {num_classes:,} classes taken to be those of {published.spec.name}")
+    else:
+        names = tuple(f"class {number}" for number in range(num_classes))
+        notes.append("class names unknown")
+    return names, preprocessing, (f"{path}: {', '.join(notes)}",)
