@@ -175,6 +175,6 @@ def cnnzoo_recipes() -> list[RecipeSpec]:
 def cnnzoo_weights() -> list[WeightsSpec]:
     newest = {name: version for name, *_, version in TORCHVISION}
     return [
-        torchvision_weights(name, *row, version=version, default=version == newest[name])
-        for name, *row, version in TORCHVISION
+        torchvision_weights(*row, version=version, default=version == newest[row[0]])
+        for *row, version in TORCHVISION
     ]

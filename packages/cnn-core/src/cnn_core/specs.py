@@ -344,9 +344,9 @@ class WeightsSpec(Spec):
     `bytes` is the file's size; publishers often give it in megabytes, so it may be rounded.
 
     `data` is the dataset of the training, and `classes` are the names of its `num_classes` outputs
-    in order, or "package.module:NAME" of a tuple of names. `input_size` (height, width), `image_size`, `fit`,
-    `resize`, `interpolation`, `mean` and `std` are the fields of `cnn_core.data.Preprocessing`,
-    where `input_size` is called `size`. `naming` is the key map of the file, empty for cnnzoo's
+    in order, or "package.module:NAME" of a tuple of names. `input_size` (height, width),
+    `image_size`, `fit`, `resize`, `interpolation`, `mean` and `std` are the fields of
+    `cnn_core.data.Preprocessing`, where `input_size` is called `size`. `naming` is the key map of the file, empty for cnnzoo's
     own files. `accuracy` maps metrics to fractions, as claimed at `source`, the page of the
     publisher. `recipe` says how the weights were trained: the name of a recipe, or an address.
     """

@@ -103,7 +103,10 @@ def source_options(command: Any) -> Any:
     """Add the options that say how to open a source: --model, --naming and --download."""
     options = (
         click.option(
-            "--model", default="", help="The network of a weights file of another library."
+            "--model",
+            default="",
+            help="The network of a weights file of another library: MODEL, or MODEL:NAME of the "
+            "published weights with the same classes and preprocessing.",
         ),
         click.option("--naming", help="The library whose parameter names the weights file has."),
         click.option(

@@ -157,24 +157,25 @@ def preprocessing_of(spec: WeightsSpec) -> Preprocessing:
 
 def _open_foreign(path: Path, model: str, naming: str | None) -> Opened:
     """Open the weights file of another library."""
-    digest = file_digest(path)
-    if known := identified_by(digest, model):
+    digest, (name, colon, _) = file_digest(path), model.partition(":")
+    if known := identified_by(digest, name):
         return _read_published(known, path)
     if not model:
         raise UsageError(
             f"{path}: which network are these weights for?",
             "give its name: --model MODEL, one of cnnzoo list-models",
         )
-    entry = registry.models().entry(model)
+    like = find_weights(model) if colon else next(iter(weights_of(name).values()), None)
+    entry = registry.models().entry(name)
     num_classes, in_channels = sizes_in_file(entry, path, naming)
     network = create_model(
-        model, num_classes=num_classes, in_channels=in_channels, weights=path, naming=naming
+        name, num_classes=num_classes, in_channels=in_channels, weights=path, naming=naming
     )
-    classes, preprocessing, notes = _assumed(entry, num_classes, in_channels, path)
+    classes, preprocessing, assumed = _assumed(entry.spec, like, num_classes, in_channels)
     return Opened(
         Weights(
             tensors=network.state_dict(),
-            model=canonical_name(registry.models(), model),
+            model=canonical_name(registry.models(), name),
             num_classes=num_classes,
             in_channels=in_channels,
             options={},
@@ -185,30 +186,28 @@ def _open_foreign(path: Path, model: str, naming: str | None) -> Opened:
             digest=digest,
         ),
         network.eval(),
-        notes=notes,
+        notes=() if colon else (f"{path}: {assumed}",),
     )
 
 
 def _assumed(
-    entry: Entry[ModelSpec], num_classes: int, in_channels: int, path: Path
-) -> tuple[tuple[str, ...], Preprocessing, tuple[str, ...]]:
-    """Return classes and preprocessing for a file that has neither, and lines that say so."""
-    published = next(iter(weights_of(entry.qualified).values()), None)
-    notes = []
-    if published is not None and len(published.spec.mean) == in_channels:
-        preprocessing = preprocessing_of(published.spec)
-        notes.append(f"preprocessing as for {published.spec.name}")
+    spec: ModelSpec, like: Entry[WeightsSpec] | None, num_classes: int, in_channels: int
+) -> tuple[tuple[str, ...], Preprocessing, str]:
+    """Return classes and preprocessing for a file that has neither, and words that say so."""
+    if like is not None and len(like.spec.mean) == in_channels:
+        preprocessing = preprocessing_of(like.spec)
+        assumed = f"preprocessing as for {like.spec.name}"
     else:
-        size = entry.spec.input[1:]
-        zeros, ones = (0.0,) * in_channels, (1.0,) * in_channels
+        _, height, width = spec.input
         preprocessing = Preprocessing(
-            size=size, image_size=(0, 0), fit="resize", mean=zeros, std=ones
+            size=(height, width),
+            image_size=(0, 0),
+            fit="resize",
+            mean=(0.0,) * in_channels,
+            std=(1.0,) * in_channels,
         )
-        notes.append(f"images resized to {size[0]}x{size[1]} with values from 0 to 1")
-    names = class_names(published) if published is not None else ()
-    if published is not None and len(names) == num_classes:
-        notes.append(f"its {num_classes:,} classes taken to be those of {published.spec.name}")
-    else:
-        names = tuple(f"class {number}" for number in range(num_classes))
-        notes.append("class names unknown")
-    return names, preprocessing, (f"{path}: {', '.join(notes)}",)
+        assumed = f"images resized to {height}x{width}, with values from 0 to 1"
+    if like is not None and like.spec.num_classes == num_classes:
+        return class_names(like), preprocessing, f"classes and {assumed}"
+    names = tuple(f"class {number}" for number in range(num_classes))
+    return names, preprocessing, f"class names unknown, {assumed}"

@@ -30,8 +30,8 @@ def torchvision_weights(
     """Return the spec of one of torchvision's ImageNet weights.
 
     `file` has the first digits of its SHA-256 in its name, and torchvision gives its size in units
-    of 2^20 bytes. `top1` and `top5` are torchvision's own accuracies in per cent, on the validation
-    set. `version` 1 and 2 are its IMAGENET1K_V1 and IMAGENET1K_V2; 2 was trained with a newer
+    of 2^20 bytes. `top1` and `top5` are torchvision's own accuracies on the validation set, in
+    per cent. `version` 1 and 2 are its IMAGENET1K_V1 and IMAGENET1K_V2; 2 was trained with a newer
     recipe and resizes to 232 instead of 256 pixels before the centre is cropped.
     """
     return WeightsSpec(
