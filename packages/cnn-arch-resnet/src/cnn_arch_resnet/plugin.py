@@ -173,8 +173,10 @@ def cnnzoo_recipes() -> list[RecipeSpec]:
 
 @hookimpl
 def cnnzoo_weights() -> list[WeightsSpec]:
-    newest = {name: version for name, *_, version in TORCHVISION}
+    newest = {row[0]: row[-1] for row in TORCHVISION}
     return [
-        torchvision_weights(*row, version=version, default=version == newest[row[0]])
-        for *row, version in TORCHVISION
+        torchvision_weights(
+            name, file, size, top1, top5, version=version, default=version == newest[name]
+        )
+        for name, file, size, top1, top5, version in TORCHVISION
     ]

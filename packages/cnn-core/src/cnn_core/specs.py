@@ -346,9 +346,10 @@ class WeightsSpec(Spec):
     `data` is the dataset of the training, and `classes` are the names of its `num_classes` outputs
     in order, or "package.module:NAME" of a tuple of names. `input_size` (height, width),
     `image_size`, `fit`, `resize`, `interpolation`, `mean` and `std` are the fields of
-    `cnn_core.data.Preprocessing`, where `input_size` is called `size`. `naming` is the key map of the file, empty for cnnzoo's
-    own files. `accuracy` maps metrics to fractions, as claimed at `source`, the page of the
-    publisher. `recipe` says how the weights were trained: the name of a recipe, or an address.
+    `cnn_core.data.Preprocessing`, where `input_size` is called `size`. `naming` is the key map of
+    the file, empty for cnnzoo's own files. `accuracy` maps metrics to fractions, as claimed at
+    `source`, the page of the publisher. `recipe` says how the weights were trained: the name of a
+    recipe, or an address.
     """
 
     kind: ClassVar[str] = "weights"

@@ -56,7 +56,8 @@ def command(
     exported .pt2 or .onnx file. For classification, print the predicted classes. For segmentation,
     write a mask (PNG with class indices and a palette), an overlay and probabilities (float16,
     classes x H x W) for each image, at its original size, and print the paths. Images are
-    converted to greyscale or RGB to match training. MNIST-like models expect light digits on a dark background.
+    converted to greyscale or RGB to match training. MNIST-like models expect light digits on a
+    dark background.
 
     \b
     Examples:
