@@ -369,7 +369,21 @@ def sound_specs():
     yield CommandSpec(name="c", target="a:b", summary="s")
     yield Check(name="k", check=str, summary="s")
     yield WeightsSpec(
-        name="w", model="m", url="https://example.org", sha256="0" * 64, summary="s", licence="l"
+        name="m:w",
+        model="m",
+        summary="s",
+        data="d",
+        num_classes=2,
+        classes=("a", "b"),
+        url="https://example.org/w.pth",
+        sha256="0" * 64,
+        bytes=1,
+        licence="l",
+        source="https://example.org",
+        input_size=(8, 8),
+        resize=9,
+        mean=(0.5,),
+        std=(0.5,),
     )
 
 

@@ -89,8 +89,10 @@ class Trained:
 
     @property
     def folder(self) -> Path:
-        """The default folder for output: the run, or one named after the weights."""
-        return self.path if self.is_run else Path(re.sub(r"[^\w.-]+", "-", self.path.stem))
+        """The default folder for output: the run, the weights file's, or one named like them."""
+        if self.path.exists():
+            return self.path if self.path.is_dir() else self.path.parent
+        return Path(re.sub(r"[^\w.-]+", "-", str(self.path)))
 
     @cached_property
     def run(self) -> Run:
