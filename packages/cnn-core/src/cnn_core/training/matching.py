@@ -91,7 +91,9 @@ def _with_channels(split: Split | Files, weights: Weights) -> Split | Files:
         # These networks were trained on images of one size, which streaming insists on.
         return (
             decode_to_memory(split, preprocessing.resize_to)
-            if any(preprocessing.image_size) and not preprocessing.tiled
+            if any(preprocessing.image_size)
+            and not preprocessing.tiled
+            and not preprocessing.crops
             else split
         )
     own = split.images.shape[1]
