@@ -35,7 +35,8 @@ def cnnzoo_models() -> list[ModelSpec]:
             },
             departures=(
                 "the output is the negated squared distance, so that the largest value wins",
-                "the codes of the output are redrawn by hand from Fig. 3, an image",
+                "the output codes are redrawn by hand, because the paper prints them only as an "
+                "image (Fig. 3)",
             ),
             tags=("paper",),
         ),
