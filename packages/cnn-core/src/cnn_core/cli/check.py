@@ -24,9 +24,9 @@ __all__ = ["command"]
 def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
     """Run the conformance checks on an installed DISTRIBUTION.
 
-    Checks its models, datasets, views, commands and training observers, and that its plugins load
-    and no hook fails. Prints the checks that fail or cannot run here; exits with code 6 if any
-    check fails.
+    Checks its models, datasets, views, commands, published weights and training observers, and
+    that its plugins load and no hook fails. Prints the checks that fail or cannot run here; exits
+    with code 6 if any check fails.
 
     \b
     Examples:
