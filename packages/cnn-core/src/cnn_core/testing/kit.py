@@ -43,8 +43,8 @@ CHECKS: tuple[Check, ...] = tuple(
 class Result:
     """The outcome of one check, and the reason for it.
 
-    `kind` is "model", "plugin", "dataset", "view", "command", "weights" or "observer". `outcome` is
-    "passed", "failed", "expected" (it failed and is in the spec's `expected_failures`) or
+    `kind` is "model", "plugin", "dataset", "view", "command", "weights" or "observer". `outcome`
+    is "passed", "failed", "expected" (it failed and is in the spec's `expected_failures`) or
     "skipped" (it could not run, for example because files are missing).
     """
 

@@ -139,7 +139,9 @@ def require_onnx(*names: str) -> None:
 
 def _read_torch(path: str) -> Compute:
     with open(path, "rb") as file:
-        return torch.export.load(file).module()
+        module = torch.export.load(file).module()
+    # A function: as a submodule of a network it would forbid `network.eval()`.
+    return lambda images: module(images)
 
 
 def _read_onnx(path: str) -> Compute:
