@@ -140,8 +140,9 @@ def require_onnx(*names: str) -> None:
 def _read_torch(path: str) -> Compute:
     with open(path, "rb") as file:
         module = torch.export.load(file).module()
-    # A function: as a submodule of a network it would forbid `network.eval()`.
-    return lambda images: module(images)
+    # Its method: the module as part of a network would forbid `network.eval()`.
+    compute: Compute = module.__call__
+    return compute
 
 
 def _read_onnx(path: str) -> Compute:
