@@ -23,7 +23,9 @@ VIEWS = (  # in the order of the report
     ViewSpec(
         name="predictions",
         render="cnn_viz.views.predictions:predictions",
-        summary="correct predictions, the least confident ones, and the most confident mistakes",
+        summary=(
+            "correct predictions, the least confident of them, and the most confident mistakes"
+        ),
         needs=("trained", "predictions"),
     ),
     ViewSpec(

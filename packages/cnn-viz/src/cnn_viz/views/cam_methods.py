@@ -51,10 +51,10 @@ def cam_methods(trained: Trained, weights: Weights, model: nn.Module, batch: Bat
         10.5,
         1.25 + len(indices) * (unit * (1 + GAP) + LABEL_ROOM),
         f"Six class activation maps at stage {stage}: {recipe.model} on {recipe.data}",
-        f"{len(indices)} images of the test split and the evidence for the predicted class. A map "
-        f"has {height} x {width} values, placed at their receptive fields and resized bilinearly."
-        "\nBrightness is relative to each map's own maximum. Eigen-CAM does not depend on the "
-        "class.",
+        f"{len(indices)} images of the test split and the evidence for the predicted class. Each "
+        f"map has {height} x {width} values, aligned with the centres of\ntheir receptive fields "
+        "and interpolated bilinearly to the image. Brightness is relative to each map's own "
+        "maximum. Eigen-CAM does not depend on the class.",
     )
     ax = figure.subplots()
     targets = batch.targets[indices].tolist()

@@ -46,8 +46,8 @@ def gradcam(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) 
         0.95 + rows * (unit * (1 + GAP) + LABEL_ROOM),
         f"Grad-CAM at stage {stage}: {trained.recipe.model} on {trained.recipe.data}",
         f"{len(indices)} images of the test split, as the network sees them, with the predicted "
-        f"class.\nA map has {height} x {width} values at this stage, placed at their receptive "
-        "fields and resized bilinearly; brightness is relative to its own maximum.",
+        f"class.\nEach map has {height} x {width} values, aligned with the centres of their "
+        "receptive fields and interpolated bilinearly. Brightness is relative to its own maximum.",
     )
     ax = figure.subplots()
     targets = batch.targets[indices].tolist()

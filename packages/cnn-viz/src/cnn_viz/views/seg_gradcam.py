@@ -46,8 +46,8 @@ def seg_gradcam(trained: Trained, weights: Weights, model: nn.Module, batch: Bat
         f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {recipe.model} on {recipe.data}",
         "The evidence for a class: the maps explain the sum of its logits over the pixels "
         "predicted as that class (Vinogradova et al. 2020).\nBrightness is relative to "
-        "each map's own maximum; each "
-        f"value is placed at its receptive field.{tile_note(weights)}",
+        "each map's own maximum; each value is aligned with the centre of its receptive "
+        f"field.{tile_note(weights)}",
     )
     axes = figure.subplots(rows, 2, squeeze=False)
     for ax in axes.flat[len(pairs) :]:
