@@ -74,7 +74,7 @@ def explain_files(
         classes = None if chosen is None else [chosen]
         cam = cams(model, inputs, stage, classes, method)[stage]
         with style.applied():
-            title = f"{TITLES[method]} at stage {stage}"
+            title = f"{TITLES[method]} at stage {stage}: {weights.model}"
             figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
             content = encode_figure(figure, "png", dpi=150)
         # A "+" would need quoting in URLs.
@@ -157,7 +157,7 @@ def _side_by_side(
         6.5,
         4.0,
         title,
-        f"{style.short(path.name, 40)}, after preprocessing: "
+        f"{style.short(path.name, 40)}, as the network sees it: "
         f"{style.short(weights.classes[class_index], 30)}, "
         f"{probability}.\nThe map has {height} x {width} values; brightness is relative to its "
         f"own maximum{empty}.",

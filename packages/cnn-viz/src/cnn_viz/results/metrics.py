@@ -102,13 +102,15 @@ class ConfusionTable:
     """The part of a confusion matrix to display: counts, rows x columns.
 
     `rows` and `columns` are class indices; the columns begin with the rows. With `others`, a last
-    column counts the images that were predicted as any other class.
+    column counts the images that were predicted as any other class. `selection` says which rows
+    were selected, if not all are there.
     """
 
     rows: list[int]
     columns: list[int]
     counts: NDArray[np.int64]
     others: bool = False
+    selection: str = ""
 
 
 def confusion_table(counts: NDArray[np.int64], limit: int) -> ConfusionTable:
@@ -125,7 +127,13 @@ def confusion_table(counts: NDArray[np.int64], limit: int) -> ConfusionTable:
         return ConfusionTable(order, order, counts[np.ix_(order, order)])
     images, predicted, correct = counts.sum(1), counts.sum(0), np.diag(counts)
     ranked = np.argsort(-(images + predicted - 2 * correct), kind="stable")
-    rows = ranked[images[ranked] > 0][:MAX_ROWS]
+    ranked = ranked[images[ranked] > 0]
+    rows, selection = (
+        ranked[:MAX_ROWS],
+        f"the {len(ranked)} of {len(counts):,} classes with images",
+    )
+    if len(rows) < len(ranked):
+        selection = f"the {len(rows)} of {len(ranked):,} classes with the most mistakes"
     rows = rows[cluster_order(counts[np.ix_(rows, rows)])]
     ranked = np.argsort(-predicted, kind="stable")
     more = ranked[(predicted[ranked] > 0) & (images[ranked] == 0)][: MAX_ROWS - len(rows)]
@@ -134,7 +142,7 @@ def confusion_table(counts: NDArray[np.int64], limit: int) -> ConfusionTable:
     rest = counts[rows].sum(1) - part.sum(1)
     if others := bool(rest.any()):
         part = np.column_stack([part, rest])
-    return ConfusionTable(rows.tolist(), columns.tolist(), part, others)
+    return ConfusionTable(rows.tolist(), columns.tolist(), part, others, selection)
 
 
 def confused_pairs(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:

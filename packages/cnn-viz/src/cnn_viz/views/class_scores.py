@@ -26,13 +26,16 @@ COLUMNS = {
 
 def class_scores(trained: Trained, predictions: Predictions) -> Figure:
     """Draw precision, recall, F1, AP and class-wise ECE by class, lowest F1 first."""
-    scores = metrics.class_scores(predictions)
+    scores = [score for score in metrics.class_scores(predictions) if score.support]
+    absent = len(predictions.classes) - len(scores)
     worst = sorted(range(len(scores)), key=lambda k: _sort_key(scores[k]))[:MAX_CLASSES]
     selection = (
-        f"The {MAX_CLASSES} of {len(scores)} classes with the lowest F1"
+        f"The {MAX_CLASSES} of {len(scores):,} classes with the lowest F1"
         if len(scores) > MAX_CLASSES
         else f"All {len(scores)} classes"
     )
+    if absent:
+        selection += f" (not the {absent:,} without images)"
     figure = style.figure(
         10.5,
         1.55 + 0.24 * len(worst),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from cnn_core.training import Predictions, Trained
 from cnn_viz import style
@@ -52,7 +51,7 @@ def confusion(trained: Trained, predictions: Predictions) -> Figure:
         f"Confusion on the test split: {trained.recipe.model} on {trained.recipe.data}",
         f"{total:,} images, {correct:,} of them correct ({style.percent(correct / total)}). "
         + ("Numbers count images; an empty cell is 0." if numbered else f"{rows:,} classes.")
-        + _selection_note(table, counts)
+        + _selection_note(table)
         + (GROUPING_NOTE if grouped else ""),
     )
     ax = figure.subplots()
@@ -69,18 +68,12 @@ def confusion(trained: Trained, predictions: Predictions) -> Figure:
     return figure
 
 
-def _selection_note(table: ConfusionTable, counts: NDArray[np.int64]) -> str:
+def _selection_note(table: ConfusionTable) -> str:
     """Say which classes are drawn, if not all are."""
-    drawn, with_images = len(table.rows), int((counts.sum(1) > 0).sum())
-    if drawn == len(counts):
+    if not table.selection:
         return ""
-    if drawn == with_images:
-        note = f"Rows: the {drawn} of {len(counts):,} classes that have images"
-    else:
-        note = (
-            f"Rows: {drawn} of {with_images:,} classes with images, those with the most mistakes"
-        )
-    return f"\n{note}." + (" Last column: all other classes." if table.others else "")
+    note = f"\nRows: {table.selection}."
+    return f"{note} Last column: all other classes." if table.others else note
 
 
 def _name_axes(ax: Axes, names: Sequence[str], rows: int, cell: float) -> None:

@@ -28,8 +28,12 @@ COLOUR_MAP = "viridis"
 
 def embedding(trained: Trained, weights: Weights, embedded: Embedding) -> Figure:
     """Draw the test images as each method places them, with the quality of each plot."""
-    methods = embedded.methods_to_draw()
-    classes = weights.classes if embedded.label_name == "class" else ()
+    methods, labels = embedded.methods_to_draw(), np.asarray(embedded.labels)
+    classes: Sequence[str] = ()
+    if embedded.label_name == "class":
+        # Only classes with images get a colour: a dataset may lack most of 1,000.
+        present, labels = np.unique(labels, return_inverse=True)
+        classes = [weights.classes[k] for k in present]
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,
@@ -40,7 +44,6 @@ def embedding(trained: Trained, weights: Weights, embedded: Embedding) -> Figure
     axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
     for ax in axes[len(methods) :]:
         ax.set_axis_off()
-    labels = np.asarray(embedded.labels)
     for ax, method in zip(axes, methods, strict=False):
         placement = embedded.placement(method)
         _points(ax, placement, labels[placement.indices], embedded.label_name)

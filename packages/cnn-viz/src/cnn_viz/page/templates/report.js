@@ -195,9 +195,9 @@
     });
   };
   const legend = () => {
-    const members = groups.map(() => 0), most = 40;
-    for (const index of placed) members[groupOf(index)]++;
-    const named = [...groups.keys()].sort((a, b) => members[b] - members[a]).slice(0, most).sort((a, b) => a - b);
+    const members = groups.map(() => 0);
+    for (const i of placed) members[groupOf(i)]++;
+    const named = [...groups.keys()].sort((a, b) => members[b] - members[a]).slice(0, 40).filter(g => members[g]).sort((a, b) => a - b);
     one(".legend").replaceChildren(...named.map(g => {
       const [name, colours] = groups[g], button = make("button", name), swatch = make("i");
       const press = () => button.ariaPressed = String(!hidden.has(g));
@@ -210,7 +210,7 @@
         paint();
       });
       return button;
-    }), groups.length > most ? `The ${most} largest of ${groups.length} groups` : "");
+    }), groups.length > 40 ? `${named.length} of ${groups.length} groups` : "");
   };
   const choose = () => {
     const method = data.embedding.methods[one("[name=embedding]").value];
