@@ -92,7 +92,6 @@ GOLDEN = {
 LENETS = ["lenet5", "lenet5_modern"]  # images of 32 x 32 only
 CLASSIFIERS = [name for name, spec in SPECS.items() if spec.task == "classification"]
 RESIZABLE = [name for name in CLASSIFIERS if name not in LENETS]
-EVERY = pytest.mark.parametrize("name", SPECS)
 
 
 def empty(*size: int, batch: int = 2, channels: int = 3) -> Tensor:
@@ -117,7 +116,7 @@ def test_parameters_macs_and_state_are_the_golden_ones_and_the_specs(name):
         assert sum(stage.params for stage in found.stages) == params
 
 
-@EVERY
+@pytest.mark.parametrize("name", SPECS)
 def test_classes_and_channels_are_honoured(name):
     spec = SPECS[name]
     height, width = (spec.min_size,) * 2 if spec.min_size > 1 else (40, 40)
@@ -164,6 +163,14 @@ def test_every_naming_maps_every_key_there_and_back(name):
         theirs = [names.theirs(key) for key in keys]
         assert len({*theirs}) == len(keys), naming
         assert [names.ours(key) for key in theirs] == keys, naming
+
+
+def test_only_these_networks_have_no_foreign_names():
+    native = {"alexnet", "alexnet_small", "densenet40_cifar", "googlenet"}
+    assert set(SPECS) - set(FOREIGN) == {*native, *LENETS, "unet", "unet_same"}
+    for name in native:
+        weights = import_module(f"{home_of(name).partition('.')[0]}.weights")
+        assert weights.key_maps(name) == {}
 
 
 def torchvisions(name: str, **options: Any) -> Any:
@@ -273,7 +280,7 @@ def test_gradient_reaches_every_parameter(network):
     name, model = network
     outputs = model.train()(images_for(name))
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    # Every logit counts differently: alike, their gradients nearly cancel.
+    torch.manual_seed(0)  # every logit counts differently: alike, their gradients nearly cancel
     sum((torch.randn_like(o) * o).sum() for o in outputs).backward()
     for parameter, value in model.named_parameters():
         assert value.grad is not None, parameter
