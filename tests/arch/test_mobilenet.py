@@ -17,9 +17,12 @@ from cnn_arch_mobilenet import mobilenet_v1 as v1
 from cnn_arch_mobilenet import mobilenet_v2 as v2
 from cnn_arch_mobilenet import plugin
 from cnn_arch_mobilenet.weights import key_maps
+from cnn_core import create_model, train
+from cnn_core.create import build as rebuild
 from cnn_core.errors import UsageError
 from cnn_core.layers import features, trace
 from cnn_core.runs.recipe import Recipe
+from cnn_core.training.sources import open_source
 
 SPECS = {spec.name: spec for spec in plugin.cnnzoo_models()}
 NAMES = sorted(SPECS)
@@ -236,7 +239,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, keys, train: bool, size: int
     for model in (ours, theirs):
         without_dropout(model).train(train)
         torch.manual_seed(1)
-        x = torch.randn(4, 3, size, size).requires_grad_()
+        x = (3 * torch.randn(4, 3, size, size)).requires_grad_()
         y = model(x)
         (y * torch.randn_like(y)).sum().backward()
         results.append((y.detach(), x.grad))
@@ -265,15 +268,70 @@ def test_v2_is_torchvisions(width, train):
 def test_both_are_timms(name, train):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    theirs = {
-        # timm's default for v1 is ReLU6, which is not the paper's
-        "mobilenet_v1": lambda: timm.create_model(
-            "mobilenetv1_100", num_classes=7, act_layer="relu"
-        ),
-        "mobilenet_v2": lambda: timm.create_model("mobilenetv2_100", num_classes=7),
-    }[name]()
-    ours = randomised(build(name, num_classes=7))
-    assert_same(ours, theirs, key_maps(name)["timm"], train)
+    theirs = timm.create_model(f"{name.replace('_', '')}_100", num_classes=7)
+    keys = key_maps(name)["timm"]
+    ours = randomised(build(name, num_classes=7, **keys.options))
+    assert_same(ours, theirs, keys, train)
+
+
+def test_v1_with_relu_is_timms_with_relu():
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("mobilenetv1_100", num_classes=7, act_layer="relu")
+    ours = randomised(build("mobilenet_v1", num_classes=7))
+    assert_same(ours, theirs, key_maps("mobilenet_v1")["timm"], train=False)
+
+
+def test_timms_v1_is_loaded_as_the_function_it_is(tmp_path, caplog):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = randomised(timm.create_model("mobilenetv1_100", num_classes=7)).eval()
+    path, x = tmp_path / "w.pth", 3 * torch.randn(2, 3, 65, 97)
+    torch.save(theirs.state_dict(), path)
+    with torch.no_grad():
+        expected = theirs(x)
+        ours = create_model("mobilenet_v1", num_classes=7, weights=path).eval()
+        assert torch.equal(ours(x), expected)
+        relu = create_model("mobilenet_v1", num_classes=7, weights=path, activation="relu").eval()
+        assert (relu(x) - expected).abs().max() > 0.1
+        opened = open_source(path, model="mobilenet_v1")
+        assert torch.equal(opened.model(x), expected)
+        # The option is recorded, so the network is rebuilt with it, and fine-tuned with it.
+        assert opened.weights.options == {"activation": "relu6"}
+        assert torch.equal(rebuild(opened.weights)(x), expected)
+        tuned = create_model("mobilenet_v1", num_classes=7, weights=opened.weights).eval()
+        assert torch.equal(tuned(x), expected)
+    (record,) = caplog.records
+    assert "activation = 'relu', but the weights are for activation = 'relu6'" in record.message
+
+
+def test_a_run_that_starts_from_timms_v1_records_its_activation(tmp_path):
+    torch.manual_seed(0)
+    path, x = tmp_path / "w.pth", 3 * torch.randn(2, 1, 64, 64)
+    theirs = key_maps("mobilenet_v1")["timm"].to_theirs(v1.mobilenet_v1(width=0.25).state_dict())
+    torch.save(theirs, path)
+    run = train(
+        "mobilenet_v1",
+        "digits",
+        weights=str(path),
+        epochs=1,
+        batch_size=512,
+        image_size=8,
+        freeze=["conv1"],
+        out=tmp_path / "run",
+        progress=False,
+    )
+    assert run.recipe.options == {"activation": "relu6", "width": 0.25}  # the recipe's width
+    model = create_model("mobilenet_v1", weights=run.path)
+    assert isinstance(model.conv1.relu, nn.ReLU6)
+    again = create_model("mobilenet_v1", weights=run.path, **run.recipe.options).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), model.eval()(x))
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(UsageError, match="activation = 'swish'") as caught:
+        build("mobilenet_v1", activation="swish")
+    assert caught.value.hint == "one of relu, relu6"
 
 
 @pytest.mark.parametrize("name", NAMES)

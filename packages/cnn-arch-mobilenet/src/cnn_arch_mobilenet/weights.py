@@ -13,7 +13,8 @@ V2_ROWS = (1, 2, 3, 4, 3, 3, 1)  # n of Table 2
 def key_maps(model: str) -> dict[str, KeyMap]:
     """Return the key map of each naming scheme in which weights of `model` are published."""
     if model == "mobilenet_v1":
-        return {"timm": KeyMap(*_v1_timm())}
+        # timm's network has ReLU6, like the authors' TensorFlow code; the paper's has ReLU.
+        return {"timm": KeyMap(*_v1_timm(), options={"activation": "relu6"})}
     return {"timm": KeyMap(*_v2_timm()), "torchvision": KeyMap(*_v2_torchvision())}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model, sizes_in_file
+from cnn_core.create import load_model
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.registry import Entry
@@ -17,6 +17,8 @@ from cnn_core.registry.names import canonical_name, resolve_for
 from cnn_core.specs import ModelSpec, WeightsSpec
 from cnn_core.text import did_you_mean, printable
 from cnn_core.training.exported import SUFFIXES, open_exported
+from cnn_core.weights.blueprint import sizes_in_file
+from cnn_core.weights.foreign import read_foreign
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -112,27 +114,28 @@ def _read_published(entry: Entry[WeightsSpec], path: Path) -> Opened:
         return Opened(read_weights(path), entry=entry)
     classes, preprocessing = class_names(entry), preprocessing_of(spec)
     name = canonical_name(registry.models(), _model_of(entry))
-    model = create_model(
+    loaded = load_model(
         name,
         num_classes=len(classes),
         in_channels=len(spec.mean),
         weights=path,
         naming=spec.naming,
     )
+    # The notes are left out: what a publisher's file contains beside the weights is known.
     return Opened(
         Weights(
-            tensors=model.state_dict(),
+            tensors=loaded.model.state_dict(),
             model=name,
             num_classes=len(classes),
             in_channels=len(spec.mean),
-            options={},
+            options=loaded.options,
             classes=classes,
             preprocessing=preprocessing,
             epoch=0,
             path=path,
             digest=file_digest(path),
         ),
-        model.eval(),
+        loaded.model.eval(),
         entry,
     )
 
@@ -167,26 +170,27 @@ def _open_foreign(path: Path, model: str, naming: str | None) -> Opened:
         )
     like = find_weights(model) if colon else next(iter(weights_of(name).values()), None)
     entry = registry.models().entry(name)
-    num_classes, in_channels = sizes_in_file(entry, path, naming)
-    network = create_model(
-        name, num_classes=num_classes, in_channels=in_channels, weights=path, naming=naming
+    file = read_foreign(path)
+    num_classes, in_channels = sizes_in_file(entry, file, naming)
+    loaded = load_model(
+        name, num_classes=num_classes, in_channels=in_channels, weights=file, naming=naming
     )
     classes, preprocessing, assumed = _assumed(entry.spec, like, num_classes, in_channels)
     return Opened(
         Weights(
-            tensors=network.state_dict(),
+            tensors=loaded.model.state_dict(),
             model=canonical_name(registry.models(), name),
             num_classes=num_classes,
             in_channels=in_channels,
-            options={},
+            options=loaded.options,
             classes=classes,
             preprocessing=preprocessing,
             epoch=0,
             path=path,
             digest=digest,
         ),
-        network.eval(),
-        notes=() if colon else (f"{path}: {assumed}",),
+        loaded.model.eval(),
+        notes=loaded.notes if colon else (*loaded.notes, f"{path}: {assumed}"),
     )
 
 
