@@ -10,6 +10,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -326,6 +327,26 @@ def test_a_run_that_starts_from_timms_v1_records_its_activation(tmp_path):
     again = create_model("mobilenet_v1", weights=run.path, **run.recipe.options).eval()
     with torch.no_grad():
         assert torch.equal(again(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_timms_files_are_preprocessed_as_timm_does(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = randomised(timm.create_model(f"{name.replace('_', '')}_100")).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    opened = open_source(tmp_path / "w.pth", model=name)
+    # timm's own configuration; its bicubic filter is Pillow's, as here
+    config = timm.data.resolve_data_config(theirs.pretrained_cfg)
+    transform = timm.data.create_transform(**config)
+    pixels = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
+    pixels = (
+        F.interpolate(pixels[None].float(), (300, 400), mode="bicubic").clamp(0, 255).byte()[0]
+    )
+    expected = transform(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    found = opened.weights.preprocessing(pixels[None])[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "preprocessing as in its library, mean (0." in opened.notes[-1]
 
 
 def test_an_unknown_activation_is_refused():

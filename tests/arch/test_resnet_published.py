@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_arch_resnet import plugin
-from cnn_core import registry
+from cnn_core import create_model, registry
 from cnn_core.errors import CorruptError
-from cnn_core.training.sources import open_source
+from cnn_core.training.sources import open_source, preprocessing_of
 from cnn_core.weights.published import class_names
 
 SPECS = {spec.name: spec for spec in plugin.cnnzoo_weights() if spec.data.startswith("cifar")}
@@ -138,6 +138,30 @@ def test_classes_are_torchvisions_in_order():
     assert (names[0], names[1], names[2], names[9]) == ("airplane", "automobile", "bird", "truck")
     hundred = class_names(registry.weights().entry("resnet20_cifar_b:cifar100"))
     assert list(hundred) == sorted(hundred)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_retrained_file_is_preprocessed_as_its_publisher_does(tmp_path, name):
+    spec = SPECS[name]
+    option = "B" if spec.model.endswith("_b") else "A"
+    layers = int(spec.model.split("_")[0].removeprefix("resnet"))
+    torch.save(Published(layers, spec.num_classes, option).state_dict(), tmp_path / "w.pth")
+    opened = open_source(tmp_path / "w.pth", model=spec.model)
+    assert opened.weights.preprocessing == preprocessing_of(spec)
+    assert opened.weights.classes == registry.datasets().get(spec.data).classes
+
+
+@pytest.mark.parametrize("model", ["resnet20_cifar_b", "resnet18_cifar", "vgg11_cifar"])
+def test_the_preprocessing_goes_with_the_naming_not_with_the_model(tmp_path, model):
+    naming = "akamaster" if model == "resnet20_cifar_b" else "kuangliu"
+    entry = registry.models().entry(model)
+    keymap = registry.resolve(entry, "key_maps")(model)[naming]
+    state = keymap.to_theirs(create_model(model, num_classes=7).state_dict())
+    torch.save({"net": state, "acc": 95.0}, tmp_path / "w.pth")
+    opened = open_source(tmp_path / "w.pth", model=model)
+    mean = (0.485, 0.456, 0.406) if naming == "akamaster" else (0.4914, 0.4822, 0.4465)
+    assert opened.weights.preprocessing.mean == mean
+    assert "class names unknown, preprocessing as in its library" in opened.notes[-1]
 
 
 def test_another_file_of_that_name_is_refused(tmp_path, monkeypatch):

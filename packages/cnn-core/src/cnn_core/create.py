@@ -46,12 +46,14 @@ class _Foreign:
 class Loaded:
     """A model, with the options of its constructor, and lines for the user about its weights.
 
-    `options` includes those that the weights need, such as another activation.
+    `options` includes those that the weights need, such as another activation. `naming` is the key
+    map under which a file of another library was read.
     """
 
     model: nn.Module
     options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    naming: str = ""
 
 
 def create_model(
@@ -143,10 +145,11 @@ def load_model(
             f"{label}: {spec.target} returned {kind}, expected an nn.Module"
         )
     notes: tuple[str, ...] = ()
+    read_as = ""
     if source is not None:
-        notes = _load(model, source, Blueprint(entry, build, sizes, options), new_head)
+        read_as, notes = _load(model, source, Blueprint(entry, build, sizes, options), new_head)
         notes += tuple(_clashes(needed, options))
-    return Loaded(model=model, options=options, notes=notes)
+    return Loaded(model=model, options=options, notes=notes, naming=read_as)
 
 
 def build_untrained(weights: Weights) -> nn.Module:
@@ -232,8 +235,8 @@ def _clashes(needed: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[
 
 def _load(
     model: nn.Module, source: Weights | _Foreign, blueprint: Blueprint, new_head: bool
-) -> tuple[str, ...]:
-    """Load weights into the model, with another head if `new_head`; return lines for the user."""
+) -> tuple[str, tuple[str, ...]]:
+    """Load weights, with a new head if `new_head`; return their naming and lines for the user."""
     from cnn_core.weights.advice import hint_for
     from cnn_core.weights.blueprint import key_maps
     from cnn_core.weights.loading import MismatchError, load_foreign
@@ -241,14 +244,14 @@ def _load(
     fresh = blueprint.dimensions_of("num_classes") if new_head else ()
     if not isinstance(source, _Foreign):
         source.load_into(model, fresh)
-        return ()
+        return "", ()
     file, maps = source.file, key_maps(blueprint.entry)
     try:
-        _, notes = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
+        read_as, notes = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
     except MismatchError as error:
         raise UsageError(error.message, hint_for(error, blueprint, file)) from None
     # A publisher's file is known: what it contains beside the weights needs no mention.
-    return () if source.published else tuple(f"{file.path}: {note}" for note in notes)
+    return read_as, tuple(f"{file.path}: {note}" for note in notes if not source.published)
 
 
 def _check_options(

@@ -23,7 +23,9 @@ class KeyMap:
     the model does not use. A `warning` explains why their weights are for a different network
     although names and shapes match; the weights then load only if the caller names the key map.
     `options` are arguments of the model's constructor with which it computes their function, such
-    as another activation; the caller's own options come first.
+    as another activation; the caller's own options come first. `preprocessing` are the fields of
+    `cnn_core.data.Preprocessing` with which that library trains, without the sizes; they are used
+    for files that nobody has published with their own.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class KeyMap:
         ignored_prefixes: tuple[str, ...] = (),
         warning: str = "",
         options: Mapping[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
         self.ignored_prefixes = ignored_prefixes
         self.warning = warning
         self.options: dict[str, Any] = dict(options or {})
+        self.preprocessing: dict[str, Any] = dict(preprocessing or {})
         self._to_theirs = [(_regex(ours), theirs) for ours, theirs in pairs]
         self._to_ours = [(_regex(theirs), ours) for ours, theirs in pairs]
 
