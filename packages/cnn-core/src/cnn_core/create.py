@@ -186,7 +186,7 @@ def _find(
         return _Foreign(file=weights, naming=naming)
     path = Path(weights)
     if isinstance(weights, str) and _NAME.fullmatch(weights) and not path.exists():
-        published = find_weights(f"{entry.qualified}:{weights}")
+        published = find_weights(f"{registry.models().shown_name(entry)}:{weights}")
         path, spec = locate(published, download=download), published.spec
         if spec.naming:
             return _Foreign(
