@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from cnn_arch_mobilenet import mobilenet_v1 as v1
 from cnn_arch_mobilenet import mobilenet_v2 as v2
 from cnn_arch_mobilenet import plugin
+from cnn_core import create_model, train
+from cnn_core.create import build as rebuild
 from cnn_core.errors import UsageError
 from cnn_core.layers import features, trace
+from cnn_core.training.sources import open_source
 from networks import (
     SPECS,
     adopted,
@@ -21,6 +25,7 @@ from networks import (
     images,
     key_maps,
     layers,
+    lively,
     lively_network,
     names_of,
     on_meta,
@@ -197,18 +202,102 @@ def test_v1_is_table_1_written_out():
 @pytest.mark.parametrize("name", NAMES)
 def test_both_are_timms(name, train):
     timm = pytest.importorskip("timm")
-    make = {
-        # timm's default for v1 is ReLU6, which is not the paper's
-        "mobilenet_v1": lambda: timm.create_model(
-            "mobilenetv1_100", num_classes=7, act_layer="relu"
-        ),
-        "mobilenet_v2": lambda: timm.create_model("mobilenetv2_100", num_classes=7),
-    }[name]
-    names, ours = key_maps(name)["timm"], lively_network(name, num_classes=7)
+    names = key_maps(name)["timm"]
+    ours = lively_network(name, num_classes=7, **names.options)
+
+    def make():
+        return timm.create_model(f"{name.replace('_', '')}_100", num_classes=7)
+
     theirs = with_dropout(adopted(make, names.to_theirs(ours.state_dict())), 0.0)
-    assert_same(with_dropout(ours, 0.0).train(train), theirs.train(train), images(64, batch=4))
+    # Three times as large as normalised images: ReLU6 must have something to clip.
+    x = 3 * images(64, batch=4)
+    assert_same(with_dropout(ours, 0.0).train(train), theirs.train(train), x)
     after = names.to_ours(theirs.state_dict())
     assert all(torch.equal(after[key], value) for key, value in ours.state_dict().items())
+
+
+def test_v1_with_relu_is_timms_with_relu():
+    timm = pytest.importorskip("timm")
+    names, ours = key_maps("mobilenet_v1")["timm"], lively_network("mobilenet_v1", num_classes=7)
+
+    def make():
+        return timm.create_model("mobilenetv1_100", num_classes=7, act_layer="relu")
+
+    theirs = with_dropout(adopted(make, names.to_theirs(ours.state_dict())), 0.0)
+    assert_same(with_dropout(ours, 0.0).eval(), theirs.eval(), 3 * images(64))
+
+
+def test_timms_v1_is_loaded_as_the_function_it_is(tmp_path, caplog):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = lively(timm.create_model("mobilenetv1_100", num_classes=7)).eval()
+    path, x = tmp_path / "w.pth", 3 * torch.randn(2, 3, 65, 97)
+    torch.save(theirs.state_dict(), path)
+    with torch.no_grad():
+        expected = theirs(x)
+        ours = create_model("mobilenet_v1", num_classes=7, weights=path).eval()
+        assert torch.equal(ours(x), expected)
+        relu = create_model("mobilenet_v1", num_classes=7, weights=path, activation="relu").eval()
+        assert (relu(x) - expected).abs().max() > 0.1
+        opened = open_source(path, model="mobilenet_v1")
+        assert torch.equal(opened.model(x), expected)
+        # The option is recorded, so the network is rebuilt with it, and fine-tuned with it.
+        assert opened.weights.options == {"activation": "relu6"}
+        assert torch.equal(rebuild(opened.weights)(x), expected)
+        tuned = create_model("mobilenet_v1", num_classes=7, weights=opened.weights).eval()
+        assert torch.equal(tuned(x), expected)
+    (record,) = caplog.records
+    assert "activation = 'relu', but the weights are for activation = 'relu6'" in record.message
+
+
+def test_a_run_that_starts_from_timms_v1_records_its_activation(tmp_path):
+    torch.manual_seed(0)
+    path, x = tmp_path / "w.pth", 3 * torch.randn(2, 1, 64, 64)
+    theirs = key_maps("mobilenet_v1")["timm"].to_theirs(v1.mobilenet_v1(width=0.25).state_dict())
+    torch.save(theirs, path)
+    run = train(
+        "mobilenet_v1",
+        "digits",
+        weights=str(path),
+        epochs=1,
+        batch_size=512,
+        image_size=8,
+        freeze=["conv1"],
+        out=tmp_path / "run",
+        progress=False,
+    )
+    assert run.recipe.options == {"activation": "relu6", "width": 0.25}  # the recipe's width
+    model = create_model("mobilenet_v1", weights=run.path)
+    assert isinstance(model.conv1.relu, nn.ReLU6)
+    again = create_model("mobilenet_v1", weights=run.path, **run.recipe.options).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_timms_files_are_preprocessed_as_timm_does(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = lively(timm.create_model(f"{name.replace('_', '')}_100")).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    opened = open_source(tmp_path / "w.pth", model=name)
+    # timm's own configuration; its bicubic filter is Pillow's, as here
+    config = timm.data.resolve_data_config(theirs.pretrained_cfg)
+    transform = timm.data.create_transform(**config)
+    pixels = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
+    pixels = (
+        F.interpolate(pixels[None].float(), (300, 400), mode="bicubic").clamp(0, 255).byte()[0]
+    )
+    expected = transform(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    found = opened.weights.preprocessing(pixels[None])[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "preprocessing as in its library, mean (0." in opened.notes[-1]
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(UsageError, match="activation = 'swish'") as caught:
+        build("mobilenet_v1", activation="swish")
+    assert caught.value.hint == "one of relu, relu6"
 
 
 @pytest.mark.parametrize("name", NAMES)

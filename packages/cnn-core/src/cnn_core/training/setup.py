@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model
+from cnn_core.create import load_model
 from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
@@ -33,6 +34,8 @@ from cnn_core.training.train_state import TrainState
 from cnn_core.weights.native import Weights, is_ours, read_weights
 
 __all__ = ["Setup", "find_recipe", "set_up"]
+
+log: logging.Logger = logging.getLogger("cnn_core")
 
 # Default batch size of a segmentation model without a recipe: 128 large images rarely fit.
 SEGMENTATION_BATCH_SIZE = 2
@@ -209,7 +212,7 @@ def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn
     # Seed here, so that the initial weights do not depend on random numbers drawn before.
     torch.manual_seed(recipe.seed)
     weights = _initial_weights(recipe) if recipe.weights and not resuming else None
-    model = create_model(
+    loaded = load_model(
         recipe.model,
         num_classes=len(dataset.spec.classes),
         in_channels=dataset.spec.image[0],
@@ -217,8 +220,13 @@ def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn
         new_head=True,
         **recipe.options,
     )
+    model = loaded.model
     if weights is None:
         return recipe, model
+    for note in loaded.notes:
+        log.warning("%s", note)
+    # Record options that the weights need: the saved weights are rebuilt with them.
+    recipe = dataclasses.replace(recipe, options=dict(loaded.options))
     if isinstance(weights, Weights):
         known = weights.preprocessing
         if len(known.mean) == dataset.spec.image[0]:
