@@ -8,10 +8,13 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
 import pytest
+
+from servers import Server
 
 ROOT = Path(__file__).parents[2]
 FASHION = ROOT.parent / "shared" / "data" / "fashion-mnist"
@@ -145,3 +148,13 @@ def plugin(monkeypatch, good_source):
         return Plugin(name, f"cnn-arch-{name}", "1.2.3", module.__name__)
 
     return make
+
+
+@pytest.fixture
+def server():
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
