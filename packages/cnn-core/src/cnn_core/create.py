@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cnn_core.weights.keymap import KeyMap
     from cnn_core.weights.native import Weights
 
-__all__ = ["build", "build_untrained", "create_model", "sizes_in_file"]
+__all__ = ["build", "build_untrained", "create_model", "head_tensors", "sizes_in_file"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of published weights, not a path
 
@@ -191,6 +191,13 @@ def sizes_in_file(
                     sizes[size] = found.shape[grown[0]]
                 break
     return sizes["num_classes"], sizes["in_channels"]
+
+
+def head_tensors(name: str, *, num_classes: int, in_channels: int, **options: Any) -> list[str]:
+    """Return the names of a model's tensors whose shape depends on the number of classes."""
+    entry = registry.models().entry(name)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    return _heads(entry, registry.resolve(entry), sizes, options)
 
 
 def _heads(

@@ -89,11 +89,10 @@ def _with_channels(split: Split | Files, weights: Weights) -> Split | Files:
     if isinstance(split, Files):
         split = replace(split, channels=channels)
         # These networks were trained on images of one size, which streaming insists on.
-        return (
-            decode_to_memory(split, preprocessing.resize_to)
-            if any(preprocessing.image_size) and not preprocessing.tiled
-            else split
-        )
+        if any(preprocessing.image_size) and not preprocessing.tiled:
+            center = preprocessing.center_square if preprocessing.crops else None
+            return decode_to_memory(split, preprocessing.resize_to, center=center)
+        return split
     own = split.images.shape[1]
     if own == channels:
         return split
