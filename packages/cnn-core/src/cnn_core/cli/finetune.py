@@ -8,6 +8,7 @@ import click
 
 from cnn_core.cli.params import DATASET, MODEL, SOURCE
 from cnn_core.cli.train import observers_for, recipe_keys, report, training_options
+from cnn_core.errors import UsageError
 
 __all__ = ["command"]
 
@@ -43,6 +44,11 @@ def command(
       cnnzoo finetune runs/lenet5-digits-20260101-120000 --data mnist --set layer_decay=0.5
     """
     keys = recipe_keys(settings, options)
+    for key in {"model", "data", "weights"} & keys.keys():
+        raise UsageError(
+            f"--set {key}: SOURCE and --data determine the {key}",
+            "cnnzoo finetune SOURCE --data DATASET",
+        )
 
     from cnn_core.training.finetuning import finetune
 

@@ -242,10 +242,11 @@ def _layer_decays(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     Only stages with parameters count. Parameters outside of all stages belong to the stage of the
     parameter before them, such as normalisation between two stages.
     """
-    stages = registry.get_spec(recipe.model).stages
-    stages = tuple(s for s in stages if any(True for _ in model.get_submodule(s).parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    known = registry.get_spec(recipe.model).stages
+    stages = [stage for stage in known if any(stage_of(name, [stage]) for name in names)]
     decays, stage = {}, stages[0]
-    for name, _ in model.named_parameters():
+    for name in names:
         stage = stage_of(name, stages) or stage
         decays[name] = recipe.layer_decay ** (len(stages) - 1 - stages.index(stage))
     return decays

@@ -39,7 +39,9 @@ def stage_features(
     """
     modules = dict(model.named_modules())
     if not stage or stage not in modules:
-        raise UnknownNameError("stage", stage, [name for name in modules if name])
+        stages = ", ".join(name for name, _ in model.named_children())
+        known = [name for name in modules if name]
+        raise UnknownNameError("stage", stage, known, f"its stages: {stages}")
     return _computed(model, modules[stage], stage, inputs, use_outputs)
 
 
