@@ -33,6 +33,7 @@ from cnn_core.errors import PluginError, UnknownNameError, UsageError
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
+from cnn_core.tasks.intervals import wilson
 from cnn_core.training import Predictions, Run
 from cnn_core.training import predictions as predicted
 from cnn_core.training.selection import best_epoch
@@ -49,7 +50,6 @@ from cnn_viz.attribution.faithfulness import (
 from cnn_viz.commands.cli import viz
 from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
-from cnn_viz.results.metrics import wilson
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
 from cnn_viz.views.features import features, stage_outputs
