@@ -16,15 +16,18 @@ if TYPE_CHECKING:
         predictions,
         segmented,
     )
-    from cnn_core.training.prediction import predict, segment
+    from cnn_core.training.prediction import Prediction, Predictor, Segmentation, predict, segment
     from cnn_core.training.trained import Trained
     from cnn_core.training.trainer import train
 
 __all__ = [
     "Exported",
+    "Prediction",
     "Predictions",
+    "Predictor",
     "Recipe",
     "Run",
+    "Segmentation",
     "SegmentationOutput",
     "Trained",
     "evaluate",
@@ -47,7 +50,13 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "predictions",
             "segmented",
         ),
-        "cnn_core.training.prediction": ("predict", "segment"),
+        "cnn_core.training.prediction": (
+            "Prediction",
+            "Predictor",
+            "Segmentation",
+            "predict",
+            "segment",
+        ),
         "cnn_core.runs.recipe": ("Recipe",),
         "cnn_core.runs.run": ("Run",),
         "cnn_core.training.trained": ("Trained",),
