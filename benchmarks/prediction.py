@@ -61,7 +61,10 @@ def main() -> None:
         found = {"predict": ours, "forward": alone, "ratio": middle, "ratios": ratios}
         print(json.dumps({**settings, **found}, indent=2))
         return
-    print(f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads, batches of ", end="")
+    print(
+        f"torch {torch.__version__}, {chosen.device}, {chosen.threads} threads, batches of ",
+        end="",
+    )
     print(f"{predictor.batch_size}, {chosen.images:,} images, {chosen.rounds} rounds\n")
     print("| network | images/s, forward pass | images/s, prediction | ratio |\n|---|--:|--:|--:|")
     print(f"| `{chosen.model}`, {chosen.size}x{chosen.size} | {alone:,.0f} | {ours:,.0f} ", end="")

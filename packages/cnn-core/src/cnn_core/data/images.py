@@ -131,7 +131,8 @@ def read_image(path: Path, channels: int) -> Tensor:
 
 def image_pixels(image: Image.Image, channels: int) -> Tensor:
     """Return an image as uint8, C H W, with 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
-    converted = image.convert(CHANNELS[channels])
+    mode = CHANNELS[channels]
+    converted = image if image.mode == mode else image.convert(mode)  # convert() would copy
     pixels = torch.from_numpy(np.array(converted))
     return pixels.view(converted.height, converted.width, channels).permute(2, 0, 1).contiguous()
 

@@ -297,11 +297,13 @@ class Predictor:
         ]
 
     def _require_task(self, task: str, hint: str) -> None:
+        """Raise UsageError unless the networks do this task and fit together."""
         if self.task != task:
             raise UsageError(
                 f"{self.trained.path}: '{self.trained.weights.model}' is a {self.task} model; "
                 f"{hint}"
             )
+        _ = self._networks  # compares the classes of an ensemble
 
     def _only_network(self, method: str) -> Network:
         """Return the network of a classifier; raise UsageError for an ensemble."""
