@@ -88,7 +88,8 @@ def open_source(
             f"{printable(str(source))}: {option} is for weights files of other libraries",
             f"leave out --{option}",
         )
-    if download and path.exists():
+    # A folder called like the model is something else.
+    if download and (path.is_file() or is_run(path)):
         raise UsageError(f"{path}: is here already: there is nothing to download")
     if of_file:
         return _open_foreign(path, model, naming)
