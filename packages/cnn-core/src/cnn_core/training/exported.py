@@ -143,7 +143,8 @@ def _read_torch(path: str) -> Compute:
         program = torch.export.load(file)
     names = program.graph_signature.user_inputs
     (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == names[0])
-    return _in_batches(program.module(), shape[0])
+    # The method: the module itself as part of a network would forbid `network.eval()`.
+    return _in_batches(program.module().__call__, shape[0])
 
 
 def _read_onnx(path: str) -> Compute:
