@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from cnn_core.runs.run import Run
     from cnn_core.training.evaluation import evaluate
     from cnn_core.training.exporting import Exported, export
+    from cnn_core.training.feature_extraction import Features, features
+    from cnn_core.training.finetuning import finetune
     from cnn_core.training.outputs import (
         Predictions,
         SegmentationOutput,
@@ -17,20 +19,26 @@ if TYPE_CHECKING:
         segmented,
     )
     from cnn_core.training.prediction import predict, segment
+    from cnn_core.training.probing import ProbeResult, probe
     from cnn_core.training.trained import Trained
     from cnn_core.training.trainer import train
 
 __all__ = [
     "Exported",
+    "Features",
     "Predictions",
+    "ProbeResult",
     "Recipe",
     "Run",
     "SegmentationOutput",
     "Trained",
     "evaluate",
     "export",
+    "features",
+    "finetune",
     "predict",
     "predictions",
+    "probe",
     "segment",
     "segmented",
     "train",
@@ -41,6 +49,8 @@ __getattr__: Callable[[str], Any] = lazy_names(
     {
         "cnn_core.training.evaluation": ("evaluate",),
         "cnn_core.training.exporting": ("Exported", "export"),
+        "cnn_core.training.feature_extraction": ("Features", "features"),
+        "cnn_core.training.finetuning": ("finetune",),
         "cnn_core.training.outputs": (
             "Predictions",
             "SegmentationOutput",
@@ -48,6 +58,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "segmented",
         ),
         "cnn_core.training.prediction": ("predict", "segment"),
+        "cnn_core.training.probing": ("ProbeResult", "probe"),
         "cnn_core.runs.recipe": ("Recipe",),
         "cnn_core.runs.run": ("Run",),
         "cnn_core.training.trained": ("Trained",),

@@ -22,6 +22,7 @@ from cnn_core import registry
 from cnn_core.files import write_text
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import base_name
+from cnn_core.tasks.intervals import wilson
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
@@ -32,7 +33,7 @@ from cnn_viz.page.charts import LEFT, RIGHT, charts
 from cnn_viz.page.explorer import EMPTY_EXPLORER, INTERACTIVE_VIEWS, explorer_data
 from cnn_viz.page.svg import inline_svg
 from cnn_viz.results.inputs import ViewInputs
-from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores, wilson
+from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores
 from cnn_viz.version import __version__
 
 __all__ = ["load_template", "read_script", "script_hash", "write_report"]
