@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         predictions,
         segmented,
     )
-    from cnn_core.training.prediction import predict, segment
+    from cnn_core.training.prediction import Prediction, Predictor, Segmentation, predict, segment
     from cnn_core.training.probing import ProbeResult, probe
     from cnn_core.training.trained import Trained
     from cnn_core.training.trainer import train
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "Features",
+    "Prediction",
     "Predictions",
+    "Predictor",
     "ProbeResult",
     "Recipe",
     "Run",
+    "Segmentation",
     "SegmentationOutput",
     "Trained",
     "evaluate",
@@ -57,7 +60,13 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "predictions",
             "segmented",
         ),
-        "cnn_core.training.prediction": ("predict", "segment"),
+        "cnn_core.training.prediction": (
+            "Prediction",
+            "Predictor",
+            "Segmentation",
+            "predict",
+            "segment",
+        ),
         "cnn_core.training.probing": ("ProbeResult", "probe"),
         "cnn_core.runs.recipe": ("Recipe",),
         "cnn_core.runs.run": ("Run",),
