@@ -49,6 +49,7 @@ def command(
       cnnzoo evaluate lenet5:mnist --data mnist
     """
     from cnn_core.training import evaluate
+    from cnn_core.training.allocator import keep_memory
     from cnn_core.training.trained import Trained
 
     trained = Trained(
@@ -60,6 +61,8 @@ def command(
         data_dir=data_dir,
         device=device,
     )
+    if trained.device.type == "cpu":
+        keep_memory()  # as in training: each batch frees and takes the same large blocks
     metrics = evaluate(trained, split=split)
     values = {f"{split}/{name}": value for name, value in metrics.items()}
     if as_json:
