@@ -124,7 +124,7 @@ def networks(plugin: str, page: str) -> str:
 
 
 def _figure(model: str, page: str) -> str:
-    """Draw a network and return the path of the figure; its folder lasts as long as the build."""
+    """Draw a network and return the path of the figure, which is deleted after the build."""
     spec, path = registry.get_spec(model), Path(_folder().name) / f"{model}.svg"
     build = partial(create_model, model)
     with style.applied():
@@ -188,7 +188,7 @@ def _declared() -> dict[str, str]:
 
 
 def _fields(spec: type) -> str:
-    """Return the fields of a spec as its class declares them, after the fields of all specs."""
+    """Return the fields that all specs have, then those that the class of a spec declares."""
     lines = [line for cls in (specs.Spec, spec) for line in _annotated(cls)]
     return _block(f"class {spec.__name__}:\n" + "\n".join(f"    {f}" for f in lines), "python")
 

@@ -56,7 +56,10 @@ __all__ = [
 
 
 class Composite(nn.Module):
-    """H_l of Eq. 2: concatenation of the inputs, batch normalisation, ReLU, convolution."""
+    """Concatenation of the inputs, then batch normalisation, ReLU, convolution.
+
+    Two of these make H_l of DenseNet-B.
+    """
 
     def __init__(self, cin: int, cout: int, kernel: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -71,7 +74,7 @@ class Composite(nn.Module):
 
 
 class RecomputedComposite(Composite):
-    """A Composite that recomputes its maps in the backward pass instead of storing them."""
+    """A Composite that recomputes its intermediate maps in the backward pass, to save memory."""
 
     def forward(self, *maps: Tensor) -> Tensor:
         forward = super().forward

@@ -29,8 +29,8 @@ Departures from the paper, all as in torchvision:
   response normalisation.
   The 5x5 convolutions are 3x3 (pytorch/vision#906).
   The last max pooling is 2x2, and dropout is 20 %.
-  The auxiliary classifiers pool to 4x4 adaptively, with windows of 4 and 5 cells; the paper's
-  windows are 5x5 with stride 3.
+  The auxiliary classifiers pool adaptively to 4x4, with 4x4 windows on the 14x14 maps; the
+  paper's windows are 5x5 with stride 3.
   The final average pooling is global (7x7 at 224x224), so other input sizes work.
   Weights are drawn from N(0, 0.01^2).
 """

@@ -64,7 +64,8 @@ GOOGLENET_BN = ModelSpec(
         "the 5x5 convolutions are 3x3",
         "the last max pooling is 2x2",
         "dropout of 20 %, not 40 %",
-        "the auxiliary classifiers pool to 4x4 adaptively, with windows of 4 and 5 cells",
+        "the auxiliary classifiers pool adaptively to 4x4, with 4x4 windows on the 14x14 maps; "
+        "the paper's windows are 5x5 with stride 3",
         "weights from N(0, 0.01^2)",
     ),
     tags=("modern", "imagenet"),
