@@ -25,6 +25,7 @@ __all__ = [
     "UINT8",
     "ExportedNetwork",
     "open_exported",
+    "require_layers",
     "require_onnx",
 ]
 
@@ -124,6 +125,15 @@ def _onnx_metadata(path: Path) -> dict[str, Any] | None:
         return None
     texts = ("model", "task", "takes", "fit", "interpolation", "cnn-core")
     return {name: text if name in texts else json.loads(text) for name, text in found.items()}
+
+
+def require_layers(weights: Weights) -> None:
+    """Raise UsageError for an exported file: its layers and options are not known."""
+    if not weights.tensors:
+        raise UsageError(
+            f"{weights.path}: an exported file, so there are no layers to look into",
+            "give the run or the weights that it was exported from",
+        )
 
 
 def require_onnx(*names: str) -> None:
