@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cnn_core.runs.run import Run
     from cnn_core.training.evaluation import evaluate
     from cnn_core.training.exporting import Exported, export
+    from cnn_core.training.inference import OptimizedNetwork, optimized
     from cnn_core.training.outputs import (
         Predictions,
         SegmentationOutput,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Exported",
+    "OptimizedNetwork",
     "Predictions",
     "Recipe",
     "Run",
@@ -29,6 +31,7 @@ __all__ = [
     "Trained",
     "evaluate",
     "export",
+    "optimized",
     "predict",
     "predictions",
     "segment",
@@ -41,6 +44,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
     {
         "cnn_core.training.evaluation": ("evaluate",),
         "cnn_core.training.exporting": ("Exported", "export"),
+        "cnn_core.training.inference": ("OptimizedNetwork", "optimized"),
         "cnn_core.training.outputs": (
             "Predictions",
             "SegmentationOutput",
