@@ -23,7 +23,15 @@ from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.trained import Source, Trained
 
-__all__ = ["EvalSetup", "eval_batch_size", "eval_setup", "evaluate", "evaluate_split", "predictor", "require_optimize"]
+__all__ = [
+    "EvalSetup",
+    "eval_batch_size",
+    "eval_setup",
+    "evaluate",
+    "evaluate_split",
+    "predictor",
+    "require_optimize",
+]
 
 BATCH_PIXELS = 1_000_000  # large enough to be fast; needs little memory compared with training
 

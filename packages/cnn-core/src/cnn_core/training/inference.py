@@ -112,7 +112,9 @@ def require_bf16(device: torch.device) -> None:
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Older versions of torch cannot say.
-        found = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        found: dict[str, Any] = {}
+        if device.type == "cpu":
+            found = getattr(torch.cpu, "get_capabilities", dict)()
         supported = any(found.get(name) for name in BF16_INSTRUCTIONS)
     if not supported:
         raise UsageError(
@@ -239,9 +241,10 @@ class _PackedConv2d(nn.Module):
         self.dtype: torch.dtype = dtype
         geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         shape = [TYPICAL_BATCH, *input[1:]]
+        pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
         weight = conv.weight.detach().to(dtype).to_mkldnn()
         # Plain attributes: most methods of nn.Module fail on tensors in oneDNN's format.
-        self.weight = (torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *geometry, shape),)
+        self.weight = (pack(weight, *geometry, shape),)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         activation, scalars = RELUS[type(relu)] if relu is not None else ("none", [])
         self.settings: tuple[Any, ...] = (*geometry, activation, scalars, "")

@@ -175,8 +175,8 @@ class Trained:
                 f"{self.path}: the network of an exported file cannot be optimised further",
                 "leave out --optimize",
             )
-        input = (self.weights.in_channels, *self.weights.preprocessing.size)
-        return optimized(self.model, input, precision=precision, compile=compile)
+        shape = (self.weights.in_channels, *self.weights.preprocessing.size)
+        return optimized(self.model, shape, precision=precision, compile=compile)
 
     def _moved(self, model: nn.Module) -> nn.Module:
         # As in training: page faults would take a third of the time of an evaluation.
