@@ -299,7 +299,8 @@ def _peak_memory(call: Callable[[], object], setting: Setting) -> int | None:
     # Neither onnxruntime nor compiled code allocates through torch's dispatcher.
     if setting.format == "onnx" or setting.compile or setting.device.type != "cpu":
         return None
-    with _Allocated() as allocated:
+    allocated = _Allocated()
+    with allocated:
         call()
     return allocated.peak
 
