@@ -92,14 +92,17 @@ class Trained:
     @property
     def folder(self) -> Path:
         """The default folder for output: the run, the weights file's, or one named like them."""
-        if self.path.exists():
-            return self.path if self.path.is_dir() else self.path.parent
-        return Path(re.sub(r"[^\w.-]+", "-", str(self.path)))
+        if self.path.is_file():
+            return self.path.parent
+        if not self.is_run and (entry := self.opened.entry) is not None:
+            # Not only the model's name: a folder of that name would be mistaken for a run.
+            return Path(re.sub(r"[^\w.-]+", "-", entry.spec.name))
+        return self.path
 
     @cached_property
     def run(self) -> Run:
         """The run directory and its recipe."""
-        if not self.is_run and not self.path.is_dir() and self.opened.weights:
+        if not self.is_run and (self.opened.entry is not None or not self.path.is_dir()):
             raise UsageError(
                 f"{self.path}: weights without a run, so there is no log of the training",
                 "give the directory of a run: ls runs/",
