@@ -908,7 +908,7 @@ def test_functions_that_torch_wraps_itself_are_not_reported():
     """It does so when it compiles."""
     code = (
         "import torch\n"
-        "from cnn_core.cli.probe import replaced, torch_functions\n"
+        "from cnn_core.cli.plugin_report import replaced, torch_functions\n"
         "before = torch_functions()\n"
         "import torchvision, torch._dynamo, torch.export\n"
         "print(len(before) > 1000, torch.manual_seed, replaced(before))\n"

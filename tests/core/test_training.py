@@ -42,17 +42,11 @@ from cnn_core.training.schedule import learning_rate
 from cnn_core.weights import native
 from cnn_core.weights.native import read_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def recipe(**settings):
     return Recipe(**{"model": "lenet5_modern", "data": "digits", **settings})
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class StopError(Exception):
@@ -560,7 +554,7 @@ def test_a_training_makes_each_of_its_parts_once(tmp_path, monkeypatch):
     places = [
         (trainer, "find_recipe"),
         (setup, "read_recipe"),
-        (setup, "create_model"),
+        (setup, "load_model"),
         (setup, "loss_of"),
         (setup, "score_of"),
         (setup, "read_weights"),

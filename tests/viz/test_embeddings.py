@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
 
-from cnn_core.data import Batch
 from cnn_core.errors import UnknownNameError, UsageError
-from cnn_core.training import Run
 from cnn_viz.page import explorer
 from cnn_viz.results import embeddings
 from cnn_viz.results.embeddings import (
     METHODS,
     Embedding,
     evenly_spaced,
-    features_of,
     neighbour_count,
     neighbours_of,
     place_features,
@@ -35,11 +31,6 @@ from cnn_viz.views.embedding import COLOURS, embedding
 def digits():
     images, labels = load_digits(return_X_y=True)
     return torch.tensor(images[:400], dtype=torch.float32), torch.tensor(labels[:400])
-
-
-@pytest.fixture(scope="module")
-def run(digits_run: Run) -> Run:
-    return digits_run
 
 
 @pytest.mark.parametrize(
@@ -143,29 +134,6 @@ def test_indices_are_evenly_spaced():
     assert evenly_spaced(5, 10).tolist() == [0, 1, 2, 3, 4]
     assert evenly_spaced(9, 5).tolist() == [0, 2, 4, 6, 8]
     assert len(evenly_spaced(100_000, 1_000).unique()) == 1_000
-
-
-def test_features_are_the_inputs_or_the_outputs_of_a_stage():
-    torch.manual_seed(0)
-    conv, pool = nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1)
-    model = nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(3, 2)).eval()
-    images = torch.rand(5, 1, 8, 8)
-    parts = [Batch(x, torch.zeros(len(x)), torch.arange(len(x))) for x in images.split(2)]
-    expected = conv(images).mean((2, 3)).detach()
-    for stage, inside in (("3", False), ("0", True), ("1", False)):
-        assert torch.allclose(
-            features_of(model, stage, parts, use_outputs=inside), expected, atol=1e-6
-        )
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    with pytest.raises(UnknownNameError, match="unknown stage 'fc'"):
-        features_of(model, "fc", parts)
-
-
-def test_hooks_are_removed_even_after_an_error():
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(9, 9))
-    with pytest.raises(RuntimeError):
-        features_of(model, "0", [Batch(torch.rand(1, 1, 8, 8), torch.zeros(1), torch.zeros(1))])
-    assert not model[0]._forward_pre_hooks
 
 
 def test_places_are_kept_by_weights_and_broken_files_made_again(digits, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score
 import cnn_core
 import cnn_viz.page.report
 from cnn_core.errors import UsageError
+from cnn_core.tasks.intervals import wilson
 from cnn_core.training import Run, evaluate, trained
 from cnn_core.weights import native
 from cnn_core.weights.native import read_weights, write_weights
@@ -36,7 +37,6 @@ from cnn_viz.page.explorer import INTERACTIVE_VIEWS
 from cnn_viz.page.svg import inline_svg
 from cnn_viz.results import inputs
 from cnn_viz.results.inputs import ViewInputs
-from cnn_viz.results.metrics import wilson
 
 VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks and not spec.costly]
 SHOWN = [name for name in VIEWS if name not in INTERACTIVE_VIEWS["classification"]]  # as figures
@@ -115,11 +115,6 @@ def assert_loads_nothing(page: Page) -> None:
     for style in page.texts["style"]:
         assert "@import" not in style
         assert "url(" not in style
-
-
-@pytest.fixture(scope="module")
-def run(digits_run: Run) -> Run:
-    return digits_run
 
 
 @pytest.fixture(scope="module")

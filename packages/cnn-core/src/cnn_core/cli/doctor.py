@@ -12,7 +12,7 @@ import click
 
 from cnn_core.cli.environment import environment_faults
 from cnn_core.cli.output import emit_json, json_option, table
-from cnn_core.cli.probe import REPORT
+from cnn_core.cli.plugin_report import REPORT
 from cnn_core.errors import PluginError
 from cnn_core.plugins.discovery import Plugin, discover
 from cnn_core.text import printable
@@ -127,7 +127,7 @@ def _run_probe(
     environment.pop("CNNZOO_PLUGINS_DISABLE", None)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "cnn_core.cli.probe", *arguments],
+            [sys.executable, "-m", "cnn_core.cli.plugin_report", *arguments],
             env=environment,
             # A plugin that asks a question gets no answer instead of waiting for one.
             stdin=subprocess.DEVNULL,

@@ -1,123 +1,111 @@
-"""Load the plugins that the environment selects, call their provider hooks, report as JSON.
-
-`cnnzoo doctor` runs this in a separate process: `python -m cnn_core.cli.probe`. With the argument
-"resolve" it also imports the code that the specs name, which needs torch. One line of stdout is
-`REPORT` followed by {"faults": [...], "conflicts": [...]}; plugins may print other lines.
-"""
+"""cnnzoo probe."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
-import logging
-import sys
-import traceback
-from typing import Any
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cnn_core import registry
-from cnn_core.errors import PluginError
-from cnn_core.plugins import isolated, plugins
-from cnn_core.plugins.discovery import Fault, Plugin, abbreviated
-from cnn_core.plugins.guard import when_torch_is_imported
-from cnn_core.registry.names import ambiguous_defaults
+import click
 
-REPORT = "cnn_core.cli.probe: "
-TARGETS = ("target", "render", "key_maps")  # fields of specs that name code
+from cnn_core.cli.features import left_out, stage_option
+from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.params import DATASET, SOURCE, data_dir_option, device_option, source_options
 
-Functions = dict[str, Any]
+if TYPE_CHECKING:
+    from cnn_core.training.probing import ProbeResult
+
+__all__ = ["command"]
 
 
-def main() -> None:
-    """Print the report on stdout."""
-    logging.disable()
-    before: Functions = {}
-    with when_torch_is_imported(lambda: before.update(torch_functions())):
-        catalogues = registry.catalogues()
-        _run_checks()
-    if sys.argv[1:] == ["resolve"]:
-        _resolve_all()
-    elif before:
-        for plugin in plugins().loaded[1:]:  # skip core's own; one plugin per process here
-            _report_replaced(plugin, before)
-    conflicts = [*plugins().conflicts]
-    conflicts += [line for catalogue in catalogues for line in catalogue.conflicts]
-    conflicts += ambiguous_defaults()
-    faults = [_as_dict(plugin, fault) for plugin in plugins().all for fault in plugin.faults]
-    print("\n" + REPORT + json.dumps({"faults": faults, "conflicts": conflicts}))
+@click.command("probe")
+@click.argument("source", type=SOURCE)
+@click.argument("dataset", type=DATASET)
+@stage_option
+@click.option(
+    "--shots",
+    type=click.IntRange(1),
+    default=None,
+    help="Use only so many training images of each class.",
+)
+@click.option("--seed", default=0, show_default=True, help="Chooses images for --shots.")
+@data_dir_option
+@source_options
+@device_option
+@json_option
+def command(
+    source: str,
+    dataset: str,
+    stage: str | None,
+    shots: int | None,
+    seed: int,
+    data_dir: Path | None,
+    model: str,
+    naming: str | None,
+    download: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure how well a network's features separate the classes of DATASET.
+
+    The network is not trained. Two classifiers are fitted to its features of the training images:
+    k nearest neighbours by cosine similarity, and a linear probe, which is logistic regression on
+    standardised features. k and C are chosen on validation images. Prints their test accuracy with
+    a 95 % interval (Wilson). See cnnzoo features for SOURCE and --stage. Unreadable files are left
+    out; then the exit code is 3.
+
+    \b
+    Examples:
+      cnnzoo probe resnet50 imagefolder:flowers
+      cnnzoo probe resnet50:imagenet-v1 cifar10 --shots 10 --seed 1
+    """
+    from cnn_core.training.probing import probe
+    from cnn_core.training.progress import progress_bar
+    from cnn_core.training.trained import Trained
+
+    trained = Trained(source, model=model, naming=naming, download=download, device=device)
+    with left_out() as on_error, progress_bar("computing features", True) as progress:
+        result = probe(
+            trained,
+            dataset,
+            stage=stage,
+            shots=shots or 0,
+            seed=seed,
+            data_dir=data_dir,
+            on_error=on_error,
+            progress=progress,
+        )
+        _print(result, source, dataset, as_json)
 
 
-def _run_checks() -> None:
-    for _, entry in registry.checks():
-        with isolated(entry.plugin, f"check {entry.spec.name}", silent=True):
-            if advice := entry.spec.check():
-                entry.plugin.add_fault(f"check {entry.spec.name}", advice)
-
-
-def _resolve_all() -> None:
-    """Import the code that the specs name; report plugins that replace functions of torch."""
-    try:
-        import torch  # noqa: F401  # first, so that no plugin's import includes it
-    except Exception:  # `environment_faults` reports it
+def _print(result: ProbeResult, source: str, dataset: str, as_json: bool) -> None:
+    if as_json:
+        content = dataclasses.asdict(result)
+        emit_json("probe", content, source=source, data=dataset)
         return
-    for plugin in plugins().loaded[1:]:
-        before = torch_functions()
-        entries = [e for c in registry.catalogues() for e in c.entries if e.plugin is plugin]
-        for entry, field in itertools.product(entries, TARGETS):
-            if getattr(entry.spec, field, None):
-                with contextlib.suppress(PluginError):  # the error appears when the code is used
-                    registry.resolve(entry, field)
-        _report_replaced(plugin, before)
+    table(
+        ("method", "setting", "validation", "test top-1", "95 % interval"),
+        [
+            (
+                score.method,
+                score.setting,
+                _percent(score.validation),
+                _percent(score.accuracy),
+                " to ".join(map(_percent, score.interval)),
+            )
+            for score in result.scores
+        ],
+        right=("validation", "test top-1", "95 % interval"),
+    )
+    click.echo()
+    splits = (*result.counts,)
+    table(
+        ("class", *(f"{split} images" for split in splits)),
+        [(name, *(result.counts[s][name] for s in splits)) for name in result.counts["test"]],
+        right=tuple(f"{split} images" for split in splits),
+    )
 
 
-def torch_functions() -> Functions:
-    """Return the functions of torch that networks use, by their full names."""
-    torch = sys.modules["torch"]
-    if not hasattr(torch, "nn"):  # its import failed
-        return {}
-    namespaces = {"torch": torch, "torch.nn": torch.nn, "torch.nn.functional": torch.nn.functional}
-    classes = {f"torch.nn.{k}": v for k, v in vars(torch.nn).items() if isinstance(v, type)}
-    return {
-        f"{name}.{key}": value
-        for name, namespace in {**namespaces, "torch.Tensor": torch.Tensor, **classes}.items()
-        # Include inherited functions: a replacement would be set on the class itself.
-        for base in reversed(getattr(namespace, "__mro__", (namespace,)))
-        for key, value in vars(base).items()
-        if callable(value)
-    }
-
-
-def replaced(before: Functions) -> list[str]:
-    """Return the full names of functions of torch that differ from `before`."""
-    now = torch_functions()
-    return [
-        name
-        for name, value in before.items()
-        if now.get(name) is not value and not _is_torchs_own(name, now.get(name))
-    ]
-
-
-def _is_torchs_own(name: str, value: object) -> bool:
-    """Return whether torch itself replaced a function, as torch.compile does."""
-    code, folder = getattr(value, "__code__", None), sys.modules["torch"].__path__[0]
-    same_name = getattr(value, "__name__", "") == name.rpartition(".")[2]
-    return same_name and code is not None and code.co_filename.startswith(folder)
-
-
-def _report_replaced(plugin: Plugin, before: Functions) -> None:
-    if names := replaced(before):
-        plugin.add_fault("torch", f"replaces {abbreviated(names)}, for all networks")
-
-
-def _as_dict(plugin: Plugin, fault: Fault) -> dict[str, object]:
-    text = "".join(traceback.format_exception(fault.exception)) if fault.exception else ""
-    return {
-        "plugin": plugin.origin,
-        "reason": f"{fault.stage}: {fault.cause}",
-        "traceback": text,
-        "fatal": fault.fatal,
-    }
-
-
-if __name__ == "__main__":
-    main()
+def _percent(fraction: float) -> str:
+    return "none" if math.isnan(fraction) else f"{100 * fraction:.2f} %"

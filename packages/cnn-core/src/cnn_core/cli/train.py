@@ -1,7 +1,8 @@
-"""cnnzoo train."""
+"""cnnzoo train, and the options that it shares with finetune."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from cnn_core.cli.params import (
 )
 from cnn_core.errors import UsageError
 
-__all__ = ["command"]
+__all__ = ["ARGUMENTS", "command", "observers_for", "recipe_keys", "report", "training_options"]
 
 ARGUMENTS = (  # options that are arguments of `train`, not recipe keys
     "recipe",
@@ -35,59 +36,87 @@ ARGUMENTS = (  # options that are arguments of `train`, not recipe keys
 )
 
 
+OPTIONS = (
+    click.option("--recipe", type=RECIPE, help="Name of a recipe, or a TOML file."),
+    click.option(
+        "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key."
+    ),
+    click.option("--epochs", type=int, help="Set the recipe key epochs."),
+    click.option("--batch-size", type=int, help="Set the recipe key batch_size."),
+    click.option("--lr", type=float, help="Set the recipe key lr."),
+    click.option("--seed", type=int, help="Set the recipe key seed."),
+    click.option("--top-k", "topk", type=int, help="Set the recipe key topk."),
+    click.option(
+        "--precision",
+        type=Choice(("auto", "fp32", "bf16", "fp16")),
+        help="Set the recipe key precision.",
+    ),
+    click.option(
+        "--memory-format",
+        type=Choice(("auto", "contiguous", "channels_last")),
+        help="Set the recipe key memory_format.",
+    ),
+    # None if not given: False would override compile = true in a recipe.
+    click.option(
+        "--compile", is_flag=True, default=None, help="Compile the network with torch.compile."
+    ),
+    click.option(
+        "--freeze",
+        metavar="STAGE",
+        multiple=True,
+        help="Do not train this stage. May be repeated.",
+    ),
+    click.option(
+        "--pipeline",
+        type=Choice(("auto", "memory", "streaming")),
+        help="Decode into memory, or stream from disk.",
+    ),
+    click.option(
+        "--on-bad-sample", metavar="fail|skip:N", help="Fail on a broken file, or skip up to N."
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Number of decoding processes.",
+    ),
+    click.option(
+        "--fit-memory", is_flag=True, help="Split batches into micro-batches that fit in memory."
+    ),
+    click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard."),
+    click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists."),
+    click.option(
+        "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory."
+    ),
+    data_dir_option,
+    click.option(
+        "--download",
+        is_flag=True,
+        help="Download the dataset and the published weights if they are missing.",
+    ),
+    device_option,
+)
+
+
+def training_options(command: Any) -> Any:
+    """Add the options of both `train` and `finetune`."""
+    return functools.reduce(
+        lambda decorated, option: option(decorated), reversed(OPTIONS), command
+    )
+
+
 @click.command("train")
 @click.argument("model", type=MODEL, required=False)
 @click.option("--data", type=DATASET, help="Dataset to train on.")
-@click.option("--recipe", type=RECIPE, help="Name of a recipe, or a TOML file.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a recipe key.")
-@click.option("--epochs", type=int, help="Set the recipe key epochs.")
-@click.option("--batch-size", type=int, help="Set the recipe key batch_size.")
-@click.option("--lr", type=float, help="Set the recipe key lr.")
-@click.option("--seed", type=int, help="Set the recipe key seed.")
-@click.option("--top-k", "topk", type=int, help="Set the recipe key topk.")
 @click.option(
-    "--precision",
-    type=Choice(("auto", "fp32", "bf16", "fp16")),
-    help="Set the recipe key precision.",
+    "--weights",
+    metavar="RUN|FILE|NAME",
+    help="Start from these weights: a run, a weights file, or published weights by name, such as "
+    "default.",
 )
-@click.option(
-    "--memory-format",
-    type=Choice(("auto", "contiguous", "channels_last")),
-    help="Set the recipe key memory_format.",
-)
-# None if not given: False would override compile = true in a recipe.
-@click.option(
-    "--compile", is_flag=True, default=None, help="Compile the network with torch.compile."
-)
-@click.option("--weights", metavar="RUN|FILE", help="Start from these weights.")
-@click.option(
-    "--freeze", metavar="STAGE", multiple=True, help="Do not train this stage. May be repeated."
-)
-@click.option(
-    "--pipeline",
-    type=Choice(("auto", "memory", "streaming")),
-    help="Decode into memory, or stream from disk.",
-)
-@click.option(
-    "--on-bad-sample", metavar="fail|skip:N", help="Fail on a broken file, or skip up to N."
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Number of decoding processes.",
-)
-@click.option(
-    "--fit-memory", is_flag=True, help="Split batches into micro-batches that fit in memory."
-)
-@click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard.")
+@training_options
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume this run.")
-@click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
-@data_dir_option
-@click.option("--download", is_flag=True, help="Download the dataset if it is missing.")
-@device_option
 def command(
     model: str | None,
     data: str | None,
@@ -106,30 +135,38 @@ def command(
     Examples:
       cnnzoo train lenet5_modern --data digits
       cnnzoo train lenet5 --data fashion_mnist --download --epochs 3 --set lr=0.02
-      cnnzoo train resnet50 --data pets --weights resnet50.pth --freeze conv1 --freeze conv2_x
+      cnnzoo train resnet50 --data pets --weights default --freeze conv1 --freeze conv2_x
       cnnzoo train --resume runs/lenet5-digits-20260101-120000
     """
-    from cnn_core.runs.recipe import parse_settings
-
-    chosen = parse_settings(settings)
+    chosen = recipe_keys(settings, options)
     model, data = chosen.pop("model", model), chosen.pop("data", data)
-    arguments = {name: options.pop(name) for name in ARGUMENTS}
-    # Options that were not given are None or empty; they must not override the recipe.
-    chosen |= {key: value for key, value in options.items() if value not in (None, ())}
+    arguments = {name: chosen.pop(name) for name in ARGUMENTS if name in chosen}
     # Before the import of torch below, so that an invalid command fails at once.
     _check(model, data, chosen, arguments)
 
     from cnn_core.training.trainer import train
 
-    observers = []
-    if tensorboard:
-        from cnn_core.training.tensorboard import TensorBoard
+    report(train(model, data, observers=observers_for(tensorboard), **arguments, **chosen))
 
-        observers.append(TensorBoard())
-    run = train(model, data, observers=observers, **arguments, **chosen)
-    # Under torchrun, only rank 0 reports.
-    if os.environ.get("RANK", "0") == "0":
-        report(run)
+
+def recipe_keys(settings: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe keys of --set and of the given options, and the other arguments."""
+    from cnn_core.runs.recipe import parse_settings
+
+    # Options that were not given are None or empty; they must not override the recipe.
+    given = {
+        key: value for key, value in options.items() if key in ARGUMENTS or value not in (None, ())
+    }
+    return {**parse_settings(settings), **given}
+
+
+def observers_for(tensorboard: bool) -> list[Any]:
+    """Return the observers that the options ask for."""
+    if not tensorboard:
+        return []
+    from cnn_core.training.tensorboard import TensorBoard
+
+    return [TensorBoard()]
 
 
 def _check(
@@ -147,7 +184,9 @@ def _check(
 
 
 def report(run: Any) -> None:
-    """Print the test metrics on stderr, and the run's path on stdout."""
+    """Print the test metrics on stderr, and the run's path on stdout; rank 0 only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     from cnn_core.training.progress import format_metrics
 
     click.echo(f"test: {format_metrics(run.test_metrics())}", err=True)

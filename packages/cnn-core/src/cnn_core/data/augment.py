@@ -137,19 +137,27 @@ class Draws:
                 changed.append(policy(image))
         return torch.stack(changed)
 
-    def resample(self, images: Tensor, indices: Indices) -> tuple[Tensor, Tensor]:
+    def resample(
+        self, images: Tensor, indices: Indices, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return images, float N C H W, sampled on a random grid, and the grid, N H W 2.
 
         The grid combines crop, rotation, zoom and elastic deformation, so that images are
-        interpolated, and thus blurred, only once.
+        interpolated, and thus blurred, only once. With `size`, (height, width), they are resized,
+        too, and the aspect ratios of the crops are in pixels, not in fractions of the sides.
         """
-        grid = self._grid(indices, *images.shape[-2:]).to(images.device)
+        height, width = images.shape[-2:]
+        theta = self._affine(indices, height / width, true_aspect=size is not None)
+        grid = self._grid(indices, *(size or (height, width)), theta).to(images.device)
         changed = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
         return changed.clamp(0, 1), grid
 
-    def _grid(self, indices: Indices, height: int, width: int) -> Tensor:
+    def _grid(
+        self, indices: Indices, height: int, width: int, theta: Tensor | None = None
+    ) -> Tensor:
         """Return where each output pixel is sampled, N H W 2, as `F.grid_sample` expects it."""
-        theta = self._affine(indices, height / width)
+        if theta is None:
+            theta = self._affine(indices, height / width)
         shape = [len(indices), 1, height, width]
         grid = F.affine_grid(theta, shape, align_corners=False)
         if self.augmentation.elastic:
@@ -160,14 +168,15 @@ class Draws:
             grid = grid + fine.permute(0, 2, 3, 1) * pixels
         return grid
 
-    def _affine(self, indices: Indices, aspect: float) -> Tensor:
+    def _affine(self, indices: Indices, aspect: float, *, true_aspect: bool = False) -> Tensor:
         """Return an affine matrix for each sample, N 2 3: crop, then zoom and rotate the crop.
 
         Grid coordinates are relative to height and width. A rotation has to correct for the
         `aspect` ratio, height / width; otherwise it would shear images that are not square.
         """
         u = self.uniform("affine", indices, 2)
-        top, left, down, across = self.crop_boxes(indices).unbind(1)
+        boxes = self.crop_boxes(indices, aspect if true_aspect else 1.0)
+        top, left, down, across = boxes.unbind(1)
         # Uniform in the logarithm: zooming in by a factor is as likely as zooming out by it.
         zoom = torch.exp((2 * u[:, 0] - 1) * math.log(self.augmentation.zoom))
         angle = (2 * u[:, 1] - 1) * math.radians(self.augmentation.rotate)
@@ -176,17 +185,18 @@ class Draws:
         y = [across * sin / aspect, down * cos, 2 * top + down - 1]
         return torch.stack([*x, *y], dim=1).view(-1, 2, 3)
 
-    def crop_boxes(self, indices: Indices) -> Tensor:
+    def crop_boxes(self, indices: Indices, aspect: float = 1.0) -> Tensor:
         """Return random crops, N x 4: top, left, height, width, as fractions of the image's sides.
 
-        Aspect ratios range from 3/4 to 4/3 (Szegedy et al. 2015, section 6). Without `crop` each
-        box is the whole image.
+        Aspect ratios range from 3/4 to 4/3 (Szegedy et al. 2015, section 6): of the fractions, or
+        in pixels if `aspect` is the image's height / width. Without `crop` each box is the whole
+        image.
         """
         u = self.uniform("crop", indices, 4)
         low, high = self.augmentation.crop or (1.0, 1.0)
         area = low + (high - low) * u[:, 0]
         widest = 4 / 3 if self.augmentation.crop else 1.0
-        ratio = torch.exp((2 * u[:, 1] - 1) * math.log(widest))
+        ratio = torch.exp((2 * u[:, 1] - 1) * math.log(widest)) * aspect
         across, down = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         return torch.stack([u[:, 2] * (1 - down), u[:, 3] * (1 - across), down, across], dim=1)
 

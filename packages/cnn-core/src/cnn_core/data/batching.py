@@ -243,9 +243,12 @@ def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Ba
     if augmentation.policy:
         images = draws.apply_policy(images, indices)
     if augmentation.resamples or augmentation.jitter:
-        images = preprocessing.resized(images)
+        # A random part of the whole image replaces the centre, so it is resized only now.
+        random_part = preprocessing.crops and bool(augmentation.crop)
+        images = images.float() / 255 if random_part else preprocessing.resized(images)
         if augmentation.resamples:
-            images, _ = draws.resample(images, indices)
+            size = preprocessing.size if random_part else None
+            images, _ = draws.resample(images, indices, size)
         if augmentation.jitter:
             images = draws.jitter_color(images, indices)
         inputs = preprocessing.normalise(images)

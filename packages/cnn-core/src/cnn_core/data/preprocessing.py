@@ -30,7 +30,8 @@ class Preprocessing:
       pixels from each side of a tile (`cnn_core.tasks.tiles`).
     - "crop": resize the shorter side to `resize` pixels with Pillow's antialiased `interpolation`,
       "bilinear" or "bicubic", and cut out the centre of `size`. Published accuracies on ImageNet
-      are measured like this (Krizhevsky et al. 2012, section 4.1).
+      are measured like this (Krizhevsky et al. 2012, section 4.1). In training, a recipe's `crop`
+      replaces the centre by a random part of the image.
 
     `mean` and `std`, one value per channel, are those of images in [0, 1].
     """
@@ -75,13 +76,34 @@ class Preprocessing:
 
     def center_cropped(self, image: Tensor) -> Tensor:
         """Return the centre of an image, uint8 C h w, at the input's size, if `fit` is "crop"."""
-        height, width = image.shape[-2:]
-        shorter, (rows, columns) = min(height, width), self.size
-        # The rounding of torchvision's Resize and CenterCrop, so that all pixels are equal.
-        tall, wide = (self.resize * side // shorter for side in (height, width))
-        top, left = round((tall - rows) / 2), round((wide - columns) / 2)
-        resized = resize_image(image, (tall, wide), self.interpolation)
-        return resized[:, top : top + rows, left : left + columns]
+        return self._center_of(self._by_shorter_side(image))
+
+    def center_square(self, image: Tensor) -> Tensor:
+        """Return a square of `resize` pixels whose `center_cropped` is exactly the image's own.
+
+        It replaces the image in memory: squares of images of any size can be stacked.
+        """
+        resized, side = self._by_shorter_side(image), self.resize
+        inner = _center((side, side), self.size)
+        outer = _center(resized.shape[-2:], self.size)
+        top, left = outer[0] - inner[0], outer[1] - inner[1]
+        return resized[:, top : top + side, left : left + side]
+
+    def _center_of(self, images: Tensor) -> Tensor:
+        top, left = _center(images.shape[-2:], self.size)
+        return images[..., top : top + self.size[0], left : left + self.size[1]]
+
+    def _by_shorter_side(self, image: Tensor) -> Tensor:
+        size = self._resized_size(image)
+        resized = image.shape[-2:] == size
+        return image if resized else resize_image(image, size, self.interpolation)
+
+    def _resized_size(self, images: Tensor) -> tuple[int, int]:
+        """Return the (height, width) of images whose shorter side is resized."""
+        height, width = images.shape[-2:]
+        shorter = min(height, width)
+        # The rounding of torchvision's Resize, so that all pixels are equal.
+        return self.resize * height // shorter, self.resize * width // shorter
 
     def visible(self, images: Tensor) -> Tensor:
         """Return the part of images, N C h w, that the network sees, at their own resolution."""
@@ -97,6 +119,9 @@ class Preprocessing:
         """Return images, N C h w, cropped if `fit` is "crop", else unchanged."""
         if not self.crops:
             return images
+        # Squares in memory need no resizing, which Pillow does on the CPU, image by image.
+        if images.shape[-2:] == self._resized_size(images):
+            return self._center_of(images)
         cropped = [self.center_cropped(image) for image in images.cpu()]
         return torch.stack(cropped).to(images.device)
 
@@ -152,6 +177,12 @@ class Preprocessing:
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = like.new_tensor(self.mean), like.new_tensor(self.std)
         return mean[:, None, None], std[:, None, None]
+
+
+def _center(size: tuple[int, ...], crop: tuple[int, int]) -> tuple[int, int]:
+    """Return (top, left) of the crop in the centre of an image of `size`."""
+    # Python's rounding to even numbers, as in torchvision's CenterCrop.
+    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
 
 
 # Cached: otherwise every batch would copy two small tensors to the device, and wait for them.

@@ -45,6 +45,7 @@ MAX_STATISTICS_FILES = 5000  # files that `statistics` reads at most, evenly spa
 Sample = tuple[Tensor, Tensor]
 Size = tuple[int, int]  # height, width
 Progress = Callable[[int, int], None]  # done, total
+Center = Callable[[Tensor], Tensor]  # cuts out a part of an image, uint8 C H W
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,17 @@ class Decoder:
     """Read single samples of a split on disk: an image, uint8 C H W, and its target.
 
     Images are resized to `size`, if given; masks too, by nearest neighbour. With `draws`, images
-    are randomly cropped before they are resized. If `required_size` is given, an image of another
-    size raises DatasetCorruptError. A `center` replaces the resizing: it cuts out the centre of an
-    image (see `Preprocessing`).
+    are randomly cropped before they are resized, with aspect ratios in pixels if `true_aspect`. If
+    `required_size` is given, an image of another size raises DatasetCorruptError. A `center`, such
+    as `Preprocessing.center_cropped`, replaces the resizing.
     """
 
     files: Files
     size: Size | None
     draws: Draws | None = None
     required_size: Size | None = None
-    center: Preprocessing | None = None
+    center: Center | None = None
+    true_aspect: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -86,7 +88,8 @@ class Decoder:
         if self.draws is None:
             return image
         height, width = image.shape[-2:]
-        box = self.draws.crop_boxes(np.array([index]))[0].tolist()
+        aspect = height / width if self.true_aspect else 1.0
+        box = self.draws.crop_boxes(np.array([index]), aspect)[0].tolist()
         tall, wide = max(round(box[2] * height), 1), max(round(box[3] * width), 1)
         top, left = min(round(box[0] * height), height - tall), round(box[1] * width)
         left = min(left, width - wide)
@@ -98,7 +101,7 @@ class Decoder:
 
     def _resize(self, image: Tensor) -> Tensor:
         if self.center is not None:
-            return self.center.center_cropped(image)
+            return self.center(image)
         if self.size is None or image.shape[-2:] == self.size:
             return image
         scaled = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)
@@ -151,9 +154,11 @@ def stream(
     required_size = preprocessing.image_size if any(preprocessing.image_size) else None
     crop_draws = draws if crops_while_decoding(preprocessing, draws) else None
     size = preprocessing.resize_to if crop_draws is not None or required_size is None else None
-    center = preprocessing if preprocessing.crops and draws is None else None
+    centers = preprocessing.crops and crop_draws is None
+    center = preprocessing.center_cropped if centers else None
+    decoder = Decoder(files, size, crop_draws, required_size, center, preprocessing.crops)
     loader: Iterable[Sample] = DataLoader(
-        Decoder(files, size, crop_draws, required_size, center),  # type: ignore[arg-type]
+        decoder,  # type: ignore[arg-type]
         batch_sampler=[indices.tolist() for indices in index_batches],
         num_workers=workers,
         collate_fn=_stack,
@@ -173,7 +178,8 @@ def crops_while_decoding(preprocessing: Preprocessing, draws: Draws | None) -> b
     They do if images are resized anyway: the crop then keeps the original's detail.
     """
     cropped = draws is not None and bool(draws.augmentation.crop)
-    return cropped and preprocessing.image_size != preprocessing.resize_to
+    resized = preprocessing.crops or preprocessing.image_size != preprocessing.resize_to
+    return cropped and resized
 
 
 def _stack(samples: list[Sample]) -> Sample:
@@ -217,7 +223,7 @@ def decode_to_memory(
     bad: BadSamples | None = None,
     progress: Progress | None = None,
     required_size: Size | None = None,
-    center: Preprocessing | None = None,
+    center: Center | None = None,
 ) -> Split:
     """Decode all files into a Split, resized to `size`; without it, all images need the same size.
 
@@ -321,7 +327,10 @@ def load_splits(
         raise UsageError(f"dataset '{dataset.spec.name}' is in memory and cannot be streamed")
     channels, height, width = dataset.spec.image
     required_size = (height, width) if height else None
-    size = None if required_size else preprocessing.resize_to
+    size, center = None if required_size else preprocessing.resize_to, None
+    # Small images are kept as they are: enlarged ones would only take more memory.
+    if preprocessing.crops and (size or min(height, width) > preprocessing.resize):
+        size, center = (preprocessing.resize, preprocessing.resize), preprocessing.center_square
     height, width = size or (height, width)
     # The total over all splits: they are in memory at the same time.
     total = sum(map(len, on_disk.values())) * channels * height * width
@@ -338,6 +347,7 @@ def load_splits(
                 bad=record,
                 progress=progress,
                 required_size=required_size,
+                center=center,
             )
     record.raise_if_too_many()  # after all splits, so that one error covers them all
     return Dataset(dataset.spec, splits)

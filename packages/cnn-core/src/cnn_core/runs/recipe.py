@@ -30,6 +30,8 @@ CHOICES = {
     "memory_format": ("auto", "contiguous", "channels_last"),
     "policy": ("", "randaugment", "trivialaugment"),
     "pipeline": ("auto", "memory", "streaming"),
+    "fit": ("", "resize", "pad", "crop"),
+    "interpolation": ("", "bilinear", "bicubic"),
 }
 RESERVED = {"name", "num_classes", "in_channels", "weights", "naming"}  # arguments of create_model
 LIMITS = {  # field: (minimum, maximum), both inclusive
@@ -38,6 +40,9 @@ LIMITS = {  # field: (minimum, maximum), both inclusive
     "seed": (0, 2**63 - 1),
     "topk": (0, 1_000_000),
     "lr": (0.0, 1e6),
+    "head_lr": (0.0, 1e6),
+    "head_epochs": (0, 100_000),
+    "layer_decay": (1e-3, 1.0),
     "momentum": (0.0, 0.9999),
     "beta2": (0.0, 0.999999),
     "eps": (0.0, 10.0),
@@ -69,6 +74,7 @@ LIMITS = {  # field: (minimum, maximum), both inclusive
     "cutmix": (0.0, 100.0),
     "validation": (0.0, 0.9),
     "image_size": (0, 10_000),
+    "resize": (0, 10_000),
     "tile": (0, 10_000),
 }
 
@@ -116,9 +122,14 @@ class Recipe:
     ema: float = 0.0  # decay of the weight EMA; if > 0, the averaged weights are used and saved
     patience: int = 0  # stop after this many epochs without improvement; 0: never stop early
     monitor: str = ""  # metric that selects the best epoch; "": the task's, such as val/top1
-    weights: str = ""  # initial weights: a run directory or a weights file
+    weights: str = ""  # initial weights: a run, a weights file, or a name such as "default"
+    weights_digest: str = ""  # their SHA-256, recorded when training starts; "": any
     freeze: tuple[str, ...] = ()  # stages to keep fixed
+    freeze_batchnorm: bool = False  # keep running statistics; scales and shifts are still trained
+    head_epochs: int = 0  # first train only the head: the tensors that depend on the classes
+    head_lr: float = 0.0  # constant learning rate of these epochs; 0: lr
     stage_lr: Mapping[str, float] = field(default_factory=dict)  # learning-rate multipliers
+    layer_decay: float = 1.0  # another multiplier, once for each stage below the last
     # Augmentation, see cnn_core.data.augment.
     shift: int = 0  # maximum translation in pixels, in each direction
     flip: bool = False  # random horizontal flip
@@ -142,7 +153,10 @@ class Recipe:
     sync_batchnorm: bool = False  # synchronise batch-norm statistics across processes
     save_steps: int = 0  # checkpoint interval in steps; 0: only at the end of each epoch
     keep: int = 2  # number of checkpoints to keep, besides the best epoch's
-    image_size: int = 0  # side in pixels; 0: the default input size of the model
+    image_size: int = 0  # side in pixels; 0: of the initial weights, else the model's default
+    fit: str = ""  # resize, pad or crop; "": crop if the initial weights do, else the dataset's
+    resize: int = 0  # fit = "crop": shorter side; 0: of the initial weights, else 8/7 of the size
+    interpolation: str = ""  # fit = "crop"; "": of the initial weights, else bilinear
     tile: int = 0  # segmentation: side of the tiles in pixels; 0: resize whole images instead
     mean: tuple[float, ...] = ()  # empty: from the initial weights, the dataset, or computed
     std: tuple[float, ...] = ()  # as for `mean`
@@ -165,6 +179,7 @@ class Recipe:
             raise UsageError(f"options.{option} is reserved: cnnzoo sets it itself")
         self._check_augmentation()
         self._check_schedule()
+        self._check_fine_tuning()
         self.bad_samples()
         for stage, factor in self.stage_lr.items():
             if type(factor) not in (int, float) or not 0 <= factor <= 1e6:
@@ -188,6 +203,17 @@ class Recipe:
                 f"{len(self.step_epochs)}",
                 "give one factor, or one per epoch in step_epochs",
             )
+
+    def _check_fine_tuning(self) -> None:
+        if self.head_epochs > self.epochs:
+            raise UsageError(f"head_epochs = {self.head_epochs} exceeds epochs = {self.epochs}")
+        if self.head_lr and not self.head_epochs:
+            raise UsageError(f"head_lr = {self.head_lr} needs head_epochs", "--set head_epochs=1")
+        if self.weights_digest and not self.weights:
+            raise UsageError(f"weights_digest = '{printable(self.weights_digest)}' needs weights")
+        if self.fit not in ("", "crop") and (self.resize or self.interpolation):
+            key = "resize" if self.resize else "interpolation"
+            raise UsageError(f"{key} needs fit = 'crop', found '{self.fit}'")
 
     def _check_augmentation(self) -> None:
         crop, jitter = self.crop, self.jitter

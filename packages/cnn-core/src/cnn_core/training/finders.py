@@ -149,6 +149,7 @@ def _trial_state(setup: Setup) -> Iterator[TrainState]:
     device = setup.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         train_state = TrainState(copy.deepcopy(setup.model), setup.recipe, device)
+        # All parameters, also with head epochs: those need less memory and a rate of their own.
         train_state.train()
         yield train_state
 

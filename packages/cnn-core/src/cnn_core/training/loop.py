@@ -70,14 +70,17 @@ def fit(job: Fit, state: Checkpoint) -> Checkpoint:
     """
     setup, recipe = job.setup, job.setup.recipe
     setup.train_state.load(state)
-    network = setup.world.wrap(setup.model, setup.device)
-    steps = setup.steps
+    network, steps = None, setup.steps
     job.progress.start(job.run, steps, state.epoch * steps + state.step)
     job.observers.notify("fit_start", run=job.run, model=setup.model, recipe=recipe)
     with stop_requests() as stop:
         while state.epoch < recipe.epochs and not _out_of_patience(recipe, state):
             # Count the time that an interrupted epoch took before it was resumed.
             began = time.perf_counter() - state.seconds
+            # DistributedDataParallel ignores parameters that did not require gradients when it
+            # was created, so it is created again after the head epochs.
+            if setup.train_state.start_epoch(state.epoch) or network is None:
+                network = setup.world.wrap(setup.model, setup.device)
             _train_epoch(job, network, state, began=began, stop=stop)
             state = _finish_epoch(job, state, began=began, stop=stop)
     return state
@@ -91,7 +94,6 @@ def _train_epoch(
     steps = setup.steps
     # Saved sums cover all processes, so only rank 0 continues from them: they must count once.
     setup.metrics.load(state.epoch_metrics if setup.world.is_first else {})
-    train_state.train()
     for step, batch in enumerate(_batches(setup, state.epoch, state.step), state.step):
         lr = learning_rate(recipe, state.epoch + step / steps)
 

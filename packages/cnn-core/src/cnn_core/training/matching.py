@@ -17,7 +17,7 @@ from cnn_core.registry import get_spec
 from cnn_core.text import printable
 from cnn_core.weights.native import Weights
 
-__all__ = ["matched"]
+__all__ = ["matched", "with_channels"]
 
 SHOWN = 5  # class names in an error
 LUMA = (19595, 38470, 7471)  # ITU-R 601, in 1/65536, as in Pillow
@@ -89,13 +89,19 @@ def _with_channels(split: Split | Files, weights: Weights) -> Split | Files:
     if isinstance(split, Files):
         split = replace(split, channels=channels)
         # These networks were trained on images of one size, which streaming insists on.
-        return (
-            decode_to_memory(split, preprocessing.resize_to)
-            if any(preprocessing.image_size)
-            and not preprocessing.tiled
-            and not preprocessing.crops
-            else split
-        )
+        if any(preprocessing.image_size) and not preprocessing.tiled:
+            center = preprocessing.center_square if preprocessing.crops else None
+            return decode_to_memory(split, preprocessing.resize_to, center=center)
+        return split
+    return with_channels(split, channels)
+
+
+def with_channels(split: Split, channels: int) -> Split:
+    """Return a split in memory with another number of channels: grey or RGB.
+
+    Raises:
+        UsageError: it has neither, and not the right number.
+    """
     own = split.images.shape[1]
     if own == channels:
         return split

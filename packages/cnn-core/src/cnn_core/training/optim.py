@@ -19,6 +19,7 @@ from torch.optim.adamw import adamw
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
+from cnn_core import registry
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.text import did_you_mean
@@ -220,6 +221,7 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[Group]:
     """Return the trainable parameters, grouped by learning-rate multiplier and weight decay."""
     for stage in (*recipe.stage_lr, *recipe.freeze):
         _require_stage(model, stage)
+    decays = _layer_decays(model, recipe) if recipe.layer_decay != 1 else {}
     grouped: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or stage_of(name, recipe.freeze):
@@ -227,11 +229,27 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[Group]:
         # Parameters with one dimension are biases, or the scales and shifts of normalisation.
         exempt = recipe.weight_decay_on == "weights" and parameter.ndim <= 1
         decay = 0.0 if exempt else recipe.weight_decay
-        factor = recipe.stage_lr.get(stage_of(name, recipe.stage_lr), 1.0)
+        factor = recipe.stage_lr.get(stage_of(name, recipe.stage_lr), 1.0) * decays.get(name, 1.0)
         grouped.setdefault((factor, decay), {})[name] = parameter
     if not grouped:
         raise UsageError("every stage is frozen: nothing is left to train")
     return [Group(parameters, *key) for key, parameters in grouped.items()]
+
+
+def _layer_decays(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """Return layer_decay ** (number of stages above) for each parameter, by name.
+
+    Only stages with parameters count. Parameters outside of all stages belong to the stage of the
+    parameter before them, such as normalisation between two stages.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    known = registry.get_spec(recipe.model).stages
+    stages = [stage for stage in known if any(stage_of(name, [stage]) for name in names)]
+    decays, stage = {}, stages[0]
+    for name in names:
+        stage = stage_of(name, stages) or stage
+        decays[name] = recipe.layer_decay ** (len(stages) - 1 - stages.index(stage))
+    return decays
 
 
 def stage_of(name: str, stages: Iterable[str]) -> str:

@@ -124,7 +124,7 @@ def _predict(trained: Trained, split: Split | Files) -> Predictions:
         from cnn_core.data.streaming import decode_to_memory
 
         # The images are returned as one tensor, so they need one size.
-        center = preprocessing if preprocessing.crops else None
+        center = preprocessing.center_cropped if preprocessing.crops else None
         split = decode_to_memory(split, preprocessing.resize_to, center=center)
         preprocessing = preprocessing.after_cropping
     size = eval_batch_size(preprocessing)

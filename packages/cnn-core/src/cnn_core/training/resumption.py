@@ -15,11 +15,16 @@ from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
+from cnn_core.training.initial_weights import recorded_source
 from cnn_core.training.setup import Setup
 from cnn_core.weights.native import Weights, read_weights, write_weights
 
 __all__ = ["has_run_with", "last_state", "repair", "save", "weights_are_intact"]
 
+RESOLVED = {
+    *("precision", "memory_format", "mean", "std", "weights_digest"),
+    *("image_size", "fit", "resize", "interpolation"),
+}
 log: logging.Logger = logging.getLogger("cnn_core")
 
 
@@ -36,12 +41,11 @@ def has_run_with(path: Path, recipe: Recipe, *, fit_memory: bool = False) -> boo
     existing = open_run(path).recipe
     for key in dataclasses.fields(Recipe):
         wanted, recorded = getattr(recipe, key.name), getattr(existing, key.name)
-        # A run records the absolute path, so that it can be resumed from another directory.
         if key.name == "weights":
-            wanted = wanted and str(Path(wanted).absolute())
-        # For these keys the run records the value that was chosen for "auto" or ().
-        resolved = key.name in ("precision", "memory_format", "mean", "std")
-        chosen = (resolved and wanted in ("auto", ())) or (fit_memory and key.name == "accumulate")
+            wanted = recorded_source(recipe)
+        # For these keys the run records the value that was chosen for "auto" or "not set".
+        resolved = key.name in RESOLVED and wanted in ("auto", (), "", 0)
+        chosen = resolved or (fit_memory and key.name == "accumulate")
         if wanted != recorded and not chosen:
             raise UsageError(
                 f"{path}: contains a run with {key.name} = {recorded!r}, not {wanted!r}",

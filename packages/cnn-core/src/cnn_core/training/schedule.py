@@ -15,16 +15,19 @@ START, END = 1 / 25, 1 / 250_000  # one_cycle: fractions of the peak learning ra
 def learning_rate(recipe: Recipe, time: float) -> float:
     """Return the learning rate after `time` epochs, which need not be a whole number.
 
-    During warm-up it rises linearly from 0 to `lr` over `warmup_epochs`. After that, "cosine"
-    (Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5, without restarts) and "polynomial" fall
-    to `final_lr`. "one_cycle" (Smith and Topin 2018, arXiv:1708.07120) rises from lr / 25 to `lr`,
-    then falls to lr / 250,000, both along a cosine. "step" and "multi_step" multiply `lr` by
-    `step_factors` at the given epochs, which count from the start of training.
+    During `head_epochs` it is `head_lr`. The schedule starts after them: during warm-up the rate
+    rises linearly from 0 to `lr` over `warmup_epochs`. After that, "cosine" (Loshchilov and Hutter
+    2017, arXiv:1608.03983, Eq. 5, without restarts) and "polynomial" fall to `final_lr`.
+    "one_cycle" (Smith and Topin 2018, arXiv:1708.07120) rises from lr / 25 to `lr`, then falls to
+    lr / 250,000, both along a cosine. "step" and "multi_step" multiply `lr` by `step_factors` at
+    the given epochs, which count from the start of training.
     """
-    lr, warmup = recipe.lr, recipe.warmup_epochs
-    if time < warmup:
-        return lr * time / warmup
-    progress = min((time - warmup) / max(recipe.epochs - warmup, 1e-12), 1.0)
+    lr, warmup, head = recipe.lr, recipe.warmup_epochs, recipe.head_epochs
+    if time < head:
+        return recipe.head_lr or lr
+    if time - head < warmup:
+        return lr * (time - head) / warmup
+    progress = min((time - head - warmup) / max(recipe.epochs - head - warmup, 1e-12), 1.0)
     match recipe.schedule:
         case "step":
             return lr * math.pow(recipe.step_factors[0], time // recipe.step_every)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model
+from cnn_core.create import create_model, head_tensors
 from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
@@ -28,12 +28,14 @@ from cnn_core.training.device import FORMATS, choose_memory_format, choose_preci
 from cnn_core.training.distributed import ALONE, World, with_sync_batchnorm
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.evaluation import EvalSetup
+from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
-from cnn_core.weights.native import Weights, is_ours, read_weights
 
 __all__ = ["Setup", "find_recipe", "set_up"]
 
+# fit = "crop": the shorter side, relative to the crop, as in the usual 256 for 224 pixels.
+SHORTER_SIDE = 8 / 7
 # Default batch size of a segmentation model without a recipe: 128 large images rarely fit.
 SEGMENTATION_BATCH_SIZE = 2
 
@@ -71,12 +73,16 @@ class Setup(EvalSetup):
 
 
 def find_recipe(
-    model: str | None, data: str | None, name: str | None, settings: Mapping[str, Any]
+    model: str | None,
+    data: str | None,
+    name: str | None,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Return the recipe called `name`, else the default recipe of the model and dataset.
 
-    If there is no default recipe, start from the defaults of `Recipe`. `model`, `data` and
-    `settings` override the recipe's values.
+    `defaults` replace the default recipe. If there is neither, start from the defaults of
+    `Recipe`. `model`, `data` and `settings` override the recipe's values.
 
     Raises:
         UsageError: the model or dataset is missing, a name or key is unknown, or a value is out of
@@ -88,7 +94,9 @@ def find_recipe(
     if data is not None:
         given["data"] = canonical_name(registry.datasets(), data)
     # Default recipes are looked up by canonical names, so aliases are resolved first.
-    recipe_settings = _recipe_settings(name, given)
+    recipe_settings = (
+        dict(defaults) if name is None and defaults is not None else _recipe_settings(name, given)
+    )
     base = {**(recipe_settings or {}), **given}
     for key in ("model", "data"):
         if key not in base:
@@ -160,7 +168,8 @@ def set_up(
         precision=choose_precision(recipe.precision, device),
         memory_format=choose_memory_format(recipe.memory_format, model),
     )
-    train_state = TrainState(_prepare(model, recipe, device, world), recipe, device)
+    head = _head(recipe, dataset)
+    train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
     dataset = _decode(recipe, dataset, geometry, show_progress)
     train, validation = dataset.divide(recipe.validation, recipe.seed)
@@ -189,6 +198,8 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
+    if spec.task == "segmentation" and recipe.fit == "crop":
+        raise UsageError("fit = 'crop' is for classification: masks are not cropped", "--set tile")
     for key in ("mean", "std"):
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))
         if given not in (0, channels):
@@ -203,36 +214,37 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
 def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn.Module]:
     """Build the network, randomly initialised or with the recipe's weights; return both.
 
-    With cnnzoo weights, the returned recipe takes `mean` and `std` from the weights' preprocessing
-    unless the recipe sets them.
+    The returned recipe takes the preprocessing from the weights, unless it sets its own.
     """
     # Seed here, so that the initial weights do not depend on random numbers drawn before.
     torch.manual_seed(recipe.seed)
-    weights = _initial_weights(recipe) if recipe.weights and not resuming else None
-    model = create_model(
-        recipe.model,
-        num_classes=len(dataset.spec.classes),
-        in_channels=dataset.spec.image[0],
-        weights=weights,
-        new_head=True,
-        **recipe.options,
-    )
-    if weights is None:
-        return recipe, model
-    if isinstance(weights, Weights):
-        known = weights.preprocessing
-        if len(known.mean) == dataset.spec.image[0]:
-            recipe = dataclasses.replace(
-                recipe, mean=recipe.mean or known.mean, std=recipe.std or known.std
-            )
-    # Record the absolute path: the run may be resumed from another directory.
-    return dataclasses.replace(recipe, weights=str(Path(recipe.weights).absolute())), model
+    if recipe.weights and not resuming:
+        recipe, model = start_from(read_initial(recipe), recipe, dataset)
+    else:
+        model = create_model(recipe.model, **sizes_of(dataset), **recipe.options)
+    return _with_crop(recipe), model
 
 
-def _initial_weights(recipe: Recipe) -> Weights | Path:
-    """Return the initial weights, loaded if in cnnzoo's format, otherwise the file's path."""
-    path = Path(recipe.weights)
-    return read_weights(path) if path.is_dir() or is_ours(path) else path
+def _with_crop(recipe: Recipe) -> Recipe:
+    """Fill in `resize` and `interpolation` if the recipe's `fit` is "crop"."""
+    if recipe.fit != "crop":
+        if recipe.resize or recipe.interpolation:
+            key = "resize" if recipe.resize else "interpolation"
+            raise UsageError(f"{key} applies only to fit = 'crop'", "--set fit=crop")
+        return recipe
+    side = recipe.image_size or max(registry.get_spec(recipe.model).input[1:])
+    resize = recipe.resize or round(side * SHORTER_SIDE)
+    if resize < side:
+        raise UsageError(f"resize = {resize}: expected at least {side}, the side of the crop")
+    interpolation = recipe.interpolation or "bilinear"
+    return dataclasses.replace(recipe, resize=resize, interpolation=interpolation)
+
+
+def _head(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """Return the tensors to train in `head_epochs`, by name."""
+    if not recipe.head_epochs:
+        return []
+    return head_tensors(recipe.model, **sizes_of(dataset), **recipe.options)
 
 
 def _prepare(model: nn.Module, recipe: Recipe, device: torch.device, world: World) -> nn.Module:
@@ -307,7 +319,15 @@ def _geometry(
         return Preprocessing(
             size=size, image_size=image_size, fit="tile", mean=(), std=(), margin=margin
         )
-    return Preprocessing(size=size, image_size=image_size, fit=dataset.spec.fit, mean=(), std=())
+    return Preprocessing(
+        size=size,
+        image_size=image_size,
+        fit=recipe.fit or dataset.spec.fit,
+        mean=(),
+        std=(),
+        resize=recipe.resize,
+        interpolation=recipe.interpolation or "bilinear",
+    )
 
 
 def _with_statistics(recipe: Recipe, dataset: Dataset, geometry: Preprocessing) -> Preprocessing:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.training.checkpoint import Checkpoint
 from cnn_core.training.ema import Average
@@ -23,14 +26,22 @@ class TrainState:
     """A network with its optimizer, loss scaler, and moving average of the weights.
 
     The network must already be on its device and in its memory format, because the average starts
-    as a copy of it.
+    as a copy of it. `head` are the parameters to train in the recipe's `head_epochs`.
 
     Raises:
-        UsageError: the recipe freezes an unknown stage, or all stages.
+        UsageError: the recipe freezes an unknown stage, or all stages, or what it needs is not
+            there: batch normalisation, or a head to train.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        head: Collection[str] = (),
+    ) -> None:
         self.model = model
+        self.head_epochs: int = recipe.head_epochs
         self.clip_norm: float = recipe.clip_norm
         self.optimizer: Optimizer = make_optimizer(model, recipe)
         self.frozen: list[nn.Module] = [model.get_submodule(stage) for stage in recipe.freeze]
@@ -41,6 +52,21 @@ class TrainState:
         )
         self.average: Average | None = Average(model, recipe.ema) if recipe.ema else None
         self.parameters: list[nn.Parameter] = list(self.optimizer.parameters.values())
+        # Parameters of frozen stages are not among those of the optimizer.
+        self.head: frozenset[str] = frozenset(head) & self.optimizer.parameters.keys()
+        if head and not self.head:
+            raise UsageError(
+                f"head_epochs = {recipe.head_epochs}, but the head is frozen or has no parameters",
+                "--set head_epochs=0",
+            )
+        self.batchnorms: list[nn.Module] = [
+            m for m in model.modules() if isinstance(m, _BatchNorm)
+        ]
+        self.freeze_batchnorm: bool = recipe.freeze_batchnorm
+        if self.freeze_batchnorm and not self.batchnorms:
+            raise UsageError(
+                f"freeze_batchnorm = true, but {recipe.model} has no batch normalisation"
+            )
 
     def load(self, state: Checkpoint) -> None:
         """Load a checkpoint's tensors; do nothing if it is the empty one of a new run."""
@@ -72,14 +98,31 @@ class TrainState:
         """The network to evaluate and save: the averaged one if there is one."""
         return self.model if self.average is None else self.average.model
 
-    def train(self) -> None:
+    def start_epoch(self, epoch: int) -> bool:
+        """Put the network in train mode for an epoch, counted from 0.
+
+        In the recipe's `head_epochs` only the head requires gradients. Return whether this
+        changed.
+        """
+        only_head = epoch < self.head_epochs
+        before = [parameter.requires_grad for parameter in self.parameters]
+        for name, parameter in self.optimizer.parameters.items():
+            parameter.requires_grad_(not only_head or name in self.head)
+        self.train(only_head=only_head)
+        return before != [parameter.requires_grad for parameter in self.parameters]
+
+    def train(self, *, only_head: bool = False) -> None:
         """Put the network in train mode, but frozen stages in eval mode.
 
-        In train mode, batch normalisation would update the statistics of frozen stages.
+        In train mode, batch normalisation would update the statistics of frozen stages. With
+        `only_head` those of the whole network stay fixed.
         """
         self.model.train()
         for stage in self.frozen:
             stage.eval()
+        if only_head or self.freeze_batchnorm:
+            for module in self.batchnorms:
+                module.eval()
 
     @property
     def may_overflow(self) -> bool:

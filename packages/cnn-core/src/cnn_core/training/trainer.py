@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,13 @@ import torch
 from cnn_core import registry
 from cnn_core.create import build
 from cnn_core.data.dataset import Dataset, load_dataset
-from cnn_core.errors import NumericalError, UsageError, ZooError
+from cnn_core.errors import (
+    CorruptError,
+    NumericalError,
+    UsageError,
+    WeightsMissingError,
+    ZooError,
+)
 from cnn_core.files import sweep
 from cnn_core.plugins import Observers, plugins
 from cnn_core.registry.recorded import open_run
@@ -28,6 +36,7 @@ from cnn_core.training.device import choose_device, environment, numerical_envir
 from cnn_core.training.distributed import World, is_restart, join_processes
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.evaluation import evaluate_split
+from cnn_core.training.initial_weights import advice, fetch_initial, read_initial
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
 from cnn_core.training.setup import Setup, find_recipe, set_up
@@ -35,7 +44,7 @@ from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
 from cnn_core.weights.native import read_weights
 
-__all__ = ["Session", "train"]
+__all__ = ["Session", "train", "train_recipe"]
 
 log: logging.Logger = logging.getLogger("cnn_core")
 
@@ -60,7 +69,8 @@ def train(
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
     `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys.
-    `workers` processes decode files when streaming; their number does not affect results.
+    With `download`, a missing dataset and missing published weights are fetched. `workers`
+    processes decode files when streaming; their number does not affect results.
 
     With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
     recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
@@ -77,8 +87,42 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
-    data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
     new_recipe = None if resume is not None else find_recipe(model, data, recipe, settings)
+    return train_recipe(
+        new_recipe,
+        resume=resume,
+        auto_resume=auto_resume,
+        fit_memory=fit_memory,
+        out=out,
+        data_dir=data_dir,
+        download=download,
+        device=device,
+        workers=workers,
+        progress=progress,
+        observers=observers,
+    )
+
+
+def train_recipe(
+    new_recipe: Recipe | None,
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    auto_resume: bool = False,
+    fit_memory: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+    observers: Iterable[Any] = (),
+) -> Run:
+    """Train a complete recipe, or resume the run at `resume`; the arguments are those of `train`.
+
+    Raises:
+        UsageError, NumericalError: as for `train`.
+    """
+    data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
@@ -133,6 +177,8 @@ class Session:
         dataset = self._load_dataset(recipe, data_dir, download)
         # Fingerprint the files before decoding, which may skip unreadable ones.
         fingerprint = dataset.fingerprint()
+        if self.show_progress and (line := advice(recipe, dataset)):
+            print(line, file=sys.stderr)
         setup = self._set_up(recipe, dataset)
         if self.fit_memory:
             setup = self._with_micro_batches(setup)
@@ -162,12 +208,13 @@ class Session:
         if run.finished and resumption.weights_are_intact(run):
             return run
         setup = self._set_up(run.recipe, dataset, resuming=bool(state.model))
+        self._warn_of_other_weights(run)
         self._allocator()
         self._warn_of_changes(run, state)
         return self._train(run, setup, state)
 
     def _load_dataset(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
-        """Load the dataset; rank 0 downloads it if necessary."""
+        """Load the dataset; rank 0 downloads it and the initial weights if necessary."""
         # All ranks pass one barrier: rank 0 after its download, the others before they load.
         if download and not self.world.is_first:
             self.world.barrier()
@@ -175,6 +222,7 @@ class Session:
             recipe.data, data_dir=data_dir, download=download and self.world.is_first
         )
         if download and self.world.is_first:
+            fetch_initial(recipe)
             self.world.barrier()
         return dataset
 
@@ -229,6 +277,16 @@ class Session:
             log.warning(
                 "%s: %s; the last bits of the results may differ", run.path, "; ".join(changed)
             )
+
+    def _warn_of_other_weights(self, run: Run) -> None:
+        """Warn if the weights that the run started from have changed; it no longer needs them."""
+        # They may be gone, or belong to a package that is no longer installed.
+        with contextlib.suppress(UsageError, WeightsMissingError):
+            try:
+                if run.recipe.weights and self.world.is_first:
+                    read_initial(run.recipe)
+            except CorruptError as error:
+                log.warning("%s", error.message)
 
     def _train(self, run: Run, setup: Setup, state: Checkpoint) -> Run:
         """Train the remaining epochs, then evaluate on the test split."""

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from cnn_core.files import write_text
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import base_name
+from cnn_core.tasks.intervals import wilson
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
@@ -45,7 +46,6 @@ from cnn_viz.results.metrics import (
     confusion_counts,
     pixel_scores,
     top_k_accuracy,
-    wilson,
 )
 from cnn_viz.version import __version__
 

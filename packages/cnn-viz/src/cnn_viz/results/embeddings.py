@@ -15,7 +15,7 @@ import hashlib
 import io
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from cnn_core.data import Batch
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 
@@ -36,7 +35,6 @@ __all__ = [
     "MIN_IMAGES",
     "Placement",
     "evenly_spaced",
-    "features_of",
     "neighbour_count",
     "neighbours_of",
     "place_features",
@@ -234,42 +232,6 @@ def neighbours_of(x: NDArray[Any], count: int) -> NDArray[np.int64]:
 
     indices = NearestNeighbors(n_neighbors=count).fit(x).kneighbors(return_distance=False)
     return np.asarray(indices, dtype=np.int64)
-
-
-@torch.no_grad()
-def features_of(
-    model: nn.Module, stage: str, batches: Iterable[Batch], *, use_outputs: bool = False
-) -> Tensor:
-    """Return the inputs of a stage, or its outputs if `use_outputs`, as features: N x D, float32.
-
-    Feature maps are averaged over their positions.
-
-    Raises:
-        UnknownNameError: the network has no such stage; suggests names.
-    """
-    modules = dict(model.named_modules())
-    if stage not in modules:
-        raise UnknownNameError("stage", stage, [name for name in modules if name])
-    stored: list[Tensor] = []
-
-    def store(module: nn.Module, inputs: Sequence[Any], output: Any = None) -> None:
-        features = output if use_outputs else inputs[0]
-        stored.append(
-            (features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu()
-        )
-
-    module = modules[stage]
-    hook = (
-        module.register_forward_hook(store)
-        if use_outputs
-        else module.register_forward_pre_hook(store)
-    )
-    try:
-        for batch in batches:
-            model(batch.images)
-    finally:
-        hook.remove()
-    return torch.cat(stored)
 
 
 def evenly_spaced(count: int, limit: int) -> Tensor:

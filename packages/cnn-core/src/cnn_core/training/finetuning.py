@@ -1,0 +1,122 @@
+"""Fine-tune a trained network on other data, with settings made for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cnn_core import registry
+from cnn_core.data.dataset import load_dataset
+from cnn_core.errors import UsageError
+from cnn_core.registry.names import canonical_name, resolve_for
+from cnn_core.runs.run import Run
+from cnn_core.training.setup import SEGMENTATION_BATCH_SIZE, find_recipe
+from cnn_core.training.trainer import train_recipe
+from cnn_core.weights.native import is_ours, read_weights
+from cnn_core.weights.published import file_digest, find_weights, identified_by, locate
+
+__all__ = ["finetune"]
+
+# First the new head, then everything at a lower rate, as fastai's fine_tune (Howard and Gugger
+# 2020, arXiv:2002.04688).
+SETTINGS = {
+    "epochs": 10,
+    "head_epochs": 1,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "head_lr": 2e-3,
+    "lr": 5e-4,
+    "layer_decay": 0.9,
+    "weight_decay": 0.01,
+    "weight_decay_on": "weights",
+    "schedule": "one_cycle",
+}
+# For colour images. Digits must not be mirrored.
+PHOTOGRAPHS = {"crop": (0.35, 1.0), "flip": True}
+ARGUMENTS = {  # of `train`, beside recipe keys
+    *("auto_resume", "fit_memory", "out", "data_dir", "download", "device", "workers"),
+    *("progress", "observers"),
+}
+
+
+def finetune(
+    source: str | os.PathLike[str],
+    data: str,
+    *,
+    model: str = "",
+    recipe: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Fine-tune trained weights on a dataset; return the run.
+
+    `source` is a run, the name of published weights, "MODEL" or "MODEL:NAME", or a weights file;
+    `model` names the network of another library's file. The head is new unless the classes are
+    the same. The preprocessing is that of the weights. `settings` are recipe keys and the
+    arguments of `train`; they override the defaults: 10 epochs, the first of them for the head
+    alone, AdamW with a lower rate for the stages further down, and for colour images random crops
+    and mirroring. `recipe`, the name of a recipe or a TOML file, replaces these defaults.
+
+    Raises:
+        UsageError: the source, the dataset or a key is invalid, or they do not fit together.
+        WeightsMissingError: the published weights are not here, and `download` is false.
+        NumericalError: as for `train`.
+    """
+    arguments = {name: settings.pop(name) for name in ARGUMENTS & settings.keys()}
+    for key in {"model", "weights"} & settings.keys():
+        raise UsageError(f"{key} = {settings[key]!r}: the source already determines the {key}")
+    name, weights, options = _described(source, model, bool(arguments.get("download")))
+    settings["options"] = {**options, **settings.get("options", {})}
+    defaults = None if recipe is not None else _defaults(name, data, arguments)
+    if defaults and settings.get("head_epochs") == 0:
+        del defaults["head_lr"]
+    return train_recipe(
+        find_recipe(name, data, recipe, {**settings, "weights": weights}, defaults), **arguments
+    )
+
+
+def _described(
+    source: str | os.PathLike[str], model: str, download: bool
+) -> tuple[str, str, Mapping[str, Any]]:
+    """Return the model of a source, the recipe key `weights`, and the model's options."""
+    path, name = Path(source), str(source)
+    if path.is_dir() or (path.is_file() and is_ours(path)):
+        _require_no_model(name, model)
+        weights = read_weights(path)
+        return weights.model, name, weights.options
+    if path.is_file():
+        known = None if model else identified_by(file_digest(path))
+        if known is not None:
+            model = resolve_for(registry.models(), known.spec.model, known.plugin).qualified
+        if not model:
+            raise UsageError(
+                f"{path}: which network are these weights for?",
+                "give its name: --model MODEL, one of cnnzoo list-models",
+            )
+        return canonical_name(registry.models(), model), name, {}
+    _require_no_model(name, model)
+    entry = find_weights(name)
+    owner = resolve_for(registry.models(), entry.spec.model, entry.plugin).qualified
+    model = canonical_name(registry.models(), owner)
+    # The options of a network, such as its width, are in the files that cnnzoo writes.
+    ours = not entry.spec.naming
+    options = read_weights(locate(entry, download=download)).options if ours else {}
+    return model, f"{model}:{entry.spec.name.partition(':')[2]}", options
+
+
+def _require_no_model(source: str, model: str) -> None:
+    if model:
+        raise UsageError(
+            f"{source}: model is for weights files of other libraries", "leave out --model"
+        )
+
+
+def _defaults(model: str, data: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of fine-tuning on a dataset."""
+    if registry.get_spec(model).task == "segmentation":
+        return {**SETTINGS, "batch_size": SEGMENTATION_BATCH_SIZE}
+    spec = registry.datasets().get(data.partition(":")[0])
+    if spec.folder:
+        spec = load_dataset(data, data_dir=arguments.get("data_dir")).spec
+    return {**SETTINGS, **(PHOTOGRAPHS if spec.image[0] == 3 else {})}

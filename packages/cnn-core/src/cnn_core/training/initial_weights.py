@@ -1,0 +1,236 @@
+"""The weights that training starts from: a run, a weights file, or published weights by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnn_core import registry
+from cnn_core.create import create_model, head_tensors, load_model
+from cnn_core.data.dataset import Dataset
+from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.errors import CorruptError, UsageError
+from cnn_core.registry import Entry
+from cnn_core.runs.recipe import Recipe
+from cnn_core.specs import WeightsSpec
+from cnn_core.text import printable
+from cnn_core.training.exported import SUFFIXES
+from cnn_core.training.sources import FILES, preprocessing_of
+from cnn_core.weights.native import Weights, is_ours, read_weights
+from cnn_core.weights.published import (
+    class_names,
+    file_digest,
+    find_weights,
+    identified_by,
+    locate,
+    weights_of,
+)
+
+__all__ = [
+    "InitialWeights",
+    "advice",
+    "fetch_initial",
+    "read_initial",
+    "recorded_source",
+    "sizes_of",
+    "start_from",
+]
+
+log: logging.Logger = logging.getLogger("cnn_core")
+
+SMALL = 5_000  # training images; with fewer, pretrained weights help most
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Weights to start from, and what is known about them.
+
+    `source` is recorded in the recipe: "MODEL:NAME" or an absolute path. `weights` is a path for
+    files of other libraries. `classes` and `preprocessing` are empty and None if unknown.
+    """
+
+    source: str
+    digest: str
+    weights: Weights | Path
+    naming: str | None = None
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+
+def recorded_source(recipe: Recipe) -> str:
+    """Return how a run records the recipe's `weights`: "MODEL:NAME", an absolute path, or "".
+
+    Raises:
+        UnknownNameError: there are no published weights of this name; suggests names.
+        UsageError: the weights are of another model.
+    """
+    if not recipe.weights:
+        return ""
+    entry = _published(recipe)
+    if entry is None:
+        # Absolute, because the run may be resumed from another directory.
+        return str(Path(recipe.weights).absolute())
+    return f"{recipe.model}:{entry.spec.name.partition(':')[2]}"
+
+
+def _published(recipe: Recipe) -> Entry[WeightsSpec] | None:
+    """Return the published weights that a recipe names, or None if it gives a path."""
+    name, (model, colon, own) = recipe.weights, recipe.weights.rpartition(":")
+    if Path(name).exists() or Path(name).suffix in FILES or (os.sep in name and not colon):
+        return None
+    if colon and registry.models().claims(model.rpartition("/")[2]):
+        wanted, found = (registry.models().entry(m).qualified for m in (recipe.model, model))
+        if wanted != found:
+            raise UsageError(
+                f"weights = '{printable(name)}': weights of '{model}', not of '{recipe.model}'"
+            )
+        return find_weights(f"{recipe.model}:{own}")
+    return None if colon else find_weights(f"{recipe.model}:{name}")
+
+
+def fetch_initial(recipe: Recipe) -> None:
+    """Download the published weights that a recipe names, if they are not here."""
+    if recipe.weights and (entry := _published(recipe)) is not None:
+        locate(entry, download=True)
+
+
+def read_initial(recipe: Recipe) -> InitialWeights:
+    """Read the recipe's initial weights.
+
+    Raises:
+        UsageError: there is no such file or name, or it is not for this model.
+        WeightsMissingError: the published weights are not here.
+        CorruptError: the file was damaged, or it is not the one in `weights_digest`.
+    """
+    found = _read(recipe)
+    if recipe.weights_digest and not found.digest.startswith(recipe.weights_digest):
+        raise CorruptError(
+            f"{found.source}: these weights have changed: SHA-256 {found.digest[:16]}…, "
+            f"the recipe has {printable(recipe.weights_digest[:16])}…",
+            "restore them, or start a new run",
+        )
+    return found
+
+
+def _read(recipe: Recipe) -> InitialWeights:
+    """Read the initial weights without comparing their digest with the recipe's."""
+    source = recorded_source(recipe)
+    if (entry := _published(recipe)) is not None:
+        return _of_entry(entry, locate(entry), source)
+    path = Path(recipe.weights)
+    if path.suffix in SUFFIXES:
+        raise UsageError(
+            f"{path}: an exported file, which cannot be trained",
+            "give the run or the weights that it was exported from",
+        )
+    if path.is_dir() or is_ours(path):
+        return _of_weights(read_weights(path), source)
+    digest = file_digest(path)
+    if (known := identified_by(digest, recipe.model)) is not None:
+        return _of_entry(known, path, source)
+    return InitialWeights(source=source, digest=digest, weights=path)
+
+
+def _of_weights(weights: Weights, source: str) -> InitialWeights:
+    return InitialWeights(
+        source=source,
+        digest=weights.digest,
+        weights=weights,
+        classes=weights.classes,
+        preprocessing=weights.preprocessing,
+    )
+
+
+def _of_entry(entry: Entry[WeightsSpec], path: Path, source: str) -> InitialWeights:
+    """Return published weights, from the file at `path`."""
+    if not entry.spec.naming:
+        return _of_weights(read_weights(path), source)
+    return InitialWeights(
+        source=source,
+        digest=file_digest(path),
+        weights=path,
+        naming=entry.spec.naming,
+        classes=class_names(entry),
+        preprocessing=preprocessing_of(entry.spec),
+    )
+
+
+def sizes_of(dataset: Dataset) -> dict[str, Any]:
+    """Return the arguments of `create_model` that depend on the dataset."""
+    return {"num_classes": len(dataset.spec.classes), "in_channels": dataset.spec.image[0]}
+
+
+def start_from(
+    initial: InitialWeights, recipe: Recipe, dataset: Dataset
+) -> tuple[Recipe, nn.Module]:
+    """Build the network with initial weights, and a new head unless the classes are the same.
+
+    The returned recipe records the weights, and takes from them the preprocessing that it does
+    not set itself.
+    """
+    sizes = sizes_of(dataset)
+    loaded = load_model(
+        recipe.model,
+        **sizes,
+        weights=initial.weights,
+        naming=initial.naming,
+        new_head=True,
+        **recipe.options,
+    )
+    for note in loaded.notes:
+        log.warning("%s", note)
+    # Record options that the weights need: the saved weights are rebuilt with them.
+    recipe, model = replace(recipe, options=dict(loaded.options)), loaded.model
+    # With as many classes the old head fits, but its outputs stand for other classes.
+    if initial.classes and initial.classes != dataset.spec.classes:
+        _renew_head(model, recipe, sizes)
+    recipe = replace(recipe, weights=initial.source, weights_digest=initial.digest)
+    if initial.preprocessing is not None:
+        recipe = _with_preprocessing(recipe, initial.preprocessing, dataset.spec.image[0])
+    return recipe, model
+
+
+def _renew_head(model: nn.Module, recipe: Recipe, sizes: Mapping[str, Any]) -> None:
+    """Initialise the tensors that depend on the number of classes, as in an untrained network."""
+    torch.manual_seed(recipe.seed)
+    untrained = create_model(recipe.model, **sizes, **recipe.options).state_dict()
+    head = head_tensors(recipe.model, **sizes, **recipe.options)
+    model.load_state_dict({**model.state_dict(), **{name: untrained[name] for name in head}})
+
+
+def _with_preprocessing(recipe: Recipe, known: Preprocessing, channels: int) -> Recipe:
+    """Return a recipe with the preprocessing of its initial weights, where it sets none."""
+    changes: dict[str, Any] = {}
+    if len(known.mean) == channels:
+        changes |= {"mean": recipe.mean or known.mean, "std": recipe.std or known.std}
+    height, width = known.size
+    if height == width and not (known.tiled or recipe.tile):
+        changes["image_size"] = recipe.image_size or height
+    if known.crops and recipe.fit in ("", "crop"):
+        side = changes.get("image_size", height)
+        changes |= {
+            "fit": "crop",
+            # In proportion, if the recipe sets another size.
+            "resize": recipe.resize or round(known.resize * side / height),
+            "interpolation": recipe.interpolation or known.interpolation,
+        }
+    return replace(recipe, **changes)
+
+
+def advice(recipe: Recipe, dataset: Dataset) -> str:
+    """Return a line that suggests pretrained weights for a small dataset, or ""."""
+    count, entry = len(dataset.split("train")), next(iter(weights_of(recipe.model).values()), None)
+    # Weights of the same dataset would leave nothing to learn.
+    if recipe.weights or count >= SMALL or entry is None or entry.spec.data == dataset.spec.name:
+        return ""
+    return (
+        f"hint: only {count:,} training images: --weights default starts from {entry.spec.name}, "
+        f"trained on {entry.spec.data}"
+    )
