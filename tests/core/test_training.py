@@ -554,7 +554,7 @@ def test_a_training_makes_each_of_its_parts_once(tmp_path, monkeypatch):
     places = [
         (trainer, "find_recipe"),
         (setup, "read_recipe"),
-        (setup, "create_model"),
+        (setup, "load_model"),
         (setup, "loss_of"),
         (setup, "score_of"),
         (setup, "read_weights"),

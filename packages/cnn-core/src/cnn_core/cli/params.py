@@ -109,7 +109,11 @@ def source_options(command: Any) -> Any:
             help="The network of a weights file of another library: MODEL, or MODEL:NAME of the "
             "published weights with the same classes and preprocessing.",
         ),
-        click.option("--naming", help="The library whose parameter names the weights file has."),
+        click.option(
+            "--naming",
+            help="The library whose parameter names the weights file has; NAMING@PREFIX also says "
+            "which of several state dicts to take.",
+        ),
         click.option(
             "--download", is_flag=True, help="Fetch published weights that are not here yet."
         ),
