@@ -658,11 +658,13 @@ def test_ensembles_and_flips_by_command(zoo, run, other, folder, pixels):
 def test_the_options_of_weights_files_go_to_the_sources_that_take_them(zoo, run, folder, tmp_path):
     foreign = tmp_path / "theirs.pt"
     torch.save(Trained(run).model.state_dict(), foreign)
-    options = ("--with", foreign, "--model", "lenet5_modern")
-    code, _, err = zoo("predict", run, folder / "0.png", *options)
-    # Without a spec of the weights their classes have no names, so the ensemble is refused.
-    assert code == 2
-    assert "lacks classes of" in err
+    options = ("--with", foreign, "--model", "lenet5_modern", "--json")
+    code, out, _ = zoo("predict", run, folder / "0.png", *options)
+    assert code == 0
+    both = [Trained(run), Trained(foreign, model="lenet5_modern")]
+    (expected,) = Predictor(both[0], ensemble=both[1:])(folder / "0.png")
+    (found,) = json.loads(out)["predictions"]
+    assert tuple(found["probabilities"]) == expected.probabilities
 
 
 def test_resuming_with_another_network_is_noticed(zoo, run, other, folder, tmp_path):

@@ -126,15 +126,16 @@ def command(
     """
     from cnn_core.training.prediction import Predictor
 
-    files = list(_named_files(images, null))
     trained = _open_all((source, *others), model, naming, download, device)
     predictor = Predictor(trained[0], ensemble=trained[1:])
     chosen = Options(as_json=as_json, **options)
-    if predictor.task == "segmentation":
-        chosen.require_unused("top_k", "csv_path", "jsonl_path", task=predictor.task)
+    task = predictor.task  # reads the source, so that its errors come first
+    files = list(_named_files(images, null))
+    if task == "segmentation":
+        chosen.require_unused("top_k", "csv_path", "jsonl_path", task=task)
         _write_masks(predictor, dict(files), chosen)
     else:
-        chosen.require_unused("out", task=predictor.task)
+        chosen.require_unused("out", task=task)
         _classify(predictor, [path for path, _ in files], chosen)
 
 

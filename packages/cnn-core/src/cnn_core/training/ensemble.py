@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core import registry
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.errors import UnknownNameError, UsageError
+from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import two_class_logits
 from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.text import printable
 from cnn_core.training.exported import ExportedNetwork
+from cnn_core.training.stage_features import stage_features
 from cnn_core.training.trained import Trained
 from cnn_core.weights.native import Weights
 
@@ -76,31 +77,15 @@ class Network:
 
     def features(self, inputs: Tensor, stage: str | None) -> Tensor:
         """Return the outputs of a stage, or the inputs of the last one, as N x D on the CPU."""
-        module = self._module(stage or registry.get_spec(self.trained.weights.model).stages[-1])
-        stored: list[Tensor] = []
-
-        def store(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            features = given[0] if stage is None else output
-            maps = features.ndim == 4
-            stored.append((features.mean((2, 3)) if maps else features.flatten(1)).float().cpu())
-
-        with module.register_forward_hook(store):
-            self.logits(inputs)
-        if len(stored) != 1:
-            raise UsageError(f"stage '{stage}' is called {len(stored)} times, expected once")
-        return stored[0]
-
-    def _module(self, stage: str) -> nn.Module:
         model = self.trained.model
         if isinstance(model, ExportedNetwork):
             raise UsageError(
                 f"{self.trained.path}: an exported file has no stages",
                 "use the run or the weights that it was exported from",
             )
-        modules = dict(model.named_modules())
-        if stage not in modules:
-            raise UnknownNameError("stage", stage, [name for name in modules if name])
-        found: nn.Module = modules[stage]
+        last = registry.get_spec(self.trained.weights.model).stages[-1]
+        batches = [inputs.to(self.trained.device)]
+        (found,) = stage_features(model, stage or last, batches, use_outputs=stage is not None)
         return found
 
 
