@@ -24,6 +24,7 @@ __all__ = [
     "data_dir_option",
     "data_option",
     "device_option",
+    "optimize_options",
     "source_options",
 ]
 
@@ -115,6 +116,31 @@ def source_options(command: Any) -> Any:
         ),
         click.option(
             "--download", is_flag=True, help="Fetch published weights that are not here yet."
+        ),
+    )
+    return functools.reduce(
+        lambda decorated, option: option(decorated), reversed(options), command
+    )
+
+
+def optimize_options(command: Any) -> Any:
+    """Add the options of faster inference: --optimize, --precision and --compile."""
+    options = (
+        click.option(
+            "--optimize",
+            is_flag=True,
+            help="Fold batch normalisation and repack the weights: faster, with outputs equal to "
+            "1e-4 of the largest one.",
+        ),
+        click.option(
+            "--precision",
+            type=Choice(["fp32", "bf16"]),
+            default="fp32",
+            show_default=True,
+            help="Precision of the optimised network; bf16 needs hardware with bf16 instructions.",
+        ),
+        click.option(
+            "--compile", is_flag=True, help="Compile the optimised network; takes a minute."
         ),
     )
     return functools.reduce(
