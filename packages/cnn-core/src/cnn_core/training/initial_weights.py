@@ -184,7 +184,8 @@ def start_from(
         new_head=True,
         **recipe.options,
     )
-    for note in loaded.notes:
+    # What a publisher's file contains beside the weights is known.
+    for note in loaded.notes if initial.naming is None else ():
         log.warning("%s", note)
     # Record options that the weights need: the saved weights are rebuilt with them.
     recipe, model = replace(recipe, options=dict(loaded.options)), loaded.model
