@@ -12,6 +12,8 @@ from cnn_core.data.dataset import load_dataset
 from cnn_core.errors import UsageError
 from cnn_core.registry.names import canonical_name, resolve_for
 from cnn_core.runs.run import Run
+from cnn_core.text import did_you_mean, printable
+from cnn_core.training.initial_weights import require_trainable
 from cnn_core.training.setup import SEGMENTATION_BATCH_SIZE, find_recipe
 from cnn_core.training.trainer import train_recipe
 from cnn_core.weights.native import is_ours, read_weights
@@ -81,6 +83,7 @@ def _described(
 ) -> tuple[str, str, Mapping[str, Any]]:
     """Return the model of a source, the recipe key `weights`, and the model's options."""
     path, name = Path(source), str(source)
+    require_trainable(path)
     if path.is_dir() or (path.is_file() and is_ours(path)):
         _require_no_model(name, model)
         weights = read_weights(path)
@@ -96,6 +99,12 @@ def _described(
             )
         return canonical_name(registry.models(), model), name, {}
     _require_no_model(name, model)
+    if not registry.models().claims(name.partition(":")[0].rpartition("/")[2]):
+        nearest = did_you_mean(name, registry.models().names())
+        raise UsageError(
+            f"'{printable(name)}' is neither a run, a weights file nor a model{nearest}",
+            "trained networks: ls runs/, cnnzoo list-weights",
+        )
     entry = find_weights(name)
     owner = resolve_for(registry.models(), entry.spec.model, entry.plugin).qualified
     model = canonical_name(registry.models(), owner)
