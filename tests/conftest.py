@@ -1,17 +1,14 @@
-"""What several test files need: the command in a process of its own, and fake plugins."""
+"""What several folders need: the command in its own process, fake distributions, a run."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
-import types
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +22,6 @@ if TYPE_CHECKING:
 
 # Tests run side by side: one thread each. Set before anything imports torch.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-ROOT = Path(__file__).parent.parent
-FASHION = ROOT.parent / "shared" / "data" / "fashion-mnist"
-
 
 TRAINED = {
     "lenet5_modern": {"epochs": 2, "batch_size": 32},
@@ -136,25 +129,6 @@ def site(tmp_path: Path) -> FakeSite:
     return FakeSite(folder)
 
 
-# A sound plugin with one model, for tests to spoil.
-GOOD = """
-from cnn_core import ModelSpec, Paper, hookimpl
-
-def model(name="tiny", **changes):
-    fields = dict(
-        name=name, target="tiny_net:tiny", family="tiny", variant="tiny", summary="tiny",
-        paper=Paper(title="t", authors="a", year=2020, url="https://example.org"),
-        input=(1, 8, 8), min_size=8, num_classes=10, params=650, macs=640,
-        stages=("head",), cam_stage="head",
-    )
-    return ModelSpec(**{**fields, **changes})
-
-@hookimpl
-def cnnzoo_models():
-    return [model()]
-"""
-
-
 @pytest.fixture(scope="session")
 def install() -> Callable[[Path, Path], Path]:
     return wheel_into
@@ -165,20 +139,7 @@ def pythonpath() -> Callable[[Path], str]:
     return beside
 
 
-@pytest.fixture
-def good_source() -> str:
-    return GOOD
-
-
-@pytest.fixture(scope="session")
-def fashion() -> Path:
-    """The folder of the real Fashion-MNIST, where there is one beside the repository."""
-    if not FASHION.is_dir():
-        pytest.skip(f"no {FASHION.relative_to(ROOT.parent)} beside the repository")
-    return FASHION
-
-
-# One run and one segmentation run for the whole test process: training takes seconds
+# Training takes seconds: each run is made once in a test process
 
 
 @pytest.fixture(scope="session")
@@ -198,74 +159,7 @@ def trained_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits_run(trained_once, tmp_path_factory) -> Run:
     """A run of lenet5_modern on the digits, 2 epochs; each test file has a copy of its own."""
-    return copy_of(trained_once("lenet5_modern", "digits"), tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def scenes_run(trained_once, tmp_path_factory) -> Run:
-    """A run of a narrow unet_same on digit_scenes, 1 epoch; a copy for each test file."""
-    return copy_of(trained_once("unet_same", "digit_scenes"), tmp_path_factory)
-
-
-def copy_of(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     from cnn_core.training import Run
 
-    return Run.open(shutil.copytree(run, tmp_path_factory.mktemp("copy") / "run"))
-
-
-# Plugins of a test's own, in its own process
-
-
-CATALOGUES = ("models", "datasets", "recipes", "metrics", "views", "weights", "commands", "checks")
-
-
-@pytest.fixture
-def command_leaves_no_trace(monkeypatch):
-    """Undo what `main` does to its process, which is ours here."""
-    log, handler = logging.getLogger("cnn_core"), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(log, "handlers", [])
-    monkeypatch.setattr(log, "propagate", True)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.fixture
-def forget():
-    """Return a function that has the plugins loaded anew when they are next asked for."""
-    from cnn_core import plugins, registry
-
-    def forget():
-        plugins.plugins.cache_clear()
-        for name in CATALOGUES:
-            getattr(registry, name).cache_clear()
-
-    return forget
-
-
-@pytest.fixture
-def zoo(monkeypatch, forget):
-    """Return a function that starts anew with the given plugins, core's among them."""
-    from cnn_core.plugins import loader
-
-    def start(*found):
-        forget()
-        monkeypatch.setattr(loader, "discover", lambda: list(found))
-        return loader.plugins()
-
-    yield start
-    monkeypatch.undo()
-    forget()
-
-
-@pytest.fixture
-def plugin(monkeypatch, good_source):
-    """Return a function that makes a plugin whose module is the sound one and `more`."""
-    from cnn_core.plugins.discovery import Plugin
-
-    def make(name, more="", source=good_source):
-        module = types.ModuleType(f"{name}_plugin")
-        exec(source + more, vars(module))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        return Plugin(name, f"cnn-arch-{name}", "1.2.3", module.__name__)
-
-    return make
+    whole = trained_once("lenet5_modern", "digits")
+    return Run.open(shutil.copytree(whole, tmp_path_factory.mktemp("copy") / "run"))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import importlib
-import pickle
 import re
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_arch_densenet import plugin
-from cnn_arch_densenet.densenet import Bottleneck, Composite, DenseNet, RecomputedComposite
+from cnn_arch_densenet.densenet import Bottleneck, Composite, RecomputedComposite
 from cnn_arch_densenet.densenet_cifar import (
     DenseNetCIFAR,
     densenet40_cifar,
@@ -23,24 +19,27 @@ from cnn_arch_densenet.densenet_cifar import (
     plain,
 )
 from cnn_arch_densenet.recomputed import frozen_statistics
-from cnn_arch_densenet.weights import key_maps
-from cnn_core.errors import UsageError
-from cnn_core.layers import Trace, features, trace
+from cnn_core.layers import features
+from networks import (
+    adopted,
+    assert_same,
+    build,
+    close,
+    count,
+    images,
+    key_maps,
+    layers,
+    lively,
+    lively_network,
+    names_of,
+    on_meta,
+    traced,
+)
 
-SPECS = {spec.name: spec for spec in plugin.cnnzoo_models()}
-NAMES = sorted(SPECS)
+NAMES = names_of("densenet")
 CIFAR = ["densenet100_cifar", "densenet40_cifar"]
 IMAGENET = [name for name in NAMES if name not in CIFAR]
 
-# Parameters, multiply-accumulates, entries of the state dict.
-GOLDEN = {
-    "densenet121": (7_978_856, 2_834_161_664, 727),
-    "densenet169": (14_149_480, 3_359_843_328, 1015),
-    "densenet201": (20_013_928, 4_291_365_888, 1207),
-    "densenet161": (28_681_000, 7_727_907_072, 967),
-    "densenet40_cifar": (1_019_722, 264_812_928, 236),
-    "densenet100_cifar": (769_162, 287_929_692, 596),
-}
 # Huang et al. (2016), Table 1: growth rate and layers of the four blocks; section 3 for CIFAR.
 TABLE_1 = {
     "densenet121": (32, (6, 12, 24, 16)),
@@ -50,58 +49,7 @@ TABLE_1 = {
 }
 
 
-def build(name: str, **options: object) -> nn.Module:
-    module, _, function = SPECS[name].target.partition(":")
-    return getattr(importlib.import_module(module), function)(**options)
-
-
-def on_meta(name: str, **options: object) -> nn.Module:
-    with torch.device("meta"):
-        return build(name, **options)
-
-
-@cache
-def traced(name: str) -> Trace:
-    spec = SPECS[name]
-    return trace(lambda: build(name), spec.stages, spec.input)
-
-
-def images(size: int, batch: int = 2, channels: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(size)
-    return torch.randn(batch, channels, size, size, generator=generator)
-
-
-def moved(model: nn.Module) -> nn.Module:
-    """Give batch normalisation something to do in eval mode."""
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 1.5) if name.endswith("var") else buffer.normal_(std=0.1)
-    return model
-
-
-def gradient(logits: Tensor, x: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(logits.square().mean() + logits.mean(), x)
-    return found
-
-
-def close(found: Tensor, expected: Tensor, relative: float = 1e-5) -> bool:
-    return bool((found - expected).abs().max() <= relative * expected.abs().max())
-
-
-def layers(model: nn.Module, kind: type) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, kind)]
-
-
 # --- numbers -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_macs_and_state_are_the_golden_ones(name):
-    spec = SPECS[name]
-    params, macs, entries = GOLDEN[name]
-    found = traced(name)
-    assert (found.params, found.macs) == (spec.params, spec.macs) == (params, macs)
-    assert len(on_meta(name).state_dict()) == entries
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -128,8 +76,7 @@ def test_stages_have_the_sizes_of_table_1(name):
     ],
 )
 def test_cifar_stages_have_the_papers_sizes(name, sizes):
-    spec = SPECS[name]
-    stages = trace(lambda: build(name), spec.stages, spec.input).stages
+    stages = traced(name).stages
     sides = [32, 32, 16, 16, 8, 8, 8]
     maps = [(c, s, s) for c, s in zip(sizes, sides, strict=True)]
     assert [stage.output for stage in stages] == [*maps, (10,)]
@@ -156,27 +103,10 @@ def test_every_row_of_table_2_can_be_built(depth, growth, bottleneck, params):
             model = DenseNetCIFAR(Bottleneck, n, growth, 2 * growth, 0.5)
         else:
             model = DenseNetCIFAR(plain, n, growth, 16, 1.0)
-    assert sum(p.numel() for p in model.parameters()) == params
+    assert count(model) == params
 
 
 # --- torchvision and pytorchcv -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", IMAGENET)
-def test_torchvisions_network_gives_the_same_outputs_and_gradients(name):
-    torch.manual_seed(1)
-    names = key_maps(name)["torchvision"]
-    model = moved(build(name, num_classes=10))
-    twin = getattr(torchvision.models, name)(num_classes=10)
-    twin.load_state_dict(names.to_theirs(model.state_dict()))
-    x = images(64).requires_grad_()
-    for train in (False, True):
-        found, expected = model.train(train)(x), twin.train(train)(x)
-        assert torch.equal(found, expected)
-        assert torch.equal(gradient(found, x), gradient(expected, x))
-    ours = names.to_ours(twin.state_dict())  # running averages, once moved, included
-    assert list(ours) == list(model.state_dict())
-    assert all(torch.equal(value, ours[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -196,16 +126,12 @@ def test_the_files_that_torchvision_publishes_have_dots_in_their_names(name):
 
 def test_pytorchcvs_bc_network_gives_the_same_outputs_and_gradients():
     theirs = pytest.importorskip("pytorchcv.models.densenet_cifar")
-    torch.manual_seed(1)
     names = key_maps("densenet100_cifar")["pytorchcv"]
-    model = moved(densenet100_cifar())
-    twin = theirs.densenet100_k12_bc_cifar10(num_classes=10)
-    twin.load_state_dict(names.to_theirs(model.state_dict()))
-    x = images(32).requires_grad_()
+    model = lively_network("densenet100_cifar")
+    state = names.to_theirs(model.state_dict())
+    twin = adopted(lambda: theirs.densenet100_k12_bc_cifar10(num_classes=10), state)
     for train in (False, True):
-        found, expected = model.train(train)(x), twin.train(train)(x)
-        assert close(found, expected, 1e-6)
-        assert close(gradient(found, x), gradient(expected, x), 1e-6)
+        assert_same(model.train(train), twin.train(train), images(32), 1e-6)
     assert names.to_ours(twin.state_dict()).keys() == model.state_dict().keys()
 
 
@@ -213,9 +139,7 @@ def test_pytorchcvs_plain_network_is_another():
     theirs = pytest.importorskip("pytorchcv.models.densenet_cifar")
     with torch.device("meta"):
         twin = theirs.densenet40_k12_cifar10(num_classes=10)
-    assert sum(p.numel() for p in twin.parameters()) == 599_050  # its transitions compress
-    assert key_maps("densenet40_cifar") == {}
-    assert SPECS["densenet40_cifar"].key_maps == ""
+    assert count(twin) == 599_050  # its transitions compress
 
 
 # --- the paper, written out ----------------------------------------------------------------
@@ -257,13 +181,11 @@ def literal_densenet_cifar(state: dict[str, Tensor], x: Tensor, n: int, train: b
 @pytest.mark.parametrize(("make", "n"), [(densenet40_cifar, 12), (densenet100_cifar, 16)])
 @pytest.mark.parametrize("train", [False, True])
 def test_the_paper_written_out_gives_the_same_outputs_and_gradients(make, n, train):
-    torch.manual_seed(0)
-    model = moved(make()).double().train(train)
-    x = images(16, batch=3).double().requires_grad_()
-    expected = literal_densenet_cifar(model.state_dict(), x, n, train)
-    found = model(x)
-    assert close(found, expected, 1e-10)
-    assert close(gradient(found, x), gradient(expected, x), 1e-7)
+    model = lively(make()).double().train(train)
+    weights, x = model.state_dict(), images(16, batch=3).double()
+    assert_same(
+        model, lambda x: literal_densenet_cifar(weights, x, n, train), x, 1e-10, gradient_rtol=1e-7
+    )
 
 
 # --- memory-efficient mode -----------------------------------------------------------------
@@ -292,10 +214,8 @@ def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], int]:
     ],
 )
 def test_memory_efficient_training_has_the_same_numbers_and_keeps_less(name, options, size):
-    torch.manual_seed(0)
     model = build(name, num_classes=10, **options).train()
     frugal = build(name, num_classes=10, memory_efficient=True, **options).train()
-    frugal.load_state_dict(model.state_dict())
     x = images(size)
     torch.manual_seed(6)
     logits, gradients, kept = step(model, x)
@@ -336,87 +256,18 @@ def test_batch_normalisation_works_again_after_a_recomputation_fails():
     assert composite.norm.num_batches_tracked == 0
 
 
-# --- sizes, classes, channels --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_images_from_the_minimum_up_are_taken_and_smaller_ones_refused(name, monkeypatch):
-    spec = SPECS[name]
-    model, smallest = on_meta(name).eval(), spec.min_size
-    for size in (smallest, 41) if name in ("densenet121", *CIFAR) else (smallest,):
-        x = torch.empty(1, 3, size, size, device="meta")
-        assert model(x).shape == (1, spec.num_classes)
-    for shape in ((smallest - 1, 64), (64, smallest - 1)):
-        message = f"{shape[0]} x {shape[1]}, .* at least {smallest} x {smallest}"
-        with pytest.raises(UsageError, match=message):
-            model(torch.empty(1, 3, *shape, device="meta"))
-    home = "densenet_cifar" if name in CIFAR else "densenet"
-    monkeypatch.setattr(f"cnn_arch_densenet.{home}.require_size", lambda *_: None)
-    with pytest.raises(RuntimeError):  # the minimum is what the layers need
-        model(torch.empty(1, 3, smallest - 1, smallest - 1, device="meta"))
-
-
-@pytest.mark.parametrize(("name", "classes", "channels"), [(n, 7, 4) for n in NAMES])
-def test_classes_and_channels_are_honoured(name, classes, channels):
-    model = on_meta(name, num_classes=classes, in_channels=channels).eval()
-    assert model(torch.empty(3, channels, 32, 32, device="meta")).shape == (3, classes)
-    model.reset_classifier(5)
-    assert model.linear.out_features == 5
-
-
 # --- behaviour -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["densenet121", *CIFAR])
-def test_gradient_reaches_every_parameter(name):
-    torch.manual_seed(0)
-    model = build(name, num_classes=10).train()
-    F.cross_entropy(model(images(64 if name in IMAGENET else 16)), torch.tensor([3, 7])).backward()
-    for parameter, value in model.named_parameters():
-        assert value.grad is not None, parameter
-        assert value.grad.abs().sum() > 0, parameter
-
-
-@pytest.mark.parametrize("name", ["densenet121", *CIFAR])
-def test_images_of_a_batch_do_not_influence_each_other(name):
-    torch.manual_seed(0)
-    model = moved(build(name, num_classes=10)).eval()
-    x = images(33, batch=3)
-    with torch.no_grad():
-        together, alone = model(x), torch.cat([model(image[None]) for image in x])
-    assert close(together, alone)
-    assert together.std(0).min() > 0
-
-
-@pytest.mark.parametrize("name", ["densenet121", *CIFAR])
-def test_features_and_head_make_the_network(name):
-    model = moved(build(name, num_classes=10)).eval()
+def test_features_are_those_of_the_last_relu_before_the_pool(name):
+    model = lively_network(name, num_classes=10).eval()
     x = images(32)
     with torch.no_grad():
         maps = model.forward_features(x)
-        assert (maps >= 0).all()  # the last ReLU comes before the pool
+        assert (maps >= 0).all()
         assert (maps == 0).any()
-        assert torch.equal(model.forward_head(maps), model(x))
         assert torch.equal(features(model, x, ("norm",))["norm"], maps)
-
-
-@pytest.mark.parametrize("name", ["densenet121", *CIFAR])
-def test_a_seed_gives_the_same_network_and_copies_work(name):
-    torch.manual_seed(5)
-    model = build(name, num_classes=10).eval()
-    torch.manual_seed(5)
-    same = build(name, num_classes=10, memory_efficient=True).eval()
-    x = images(32)
-    with torch.no_grad():
-        expected = model(x)
-        assert torch.equal(same(x), expected)
-        assert torch.equal(copy.deepcopy(same)(x), expected)
-        assert torch.equal(pickle.loads(pickle.dumps(same))(x), expected)
-        last = model.to(memory_format=torch.channels_last)
-        assert close(last(x.to(memory_format=torch.channels_last)), expected, 1e-4)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert model(x).isfinite().all()
-        assert close(model.double()(x.double()).float(), expected, 1e-4)
 
 
 def test_networks_can_be_exported():
@@ -452,8 +303,7 @@ def test_bottlenecks_are_4k_wide_and_transitions_halve(name):
 
 
 def test_convolutions_are_initialised_after_he():
-    torch.manual_seed(0)
-    for model in (build("densenet121"), densenet40_cifar()):
+    for model in (build("densenet121"), build("densenet40_cifar")):
         for conv in layers(model, nn.Conv2d):
             expected = (2 / conv.weight[0].numel()) ** 0.5
             tolerance = 4 / (2 * conv.weight.numel()) ** 0.5  # four standard errors
@@ -471,24 +321,7 @@ def test_dropout_follows_every_convolution_but_the_first():
     torch.manual_seed(0)
     composite = Composite(8, 64, 1, dropout=0.2).train()
     nn.init.constant_(composite.norm.bias, 9.0)  # ReLU makes no zeros
-    x = images(16, 2, 8)
+    x = images(16, channels=8)
     assert abs((composite(x) == 0).float().mean() - 0.2) < 0.02
     assert (composite.eval()(x) != 0).all()
     assert {composite.dropout for composite in layers(on_meta("densenet121"), Composite)} == {0}
-
-
-def test_recipes_name_models_and_sizes_of_ours():
-    recipes = plugin.cnnzoo_recipes()
-    assert [recipe.name for recipe in recipes] == [
-        "densenet40_cifar-cifar10-paper",
-        "densenet40_cifar-digits",
-    ]
-    for recipe in recipes:
-        assert recipe.settings.get("image_size", 32) >= SPECS[recipe.model].min_size
-
-
-def test_lazy_names_are_the_classes():
-    package = importlib.import_module("cnn_arch_densenet")
-    assert package.DenseNet is DenseNet
-    assert package.DenseNetCIFAR is DenseNetCIFAR
-    assert package.__all__ == sorted(package.__all__)

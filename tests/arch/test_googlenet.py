@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import importlib
 import math
-import pickle
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,12 +13,22 @@ from torch.nn import functional as F
 from cnn_arch_googlenet import plugin
 from cnn_arch_googlenet.googlenet import Conv, GoogLeNet
 from cnn_arch_googlenet.googlenet_bn import GoogLeNetBN
-from cnn_arch_googlenet.weights import key_maps
 from cnn_core.errors import UsageError
-from cnn_core.layers import features, trace
+from cnn_core.layers import features
+from networks import (
+    SPECS,
+    assert_same,
+    build,
+    count,
+    images,
+    layers,
+    names_of,
+    on_meta,
+    traced,
+    with_dropout,
+)
 
-SPECS = {spec.name: spec for spec in plugin.cnnzoo_models()}
-NAMES = sorted(SPECS)
+NAMES = names_of("googlenet")
 
 # Szegedy et al. (2014), Table 1: output (H W C), and the columns from #1x1 to pool proj.
 TABLE_1 = {
@@ -68,59 +74,21 @@ OPS = {
     "inception5b": 71,
     "linear": 1,
 }
-# parameters with and without auxiliary classifiers, entries of the state dict, likewise
-GOLDEN = {
-    "googlenet": ((13_378_280, 128), (6_998_552, 116), 1_582_671_872),
-    "googlenet_bn": ((13_004_888, 364), (6_624_904, 344), 1_498_376_192),
-}
-
-
-def build(name: str, **options: object) -> nn.Module:
-    module, _, function = SPECS[name].target.partition(":")
-    return getattr(importlib.import_module(module), function)(**options)
-
-
-def on_meta(name: str, **options: object) -> nn.Module:
-    with torch.device("meta"):
-        return build(name, **options)
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-def gradient(outputs: Tensor | tuple[Tensor, ...], x: Tensor) -> Tensor:
-    """The gradient of something that depends on every output."""
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    loss = sum((i + 1) * o.square().mean() + o.mean() for i, o in enumerate(outputs))
-    (found,) = torch.autograd.grad(loss, x)
-    return found
-
-
-def images(size: int, batch: int = 2, channels: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(size)
-    return torch.randn(batch, channels, size, size, generator=generator)
 
 
 # --- numbers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_state_and_macs_are_the_golden_ones(name):
-    spec = SPECS[name]
-    with_aux, without, macs = GOLDEN[name]
-    traced = trace(lambda: build(name), spec.stages, spec.input)
-    assert (traced.params, traced.macs) == (spec.params, spec.macs) == (with_aux[0], macs)
-    for aux, (params, entries) in ((True, with_aux), (False, without)):
-        model = on_meta(name, aux=aux)
-        assert (count(model), len(model.state_dict())) == (params, entries)
+@pytest.mark.parametrize(
+    ("name", "params", "entries"),
+    [("googlenet", 6_998_552, 116), ("googlenet_bn", 6_624_904, 344)],
+)
+def test_without_auxiliary_classifiers_they_have_fewer_parameters(name, params, entries):
+    model = on_meta(name, aux=False)
+    assert (count(model), len(model.state_dict())) == (params, entries)
+    smallest = SPECS[name].min_size
+    x = torch.empty(1, 3, smallest, smallest, device="meta")
+    assert model.eval()(x).shape == (1, 1000)
 
 
 def test_the_papers_auxiliary_classifiers_have_their_parameters():
@@ -131,18 +99,14 @@ def test_the_papers_auxiliary_classifiers_have_their_parameters():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stages_have_the_sizes_of_table_1(name):
-    spec = SPECS[name]
-    stages = trace(lambda: build(name), spec.stages, spec.input).stages
-    found = {stage.name: stage.output for stage in stages}
+    found = {stage.name: stage.output for stage in traced(name).stages}
     assert found.pop("dropout") == (1024,)
     assert found.pop("linear") == (1000,)
     assert found == {stage: (c, h, w) for stage, (h, w, c) in TABLE_1.items()}
 
 
 def test_operations_are_those_of_table_1():
-    spec = SPECS["googlenet"]
-    stages = trace(lambda: build("googlenet"), spec.stages, spec.input).stages
-    macs = {stage.name: stage.macs / 1e6 for stage in stages}
+    macs = {stage.name: stage.macs / 1e6 for stage in traced("googlenet").stages}
     for stage, millions in OPS.items():
         assert abs(macs[stage] - millions) < 1, stage
 
@@ -151,7 +115,7 @@ def test_operations_are_those_of_table_1():
 @pytest.mark.parametrize("stage", COLUMNS)
 def test_widths_of_an_inception_module_are_the_columns_of_table_1(name, stage):
     module = on_meta(name).get_submodule(stage)
-    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    convs = layers(module, nn.Conv2d)
     assert tuple(conv.out_channels for conv in convs) == COLUMNS[stage]
     kernel = 5 if name == "googlenet" else 3
     assert [conv.kernel_size[0] for conv in convs] == [1, 1, 3, 1, kernel, 1]
@@ -214,90 +178,22 @@ def literal_googlenet(w: dict[str, Tensor], x: Tensor, train: bool = False):
     return (logits, auxiliary("aux2", at_4d), auxiliary("aux1", at_4a)) if train else logits
 
 
-def close(found: Tensor, expected: Tensor, relative: float = 1e-5) -> bool:
-    return bool((found - expected).abs().max() <= relative * expected.abs().max())
-
-
 @pytest.mark.parametrize("train", [False, True])
 def test_the_paper_written_out_gives_the_same_outputs_and_gradients(train):
-    torch.manual_seed(0)
-    model = without_dropout(GoogLeNet(num_classes=20)).train(train).double()
-    weights = model.state_dict()
-    x = images(224 if train else 63, batch=1).double().requires_grad_()
-    found, expected = model(x), literal_googlenet(weights, x, train)
-    pairs = zip(found, expected, strict=True) if train else [(found, expected)]
-    assert all(close(a, b, 1e-12) for a, b in pairs)
-    assert close(gradient(found, x), gradient(expected, x), 1e-9)
+    model = with_dropout(build("googlenet", num_classes=20), 0.0).train(train).double()
+    weights, x = model.state_dict(), images(224 if train else 63, batch=1).double()
+    assert_same(
+        model, lambda x: literal_googlenet(weights, x, train), x, 1e-12, gradient_rtol=1e-9
+    )
 
 
 def test_padding_and_ceil_mode_agree_on_every_size():
     model = GoogLeNet(num_classes=2, aux=False)
     for size in range(4, 30):
         extra = size % 2 == 0
-        x = images(size, 1, 1)
+        x = images(size, batch=1, channels=1)
         padded = F.pad(x, (0, extra, 0, extra), value=-math.inf)
         assert torch.equal(model.pool1(x), F.max_pool2d(padded, 3, 2))
-
-
-# --- torchvision ---------------------------------------------------------------------------
-
-
-def torchvision_twin(model: GoogLeNetBN, aux: bool = True) -> nn.Module:
-    twin = torchvision.models.GoogLeNet(10, aux_logits=aux, init_weights=False)
-    twin.load_state_dict(key_maps("googlenet_bn")["torchvision"].to_theirs(model.state_dict()))
-    return without_dropout(twin).train(model.training)
-
-
-def moved(model: nn.Module) -> nn.Module:
-    """Give batch normalisation something to do in eval mode."""
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.1, 0.2) if name.endswith("var") else buffer.normal_(std=0.1)
-    return model
-
-
-@pytest.mark.parametrize("aux", [True, False])
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("size", [224, 75])
-def test_torchvisions_network_gives_the_same_outputs_and_gradients(aux, train, size):
-    torch.manual_seed(1)
-    model = moved(without_dropout(GoogLeNetBN(10, aux=aux))).train(train)
-    twin = torchvision_twin(model, aux)
-    x = images(size).requires_grad_()
-    found, expected = model(x), twin(x)
-    if train and aux:
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    else:
-        assert torch.equal(found, expected)
-    assert torch.equal(gradient(found, x), gradient(expected, x))
-    ours = key_maps("googlenet_bn")["torchvision"].to_ours(twin.state_dict())
-    assert all(torch.equal(value, ours[key]) for key, value in model.state_dict().items())
-
-
-def test_torchvisions_weights_load_under_our_names():
-    twin = torchvision.models.GoogLeNet(10, aux_logits=True, init_weights=False)
-    model = GoogLeNetBN(10)
-    model.load_state_dict(key_maps("googlenet_bn")["torchvision"].to_ours(twin.state_dict()))
-    x = images(64)
-    assert torch.equal(model.eval()(x), twin.eval()(x))
-
-
-def test_dropout_falls_where_torchvisions_does():
-    torch.manual_seed(3)
-    model = GoogLeNetBN(10).train()
-    twin = torchvision.models.GoogLeNet(10, aux_logits=True, init_weights=False).train()
-    twin.load_state_dict(key_maps("googlenet_bn")["torchvision"].to_theirs(model.state_dict()))
-    x = images(64)
-    torch.manual_seed(4)
-    found = model(x)
-    torch.manual_seed(4)
-    expected = twin(x)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_the_papers_network_has_no_foreign_names():
-    assert key_maps("googlenet") == {}
-    assert SPECS["googlenet"].key_maps == ""
 
 
 # --- auxiliary classifiers -----------------------------------------------------------------
@@ -313,8 +209,7 @@ def test_training_returns_three_logits_and_evaluation_one(name):
 
 
 def test_auxiliary_logits_are_those_of_4d_then_of_4a():
-    torch.manual_seed(2)
-    model = without_dropout(GoogLeNetBN(5)).train()
+    model = with_dropout(GoogLeNetBN(5), 0.0).train()
     x = images(64)
     seen = features(model, x, ("inception4a", "inception4d"))
     _, aux2, aux1 = model(x)
@@ -361,111 +256,17 @@ def test_the_papers_auxiliary_classifiers_take_images_that_leave_4x4(size, fits)
     assert model.aux1.avg_pool(maps).shape[2:] != (4, 4)
 
 
-# --- sizes, classes, channels --------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_images_from_the_minimum_up_are_taken_and_smaller_ones_refused(name):
-    smallest = SPECS[name].min_size
-    for aux in (True, False):
-        model = on_meta(name, aux=aux).eval()
-        for size in (smallest, 97):
-            assert model(torch.empty(1, 3, size, size, device="meta")).shape == (1, 1000)
-        for shape in ((smallest - 1, 64), (64, smallest - 1)):
-            message = f"{shape[0]} x {shape[1]}, .* at least {smallest} x {smallest}"
-            with pytest.raises(UsageError, match=message):
-                model(torch.empty(1, 3, *shape, device="meta"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_minimum_is_what_the_layers_need(name, monkeypatch):
-    home = "googlenet_bn" if name == "googlenet_bn" else "googlenet"
-    monkeypatch.setattr(f"cnn_arch_googlenet.{home}.require_size", lambda *_: None)
-    smallest = SPECS[name].min_size
-    model = on_meta(name, aux=False).eval()
-    with pytest.raises(RuntimeError):
-        model(torch.empty(1, 3, smallest - 1, smallest - 1, device="meta"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("classes", "channels"), [(2, 1), (37, 4)])
-def test_classes_and_channels_are_honoured(name, classes, channels):
-    model = on_meta(name, num_classes=classes, in_channels=channels).eval()
-    assert model(torch.empty(3, channels, 64, 64, device="meta")).shape == (3, classes)
-
-
-# --- behaviour -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_gradient_reaches_every_parameter(name):
-    torch.manual_seed(0)
-    model = build(name, num_classes=10)
-    logits, aux2, aux1 = model.train()(images(223 if name == "googlenet" else 64))
-    target = torch.tensor([3, 7])
-    loss = F.cross_entropy(logits, target)
-    loss = loss + 0.3 * (F.cross_entropy(aux2, target) + F.cross_entropy(aux1, target))
-    loss.backward()
-    for parameter, value in model.named_parameters():
-        assert value.grad is not None, parameter
-        assert value.grad.abs().sum() > 0, parameter
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_images_of_a_batch_do_not_influence_each_other(name):
-    torch.manual_seed(0)
-    model = moved(build(name, num_classes=10, aux=False)).eval()
-    x = images(64, batch=3)
-    with torch.no_grad():
-        together, alone = model(x), torch.cat([model(image[None]) for image in x])
-    assert close(together, alone)
-    assert together.std(0).min() > 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_features_and_head_make_the_network(name):
+def test_features_are_those_of_the_last_inception_module(name):
     model = build(name, num_classes=10, aux=False).eval()
     x = images(64)
     with torch.no_grad():
         maps = model.forward_features(x)
         assert maps.shape == (2, 1024, 2, 2)
-        assert torch.equal(model.forward_head(maps), model(x))
         assert torch.equal(features(model, x, ("inception5b",))["inception5b"], maps)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_seed_gives_the_same_network_and_copies_work(name):
-    torch.manual_seed(5)
-    model = build(name, num_classes=10, aux=False).eval()
-    torch.manual_seed(5)
-    same = build(name, num_classes=10, aux=False).eval()
-    x = images(64)
-    with torch.no_grad():
-        expected = model(x)
-        assert torch.equal(same(x), expected)
-        assert torch.equal(copy.deepcopy(model)(x), expected)
-        assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
-        last = model.to(memory_format=torch.channels_last)
-        assert close(last(x.to(memory_format=torch.channels_last)), expected, 1e-4)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert model(x).isfinite().all()
-        assert close(model.double()(x.double()).float(), expected, 1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_network_can_be_exported(name):
-    model = build(name, num_classes=10).eval()
-    x = images(64)
-    exported = torch.export.export(model, (x,)).module()
-    with torch.no_grad():
-        assert close(exported(x), model(x))
-
-
 # --- the paper's details -------------------------------------------------------------------
-
-
-def layers(model: nn.Module, kind: type) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def test_the_papers_network_has_biases_lrn_dropout_and_no_batch_normalisation():
@@ -490,7 +291,6 @@ def test_torchvisions_network_departs_as_its_spec_says():
 
 
 def test_the_paper_is_initialised_as_bvlc_did():
-    torch.manual_seed(0)
     model = build("googlenet")
     for layer in (*layers(model, Conv), model.aux1.fc, model.aux2.fc):
         limit = math.sqrt(3 / layer.weight[0].numel())
@@ -502,7 +302,6 @@ def test_the_paper_is_initialised_as_bvlc_did():
 
 
 def test_the_other_is_initialised_with_a_deviation_of_a_hundredth():
-    torch.manual_seed(0)
     model = build("googlenet_bn")
     for layer in (model.inception5b.conv3x3.conv, model.aux1.fc, model.linear):
         assert abs(layer.weight.std() - 0.01) < 1e-4
@@ -510,17 +309,7 @@ def test_the_other_is_initialised_with_a_deviation_of_a_hundredth():
     assert all((norm.weight == 1).all() for norm in layers(model, nn.BatchNorm2d))
 
 
-def test_recipes_name_models_and_data_of_ours():
+def test_recipes_leave_the_auxiliary_classifiers_out_for_digits():
     for recipe in plugin.cnnzoo_recipes():
-        assert recipe.model in SPECS
-        assert recipe.settings.get("options", {}) == (
-            {"aux": False} if recipe.dataset == "digits" else {}
-        )
-        assert recipe.settings.get("image_size", 224) >= SPECS[recipe.model].min_size
-
-
-def test_lazy_names_are_the_classes():
-    package: Callable[..., object] = importlib.import_module("cnn_arch_googlenet")
-    assert package.GoogLeNet is GoogLeNet
-    assert package.GoogLeNetBN is GoogLeNetBN
-    assert package.__all__ == sorted(package.__all__)
+        options = {"aux": False} if recipe.dataset == "digits" else {}
+        assert recipe.settings.get("options", {}) == options

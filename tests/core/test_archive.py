@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
 import inspect
 import io
@@ -27,6 +26,7 @@ from cnn_core.errors import (
     ResourceError,
     UsageError,
 )
+from fuzzing import check, fuzz, mutated
 
 PACKERS = {
     ".tar": bytes,
@@ -444,35 +444,32 @@ def test_a_disk_that_fails_or_an_interrupt_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
-def fuzz(tmp_path, count):
-    """Change bytes of sound archives: nothing but the one error, nothing but whole folders."""
-    rng = random.Random(0)
+def fuzz_archives(tmp_path, count):
+    """Mutate sound archives: nothing but the one error, nothing but whole folders."""
     contents = {"set/a": b"some data", "set/b/c": b"more data" * 20}
     sound = {suffix: packed(suffix, contents) for suffix in SUFFIXES}
-    accepted = 0
-    for number in range(count):
+
+    def case(rng, number):
         suffix = SUFFIXES[number % len(SUFFIXES)]
-        data = bytearray(sound[suffix])
-        for _ in range(rng.randint(1, 4)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        if rng.random() < 0.2:
-            del data[rng.randrange(len(data)) :]
-        archive = tmp_path / f"fuzz{suffix}"
-        archive.write_bytes(data)
+        return tmp_path / f"fuzz{suffix}", mutated(rng, sound[suffix])
+
+    def read(path, number):
         out = tmp_path / f"out{number}"
-        with contextlib.suppress(DatasetCorruptError):
-            extract(archive, out)
-            accepted += 1
-        left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("fuzz")}
-        assert left <= {f"out{n}" for n in range(number + 1)}
-        assert all(not path.is_symlink() for path in out.rglob("*"))
-    assert 0 < accepted < count / 2
+        try:
+            extract(path, out)
+        finally:
+            left = {p.name for p in tmp_path.iterdir() if not p.name.startswith("fuzz")}
+            assert left <= {f"out{n}" for n in range(number + 1)}
+            assert all(not p.is_symlink() for p in out.rglob("*"))
+        return out.is_dir()
+
+    check(fuzz(count, case, read), count, read=0, refused=1 / 2)
 
 
 def test_600_mutated_archives_raise_nothing_else(tmp_path):
-    fuzz(tmp_path, 600)
+    fuzz_archives(tmp_path, 600)
 
 
 @pytest.mark.slow
 def test_20000_mutated_archives_raise_nothing_else(tmp_path):
-    fuzz(tmp_path, 20_000)
+    fuzz_archives(tmp_path, 20_000)

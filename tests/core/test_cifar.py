@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import random
-import resource
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import fuzzing
 from cnn_core.data.readers import cifar
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
+from fuzzing import alone, check, fuzz, mutated
 
 LABELS = {"cifar10": (10,), "cifar100": (20, 100)}
 FOLDERS = {
@@ -437,50 +433,26 @@ def test_a_pickle_that_would_run_a_command_runs_none(tmp_path, protocol):
 
 def test_five_files_take_the_memory_of_one_more_at_most(tmp_path):
     write(tmp_path, "cifar10", count=4000)  # 12 MB a file
-    grown = alone("memory", tmp_path, 0)["grown"]
+    grown = alone(__file__, "memory", tmp_path, 0)["grown"]
     assert grown < 6 * 12.3 + 12.3 + 12
 
 
 # Fuzzing. This file run as a script does it in a process of its own.
 
 
-def mutated(rng, sound, structure):
-    """Flip bits, cut, splice or write huge numbers, for the most part where `structure` is."""
-    data = bytearray(sound)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.choice(structure) if rng.random() < 0.8 else rng.randrange(len(data))
-        at = min(at, len(data) - 1)
-        kind = rng.randrange(5)
-        if kind == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            data[at] = rng.randrange(256)
-        elif kind == 2:
-            data[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"])
-        elif kind == 3:
-            start = rng.randrange(len(data))
-            data[at:at] = data[start : start + rng.randrange(1, 40)]
-        elif rng.random() < 0.3:
-            del data[max(at, 1) :]
-        else:
-            del data[max(at, 1) : at + rng.randrange(1, 5)]
-    return bytes(data)
-
-
 def fuzz_binary(folder, count):
-    """Outcomes of reading mutated binary files."""
-    rng, found = random.Random(0), {"read": 0, "refused": 0}
+    """Outcomes of reading mutated binary files, for the most part mutated where labels are."""
     sound, labels = binary("cifar100", 3), [0, 1, 3074, 3075, 6148, 6149]
     write(folder, "cifar100")
-    for _ in range(count):
-        (folder / "train.bin").write_bytes(mutated(rng, sound, labels))
-        found[outcome(folder)] += 1
-    return found
+
+    def case(rng, number):
+        return folder / "train.bin", mutated(rng, sound, mostly(labels))
+
+    return fuzz(count, case, is_right)
 
 
 def fuzz_pickled(folder, count):
     """Outcomes of reading mutated pickles, of Python 2 and 3."""
-    rng, found = random.Random(0), {"read": 0, "refused": 0}
     write(folder, "cifar100", "python")
     kinds = []
     for writer in sorted(WRITERS):
@@ -488,25 +460,26 @@ def fuzz_pickled(folder, count):
         pixels = 6144 if "python 2" in writer or "protocol 3" in writer else 9100
         start = sound.index(b"data")
         kinds.append((sound, [*range(2, start + 200), *range(start + pixels, len(sound))]))
-    for number in range(count):
+
+    def case(rng, number):
         sound, structure = kinds[number % len(kinds)]
-        (folder / "train").write_bytes(mutated(rng, sound, structure))
-        found[outcome(folder)] += 1
-    return found
+        return folder / "train", mutated(rng, sound, mostly(structure))
+
+    return fuzz(count, case, is_right)
 
 
-def outcome(folder):
-    try:
-        train = cifar.load(spec("cifar100"), folder, False).split("train")
-    except DatasetCorruptError:
-        return "refused"
-    right = (
+def mostly(places):
+    return lambda rng, size: rng.choice(places) if rng.random() < 0.8 else rng.randrange(size)
+
+
+def is_right(path, number):
+    train = cifar.load(spec("cifar100"), path.parent, False).split("train")
+    return (
         train.images.shape == (len(train.targets), 3, 32, 32)
         and (train.images.dtype, train.targets.dtype) == (torch.uint8, torch.int64)
         and 0 < len(train.targets) <= 4
         and 0 <= int(train.targets.min()) <= int(train.targets.max()) < 100
     )
-    return "read" if right else "wrong"
 
 
 def load_ten(folder, _):
@@ -514,48 +487,26 @@ def load_ten(folder, _):
 
 
 JOBS = {"binary": fuzz_binary, "pickled": fuzz_pickled, "memory": load_ten}
+FUZZED = pytest.mark.parametrize("job", ["binary", "pickled"])
 
 
-def check(found, count):
-    assert found["read"] + found["refused"] == count
-    assert found["read"] > count / 50
-    assert found["refused"] > count / 5
-
-
-def alone(job, folder, count, *flags):
-    """Do a job in a process of its own; return its outcomes, and by how many MB it grew."""
-    command = [sys.executable, *flags, __file__, job, str(folder), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("job", ["binary", "pickled"])
+@FUZZED
 def test_300_mutated_files_raise_nothing_else(tmp_path, job):
     check(JOBS[job](tmp_path, 300), 300)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["binary", "pickled"])
+@FUZZED
 def test_10000_mutated_files_raise_nothing_else(tmp_path, job):
     check(JOBS[job](tmp_path, 10_000), 10_000)
 
 
-@pytest.mark.parametrize("job", ["binary", "pickled"])
+@FUZZED
 def test_without_assertions_it_is_the_same_and_takes_little_memory(tmp_path, job):
-    found = alone(job, tmp_path, 300, "-O")
+    found = alone(__file__, job, tmp_path, 300, "-O")
     check(found, 300)
     assert found["grown"] < 64
 
 
-def main():
-    job, folder, count = sys.argv[1:]
-    torch.empty(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = JOBS[job](Path(folder), int(count))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps({**found, "grown": grown}))
-
-
 if __name__ == "__main__":
-    main()
+    fuzzing.main(JOBS)

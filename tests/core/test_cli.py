@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -226,29 +224,7 @@ def test_a_signal_ends_training_with_its_code_and_a_way_to_go_on(tmp_path, signu
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
-def on_terminal(*arguments, seconds=60.0, until=None, **variables):
-    """Run a command on a terminal and return all that it wrote there."""
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm-256color", **variables}
-    child = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=follower, stderr=follower, stdin=follower, env=environment
-    )
-    os.close(follower)
-    written, deadline = b"", time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            block = os.read(leader, 65536)
-        except OSError:
-            break
-        if not block:
-            break
-        written += block
-    os.close(leader)
-    assert child.wait() == 0, written
-    return written.decode()
-
-
-def test_tables_are_drawn_on_a_terminal_in_colour_unless_told_not_to():
+def test_tables_are_drawn_on_a_terminal_in_colour_unless_told_not_to(on_terminal):
     coloured = on_terminal("plugins")
     plain = on_terminal("plugins", NO_COLOR="1")
     assert "cnn-arch-lenet" in coloured
@@ -257,7 +233,7 @@ def test_tables_are_drawn_on_a_terminal_in_colour_unless_told_not_to():
     assert "─" in plain
 
 
-def test_a_listing_fits_the_terminal_and_is_whole_in_a_pipe(cnnzoo):
+def test_a_listing_fits_the_terminal_and_is_whole_in_a_pipe(cnnzoo, on_terminal):
     lines = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("list-models", COLUMNS="60")).splitlines()
     assert max(map(len, lines)) == 60
     assert all(line.endswith("…") for line in lines if len(line) == 60)
@@ -265,7 +241,7 @@ def test_a_listing_fits_the_terminal_and_is_whole_in_a_pipe(cnnzoo):
     assert "\x1b" not in on_terminal("list-models", NO_COLOR="1")
 
 
-def test_training_is_live_on_a_terminal(tmp_path):
+def test_training_is_live_on_a_terminal(tmp_path, on_terminal):
     written = on_terminal(
         "train", "lenet5_modern", "--data", "digits", "--epochs", "4", "--out", str(tmp_path / "r")
     )

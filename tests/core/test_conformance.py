@@ -182,7 +182,7 @@ def test_an_expected_failure_that_passes_has_failed(monkeypatch):
 def test_a_distribution_without_models_is_refused():
     with pytest.raises(UsageError, match="'cnn-viz' offers no model"):
         cases_of("cnn-viz")
-    nothing = "'cnn-none' offers no model, dataset, view, command or training observer"
+    nothing = "'cnn-none' offers no model, dataset, view, command, weights or observer"
     with pytest.raises(UsageError, match=nothing):
         list(run_checks("cnn-none"))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import random
 import struct
 
 import numpy as np
@@ -16,6 +14,7 @@ from cnn_core import load_dataset, registry
 from cnn_core.data import Preprocessing
 from cnn_core.data.readers.idx import read_idx
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from fuzzing import check, fuzz, mutated
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -86,30 +85,28 @@ def test_a_bad_gzip_file_is_the_same_error(tmp_path, cut):
         read_idx(path, 3)
 
 
-def fuzz(tmp_path, count):
-    rng = random.Random(0)
+def fuzz_idx(folder, count):
     sound = idx(np.arange(48).reshape(3, 4, 4))
-    accepted = 0
-    for number in range(count):
-        data = bytearray(gzip.compress(sound, mtime=0) if number % 2 else sound)
-        for _ in range(rng.randint(1, 4)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        if rng.random() < 0.3:
-            del data[rng.randrange(len(data)) :]
-        path = tmp_path / ("fuzz.gz" if number % 2 else "fuzz")
-        path.write_bytes(data)
-        with contextlib.suppress(DatasetCorruptError):
-            accepted += read_idx(path, 3).shape == (3, 4, 4)
-    assert 0 < accepted < count / 2
+
+    def case(rng, number):
+        if number % 2:
+            return folder / "fuzz.gz", mutated(rng, gzip.compress(sound, mtime=0))
+        return folder / "fuzz", mutated(rng, sound)
+
+    def read(path, number):
+        found = read_idx(path, 3)
+        return found.dtype == torch.uint8 and found.ndim == 3 and found.numel() < 100
+
+    check(fuzz(count, case, read), count, read=0, refused=1 / 2)
 
 
 def test_500_mutated_idx_files_raise_nothing_else(tmp_path):
-    fuzz(tmp_path, 500)
+    fuzz_idx(tmp_path, 500)
 
 
 @pytest.mark.slow
 def test_10000_mutated_idx_files_raise_nothing_else(tmp_path):
-    fuzz(tmp_path, 10_000)
+    fuzz_idx(tmp_path, 10_000)
 
 
 def test_digits_are_scikit_learns():

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -202,33 +198,8 @@ def run(pictures, tmp_path_factory) -> Run:
     return train("lenet5_modern", data, epochs=1, batch_size=32, out=out, progress=False)
 
 
-def on_terminal(*arguments: object) -> str:
-    """Return all that a command writes on a terminal."""
-    leader, follower = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "cnn_core", *map(str, arguments)],
-        stdout=follower,
-        stderr=follower,
-        stdin=follower,
-        env={**os.environ, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"},
-    )
-    os.close(follower)
-    written = b""
-    while True:
-        try:
-            block = os.read(leader, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not block:
-            break
-        written += block
-    os.close(leader)
-    assert child.wait() == 0, written
-    return written.decode().replace("\r\n", "\n")
-
-
 @pytest.mark.parametrize("command", ["show-data", "verify-data", "evaluate", "predict", "viz"])
-def test_classes_and_runs_on_the_terminal(run, pictures, tmp_path, command):
+def test_classes_and_runs_on_the_terminal(run, pictures, tmp_path, on_terminal, command):
     arguments = {
         "show-data": [run.recipe.data, "--out", tmp_path / "\x1b[31m.png"],
         "verify-data": [run.recipe.data],
@@ -236,7 +207,8 @@ def test_classes_and_runs_on_the_terminal(run, pictures, tmp_path, command):
         "predict": [run.path, pictures / "\x1b[31mred" / "0.png", "--top-k", "60"],
         "viz": ["confusion", run.path],
     }
-    written = on_terminal(command, *arguments[command])
+    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+    written = on_terminal(command, *arguments[command], **plain)
     # What rich and click themselves write is bold, or moves nothing: colours are off.
     assert_safe(re.sub(r"\x1b\[\??[0-9;]*[mlhKA]|\r", "", written))
     assert "\x1b[31m" not in written

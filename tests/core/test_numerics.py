@@ -21,6 +21,8 @@ from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.numerics import Step, gradient_norm, non_finite_error
 from cnn_core.weights.native import read_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENET = {
     "model": "lenet5_modern",
     "batch_size": 96,
@@ -42,14 +44,6 @@ RESNET = {  # running statistics of batch normalisation
 }
 STEPS = {"lenet5_modern": 14, "resnet20_cifar": 4}  # of an epoch
 VALUES = (math.nan, math.inf)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def contents(run):

@@ -27,16 +27,10 @@ from cnn_core.training.train_state import TrainState
 from cnn_core.weights.keymap import KeyMap
 from cnn_core.weights.native import read_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 QUICK = {"progress": False, "epochs": 2, "batch_size": 64}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(**changes):
@@ -391,17 +385,14 @@ def source(tmp_path_factory):
     )
 
 
+def train_on(source, out, **changes):
+    weights = str(source.path)
+    changes = {"image_size": 16, **QUICK, **changes}
+    return train("resnet20_cifar", "digits", out=out, weights=weights, **changes)
+
+
 def test_training_begins_with_the_weights_of_a_run_and_its_normalisation(tmp_path, source):
-    run = train(
-        "resnet20_cifar",
-        "digits",
-        out=tmp_path / "r",
-        weights=str(source.path),
-        lr=0.0,
-        weight_decay=0.0,
-        image_size=16,
-        **QUICK,
-    )
+    run = train_on(source, tmp_path / "r", lr=0.0, weight_decay=0.0)
     mine, theirs = read_weights(run.path), read_weights(source.path)
     for name, tensor in theirs.tensors.items():
         if "running" not in name and "num_batches" not in name:
@@ -427,15 +418,7 @@ def test_a_mean_or_std_in_the_recipe_is_kept_when_weights_are_loaded(source):
 
 
 def test_frozen_stages_stay_as_they_are_to_the_last_running_mean(tmp_path, source):
-    run = train(
-        "resnet20_cifar",
-        "digits",
-        out=tmp_path / "r",
-        weights=str(source.path),
-        freeze=["conv1", "conv2_x"],
-        image_size=16,
-        **QUICK,
-    )
+    run = train_on(source, tmp_path / "r", freeze=["conv1", "conv2_x"])
     mine, theirs = last(run).model, read_weights(source.path).tensors
     for name, tensor in theirs.items():
         frozen = name.startswith(("conv1.", "conv2_x."))
@@ -444,15 +427,7 @@ def test_frozen_stages_stay_as_they_are_to_the_last_running_mean(tmp_path, sourc
 
 
 def test_a_rate_of_0_for_a_stage_keeps_its_weights(tmp_path, source):
-    run = train(
-        "resnet20_cifar",
-        "digits",
-        out=tmp_path / "r",
-        weights=str(source.path),
-        stage_lr={"conv3_x": 0.0},
-        image_size=16,
-        **QUICK,
-    )
+    run = train_on(source, tmp_path / "r", stage_lr={"conv3_x": 0.0})
     mine, theirs = last(run).model, read_weights(source.path).tensors
     for name, _ in create_model("resnet20_cifar", in_channels=1).named_parameters():
         assert torch.equal(mine[name], theirs[name]) is name.startswith("conv3_x."), name

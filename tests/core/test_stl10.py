@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import fuzzing
 from cnn_core.data.readers import stl10
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
+from fuzzing import alone, check, fuzz, mutated
 
 PIXELS = 3 * 96 * 96
 SPEC = DatasetSpec(
@@ -187,7 +183,7 @@ def test_of_100000_images_only_those_looked_at_take_memory(tmp_path):
     path = tmp_path / "unlabeled_X.bin"
     path.touch()
     os.truncate(path, 100_000 * PIXELS)  # sparse: takes no disk
-    found = alone("unlabelled", tmp_path, 0)
+    found = alone(__file__, "unlabelled", tmp_path, 0)
     assert found["read"] == 100_000
     assert found["grown"] < 64
 
@@ -253,53 +249,34 @@ def test_other_folds_are_refused(tmp_path, case):
 # Fuzzing. This file run as a script does it in a process of its own.
 
 
-def mutated(rng, sound):
-    data = bytearray(sound)
-    kind, at = rng.randrange(5), rng.randrange(len(data))
-    if kind == 0:
-        data[at] ^= 1 << rng.randrange(8)
-    elif kind == 1:
-        data[at] = rng.randrange(256)
-    elif kind == 2:
-        data[at : at + 4] = b"\xff\xff\xff\xff"
-    elif kind == 3:
-        data[at:at] = data[: rng.randrange(1, 40)]
-    else:
-        del data[at:]
-    return bytes(data)
-
-
-def fuzz(folder, count):
-    """Outcomes of reading with one file mutated."""
-    rng, found = random.Random(0), {"read": 0, "refused": 0}
+def fuzz_one(folder, count):
+    """Outcomes of reading with one file mutated, and the others sound."""
     write(folder)
-    names = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "fold_indices.txt"]
-    (folder / names[-1]).write_bytes(fold_lines()[1])
-    for number in range(count):
-        path = folder / names[number % len(names)]
-        sound = path.read_bytes()
-        path.write_bytes(mutated(rng, sound))
-        found[outcome(folder, number % len(names))] += 1
-        path.write_bytes(sound)
-    return found
+    (folder / "fold_indices.txt").write_bytes(fold_lines()[1])
+    sound = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+
+    def case(rng, number):
+        path = list(sound)[number % len(sound)]
+        return path, mutated(rng, sound[path])
+
+    def read(path, number):
+        try:
+            return is_right(path)
+        finally:
+            path.write_bytes(sound[path])
+
+    return fuzz(count, case, read)
 
 
-def outcome(folder, number):
-    try:
-        if number == 4:
-            found = stl10.folds(folder)
-            right = [len(fold.unique()) for fold in found] == [1000] * 10
-            return "read" if right else "wrong"
-        splits = stl10.load(SPEC, folder, False).splits
-    except DatasetCorruptError:
-        return "refused"
-    right = all(
+def is_right(path):
+    if path.name == "fold_indices.txt":
+        return [len(fold.unique()) for fold in stl10.folds(path.parent)] == [1000] * 10
+    return all(
         split.images.shape == (len(split.targets), 3, 96, 96)
         and (split.images.dtype, split.targets.dtype) == (torch.uint8, torch.int64)
         and 0 <= int(split.targets.min()) <= int(split.targets.max()) < 10
-        for split in splits.values()
+        for split in stl10.load(SPEC, path.parent, False).splits.values()
     )
-    return "read" if right else "wrong"
 
 
 def unlabelled(folder, _):
@@ -307,46 +284,20 @@ def unlabelled(folder, _):
     return {"read": len(images), "sum": int(images[::5000].sum())}
 
 
-JOBS = {"fuzz": fuzz, "unlabelled": unlabelled}
-
-
-def check(found, count):
-    assert found["read"] + found["refused"] == count
-    assert found["read"] > count / 10
-    assert found["refused"] > count / 5
-
-
-def alone(job, folder, count, *flags):
-    """Do a job in a process of its own; return its outcomes, and by how many MB it grew."""
-    command = [sys.executable, *flags, __file__, job, str(folder), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def test_300_mutated_files_raise_nothing_else(tmp_path):
-    check(fuzz(tmp_path, 300), 300)
+    check(fuzz_one(tmp_path, 300), 300, read=1 / 10)
 
 
 @pytest.mark.slow
 def test_10000_mutated_files_raise_nothing_else(tmp_path):
-    check(fuzz(tmp_path, 10_000), 10_000)
+    check(fuzz_one(tmp_path, 10_000), 10_000, read=1 / 10)
 
 
 def test_without_assertions_it_is_the_same_and_takes_little_memory(tmp_path):
-    found = alone("fuzz", tmp_path, 300, "-O")
-    check(found, 300)
+    found = alone(__file__, "fuzz", tmp_path, 300, "-O")
+    check(found, 300, read=1 / 10)
     assert found["grown"] < 64
 
 
-def main():
-    job, folder, count = sys.argv[1:]
-    torch.empty(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = JOBS[job](Path(folder), int(count))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps({**found, "grown": grown}))
-
-
 if __name__ == "__main__":
-    main()
+    fuzzing.main({"fuzz": fuzz_one, "unlabelled": unlabelled})

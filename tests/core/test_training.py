@@ -42,17 +42,11 @@ from cnn_core.training.schedule import learning_rate
 from cnn_core.weights import native
 from cnn_core.weights.native import read_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def recipe(**settings):
     return Recipe(**{"model": "lenet5_modern", "data": "digits", **settings})
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class StopError(Exception):

@@ -13,7 +13,6 @@ from cnn_core.create import build
 from cnn_core.data import load_dataset
 from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
-from cnn_core.training import Run
 from cnn_core.weights.native import read_weights
 from cnn_viz import grad_cam
 from cnn_viz.commands import cli as commands
@@ -21,11 +20,6 @@ from cnn_viz.commands.cam_files import _class_hint, _side_by_side
 from cnn_viz.commands.cli import cam
 
 TWO = "2 single-image forward passes"
-
-
-@pytest.fixture(scope="module")
-def run(digits_run: Run) -> Run:
-    return digits_run
 
 
 @pytest.fixture(scope="module")

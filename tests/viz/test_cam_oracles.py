@@ -62,6 +62,7 @@ CLEAN = (
     Case("densenet40_cifar", (32, 48), "norm"),
     Case("mobilenet_v1", (64, 64), "separable13"),
     Case("mobilenet_v2", (64, 96), "conv2"),
+    Case("efficientnet_lite0", (64, 96), "stage9"),
 )
 OVERWRITTEN = (
     Case("vgg11_bn", (32, 64), "conv4.1.bn", overwritten=True),

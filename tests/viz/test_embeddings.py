@@ -12,7 +12,6 @@ import torch
 from sklearn.datasets import load_digits
 
 from cnn_core.errors import UnknownNameError, UsageError
-from cnn_core.training import Run
 from cnn_viz.page import explorer
 from cnn_viz.results import embeddings
 from cnn_viz.results.embeddings import (
@@ -32,11 +31,6 @@ from cnn_viz.views.embedding import COLOURS, embedding
 def digits():
     images, labels = load_digits(return_X_y=True)
     return torch.tensor(images[:400], dtype=torch.float32), torch.tensor(labels[:400])
-
-
-@pytest.fixture(scope="module")
-def run(digits_run: Run) -> Run:
-    return digits_run
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import cnn_core
 from cnn_core.errors import UsageError
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions
 from cnn_viz import draw, style
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import (
@@ -45,16 +45,6 @@ from cnn_viz.views.coverage import coverage
 from cnn_viz.views.predictions import predictions
 from cnn_viz.views.rankings import rankings
 from cnn_viz.views.weights import value_histograms
-
-
-@pytest.fixture(scope="module")
-def view_inputs(digits_run: Run) -> ViewInputs:
-    return ViewInputs(digits_run, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def run(view_inputs: ViewInputs) -> Run:
-    return view_inputs.run
 
 
 def noisy(count: int, classes: int, sharpness: float = 2.0) -> Predictions:

@@ -31,6 +31,7 @@ TABLE = {
     "resnet20_cifar": {},
     "densenet40_cifar": {},
     "mobilenet_v1": dict.fromkeys(("gradcam", "cam_methods", "faithfulness"), COARSE),
+    "efficientnet_lite0": dict.fromkeys(("gradcam", "cam_methods", "faithfulness"), COARSE),
     "unet": {},
     "unet_same": {},
 }

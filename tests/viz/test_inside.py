@@ -28,16 +28,6 @@ from cnn_viz.views.filters import initial_model
 
 
 @pytest.fixture(scope="module")
-def view_inputs(digits_run: Run) -> ViewInputs:
-    return ViewInputs(digits_run, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def run(view_inputs: ViewInputs) -> Run:
-    return view_inputs.run
-
-
-@pytest.fixture(scope="module")
 def segmenting(scenes_run: Run) -> ViewInputs:
     return ViewInputs(scenes_run, device="cpu")
 

@@ -118,11 +118,6 @@ def assert_loads_nothing(page: Page) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(digits_run: Run) -> Run:
-    return digits_run
-
-
-@pytest.fixture(scope="module")
 def text(run: Run) -> str:
     """Return the run's report, after checking that it took one evaluation."""
     calls = []

@@ -59,11 +59,6 @@ def run(scenes_run: Run) -> Run:
     return scenes_run
 
 
-@pytest.fixture(scope="module")
-def view_inputs(run: Run) -> ViewInputs:
-    return ViewInputs(run, device="cpu")
-
-
 def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults:
     """Return made-up outputs for several classes, with ignored pixels."""
     generator = torch.Generator().manual_seed(0)

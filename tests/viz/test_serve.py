@@ -35,11 +35,6 @@ QUERY = "explain?method=grad-cam&stage=c3&class="
 
 
 @pytest.fixture(scope="module")
-def run(digits_run: Run) -> Run:
-    return digits_run
-
-
-@pytest.fixture(scope="module")
 def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = load_dataset("digits").split("test").images[0, 0].numpy()
     path = tmp_path_factory.mktemp("digit") / "seven <b>.png"

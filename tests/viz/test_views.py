@@ -93,16 +93,6 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(scope="module")
-def run(digits_run: Run) -> Run:
-    return digits_run
-
-
-@pytest.fixture(scope="module")
-def view_inputs(run: Run) -> ViewInputs:
-    return ViewInputs(run, device="cpu")
-
-
 def made_up(
     classes: int, count: int, right: int, shape: tuple[int, ...] = (1, 8, 8)
 ) -> Predictions:
@@ -358,14 +348,18 @@ def test_gradcam_titles_are_the_networks_own_answers(view_inputs):
     assert len(figure.axes[0].images) == 24
 
 
-def test_gradcam_marks_empty_maps(view_inputs):
+@pytest.mark.parametrize(("view", "maps"), [(gradcam, 12), (cam_methods, 36)])
+def test_empty_maps_are_marked(view_inputs, view, maps):
     """A network of zeros has no evidence for any class."""
     model = cnn_core.create_model("lenet5_modern").eval()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     with style.applied():
-        figure = gradcam(view_inputs.run, view_inputs.weights, model, view_inputs.batch)
-    assert sum("empty map" in text for text in texts(figure)) == 12
+        figure = view(view_inputs.run, view_inputs.weights, model, view_inputs.batch)
+    assert sum("empty map" in text for text in texts(figure)) == maps
+
+
+def test_maps_of_a_trained_network_are_not_all_empty(view_inputs):
     trained = texts(draw("gradcam", view_inputs.run, device="cpu"))
     assert sum("empty map" in text for text in trained) < 12
 
@@ -391,15 +385,6 @@ def test_cam_methods_shows_every_method_and_the_networks_own_answers(view_inputs
         expected = overlay(np.repeat(picture[..., None], 3, 2), cam.heat(stride=2)[1].numpy())
         drawn = figure.axes[0].images[7 + column].get_array()
         np.testing.assert_allclose(drawn, expected, atol=1e-6)
-
-
-def test_cam_methods_marks_empty_maps(view_inputs):
-    model = cnn_core.create_model("lenet5_modern").eval()
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)
-    with style.applied():
-        figure = cam_methods(view_inputs.run, view_inputs.weights, model, view_inputs.batch)
-    assert sum("empty map" in text for text in texts(figure)) == 36
 
 
 def test_faithfulness_shows_the_measures_beside_their_baselines(view_inputs):

@@ -39,11 +39,13 @@ Departures from the paper:
   authors' TensorFlow code pads only at the right and the bottom, which shifts all receptive fields
   by a pixel.
   Initialised after He et al. (2015), by fan-out; the paper gives no initialisation.
+The authors' TensorFlow code and timm have ReLU6 where the paper has ReLU: activation="relu6".
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,37 +57,55 @@ __all__ = ["MobileNetV1", "mobilenet_v1"]
 
 # Shapes are N C H W; sizes in comments are for the default input, 3x224x224, and width 1.
 
+ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+
 
 def conv_bn_relu(
-    cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1
+    cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, activation: str = "relu"
 ) -> nn.Sequential:
     """Convolution, batch normalisation, ReLU (section 3.2): N cin H W -> N cout H/s W/s."""
     conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(
-        OrderedDict(conv=conv, bn=nn.BatchNorm2d(cout), relu=nn.ReLU(inplace=True))
-    )
+    relu = ACTIVATIONS[activation](inplace=True)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(cout), relu=relu))
 
 
-def separable(cin: int, cout: int, stride: int = 1) -> nn.Sequential:
+def depthwise_separable(
+    cin: int, cout: int, stride: int = 1, activation: str = "relu"
+) -> nn.Sequential:
     """Depthwise 3x3, then pointwise 1x1 (Fig. 3, right): N cin H W -> N cout H/s W/s."""
+    layer = partial(conv_bn_relu, activation=activation)
     return nn.Sequential(
         OrderedDict(
-            depthwise=conv_bn_relu(cin, cin, kernel=3, stride=stride, groups=cin),
-            pointwise=conv_bn_relu(cin, cout, kernel=1),
+            depthwise=layer(cin, cin, kernel=3, stride=stride, groups=cin),
+            pointwise=layer(cin, cout, kernel=1),
         )
     )
 
 
 class MobileNetV1(Classifier):
-    """MobileNet v1 (2017): N C H W -> N classes. `width` is alpha, the width multiplier (3.3)."""
+    """MobileNet v1 (2017): N C H W -> N classes. `width` is alpha, the width multiplier (3.3).
+
+    `activation` is "relu", as in the paper, or "relu6", as in the authors' TensorFlow code.
+    """
 
     classifier = "fc"
 
-    def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        width: float = 1.0,
+        activation: str = "relu",
+    ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise UsageError(f"activation = {activation!r}", f"one of {known}")
         c32, c64, c128, c256, c512, c1024 = scale_channels(width, 32, 64, 128, 256, 512, 1024)
+        conv = partial(conv_bn_relu, activation=activation)
+        separable = partial(depthwise_separable, activation=activation)
         # fmt: off
-        self.conv1       = conv_bn_relu(in_channels, c32, kernel=3, stride=2)
+        self.conv1       = conv(in_channels, c32, kernel=3, stride=2)
         self.separable1  = separable(c32,    c64)
         self.separable2  = separable(c64,    c128, stride=2)
         self.separable3  = separable(c128,   c128)
@@ -136,6 +156,11 @@ def scale_channels(width: float, *channels: int) -> list[int]:
     return [max(8, int(c * width)) for c in channels]
 
 
-def mobilenet_v1(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> MobileNetV1:
+def mobilenet_v1(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 1.0,
+    activation: str = "relu",
+) -> MobileNetV1:
     """MobileNet v1: 4.2 million parameters at width 1; the paper uses 1, 0.75, 0.5 and 0.25."""
-    return MobileNetV1(num_classes, in_channels, width)
+    return MobileNetV1(num_classes, in_channels, width, activation)

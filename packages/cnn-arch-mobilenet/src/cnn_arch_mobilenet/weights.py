@@ -9,12 +9,23 @@ __all__ = ["key_maps"]
 V1_STAGES = (1, 2, 2, 6, 2)  # numbers of blocks in timm's stages
 V2_ROWS = (1, 2, 3, 4, 3, 3, 1)  # n of Table 2
 
+# timm crops 0.875 of the shorter side.
+TIMM = {"fit": "crop", "resize": 256, "interpolation": "bicubic"}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
 
 def key_maps(model: str) -> dict[str, KeyMap]:
     """Return the key map of each naming scheme in which weights of `model` are published."""
     if model == "mobilenet_v1":
-        return {"timm": KeyMap(*_v1_timm())}
-    return {"timm": KeyMap(*_v2_timm()), "torchvision": KeyMap(*_v2_torchvision())}
+        # timm's network has ReLU6, like the authors' TensorFlow code; the paper's has ReLU.
+        v1 = KeyMap(
+            *_v1_timm(),
+            options={"activation": "relu6"},
+            preprocessing={**TIMM, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        )
+        return {"timm": v1}
+    v2 = KeyMap(*_v2_timm(), preprocessing={**TIMM, "mean": MEAN, "std": STD})
+    return {"timm": v2, "torchvision": KeyMap(*_v2_torchvision())}
 
 
 def _v1_timm() -> list[tuple[str, str]]:

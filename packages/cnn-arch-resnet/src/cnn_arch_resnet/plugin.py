@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cnn_arch_resnet.published import akamaster_weights, chenyaofo_weights
 from cnn_core import ModelSpec, Paper, RecipeSpec, WeightsSpec, hookimpl, recipes_in
 from cnn_core.weights.torchvision import torchvision_weights
 
@@ -174,9 +175,10 @@ def cnnzoo_recipes() -> list[RecipeSpec]:
 @hookimpl
 def cnnzoo_weights() -> list[WeightsSpec]:
     newest = {row[0]: row[-1] for row in TORCHVISION}
-    return [
+    imagenet = [
         torchvision_weights(
             name, file, size, top1, top5, version=version, default=version == newest[name]
         )
         for name, file, size, top1, top5, version in TORCHVISION
     ]
+    return [*imagenet, *akamaster_weights(), *chenyaofo_weights()]

@@ -9,10 +9,16 @@ after, like the networks of the scheme "akamaster".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cnn_core.weights import KeyMap
 
 __all__ = ["key_maps"]
 
+# The normalisation in the training scripts of akamaster (of ImageNet) and kuangliu (of CIFAR-10).
+AKAMASTER = {"fit": "resize", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+KUANGLIU = {"fit": "resize", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.201)}
 V15 = "torchvision's bottlenecks have their stride in the 3x3 (v1.5): its files are for '{}'"
 
 
@@ -25,19 +31,26 @@ def key_maps(model: str) -> dict[str, KeyMap]:
     github.com/kuangliu/pytorch-cifar, the networks with the 3x3 stem.
     """
     if model in ("resnet18_cifar", "resnet50_cifar"):
-        return {"kuangliu": _key_map(4, "shortcut", "linear")}
+        return {"kuangliu": _key_map(4, "shortcut", "linear", preprocessing=KUANGLIU)}
+    akamaster = _key_map(3, "shortcut", "linear", preprocessing=AKAMASTER)
     if model.endswith("_cifar"):
-        return {"akamaster": _key_map(3, "shortcut", "linear")}
+        return {"akamaster": akamaster}
     if model.endswith("_cifar_b"):
         return {
-            "akamaster": _key_map(3, "shortcut", "linear"),
+            "akamaster": akamaster,
             "chenyaofo": _key_map(3, "downsample", "fc"),
         }
     warning = V15.format(model.removesuffix("_v1")) if model.endswith("_v1") else ""
     return {"torchvision": _key_map(4, "downsample", "fc", warning)}
 
 
-def _key_map(stages: int, shortcut: str, last: str, warning: str = "") -> KeyMap:
+def _key_map(
+    stages: int,
+    shortcut: str,
+    last: str,
+    warning: str = "",
+    preprocessing: Mapping[str, Any] | None = None,
+) -> KeyMap:
     """Return the key map of a project that calls our conv2_x layer1, our conv3_x layer2 and so on.
 
     `shortcut` and `last` are its names of the projections and of fc.
@@ -50,4 +63,4 @@ def _key_map(stages: int, shortcut: str, last: str, warning: str = "") -> KeyMap
             pairs.append((f"{ours}.residual.{i}.bn", f"{theirs}.bn{i + 1}"))
         pairs.append((f"{ours}.shortcut.conv", f"{theirs}.{shortcut}.0"))
         pairs.append((f"{ours}.shortcut.bn", f"{theirs}.{shortcut}.1"))
-    return KeyMap(*pairs, warning=warning)
+    return KeyMap(*pairs, warning=warning, preprocessing=preprocessing)

@@ -8,6 +8,8 @@ from cnn_core.weights import KeyMap
 __all__ = ["key_maps"]
 
 COLUMNS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+# The normalisation in kuangliu's main.py.
+KUANGLIU = {"fit": "resize", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.201)}
 TORCHVISION_HEAD = [("fc6", "classifier.0"), ("fc7", "classifier.3"), ("fc8", "classifier.6")]
 
 
@@ -19,7 +21,8 @@ def key_maps(model: str) -> dict[str, KeyMap]:
     depth, _, form = model.partition("_")
     column = COLUMNS[depth]
     if form == "cifar":
-        return {"kuangliu": KeyMap(*_features_bn(column), ("fc", "classifier"))}
+        pairs = (*_features_bn(column), ("fc", "classifier"))
+        return {"kuangliu": KeyMap(*pairs, preprocessing=KUANGLIU)}
     features = _features_bn(column) if form == "bn" else _features(column)
     return {"torchvision": KeyMap(*features, *TORCHVISION_HEAD)}
 

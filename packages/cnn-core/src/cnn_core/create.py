@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,10 +20,13 @@ from cnn_core.text import did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
-    from cnn_core.weights.keymap import KeyMap
+    from cnn_core.weights.blueprint import Blueprint
+    from cnn_core.weights.foreign import ForeignFile
     from cnn_core.weights.native import Weights
 
-__all__ = ["build", "build_untrained", "create_model", "head_tensors", "sizes_in_file"]
+__all__ = ["Loaded", "build", "build_untrained", "create_model", "load_model"]
+
+log: logging.Logger = logging.getLogger("cnn_core")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of published weights, not a path
 
@@ -31,10 +35,25 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of published weights, not a path
 class _Foreign:
     """A weights file of another library, with what is known about it."""
 
-    path: Path
+    file: ForeignFile
     naming: str | None = None
     num_classes: int | None = None
     in_channels: int | None = None
+    published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model, with the options of its constructor, and lines for the user about its weights.
+
+    `options` includes those that the weights need, such as another activation. `naming` is the key
+    map under which a file of another library was read.
+    """
+
+    model: nn.Module
+    options: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    naming: str = ""
 
 
 def create_model(
@@ -56,15 +75,47 @@ def create_model(
     (torchvision, timm, …); set `naming` to the library if the names are ambiguous.
 
     `num_classes` and `in_channels` default to those of the weights if these record them, else to
-    the paper's. `options` are further keyword arguments of the model's constructor. With
-    `new_head` the weights may have another number of classes; layers that depend on it are then
-    randomly initialised.
+    the paper's. `options` are further keyword arguments of the model's constructor; those that the
+    weights need, such as another activation, are set unless given. With `new_head` the weights may
+    have another head; layers that depend on the number of classes are then randomly initialised.
+    The log says which part of a file was taken, what was left out, and what is odd about it.
 
     Raises:
         UnknownNameError: there is no such model; suggests similar names or a package to install.
         UsageError: an option or value is invalid, or the weights are for another model.
         WeightsMissingError: the published weights are not on this machine.
         PluginError: the architecture's code raises an exception.
+    """
+    loaded = load_model(
+        name,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        weights=weights,
+        naming=naming,
+        new_head=new_head,
+        download=download,
+        **options,
+    )
+    for note in loaded.notes:
+        log.warning("%s", note)
+    return loaded.model
+
+
+def load_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    weights: str | PathLike[str] | Weights | ForeignFile | None = None,
+    naming: str | None = None,
+    new_head: bool = False,
+    download: bool = False,
+    **options: Any,
+) -> Loaded:
+    """Build a model as `create_model` does; return also its options and lines for the user.
+
+    Raises:
+        ZooError: as `create_model`.
     """
     entry = registry.models().entry(name)
     build = registry.resolve(entry)
@@ -77,6 +128,11 @@ def create_model(
         "num_classes": _positive("num_classes", num_classes, known, spec.num_classes),
         "in_channels": _positive("in_channels", in_channels, known, spec.input[0]),
     }
+    if source is not None:
+        from cnn_core.weights.blueprint import Blueprint  # imports torch
+
+        needed = _options_of(source, Blueprint(entry, build, sizes, options))
+        options = {**needed, **options}
     label = f"model '{name}' ({entry.plugin.origin})"
     failed = required(entry.plugin, f"{label} cannot be built")
     with isolated(entry.plugin, f"building of {name}", failed=failed):
@@ -88,10 +144,12 @@ def create_model(
         raise entry.plugin.failure(
             f"{label}: {spec.target} returned {kind}, expected an nn.Module"
         )
+    notes: tuple[str, ...] = ()
+    read_as = ""
     if source is not None:
-        heads = _heads(entry, build, sizes, options) if new_head else ()
-        _load(model, entry, source, fresh=heads)
-    return model
+        read_as, notes = _load(model, source, Blueprint(entry, build, sizes, options), new_head)
+        notes += tuple(_clashes(needed, options))
+    return Loaded(model=model, options=options, notes=notes, naming=read_as)
 
 
 def build_untrained(weights: Weights) -> nn.Module:
@@ -113,124 +171,87 @@ def build(weights: Weights) -> nn.Module:
 
 def _find(
     entry: registry.Entry[ModelSpec],
-    weights: str | PathLike[str] | Weights,
+    weights: str | PathLike[str] | Weights | ForeignFile,
     naming: str | None,
     download: bool,
 ) -> Weights | _Foreign:
-    """Return weights by path or by name: read them if they are ours, else say where they are."""
+    """Return weights by path or by name, after checking that ours are for this model."""
+    from cnn_core.weights.foreign import ForeignFile, read_foreign
     from cnn_core.weights.native import Weights, is_ours, read_weights
     from cnn_core.weights.published import class_names, find_weights, locate
 
     if isinstance(weights, Weights):
-        return weights
+        return _require_model(weights, entry)
+    if isinstance(weights, ForeignFile):
+        return _Foreign(file=weights, naming=naming)
     path = Path(weights)
     if isinstance(weights, str) and _NAME.fullmatch(weights) and not path.exists():
-        published = find_weights(f"{entry.qualified}:{weights}")
+        published = find_weights(f"{registry.models().shown_name(entry)}:{weights}")
         path, spec = locate(published, download=download), published.spec
         if spec.naming:
             return _Foreign(
-                path=path,
+                file=read_foreign(path),
                 naming=naming or spec.naming,
                 num_classes=len(class_names(published)),
                 in_channels=len(spec.mean),
+                published=True,
             )
     if not path.is_dir() and not is_ours(path):
-        return _Foreign(path=path, naming=naming)
-    return read_weights(path)
+        return _Foreign(file=read_foreign(path), naming=naming)
+    return _require_model(read_weights(path), entry)
+
+
+def _require_model(weights: Weights, entry: registry.Entry[ModelSpec]) -> Weights:
+    """Return weights of ours; raise UsageError if they are for another model."""
+    # If several plugins provide a model, the recorded name is "distribution/name".
+    if weights.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
+        raise UsageError(
+            f"{weights.path}: weights of '{weights.model}', not of '{entry.spec.name}'",
+            "matching names and shapes are not enough: the models may compute different functions",
+        )
+    return weights
+
+
+def _options_of(source: Weights | _Foreign, blueprint: Blueprint) -> Mapping[str, Any]:
+    """Return the options of a model with which weights compute their function."""
+    if not isinstance(source, _Foreign):
+        return source.options
+    from cnn_core.weights.blueprint import key_maps
+    from cnn_core.weights.naming import best_match
+
+    maps = key_maps(blueprint.entry)
+    if not any(keymap.options for keymap in maps.values()):
+        return {}
+    match = best_match(blueprint.shapes(), source.file.tensors, maps, source.naming)
+    return maps[match.naming].options if match.naming in maps else {}
+
+
+def _clashes(needed: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each option that the caller set to another value than weights need."""
+    for option, value in needed.items():
+        if options[option] != value:
+            yield f"{option} = {options[option]!r}, but the weights are for {option} = {value!r}"
 
 
 def _load(
-    model: nn.Module,
-    entry: registry.Entry[ModelSpec],
-    source: Weights | _Foreign,
-    fresh: Collection[str],
-) -> None:
-    """Load weights into the model; tensors named in `fresh` may keep their initial values."""
-    if isinstance(source, _Foreign):
-        from cnn_core.weights.foreign import load_foreign, read_foreign
+    model: nn.Module, source: Weights | _Foreign, blueprint: Blueprint, new_head: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Load weights, with a new head if `new_head`; return their naming and lines for the user."""
+    from cnn_core.weights.advice import hint_for
+    from cnn_core.weights.blueprint import key_maps
+    from cnn_core.weights.loading import MismatchError, load_foreign
 
-        state, path = read_foreign(source.path), source.path
-        load_foreign(model, state, _key_maps(entry), path, naming=source.naming, fresh=fresh)
-        return
-    # If several plugins provide a model, the recorded name is "distribution/name".
-    if source.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
-        raise UsageError(
-            f"{source.path}: weights of '{source.model}', not of '{entry.spec.name}'",
-            "matching names and shapes are not enough: the models may compute different functions",
-        )
-    source.load_into(model, fresh)
-
-
-def _key_maps(entry: registry.Entry[ModelSpec]) -> Mapping[str, KeyMap]:
-    """Return the key maps of a model by naming."""
-    has_maps = bool(entry.spec.key_maps)
-    maps: Mapping[str, KeyMap] = {}
-    return registry.resolve(entry, "key_maps")(entry.spec.name) if has_maps else maps
-
-
-def sizes_in_file(
-    entry: registry.Entry[ModelSpec], path: Path, naming: str | None = None
-) -> tuple[int, int]:
-    """Return the numbers of classes and of input channels in a weights file of another library.
-
-    They are the sizes of those dimensions of the model's tensors that grow with them; the model's
-    own numbers if the file has no such tensor.
-    """
-    from cnn_core.weights.foreign import best_naming, read_foreign
-
-    build, spec, state = registry.resolve(entry), entry.spec, read_foreign(path)
-    sizes = {"num_classes": spec.num_classes, "in_channels": spec.input[0]}
-    own = _shapes(entry, build, sizes, {})
-    _, theirs = best_naming(own, state, _key_maps(entry), naming)
-    for size, number in list(sizes.items()):
-        more = _shapes(entry, build, {**sizes, size: number + 1}, {})
-        for key, shape in own.items():
-            grown = [d for d, n in enumerate(shape) if n == number and more[key][d] == number + 1]
-            if grown and (found := state.get(theirs[key])) is not None:
-                if found.ndim == len(shape):
-                    sizes[size] = found.shape[grown[0]]
-                break
-    return sizes["num_classes"], sizes["in_channels"]
-
-
-def head_tensors(name: str, *, num_classes: int, in_channels: int, **options: Any) -> list[str]:
-    """Return the names of a model's tensors whose shape depends on the number of classes."""
-    entry = registry.models().entry(name)
-    sizes = {"num_classes": num_classes, "in_channels": in_channels}
-    return _heads(entry, registry.resolve(entry), sizes, options)
-
-
-def _heads(
-    entry: registry.Entry[ModelSpec],
-    build: Any,
-    sizes: Mapping[str, int],
-    options: Mapping[str, Any],
-) -> list[str]:
-    """Return the names of the tensors whose shape depends on the number of classes."""
-    more = {**sizes, "num_classes": sizes["num_classes"] + 1}
-    before, after = (_shapes(entry, build, s, options) for s in (sizes, more))
-    return [name for name in before if before[name] != after[name]]
-
-
-def _shapes(
-    entry: registry.Entry[ModelSpec],
-    build: Any,
-    sizes: Mapping[str, int],
-    options: Mapping[str, Any],
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters and buffers, by name."""
-    import torch
-
-    message = f"model '{entry.spec.name}' ({entry.plugin.origin}) cannot be built"
-    failed = required(entry.plugin, message)
-    # The meta device needs no memory, and fork_rng keeps the caller's random state.
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.device("meta"),
-        isolated(entry.plugin, f"building of {entry.spec.name}", failed=failed),
-    ):
-        state = build(**sizes, **options).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    fresh = blueprint.dimensions_of("num_classes") if new_head else ()
+    if not isinstance(source, _Foreign):
+        source.load_into(model, fresh)
+        return "", ()
+    file, maps = source.file, key_maps(blueprint.entry)
+    try:
+        read_as, notes = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
+    except MismatchError as error:
+        raise UsageError(error.message, hint_for(error, blueprint, file)) from None
+    # A publisher's file is known: what it contains beside the weights needs no mention.
+    return read_as, tuple(f"{file.path}: {note}" for note in notes if not source.published)
 
 
 def _check_options(

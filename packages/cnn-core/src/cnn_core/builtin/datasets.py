@@ -81,13 +81,14 @@ DIGIT_SCENES = DatasetSpec(
     homepage=DIGITS.homepage,
 )
 
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR10_CLASSES: tuple[str, ...] = tuple(CIFAR10_NAMES.split())
 
 CIFAR10 = DatasetSpec(
     name="cifar10",
     target="cnn_core.data.readers.cifar:load",
     summary="60,000 colour photographs in 10 classes, 32x32",
-    classes=tuple(CIFAR10_CLASSES.split()),
+    classes=CIFAR10_CLASSES,
     image=(3, 32, 32),
     splits={"train": 50_000, "test": 10_000},
     mean=(0.4914, 0.4822, 0.4465),
@@ -101,7 +102,7 @@ CIFAR10 = DatasetSpec(
 )
 
 # In the order of the labels, which is alphabetical (fine_label_names in the file `meta`).
-CIFAR100_CLASSES = """
+CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
 camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
 cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
@@ -111,12 +112,13 @@ rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail 
 squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
 trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
+CIFAR100_CLASSES: tuple[str, ...] = tuple(CIFAR100_NAMES.split())
 
 CIFAR100 = DatasetSpec(
     name="cifar100",
     target="cnn_core.data.readers.cifar:load",
     summary="60,000 colour photographs in 100 classes, 32x32",
-    classes=tuple(CIFAR100_CLASSES.split()),
+    classes=CIFAR100_CLASSES,
     image=(3, 32, 32),
     splits={"train": 50_000, "test": 10_000},
     mean=(0.5071, 0.4865, 0.4409),

@@ -24,9 +24,9 @@ __all__ = ["command"]
 def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
     """Run the conformance checks on an installed DISTRIBUTION.
 
-    Checks its models, datasets, views, commands and training observers, and that its plugins load
-    and no hook fails. Prints the checks that fail or cannot run here; exits with code 6 if any
-    check fails.
+    Checks its models, datasets, views, commands, published weights and training observers, and
+    that its plugins load and no hook fails. Prints the checks that fail or cannot run here; exits
+    with code 6 if any check fails.
 
     \b
     Examples:
@@ -47,7 +47,9 @@ def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool)
             columns = ("kind", "name", "check", "outcome", "reason")
             table(columns, [(r.kind, r.name, r.check, r.outcome, r.reason) for r in not_passed])
         objects = Counter(kind for kind, _ in {(result.kind, result.name) for result in results})
-        counts = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in sorted(objects.items()))
+        counts = ", ".join(
+            f"{n} {kind}{'s' * (n > 1 and kind[-1] != 's')}" for kind, n in sorted(objects.items())
+        )
         click.echo(f"{len(results) - len(not_passed)} of {len(results)} checks of {counts} passed")
     failed = sum(result.outcome == "failed" for result in results)
     if failed:

@@ -1,4 +1,4 @@
-"""Checks of everything except models: plugins, datasets, views, commands, training observers.
+"""Checks of everything except models: plugins, datasets, views, commands, weights, observers.
 
 Each check takes an `Extension` and raises AssertionError if it fails. It raises
 `unittest.SkipTest` if it cannot run, for example because a dataset's files are missing.
@@ -38,6 +38,7 @@ from cnn_core.testing.spec_checks import (
     check_plugin_module_is_light,
     check_requirement_of_core_is_pinned,
 )
+from cnn_core.testing.weights_checks import WEIGHTS_CHECKS
 from cnn_core.training import train
 
 __all__ = [
@@ -70,7 +71,7 @@ class ObserverAsSpec(PluginAsSpec):
 
 @dataclass(frozen=True)
 class Extension(Offer[Any]):
-    """A dataset, a view, a command or an observer of an installed plugin, or the plugin itself."""
+    """A dataset, view, command, observer or weights of an installed plugin, or the plugin."""
 
     data_dir: str | os.PathLike[str] | None = None
 
@@ -83,6 +84,7 @@ def extensions_of(
         registry.datasets(),
         registry.views(),
         registry.commands(),
+        registry.weights(),
     )
     found = [entry for catalogue in catalogues for entry in offered(catalogue, distribution)]
     for plugin in plugins_of(distribution):
@@ -338,4 +340,5 @@ EXTENSION_CHECKS: dict[str, tuple[Callable[[Extension], None], ...]] = {
     "view": (check_view_draws_the_same_figure_twice, check_view_changes_nothing),
     "command": (check_command_has_help,),
     "observer": (check_training_is_the_same_without_observer,),
+    "weights": WEIGHTS_CHECKS,
 }

@@ -43,9 +43,9 @@ CHECKS: tuple[Check, ...] = tuple(
 class Result:
     """The outcome of one check, and the reason for it.
 
-    `kind` is "model", "plugin", "dataset", "view", "command" or "observer". `outcome` is "passed",
-    "failed", "expected" (it failed and is in the spec's `expected_failures`) or "skipped" (it
-    could not run, for example because files are missing).
+    `kind` is "model", "plugin", "dataset", "view", "command", "weights" or "observer". `outcome`
+    is "passed", "failed", "expected" (it failed and is in the spec's `expected_failures`) or
+    "skipped" (it could not run, for example because files are missing).
     """
 
     kind: str
@@ -98,7 +98,7 @@ def _offers_of(
     found: list[Offer[Any]] = [*models, *extensions_of(distribution, data_dir)]
     if not found:
         raise UsageError(
-            f"'{distribution}' offers no model, dataset, view, command or training observer",
+            f"'{distribution}' offers no model, dataset, view, command, weights or observer",
             "cnnzoo plugins",
         )
     return found

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_core import registry
+from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.layers import Classifier, features
 from cnn_core.testing.assertions import require, require_close
@@ -243,12 +244,17 @@ def check_grad_cam_maps_are_large_enough(case: Case) -> None:
 
 
 def check_key_maps_are_invertible(case: Case) -> None:
-    """Each key maps to a different key in the other library, which maps back to it."""
+    """Each key maps to a different key in the other library, which maps back to it.
+
+    The options and the preprocessing of a key map exist.
+    """
     if not case.spec.key_maps:
         return
-    with torch.device("meta"):
-        keys = list(case.build().state_dict())
     for naming, keymap in registry.resolve(case.entry, "key_maps")(case.spec.name).items():
+        with torch.device("meta"):
+            keys = list(case.build(**keymap.options).state_dict())
+        if keymap.preprocessing:
+            Preprocessing(size=(1, 1), image_size=(0, 0), **keymap.preprocessing)
         theirs = [keymap.theirs(key) for key in keys]
         require(len(set(theirs)) == len(keys), f"{naming}: two keys map to the same key")
         require(

@@ -139,7 +139,10 @@ def require_onnx(*names: str) -> None:
 
 def _read_torch(path: str) -> Compute:
     with open(path, "rb") as file:
-        return torch.export.load(file).module()
+        module = torch.export.load(file).module()
+    # Its method: the module as part of a network would forbid `network.eval()`.
+    compute: Compute = module.__call__
+    return compute
 
 
 def _read_onnx(path: str) -> Compute:

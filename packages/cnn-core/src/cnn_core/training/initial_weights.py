@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model, head_tensors
+from cnn_core.create import create_model, load_model
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UsageError
@@ -22,6 +23,7 @@ from cnn_core.specs import WeightsSpec
 from cnn_core.text import printable
 from cnn_core.training.exported import SUFFIXES
 from cnn_core.training.sources import FILES, preprocessing_of
+from cnn_core.weights.blueprint import head_tensors
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -43,6 +45,7 @@ __all__ = [
     "start_from",
 ]
 
+log: logging.Logger = logging.getLogger("cnn_core")
 SMALL = 5_000  # training images; with fewer, pretrained weights help most
 
 
@@ -175,11 +178,11 @@ def start_from(
 ) -> tuple[Recipe, nn.Module]:
     """Build the network with initial weights, and a new head unless the classes are the same.
 
-    The returned recipe records the weights, and takes from them the preprocessing that it does
-    not set itself.
+    The returned recipe records the weights, and takes from them the preprocessing and the options
+    of the network that it does not set itself.
     """
     sizes = sizes_of(dataset)
-    model = create_model(
+    loaded = load_model(
         recipe.model,
         **sizes,
         weights=initial.weights,
@@ -187,6 +190,10 @@ def start_from(
         new_head=True,
         **recipe.options,
     )
+    # What a publisher's file contains beside the weights is known.
+    for note in loaded.notes if initial.naming is None else ():
+        log.warning("%s", note)
+    model, recipe = loaded.model, replace(recipe, options=dict(loaded.options))
     # With as many classes the old head fits, but its outputs stand for other classes.
     if initial.classes and initial.classes != dataset.spec.classes:
         _renew_head(model, recipe, sizes)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model, sizes_in_file
+from cnn_core.create import load_model
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.registry import Entry
@@ -17,6 +19,9 @@ from cnn_core.registry.names import canonical_name, resolve_for
 from cnn_core.specs import ModelSpec, WeightsSpec
 from cnn_core.text import did_you_mean, printable
 from cnn_core.training.exported import SUFFIXES, open_exported
+from cnn_core.weights.blueprint import key_maps, sizes_in_file
+from cnn_core.weights.foreign import read_foreign
+from cnn_core.weights.keymap import KeyMap
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -112,27 +117,28 @@ def _read_published(entry: Entry[WeightsSpec], path: Path) -> Opened:
         return Opened(read_weights(path), entry=entry)
     classes, preprocessing = class_names(entry), preprocessing_of(spec)
     name = canonical_name(registry.models(), _model_of(entry))
-    model = create_model(
+    loaded = load_model(
         name,
         num_classes=len(classes),
         in_channels=len(spec.mean),
         weights=path,
         naming=spec.naming,
     )
+    # The notes are left out: what a publisher's file contains beside the weights is known.
     return Opened(
         Weights(
-            tensors=model.state_dict(),
+            tensors=loaded.model.state_dict(),
             model=name,
             num_classes=len(classes),
             in_channels=len(spec.mean),
-            options={},
+            options=loaded.options,
             classes=classes,
             preprocessing=preprocessing,
             epoch=0,
             path=path,
             digest=file_digest(path),
         ),
-        model.eval(),
+        loaded.model.eval(),
         entry,
     )
 
@@ -165,49 +171,67 @@ def _open_foreign(path: Path, model: str, naming: str | None) -> Opened:
             f"{path}: which network are these weights for?",
             "give its name: --model MODEL, one of cnnzoo list-models",
         )
-    like = find_weights(model) if colon else next(iter(weights_of(name).values()), None)
     entry = registry.models().entry(name)
-    num_classes, in_channels = sizes_in_file(entry, path, naming)
-    network = create_model(
-        name, num_classes=num_classes, in_channels=in_channels, weights=path, naming=naming
+    file = read_foreign(path)
+    num_classes, in_channels = sizes_in_file(entry, file, naming)
+    loaded = load_model(
+        name, num_classes=num_classes, in_channels=in_channels, weights=file, naming=naming
     )
-    classes, preprocessing, assumed = _assumed(entry.spec, like, num_classes, in_channels)
+    like = find_weights(model) if colon else _published_like(name, num_classes)
+    theirs = key_maps(entry).get(loaded.naming, KeyMap()).preprocessing
+    if colon or (like is not None and like.spec.naming == loaded.naming):
+        theirs = {}
+    classes, preprocessing, assumed = _assumed(entry.spec, like, theirs, num_classes, in_channels)
     return Opened(
         Weights(
-            tensors=network.state_dict(),
+            tensors=loaded.model.state_dict(),
             model=canonical_name(registry.models(), name),
             num_classes=num_classes,
             in_channels=in_channels,
-            options={},
+            options=loaded.options,
             classes=classes,
             preprocessing=preprocessing,
             epoch=0,
             path=path,
             digest=digest,
         ),
-        network.eval(),
-        notes=() if colon else (f"{path}: {assumed}",),
+        loaded.model.eval(),
+        notes=loaded.notes if colon else (*loaded.notes, f"{path}: {assumed}"),
     )
 
 
+def _published_like(model: str, num_classes: int) -> Entry[WeightsSpec] | None:
+    """Return the model's published weights, with that number of classes if there are such."""
+    published = list(weights_of(model).values())
+    same = [entry for entry in published if entry.spec.num_classes == num_classes]
+    return next(iter(same or published), None)
+
+
 def _assumed(
-    spec: ModelSpec, like: Entry[WeightsSpec] | None, num_classes: int, in_channels: int
+    spec: ModelSpec,
+    like: Entry[WeightsSpec] | None,
+    theirs: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
 ) -> tuple[tuple[str, ...], Preprocessing, str]:
-    """Return classes and preprocessing for a file that has neither, and words that say so."""
-    if like is not None and len(like.spec.mean) == in_channels:
+    """Return classes and preprocessing for a file that has neither, and words that say so.
+
+    `theirs` is the usual preprocessing of the file's library, if it is known and differs from that
+    of `like`.
+    """
+    _, height, width = spec.input
+    fields: dict[str, Any] = {"size": (height, width), "image_size": (0, 0)}
+    if len(theirs.get("mean", ())) == in_channels:
+        preprocessing = Preprocessing(**fields, **theirs)
+        assumed = f"preprocessing as in its library, mean {preprocessing.mean}"
+    elif like is not None and len(like.spec.mean) == in_channels:
         preprocessing = preprocessing_of(like.spec)
         assumed = f"preprocessing as for {like.spec.name}"
     else:
-        _, height, width = spec.input
-        preprocessing = Preprocessing(
-            size=(height, width),
-            image_size=(0, 0),
-            fit="resize",
-            mean=(0.0,) * in_channels,
-            std=(1.0,) * in_channels,
-        )
+        values: dict[str, Any] = {"mean": (0.0,) * in_channels, "std": (1.0,) * in_channels}
+        preprocessing = Preprocessing(**fields, **values, fit="resize")
         assumed = f"images resized to {height}x{width}, with values from 0 to 1"
     if like is not None and like.spec.num_classes == num_classes:
-        return class_names(like), preprocessing, f"classes and {assumed}"
+        return class_names(like), preprocessing, f"classes as for {like.spec.name}, {assumed}"
     names = tuple(f"class {number}" for number in range(num_classes))
     return names, preprocessing, f"class names unknown, {assumed}"

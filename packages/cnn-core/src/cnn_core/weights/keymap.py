@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["KeyMap"]
 
@@ -22,6 +22,10 @@ class KeyMap:
     Without pairs nothing is renamed. `ignored_prefixes` are prefixes of keys in their files that
     the model does not use. A `warning` explains why their weights are for a different network
     although names and shapes match; the weights then load only if the caller names the key map.
+    `options` are arguments of the model's constructor with which it computes their function, such
+    as another activation; the caller's own options come first. `preprocessing` are the fields of
+    `cnn_core.data.Preprocessing` with which that library trains, without the sizes; they are used
+    for files that nobody has published with their own.
     """
 
     def __init__(
@@ -29,9 +33,13 @@ class KeyMap:
         *pairs: tuple[str, str],
         ignored_prefixes: tuple[str, ...] = (),
         warning: str = "",
+        options: Mapping[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
         self.ignored_prefixes = ignored_prefixes
         self.warning = warning
+        self.options: dict[str, Any] = dict(options or {})
+        self.preprocessing: dict[str, Any] = dict(preprocessing or {})
         self._to_theirs = [(_regex(ours), theirs) for ours, theirs in pairs]
         self._to_ours = [(_regex(theirs), ours) for ours, theirs in pairs]
 

@@ -1,0 +1,67 @@
+"""Runs to draw, and a network that looks at quadrants."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cnn_core.training import Run
+    from cnn_viz.results.inputs import ViewInputs
+
+
+@pytest.fixture(scope="module")
+def run(digits_run: Run) -> Run:
+    return digits_run
+
+
+@pytest.fixture(scope="module")
+def scenes_run(trained_once, tmp_path_factory) -> Run:
+    """A run of a narrow unet_same on digit_scenes, 1 epoch; a copy for each test file."""
+    from cnn_core.training import Run
+
+    whole = trained_once("unet_same", "digit_scenes")
+    return Run.open(shutil.copytree(whole, tmp_path_factory.mktemp("copy") / "run"))
+
+
+@pytest.fixture(scope="module")
+def view_inputs(run: Run) -> ViewInputs:
+    from cnn_viz.results.inputs import ViewInputs
+
+    return ViewInputs(run, device="cpu")
+
+
+@pytest.fixture(params=range(4))
+def quadrant(request) -> tuple[int, tuple[slice, slice]]:
+    """A quadrant of images of 16 x 16 pixels, and its rows and columns."""
+    row, column = divmod(request.param, 2)
+    places = slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8)
+    return request.param, places
+
+
+@pytest.fixture
+def quadrants():
+    """A network whose class q is the brightness of quadrant q, seen by channel q of `looked`."""
+    import torch
+    from torch import Tensor, nn
+
+    class Quadrants(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = nn.Conv2d(1, 4, 4, stride=4, bias=False)
+            masks = torch.zeros(4, 4, 4)
+            for q in range(4):
+                masks[q, q // 2 * 2 : q // 2 * 2 + 2, q % 2 * 2 : q % 2 * 2 + 2] = 1
+            self.register_buffer("masks", masks)
+            nn.init.constant_(self.stage.weight, 1 / 16)
+            self.looked = nn.Identity()
+            self.head = nn.Linear(4, 4, bias=False)
+            nn.init.eye_(self.head.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.looked(self.stage(x) * self.masks)
+            return self.head(maps.mean((2, 3)))
+
+    return Quadrants()
