@@ -359,9 +359,10 @@ def test_two_processes_train_the_head_and_then_everything_as_one_does(tmp_path, 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (read_weights(path).tensors for path in (alone.path, tmp_path / "two"))
+    folders = (alone.state, tmp_path / "two" / "state")
+    one, two = (Checkpoints(folder).newest().model for folder in folders)
     source = read_weights(ancestor).tensors
-    assert not torch.equal(one["conv1.0.weight"], source["conv1.0.weight"])
+    assert not torch.equal(one["conv1.conv.weight"], source["conv1.conv.weight"])
     for name, tensor in one.items():
         assert torch.allclose(tensor, two[name], atol=1e-5), name
 
@@ -611,17 +612,28 @@ def test_a_run_weights_by_name_and_a_file_are_fine_tuned(tmp_path, flowers, publ
     assert third.recipe.fit == ""  # nothing is known of this file
 
 
-def test_options_of_the_network_come_with_its_weights(tmp_path, scenes_run):
-    run = finetune(
-        scenes_run.path,
-        "digit_scenes",
-        epochs=1,
-        out=tmp_path / "r",
-        progress=False,
-        batch_size=64,
+def test_options_of_the_network_come_with_its_weights(tmp_path):
+    options = {"width": 4, "depth": 2}
+    sizes = {"num_classes": 2, "in_channels": 1}
+    prepare = Preprocessing(
+        size=(32, 32), image_size=(64, 64), fit="resize", mean=(0.5,), std=(0.5,)
     )
-    assert run.recipe.options == {"width": 4, "depth": 2}
+    unet = Weights(
+        tensors=create_model("unet_same", **sizes, **options).state_dict(),
+        model="unet_same",
+        options=options,
+        classes=("background", "digit"),
+        preprocessing=prepare,
+        epoch=1,
+        **sizes,
+    )
+    path = tmp_path / "unet.safetensors"
+    write_weights(path, unet)
+    chosen = {"epochs": 1, "out": tmp_path / "r", "progress": False, "batch_size": 64}
+    run = finetune(path, "digit_scenes", **chosen)
+    assert run.recipe.options == options
     assert run.recipe.image_size == 32
+    finetune(path, "digit_scenes", auto_resume=True, **chosen)
 
 
 def test_digits_are_not_mirrored(tmp_path, digits_run):
@@ -637,7 +649,7 @@ def test_digits_are_not_mirrored(tmp_path, digits_run):
             "neither a run, a weights file nor a model, did you mean 'resnet20_cifar'",
         ),
         ("net.pt2", "net.pt2: an exported file, which cannot be trained"),
-        ("lenet5_modern", "there are no published weights of 'lenet5_modern'"),
+        ("vgg11_cifar", "there are no published weights of 'vgg11_cifar'"),
     ],
 )
 def test_a_source_that_is_not_there_is_explained(source, message):
