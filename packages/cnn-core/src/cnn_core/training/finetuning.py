@@ -29,7 +29,7 @@ SETTINGS = {
     "batch_size": 32,
     "optimizer": "adamw",
     "head_lr": 2e-3,
-    "lr": 5e-4,
+    "lr": 1e-3,
     "layer_decay": 0.9,
     "weight_decay": 0.01,
     "weight_decay_on": "weights",
