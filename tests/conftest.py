@@ -163,3 +163,12 @@ def digits_run(trained_once, tmp_path_factory) -> Run:
 
     whole = trained_once("lenet5_modern", "digits")
     return Run.open(shutil.copytree(whole, tmp_path_factory.mktemp("copy") / "run"))
+
+
+@pytest.fixture(scope="module")
+def scenes_run(trained_once, tmp_path_factory) -> Run:
+    """A run of a narrow unet_same on digit_scenes, 1 epoch; a copy for each test file."""
+    from cnn_core.training import Run
+
+    whole = trained_once("unet_same", "digit_scenes")
+    return Run.open(shutil.copytree(whole, tmp_path_factory.mktemp("copy") / "run"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,15 +14,6 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def run(digits_run: Run) -> Run:
     return digits_run
-
-
-@pytest.fixture(scope="module")
-def scenes_run(trained_once, tmp_path_factory) -> Run:
-    """A run of a narrow unet_same on digit_scenes, 1 epoch; a copy for each test file."""
-    from cnn_core.training import Run
-
-    whole = trained_once("unet_same", "digit_scenes")
-    return Run.open(shutil.copytree(whole, tmp_path_factory.mktemp("copy") / "run"))
 
 
 @pytest.fixture(scope="module")

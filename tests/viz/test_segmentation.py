@@ -74,7 +74,7 @@ def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
-    assert [name for name, _ in views_for(run)] == VIEWS
+    assert [name for name, _ in views_for("segmentation")] == VIEWS
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -260,7 +260,7 @@ def test_uncertainty_equals_a_loop_over_passes():
 def test_a_view_that_does_not_apply_to_a_run_is_skipped_without_blaming_a_plugin(
     view_inputs, caplog
 ):
-    (pair,) = (pair for pair in views_for(view_inputs.run) if pair[0] == "uncertainty")
+    (pair,) = (pair for pair in views_for("segmentation") if pair[0] == "uncertainty")
     with pytest.MonkeyPatch.context() as patch:
         for module in view_inputs.model.modules():
             if isinstance(module, nn.Dropout):

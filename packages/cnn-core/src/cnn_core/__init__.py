@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         ViewSpec,
         WeightsSpec,
     )
-    from cnn_core.training import evaluate, export, predict, train
+    from cnn_core.training import Predictor, evaluate, export, predict, train
 
 __all__ = [
     "Check",
@@ -38,6 +38,7 @@ __all__ = [
     "MetricSpec",
     "ModelSpec",
     "Paper",
+    "Predictor",
     "RecipeSpec",
     "ViewSpec",
     "WeightsSpec",
@@ -73,7 +74,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "ViewSpec",
             "WeightsSpec",
         ),
-        "cnn_core.training": ("evaluate", "export", "predict", "train"),
+        "cnn_core.training": ("Predictor", "evaluate", "export", "predict", "train"),
         "cnn_core.runs.recipe": ("recipes_in",),
     },
 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cnn_core.weights.foreign import ForeignFile
     from cnn_core.weights.native import Weights
 
-__all__ = ["Loaded", "build", "build_untrained", "create_model", "load_model"]
+__all__ = ["Loaded", "build", "build_untrained", "create_model", "head_tensors", "load_model"]
 
 log: logging.Logger = logging.getLogger("cnn_core")
 
@@ -252,6 +252,16 @@ def _load(
         raise UsageError(error.message, hint_for(error, blueprint, file)) from None
     # A publisher's file is known: what it contains beside the weights needs no mention.
     return read_as, tuple(f"{file.path}: {note}" for note in notes if not source.published)
+
+
+def head_tensors(name: str, *, num_classes: int, in_channels: int, **options: Any) -> list[str]:
+    """Return the names of a model's tensors whose shape depends on the number of classes."""
+    from cnn_core.weights.blueprint import Blueprint
+
+    entry = registry.models().entry(name)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    blueprint = Blueprint(entry, registry.resolve(entry), sizes, options)
+    return list(blueprint.dimensions_of("num_classes"))
 
 
 def _check_options(

@@ -30,6 +30,7 @@ TASKS = ("classification", "segmentation")
 FITS = ("resize", "pad", "tile", "crop")
 VIEW_INPUTS = (
     "run",
+    "trained",
     "weights",
     "model",
     "batch",
@@ -301,17 +302,19 @@ class MetricSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec(Spec):
-    """One figure of a run.
+    """One figure of a trained network.
 
     `render` names a function that returns a matplotlib `Figure`. It gets a keyword argument for
-    each of its `needs`: "run" (`cnn_core.training.Run`), "weights"
-    (`cnn_core.weights.native.Weights`, with classes and preprocessing), "model" (the trained
-    `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, images from every class of the
-    test split), "predictions" (`cnn_core.training.Predictions` for the whole split), "validation"
-    (the same for the held-out validation images, or None), "segmented" (an iterable of
-    `cnn_core.training.SegmentationOutput`, recomputed in each iteration) and "embedded"
-    (`cnn_viz.results.embeddings.Embedding`, features of images and their 2-D positions). A
-    `costly` view is drawn only when it is named, not in reports.
+    each of its `needs`: "trained" (`cnn_core.training.Trained`, with the names of model and
+    dataset in its `recipe`), "run" (`cnn_core.training.Run`, with the log of the training),
+    "weights" (`cnn_core.weights.native.Weights`, with classes and preprocessing), "model" (the
+    trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, images from every class of
+    the test split), "predictions" (`cnn_core.training.Predictions` for the whole split),
+    "validation" (the same for the held-out validation images, or None), "segmented" (an iterable
+    of `cnn_core.training.SegmentationOutput`, recomputed in each iteration) and "embedded"
+    (`cnn_viz.results.embeddings.Embedding`, features of images and their 2-D positions). Weights
+    without a run have no "run", and an exported file has no "model" and no "embedded": such a view
+    is then skipped. A `costly` view is drawn only when it is named, not in reports.
     """
 
     kind: ClassVar[str] = "view"

@@ -163,8 +163,9 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def confidence(probability: float, digits: int = 1) -> str:
-    """Return a softmax probability as a percentage; if float32 rounded it to 1, below 100 %."""
-    return percent(min(probability, math.nextafter(1, 0)), digits)
+    """Return a softmax probability as a percentage; never as 0 or 100 %, as rounding would."""
+    text = percent(min(probability, math.nextafter(1, 0)), digits)
+    return f"<{10**-digits:.{digits}f} %" if text == percent(0, digits) else text
 
 
 def percent_tick(fraction: float, position: int | None = None) -> str:

@@ -12,7 +12,7 @@ import click
 
 from cnn_core.text import printable
 
-__all__ = ["emit_json", "heading", "json_option", "listing", "say_path", "table"]
+__all__ = ["emit_json", "heading", "json_option", "line_writer", "listing", "say_path", "table"]
 
 SCHEMA = 1
 
@@ -68,17 +68,33 @@ def listing(
     This does not use rich, because importing it would double the startup time of a listing.
     Lines are truncated to the width of a terminal, but not in a pipe, for grep and awk.
     """
-    cells = [[printable(_text(value)) for value in row] for row in rows]
+    cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    write = line_writer(columns, widths, right=right)
+    for row in cells:
+        write(row)
+
+
+def line_writer(
+    columns: Sequence[str], widths: Sequence[int], *, right: Sequence[str] = ()
+) -> Callable[[Sequence[object]], None]:
+    """Print column titles; return a function that prints a row as soon as it is known.
+
+    Columns are at least as wide as `widths`. See `listing` for the rest.
+    """
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for number, row in enumerate([columns, *cells]):
+
+    def write(row: Sequence[object], bold: bool = False) -> None:
         line = "  ".join(
             cell.rjust(width) if title in right else cell.ljust(width)
-            for title, cell, width in zip(columns, row, widths, strict=True)
+            for title, cell, width in zip(columns, map(_cell, row), widths, strict=True)
         ).rstrip()
         if limit is not None and len(line) > limit:
             line = f"{line[: limit - 1]}…"
-        click.secho(line, bold=number == 0)
+        click.secho(line, bold=bold)
+
+    write(columns, bold=True)
+    return write
 
 
 def table(
@@ -89,10 +105,14 @@ def table(
     Columns named in `right` are right-aligned.
     """
     if sys.stdout.isatty():
-        cells = [[printable(_text(value)) for value in row] for row in rows]
+        cells = [[_cell(value) for value in row] for row in rows]
         _rich_table(columns, cells, right)
     else:
         listing(columns, rows, right=right)
+
+
+def _cell(value: object) -> str:
+    return printable(_text(value))
 
 
 def _text(value: object) -> str:

@@ -2,38 +2,89 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnn_core.cli.output import emit_json, json_option, say_path, table
+from cnn_core.cli.output import emit_json, json_option, line_writer, say_path
 from cnn_core.cli.params import SOURCE, device_option, source_options
+from cnn_core.cli.prediction_files import (
+    STDOUT,
+    CsvRows,
+    JsonRows,
+    PredictionFile,
+    continue_files,
+)
+from cnn_core.errors import CorruptError, Terminated, UsageError, ZooError
+from cnn_core.text import printable
 
 if TYPE_CHECKING:
-    from cnn_core.training.trained import Trained
+    from cnn_core.training.prediction import Prediction, Predictor, Segmentation
 
 __all__ = ["command"]
+
+STDIN = Path("-")
+MAX_COLUMN = 60  # characters; a longer name moves the rest of its line to the right
+
+file_type = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command("predict")
 @click.argument("source", type=SOURCE)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--top-k", default=1, show_default=True, help="How many of the most likely classes to print."
+    "--top-k",
+    type=int,
+    help="Classification: how many of the most likely classes to print. [default: 1]",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    type=file_type,
+    metavar="FILE",
+    help="Classification: write a CSV file with one row per image; - is stdout.",
+)
+@click.option(
+    "--jsonl",
+    "jsonl_path",
+    type=file_type,
+    metavar="FILE",
+    help="Classification: write a file with one JSON object per line and image; - is stdout.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Output directory for segmentation. [default: masks in the run]",
+    help="Segmentation: output directory. [default: masks in the run]",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue existing files of --csv and --jsonl, or skip images that have all their masks.",
 )
 @click.option(
     "--flips",
     is_flag=True,
-    help="Segmentation: average predictions over flipped copies of the image "
-    "(test-time augmentation).",
+    help="Average probabilities over the image and its mirror image; for segmentation, over four "
+    "flips (test-time augmentation).",
+)
+@click.option(
+    "--with",
+    "others",
+    type=SOURCE,
+    metavar="SOURCE",
+    multiple=True,
+    help="Average probabilities with those of another network with the same classes. May be "
+    "repeated.",
+)
+@click.option(
+    "-0", "--null", is_flag=True, help="The paths on stdin end in NUL characters, not newlines."
 )
 @source_options
 @device_option
@@ -41,80 +92,287 @@ __all__ = ["command"]
 def command(
     source: str,
     images: tuple[Path, ...],
-    top_k: int,
-    out: Path | None,
-    flips: bool,
+    others: tuple[str, ...],
+    null: bool,
+    device: str,
+    as_json: bool,
     model: str,
     naming: str | None,
     download: bool,
-    device: str,
-    as_json: bool,
+    **options: Any,
 ) -> None:
     """Predict image files, or all images in directories, with a trained network.
 
     SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file. For classification, print the predicted classes. For segmentation,
-    write a mask (PNG with class indices and a palette), an overlay and probabilities (float16,
-    classes x H x W) for each image, at its original size, and print the paths. Images are
-    converted to greyscale or RGB to match training. MNIST-like models expect light digits on a
-    dark background.
+    exported .pt2 or .onnx file. IMAGES are files, directories, which are searched recursively, or
+    - for a list of paths on stdin. For classification, print the predicted classes. For
+    segmentation, write a mask (PNG with class indices and a palette), an overlay and probabilities
+    (float16, classes x H x W) for each image, at its original size, and print the paths. Masks of
+    images in sub-directories are written to sub-directories. Images are converted to greyscale or
+    RGB to match training. MNIST-like models expect light digits on a dark background.
+
+    Results are printed and written as they come. A file that cannot be read is named on stderr and
+    skipped, and the exit code is then 3.
 
     \b
     Examples:
       cnnzoo predict runs/lenet5-digits-20260101-120000 seven.png
       cnnzoo predict runs/lenet5-digits-20260101-120000 *.png --top-k 3 --json
-      cnnzoo predict resnet50:imagenet-v2 holiday/ --download
+      cnnzoo predict resnet50:imagenet-v2 holiday/ --download --csv holiday.csv
+      cnnzoo predict resnet50 holiday/ --csv holiday.csv --resume
+      find photos -name '*.jpg' -print0 | cnnzoo predict resnet50 - -0 --jsonl photos.jsonl
+      cnnzoo predict resnet50 photos/ --with densenet121 --flips
       cnnzoo predict runs/unet_same-isbi_em-20260101-120000 slices/ --out masks
     """
-    from cnn_core.training.prediction import task_of
+    from cnn_core.training.prediction import Predictor
+
+    trained = _open_all((source, *others), model, naming, download, device)
+    predictor = Predictor(trained[0], ensemble=trained[1:])
+    chosen = Options(as_json=as_json, **options)
+    task = predictor.task  # reads the source, so that its errors come first
+    files = list(_named_files(images, null))
+    if task == "segmentation":
+        chosen.require_unused("top_k", "csv_path", "jsonl_path", task=task)
+        _write_masks(predictor, dict(files), chosen)
+    else:
+        chosen.require_unused("out", task=task)
+        _classify(predictor, [path for path, _ in files], chosen)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command that say what to compute and where to write it."""
+
+    top_k: int | None
+    csv_path: Path | None
+    jsonl_path: Path | None
+    out: Path | None
+    resume: bool
+    flips: bool
+    as_json: bool
+
+    def require_unused(self, *names: str, task: str) -> None:
+        """Raise UsageError if one of these options is given."""
+        for name in names:
+            if getattr(self, name) is not None:
+                option = f"--{name.removesuffix('_path').replace('_', '-')}"
+                raise UsageError(f"{option} does not apply: this network does {task}")
+
+
+def _open_all(
+    sources: tuple[str, ...], model: str, naming: str | None, download: bool, device: str
+) -> list[Any]:
+    """Open all sources; of several, each takes the options that apply to it."""
+    from cnn_core.training.sources import is_foreign
     from cnn_core.training.trained import Trained
 
-    trained = Trained(source, model=model, naming=naming, download=download, device=device)
-    if task_of(trained.weights) == "segmentation":
-        _write_masks(trained, images, out or trained.folder / "masks", flips, as_json)
-    else:
-        _print_classes(trained, images, top_k, as_json)
+    # Without any such source, the options are passed on, and opening the source explains them.
+    files = [source for source in sources if is_foreign(source)] or sources
+    names = [source for source in sources if not Path(source).exists()] or sources
+    return [
+        Trained(
+            source,
+            model=model if source in files else "",
+            naming=naming if source in files else None,
+            download=download and source in names,
+            device=device,
+        )
+        for source in sources
+    ]
 
 
-def _print_classes(trained: Trained, images: tuple[Path, ...], top_k: int, as_json: bool) -> None:
-    from cnn_core.training import predict
+def _named_files(images: tuple[Path, ...], null: bool) -> Iterator[tuple[Path, Path]]:
+    """Yield the image files with the names of their outputs; "-" is a list of paths on stdin."""
+    from cnn_core.training.image_stream import named_files
 
-    found = predict(trained, images, top_k=top_k)
-    if as_json:
-        emit_json("predictions", [dataclasses.asdict(p) for p in found], run=str(trained.path))
-        return
-    table(
-        ("image", "rank", "class", "probability"),
-        [
-            (prediction.path, rank, name, f"{100 * probability:.2f} %")
-            for prediction in found
-            for rank, (name, probability) in enumerate(
-                zip(prediction.classes, prediction.probabilities, strict=True), start=1
-            )
-        ],
-        right=("rank", "probability"),
+    if null and STDIN not in images:
+        raise UsageError("--null is for a list of paths on stdin", "give - as IMAGES")
+    for path in images:
+        if path != STDIN:
+            yield from named_files([path])
+            continue
+        content = sys.stdin.buffer.read()
+        names = content.split(b"\0") if null else content.replace(b"\r\n", b"\n").split(b"\n")
+        listed = [Path(os.fsdecode(name)) for name in names if name]
+        if not listed:
+            raise UsageError("stdin is empty: expected paths of images")
+        for file in listed:
+            if file.is_dir():
+                yield from named_files([file])
+            else:
+                # Missing files are reported later, like unreadable ones.
+                yield file, _output_name(file)
+
+
+def _output_name(listed: Path) -> Path:
+    """Return the output name of a listed file: with its folder, if that cannot leave DIR."""
+    inside = not listed.is_absolute() and ".." not in listed.parts
+    return listed.with_suffix("") if inside and listed.name else Path(listed.stem)
+
+
+@dataclass
+class Tally:
+    """Count images on a progress bar, and name those that cannot be read."""
+
+    total: int
+    bar: Callable[[int, int], None] | None = None
+    done: int = 0
+    unreadable: int = field(default=0)
+
+    def counted(self, results: Iterable[Any]) -> Iterator[Any]:
+        """Yield the results and count them."""
+        for result in results:
+            self._step()
+            yield result
+
+    def failed(self, error: ZooError) -> None:
+        """Count an unreadable file and name it on stderr."""
+        self.unreadable += 1
+        self._step()
+        print(printable(error.message), file=sys.stderr, flush=True)
+
+    def _step(self) -> None:
+        self.done += 1
+        if self.bar is not None:
+            self.bar(self.done, self.total)
+
+    def raise_if_unreadable(self) -> None:
+        """Raise CorruptError, for the exit code, if there were unreadable files."""
+        if self.unreadable:
+            raise CorruptError(f"{self.unreadable:,} of {self.total:,} images could not be read")
+
+
+@contextlib.contextmanager
+def _tally(total: int, *, bar: bool) -> Iterator[Tally]:
+    """Yield a tally; with `bar`, show a progress bar on a terminal."""
+    from cnn_core.training.progress import progress_bar
+
+    with progress_bar("images", bar) as update:
+        yield Tally(total, update)
+
+
+def _classify(predictor: Predictor, files: list[Path], options: Options) -> None:
+    """Write predictions to files, or print them as a table or as JSON."""
+    top_k = 1 if options.top_k is None else options.top_k
+    predictor.classify([], top_k=top_k)  # raises for invalid options, before files are touched
+    outputs = _prediction_files(predictor, options, top_k)
+    names = [str(path) for path in files]
+    todo = [files[index] for index in continue_files(outputs, names, resume=options.resume)]
+    as_table = not outputs and not options.as_json
+    write_row = _table(predictor, files) if as_table else None
+    # A table on the terminal shows the progress itself.
+    bar = not (sys.stdout.isatty() and (as_table or _uses_stdout(options)))
+    found = []
+    with contextlib.ExitStack() as stack:
+        tally = stack.enter_context(_tally(len(todo), bar=bar))
+        stack.enter_context(_resume_hint(outputs))
+        for output in outputs:
+            stack.enter_context(output)
+        results = predictor.classify(todo, top_k=top_k, flips=options.flips, on_error=tally.failed)
+        for prediction in tally.counted(results):
+            for output in outputs:
+                output.add(prediction)
+            if options.as_json:
+                found.append(_as_json(prediction))
+            if write_row is not None:
+                _write_rows(write_row, prediction)
+    if options.as_json:
+        emit_json("predictions", found, run=str(predictor.trained.path))
+    elif not _uses_stdout(options):
+        for output in outputs:
+            say_path(output.path)
+    tally.raise_if_unreadable()
+
+
+@contextlib.contextmanager
+def _resume_hint(outputs: list[PredictionFile]) -> Iterator[None]:
+    """Add to an interruption how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        if any(output.path != STDOUT for output in outputs):
+            stop.add_note("the same command with --resume continues")
+        raise
+
+
+def _prediction_files(predictor: Predictor, options: Options, top_k: int) -> list[PredictionFile]:
+    """Return the files to write; raise UsageError for options that exclude each other."""
+    kinds = ((options.csv_path, CsvRows(top_k)), (options.jsonl_path, JsonRows()))
+    outputs = [
+        PredictionFile(path, rows, predictor.batch_size)
+        for path, rows in kinds
+        if path is not None
+    ]
+    if _uses_stdout(options) and options.as_json:
+        raise UsageError("--json and a file on stdout exclude each other")
+    if len(outputs) == 2 and outputs[0].path.resolve() == outputs[1].path.resolve():
+        raise UsageError(f"--csv and --jsonl are the same file: {outputs[0].path}")
+    if options.resume and not outputs:
+        raise UsageError("--resume: there is no file to continue", "name it: --csv FILE")
+    _require_no_json(options)
+    return outputs
+
+
+def _require_no_json(options: Options) -> None:
+    if options.resume and options.as_json:
+        raise UsageError("--resume with --json would print only the remaining images")
+
+
+def _uses_stdout(options: Options) -> bool:
+    return STDOUT in (options.csv_path, options.jsonl_path)
+
+
+def _as_json(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "path": prediction.path,
+        "classes": prediction.classes,
+        "probabilities": prediction.probabilities,
+    }
+
+
+def _table(predictor: Predictor, files: list[Path]) -> Callable[[tuple[object, ...]], None]:
+    """Print the head of the table; return a function that prints a row of it."""
+    image, class_name = (
+        min(max(5, *(len(printable(str(name))) for name in names)), MAX_COLUMN)
+        for names in (files, predictor.classes)
     )
+    columns = ("image", "rank", "class", "probability")
+    return line_writer(columns, (image, 4, class_name, 11), right=("rank", "probability"))
 
 
-def _write_masks(
-    trained: Trained, images: tuple[Path, ...], out: Path, flips: bool, as_json: bool
-) -> None:
-    from cnn_core.training.mask_files import write_masks
-    from cnn_core.training.prediction import image_files, require_distinct_names, segment
+def _write_rows(write: Callable[[tuple[object, ...]], None], prediction: Prediction) -> None:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    for rank, (name, probability) in enumerate(pairs, start=1):
+        write((prediction.path, rank, name, f"{100 * probability:.2f} %"))
 
-    files = require_distinct_names(image_files(images))
+
+def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options) -> None:
+    """Write the masks of all files, and print their paths, or a summary as JSON."""
+    from cnn_core.training.image_stream import require_distinct_names
+    from cnn_core.training.mask_files import mask_paths, write_masks
+
+    _require_no_json(options)
+    out = options.out or predictor.trained.folder / "masks"
+    todo = require_distinct_names(files, files)
+    if options.resume:
+        # Each file is written atomically, so files that exist are complete.
+        todo = [f for f in todo if not all(p.is_file() for p in mask_paths(out, files[f]))]
     written = []
-    for found in segment(trained, files, flips=flips):
-        paths = [str(path) for path in write_masks(found, out)]
-        fractions = (
-            found.mask.flatten().bincount(minlength=len(found.classes)) / found.mask.numel()
-        )
-        class_fractions = dict(zip(found.classes, fractions.tolist(), strict=True))
-        written.append(
-            {"image": str(found.path), "files": paths, "class_fractions": class_fractions}
-        )
-        if not as_json:
+    with _tally(len(todo), bar=options.as_json or not sys.stdout.isatty()) as tally:
+        results = predictor.segment(todo, flips=options.flips, on_error=tally.failed)
+        for found in tally.counted(results):
+            paths = [str(path) for path in write_masks(found, out, files[found.path])]
+            if options.as_json:
+                written.append(_mask_summary(found, paths))
+                continue
             for path in paths:
                 say_path(path)
-    if as_json:
-        emit_json("predictions", written, run=str(trained.path))
+    if options.as_json:
+        emit_json("predictions", written, run=str(predictor.trained.path))
+    tally.raise_if_unreadable()
+
+
+def _mask_summary(found: Segmentation, paths: list[str]) -> dict[str, Any]:
+    counts = found.mask.flatten().bincount(minlength=len(found.classes))
+    fractions = dict(zip(found.classes, (counts / counts.sum()).tolist(), strict=True))
+    return {"image": str(found.path), "files": paths, "class_fractions": fractions}

@@ -27,7 +27,16 @@ from torch import Tensor
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
 
-__all__ = ["FORMATS", "MAX_PIXELS", "probe_image", "read_image", "read_mask", "resize_image"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "image_pixels",
+    "probe_image",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "upright_copy",
+]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
@@ -116,14 +125,31 @@ def read_image(path: Path, channels: int) -> Tensor:
     if channels not in CHANNELS:
         raise UsageError(f"channels = {channels}: expected 1, 3 or 4")
     with _open(path) as image:
-        if image.mode not in MODES:
-            deep = image.mode.startswith("I") or image.mode == "F"
-            # Pillow would silently convert deep images to 8 bits, and clip most values.
-            expected = "8 bits per channel" if deep else f"one of {', '.join(MODES)}"
-            raise _wrong_mode(path, image.mode, expected)
-        converted = _upright(image).convert(CHANNELS[channels])
+        _require_mode(path, image.mode)
+        return image_pixels(_upright(image), channels)
+
+
+def image_pixels(image: Image.Image, channels: int) -> Tensor:
+    """Return an image as uint8, C H W, with 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
+    mode = CHANNELS[channels]
+    converted = image if image.mode == mode else image.convert(mode)  # convert() would copy
     pixels = torch.from_numpy(np.array(converted))
     return pixels.view(converted.height, converted.width, channels).permute(2, 0, 1).contiguous()
+
+
+def upright_copy(image: Image.Image, name: str) -> Image.Image:
+    """Return an upright copy of an open image, with its pixels; `name` is for error messages.
+
+    Raises:
+        DatasetCorruptError: the pixels cannot be read, or have more than 8 bits per channel.
+    """
+    _require_mode(name, image.mode)
+    try:
+        with _SUPPRESS_WARNINGS:
+            return _upright(image).copy()
+    except PILLOW_ERRORS as error:
+        reason = printable(str(error)) or type(error).__name__
+        raise _corrupt(name, f"not a readable image: {reason}") from error
 
 
 def read_mask(path: Path) -> Tensor:
@@ -243,11 +269,20 @@ def _raw_mode(image: Image.Image) -> str:
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
-def _wrong_mode(path: Path, mode: str, expected: str) -> DatasetCorruptError:
+def _require_mode(path: Path | str, mode: str) -> None:
+    """Raise DatasetCorruptError unless the pixels can be converted without loss of depth."""
+    if mode not in MODES:
+        deep = mode.startswith("I") or mode == "F"
+        # Pillow would silently convert deep images to 8 bits, and clip most values.
+        expected = "8 bits per channel" if deep else f"one of {', '.join(MODES)}"
+        raise _wrong_mode(path, mode, expected)
+
+
+def _wrong_mode(path: Path | str, mode: str, expected: str) -> DatasetCorruptError:
     default = f"16-bit grey ({mode})" if mode.startswith("I;16") else f"mode {mode}"
     found = mode if " " in mode else MODE_NAMES.get(mode, default)
     return DatasetCorruptError(f"{path}: {found}: expected {expected}", "convert it")
 
 
-def _corrupt(path: Path, found: str) -> DatasetCorruptError:
+def _corrupt(path: Path | str, found: str) -> DatasetCorruptError:
     return DatasetCorruptError(f"{path}: {found}", f"formats: {', '.join(FORMATS)}")

@@ -105,6 +105,16 @@ class Preprocessing:
         # The rounding of torchvision's Resize, so that all pixels are equal.
         return self.resize * height // shorter, self.resize * width // shorter
 
+    def visible(self, images: Tensor) -> Tensor:
+        """Return the part of images, N C h w, that the network sees, at their own resolution."""
+        if not self.crops:
+            return images
+        height, width = images.shape[-2:]
+        scale = min(height, width) / self.resize
+        rows, columns = (max(round(scale * side), 1) for side in self.size)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return images[..., top : top + rows, left : left + columns]
+
     def _centers(self, images: Tensor) -> Tensor:
         """Return images, N C h w, cropped if `fit` is "crop", else unchanged."""
         if not self.crops:

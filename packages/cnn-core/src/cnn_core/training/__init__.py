@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from cnn_core.training.exporting import Exported, export
     from cnn_core.training.feature_extraction import Features, features
     from cnn_core.training.finetuning import finetune
+    from cnn_core.training.inference import OptimizedNetwork, optimized
     from cnn_core.training.outputs import (
         Predictions,
         SegmentationOutput,
         predictions,
         segmented,
     )
-    from cnn_core.training.prediction import predict, segment
+    from cnn_core.training.prediction import Prediction, Predictor, Segmentation, predict, segment
     from cnn_core.training.probing import ProbeResult, probe
     from cnn_core.training.trained import Trained
     from cnn_core.training.trainer import train
@@ -26,16 +27,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "Features",
+    "OptimizedNetwork",
+    "Prediction",
     "Predictions",
+    "Predictor",
     "ProbeResult",
     "Recipe",
     "Run",
+    "Segmentation",
     "SegmentationOutput",
     "Trained",
     "evaluate",
     "export",
     "features",
     "finetune",
+    "optimized",
     "predict",
     "predictions",
     "probe",
@@ -51,13 +57,20 @@ __getattr__: Callable[[str], Any] = lazy_names(
         "cnn_core.training.exporting": ("Exported", "export"),
         "cnn_core.training.feature_extraction": ("Features", "features"),
         "cnn_core.training.finetuning": ("finetune",),
+        "cnn_core.training.inference": ("OptimizedNetwork", "optimized"),
         "cnn_core.training.outputs": (
             "Predictions",
             "SegmentationOutput",
             "predictions",
             "segmented",
         ),
-        "cnn_core.training.prediction": ("predict", "segment"),
+        "cnn_core.training.prediction": (
+            "Prediction",
+            "Predictor",
+            "Segmentation",
+            "predict",
+            "segment",
+        ),
         "cnn_core.training.probing": ("ProbeResult", "probe"),
         "cnn_core.runs.recipe": ("Recipe",),
         "cnn_core.runs.run": ("Run",),

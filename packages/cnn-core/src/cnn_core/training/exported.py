@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UsageError
@@ -24,6 +25,7 @@ __all__ = [
     "UINT8",
     "ExportedNetwork",
     "open_exported",
+    "require_layers",
     "require_onnx",
 ]
 
@@ -125,6 +127,15 @@ def _onnx_metadata(path: Path) -> dict[str, Any] | None:
     return {name: text if name in texts else json.loads(text) for name, text in found.items()}
 
 
+def require_layers(weights: Weights) -> None:
+    """Raise UsageError for an exported file: its layers and options are not known."""
+    if not weights.tensors:
+        raise UsageError(
+            f"{weights.path}: an exported file, so there are no layers to look into",
+            "give the run or the weights that it was exported from",
+        )
+
+
 def require_onnx(*names: str) -> None:
     """Raise UsageError unless these packages are installed."""
     from importlib import import_module
@@ -139,10 +150,11 @@ def require_onnx(*names: str) -> None:
 
 def _read_torch(path: str) -> Compute:
     with open(path, "rb") as file:
-        module = torch.export.load(file).module()
-    # Its method: the module as part of a network would forbid `network.eval()`.
-    compute: Compute = module.__call__
-    return compute
+        program = torch.export.load(file)
+    names = program.graph_signature.user_inputs
+    (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == names[0])
+    # The method: the module itself as part of a network would forbid `network.eval()`.
+    return _in_batches(program.module().__call__, shape[0])
 
 
 def _read_onnx(path: str) -> Compute:
@@ -152,7 +164,25 @@ def _read_onnx(path: str) -> Compute:
     # Else onnxruntime takes all cores, also where torch was told to use fewer.
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return _in_batches(
+        lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
+        session.get_inputs()[0].shape[0],
+    )
+
+
+def _in_batches(compute: Compute, size: object) -> Compute:
+    """Return a function for any number of images; a fixed batch `size` is filled up with zeros."""
+    if not isinstance(size, int):  # a name or symbol: the file takes any number of images
+        return compute
+
+    def computed(images: Tensor) -> Tensor:
+        parts = []
+        for part in images.split(size):
+            filled = F.pad(part, (0, 0) * (part.ndim - 1) + (0, size - len(part)))
+            parts.append(compute(filled)[: len(part)])
+        return torch.cat(parts)
+
+    return computed
 
 
 READERS = {".pt2": _read_torch, ".onnx": _read_onnx}

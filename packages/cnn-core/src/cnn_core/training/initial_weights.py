@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model, load_model
+from cnn_core.create import create_model, head_tensors, load_model
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UsageError
@@ -23,7 +23,6 @@ from cnn_core.specs import WeightsSpec
 from cnn_core.text import printable
 from cnn_core.training.exported import SUFFIXES
 from cnn_core.training.sources import FILES, preprocessing_of
-from cnn_core.weights.blueprint import head_tensors
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -46,6 +45,7 @@ __all__ = [
 ]
 
 log: logging.Logger = logging.getLogger("cnn_core")
+
 SMALL = 5_000  # training images; with fewer, pretrained weights help most
 
 
@@ -193,7 +193,8 @@ def start_from(
     # What a publisher's file contains beside the weights is known.
     for note in loaded.notes if initial.naming is None else ():
         log.warning("%s", note)
-    model, recipe = loaded.model, replace(recipe, options=dict(loaded.options))
+    # Record options that the weights need: the saved weights are rebuilt with them.
+    recipe, model = replace(recipe, options=dict(loaded.options)), loaded.model
     # With as many classes the old head fits, but its outputs stand for other classes.
     if initial.classes and initial.classes != dataset.spec.classes:
         _renew_head(model, recipe, sizes)

@@ -13,11 +13,12 @@ from PIL import Image
 from cnn_core.files import write_bytes
 from cnn_core.training.prediction import Segmentation
 
-__all__ = ["palette", "write_masks"]
+__all__ = ["mask_paths", "palette", "write_masks"]
 
 # M. Okabe and K. Ito (2008), Color universal design; the background, class 0, is black.
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 OVERLAY_OPACITY = 0.45
+SUFFIXES = ("mask.png", "overlay.png", "probabilities.npy")
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
@@ -29,13 +30,19 @@ def palette(count: int) -> list[tuple[int, int, int]]:
     return [(r, g, b) for r, g, b in colours[:count]]
 
 
-def write_masks(segmentation: Segmentation, folder: Path) -> list[Path]:
+def mask_paths(folder: Path, name: Path) -> list[Path]:
+    """Return the paths of the three files for an image in `folder`; `name` has no suffix."""
+    return [folder / name.parent / f"{name.name}.{suffix}" for suffix in SUFFIXES]
+
+
+def write_masks(segmentation: Segmentation, folder: Path, name: Path) -> list[Path]:
     """Write NAME.mask.png, NAME.overlay.png and NAME.probabilities.npy; return their paths.
 
-    The mask is a palette PNG whose pixel values are class indices. Probabilities are float16,
-    classes x H x W.
+    `name` may have parent folders, which are created in `folder`. The mask is a palette PNG whose
+    pixel values are class indices. Probabilities are float16, classes x H x W.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    paths = mask_paths(folder, name)
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     colours = palette(len(segmentation.classes))
     mask = segmentation.mask.numpy()
     image = Image.fromarray(mask)
@@ -43,15 +50,10 @@ def write_masks(segmentation: Segmentation, folder: Path) -> list[Path]:
     probabilities = io.BytesIO()
     values = segmentation.probabilities.numpy().astype(np.float16)
     np.save(probabilities, values, allow_pickle=False)
-    contents = {
-        "mask.png": _png(image),
-        "overlay.png": _png(_overlay(segmentation, np.array(colours)[mask])),
-        "probabilities.npy": probabilities.getvalue(),
-    }
-    paths = []
-    for suffix, content in contents.items():
-        paths.append(folder / f"{segmentation.path.stem}.{suffix}")
-        write_bytes(paths[-1], content)
+    overlay = _overlay(segmentation, np.array(colours)[mask])
+    contents = (_png(image), _png(overlay), probabilities.getvalue())
+    for path, content in zip(paths, contents, strict=True):
+        write_bytes(path, content)
     return paths
 
 

@@ -29,8 +29,9 @@ __all__ = [
 class Predictions:
     """A network's outputs for every image of a split.
 
-    `images` are the original images, uint8, N C h w. `logits` have shape N x classes, `targets`
-    and `predicted` have shape N.
+    `images` are uint8, N C h w: of a split in memory the original ones, of files the resized ones.
+    If the preprocessing crops images, they are the part that the network sees. Do not preprocess
+    them again. `logits` have shape N x classes, `targets` and `predicted` have shape N.
     """
 
     images: Tensor
@@ -101,15 +102,18 @@ def validation_predictions(
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> Predictions | None:
-    """Return the outputs for the run's validation images, or None if it had none.
+    """Return the outputs for the validation images, or None if there are none.
 
-    These are the dataset's "val" split if it has one, else the held-out fraction of "train".
+    These are the dataset's "val" split if it has one, else, for a run, the held-out fraction of
+    "train". Other weights may have been trained on any image of "train".
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
-    recipe = trained.run.recipe
+    dataset, recipe = trained.dataset, trained.recipe
+    if not trained.is_run and "val" not in dataset.splits:
+        return None
     # The same fraction and seed select the same images as in training. Do not use `divide`: its
     # parts share the tensors of the whole split, so `images` would not match the logits.
-    _, validation = trained.dataset.hold_out(recipe.validation, recipe.seed)
+    _, validation = dataset.hold_out(recipe.validation, recipe.seed)
     return _predict(trained, validation) if len(validation) else None
 
 
@@ -127,7 +131,7 @@ def _predict(trained: Trained, split: Split | Files) -> Predictions:
     with torch.inference_mode():
         loader = batches(split, preprocessing, size, device=trained.device)
         logits = torch.cat([model(batch.images).float().cpu() for batch in loader])
-    return Predictions(split.images, logits, split.targets, weights.classes)
+    return Predictions(preprocessing.visible(split.images), logits, split.targets, weights.classes)
 
 
 def segmented(

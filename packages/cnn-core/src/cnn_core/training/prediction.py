@@ -1,29 +1,32 @@
-"""Classify or segment image files with the weights of a run."""
+"""Classify or segment images of any kind with trained networks."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cnn_core import registry
-from cnn_core.data.images import read_image
-from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.data.readers.folders import SUFFIXES, sorted_files
-from cnn_core.errors import UsageError
-from cnn_core.tasks.segmentation import two_class_logits
-from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
+from cnn_core.errors import UsageError, ZooError
+from cnn_core.training.ensemble import Network, class_order, task_of
+from cnn_core.training.evaluation import eval_batch_size
+from cnn_core.training.image_stream import (
+    Images,
+    LoadedImage,
+    Loader,
+    image_files,
+    load_ahead,
+    require_distinct_names,
+)
 from cnn_core.training.trained import Source, Trained
-from cnn_core.weights.native import Weights
 
 __all__ = [
     "Prediction",
+    "Predictor",
     "Segmentation",
     "image_files",
     "predict",
@@ -32,29 +35,39 @@ __all__ = [
     "task_of",
 ]
 
-Images = Iterable[str | os.PathLike[str]]
+MAX_BATCH = 256  # images; more make no network faster, and results come later
+
+OnError = Callable[[ZooError], object]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image file and its most likely classes, best first, with their probabilities."""
+    """An image and its most likely classes, best first, with their probabilities.
 
-    path: str
+    `index` is the position of the image among all that were given. `path` is its file, or None if
+    it was not given as a file.
+    """
+
+    path: str | None
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    index: int = 0
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A segmented image file, at its original size.
+    """A segmented image, at its original size.
 
-    `image` is uint8, C H W. `probabilities` are classes x H x W, in [0, 1].
+    `image` is uint8, C H W. `probabilities` are classes x H x W, in [0, 1]. `index` is the
+    position of the image among all that were given. `path` is its file, or None if it was not
+    given as a file.
     """
 
-    path: Path
+    path: Path | None
     image: Tensor
     probabilities: Tensor
     classes: tuple[str, ...]
+    index: int = 0
 
     @property
     def mask(self) -> Tensor:
@@ -62,146 +75,280 @@ class Segmentation:
         return self.probabilities.argmax(0).to(torch.uint8)
 
 
-def task_of(weights: Weights) -> str:
-    """Return the task of the weights' model: "classification" or "segmentation"."""
-    return registry.models().get(weights.model).task
+class Predictor:
+    """Apply a trained network, or the mean of several, to images; loaded on first use.
+
+    `source` is a run, the name of published weights, a weights file or an exported file, and
+    `model`, `naming` and `download` say how to open it, as for `Trained`. The probabilities of the
+    networks in `ensemble` are averaged with its own; their classes must have the same names.
+
+    Images may be paths, folders, PIL images, arrays (H W or H W C), tensors (C H W or N C H W),
+    or iterables of any of them. Arrays and tensors are uint8, or floats in [0, 1]. Images are
+    converted to the network's size and channels. They are decoded ahead in threads and processed
+    in batches of `batch_size`, so memory use does not depend on their number.
+
+    Raises:
+        UsageError: the device does not exist or `batch_size` is not positive; on use, if the
+            source does not exist, an option does not apply, or networks of an ensemble differ in
+            their task or their classes.
+        WeightsMissingError: on use, if published weights are not here.
+        CorruptError: on use, if a weights file is damaged.
+    """
+
+    def __init__(
+        self,
+        source: Trained | Source,
+        *,
+        ensemble: Sequence[Trained | Source] = (),
+        model: str = "",
+        naming: str | None = None,
+        download: bool = False,
+        device: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size = {batch_size}: expected a positive integer")
+        if not isinstance(source, Trained):
+            source = Trained(source, model=model, naming=naming, download=download, device=device)
+        self.trained: Trained = source
+        self._others = [Trained.of(other, device=device) for other in ensemble]
+        self._batch_size = batch_size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the probabilities."""
+        return self.trained.weights.classes
+
+    @property
+    def task(self) -> str:
+        """The task: "classification" or "segmentation"."""
+        return task_of(self.trained.weights)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """The number of images per batch; segmentation processes images one by one."""
+        if self.task == "segmentation":
+            return 1
+        sizes = [eval_batch_size(net.preprocessing) for net in self._networks]
+        return self._batch_size or min(*sizes, MAX_BATCH)
+
+    def __call__(
+        self, images: Images, *, top_k: int = 1, flips: bool = False
+    ) -> list[Prediction] | list[Segmentation]:
+        """Return the predictions for all images, or their segmentations; see `stream`."""
+        if self.task == "segmentation":
+            _require_top_1(top_k)
+            return [*self.segment(images, flips=flips)]
+        return [*self.classify(images, top_k=top_k, flips=flips)]
+
+    def stream(
+        self,
+        images: Images,
+        *,
+        top_k: int = 1,
+        flips: bool = False,
+        on_error: OnError | None = None,
+    ) -> Iterator[Prediction] | Iterator[Segmentation]:
+        """Return an iterator over predictions or segmentations, in the order of the images.
+
+        It is `classify` or `segment`, depending on the task of the network.
+        """
+        if self.task == "segmentation":
+            _require_top_1(top_k)
+            return self.segment(images, flips=flips, on_error=on_error)
+        return self.classify(images, top_k=top_k, flips=flips, on_error=on_error)
+
+    def classify(
+        self,
+        images: Images,
+        *,
+        top_k: int = 1,
+        flips: bool = False,
+        on_error: OnError | None = None,
+    ) -> Iterator[Prediction]:
+        """Return an iterator over the `top_k` most likely classes of each image, in order.
+
+        With `flips`, probabilities are averaged over the image and its mirror image. `on_error` is
+        called with the error of each unreadable file, which is then skipped.
+
+        Raises:
+            UsageError: the task is not classification, `top_k` is not between 1 and the number of
+                classes, a path does not exist, or an image has the wrong type or shape.
+            CorruptError: a file is not a readable image, and there is no `on_error`.
+        """
+        self._require_task("classification", "use cnn_core.training.segment()")
+        if not 1 <= top_k <= len(self.classes):
+            raise UsageError(
+                f"top_k = {top_k}: expected 1 to {len(self.classes)}, the number of classes"
+            )
+        # Separate generators, so that the errors above are raised here, not at the first image.
+        return self._classify(images, top_k, flips, on_error)
+
+    def segment(
+        self, images: Images, *, flips: bool = False, on_error: OnError | None = None
+    ) -> Iterator[Segmentation]:
+        """Return an iterator over the segmentations of the images, in order.
+
+        A network that was trained on tiles processes images at their original size, tile by tile.
+        For any other network, images are resized to its input size, and the logits are resized
+        back. With `flips`, probabilities are averaged over the image, its two mirror images, and
+        the image rotated by 180 degrees. `on_error` is called with the error of each unreadable
+        file, which is then skipped.
+
+        Raises:
+            UsageError: the task is not segmentation, a path does not exist, or an image has the
+                wrong type or shape.
+            CorruptError: a file is not a readable image, and there is no `on_error`.
+        """
+        self._require_task("segmentation", "use cnn_core.training.predict()")
+        return self._segment(images, flips, on_error)
+
+    def logits(self, images: Images) -> Tensor:
+        """Return the logits of all images, float32, N x classes.
+
+        Raises:
+            UsageError: the task is not classification, or this is an ensemble, which averages
+                probabilities.
+        """
+        network = self._only_network("logits")
+        found = [network.logits(inputs[0]) for _, inputs in self._batches(images, None)]
+        return torch.cat(found) if found else torch.empty(0, len(self.classes))
+
+    def embed(self, images: Images, stage: str | None = None) -> Tensor:
+        """Return the features of all images, float32, N x D: the outputs of a stage.
+
+        By default they are the inputs of the last stage, the classifier. Feature maps are averaged
+        over their positions.
+
+        Raises:
+            UnknownNameError: the network has no such stage; suggests names.
+            UsageError: there are no images, the stage is not called exactly once, the task is not
+                classification, or this is an ensemble or an exported file.
+        """
+        network = self._only_network("embed")
+        found = [network.features(inputs[0], stage) for _, inputs in self._batches(images, None)]
+        if not found:
+            raise UsageError("embed: no images")
+        return torch.cat(found)
+
+    def _classify(
+        self, images: Images, top_k: int, flips: bool, on_error: OnError | None
+    ) -> Iterator[Prediction]:
+        for loaded, inputs in self._batches(images, on_error):
+            best = _mean(
+                [net.probabilities(x, flips) for net, x in self._with_inputs(inputs)]
+            ).topk(top_k)
+            for image, indices, values in zip(
+                loaded, best.indices.tolist(), best.values.tolist(), strict=True
+            ):
+                path = None if image.path is None else str(image.path)
+                names = tuple(self.classes[number] for number in indices)
+                yield Prediction(path, names, tuple(values), image.index)
+
+    def _segment(
+        self, images: Images, flips: bool, on_error: OnError | None
+    ) -> Iterator[Segmentation]:
+        for (loaded,), inputs in self._batches(images, on_error):
+            image = loaded.image
+            assert image is not None  # the loader keeps it for segmentation
+            size = image.shape[-2:]
+            maps = _mean(
+                [net.pixel_probabilities(x, size, flips) for net, x in self._with_inputs(inputs)]
+            )
+            yield Segmentation(loaded.path, image, maps[0], self.classes, loaded.index)
+
+    def _with_inputs(self, inputs: list[Tensor]) -> Iterator[tuple[Network, Tensor]]:
+        return zip(self._networks, inputs, strict=True)
+
+    def _batches(
+        self, images: Images, on_error: OnError | None
+    ) -> Iterator[tuple[list[LoadedImage], list[Tensor]]]:
+        """Yield batches of readable images, and for each network its inputs, N C h w.
+
+        Batches are full except for the last, whatever files are unreadable.
+        """
+        size = self.batch_size
+        loader = Loader(
+            tuple((net.in_channels, net.preprocessing) for net in self._networks),
+            keep_image=self.task == "segmentation",
+        )
+        batch: list[LoadedImage] = []
+        # One batch is decoded while the one before it is computed.
+        with contextlib.closing(load_ahead(images, loader, limit=max(size, 2))) as stream:
+            for loaded in stream:
+                if isinstance(loaded, LoadedImage):
+                    batch.append(loaded)
+                elif on_error is None:
+                    raise loaded
+                else:
+                    on_error(loaded)
+                if len(batch) == size:
+                    yield batch, _stacked(batch)
+                    batch = []
+        if batch:
+            yield batch, _stacked(batch)
+
+    @cached_property
+    def _networks(self) -> list[Network]:
+        """The networks of the ensemble; their classes are put into the order of the first."""
+        first = self.trained
+        return [Network(first, None)] + [
+            Network(other, class_order(first, other)) for other in self._others
+        ]
+
+    def _require_task(self, task: str, hint: str) -> None:
+        """Raise UsageError unless the networks do this task and fit together."""
+        if self.task != task:
+            raise UsageError(
+                f"{self.trained.path}: '{self.trained.weights.model}' is a {self.task} model; "
+                f"{hint}"
+            )
+        _ = self._networks  # compares the classes of an ensemble
+
+    def _only_network(self, method: str) -> Network:
+        """Return the network of a classifier; raise UsageError for an ensemble."""
+        self._require_task("classification", f"{method} is for classification")
+        if self._others:
+            raise UsageError(f"{method}: an ensemble of {len(self._networks)} networks has none")
+        return self._networks[0]
+
+
+def _mean(probabilities: list[Tensor]) -> Tensor:
+    """Return the mean over networks; of a single one, exactly its own probabilities."""
+    return torch.stack(probabilities).mean(0) if len(probabilities) > 1 else probabilities[0]
+
+
+def _stacked(batch: list[LoadedImage]) -> list[Tensor]:
+    """Return the inputs of a batch for each network, N C h w."""
+    return [torch.stack(inputs) for inputs in zip(*(image.inputs for image in batch), strict=True)]
+
+
+def _require_top_1(top_k: int) -> None:
+    if top_k != 1:
+        raise UsageError(f"top_k = {top_k}: it is for classification, and this is segmentation")
 
 
 def predict(
-    run: Trained | Source,
-    images: Images,
-    *,
-    top_k: int = 1,
-    device: str = "auto",
+    run: Trained | Source, images: Images, *, top_k: int = 1, device: str = "auto"
 ) -> list[Prediction]:
-    """Classify image files with the weights of a run; folders stand for all images in them.
+    """Classify images with a trained network; see `Predictor` for what images may be.
 
     Raises:
-        UsageError: the run's task is not classification, `top_k` is not between 1 and the number
-            of classes, or a path does not exist.
+        UsageError: the network's task is not classification, `top_k` is not between 1 and the
+            number of classes, a path does not exist, or an image has the wrong type or shape.
         CorruptError: a file is not an image, or its format or size is not supported.
     """
-    trained = Trained.of(run, device=device)
-    weights = trained.weights
-    if (task := task_of(weights)) != "classification":
-        raise UsageError(
-            f"{trained.path}: '{weights.model}' is a {task} model; use cnn_core.training.segment()"
-        )
-    if not 1 <= top_k <= weights.num_classes:
-        raise UsageError(
-            f"top_k = {top_k}: expected 1 to {weights.num_classes}, the number of classes"
-        )
-    predicted = []
-    # One image at a time: sizes differ, and memory must not grow with the number of files.
-    for path in image_files(images):
-        image = read_image(path, weights.in_channels)
-        with torch.inference_mode():
-            logits = trained.model(weights.preprocessing(image[None].to(trained.device)))
-        best = logits.float().softmax(1)[0].topk(top_k)
-        names = tuple(weights.classes[index] for index in best.indices.tolist())
-        predicted.append(Prediction(str(path), names, tuple(best.values.tolist())))
-    return predicted
+    return [*Predictor(run, device=device).classify(images, top_k=top_k)]
 
 
 def segment(
-    run: Trained | Source,
-    images: Images,
-    *,
-    flips: bool = False,
-    device: str = "auto",
+    run: Trained | Source, images: Images, *, flips: bool = False, device: str = "auto"
 ) -> Iterator[Segmentation]:
-    """Return an iterator that segments image files; folders stand for all images in them.
-
-    A run that was trained on tiles processes images at their original size, tile by tile. For any
-    other run, images are resized to the network's input size, and the logits are resized back.
-    With `flips`, logits are averaged over the image, its two mirror images, and the image rotated
-    by 180 degrees.
+    """Return an iterator that segments images; see `Predictor.segment`.
 
     Raises:
-        UsageError: the run's task is not segmentation, or a path does not exist.
+        UsageError: the network's task is not segmentation, a path does not exist, or an image has
+            the wrong type or shape.
         CorruptError: a file is not an image, or its format or size is not supported.
     """
-    trained = Trained.of(run, device=device)
-    weights = trained.weights
-    if (task := task_of(weights)) != "segmentation":
-        raise UsageError(
-            f"{trained.path}: '{weights.model}' is a {task} model; use cnn_core.training.predict()"
-        )
-    # A separate generator, so that the error above is raised by the call, not at the first image.
-    return _segment(trained, images, flips)
-
-
-# As a decorator: torch then leaves the mode between two images. A `with` block would impose it on
-# the caller's code.
-@torch.inference_mode()
-def _segment(trained: Trained, images: Images, flips: bool) -> Iterator[Segmentation]:
-    weights = trained.weights
-    logits_of = _predictor(trained)
-    for path in image_files(images):
-        image = read_image(path, weights.in_channels)
-        inputs = weights.preprocessing(image[None].to(trained.device))
-        logits = flip_tta(logits_of, inputs) if flips else logits_of(inputs)
-        logits = _resize_back(two_class_logits(logits.float()), image, weights.preprocessing)
-        yield Segmentation(path, image, logits.softmax(1)[0].cpu(), weights.classes)
-
-
-def _predictor(trained: Trained) -> Callable[[Tensor], Tensor]:
-    """Return a function that computes logits for whole images, even if the network crops them."""
-    model, preprocessing = trained.model, trained.weights.preprocessing
-    height, width = preprocessing.size
-    margin = preprocessing.margin
-    # A network without padding crops the border, so the image needs a reflected margin. Tiles are
-    # square, so for other input shapes the logits cover only the centre.
-    if not preprocessing.tiled and height == width:
-        margin = tile_margin(model, height, trained.weights.in_channels, trained.device)
-    if preprocessing.tiled or margin:
-        return partial(overlap_tile, model, tile=height, margin=margin)
-    return model
-
-
-def _resize_back(logits: Tensor, image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return the logits, 1 classes h w, resized to an image, C H W, with padding removed."""
-    height, width = preprocessing.resize_to
-    if not preprocessing.tiled and logits.shape[-2:] != (height, width):
-        top, left = (logits.shape[-2] - height) // 2, (logits.shape[-1] - width) // 2
-        logits = logits[..., top : top + height, left : left + width]
-    size = image.shape[-2:]
-    if logits.shape[-2:] == size:
-        return logits
-    # Logits are scaled, not classes: the mean of two class numbers is another class.
-    return F.interpolate(logits, size, mode="bilinear", antialias=True)
-
-
-def require_distinct_names(files: Iterable[Path]) -> list[Path]:
-    """Return the files if all names without suffix are distinct, since outputs use these names.
-
-    Raises:
-        UsageError: two files have the same name.
-    """
-    seen: dict[str, Path] = {}
-    for path in files:
-        if (other := seen.setdefault(path.stem, path)) != path:
-            raise UsageError(
-                f"{other} and {path} have the same name, so their output files would collide",
-                "run the command once for each, with a different --out DIR",
-            )
-    return list(seen.values())
-
-
-def image_files(images: Images) -> Iterator[Path]:
-    """Yield the given files, and for each folder its image files sorted by name.
-
-    Raises:
-        UsageError: a path does not exist, or a folder contains no images.
-    """
-    for path in map(Path, images):
-        if path.is_dir():
-            if not (files := sorted_files(path)):
-                raise UsageError(
-                    f"{path}: no images in this folder", f"expected {', '.join(SUFFIXES)}"
-                )
-            yield from files
-        elif path.is_file():
-            yield path
-        else:
-            raise UsageError(f"{path}: no such image file or folder")
+    return Predictor(run, device=device).segment(images, flips=flips)

@@ -180,6 +180,8 @@ def progress_bar(title: str, show: bool) -> Iterator[Callable[[int, int], None] 
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    # stdout is for results and may be a pipe, so rich must not redirect it to stderr.
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)

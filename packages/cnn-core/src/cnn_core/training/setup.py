@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import create_model
+from cnn_core.create import create_model, head_tensors
 from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
@@ -31,7 +31,6 @@ from cnn_core.training.evaluation import EvalSetup
 from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
-from cnn_core.weights.blueprint import head_tensors
 
 __all__ = ["Setup", "find_recipe", "set_up"]
 

@@ -32,7 +32,7 @@ from cnn_core.weights.published import (
     weights_of,
 )
 
-__all__ = ["Opened", "is_run", "open_source", "preprocessing_of"]
+__all__ = ["Opened", "is_foreign", "is_run", "open_source", "preprocessing_of"]
 
 FILES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar", *SUFFIXES)
 
@@ -55,6 +55,12 @@ def is_run(source: str | os.PathLike[str]) -> bool:
     return (Path(source) / "recipe.toml").is_file()
 
 
+def is_foreign(source: str | os.PathLike[str]) -> bool:
+    """Return whether a source is a weights file of another library."""
+    path = Path(source)
+    return path.is_file() and not is_ours(path) and path.suffix not in SUFFIXES
+
+
 def open_source(
     source: str | os.PathLike[str],
     *,
@@ -75,14 +81,15 @@ def open_source(
         CorruptError: the file was damaged or changed, or cannot be loaded safely.
     """
     path = Path(source)
-    of_file = path.is_file() and not is_ours(path) and path.suffix not in SUFFIXES
+    of_file = is_foreign(path)
     if (model or naming) and not of_file:
         option = "model" if model else "naming"
         raise UsageError(
             f"{printable(str(source))}: {option} is for weights files of other libraries",
             f"leave out --{option}",
         )
-    if download and path.exists():
+    # A folder called like the model is something else.
+    if download and (path.is_file() or is_run(path)):
         raise UsageError(f"{path}: is here already: there is nothing to download")
     if of_file:
         return _open_foreign(path, model, naming)
@@ -232,6 +239,7 @@ def _assumed(
         preprocessing = Preprocessing(**fields, **values, fit="resize")
         assumed = f"images resized to {height}x{width}, with values from 0 to 1"
     if like is not None and like.spec.num_classes == num_classes:
-        return class_names(like), preprocessing, f"classes as for {like.spec.name}, {assumed}"
+        also = f" as for {like.spec.name}," if theirs else " and"
+        return class_names(like), preprocessing, f"classes{also} {assumed}"
     names = tuple(f"class {number}" for number in range(num_classes))
     return names, preprocessing, f"class names unknown, {assumed}"

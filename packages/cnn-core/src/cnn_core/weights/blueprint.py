@@ -15,7 +15,7 @@ from cnn_core.weights.foreign import ForeignFile
 from cnn_core.weights.keymap import KeyMap
 from cnn_core.weights.naming import best_match
 
-__all__ = ["Blueprint", "blueprint_of", "head_tensors", "key_maps", "sizes_in_file"]
+__all__ = ["Blueprint", "blueprint_of", "key_maps", "sizes_in_file"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -59,15 +59,6 @@ def blueprint_of(entry: registry.Entry[ModelSpec]) -> Blueprint:
     spec = entry.spec
     sizes = {"num_classes": spec.num_classes, "in_channels": spec.input[0]}
     return Blueprint(entry, registry.resolve(entry), sizes)
-
-
-def head_tensors(name: str, *, num_classes: int, in_channels: int, **options: Any) -> list[str]:
-    """Return the names of a model's tensors whose shape depends on the number of classes."""
-    entry = registry.models().entry(name)
-    sizes = {"num_classes": num_classes, "in_channels": in_channels}
-    return [
-        *Blueprint(entry, registry.resolve(entry), sizes, options).dimensions_of("num_classes")
-    ]
 
 
 def key_maps(entry: registry.Entry[ModelSpec]) -> Mapping[str, KeyMap]:

@@ -13,6 +13,7 @@ from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
+from cnn_core.training.exported import require_layers
 from cnn_core.training.prediction import image_files, require_distinct_names, task_of
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
@@ -49,13 +50,15 @@ def explain_files(
 
     Raises:
         UnknownNameError: the class, the stage or the method is unknown; suggests names.
-        UsageError: the run is not a classifier, a file is missing, two files have the same name,
-            or the maps of the stage have only one value.
+        UsageError: several classes have the given name, the network is not a classifier or is an
+            exported file, a file is missing, two files have the same name, or the maps of the
+            stage have only one value.
         CorruptError: a file is not a supported image.
     """
     trained = Trained.of(run, device=device)
     weights = trained.weights
-    _require_class(trained, class_name)
+    _require_classifier(trained)
+    chosen = _class_index(weights.classes, class_name) if class_name else None
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
     files = require_distinct_names(image_files(images))
@@ -68,10 +71,10 @@ def explain_files(
             _require_stage(model, inputs, stage, weights.model)
             pass_count = cost(model, inputs, stage, method) * len(files)
             progress(f"{method} at {stage}: {_passes_text(pass_count, method)}")
-        classes = [weights.classes.index(class_name)] if class_name else None
+        classes = None if chosen is None else [chosen]
         cam = cams(model, inputs, stage, classes, method)[stage]
         with style.applied():
-            title = f"{TITLES[method]} at stage {stage}"
+            title = f"{TITLES[method]} at stage {stage}: {weights.model}"
             figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
             content = encode_figure(figure, "png", dpi=150)
         # A "+" would need quoting in URLs.
@@ -81,16 +84,37 @@ def explain_files(
         yield destination
 
 
-def _require_class(trained: Trained, name: str) -> None:
-    """Raise UsageError unless the run is a classifier that knows the class, if one is named."""
+def _require_classifier(trained: Trained) -> None:
+    """Raise UsageError unless the network is a classifier with layers to look into."""
     weights = trained.weights
+    require_layers(weights)
     if (task := task_of(weights)) != "classification":
         raise UsageError(
             f"{trained.path}: '{weights.model}' does {task}",
             f"cnnzoo viz seg_gradcam {trained.path}",
         )
-    if name and name not in weights.classes:
-        raise UnknownNameError("class", name, weights.classes, _class_hint(weights.classes))
+
+
+def _class_index(classes: tuple[str, ...], name: str) -> int:
+    """Return the number of a class that is given by name or, if no class has that name, by number.
+
+    Raises:
+        UnknownNameError: there is no such class; suggests names.
+        UsageError: several classes have this name, as two of ImageNet's are called "crane".
+    """
+    numbers = [number for number, own in enumerate(classes) if own == name]
+    if len(numbers) > 1:
+        listed = " and ".join(map(str, numbers))
+        raise UsageError(
+            f"classes {listed} are both called '{printable(name)}'",
+            f"give the number: --class {numbers[0]}",
+        )
+    if numbers:
+        return numbers[0]
+    # Check the length before int(), which raises an error for thousands of digits.
+    if name.isascii() and name.isdecimal() and len(name) < 7 and int(name) < len(classes):
+        return int(name)
+    raise UnknownNameError("class", name, classes, _class_hint(classes))
 
 
 def _passes_text(pass_count: int, method: str) -> str:
@@ -133,7 +157,7 @@ def _side_by_side(
         6.5,
         4.0,
         title,
-        f"{style.short(path.name, 40)}, after preprocessing: "
+        f"{style.short(path.name, 40)}, as the network sees it: "
         f"{style.short(weights.classes[class_index], 30)}, "
         f"{probability}.\nThe map has {height} x {width} values; brightness is relative to its "
         f"own maximum{empty}.",

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cnn_core import registry
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import Choice, RegistryName, data_dir_option, device_option
+from cnn_core.cli.params import (
+    SOURCE,
+    Choice,
+    RegistryName,
+    data_dir_option,
+    data_option,
+    device_option,
+    source_options,
+)
 from cnn_core.text import printable
+
+if TYPE_CHECKING:
+    from cnn_viz.results.inputs import ViewInputs
 
 __all__ = ["cam", "embed", "explore", "overlay", "report", "viz"]
 
@@ -33,46 +45,55 @@ def _views() -> Iterable[str]:
     return [*registry.views().names(), "all"]
 
 
+def _inputs(source: str, options: dict[str, Any]) -> ViewInputs:
+    """Return the inputs of views for a source, with the options of a command."""
+    # Import here, as in all commands: with torch, --help would take seconds.
+    from cnn_viz.results.inputs import ViewInputs
+
+    return ViewInputs(source, **options)
+
+
 @click.command("viz")
 @click.argument("view", type=RegistryName("view", _views))
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
+@data_option
 @data_dir_option
+@source_options
 @device_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Output directory. [default: RUN/figures]",
+    help="Output directory. [default: figures, in the run or in a folder named like the weights]",
 )
 @click.option("--pdf", is_flag=True, help="Also write a PDF.")
-def viz(
-    view: str, run: Path, data_dir: Path | None, device: str, out: Path | None, pdf: bool
-) -> None:
-    """Draw VIEW of RUN as PNG and SVG; print the paths.
+def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> None:
+    """Draw VIEW of a trained network as PNG and SVG; print the paths.
 
-    With "all" as VIEW, draw every view for the task of RUN except costly ones. `cnnzoo list-views`
-    lists the views.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
+    exported .pt2 or .onnx file. With "all" as VIEW, draw every view for the network's task except
+    costly ones. `cnnzoo list-views` lists the views. Views that SOURCE lacks something for, such
+    as the log of the training, are skipped.
 
     \b
     Examples:
       cnnzoo viz gradcam runs/lenet5-digits-20260101-120000
       cnnzoo viz all runs/lenet5-digits-20260101-120000 --out figures --pdf
+      cnnzoo viz gradcam resnet50.pth --model resnet50 --data imagefolder:photos
+      cnnzoo viz confusion mine.onnx --data digits
     """
     if view != "all":
         registry.views().entry(view)  # raises for an unknown name, before torch is imported
 
-    # Import here, as in all commands: with torch, --help would take seconds.
     from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
-    from cnn_viz.results.inputs import ViewInputs
 
-    view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
-    folder = out if out is not None else view_inputs.run.figures
+    view_inputs = _inputs(source, options)
+    folder = out if out is not None else view_inputs.output / "figures"
     if view != "all":
         drawings = iter([draw_one(view, view_inputs, pdf=pdf)])
     else:
-        drawings = (
-            draw_or_report(*pair, view_inputs, pdf=pdf) for pair in views_for(view_inputs.run)
-        )
+        pairs = views_for(view_inputs.spec.task)
+        drawings = (draw_or_report(*pair, view_inputs, pdf=pdf) for pair in pairs)
     for drawing in drawings:
         if drawing.png:
             for path in write(drawing, folder):
@@ -80,7 +101,7 @@ def viz(
 
 
 @click.command("embed")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option(
     "--method",
     type=click.Choice(["PCA", "t-SNE", "UMAP"], case_sensitive=False),
@@ -88,27 +109,31 @@ def viz(
     show_default=True,
     help="Embedding method.",
 )
+@data_option
 @data_dir_option
+@source_options
 @device_option
-def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
-    """Embed the features of RUN's test images in two dimensions; print quality scores.
+def embed(source: str, method: str, **options: Any) -> None:
+    """Embed a network's features of the test images in two dimensions; print quality scores.
 
-    The result is cached in RUN/embeddings for `cnnzoo viz embedding` and the report. UMAP needs
-    umap-learn: pip install 'cnn-viz[umap]'.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
+    The result is cached in a folder embeddings, for `cnnzoo viz embedding` and the report: in the
+    run, or in a folder named like the weights. UMAP needs umap-learn:
+    pip install 'cnn-viz[umap]'.
 
     \b
-    Example:
+    Examples:
       cnnzoo embed runs/lenet5-digits-20260101-120000 --method umap
+      cnnzoo embed resnet18:imagenet-v1 --data imagefolder:photos --method t-sne
     """
-    from cnn_viz.results.inputs import ViewInputs
     from cnn_viz.views.embedding import quality_text
 
-    embedded = ViewInputs(run, data_dir=data_dir, device=device).embedded
+    embedded = _inputs(source, options).embedded
     click.echo(f"{method}: {quality_text(embedded.placement(method).quality)}")
 
 
 @click.command("cam")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="CAM method."
@@ -124,44 +149,48 @@ def embed(run: Path, method: str, data_dir: Path | None, device: str) -> None:
     "class_name",
     default="",
     metavar="NAME",
-    help="Class to explain. [default: the predicted one]",
+    help="Class to explain, by name or number. [default: the predicted one]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Output directory. [default: RUN/cam]",
+    help="Output directory. [default: cam, in the run or in a folder named like the weights]",
 )
+@source_options
 @device_option
 def cam(
-    run: Path,
+    source: str,
     images: tuple[Path, ...],
     method: str,
     stage: str,
     class_name: str,
     out: Path | None,
-    device: str,
+    **options: Any,
 ) -> None:
     """Draw class activation maps of image files as PNG; print the paths.
 
-    A map shows which parts of an image are evidence for a class. score-cam and ablation-cam run
-    the network once for every feature map of the stage. The number of passes is printed first.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model). A
+    map shows which parts of an image are evidence for a class. score-cam and ablation-cam run the
+    network once for every feature map of the stage. The number of passes is printed first.
 
     \b
     Examples:
       cnnzoo cam runs/lenet5-digits-20260101-120000 seven.png
       cnnzoo cam runs/lenet5-digits-20260101-120000 *.png --method score-cam --class 7
+      cnnzoo cam resnet18:imagenet-v1 cat.jpg --download
+      cnnzoo cam resnet50.pth --model resnet50 cat.jpg --class 'tiger cat'
     """
     from cnn_viz.commands.cam_files import explain_files
 
+    view_inputs = _inputs(source, options)
     paths = explain_files(
-        run,
+        view_inputs,
         images,
-        out if out is not None else run / "cam",
+        out if out is not None else view_inputs.output / "cam",
         method=method,
         stage=stage,
         class_name=class_name,
-        device=device,
         progress=lambda line: click.echo(line, err=True),
     )
     for path in paths:
@@ -192,7 +221,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 
 
 @click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option(
     "--format",
     "report_format",
@@ -201,26 +230,37 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
     show_default=True,
     help="Format of the report: HTML page, Markdown or JSON.",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Output directory. [default: the run, or a folder named like the weights]",
+)
+@data_option
 @data_dir_option
+@source_options
 @device_option
-def report(run: Path, report_format: str, data_dir: Path | None, device: str) -> None:
-    """Draw the views of RUN, except costly ones, and write RUN/report.html, a self-contained page.
+def report(source: str, report_format: str, out: Path | None, **options: Any) -> None:
+    """Draw the views of a trained network and write report.html, a self-contained page.
 
-    The page loads no other files. --format md writes RUN/report.md, with links to the figures;
-    --format json writes RUN/report.json, with the metrics and without figures. The path is
-    printed; progress goes to stderr.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
+    exported .pt2 or .onnx file. Costly views are left out. The page loads no other files. --format
+    md writes report.md, with links to the figures; --format json writes report.json, with the
+    metrics and without figures. The path is printed; progress goes to stderr.
+
+    The report of a run describes its training; that of other weights says where they are from.
 
     \b
     Examples:
       cnnzoo report runs/lenet5-digits-20260101-120000
       cnnzoo report runs/lenet5-digits-20260101-120000 --format json
+      cnnzoo report resnet50.pth --model resnet50 --data imagefolder:photos --out results
     """
     from cnn_viz.page.report import write_report
 
     path = write_report(
-        run,
-        data_dir=data_dir,
-        device=device,
+        _inputs(source, options),
+        out=out,
         form=report_format,
         progress=lambda line: click.echo(printable(line), err=True),
     )
@@ -228,7 +268,7 @@ def report(run: Path, report_format: str, data_dir: Path | None, device: str) ->
 
 
 @click.command("explore")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -236,19 +276,23 @@ def report(run: Path, report_format: str, data_dir: Path | None, device: str) ->
     show_default=True,
     help="Port to listen on; 0 picks a free one.",
 )
+@data_option
 @data_dir_option
+@source_options
 @device_option
-def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
-    """Serve a local page that explains the predictions of RUN for your own images.
+def explore(source: str, port: int, **options: Any) -> None:
+    """Serve a local page that explains a network's predictions for your own images.
 
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
     Drop images on the page. Only this machine can open it, at http://127.0.0.1:PORT. It links to
-    the report. Stop it with Ctrl-C.
+    the report, if there is a dataset to report on. Stop it with Ctrl-C.
 
     The command needs starlette and uvicorn: pip install 'cnn-viz[serve]'.
 
     \b
-    Example:
+    Examples:
       cnnzoo explore runs/lenet5-digits-20260101-120000
+      cnnzoo explore resnet18:imagenet-v1
     """
     import socket
 
@@ -260,9 +304,8 @@ def explore(run: Path, port: int, data_dir: Path | None, device: str) -> None:
         from cnn_viz.page.server import application
     except ImportError as error:
         raise UsageError(f"cnnzoo explore: {error}", "pip install 'cnn-viz[serve]'") from error
-    from cnn_viz.results.inputs import ViewInputs
 
-    view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
+    view_inputs = _inputs(source, options)
     # Bind here and not in uvicorn: with --port 0, the handlers must know which port was picked.
     with socket.socket() as listener:
         # Otherwise the port stays blocked for a minute after the server stops.

@@ -21,7 +21,7 @@ from cnn_core.plugins import isolated
 from cnn_core.plugins.discovery import describe, log
 from cnn_core.registry import Entry
 from cnn_core.specs import ViewSpec
-from cnn_core.training import Run
+from cnn_core.training.trained import Source
 from cnn_viz import style
 from cnn_viz.plugin import VIEWS
 from cnn_viz.results.inputs import ViewInputs
@@ -33,12 +33,12 @@ DPI = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One view of one run: the contents of its files, or the reason for their absence.
+    """One view of one network: the contents of its files, or the reason for their absence.
 
     PNG is for documents and chats, which often do not accept SVG; SVG stays sharp at any size.
     `pdf` is empty unless requested. `page` is the SVG for the report: its text is not converted to
     paths, so it is smaller and searchable. `error` is the message of a view that failed; `skipped`
-    is the reason for skipping a view that does not apply to this run.
+    is the reason for skipping a view that does not apply to this network.
     """
 
     name: str
@@ -53,27 +53,35 @@ class Drawing:
 
 def draw(
     view: str,
-    run: Run | str | os.PathLike[str],
+    run: ViewInputs | Source,
     *,
+    data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> Figure:
-    """Return one view of a run as a matplotlib `Figure`.
+    """Return one view of a trained network as a matplotlib `Figure`.
+
+    `run` is a run or another source of a trained network, as in `Trained`. `data` replaces the
+    dataset that it was trained on.
 
     Raises:
         UnknownNameError: the view is unknown; suggests names.
-        UsageError: the view is for another task.
+        UsageError: the view is for another task, or the source lacks something that it needs.
         PluginError: the view's code failed; names its plugin.
     """
-    view_inputs = ViewInputs(run, data_dir=data_dir, device=device)
-    name, entry = _find_view(view, view_inputs.run)
+    view_inputs = (
+        run
+        if isinstance(run, ViewInputs)
+        else ViewInputs(run, data=data, data_dir=data_dir, device=device)
+    )
+    name, entry = _find_view(view, view_inputs)
     with style.applied():
         return _render(name, entry, view_inputs.select(entry.spec.needs))
 
 
 def draw_one(view: str, view_inputs: ViewInputs, *, pdf: bool = False) -> Drawing:
     """Draw one view and encode its files; raise the same errors as `draw`."""
-    name, entry = _find_view(view, view_inputs.run)
+    name, entry = _find_view(view, view_inputs)
     return _render_files(name, entry, view_inputs.select(entry.spec.needs), pdf)
 
 
@@ -82,10 +90,15 @@ def draw_or_report(
 ) -> Drawing:
     """Draw one of several views; if it fails, log the error and return it in the drawing.
 
-    A view that does not apply to the run (UsageError) is skipped with a warning. Errors while
-    preparing the inputs, such as missing weights or data, are raised, because every view would
-    fail. The exception is features that cannot be embedded: only one view needs them.
+    A view that does not apply (UsageError) is skipped with a warning, and so is one that needs a
+    run or layers where there are none. Errors while preparing the inputs, such as missing weights
+    or data, are raised, because every view would fail. The exception is features that cannot be
+    embedded: only one view needs them.
     """
+    try:
+        view_inputs.require(entry.spec.needs)
+    except UsageError as error:
+        return _skipped(name, entry, error.message)
     try:
         arguments = view_inputs.select(entry.spec.needs)
     except Exception as error:  # the network's own code may raise anything
@@ -113,9 +126,8 @@ def _skipped(name: str, entry: Entry[ViewSpec], reason: str) -> Drawing:
     return Drawing(name=name, entry=entry, skipped=reason)
 
 
-def views_for(run: Run) -> list[tuple[str, Entry[ViewSpec]]]:
-    """Return the views for a run's task except costly ones: our own first, then others by name."""
-    task = registry.get_spec(run.recipe.model).task
+def views_for(task: str) -> list[tuple[str, Entry[ViewSpec]]]:
+    """Return the views for a task except costly ones: our own first, then others by name."""
     own_names = [spec.name for spec in VIEWS]
     wanted = [p for p in registry.views() if task in p[1].spec.tasks and not p[1].spec.costly]
     return sorted(
@@ -138,16 +150,16 @@ def write(drawing: Drawing, folder: Path) -> list[Path]:
     return list(contents)
 
 
-def _find_view(view: str, run: Run) -> tuple[str, Entry[ViewSpec]]:
-    """Return a view's name and entry; raise UsageError if it does not support the run's task."""
-    entry = registry.views().entry(view)
-    task = registry.get_spec(run.recipe.model).task
-    if task not in entry.spec.tasks:
+def _find_view(view: str, view_inputs: ViewInputs) -> tuple[str, Entry[ViewSpec]]:
+    """Return a view's name and entry; raise UsageError if it does not apply to the network."""
+    entry, spec = registry.views().entry(view), view_inputs.spec
+    if spec.task not in entry.spec.tasks:
         raise UsageError(
             f"view '{view}' is for {' and '.join(entry.spec.tasks)}, "
-            f"but {run.recipe.model} does {task}",
+            f"but {spec.name} does {spec.task}",
             "cnnzoo list-views",
         )
+    view_inputs.require(entry.spec.needs)
     return registry.views().shown_name(entry), entry
 
 

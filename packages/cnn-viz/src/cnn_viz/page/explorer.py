@@ -19,19 +19,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnn_core import registry
 from cnn_core.errors import ZooError
 from cnn_core.plugins.discovery import describe, log
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
+from cnn_core.training.exported import require_layers
 from cnn_viz.attribution.cam import cams_by_method
 from cnn_viz.attribution.cam_scale import covered_box
 from cnn_viz.network.graph import strides
 from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
-from cnn_viz.results.metrics import cluster_order, confusion_counts
+from cnn_viz.results.metrics import ConfusionTable, confusion_counts, confusion_table
 from cnn_viz.views.cam_methods import NAMES
-from cnn_viz.views.confusion import MAX_UNSORTED
 from cnn_viz.views.embedding import COLOURS, ON_DARK, quality_text
 from cnn_viz.views.features import stage_outputs
 from cnn_viz.views.gradcam import require_spatial_maps
@@ -43,32 +42,31 @@ FEW_IMAGES = 1_000  # up to this number, thumbnails are large
 THUMBNAIL, SMALL_THUMBNAIL = 32, 28  # side of a thumbnail in pixels, for few images and for more
 CAM_SIDE = 112  # side in pixels of an image with a map
 QUALITY = 50  # of WebP, from 0 to 100
-MAX_MATRIX = 60  # classes; a larger confusion matrix is not displayed as a table
+MAX_MATRIX = 60  # classes; of a larger confusion matrix, only a part is displayed
 NEIGHBOURS = 5  # at most this many for each image in the embedding
 MAX_MAP_SIDE = 16  # largest height or width of a map, in positions
 CAM_IMAGES = 12  # images with maps; at most half of them are mistakes
 MAX_CLASSES = 10  # with more classes, maps are only for those that occur in these images
+MAX_OFFERED = 100  # with more classes, only for each image's own: a pass for each takes minutes
 INTERACTIVE_VIEWS = {  # static views that the page replaces with interactive parts
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
 }
 EMPTY_EXPLORER: dict[str, Any] = dict.fromkeys(
-    ("matrix", "order", "cams", "embedding", "explorer")
+    ("matrix", "table", "cams", "embedding", "explorer")
 )
 
 
 def explorer_data(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return the data for the templates and the script of a classifier's report."""
     predictions = view_inputs.predictions
-    counts = confusion_counts(predictions)
-    # Few classes stay in their own order, which readers know.
-    order = cluster_order(counts) if len(counts) > MAX_UNSORTED else list(range(len(counts)))
+    table = confusion_table(confusion_counts(predictions), MAX_MATRIX)
     maps = _part_or_none("class activation maps", lambda: _cams(view_inputs))
     embedding = _part_or_none("embedding", lambda: _embedding(view_inputs.embedded))
     data = {**_images(predictions), "cams": maps, "embedding": embedding}
     return {
-        "matrix": _cells(counts, order) if len(order) <= MAX_MATRIX else [],
-        "order": order,
+        "matrix": _cells(table),
+        "table": table,
         "cams": maps,
         "embedding": embedding,
         "explorer": data,
@@ -146,38 +144,45 @@ def _as_bytes(values: Any, kind: str) -> str:
     return base64.b64encode(np.asarray(values).astype(kind).tobytes()).decode()
 
 
-def _cells(counts: NDArray[Any], order: Sequence[int]) -> list[list[dict[str, Any]]]:
-    """Return the cells of the confusion matrix, row by row, with the classes in `order`."""
-    sums = counts.sum(1)
+def _cells(table: ConfusionTable) -> list[list[dict[str, Any]]]:
+    """Return the cells of the confusion matrix, row by row; `predicted` is None for the others."""
+    columns = [*table.columns, *[None] * table.others]
     return [
         [
             {
-                "true": t,
-                "predicted": p,
-                "images": int(counts[t, p]),
-                "share": counts[t, p] / sums[t] if sums[t] else 0.0,
+                "true": true,
+                "predicted": predicted,
+                "images": images,
+                "share": images / total if total else 0.0,
             }
-            for p in order
+            for predicted, images in zip(columns, row, strict=True)
         ]
-        for t in order
+        for true, row, total in zip(
+            table.rows, table.counts.tolist(), table.counts.sum(1).tolist(), strict=True
+        )
     ]
 
 
 def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
-    """Return maps of confident mistakes and of correct images, for every offered class."""
+    """Return maps of confident mistakes and of correct images, for every offered class.
+
+    With very many classes none is offered: the first half of the maps is then for the predicted
+    classes, the second for the true ones.
+    """
+    require_layers(view_inputs.weights)
     predictions, preprocessing = view_inputs.predictions, view_inputs.weights.preprocessing
-    spec = registry.get_spec(view_inputs.run.recipe.model)
     selected = _images_to_explain(predictions)
-    images = preprocessing(predictions.images[selected].to(view_inputs.device))
+    images = view_inputs.inputs(selected)
     thumbnails = (preprocessing.denormalise(images).cpu() * 255).round().to(torch.uint8)
     sheet, _, size = _sprite_sheet(thumbnails, CAM_SIDE, columns=len(selected))
     # An integer scale keeps the pixels of small images sharp.
     scale = math.ceil(CAM_SIDE / max(size))
     predicted, targets = predictions.predicted[selected], predictions.targets[selected]
     offered = _offered_classes(len(predictions.classes), predicted, targets)
-    stages = cam_stages(view_inputs.model, spec, images[:1])
+    explained = [[k] * len(selected) for k in offered] or [predicted.tolist(), targets.tolist()]
+    stages = cam_stages(view_inputs.model, view_inputs.spec, images[:1])
     stride_of, (height, width) = strides(view_inputs.weights), images.shape[-2:]
-    maps = _raw_maps(view_inputs.model, images, stages, offered)
+    maps = _raw_maps(view_inputs.model, images, stages, explained)
     shapes = {stage: (raw.shape[1], raw.shape[2]) for stage, raw in maps["Grad-CAM"].items()}
     confidences = predictions.probabilities[selected].amax(1).tolist()
     rows = zip(selected, confidences, predicted.tolist(), targets.tolist(), strict=True)
@@ -190,6 +195,7 @@ def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
             for row in rows
         ],
         "offered": offered,
+        "lists": _lists(offered, predicted.tolist(), targets.tolist()),
         "maps": {
             name: {stage: _pack_sixteenths(raw) for stage, raw in by_stage.items()}
             for name, by_stage in maps.items()
@@ -202,12 +208,22 @@ def _cams(view_inputs: ViewInputs) -> dict[str, Any]:
     }
 
 
+def _lists(offered: list[int], predicted: list[int], targets: list[int]) -> list[dict[str, int]]:
+    """Return where among the maps each image's predicted and true class are."""
+    if not offered:
+        return [{"predicted": 0, "target": 1}] * len(predicted)
+    return [
+        {"predicted": offered.index(one), "target": offered.index(other)}
+        for one, other in zip(predicted, targets, strict=True)
+    ]
+
+
 def _raw_maps(
-    model: nn.Module, images: Tensor, stages: Sequence[str], classes: Sequence[int]
+    model: nn.Module, images: Tensor, stages: Sequence[str], explained: Sequence[list[int]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return signed maps by method and stage: (classes · images) h w, class by class."""
+    """Return signed maps by method and stage, (lists · images) h w, for lists of their classes."""
     by_class = [
-        cams_by_method(model, images, stages, [k] * len(images), tuple(NAMES)) for k in classes
+        cams_by_method(model, images, stages, classes, tuple(NAMES)) for classes in explained
     ]
     require_spatial_maps(by_class[0]["grad-cam"][stages[0]], stages[0])
     return {
@@ -226,7 +242,9 @@ def _box(shape: tuple[int, int], size: tuple[int, int], stride: int, scale: floa
 
 
 def _offered_classes(count: int, *classes: Tensor) -> list[int]:
-    """Return the classes that have maps: all if there are few, otherwise those in `classes`."""
+    """Return the classes to choose from: all if they are few, else those in `classes` or none."""
+    if count > MAX_OFFERED:
+        return []
     return list(range(count)) if count <= MAX_CLASSES else torch.cat(classes).unique().tolist()
 
 

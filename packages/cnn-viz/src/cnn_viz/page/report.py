@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML file with its figures and metrics."""
+"""The report of a trained network: one self-contained HTML file with figures and metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import resources
@@ -18,7 +17,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cnn_core import registry
 from cnn_core.files import write_text
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import base_name
@@ -26,61 +24,89 @@ from cnn_core.tasks.intervals import wilson
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
-from cnn_core.training.selection import best_epoch
+from cnn_core.training.trained import Source
 from cnn_viz import style
 from cnn_viz.drawing.render import Drawing, draw_or_report, views_for, write
 from cnn_viz.page.charts import LEFT, RIGHT, charts
 from cnn_viz.page.explorer import EMPTY_EXPLORER, INTERACTIVE_VIEWS, explorer_data
+from cnn_viz.page.origin import (
+    NO_TRAINING,
+    claims,
+    environment_rows,
+    hardware,
+    origin_of,
+    origin_rows,
+    training_data,
+)
 from cnn_viz.page.svg import inline_svg
 from cnn_viz.results.inputs import ViewInputs
-from cnn_viz.results.metrics import bootstrap, class_scores, confusion_counts, pixel_scores
+from cnn_viz.results.metrics import (
+    bootstrap,
+    class_scores,
+    confusion_counts,
+    pixel_scores,
+    top_k_accuracy,
+)
 from cnn_viz.version import __version__
 
 __all__ = ["load_template", "read_script", "script_hash", "write_report"]
 
 # Copies of other data in a form for display; the JSON in the page leaves them out.
-DERIVED_KEYS = ("test_metrics", "environment_rows", "hardware")
+DERIVED_KEYS = ("test_metrics", "environment_rows", "hardware", "weights_rows")
+MAX_ROWS = 200  # classes in the page's table
+MIN_CLASSES_TOP5 = 100  # with fewer classes, top-5 accuracy says little
+MAX_CELLS = 10_000  # of the confusion matrix in the page's JSON
 
 
 def write_report(
-    run: Run | ViewInputs | str | os.PathLike[str],
+    run: ViewInputs | Source,
     *,
+    data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
     form: str = "html",
     progress: Callable[[str], object] = lambda line: None,
 ) -> Path:
-    """Write the report of a run; return its path.
+    """Write the report of a trained network; return its path.
 
-    `form` is the format: "html", a self-contained page; "md", Markdown with links to the figures;
-    or "json", the metrics without figures. For html and md, all views except costly ones are also
-    drawn into the run's figures/. The network is evaluated once. If a view fails, the report shows
-    its error. If a plugin's section fails, the error is logged and the section omitted.
+    `run` is a run or another source of a trained network, as in `Trained`; `data` replaces the
+    dataset that it was trained on. `out` is the folder to write into; by default it is the run,
+    or `ViewInputs.output`. `form` is the format: "html", a self-contained page; "md", Markdown
+    with links to the figures; or "json", the metrics without figures. For html and md, all views
+    except costly ones are also drawn into the folder's figures/. The network is evaluated once. If
+    a view fails, the report shows its error. If a plugin's section fails, the error is logged and
+    the section omitted.
 
     Raises:
-        ZooError: the run has no weights, or its dataset cannot be loaded.
+        ZooError: there are no weights, or the dataset cannot be loaded.
     """
     view_inputs = (
-        run if isinstance(run, ViewInputs) else ViewInputs(run, data_dir=data_dir, device=device)
+        run
+        if isinstance(run, ViewInputs)
+        else ViewInputs(run, data=data, data_dir=data_dir, device=device)
     )
-    run = view_inputs.run
-    progress(f"evaluating {run.recipe.model} on the test split of {run.recipe.data}")
+    model, dataset = view_inputs.recipe.model, view_inputs.recipe.data
+    progress(f"evaluating {model} on the test split of {dataset}")
     content = _report_data(view_inputs)
-    path = run.path / f"report.{form}"
+    folder = Path(out) if out is not None else view_inputs.output
+    path = folder / f"report.{form}"
+    folder.mkdir(parents=True, exist_ok=True)
     if form == "json":
         write_text(path, json.dumps(_json_safe(content), indent=1) + "\n")
         return path
     drawings = []
-    for name, entry in views_for(run):
+    for name, entry in views_for(view_inputs.spec.task):
         progress(f"drawing {name}")
         drawings.append(draw_or_report(name, entry, view_inputs))
         if drawings[-1].png:
-            write(drawings[-1], run.figures)
+            write(drawings[-1], folder / "figures")
     template_data = {
         **content,
-        "test_metrics": run.test_metrics(),
-        "environment_rows": _environment_rows(content["environment"]),
-        "hardware": _hardware(content["environment"]),
+        "test_metrics": _recorded_metrics(view_inputs),
+        "environment_rows": environment_rows(content["environment"]),
+        "hardware": hardware(content["environment"]),
+        "weights_rows": origin_rows(content["weights"]),
     }
     if form == "md":
         text = load_template("report.md").render(template_data, drawings=drawings)
@@ -93,11 +119,13 @@ def write_report(
 
 def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list[Drawing]) -> str:
     """Return the report as one HTML page."""
-    run, script = view_inputs.run, read_script("report.js")
-    task = registry.get_spec(run.recipe.model).task
+    script, task = read_script("report.js"), view_inputs.spec.task
+    training = template_data["training"]
     return load_template(f"{task}.html").render(
         template_data,
-        charts=charts(run.history(), template_data["training"]["kept_epoch"]),
+        rows=_rows_to_show(template_data["classes"]),
+        max_rows=MAX_ROWS,
+        charts=charts(template_data["epochs"], training["kept_epoch"]) if training else [],
         left=LEFT,
         right=RIGHT,
         **(explorer_data(view_inputs) if task == "classification" else EMPTY_EXPLORER),
@@ -106,10 +134,8 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
         figures=[
             _figure(d) for d in drawings if d.name not in INTERACTIVE_VIEWS[task] or not d.png
         ],
-        sections=_sections(run),
-        numbers=_json_safe(
-            {key: template_data[key] for key in template_data if key not in DERIVED_KEYS}
-        ),
+        sections=_sections(view_inputs.run) if view_inputs.is_run else [],
+        numbers=_json_safe(_page_numbers(template_data)),
         script=script,
         script_hash=script_hash(script),
     )
@@ -117,15 +143,15 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
 
 def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return all data of the report, as in report.json."""
-    run = view_inputs.run
-    recipe, history = run.recipe, run.history()
-    spec = registry.get_spec(recipe.model)
+    recipe, spec = view_inputs.recipe, view_inputs.spec
     results = _classification_results if spec.task == "classification" else _segmentation_results
     headline, tables = results(view_inputs)
+    origin = origin_of(view_inputs)
     return {
         "schema": 1,
         "made_by": f"cnn-viz {__version__}",
-        "run": run.path.absolute().name,
+        "run": view_inputs.run.path.absolute().name if view_inputs.is_run else None,
+        "weights": {**origin, "claims": claims(view_inputs, headline)},
         "model": {
             "name": recipe.model,
             "variant": spec.variant,
@@ -133,23 +159,39 @@ def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
             "paper": asdict(spec.paper),
             "departures": spec.departures,
             "reported": spec.reported.get(base_name(recipe.data), ""),
-            "params": sum(p.numel() for p in view_inputs.model.parameters() if p.requires_grad),
+            # An exported file has no parameters of its own.
+            "params": sum(p.numel() for p in view_inputs.model.parameters() if p.requires_grad)
+            or None,
         },
         "data": recipe.data,
-        "test": {**headline, **run.test_metrics()},
-        "training": {
-            "epochs": len(history),
-            "planned_epochs": recipe.epochs,
-            "kept_epoch": best_epoch(run),
-            "seconds": sum(line.get("seconds", 0.0) for line in history),
-            "seed": recipe.seed,
-        },
+        "test": {**headline, **_recorded_metrics(view_inputs)},
         **tables,
-        "epochs": history,
-        "recipe": recipe.to_toml(),
-        "environment": run.environment(),
-        "reproduce": _commands(run),
+        **(training_data(view_inputs.run) if view_inputs.is_run else NO_TRAINING),
     }
+
+
+def _recorded_metrics(view_inputs: ViewInputs) -> dict[str, float]:
+    """Return the test metrics that a run recorded, unless the report is on other data."""
+    own = view_inputs.is_run and view_inputs.data in (None, view_inputs.run.recipe.data)
+    return view_inputs.run.test_metrics() if own else {}
+
+
+def _rows_to_show(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the page's table: of very many classes, those with the lowest F1."""
+    if len(classes) <= MAX_ROWS or "f1" not in classes[0]:
+        return classes
+    with_images = [row for row in classes if row["support"]]
+    return sorted(with_images, key=lambda row: row["f1"])[:MAX_ROWS]
+
+
+def _page_numbers(template_data: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of the page's JSON: no derived data, and of the confusion the most."""
+    numbers = {key: template_data[key] for key in template_data if key not in DERIVED_KEYS}
+    cells = numbers["confusion"]
+    if len(cells) > MAX_CELLS:
+        numbers["confusion"] = sorted(cells, key=lambda cell: -cell["images"])[:MAX_CELLS]
+        numbers["confusion_cells"] = len(cells)
+    return numbers
 
 
 def _classification_results(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,7 +222,10 @@ def _headline(predictions: Predictions) -> dict[str, Any]:
     n = len(predictions.targets)
     hits = int((predictions.predicted == predictions.targets).sum())
     low, high = wilson(hits, n)
-    return {"n": n, "right": hits, "top1": hits / n, "interval": [low, high]}
+    found = {"n": n, "right": hits, "top1": hits / n, "interval": [low, high]}
+    if len(predictions.classes) >= MIN_CLASSES_TOP5:
+        found["top5"] = top_k_accuracy(predictions, 5)
+    return found
 
 
 def _confusion_cells(predictions: Predictions) -> list[dict[str, int]]:
@@ -189,47 +234,6 @@ def _confusion_cells(predictions: Predictions) -> list[dict[str, int]]:
     return [
         {"true": row, "predicted": column, "images": int(counts[row, column])}
         for row, column in zip(*(axis.tolist() for axis in counts.nonzero()), strict=True)
-    ]
-
-
-def _hardware(environment: dict[str, Any]) -> str:
-    device, threads = environment.get("device_name", "unknown"), environment.get("threads")
-    if environment.get("device") != "cpu" or threads is None:
-        return str(device)
-    return f"{device}, {threads} {'thread' if threads == 1 else 'threads'}"
-
-
-def _environment_rows(environment: dict[str, Any]) -> dict[str, str]:
-    """Return the contents of environment.json as text, by row name."""
-    rows = {key.replace("_", " "): str(value) for key, value in environment.items()}
-    rows["plugins"] = ", ".join(
-        f"{name} {version}" for name, version in _distributions(environment)
-    )
-    if isinstance(command := environment.get("command"), list):
-        rows["command"] = shlex.join(map(str, command))
-    return rows
-
-
-def _distributions(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the name and the version of each plugin's distribution."""
-    return [
-        (str(plugin["distribution"]), str(plugin["version"]))
-        for plugin in environment.get("plugins") or []
-        if isinstance(plugin, dict) and {"distribution", "version"} <= plugin.keys()
-    ]
-
-
-def _commands(run: Run) -> list[str]:
-    """Return the commands that repeat the training run, given its recipe.toml."""
-    environment = run.environment()
-    requirements = [f"{name}=={version}" for name, version in _distributions(environment)]
-    # Drop the local version, such as +cu128: the package index does not have it.
-    torch = str(environment.get("torch", "")).partition("+")[0]
-    requirements += [f"torch=={torch}"] if torch else []
-    data_dir = ["--data-dir", "DIR"] if environment.get("data_dir") else []
-    return [
-        shlex.join(["pip", "install", *requirements]),
-        shlex.join(["cnnzoo", "train", "--recipe", "recipe.toml", *data_dir]),
     ]
 
 

@@ -26,10 +26,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from cnn_core import registry
 from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.text import printable
+from cnn_core.training.exported import require_layers
 from cnn_core.training.prediction import task_of
 from cnn_viz import style
 from cnn_viz.attribution.cam import cams
@@ -38,6 +38,7 @@ from cnn_viz.drawing.render import encode_figure
 from cnn_viz.network.convolution import MapPosition, convolution_step, first_feature_maps
 from cnn_viz.network.graph import strides
 from cnn_viz.page.explorer import cam_stages
+from cnn_viz.page.origin import origin_of
 from cnn_viz.page.report import load_template, read_script, script_hash, write_report
 from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.arithmetic import draw_step
@@ -48,6 +49,7 @@ __all__ = ["MAX_BYTES", "application"]
 
 MAX_BYTES = 20_000_000  # of an uploaded image
 TOP_CLASSES = 5  # reported for an image
+MAX_LISTED = 50  # classes; more are chosen by typing, as a list would be too long
 MAX_MAPS = 16  # at most this many maps of the first convolution
 # Allow data: images, inline styles, requests to this server, and our script by its hash.
 POLICY = (
@@ -59,14 +61,17 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def application(view_inputs: ViewInputs, port: int) -> Starlette:
-    """Return the application for a run; it answers only to 127.0.0.1 and localhost at `port`.
+    """Return the application for a network; it answers only to 127.0.0.1 and localhost at `port`.
 
     Raises:
-        UsageError: the run is not a classifier.
+        UsageError: the network is not a classifier, or it is an exported file.
     """
-    weights, run = view_inputs.weights, view_inputs.run
+    weights = view_inputs.weights
+    require_layers(weights)
     if (task := task_of(weights)) != "classification":
-        raise UsageError(f"{run.path}: '{weights.model}' does {task}", "cnnzoo predict, or report")
+        raise UsageError(
+            f"{view_inputs.path}: '{weights.model}' does {task}", "cnnzoo predict, or report"
+        )
     handlers = _Handlers(view_inputs)
     hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
     routes = [
@@ -80,44 +85,48 @@ def application(view_inputs: ViewInputs, port: int) -> Starlette:
 
 
 class _Handlers:
-    """The request handlers of one run.
+    """The request handlers of one network.
 
     Only one at a time may use the network: the hooks of two requests would interfere.
     """
 
     def __init__(self, view_inputs: ViewInputs) -> None:
         weights = view_inputs.weights
-        height, width = weights.preprocessing.resize_to
+        height, width = weights.preprocessing.size
         blank = torch.zeros(1, weights.in_channels, height, width, device=view_inputs.device)
         self.view_inputs, self.weights = view_inputs, weights
-        self.stages = cam_stages(view_inputs.model, registry.get_spec(weights.model), blank)
+        self.stages = cam_stages(view_inputs.model, view_inputs.spec, blank)
         self.strides = strides(weights)
+        self.origin = origin_of(view_inputs)
         self.lock = Lock()
 
     async def home(self, request: Request) -> Response:
         """Serve the page, with a policy that allows only our own script."""
-        script, run = read_script("live.js"), self.view_inputs.run
+        script = read_script("live.js")
         page = load_template("live.html").render(
-            run=run.path.absolute().name,
+            name=self.origin["name"],
             model=self.weights.model,
-            data=run.recipe.data,
+            trained_on=self.origin["trained_on"],
+            reported_on=_data_of(self.view_inputs),
             methods=NAMES,
             stages=self.stages,
             classes=self.weights.classes,
+            few=len(self.weights.classes) <= MAX_LISTED,
             script=script,
         )
         policy = POLICY.format(script_hash(script))
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     async def report(self, request: Request) -> Response:
-        """Serve the run's report; write it first if it is missing or older than the weights."""
-        inputs = self.view_inputs
-        path, weights = inputs.run.path / "report.html", inputs.run.weights
+        """Serve the report; write it first if it is missing or older than the weights."""
+        inputs, weights = self.view_inputs, self.weights.path
+        if not _data_of(inputs):
+            return _error("no dataset to report on: cnnzoo explore … --data DATASET", 404)
+        path = inputs.output / "report.html"
+        assert weights is not None  # they were read from a file
         if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
             # New inputs, because the old ones have cached the network with the old weights.
-            fresh_inputs = ViewInputs(
-                inputs.run, data_dir=inputs.data_dir, device=str(inputs.device)
-            )
+            fresh_inputs = inputs.fresh()
             await run_in_threadpool(self._run_exclusively, lambda: write_report(fresh_inputs))
         return FileResponse(path, media_type="text/html")
 
@@ -202,6 +211,14 @@ class _Handlers:
     def _run_exclusively(self, call: Callable[[], Any]) -> Any:
         with self.lock:
             return call()
+
+
+def _data_of(view_inputs: ViewInputs) -> str:
+    """Return the name of the dataset for a report, or "" if there is none."""
+    try:
+        return view_inputs.recipe.data
+    except UsageError:  # weights without a run, and no --data
+        return ""
 
 
 def _same_origin_only(handler: Handler, hosts: Collection[str]) -> Handler:

@@ -1,18 +1,23 @@
-"""The inputs of views: weights, model, a batch, predictions, each computed once per run."""
+"""The inputs of views: weights, model, a batch, predictions, each computed once."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data import Batch, batches
+from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions, Trained, predictions, segmented
 from cnn_core.training.evaluation import eval_batch_size
+from cnn_core.training.exported import require_layers
 from cnn_core.training.outputs import validation_predictions
 from cnn_core.training.stage_features import features_of
 from cnn_viz.results.embeddings import METHODS, Embedding, evenly_spaced
@@ -21,6 +26,7 @@ from cnn_viz.results.segmentations import SegmentationResults
 __all__ = ["ViewInputs", "round_robin_by_class"]
 
 BATCH_SIZE = 64
+MAX_NAME = 60  # characters of a dataset's name or path in the name of a folder
 MAX_BATCH_PIXELS = 2**20  # of a batch for segmentation, where images may be large
 
 
@@ -29,6 +35,57 @@ class ViewInputs(Trained):
 
     Errors for missing or damaged files, as in `read_weights` and `load_dataset`, are raised then.
     """
+
+    def fresh(self) -> ViewInputs:
+        """Return new inputs of the same source, which read all files again."""
+        fresh = ViewInputs(self.path, data=self.data, data_dir=self.data_dir)
+        fresh.device, fresh._open = self.device, self._open
+        return fresh
+
+    @property
+    def trained(self) -> Trained:
+        """The trained network itself, for views that need the names of its model and dataset."""
+        return self
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The spec of the network."""
+        # A run without weights knows its model, too: curves of an epoch that failed, say.
+        model = self.run.recipe.model if self.is_run else self.weights.model
+        return registry.get_spec(model)
+
+    @property
+    def output(self) -> Path:
+        """The default folder for figures and reports.
+
+        It is the run; for a weights file, a folder beside it of the same name; for published
+        weights, one named like them. With `data`, it is a folder in there, so that results on
+        other data replace nothing.
+        """
+        folder = self.folder
+        if self.path.is_file():
+            # Not the file's own folder: it may be a run with a report, or have other weights.
+            stem = self.path.stem if self.path.suffix else f"{self.path.name}-results"
+            folder = self.path.with_name(stem)
+        if self.data is None:
+            return folder
+        name = re.sub(r"[^\w.-]+", "-", self.data).strip("-")[-MAX_NAME:]
+        return folder / f"on-{name}"
+
+    def require(self, needs: Iterable[str]) -> None:
+        """Raise UsageError if this source cannot have an input that a `ViewSpec` needs."""
+        wanted = set(needs)
+        if "run" in wanted and not self.is_run:
+            _ = self.run  # raises the error that explains it
+        if wanted & {"model", "embedded"}:
+            require_layers(self.weights)
+
+    def inputs(self, indices: Iterable[int]) -> Tensor:
+        """Return the network's inputs for these images of the test split, in this order."""
+        selected = torch.tensor(list(indices))
+        split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
+        loader = batches(split.subset(selected), preprocessing, len(selected), device=self.device)
+        return next(loader).images
 
     @cached_property
     def batch(self) -> Batch:
@@ -39,7 +96,7 @@ class ViewInputs(Trained):
         images that are cut into tiles, only the centre tile is used.
         """
         split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
-        if registry.get_spec(self.run.recipe.model).task == "segmentation":
+        if self.spec.task == "segmentation":
             height, width = preprocessing.resize_to
             selected = list(
                 range(min(max(MAX_BATCH_PIXELS // (height * width), 1), BATCH_SIZE, len(split)))
@@ -84,7 +141,8 @@ class ViewInputs(Trained):
         For classification they are the inputs of the last stage; for segmentation they are the
         outputs of the CAM stage, the bottleneck.
         """
-        spec = registry.get_spec(self.run.recipe.model)
+        require_layers(self.weights)
+        spec = self.spec
         split, use_outputs = self.dataset.split("test"), spec.task == "segmentation"
         indices = evenly_spaced(len(split), METHODS["PCA"][1])
         stage = spec.cam_stage if use_outputs else spec.stages[-1]
@@ -106,7 +164,7 @@ class ViewInputs(Trained):
             labels=labels,
             description=f"Features: the {features.shape[1]:,} {side} of {stage} for "
             f"{len(indices):,} images of the test split.",
-            folder=self.run.path / "embeddings",
+            folder=self.output / "embeddings",
             key=f"{self.weights.digest} {self.dataset.fingerprint()} {stage} {use_outputs}",
             label_name="mIoU" if use_outputs else "class",
         )

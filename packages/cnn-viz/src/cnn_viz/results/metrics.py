@@ -19,6 +19,7 @@ __all__ = [
     "BINS",
     "CURVE_POINTS",
     "ClassScore",
+    "ConfusionTable",
     "OneVsRest",
     "PixelScore",
     "Reliability",
@@ -28,6 +29,7 @@ __all__ = [
     "cluster_order",
     "confused_pairs",
     "confusion_counts",
+    "confusion_table",
     "fit_temperature",
     "mean_curves",
     "one_vs_rest",
@@ -35,12 +37,15 @@ __all__ = [
     "ranking_curves",
     "reliability",
     "risk_coverage",
+    "top_k_accuracy",
 ]
 
 CURVE_POINTS = 201  # of a mean curve
 RESAMPLES = 2000
 BINS = 15  # of the confidence, as in Guo et al. 2017, Table 1
 TEMPERATURES = (0.05, 20.0)  # the search range of `fit_temperature`
+MAX_UNSORTED = 12  # with more classes than this, confused ones are grouped
+MAX_ROWS = 40  # of a confusion matrix of which only a part is displayed
 MIN_VALUES = 5  # with fewer, the bootstrap underestimates the variance
 
 
@@ -91,6 +96,54 @@ def cluster_order(counts: NDArray[np.int64]) -> list[int]:
     return [int(leaf) for leaf in leaves_list(tree)]
 
 
+@dataclass(frozen=True)
+class ConfusionTable:
+    """The part of a confusion matrix to display: counts, rows x columns.
+
+    `rows` and `columns` are class indices; the columns begin with the rows. With `others`, a last
+    column counts the images that were predicted as any other class. `selection` says which rows
+    were selected, if not all are there.
+    """
+
+    rows: list[int]
+    columns: list[int]
+    counts: NDArray[np.int64]
+    others: bool = False
+    selection: str = ""
+
+
+def confusion_table(counts: NDArray[np.int64], limit: int) -> ConfusionTable:
+    """Return the whole confusion matrix if it has up to `limit` classes, else a part of it.
+
+    The part has the 40 classes with the most mistakes, as true or predicted class, among those
+    with images. If there are fewer with images, it has columns for the most frequent predictions
+    besides them.
+    """
+    if len(counts) <= limit:
+        # Few classes stay in their own order, which readers know.
+        few = len(counts) <= MAX_UNSORTED
+        order = list(range(len(counts))) if few else cluster_order(counts)
+        return ConfusionTable(order, order, counts[np.ix_(order, order)])
+    images, predicted, correct = counts.sum(1), counts.sum(0), np.diag(counts)
+    ranked = np.argsort(-(images + predicted - 2 * correct), kind="stable")
+    ranked = ranked[images[ranked] > 0]
+    rows, selection = (
+        ranked[:MAX_ROWS],
+        f"the {len(ranked)} of {len(counts):,} classes with images",
+    )
+    if len(rows) < len(ranked):
+        selection = f"the {len(rows)} of {len(ranked):,} classes with the most mistakes"
+    rows = rows[cluster_order(counts[np.ix_(rows, rows)])]
+    ranked = np.argsort(-predicted, kind="stable")
+    more = ranked[(predicted[ranked] > 0) & (images[ranked] == 0)][: MAX_ROWS - len(rows)]
+    columns = np.concatenate([rows, more])
+    part = counts[np.ix_(rows, columns)]
+    rest = counts[rows].sum(1) - part.sum(1)
+    if others := bool(rest.any()):
+        part = np.column_stack([part, rest])
+    return ConfusionTable(rows.tolist(), columns.tolist(), part, others, selection)
+
+
 def confused_pairs(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
     """Return up to `limit` pairs (true, predicted) of confused classes, most frequent first.
 
@@ -126,6 +179,12 @@ def class_scores(predictions: Predictions) -> list[ClassScore]:
             predictions.classes, one_vs_rest(predictions), *columns, strict=True
         )
     ]
+
+
+def top_k_accuracy(predictions: Predictions, k: int) -> float:
+    """Return the fraction of images whose true class is among the k with the highest logits."""
+    best = predictions.logits.topk(min(k, len(predictions.classes))).indices
+    return float((best == predictions.targets[:, None]).any(1).double().mean())
 
 
 @dataclass(frozen=True)
@@ -202,13 +261,14 @@ def reliability(logits: Tensor, targets: Tensor) -> Reliability:
     probabilities = logits.softmax(1)
     confidence, predicted = probabilities.max(1)
     bins, means, hits, counts = _bin(confidence, predicted == targets)
-    truth = F.one_hot(targets, logits.shape[1])
+    # The sum of (p - one-hot target)^2, without a second matrix: there may be 1,000 classes.
+    brier = probabilities.square().sum(1) - 2 * probabilities.gather(1, targets[:, None])[:, 0] + 1
     return Reliability(
         bins=bins,
         confidence=means,
         accuracy=hits,
         share=counts / len(targets),
-        brier=float((probabilities - truth).square().sum(1).mean()),
+        brier=float(brier.mean()),
         nll=float(F.cross_entropy(logits, targets)),
     )
 

@@ -11,7 +11,7 @@ from cnn_core.create import build_untrained
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import trace
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.activation_maximisation import maximise_logits
@@ -25,7 +25,9 @@ MAX_STEPS, MIN_STEPS = 128, 16
 BUDGET = 400 * 10**9  # multiply-accumulates: about 15 seconds on one CPU core
 
 
-def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def activation_maximisation(
+    trained: Trained, weights: Weights, model: nn.Module, batch: Batch
+) -> Figure:
     """Draw, for each of the first ten classes, an image that maximises its logit."""
     # Not all classes, since each costs the same long optimisation.
     classes = list(range(min(CLASSES, weights.num_classes)))
@@ -44,7 +46,7 @@ def activation_maximisation(run: Run, weights: Weights, model: nn.Module, batch:
     figure = style.figure(
         10.5,
         1.3 + rows * (0.45 + 2.0 * min(height / width, 1.5)),
-        f"Activation maximisation: {run.recipe.model} on {run.recipe.data}",
+        f"Activation maximisation: {trained.recipe.model} on {trained.recipe.data}",
         f"{steps} steps of gradient ascent on one class's logit, starting from noise, with random "
         "shifts and slight blurs (Erhan et al. 2009; Olah et al. 2017).\nAbove each image: the "
         "class, its logit before and after, and its probability after. The images show what "

@@ -17,7 +17,7 @@ from cnn_core import registry
 from cnn_core.create import build_untrained
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import Stage, trace
-from cnn_core.training import Run
+from cnn_core.training.exported import require_layers
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.network.graph import INPUT, ModelGraph, model_graph
@@ -30,11 +30,16 @@ MIN_WIDTH = 0.07  # so that a single channel is still visible
 ARC_HEIGHT = 0.42  # the vertical space of a skip connection
 
 
-def architecture(run: Run, weights: Weights) -> Figure:
-    """Draw the stages as boxes sized like their maps, with skip connections as arcs."""
-    spec = registry.get_spec(run.recipe.model)
+def architecture(weights: Weights) -> Figure:
+    """Draw the stages as boxes sized like their maps, with skip connections as arcs.
+
+    Raises:
+        UsageError: the network uses none of its stages, or is an exported file.
+    """
+    require_layers(weights)
+    spec = registry.get_spec(weights.model)
     image = (weights.in_channels, *weights.preprocessing.size)
-    return stage_by_stage(run.recipe.model, partial(build_untrained, weights), spec.stages, image)
+    return stage_by_stage(weights.model, partial(build_untrained, weights), spec.stages, image)
 
 
 def stage_by_stage(

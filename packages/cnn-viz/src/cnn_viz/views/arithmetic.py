@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cnn_core.data import Batch
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
@@ -24,7 +24,7 @@ MAX_NUMBERED = 7  # cells along a side; numbers in smaller cells would be unread
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def arithmetic(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def arithmetic(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how one value of the first feature map is computed: window, kernel, products, sum."""
     image = batch.images[:1]
     step = convolution_step(model, image)
@@ -35,7 +35,7 @@ def arithmetic(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fi
         "all maps."
     )
     image_pixels = as_image(weights.preprocessing.denormalise(image)[0])
-    title = f"One value of {step.layer}: {run.recipe.model} on {run.recipe.data}"
+    title = f"One value of {step.layer}: {trained.recipe.model} on {trained.recipe.data}"
     return draw_step(step, image_pixels, title, description)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Trained
 from cnn_viz import style
 from cnn_viz.results.metrics import (
     BINS,
@@ -24,7 +24,9 @@ __all__ = ["calibration"]
 UNIT = (-0.02, 1.02)  # axis limits of a fraction
 
 
-def calibration(run: Run, predictions: Predictions, validation: Predictions | None) -> Figure:
+def calibration(
+    trained: Trained, predictions: Predictions, validation: Predictions | None
+) -> Figure:
     """Draw reliability diagrams before and, with validation images, after temperature scaling."""
     note, temperature = "Training held out no images to fit a temperature on.", None
     # Fitting on the test split would make the result look better than it is.
@@ -34,7 +36,7 @@ def calibration(run: Run, predictions: Predictions, validation: Predictions | No
     figure = style.figure(
         10.5,
         6.6,
-        f"Calibration on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"Calibration on the test split: {trained.recipe.model} on {trained.recipe.data}",
         f"{len(predictions.targets):,} images in {BINS} bins of confidence (the highest "
         "probability). ECE: the mean gap, weighted by images; MCE: the largest gap; Brier:\n"
         "the mean squared distance of the probabilities from the one-hot target, 0 to 2; NLL: the "

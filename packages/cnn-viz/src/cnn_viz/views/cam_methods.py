@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data import Batch
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams_by_method
@@ -34,9 +34,10 @@ GAP = 0.05  # relative to the height of an image
 LABEL_ROOM = 0.22  # inches above each row
 
 
-def cam_methods(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def cam_methods(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside six methods' class activation maps for the predicted class."""
-    stage = registry.get_spec(run.recipe.model).cam_stage
+    recipe = trained.recipe
+    stage = registry.get_spec(recipe.model).cam_stage
     indices = round_robin_by_class(batch.targets.tolist(), IMAGES)
     images = batch.images[indices]
     cams = {
@@ -49,7 +50,7 @@ def cam_methods(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
     figure = style.figure(
         10.5,
         1.25 + len(indices) * (unit * (1 + GAP) + LABEL_ROOM),
-        f"Six class activation maps at stage {stage}: {run.recipe.model} on {run.recipe.data}",
+        f"Six class activation maps at stage {stage}: {recipe.model} on {recipe.data}",
         f"{len(indices)} images of the test split and the evidence for the predicted class. Each "
         f"map has {height} x {width} values, aligned with the centres of\ntheir receptive fields "
         "and interpolated bilinearly to the image. Brightness is relative to each map's own "

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Trained
 from cnn_viz import style
 from cnn_viz.results import metrics
 
@@ -24,19 +24,22 @@ COLUMNS = {
 }
 
 
-def class_scores(run: Run, predictions: Predictions) -> Figure:
+def class_scores(trained: Trained, predictions: Predictions) -> Figure:
     """Draw precision, recall, F1, AP and class-wise ECE by class, lowest F1 first."""
-    scores = metrics.class_scores(predictions)
+    scores = [score for score in metrics.class_scores(predictions) if score.support]
+    absent = len(predictions.classes) - len(scores)
     worst = sorted(range(len(scores)), key=lambda k: _sort_key(scores[k]))[:MAX_CLASSES]
     selection = (
-        f"The {MAX_CLASSES} of {len(scores)} classes with the lowest F1"
+        f"The {MAX_CLASSES} of {len(scores):,} classes with the lowest F1"
         if len(scores) > MAX_CLASSES
         else f"All {len(scores)} classes"
     )
+    if absent:
+        selection += f" (not the {absent:,} without images)"
     figure = style.figure(
         10.5,
         1.55 + 0.24 * len(worst),
-        f"Scores by class on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"Scores by class on the test split: {trained.recipe.model} on {trained.recipe.data}",
         f"{selection}, lowest F1 first, with the number of images of each "
         f"({len(predictions.targets):,} in all). Dotted: the mean of all classes. Average "
         "precision ranks all images\nby the class's probability; class-wise ECE is the mean gap "

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Trained
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import as_image, tile_height, tiles
 from cnn_viz.results.metrics import confused_pairs, confusion_counts
@@ -20,9 +20,9 @@ LABEL_ROOM = 0.2  # inches above each image
 PAIR_WIDTH = 4.9  # inches
 
 
-def confused(run: Run, predictions: Predictions) -> Figure:
+def confused(trained: Trained, predictions: Predictions) -> Figure:
     """Draw the most confused pairs of classes, each with its most confident mistakes."""
-    counts = confusion_counts(predictions)
+    recipe, counts = trained.recipe, confusion_counts(predictions)
     pairs = confused_pairs(counts, PAIRS)
     mistakes = int(counts.sum() - counts.trace())
     unit = tile_height(PAIR_WIDTH, EXAMPLES, predictions.images.shape, gap=GAP)
@@ -30,7 +30,7 @@ def confused(run: Run, predictions: Predictions) -> Figure:
     figure = style.figure(
         10.5,
         1.1 + max(rows, 1) * (unit + LABEL_ROOM + 0.5),
-        f"Most confused classes on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"Most confused classes on the test split: {recipe.model} on {recipe.data}",
         _caption(len(pairs), sum(counts[pair] for pair in pairs), mistakes, int(counts.sum())),
     )
     axes = figure.subplots(max(rows, 1), 2, squeeze=False).flatten()

@@ -9,73 +9,89 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Trained
 from cnn_viz import style
-from cnn_viz.results.metrics import cluster_order, confusion_counts
+from cnn_viz.results.metrics import (
+    MAX_UNSORTED,
+    ConfusionTable,
+    confusion_counts,
+    confusion_table,
+)
 
 __all__ = ["confusion"]
 
 FIGURE_SPACE = "\N{FIGURE SPACE}"  # as wide as a digit, to align numbers
 MAX_CHARACTERS = 18  # of a class name
-MAX_UNSORTED = 12  # with more classes than this, confused ones are grouped
 MAX_NUMBERED = 60  # with more classes than this, the cells have no numbers
-MAX_NAMED = 150  # with more classes than this, the axes have no class names
+MAX_WHOLE = 150  # with more classes than this, only a part of the matrix is drawn
+OTHERS = "other classes"
 GROUPING_NOTE = (
     "\nClasses that are often confused are next to each other: average linkage on "
     f"1 {style.MINUS} the confusion rate."
 )
 
 
-def confusion(run: Run, predictions: Predictions) -> Figure:
-    """Draw the confusion matrix, coloured by the fraction of the true class's images."""
+def confusion(trained: Trained, predictions: Predictions) -> Figure:
+    """Draw the confusion matrix, coloured by the fraction of the true class's images.
+
+    With more than 150 classes, only the 40 with the most mistakes are drawn.
+    """
     counts = confusion_counts(predictions)
-    classes, names = len(counts), predictions.classes
-    grouped = classes > MAX_UNSORTED
-    if grouped:
-        order = cluster_order(counts)
-        counts, names = counts[np.ix_(order, order)], tuple(names[k] for k in order)
+    table = confusion_table(counts, MAX_WHOLE)
+    rows, columns = table.counts.shape
+    names = [style.short(predictions.classes[k], MAX_CHARACTERS) for k in table.columns]
+    names += [OTHERS] * table.others
     total, correct = counts.sum(), counts.trace()
-    numbered = classes <= MAX_NUMBERED
-    side = min(max(5.2, 0.25 * classes), 14.0)
-    margin = 0.06 * min(max(map(len, names)), MAX_CHARACTERS) if classes <= MAX_NAMED else 0.0
+    numbered, grouped = columns <= MAX_NUMBERED, rows > MAX_UNSORTED
+    side = min(max(5.2, 0.25 * columns), 14.0)
+    cell, margin = side / columns, 0.06 * max(map(len, names))
     figure = style.figure(
         side + margin + (2.4 if numbered else 1.3),
-        side + margin + (1.2 if grouped else 1.0),
-        f"Confusion on the test split: {run.recipe.model} on {run.recipe.data}",
+        max(cell * rows, 2.0) + margin + (1.2 if grouped else 1.0) + 0.2 * (rows < columns),
+        f"Confusion on the test split: {trained.recipe.model} on {trained.recipe.data}",
         f"{total:,} images, {correct:,} of them correct ({style.percent(correct / total)}). "
-        + ("Numbers count images; an empty cell is 0." if numbered else f"{classes:,} classes.")
+        + ("Numbers count images; an empty cell is 0." if numbered else f"{rows:,} classes.")
+        + _selection_note(table)
         + (GROUPING_NOTE if grouped else ""),
     )
     ax = figure.subplots()
     with np.errstate(invalid="ignore"):  # for a class without images
-        rates = counts / counts.sum(1, keepdims=True)
+        rates = table.counts / table.counts.sum(1, keepdims=True)
     image = ax.imshow(rates, cmap=style.SEQUENTIAL, vmin=0, vmax=1)
     bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.percent_tick, aspect=30)
     bar.set_label("share of the true class's images")
     bar.outline.set_visible(False)
-    _name_axes(ax, names, side / classes)
+    _name_axes(ax, names, rows, cell)
     if numbered:
-        _write_recall(ax, counts)
-        _write_counts(ax, counts, rates, min(9.0, 72 * 0.38 * side / classes))
+        _write_recall(ax, table.counts)
+        _write_counts(ax, table.counts, rates, min(9.0, 72 * 0.38 * cell))
     return figure
 
 
-def _name_axes(ax: Axes, names: tuple[str, ...], cell: float) -> None:
-    """Label the axes with the classes, and draw lines between cells of `cell` inches."""
-    places = range(len(names)) if len(names) <= MAX_NAMED else []
-    labels = [style.short(names[k], MAX_CHARACTERS) for k in places]
+def _selection_note(table: ConfusionTable) -> str:
+    """Say which classes are drawn, if not all are."""
+    if not table.selection:
+        return ""
+    note = f"\nRows: {table.selection}."
+    return f"{note} Last column: all other classes." if table.others else note
+
+
+def _name_axes(ax: Axes, names: Sequence[str], rows: int, cell: float) -> None:
+    """Label the axes with the classes, and draw lines between cells of `cell` inches.
+
+    The first `rows` of the names, those of the columns, are also those of the rows.
+    """
     # A character is about 0.1 inches wide.
-    upright = 0.1 * max(map(len, labels), default=0) < cell
+    upright = 0.1 * max(map(len, names), default=0) < cell
     size = min(_font_size(names), 0.75 * 72 * cell)
-    ax.set_xticks(places, labels, rotation=0 if upright else 90, fontsize=size)
-    ax.set_yticks(places, labels, fontsize=size)
+    ax.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=size)
+    ax.set_yticks(range(rows), names[:rows], fontsize=size)
     ax.set(xlabel="predicted class", ylabel="true class")
     ax.spines[:].set_visible(False)
-    if places:
-        ax.set_xticks(np.arange(0.5, len(names) - 1), minor=True)
-        ax.set_yticks(np.arange(0.5, len(names) - 1), minor=True)
-        ax.grid(which="minor", linewidth=0.5)
-        ax.tick_params(which="minor", length=0)
+    ax.set_xticks(np.arange(0.5, len(names) - 1), minor=True)
+    ax.set_yticks(np.arange(0.5, rows - 1), minor=True)
+    ax.grid(which="minor", linewidth=0.5)
+    ax.tick_params(which="minor", length=0)
 
 
 def _write_recall(ax: Axes, counts: Any) -> None:

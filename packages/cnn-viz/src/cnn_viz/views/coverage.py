@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Trained
 from cnn_viz import style
 from cnn_viz.results.metrics import risk_coverage
 
@@ -17,7 +17,7 @@ LABELLED = (0.7, 0.8, 0.9)  # coverages at which the curve is labelled with its 
 MAX_POINTS = 1000  # per curve, to keep the SVG small
 
 
-def coverage(run: Run, predictions: Predictions) -> Figure:
+def coverage(trained: Trained, predictions: Predictions) -> Figure:
     """Draw the accuracy on the most confident images against their share, the coverage."""
     confidence = predictions.logits.double().softmax(1).amax(1)
     hit = predictions.predicted == predictions.targets
@@ -28,7 +28,7 @@ def coverage(run: Run, predictions: Predictions) -> Figure:
     figure = style.figure(
         10.5,
         5.0,
-        f"Accuracy by coverage on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"Accuracy by coverage on the test split: {trained.recipe.model} on {trained.recipe.data}",
         f"{count:,} images. The network answers only for the most confident images and abstains "
         "on the rest. AURC is the area under the risk-coverage\ncurve, the mean of "
         f"1 {style.MINUS} accuracy; lower is better (Geifman et al. 2019, arXiv:1805.08206). "

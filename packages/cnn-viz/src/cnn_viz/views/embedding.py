@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.results.embeddings import Embedding, Placement, neighbour_count
@@ -26,21 +26,24 @@ ON_DARK = {style.INK: "#e8eaee", "#882255": "#a04e77", "#332288": "#b8b2d5"}
 COLOUR_MAP = "viridis"
 
 
-def embedding(run: Run, weights: Weights, embedded: Embedding) -> Figure:
+def embedding(trained: Trained, weights: Weights, embedded: Embedding) -> Figure:
     """Draw the test images as each method places them, with the quality of each plot."""
-    methods = embedded.methods_to_draw()
-    classes = weights.classes if embedded.label_name == "class" else ()
+    methods, labels = embedded.methods_to_draw(), np.asarray(embedded.labels)
+    classes: Sequence[str] = ()
+    if embedded.label_name == "class":
+        # Only classes with images get a colour: a dataset may lack most of 1,000.
+        present, labels = np.unique(labels, return_inverse=True)
+        classes = [weights.classes[k] for k in present]
     figure = style.figure(
         10.5,
         10.5 / max(len(methods), 2) + 0.9,
-        f"Embedding: {run.recipe.model} on {run.recipe.data}",
+        f"Embedding: {trained.recipe.model} on {trained.recipe.data}",
         f"{embedded.description} The axes have no units or meaning.\n"
         + _caption(neighbour_count(len(embedded.labels)), classes),
     )
     axes = figure.subplots(1, max(len(methods), 2), squeeze=False)[0]
     for ax in axes[len(methods) :]:
         ax.set_axis_off()
-    labels = np.asarray(embedded.labels)
     for ax, method in zip(axes, methods, strict=False):
         placement = embedded.placement(method)
         _points(ax, placement, labels[placement.indices], embedded.label_name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data import Batch
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, cams, cams_by_method
@@ -58,7 +58,7 @@ CAPTION = (
 )
 
 
-def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def faithfulness(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw faithfulness scores of class activation maps and of two baselines.
 
     The baselines, random numbers and image edges, ignore the network.
@@ -66,7 +66,8 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
     Raises:
         UsageError: the stage has maps of a single value.
     """
-    spec = registry.get_spec(run.recipe.model)
+    recipe = trained.recipe
+    spec = registry.get_spec(recipe.model)
     stage = spec.cam_stage
     count = min(max(PIXEL_BUDGET // batch.images[0, 0].numel(), MIN_IMAGES), MAX_IMAGES)
     images = batch.images[round_robin_by_class(batch.targets.tolist(), count)]
@@ -85,7 +86,7 @@ def faithfulness(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> 
     figure = style.figure(
         10.5,
         6.6,
-        f"Do the maps reflect the network? {run.recipe.model} on {run.recipe.data}, stage {stage}",
+        f"Do the maps reflect the network? {recipe.model} on {recipe.data}, stage {stage}",
         f"{len(images)} {CAPTION}",
     )
     *score_axes, bottom = figure.subplot_mosaic(

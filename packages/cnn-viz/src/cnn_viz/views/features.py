@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data import Batch
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, tiles
@@ -25,17 +25,17 @@ __all__ = ["features"]
 CHANNELS = 10  # drawn per stage
 
 
-def features(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def features(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw one image's feature maps at each stage; outputs without height and width are strips."""
     image = batch.images[:1]
-    stages = registry.get_spec(run.recipe.model).stages
+    stages = registry.get_spec(trained.recipe.model).stages
     outputs, logits = stage_outputs(model, image, stages)
     # A strip needs only half the height of a row of maps.
     heights = [1.0, *(1.0 if _is_spatial(output) else 0.5 for output in outputs.values())]
     figure = style.figure(
         10.5,
         1.0 + 1.0 * sum(heights),
-        f"Feature maps of one image, stage by stage: {run.recipe.model}",
+        f"Feature maps of one image, stage by stage: {trained.recipe.model}",
         f"The first {CHANNELS} channels of each stage; stages without height and width are shown "
         "as a strip of all their values.\nEvery stage has its own colour scale, symmetric around "
         "0, up to the number below its size.",

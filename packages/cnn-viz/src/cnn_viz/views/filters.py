@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnn_core.create import create_model
 from cnn_core.errors import UsageError
-from cnn_core.training import Run
+from cnn_core.training import Run, Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import tiles
@@ -21,13 +21,13 @@ MAX_KERNELS = 64
 COLUMNS = 8
 
 
-def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
+def filters(trained: Trained, weights: Weights, model: nn.Module) -> Figure:
     """Draw the kernels of the first convolution, in colour if it has three input channels.
 
     The initial kernels are drawn beside them, on the same scale, if they can be reproduced.
     """
     name, weight = _first_convolution(model)
-    initial, note = _initial_weights(run, weights, name, weight)
+    initial, note = _initial_weights(trained, weights, name, weight)
     versions = [weight] if initial is None else [initial, weight]
     count, channels, height, width = weight.shape
     limit = max(float(version.abs().max()) for version in versions) or 1.0
@@ -47,7 +47,7 @@ def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
     figure = style.figure(
         max(side * columns * len(versions) + (0.3 if coloured else 1.3), 6.5),
         side * rows + 1.5,
-        f"Filters of {name}: {run.recipe.model} on {run.recipe.data}",
+        f"Filters of {name}: {_title(trained, weights)}",
         caption,
     )
     axes = figure.subplots(1, len(versions), squeeze=False)[0]
@@ -63,6 +63,11 @@ def filters(run: Run, weights: Weights, model: nn.Module) -> Figure:
         bar.set_label("weight")
         bar.outline.set_visible(False)
     return figure
+
+
+def _title(trained: Trained, weights: Weights) -> str:
+    """Name the network and, for a run, its training data. The kernels depend on no other data."""
+    return f"{weights.model} on {trained.run.recipe.data}" if trained.is_run else weights.model
 
 
 def initial_model(run: Run, weights: Weights) -> nn.Module:
@@ -92,18 +97,20 @@ def initial_model(run: Run, weights: Weights) -> nn.Module:
 
 
 def _initial_weights(
-    run: Run, weights: Weights, name: str, trained: Tensor
+    trained: Trained, weights: Weights, name: str, final: Tensor
 ) -> tuple[Tensor | None, str]:
     """Return the first convolution's initial weights, or None, and a note for the caption."""
+    if not trained.is_run:
+        return None, "Weights without a run: the initial kernels are not known."
     try:
-        initial_name, weight = _first_convolution(initial_model(run, weights))
+        initial_name, weight = _first_convolution(initial_model(trained.run, weights))
     except UsageError as error:
         return None, f"The initial kernels are not shown:\n{error.message}."
-    if (initial_name, weight.shape) != (name, trained.shape):
+    if (initial_name, weight.shape) != (name, final.shape):
         return None, "The initial kernels are not shown:\nthe recipe builds a different network."
-    change = float((trained - weight).norm() / weight.norm())
+    change, seed = float((final - weight).norm() / weight.norm()), trained.run.recipe.seed
     return weight, (
-        f"Left: before training, rebuilt from seed {run.recipe.seed}.\nBoth share one scale; "
+        f"Left: before training, rebuilt from seed {seed}.\nBoth share one scale; "
         f"training changed the weights by {style.percent(change)} of their initial norm."
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import Cam, grad_cam
@@ -30,9 +30,9 @@ GAP, BETWEEN = 0.04, 0.2  # relative to the height of an image
 LABEL_ROOM = 0.24  # inches above each pair
 
 
-def gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def gradcam(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw images beside their Grad-CAM for the predicted class."""
-    stage = registry.get_spec(run.recipe.model).cam_stage
+    stage = registry.get_spec(trained.recipe.model).cam_stage
     # Take classes in turn: twelve images of one class would show little.
     indices = round_robin_by_class(batch.targets.tolist(), IMAGES)
     cam = grad_cam(model, batch.images[indices], stage)
@@ -44,7 +44,7 @@ def gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figur
     figure = style.figure(
         10.5,
         0.95 + rows * (unit * (1 + GAP) + LABEL_ROOM),
-        f"Grad-CAM at stage {stage}: {run.recipe.model} on {run.recipe.data}",
+        f"Grad-CAM at stage {stage}: {trained.recipe.model} on {trained.recipe.data}",
         f"{len(indices)} images of the test split, as the network sees them, with the predicted "
         f"class.\nEach map has {height} x {width} values, aligned with the centres of their "
         "receptive fields and interpolated bilinearly. Brightness is relative to its own maximum.",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_viz import style
 from cnn_viz.results.segmentations import SegmentationResults
 from cnn_viz.views.masks import require_scores
@@ -20,13 +20,13 @@ NAMES = {"miou": "mIoU", "dice": "Dice", "boundary_f1": "Boundary F1, 2 pixels"}
 MIN_HISTOGRAM = 12  # images; with fewer, draw a point for each
 
 
-def image_scores(run: Run, segmented: SegmentationResults) -> Figure:
+def image_scores(trained: Trained, segmented: SegmentationResults) -> Figure:
     """Draw the distribution of mIoU, Dice and boundary F1 over the test images."""
-    scores = require_scores(run, segmented)
+    scores = require_scores(trained, segmented)
     figure = style.figure(
         10.5,
         3.2,
-        f"Scores of each image: {run.recipe.model} on {run.recipe.data}",
+        f"Scores of each image: {trained.recipe.model} on {trained.recipe.data}",
         f"{len(scores):,} images of the test split. mIoU and Dice are means over the classes in "
         "the image or its prediction. Boundary F1, with a tolerance of 2 pixels, "
         "is the mean\nover the foreground classes. The dotted line is the median.",

@@ -12,7 +12,7 @@ from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import seg_grad_cam
@@ -29,13 +29,13 @@ MAX_PAIRS, CLASSES_PER_IMAGE = 32, 3  # a pair is an image and a class
 PIXEL_BUDGET = 2**21  # over all pairs: this view is slow
 
 
-def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def maps_in_masks(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how well class activation maps match the target masks, beside two baselines.
 
     Raises:
         UsageError: no foreground class is predicted in an image that contains it.
     """
-    spec = registry.get_spec(run.recipe.model)
+    spec = registry.get_spec(trained.recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     stride_of = strides(weights)
     with inspection_mode(model, batch.images):
@@ -50,7 +50,7 @@ def maps_in_masks(run: Run, weights: Weights, model: nn.Module, batch: Batch) ->
     figure = style.figure(
         10.5,
         5.8,
-        f"Do the maps match the masks? {run.recipe.model} on {run.recipe.data}",
+        f"Do the maps match the masks? {trained.recipe.model} on {trained.recipe.data}",
         _caption(len(rows), mask_share) + tile_note(weights),
     )
     axes = figure.subplots(2, 2, sharex="col")

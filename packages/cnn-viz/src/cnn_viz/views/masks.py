@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
 from cnn_core.errors import UsageError
-from cnn_core.training import Run, SegmentationOutput
+from cnn_core.training import SegmentationOutput, Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height, tiles
@@ -55,9 +55,9 @@ LEGEND_HEIGHT = 0.32  # inches
 COLOUR_MAPS = ("cividis", style.HEAT)  # of probability and entropy
 
 
-def masks(run: Run, segmented: SegmentationResults) -> Figure:
+def masks(trained: Trained, segmented: SegmentationResults) -> Figure:
     """Draw targets and predictions for the images with the best, median and worst mIoU."""
-    ranked = require_scores(run, segmented)
+    ranked = require_scores(trained, segmented)
     chosen = _groups(ranked)
     outputs = segmented.pick(int(scores["index"]) for group in chosen for scores in group)
     unit = tile_height(4.95, 4, outputs[0].target.shape, gap=GAP)
@@ -65,7 +65,7 @@ def masks(run: Run, segmented: SegmentationResults) -> Figure:
     figure = style.figure(
         10.5,
         1.35 + LEGEND_HEIGHT + len(chosen) * row_height,
-        f"Masks: {run.recipe.model} on {run.recipe.data}",
+        f"Masks: {trained.recipe.model} on {trained.recipe.data}",
         f"The images with the best, median and worst mIoU of {len(ranked):,} images of the test "
         "split; the mean is over the classes present in an image or its prediction.\n"
         "Ignored pixels are striped.",
@@ -87,10 +87,10 @@ def masks(run: Run, segmented: SegmentationResults) -> Figure:
     return figure
 
 
-def probability(run: Run, segmented: SegmentationResults) -> Figure:
+def probability(trained: Trained, segmented: SegmentationResults) -> Figure:
     """Draw each pixel's predicted probability and the entropy of its class probabilities."""
     binary = len(segmented.classes) == 2
-    chosen = spread_by_miou(require_scores(run, segmented), 6)[::-1]
+    chosen = spread_by_miou(require_scores(trained, segmented), 6)[::-1]
     outputs = segmented.pick(int(scores["index"]) for scores in chosen)
     unit = tile_height(4.6, 3, outputs[0].target.shape, gap=GAP)
     rows = -(-len(outputs) // 2)
@@ -100,7 +100,7 @@ def probability(run: Run, segmented: SegmentationResults) -> Figure:
     figure = style.figure(
         10.5,
         1.15 + rows * (unit + LABEL_ROOM + 0.42),
-        f"Probabilities: {run.recipe.model} on {run.recipe.data}",
+        f"Probabilities: {trained.recipe.model} on {trained.recipe.data}",
         f"Images of the test split, evenly spaced from the highest mIoU to the lowest: the "
         f"{quantity}, and the entropy of each pixel's class probabilities.",
     )
@@ -144,14 +144,14 @@ def outcomes(predicted: Tensor, target: Tensor) -> Tensor:
     return outcome
 
 
-def require_scores(run: Run, segmented: SegmentationResults) -> list[dict[str, float]]:
+def require_scores(trained: Trained, segmented: SegmentationResults) -> list[dict[str, float]]:
     """Return the scores of each image.
 
     Raises:
         UsageError: all pixels of the test split are ignored.
     """
     if not segmented.scores:
-        raise UsageError(f"{run.path}: all pixels of the test split are ignored")
+        raise UsageError(f"{trained.path}: all pixels of the test split are ignored")
     return segmented.scores
 
 

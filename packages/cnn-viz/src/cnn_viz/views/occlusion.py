@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cnn_core.data import Batch
 from cnn_core.tasks.segmentation import predicted_classes, two_class_logits
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.saliency import score_drops
@@ -28,7 +28,7 @@ PIXEL_BUDGET = 2**23  # pixels that the network processes for one figure
 MAX_PATCHES, MIN_PATCHES = 8, 3  # along the shorter side of an image
 
 
-def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def occlusion(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw how much a class's probability in its predicted pixels drops if a patch is occluded."""
     patches, count = _plan(batch.images)
     images = batch.images[:count]
@@ -42,7 +42,7 @@ def occlusion(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Fig
     figure = style.figure(
         10.5,
         1.3 + rows * (unit + LABEL_ROOM + 0.42),
-        f"Occlusion: {run.recipe.model} on {run.recipe.data}",
+        f"Occlusion: {trained.recipe.model} on {trained.recipe.data}",
         f"The drop of a class's mean probability, over the pixels predicted as that class, when a "
         f"patch of {patch} x {patch} pixels is set to the mean colour (Zeiler and Fergus 2014).\n"
         f"Patches begin every {max(patch // 2, 1)} pixels; a pixel's value is the mean over all "

@@ -20,7 +20,7 @@ from cnn_core.tasks.curves import (
     reliability,
     roc,
 )
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_viz import style
 from cnn_viz.results.segmentations import SegmentationResults
 from cnn_viz.views.masks import require_scores
@@ -31,22 +31,22 @@ UNIT = (-0.02, 1.02)  # axis limits of a fraction
 LEGEND_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
 
 
-def pixel_curves(run: Run, segmented: SegmentationResults) -> Figure:
+def pixel_curves(trained: Trained, segmented: SegmentationResults) -> Figure:
     """Draw one-vs-rest precision-recall and ROC curves of pixels, by class.
 
     Raises:
         UsageError: the test split has pixels of one class only, or only ignored ones.
     """
-    require_scores(run, segmented)
+    require_scores(trained, segmented)
     sums = segmented.metrics.curves.cpu()
     drawn = _classes_to_draw(sums)
     if not drawn:
-        raise UsageError(f"{run.path}: the test split has pixels of one class only")
+        raise UsageError(f"{trained.path}: the test split has pixels of one class only")
     selection = _selection_note(len(segmented.classes), len(drawn))
     figure = style.figure(
         10.5,
         5.0 + 0.2 * -(-len(drawn) // 2),
-        f"Ranking of pixels: {run.recipe.model} on {run.recipe.data}",
+        f"Ranking of pixels: {trained.recipe.model} on {trained.recipe.data}",
         f"{_pixels(int(sums[0].sum()))} of the test split, each class against all others, at "
         f"every threshold of its probability.{selection}\nDotted: a random ranking; its "
         "precision is the class's share of all pixels.",
@@ -76,16 +76,16 @@ def pixel_curves(run: Run, segmented: SegmentationResults) -> Figure:
     return figure
 
 
-def pixel_calibration(run: Run, segmented: SegmentationResults) -> Figure:
+def pixel_calibration(trained: Trained, segmented: SegmentationResults) -> Figure:
     """Draw a reliability diagram of pixels, and the distribution of their confidence."""
-    require_scores(run, segmented)
+    require_scores(trained, segmented)
     sums = segmented.metrics.calibration.cpu()
     confidence, accuracy, share = (np.asarray(x) for x in reliability(sums))
     error = float((share * np.abs(accuracy - confidence)).sum())
     figure = style.figure(
         10.5,
         4.7,
-        f"Calibration of pixels: {run.recipe.model} on {run.recipe.data}",
+        f"Calibration of pixels: {trained.recipe.model} on {trained.recipe.data}",
         f"{_pixels(int(sums[:, 0].sum()))} of the test split in {CONFIDENCE_BINS} bins of "
         "confidence (the highest probability). ECE is the mean gap, weighted by pixels (Guo et "
         "al. 2017).\n"

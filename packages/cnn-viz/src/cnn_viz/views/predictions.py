@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Trained
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import as_image, tile_height, tiles
 from cnn_viz.results.inputs import round_robin_by_class
@@ -20,7 +20,7 @@ GAP = 0.16  # relative to the height of an image
 LABEL_ROOM = 0.42  # inches above each image
 
 
-def predictions(run: Run, predictions: Predictions) -> Figure:
+def predictions(trained: Trained, predictions: Predictions) -> Figure:
     """Draw correct predictions, the least confident of them, and the most confident mistakes."""
     confidence = predictions.probabilities.amax(1)
     hit = predictions.predicted == predictions.targets
@@ -52,7 +52,7 @@ def predictions(run: Run, predictions: Predictions) -> Figure:
     figure = style.figure(
         10.5,
         0.9 + sum(heights),
-        f"Predictions on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"Predictions on the test split: {trained.recipe.model} on {trained.recipe.data}",
         f"{len(hit):,} images. Percentages are the probability of the predicted class.",
     )
     axes = figure.subplots(len(kinds), 1, height_ratios=heights)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cnn_core.errors import UsageError
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Trained
 from cnn_viz import style
 from cnn_viz.results.metrics import (
     CURVE_POINTS,
@@ -28,7 +28,7 @@ UNIT = (-0.02, 1.02)  # axis limits of a fraction
 STEPPED: dict[str, Any] = {"drawstyle": "steps-pre"}  # AP is the area under the steps
 
 
-def rankings(run: Run, predictions: Predictions) -> Figure:
+def rankings(trained: Trained, predictions: Predictions) -> Figure:
     """Draw one-vs-rest precision-recall and ROC curves of up to 40 classes, and their means.
 
     Raises:
@@ -37,13 +37,13 @@ def rankings(run: Run, predictions: Predictions) -> Figure:
     scores, probabilities = one_vs_rest(predictions), predictions.logits.double().softmax(1)
     defined = [k for k, score in enumerate(scores) if not np.isnan(score.auc)]
     if not defined:
-        raise UsageError(f"{run.path}: the test split has images of one class only")
+        raise UsageError(f"{trained.path}: the test split has images of one class only")
     worst = sorted(defined, key=lambda k: scores[k].ap)
     coloured, others = worst[:MAX_COLOURED], worst[MAX_COLOURED:MAX_CURVES]
     figure = style.figure(
         10.5,
         6.8,
-        f"Ranking of images on the test split: {run.recipe.model} on {run.recipe.data}",
+        f"Ranking of images on the test split: {trained.recipe.model} on {trained.recipe.data}",
         f"{len(predictions.targets):,} images, each class against all others, at every threshold "
         f"of its probability. {_selection(len(coloured), len(others), len(defined))}\n"
         f"The mean is over the {len(defined)} classes with images, at {CURVE_POINTS} evenly "

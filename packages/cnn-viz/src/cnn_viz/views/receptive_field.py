@@ -10,7 +10,7 @@ from torch import nn
 
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image
@@ -23,7 +23,7 @@ MAX_STAGES = 6
 PIXEL_BUDGET = 2**18  # over all images that the gradient is averaged over
 
 
-def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def receptive_field(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw the theoretical and effective receptive fields at the centre of up to six stages.
 
     Raises:
@@ -32,7 +32,7 @@ def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) 
     maps = {stage.name: stage for stage in trace_stages(weights).stages if len(stage.output) == 3}
     if not maps:
         raise UsageError(
-            f"{run.recipe.model} declares no stages with feature maps: nothing to draw"
+            f"{trained.recipe.model} declares no stages with feature maps: nothing to draw"
         )
     names = pick_evenly(list(maps), MAX_STAGES)
     count = max(PIXEL_BUDGET // batch.images[0, 0].numel(), 1)
@@ -44,7 +44,7 @@ def receptive_field(run: Run, weights: Weights, model: nn.Module, batch: Batch) 
     figure = style.figure(
         10.5,
         1.75 + 2 * 10.1 / max(len(names), 4) * min(height / width, 1.5),
-        f"Receptive fields of {run.recipe.model}, trained on {run.recipe.data}",
+        f"Receptive fields: {trained.recipe.model} on {trained.recipe.data}",
         f"Receptive fields of the middle position of each stage's maps, for images of {height} x "
         f"{width}. Frame: the theoretical field, from kernel sizes and strides, cropped to the "
         "image.\n"

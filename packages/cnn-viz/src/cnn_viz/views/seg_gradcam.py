@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.tasks.segmentation import two_class_logits
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import seg_grad_cam
@@ -25,9 +25,10 @@ __all__ = ["seg_gradcam"]
 IMAGES, CLASSES_PER_IMAGE = 3, 2
 
 
-def seg_gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def seg_gradcam(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw Seg-Grad-CAM for the largest predicted classes at an early and a late stage."""
-    spec = registry.get_spec(run.recipe.model)
+    recipe = trained.recipe
+    spec = registry.get_spec(recipe.model)
     stages = (spec.cam_stage, spec.stages[-2])
     with torch.no_grad():
         predicted = two_class_logits(model(batch.images[:IMAGES]).float()).argmax(1)
@@ -42,7 +43,7 @@ def seg_gradcam(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
     figure = style.figure(
         10.5,
         1.2 + rows * (unit + LABEL_ROOM + 0.42),
-        f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {run.recipe.model} on {run.recipe.data}",
+        f"Seg-Grad-CAM at {stages[0]} and {stages[1]}: {recipe.model} on {recipe.data}",
         "The evidence for a class: the maps explain the sum of its logits over the pixels "
         "predicted as that class (Vinogradova et al. 2020).\nBrightness is relative to "
         "each map's own maximum; each value is aligned with the centre of its receptive "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
 from cnn_core.tasks.segmentation import center_crop
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
@@ -27,7 +27,7 @@ PIXEL_BUDGET = 2**19  # over all images, each of which is run `PASSES` times
 ERROR_COLOUR = "#009e73"
 
 
-def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
+def uncertainty(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
     """Draw the uncertainty of each pixel, by Monte Carlo dropout, beside the errors."""
     count = min(max(PIXEL_BUDGET // batch.images[0, 0].numel(), 1), MAX_IMAGES, len(batch.images))
     images = batch.images[:count]
@@ -46,7 +46,7 @@ def uncertainty(run: Run, weights: Weights, model: nn.Module, batch: Batch) -> F
     figure = style.figure(
         10.5,
         1.45 + rows * (unit + LABEL_ROOM + 0.42),
-        f"Uncertainty by dropout: {run.recipe.model} on {run.recipe.data}",
+        f"Uncertainty by dropout: {trained.recipe.model} on {trained.recipe.data}",
         f"{PASSES} passes with dropout active (Gal and Ghahramani 2016). The entropy is "
         "that of the mean prediction. The mutual information of prediction and\nweights is the "
         "part due to disagreement between passes, which more data could reduce. "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.errors import UsageError
-from cnn_core.training import Run
+from cnn_core.training import Trained
 from cnn_viz import style
 
 __all__ = ["ValueHistogram", "value_histograms", "weights"]
@@ -42,16 +42,18 @@ class ValueHistogram:
     dead: int = 0
 
 
-def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
+def weights(trained: Trained, model: nn.Module, batch: Batch) -> Figure:
     """Draw histograms of each stage's weights and outputs on a batch, and count dead units.
 
     Raises:
         UsageError: the network uses none of its stages.
     """
-    histograms = value_histograms(model, batch.images, registry.get_spec(run.recipe.model).stages)
+    histograms = value_histograms(
+        model, batch.images, registry.get_spec(trained.recipe.model).stages
+    )
     if not histograms:
         raise UsageError(
-            f"{run.recipe.model} declares no stages that its network uses: nothing to draw"
+            f"{trained.recipe.model} declares no stages that its network uses: nothing to draw"
         )
     dead, units = (
         sum(getattr(output, key) for _, output in histograms.values()) for key in ("dead", "units")
@@ -59,7 +61,7 @@ def weights(run: Run, model: nn.Module, batch: Batch) -> Figure:
     figure = style.figure(
         10.5,
         1.2 + 1.15 * len(histograms),
-        f"Weights and activations of {run.recipe.model}, trained on {run.recipe.data}",
+        f"Weights and activations: {trained.recipe.model} on {trained.recipe.data}",
         f"Left: weights of convolutions and linear layers; right: outputs of each stage for "
         f"{len(batch.images)} images of the test split. Each histogram has its own scale;\nsd: "
         f"standard deviation. A unit (a channel of a stage) is dead if it is 0 everywhere on "

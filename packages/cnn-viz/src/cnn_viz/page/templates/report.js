@@ -28,7 +28,7 @@
       at.setAttribute("d", `M${x} 8V190`);
       const line = epochs[place];
       const shown = (key, value) => /\/(top|miou)/.test(key) ? `${(100 * value).toFixed(2)} %` : +value.toPrecision(4);
-      output.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => line[key] !== undefined)
+      output.textContent = `epoch ${line.epoch}: ` + Object.entries(keys).filter(([, key]) => key in line)
         .map(([name, key]) => `${name} ${shown(key, line[key])}`).join(", ");
     });
     on(chart, "pointerleave", () => {
@@ -44,10 +44,10 @@
       const column = head.cellIndex, down = head.getAttribute("aria-sort") !== "descending";
       const value = row => {
         const text = row.cells[column].textContent.trim(), number = parseFloat(text.replace(/[,>]/g, ""));
-        return column ? (Number.isNaN(number) ? -Infinity : number) : text;
+        return column ? isNaN(number) ? -Infinity : number : text;
       };
-      const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
-      body.append(...[...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b))));
+      const order = (a, b) => (down ? -1 : 1) * ((value(a) > value(b)) - (value(a) < value(b)));
+      body.append(...[...body.rows].sort(order));
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
     });
@@ -58,11 +58,7 @@
   const { classes, columns, tile: [tall, wide] } = data, long = Math.max(tall, wide);
   const targets = u16(data.targets), predicted = u16(data.predicted);
   const confidence = bytes(data.confidence), number = index => (data.indices[index] ?? index) + 1;
-  const loadImage = text => {
-    const image = new Image();
-    image.src = URL.createObjectURL(new Blob([bytes(text)], { type: "image/webp" }));
-    return image.decode().then(() => image);
-  };
+  const loadImage = text => createImageBitmap(new Blob([bytes(text)], { type: "image/webp" }));
   const sheet = loadImage(data.sheet);
 
   // Thumbnails are tiles of the sprite sheet.
@@ -75,17 +71,16 @@
     sheet.then(image => draw(image, canvas.getContext("2d"), index, 0, 0, long));
     return canvas;
   };
-  const describe = index => {
-    const name = classes[predicted[index]], p = percent(confidence[index] / 255);
-    return targets[index] === predicted[index] ? `${name} ${p}` : `${name} ${p}, true: ${classes[targets[index]]}`;
-  };
+  const isWrong = index => targets[index] !== predicted[index];
+  const describe = index => `${classes[predicted[index]]} ${percent(confidence[index] / 255)}` +
+    (isWrong(index) ? `, true: ${classes[targets[index]]}` : "");
   const MAX_TILES = 120; // in a grid
   const grid = (selector, title, indices) => {
-    const panel = one(selector), list = make("div", "", "grid");
-    panel.replaceChildren(make("p", `${title}: ${indices.length} image${indices.length === 1 ? "" : "s"}` +
-      (indices.length > MAX_TILES ? `, ${MAX_TILES} of them shown` : ""), "note"), list);
+    const list = make("div", "", "grid"), count = indices.length;
+    one(selector).replaceChildren(make("p", `${title}: ${count} image${count - 1 ? "s" : ""}` +
+      (count > MAX_TILES ? `, ${MAX_TILES} of them shown` : ""), "note"), list);
     for (const index of indices.slice(0, MAX_TILES)) {
-      const cell = make("figure", "", targets[index] === predicted[index] ? "" : "wrong");
+      const cell = make("figure", "", isWrong(index) ? "wrong" : "");
       cell.append(thumbnail(index), make("figcaption", describe(index)));
       cell.title = `image ${number(index)}: ${describe(index)}`;
       list.append(cell);
@@ -117,14 +112,14 @@
   };
   const gallery = data.cams && one("#cams");
   if (gallery) {
-    const { size: [height, width], items, maps, shapes, boxes, offered } = data.cams;
+    const { size: [height, width], lists, maps, shapes, boxes, offered } = data.cams;
     const images = loadImage(data.cams.sheet), control = name => one(`[name=${name}]`).value;
     const show = async () => {
       const image = await images, opacity = control("opacity") / 100, stage = control("stage");
       const [h, w] = shapes[stage], values = bytes(maps[control("method")][stage]);
       for (const canvas of all("canvas", gallery)) {
         const k = +canvas.dataset.image, classOf = canvas.dataset.of ?? control("class");
-        const row = offered.indexOf(+(items[k][classOf] ?? classOf)) * items.length + k;
+        const row = (lists[k][classOf] ?? offered.indexOf(+classOf)) * lists.length + k;
         const heat = make("canvas"), pixels = new ImageData(w, h);
         let highest = 0;
         for (let i = 0; i < h * w; i++) {
@@ -165,7 +160,7 @@
   const COLOURS = { // the groups, an image's group, the hidden groups
     class: [byClass, i => targets[i], new Set()],
     prediction: [byClass, i => predicted[i], new Set()],
-    correctness: [[["correct", colours[0]], ["wrong", colours[1]]], i => +(targets[i] !== predicted[i]), new Set()],
+    correctness: [[["correct", colours[0]], ["wrong", colours[1]]], i => +isWrong(i), new Set()],
     confidence: [[0, ...LIMITS].map((p, k) => [`from ${percent(p)}`, colours[[4, 1, 3, 0, 2][k]]]),
       i => LIMITS.filter(p => confidence[i] / 255 >= p).length, new Set()],
   };
@@ -189,7 +184,7 @@
       visible++;
     }
     const tiled = sprites && view.k > 1.5 && visible <= 400;
-    const dot = clamp(2, 60 / Math.sqrt(placed.length) * Math.sqrt(view.k) + 1.5, 7);
+    const dot = clamp(2, 60 * Math.sqrt(view.k / placed.length) + 1.5, 7);
     byGroup.forEach((members, g) => {
       context.fillStyle = groups[g][1][+dark.matches];
       for (const j of members) {
@@ -200,8 +195,11 @@
     });
   };
   const legend = () => {
-    one(".legend").replaceChildren(...groups.map(([name, colours], g) => {
-      const button = make("button", name), swatch = make("i");
+    const members = groups.map(() => 0);
+    for (const i of placed) members[groupOf(i)]++;
+    const named = [...groups.keys()].sort((a, b) => members[b] - members[a]).slice(0, 40).filter(g => members[g]).sort((a, b) => a - b);
+    one(".legend").replaceChildren(...named.map(g => {
+      const [name, colours] = groups[g], button = make("button", name), swatch = make("i");
       const press = () => button.ariaPressed = String(!hidden.has(g));
       swatch.style.background = colours[+dark.matches];
       button.prepend(swatch);
@@ -212,7 +210,7 @@
         paint();
       });
       return button;
-    }));
+    }), groups.length > 40 ? `${named.length} of ${groups.length} groups` : "");
   };
   const choose = () => {
     const method = data.embedding.methods[one("[name=embedding]").value];
@@ -224,7 +222,7 @@
     paint();
   };
   const nearest = (x, y) => {
-    let best = -1, least = 15 ** 2;
+    let best = -1, least = 225;
     for (let j = 0; j < placed.length; j++) {
       const d = (X(j) - x) ** 2 + (Y(j) - y) ** 2;
       if (d < least && isVisible(j)) [best, least] = [j, d];
@@ -236,7 +234,7 @@
     marks.clearRect(0, 0, size, size);
     tip.hidden = j < 0;
     if (j < 0) return;
-    for (const n of around(placed[j]).map(index => at.get(index)).filter(n => n !== undefined)) {
+    for (const n of around(placed[j]).map(index => at.get(index)).filter(n => n >= 0)) {
       marks.beginPath();
       marks.moveTo(X(j), Y(j));
       marks.lineTo(X(n), Y(n));
@@ -255,14 +253,12 @@
     const [x2, y2] = lasso[(k + 1) % lasso.length];
     return (y1 > y) !== (y2 > y) && x < (x2 - x1) * (y - y1) / (y2 - y1) + x1 ? !odd : odd;
   }, false);
-  on(above, "pointerdown", event => {
-    const { offsetX: x, offsetY: y } = event;
-    above.setPointerCapture(event.pointerId);
+  on(above, "pointerdown", ({ offsetX: x, offsetY: y, pointerId }) => {
+    above.setPointerCapture(pointerId);
     drag = { x, y, moved: false };
     lasso = one("[name=lasso]").checked ? [[x, y]] : undefined;
   });
-  on(above, "pointermove", event => {
-    const { offsetX: x, offsetY: y } = event;
+  on(above, "pointermove", ({ offsetX: x, offsetY: y }) => {
     if (!drag) return hover(nearest(x, y));
     drag.moved ||= Math.hypot(x - drag.x, y - drag.y) > 4;
     if (lasso) {
@@ -276,8 +272,7 @@
       paint();
     }
   });
-  on(above, "pointerup", event => {
-    const { offsetX: x, offsetY: y } = event;
+  on(above, "pointerup", ({ offsetX: x, offsetY: y }) => {
     if (lasso && drag?.moved) {
       const chosen = [...placed.keys()].filter(j => isVisible(j) && inside(X(j), Y(j)));
       grid("#picked", "Inside the lasso", chosen.map(j => placed[j]));
@@ -294,13 +289,13 @@
     zoom(Math.exp(-event.deltaY / 600), event.offsetX, event.offsetY);
   }, { passive: false });
   on(above, "keydown", event => {
-    const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
-    const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5 }[event.key];
-    if (!step && !factor) return;
-    view.x += step?.[0] ?? 0;
-    view.y += step?.[1] ?? 0;
+    const [x, y] = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key] ?? [0, 0];
+    const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5 }[event.key] ?? 1;
+    if (!x && !y && factor === 1) return;
+    view.x += x;
+    view.y += y;
     event.preventDefault();
-    zoom(factor ?? 1);
+    zoom(factor);
   });
   for (const [name, factor] of [["closer", 1.5], ["farther", 1 / 1.5], ["whole", 0]]) {
     on(one(`[name=${name}]`), "click", () => zoom(factor));

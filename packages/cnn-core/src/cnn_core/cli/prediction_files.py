@@ -1,0 +1,298 @@
+"""CSV and JSON Lines files of predictions, written batch by batch, that survive a kill.
+
+A batch is one write of whole lines. A killed process leaves at most one incomplete line, which is
+removed when the file is continued. The last batch in the file is then predicted again: batches are
+the same as without the kill, so the file is the same to the byte, and rows of another network are
+noticed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from cnn_core.errors import CorruptError, UsageError
+from cnn_core.text import printable
+
+if TYPE_CHECKING:
+    from cnn_core.training.prediction import Prediction
+
+__all__ = ["STDOUT", "CsvRows", "JsonRows", "PredictionFile", "continue_files"]
+
+STDOUT = Path("-")
+TOLERANCE = 0.01  # of a probability, if the same images are predicted again, on any device
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a file: the image, its most likely class with the probability, and the bytes."""
+
+    image: str
+    best: str
+    probability: float
+    content: bytes
+
+
+class Rows(Protocol):
+    """A file format. `header` is the first line, or empty."""
+
+    header: bytes
+
+    def encode(self, prediction: Prediction) -> Row:
+        """Return the row of a prediction."""
+
+    def decode(self, content: bytes) -> Row:
+        """Return the row of a complete line; raise ValueError if it has another format."""
+
+    def is_complete(self, line: bytes) -> bool:
+        """Return whether a line that ends in a newline is a whole row."""
+
+
+class CsvRows:
+    """CSV: image, class_1, probability_1, class_2, …; one row per image (RFC 4180, but with LF).
+
+    Bytes of file names that are not UTF-8 are escaped as \\\\udcXX, for readers that expect UTF-8.
+    """
+
+    def __init__(self, top_k: int) -> None:
+        ranks = range(1, top_k + 1)
+        columns = [f"{name}_{rank}" for rank in ranks for name in ("class", "probability")]
+        self.header: bytes = _csv_line(["image", *columns])
+
+    def encode(self, prediction: Prediction) -> Row:
+        image, cells = _text(str(prediction.path)), []
+        for name, value in zip(prediction.classes, prediction.probabilities, strict=True):
+            cells += [_text(name), f"{value:.6g}"]
+        return Row(image, cells[0], float(cells[1]), _csv_line([image, *cells]))
+
+    def decode(self, content: bytes) -> Row:
+        (cells,) = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+        if len(cells) != self.header.count(b",") + 1:
+            raise ValueError
+        return Row(cells[0], cells[1], float(cells[2]), content)
+
+    def is_complete(self, line: bytes) -> bool:
+        return line.count(b'"') % 2 == 0  # otherwise the newline is part of a name
+
+
+class JsonRows:
+    """JSON Lines: {"path": …, "classes": […], "probabilities": […]}, one object per image."""
+
+    header: bytes = b""
+
+    def encode(self, prediction: Prediction) -> Row:
+        path, classes = str(prediction.path), prediction.classes
+        found = {"path": path, "classes": classes, "probabilities": prediction.probabilities}
+        content = json.dumps(found).encode() + b"\n"
+        return Row(_text(path), _text(classes[0]), prediction.probabilities[0], content)
+
+    def decode(self, content: bytes) -> Row:
+        try:
+            found = json.loads(content)
+            path, best = found["path"], found["classes"][0]
+            return Row(_text(path), _text(best), float(found["probabilities"][0]), content)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError from error
+
+    def is_complete(self, line: bytes) -> bool:
+        return True  # JSON escapes the newlines of names
+
+
+def _csv_line(cells: Sequence[str]) -> bytes:
+    buffer = io.StringIO(newline="")
+    # With its default line ending, the writer also quotes carriage returns.
+    csv.writer(buffer).writerow(cells)
+    return buffer.getvalue().removesuffix("\r\n").encode() + b"\n"
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+class PredictionFile:
+    """A file of predictions, or stdout, that is written batch by batch; a context manager.
+
+    `continue_files` sets `kept`, the rows to keep of an existing file, and `again`, those after
+    them, whose images are predicted again. They are replaced with the first batch.
+
+    Raises:
+        UsageError: on `add`, if the existing rows were written by another network.
+    """
+
+    def __init__(self, path: Path, rows: Rows, batch_size: int) -> None:
+        self.path: Path = path
+        self.rows: Rows = rows
+        self.batch_size: int = batch_size
+        self.kept: Sequence[Row] = ()
+        self.again: Sequence[Row] = ()
+        self._pending: list[bytes] = []
+
+    def __enter__(self) -> PredictionFile:
+        self._expected = {row.image: row for row in self.again}
+        if self.path == STDOUT:
+            # Bytes, because a text stream may have another encoding or other line endings.
+            sys.stdout.flush()
+            self._file: IO[bytes] = sys.stdout.buffer
+            self._file.write(self.rows.header)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            # Unbuffered, so that a batch is a single write.
+            self._file = self.path.open("r+b", buffering=0)
+            self._truncate(self.kept, self.again)
+        return self
+
+    def add(self, prediction: Prediction) -> None:
+        """Add a prediction; write the batch when it is full."""
+        row = self.rows.encode(prediction)
+        if (before := self._expected.pop(row.image, None)) is not None:
+            _require_same(self.path, before, row)
+        self._pending.append(row.content)
+        if len(self._pending) == self.batch_size:
+            self._write_batch()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            # After an error the batch is incomplete: it will be predicted again.
+            if error is None and self._pending:
+                self._write_batch()
+        finally:
+            if self.path != STDOUT:
+                self._file.close()
+
+    def _write_batch(self) -> None:
+        if self.again:
+            self._truncate(self.kept)
+            self.again = ()
+        content, self._pending = b"".join(self._pending), []
+        if self.path == STDOUT:
+            self._file.write(content)
+            self._file.flush()
+        else:
+            self._append(content)
+
+    def _truncate(self, *parts: Sequence[Row]) -> None:
+        """Leave only the header and these rows in the file."""
+        header = self.rows.header
+        if self._file.seek(0, io.SEEK_END) < len(header):  # new, or killed at the first write
+            self._file.truncate(0)
+            self._append(header)
+        size = len(header) + sum(len(row.content) for rows in parts for row in rows)
+        self._file.truncate(size)
+
+    def _append(self, content: bytes) -> None:
+        """Write all of the content or, after Ctrl-C or on a full disk, nothing."""
+        start, remaining = self._file.seek(0, io.SEEK_END), memoryview(content)
+        try:
+            while remaining:  # a raw file may write a part only
+                remaining = remaining[self._file.write(remaining) :]
+        except BaseException:
+            self._file.truncate(start)
+            raise
+
+
+def _require_same(path: Path, before: Row, now: Row) -> None:
+    """Raise UsageError if an image that was predicted again has another result."""
+    if before.best == now.best and abs(before.probability - now.probability) <= TOLERANCE:
+        return
+    raise UsageError(
+        f"{path}: was written by another network or with other options: {printable(now.image)} is "
+        f"'{printable(before.best)}' ({before.probability:.4f}) there, and now "
+        f"'{printable(now.best)}' ({now.probability:.4f})",
+        "write another file, or use the source and options of the first start",
+    )
+
+
+def continue_files(
+    files: Sequence[PredictionFile], images: Sequence[str], *, resume: bool
+) -> list[int]:
+    """Return the indices of the images to predict; set the rows that the files keep.
+
+    With `resume`, images in all of the files are skipped, except for those of the last batch.
+
+    Raises:
+        UsageError: a file exists and `resume` is false, or it has other columns or another order.
+        CorruptError: a line of a file cannot be read.
+    """
+    for file in files:
+        if file.path != STDOUT and file.path.exists() and not resume:
+            raise UsageError(
+                f"{file.path}: already exists", "--resume continues it; or delete it first"
+            )
+    if not resume:
+        return list(range(len(images)))
+    found = [list(_read_rows(file)) for file in files]
+    # A process that writes two files may be killed between the two.
+    count = min(map(len, found))
+    _require_alike(files, found, count)
+    names = [_text(image) for image in images]
+    rows = [row.image for row in found[0][:count]]
+    if not _not_among(names, rows):
+        split = count  # nothing is left to do
+    else:
+        split = max(count - 1, 0) // files[0].batch_size * files[0].batch_size
+        # Rows of images that are not given now cannot be predicted again.
+        split = count if Counter(rows[split:]) - Counter(names) else split
+    for file, own in zip(files, found, strict=True):
+        file.kept, file.again = own[:split], own[split:count]
+    return _not_among(names, rows[:split])
+
+
+def _not_among(names: Sequence[str], done: Sequence[str]) -> list[int]:
+    """Return the indices of names that are not done; a name may occur several times."""
+    remaining, left = Counter(done), []
+    for index, name in enumerate(names):
+        if remaining[name] > 0:
+            remaining[name] -= 1
+        else:
+            left.append(index)
+    return left
+
+
+def _require_alike(
+    files: Sequence[PredictionFile], found: Sequence[Sequence[Row]], count: int
+) -> None:
+    """Raise UsageError unless all files have the same images, except for the last batch."""
+    for file, rows in zip(files, found, strict=True):
+        same = [row.image for row in rows[:count]] == [row.image for row in found[0][:count]]
+        if not same or len(rows) > count + file.batch_size:
+            raise UsageError(
+                f"{file.path}: its images are not those of "
+                f"{' and '.join(str(other.path) for other in files if other is not file)}",
+                "continue each file by itself",
+            )
+
+
+def _read_rows(file: PredictionFile) -> Iterator[Row]:
+    """Yield the complete rows of a file, without an incomplete one at the end."""
+    if file.path == STDOUT:
+        raise UsageError("--resume: stdout cannot be continued", "write to a file: --csv out.csv")
+    if not file.path.exists():
+        return
+    header, content = file.rows.header, file.path.read_bytes()
+    if content[: len(header)] != header[: len(content)]:
+        raise UsageError(
+            f"{file.path}: its first line is not {header.decode().strip()}",
+            "was it written with another --top-k? --resume needs the same one",
+        )
+    record = b""
+    lines = content[len(header) :].splitlines(keepends=True)
+    for number, line in enumerate(lines, start=2 if header else 1):
+        record += line
+        if not line.endswith(b"\n") or not file.rows.is_complete(record):
+            continue
+        try:
+            yield file.rows.decode(record)
+        except ValueError as error:
+            raise CorruptError(
+                f"{file.path}: line {number} is not a prediction",
+                "delete this file, or repair the line",
+            ) from error
+        record = b""
