@@ -53,7 +53,7 @@ STEPS = textwrap.dedent("""
     torch.set_num_threads(1)
     from cnn_core.training import loop, setup, train
 
-    seen, agreed, build = [], loop._agree_to_stop, setup.load_model
+    seen, agreed, build = [], loop._agree_to_stop, setup.create_model
 
     def noted(job, stop, step):
         world = job.setup.world
@@ -63,16 +63,15 @@ STEPS = textwrap.dedent("""
         return agreed(job, stop, step)
 
     def doubled(*args, **options):
-        loaded = build(*args, **options)
-        loaded.model.double()
-        loaded.model.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
-        return loaded
+        model = build(*args, **options).double()
+        model.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+        return model
 
     loop._agree_to_stop = noted
     found = {}
     for name, out, precise, settings in json.loads(sys.argv[1]):
         seen.clear()
-        setup.load_model = doubled if precise else build
+        setup.create_model = doubled if precise else build
         run = train(name, "digits", out=out, progress=False, **settings)
         found[out] = {"steps": list(seen), "metrics": run.metrics()}
     if os.environ.get("RANK", "0") == "0":

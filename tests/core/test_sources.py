@@ -375,8 +375,8 @@ def test_the_list_says_what_is_here_and_imports_nothing_heavy(cache, cnnzoo, sit
     rows = json.loads(done.out)["weights"]
     assert [row["name"] for row in rows][:3] == [
         "resnet18:imagenet-v1",
-        "resnet20_cifar:cifar10",
-        "resnet20_cifar_b:cifar10",
+        "resnet34:imagenet-v1",
+        "resnet50:imagenet-v1",
     ]
     assert not any(row["here"] for row in rows)
     code = (

@@ -55,7 +55,6 @@ def command(
       cnnzoo evaluate resnet50 --data imagefolder:holiday --optimize
     """
     from cnn_core.training import evaluate
-    from cnn_core.training.allocator import keep_memory
     from cnn_core.training.trained import Trained
 
     trained = Trained(
@@ -67,8 +66,6 @@ def command(
         data_dir=data_dir,
         device=device,
     )
-    if trained.device.type == "cpu":
-        keep_memory()  # as in training: each batch frees and takes the same large blocks
     metrics = evaluate(
         trained, split=split, optimize=optimize, precision=precision, compile=compile
     )
