@@ -327,8 +327,12 @@ def quick() -> Callable[[pytest.MonkeyPatch], None]:
 
 def test_the_report_of_published_weights_says_where_they_come_from(quick, tmp_path, monkeypatch):
     quick(monkeypatch)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     path = write_report("lenet5:digits", out=tmp_path, device="cpu")
     assert path == tmp_path / "report.html"
+    assert list((tmp_path / "embeddings").iterdir())
+    assert not list((tmp_path / "here").iterdir())  # nothing beside the given folder
     text = path.read_text("utf-8")
     content = json.loads(
         write_report("lenet5:digits", out=tmp_path, form="json", device="cpu").read_text()

@@ -88,6 +88,7 @@ def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> 
     from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
 
     view_inputs = _inputs(source, options)
+    view_inputs.out = out
     folder = out if out is not None else view_inputs.output / "figures"
     if view != "all":
         drawings = iter([draw_one(view, view_inputs, pdf=pdf)])

@@ -89,7 +89,9 @@ def write_report(
     model, dataset = view_inputs.recipe.model, view_inputs.recipe.data
     progress(f"evaluating {model} on the test split of {dataset}")
     content = _report_data(view_inputs)
-    folder = Path(out) if out is not None else view_inputs.output
+    if out is not None:
+        view_inputs.out = Path(out)
+    folder = view_inputs.out or view_inputs.output
     path = folder / f"report.{form}"
     folder.mkdir(parents=True, exist_ok=True)
     if form == "json":

@@ -34,7 +34,10 @@ class ViewInputs(Trained):
     """A trained network and its outputs on the test split, computed at first use.
 
     Errors for missing or damaged files, as in `read_weights` and `load_dataset`, are raised then.
+    With `out`, nothing is written to the default folder of weights without a run.
     """
+
+    out: Path | None = None
 
     def fresh(self) -> ViewInputs:
         """Return new inputs of the same source, which read all files again."""
@@ -164,10 +167,14 @@ class ViewInputs(Trained):
             labels=labels,
             description=f"Features: the {features.shape[1]:,} {side} of {stage} for "
             f"{len(indices):,} images of the test split.",
-            folder=self.output / "embeddings",
+            folder=self._cache() / "embeddings",
             key=f"{self.weights.digest} {self.dataset.fingerprint()} {stage} {use_outputs}",
             label_name="mIoU" if use_outputs else "class",
         )
+
+    def _cache(self) -> Path:
+        """Return the folder to cache embeddings in; a run keeps its own, whatever `out` is."""
+        return self.output if self.out is None or self.is_run else self.out
 
     def select(self, needs: Iterable[str]) -> dict[str, Any]:
         """Return the inputs that a `ViewSpec` needs, by name."""
