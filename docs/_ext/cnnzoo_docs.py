@@ -8,6 +8,7 @@ such page, it leads to a copy of the file.
 from __future__ import annotations
 
 import ast
+import csv
 import inspect
 import os
 import posixpath
@@ -201,6 +202,38 @@ def _annotated(cls: type) -> Iterator[str]:
             yield ast.unparse(line)
 
 
+def results(file: str, page: str) -> str:
+    """Return the table of results.csv as Markdown."""
+    with (ROOT / file).open(newline="", encoding="utf-8") as lines:
+        rows = [_result(row) for row in csv.DictReader(lines)]
+    titles = ("network", "parameters", "MACs", "input", "images/s", "published", "ours", "recipe")
+    right = ("parameters", "MACs", "images/s")
+    rules = ["--:" if title in right else "---" for title in titles]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, rules, *rows))
+
+
+def _result(row: dict[str, str]) -> tuple[str, ...]:
+    published = f"[{row['published']}]({row['source']}) (`{row['weights']}`)"
+    return (
+        f"`{row['model']}`",
+        f"{int(row['parameters']):,}",
+        f"{int(row['macs']):,}",
+        row["input"],
+        f"{float(row['images_per_second']):,g}" if row["images_per_second"] else "not measured",
+        published if row["published"] else "",
+        row["ours"],
+        f"`{row['recipe']}`" if row["recipe"] else "",
+    )
+
+
+def speeds(file: str, page: str) -> str:
+    """Return a sentence that names the machines and versions of torch of the measurements."""
+    with (ROOT / file).open(newline="", encoding="utf-8") as lines:
+        measured = [row for row in csv.DictReader(lines) if row["images_per_second"]]
+    machines = sorted({f"{row['hardware']}, torch {row['torch']}" for row in measured})
+    return f"Measured on: {'; '.join(machines) or 'no machine yet'}."
+
+
 def _block(text: str, language: str = "text") -> str:
     return f"```{language}\n{text.strip()}\n```"
 
@@ -211,7 +244,9 @@ MAKERS: dict[str, Callable[[str, str], str]] = {
     "hook": hook,
     "networks": networks,
     "readme": readme,
+    "results": results,
     "section": section,
+    "speeds": speeds,
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -335,6 +337,36 @@ def assert_same(run, whole):
     assert lines[0] == lines[1]
 
 
+@pytest.mark.xdist_group("torchrun")
+def test_two_processes_train_the_head_and_then_everything_as_one_does(tmp_path, flowers, ancestor):
+    """After the head epochs, gradients of all parameters are averaged over the processes."""
+    keys = {"head_epochs": 1, "freeze_batchnorm": True, "lr": 1e-4}
+    data = f"imagefolder:{flowers}"
+    chosen = {**QUICK, "weights": str(ancestor), **keys}
+    alone = train("resnet20_cifar", data, out=tmp_path / "one", **chosen)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "cnn_core", "train"]
+    command += ["resnet20_cifar", "--data", data]
+    command += [f"--set={key}={str(value).lower()}" for key, value in keys.items()]
+    command += ["--set=validation=0.25", "--epochs=2", "--batch-size=8"]
+    command += ["--weights", str(ancestor), "--out", str(tmp_path / "two")]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=140,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = (alone.state, tmp_path / "two" / "state")
+    one, two = (Checkpoints(folder).newest().model for folder in folders)
+    source = read_weights(ancestor).tensors
+    assert not torch.equal(one["conv1.conv.weight"], source["conv1.conv.weight"])
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-5), name
+
+
 # --- centre crops --------------------------------------------------------------------------
 
 
@@ -580,22 +612,49 @@ def test_a_run_weights_by_name_and_a_file_are_fine_tuned(tmp_path, flowers, publ
     assert third.recipe.fit == ""  # nothing is known of this file
 
 
-def test_options_of_the_network_come_with_its_weights(tmp_path, scenes_run):
-    run = finetune(
-        scenes_run.path,
-        "digit_scenes",
-        epochs=1,
-        out=tmp_path / "r",
-        progress=False,
-        batch_size=64,
+def test_options_of_the_network_come_with_its_weights(tmp_path):
+    options = {"width": 4, "depth": 2}
+    sizes = {"num_classes": 2, "in_channels": 1}
+    prepare = Preprocessing(
+        size=(32, 32), image_size=(64, 64), fit="resize", mean=(0.5,), std=(0.5,)
     )
-    assert run.recipe.options == {"width": 4, "depth": 2}
+    unet = Weights(
+        tensors=create_model("unet_same", **sizes, **options).state_dict(),
+        model="unet_same",
+        options=options,
+        classes=("background", "digit"),
+        preprocessing=prepare,
+        epoch=1,
+        **sizes,
+    )
+    path = tmp_path / "unet.safetensors"
+    write_weights(path, unet)
+    chosen = {"epochs": 1, "out": tmp_path / "r", "progress": False, "batch_size": 64}
+    run = finetune(path, "digit_scenes", **chosen)
+    assert run.recipe.options == options
     assert run.recipe.image_size == 32
+    finetune(path, "digit_scenes", auto_resume=True, **chosen)
 
 
 def test_digits_are_not_mirrored(tmp_path, digits_run):
     run = finetune(digits_run.path, "digits", epochs=1, out=tmp_path / "r", progress=False)
     assert (run.recipe.flip, run.recipe.crop) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "resnet20_cifr",
+            "neither a run, a weights file nor a model, did you mean 'resnet20_cifar'",
+        ),
+        ("net.pt2", "net.pt2: an exported file, which cannot be trained"),
+        ("vgg11_cifar", "there are no published weights of 'vgg11_cifar'"),
+    ],
+)
+def test_a_source_that_is_not_there_is_explained(source, message):
+    with pytest.raises(UsageError, match=message):
+        finetune(source, "digits")
 
 
 @pytest.mark.parametrize(

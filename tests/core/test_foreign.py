@@ -387,7 +387,7 @@ def test_notes_reach_those_who_open_a_file(tmp_path, model, other):
     took, left, assumed = opened.notes
     assert took.startswith(f"{path}: took the weights in 'ema'; there are also 'model'")
     assert left == f"{path}: left out: epoch"
-    assert "class names unknown" in assumed
+    assert assumed == f"{path}: classes and preprocessing as for lenet5_modern:mnist"
 
 
 def test_odd_dictionaries_are_read(tmp_path, caplog, model):

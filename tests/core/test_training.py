@@ -29,6 +29,7 @@ from cnn_core.training import (
     Trained,
     epoch_metrics,
     evaluate,
+    initial_weights,
     predictions,
     setup,
     train,
@@ -554,10 +555,10 @@ def test_a_training_makes_each_of_its_parts_once(tmp_path, monkeypatch):
     places = [
         (trainer, "find_recipe"),
         (setup, "read_recipe"),
-        (setup, "create_model"),
+        (initial_weights, "load_model"),
         (setup, "loss_of"),
         (setup, "score_of"),
-        (setup, "read_weights"),
+        (initial_weights, "read_weights"),
         (train_state, "make_optimizer"),
         (trainer, "load_dataset"),
     ]

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from cnn_core import get_spec, registry
 
@@ -40,13 +42,22 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
 
 def test_every_command_of_use_runs_as_it_stands(tmp_path):
     commands = [shlex.split(line) for line in blocks(section("Use"), "bash")[0].splitlines()]
-    assert len(commands) == 11
+    assert len(commands) == 12
     for command in commands:
         assert command[0] == "cnnzoo"
         run(["-m", "cnn_core", *command[1:]], tmp_path)
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
     assert (tmp_path / "runs" / "first" / "lenet5_modern.pt2").is_file()
     assert len(list((tmp_path / "runs" / "first" / "figures").glob("*.png"))) >= 6
+
+
+def test_every_command_with_trained_networks_runs_as_it_stands(tmp_path):
+    Image.fromarray(load_sample_image("china.jpg")).save(tmp_path / "photo.jpg")
+    printed = ""
+    for line in blocks(section("Trained networks"), "bash")[0].splitlines():
+        printed += run(["-m", "cnn_core", *shlex.split(line)[1:]], tmp_path)
+    assert printed.count("palace") == 2  # by the weights and by the exported file
+    assert (tmp_path / "cams" / "photo.grad-cam.png").is_file()
 
 
 def test_every_command_about_training_runs_as_it_stands(tmp_path):

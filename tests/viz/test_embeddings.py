@@ -70,7 +70,11 @@ def test_the_view_says_when_a_colour_is_several_classes(run):
     assert "are the 10 nearest neighbours in the plot" in few
     assert "colours for" not in few
     many = replace(view_inputs.weights, classes=tuple(map(str, range(30))))
-    said = embedding(run, many, view_inputs.embedded).get_supxlabel()
+    # Only classes with images need a colour.
+    assert "colours for" not in embedding(run, many, view_inputs.embedded).get_supxlabel()
+    labels = torch.arange(len(view_inputs.embedded.labels)) % 30
+    spread = replace(view_inputs.embedded, labels=labels)
+    said = embedding(run, many, spread).get_supxlabel()
     assert f"{len(COLOURS)} colours for 30 classes" in said
 
 

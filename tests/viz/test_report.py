@@ -479,7 +479,7 @@ def test_an_unknown_view_or_run_is_misuse(run, cnnzoo, tmp_path):
     done = cnnzoo("viz", "gradcm", run.path)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: unknown view 'gradcm', did you mean 'gradcam'")
-    with pytest.raises(UsageError, match="no such run directory"):
+    with pytest.raises(UsageError, match="no such file or run"):
         write_report(tmp_path / "nowhere")
 
 

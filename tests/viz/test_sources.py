@@ -429,6 +429,12 @@ def test_the_page_of_a_thousand_classes_is_small(cropping, photos, monkeypatch, 
     assert "other classes" in text
 
 
+def test_a_small_probability_is_not_rounded_to_nothing():
+    shown = [style.confidence(p) for p in (0.0004, 0.0006, 1e-9, 0.0)]
+    assert shown == ["<0.1 %", "0.1 %", "<0.1 %", "0.0 %"]
+    assert style.confidence(0.004, 0) == "<1 %"
+
+
 def test_maps_of_very_many_classes_are_for_the_predicted_and_the_true_one():
     assert explorer._offered_classes(101, torch.tensor([3]), torch.tensor([4])) == []
     assert explorer._offered_classes(100, torch.tensor([3]), torch.tensor([4])) == [3, 4]

@@ -133,23 +133,31 @@ def load_model(
 
         needed = _options_of(source, Blueprint(entry, build, sizes, options))
         options = {**needed, **options}
-    label = f"model '{name}' ({entry.plugin.origin})"
-    failed = required(entry.plugin, f"{label} cannot be built")
-    with isolated(entry.plugin, f"building of {name}", failed=failed):
-        model = build(**sizes, **options)
-    from torch import nn  # imported here to keep `import cnn_core` fast
-
-    if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise entry.plugin.failure(
-            f"{label}: {spec.target} returned {kind}, expected an nn.Module"
-        )
+    model = _built(name, entry, build, {**sizes, **options})
     notes: tuple[str, ...] = ()
     read_as = ""
     if source is not None:
         read_as, notes = _load(model, source, Blueprint(entry, build, sizes, options), new_head)
         notes += tuple(_clashes(needed, options))
     return Loaded(model=model, options=options, notes=notes, naming=read_as)
+
+
+def _built(
+    name: str, entry: registry.Entry[ModelSpec], build: Any, arguments: Mapping[str, Any]
+) -> nn.Module:
+    """Call a model's constructor; raise PluginError if it fails or returns something else."""
+    label = f"model '{name}' ({entry.plugin.origin})"
+    failed = required(entry.plugin, f"{label} cannot be built")
+    with isolated(entry.plugin, f"building of {name}", failed=failed):
+        model = build(**arguments)
+    from torch import nn  # imported here to keep `import cnn_core` fast
+
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise entry.plugin.failure(
+            f"{label}: {entry.spec.target} returned {kind}, expected an nn.Module"
+        )
+    return model
 
 
 def build_untrained(weights: Weights) -> nn.Module:

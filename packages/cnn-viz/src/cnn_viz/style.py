@@ -163,9 +163,10 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def confidence(probability: float, digits: int = 1) -> str:
-    """Return a softmax probability as a percentage; never as 0 or 100 %, as rounding would."""
+    """Return a softmax probability as a percentage; never rounded to 0 or 100 %."""
     text = percent(min(probability, math.nextafter(1, 0)), digits)
-    return f"<{10**-digits:.{digits}f} %" if text == percent(0, digits) else text
+    rounded_to_0 = probability > 0 and text == percent(0, digits)
+    return f"<{10**-digits:.{digits}f} %" if rounded_to_0 else text
 
 
 def percent_tick(fraction: float, position: int | None = None) -> str:

@@ -23,6 +23,7 @@ COMMANDS = {
     "lr-find": "Try a range of learning rates, and suggest one",
     "batch-find": "Find the largest micro-batch that fits in memory",
     "evaluate": "Evaluate a trained network on a split",
+    "bench": "Measure the speed, latency and memory of networks",
     "compare": "Compare the recipes and results of runs",
     "predict": "Classify or segment images with a trained network",
     "features": "Write a network's features of images to a .npz file",

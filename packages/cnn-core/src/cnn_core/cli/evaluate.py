@@ -12,6 +12,7 @@ from cnn_core.cli.params import (
     data_dir_option,
     data_option,
     device_option,
+    optimize_options,
     source_options,
 )
 
@@ -25,6 +26,7 @@ __all__ = ["command"]
 @data_dir_option
 @source_options
 @device_option
+@optimize_options
 @json_option
 def command(
     source: str,
@@ -35,6 +37,9 @@ def command(
     naming: str | None,
     download: bool,
     device: str,
+    optimize: bool,
+    precision: str,
+    compile: bool,
     as_json: bool,
 ) -> None:
     """Evaluate a trained network on a split of a dataset.
@@ -47,6 +52,7 @@ def command(
       cnnzoo evaluate runs/lenet5-digits-20260101-120000
       cnnzoo evaluate runs/lenet5-digits-20260101-120000 --split train --json
       cnnzoo evaluate lenet5:mnist --data mnist
+      cnnzoo evaluate resnet50 --data imagefolder:holiday --optimize
     """
     from cnn_core.training import evaluate
     from cnn_core.training.trained import Trained
@@ -60,7 +66,9 @@ def command(
         data_dir=data_dir,
         device=device,
     )
-    metrics = evaluate(trained, split=split)
+    metrics = evaluate(
+        trained, split=split, optimize=optimize, precision=precision, compile=compile
+    )
     values = {f"{split}/{name}": value for name, value in metrics.items()}
     if as_json:
         emit_json("metrics", values, run=source)

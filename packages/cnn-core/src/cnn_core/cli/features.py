@@ -11,7 +11,7 @@ import click
 
 from cnn_core.cli.output import say_path
 from cnn_core.cli.params import SOURCE, data_dir_option, device_option, source_options
-from cnn_core.errors import CorruptError
+from cnn_core.errors import CorruptError, ZooError
 from cnn_core.text import printable
 
 __all__ = ["command", "left_out", "stage_option"]
@@ -24,15 +24,15 @@ stage_option: Callable[[Any], Any] = click.option(
 
 
 @contextlib.contextmanager
-def left_out() -> Iterator[Callable[[CorruptError], None]]:
+def left_out() -> Iterator[Callable[[ZooError], None]]:
     """Yield a function that names an unreadable file on stderr; on exit, raise if there was one.
 
     Raises:
         CorruptError: files were left out.
     """
-    errors: list[CorruptError] = []
+    errors: list[ZooError] = []
 
-    def on_error(error: CorruptError) -> None:
+    def on_error(error: ZooError) -> None:
         errors.append(error)
         click.echo(f"warning: {printable(error.message)}", err=True)
 

@@ -24,6 +24,7 @@ __all__ = [
     "data_dir_option",
     "data_option",
     "device_option",
+    "optimize_options",
     "source_options",
 ]
 
@@ -108,9 +109,38 @@ def source_options(command: Any) -> Any:
             help="The network of a weights file of another library: MODEL, or MODEL:NAME of the "
             "published weights with the same classes and preprocessing.",
         ),
-        click.option("--naming", help="The library whose parameter names the weights file has."),
+        click.option(
+            "--naming",
+            help="The library whose parameter names the weights file has; NAMING@PREFIX also says "
+            "which of several state dicts to take.",
+        ),
         click.option(
             "--download", is_flag=True, help="Fetch published weights that are not here yet."
+        ),
+    )
+    return functools.reduce(
+        lambda decorated, option: option(decorated), reversed(options), command
+    )
+
+
+def optimize_options(command: Any) -> Any:
+    """Add the options of faster inference: --optimize, --precision and --compile."""
+    options = (
+        click.option(
+            "--optimize",
+            is_flag=True,
+            help="Fold batch normalisation and repack the weights: faster, with outputs equal to "
+            "1e-4 of the largest one.",
+        ),
+        click.option(
+            "--precision",
+            type=Choice(["fp32", "bf16"]),
+            default="fp32",
+            show_default=True,
+            help="Precision of the optimised network; bf16 needs hardware with bf16 instructions.",
+        ),
+        click.option(
+            "--compile", is_flag=True, help="Compile the optimised network; takes a minute."
         ),
     )
     return functools.reduce(

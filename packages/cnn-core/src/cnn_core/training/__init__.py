@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cnn_core.training.exporting import Exported, export
     from cnn_core.training.feature_extraction import Features, features
     from cnn_core.training.finetuning import finetune
+    from cnn_core.training.inference import OptimizedNetwork, optimized
     from cnn_core.training.outputs import (
         Predictions,
         SegmentationOutput,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "Features",
+    "OptimizedNetwork",
     "Prediction",
     "Predictions",
     "Predictor",
@@ -39,6 +41,7 @@ __all__ = [
     "export",
     "features",
     "finetune",
+    "optimized",
     "predict",
     "predictions",
     "probe",
@@ -54,6 +57,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
         "cnn_core.training.exporting": ("Exported", "export"),
         "cnn_core.training.feature_extraction": ("Features", "features"),
         "cnn_core.training.finetuning": ("finetune",),
+        "cnn_core.training.inference": ("OptimizedNetwork", "optimized"),
         "cnn_core.training.outputs": (
             "Predictions",
             "SegmentationOutput",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of
 from cnn_core.tasks.classification import Loss
@@ -22,7 +23,15 @@ from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.trained import Source, Trained
 
-__all__ = ["EvalSetup", "eval_batch_size", "eval_setup", "evaluate", "evaluate_split", "predictor"]
+__all__ = [
+    "EvalSetup",
+    "eval_batch_size",
+    "eval_setup",
+    "evaluate",
+    "evaluate_split",
+    "predictor",
+    "require_optimize",
+]
 
 BATCH_PIXELS = 1_000_000  # large enough to be fast; needs little memory compared with training
 
@@ -47,21 +56,39 @@ def evaluate(
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    optimize: bool = False,
+    precision: str = "fp32",
+    compile: bool = False,
 ) -> dict[str, float]:
     """Evaluate a trained network on a split; return the loss and all metrics by name.
 
     `data` is a dataset other than the one that the network was trained on. Its classes are matched
-    by name, and it may lack some of them.
+    by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
+    the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and `compile` are options of it.
 
     Raises:
-        UsageError: the run, split or device does not exist, or the run has no weights yet.
+        UsageError: the run, split or device does not exist, the run has no weights yet, or an
+            option does not apply.
         CorruptError: a file has changed since it was written. The message names it.
     """
+    require_optimize(optimize, precision, compile)
     trained = Trained.of(run, data=data, data_dir=data_dir, device=device)
     found = trained.dataset.split(split)
     setup = eval_setup(trained)
-    # `evaluate_split` changes the memory format in place, so do not pass it the shared network.
-    return evaluate_split(trained.new_model(), found, setup)
+    if optimize:
+        model: nn.Module = trained.optimized_model(precision=precision, compile=compile)
+    else:
+        # `evaluate_split` changes the memory format in place: do not pass it the shared network.
+        model = trained.new_model()
+    return evaluate_split(model, found, setup)
+
+
+def require_optimize(optimize: bool, precision: str, compile: bool) -> None:
+    """Raise UsageError if an option of optimised networks is used for another network."""
+    used = {f"precision = '{precision}'": precision != "fp32", "compile": compile}
+    for option, is_used in used.items():
+        if is_used and not optimize:
+            raise UsageError(f"{option} applies to optimised networks", "add --optimize")
 
 
 def eval_setup(trained: Trained) -> EvalSetup:

@@ -25,6 +25,7 @@ __all__ = [
     "UINT8",
     "ExportedNetwork",
     "open_exported",
+    "require_layers",
     "require_onnx",
 ]
 
@@ -126,6 +127,15 @@ def _onnx_metadata(path: Path) -> dict[str, Any] | None:
     return {name: text if name in texts else json.loads(text) for name, text in found.items()}
 
 
+def require_layers(weights: Weights) -> None:
+    """Raise UsageError for an exported file: its layers and options are not known."""
+    if not weights.tensors:
+        raise UsageError(
+            f"{weights.path}: an exported file, so there are no layers to look into",
+            "give the run or the weights that it was exported from",
+        )
+
+
 def require_onnx(*names: str) -> None:
     """Raise UsageError unless these packages are installed."""
     from importlib import import_module
@@ -143,7 +153,8 @@ def _read_torch(path: str) -> Compute:
         program = torch.export.load(file)
     names = program.graph_signature.user_inputs
     (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == names[0])
-    return _in_batches(program.module(), shape[0])
+    # The method: the module itself as part of a network would forbid `network.eval()`.
+    return _in_batches(program.module().__call__, shape[0])
 
 
 def _read_onnx(path: str) -> Compute:

@@ -100,9 +100,11 @@ def export(
     path = _output_path(trained, out, kind, force)
     batches = (batch_size,) if batch_size else TEST_BATCH_SIZES
     images = [_random_images(weights, count) for count in batches]
-    inputs = [weights.preprocessing(i) for i in images]
+    # Pillow, which crops, cannot be exported: the file takes images that are cropped already.
+    preprocessing = weights.preprocessing.after_cropping
+    inputs = [preprocessing(i) for i in images]
     examples = images if pictures else inputs
-    exported = WithPreprocessing(model, weights.preprocessing).eval() if pictures else model
+    exported = WithPreprocessing(model, preprocessing).eval() if pictures else model
     program = _program(weights, exported, examples[0], dynamic_batch=batch_size is None)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as file, torch.no_grad():

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,14 +19,13 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split, load_dataset
-from cnn_core.data.images import read_image
-from cnn_core.errors import CorruptError, UsageError
+from cnn_core.errors import UsageError, ZooError
 from cnn_core.files import write_atomically
 from cnn_core.text import did_you_mean, printable
 from cnn_core.training.evaluation import eval_batch_size
 from cnn_core.training.exported import ExportedNetwork
+from cnn_core.training.image_stream import LoadedImage, Loader, image_files, load_ahead
 from cnn_core.training.matching import with_channels
-from cnn_core.training.prediction import image_files
 from cnn_core.training.stage_features import stage_features
 from cnn_core.training.trained import Source, Trained
 
@@ -34,7 +33,7 @@ __all__ = ["Extraction", "Features", "Part", "features"]
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Progress = Callable[[int, int], None]  # done, total
-OnError = Callable[[CorruptError], None]
+OnError = Callable[[ZooError], None]
 UNKNOWN = -1  # the target of images without a class
 
 
@@ -120,34 +119,19 @@ class Extraction:
                 see(batch.indices.tolist())
                 yield batch.images
             return
-        indices: list[int] = []
-        images: list[Tensor] = []
-        for index, image in enumerate(self._read(part.images.images, size)):
-            if isinstance(image, CorruptError):
-                on_error(image)
-            else:
-                indices.append(index)
-                images.append(image)
-            # The last batch may consist of broken files only.
-            if images and (len(images) == size or index == len(part.images) - 1):
-                see(indices)
-                yield torch.stack(images).to(device)
-                indices, images = [], []
-
-    def _read(self, paths: Sequence[Path], size: int) -> Iterator[Tensor | CorruptError]:
-        """Yield inputs, C h w, decoded by threads: Pillow releases the GIL."""
-        weights = self.trained.weights
-
-        def read(path: Path) -> Tensor | CorruptError:
-            try:
-                return weights.preprocessing(read_image(path, weights.in_channels)[None])[0]
-            except CorruptError as error:
-                return error
-
-        # In blocks, because `map` submits everything at once: decoded images would fill memory.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for start in range(0, len(paths), size):
-                yield from pool.map(read, paths[start : start + size])
+        loader = Loader(((weights.in_channels, weights.preprocessing),))
+        ready: list[LoadedImage] = []
+        with closing(load_ahead(part.images.images, loader, limit=max(size, 2))) as stream:
+            for index, loaded in enumerate(stream):
+                if isinstance(loaded, LoadedImage):
+                    ready.append(loaded)
+                else:
+                    on_error(loaded)
+                # The last files may all be broken.
+                if ready and (len(ready) == size or index == len(part.images) - 1):
+                    see([image.index for image in ready])
+                    yield torch.stack([image.inputs[0] for image in ready]).to(device)
+                    ready = []
 
     def parts(
         self,
@@ -334,5 +318,5 @@ def features(
     return extraction.collect(extraction.parts(images, split, data_dir), _raise)
 
 
-def _raise(error: CorruptError) -> None:
+def _raise(error: ZooError) -> None:
     raise error

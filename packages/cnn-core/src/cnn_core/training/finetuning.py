@@ -12,10 +12,12 @@ from cnn_core.data.dataset import load_dataset
 from cnn_core.errors import UsageError
 from cnn_core.registry.names import canonical_name, resolve_for
 from cnn_core.runs.run import Run
+from cnn_core.text import did_you_mean, printable
+from cnn_core.training.initial_weights import require_trainable
 from cnn_core.training.setup import SEGMENTATION_BATCH_SIZE, find_recipe
 from cnn_core.training.trainer import train_recipe
 from cnn_core.weights.native import is_ours, read_weights
-from cnn_core.weights.published import file_digest, find_weights, identified_by, locate
+from cnn_core.weights.published import file_digest, find_weights, identified_by
 
 __all__ = ["finetune"]
 
@@ -27,7 +29,7 @@ SETTINGS = {
     "batch_size": 32,
     "optimizer": "adamw",
     "head_lr": 2e-3,
-    "lr": 5e-4,
+    "lr": 1e-3,
     "layer_decay": 0.9,
     "weight_decay": 0.01,
     "weight_decay_on": "weights",
@@ -66,8 +68,7 @@ def finetune(
     arguments = {name: settings.pop(name) for name in ARGUMENTS & settings.keys()}
     for key in {"model", "weights"} & settings.keys():
         raise UsageError(f"{key} = {settings[key]!r}: the source already determines the {key}")
-    name, weights, options = _described(source, model, bool(arguments.get("download")))
-    settings["options"] = {**options, **settings.get("options", {})}
+    name, weights = _described(source, model)
     defaults = None if recipe is not None else _defaults(name, data, arguments)
     if defaults and settings.get("head_epochs") == 0:
         del defaults["head_lr"]
@@ -76,15 +77,13 @@ def finetune(
     )
 
 
-def _described(
-    source: str | os.PathLike[str], model: str, download: bool
-) -> tuple[str, str, Mapping[str, Any]]:
-    """Return the model of a source, the recipe key `weights`, and the model's options."""
+def _described(source: str | os.PathLike[str], model: str) -> tuple[str, str]:
+    """Return the model of a source, and the recipe key `weights`."""
     path, name = Path(source), str(source)
+    require_trainable(path)
     if path.is_dir() or (path.is_file() and is_ours(path)):
         _require_no_model(name, model)
-        weights = read_weights(path)
-        return weights.model, name, weights.options
+        return read_weights(path).model, name
     if path.is_file():
         known = None if model else identified_by(file_digest(path))
         if known is not None:
@@ -94,15 +93,18 @@ def _described(
                 f"{path}: which network are these weights for?",
                 "give its name: --model MODEL, one of cnnzoo list-models",
             )
-        return canonical_name(registry.models(), model), name, {}
+        return canonical_name(registry.models(), model), name
     _require_no_model(name, model)
+    if not registry.models().claims(name.partition(":")[0].rpartition("/")[2]):
+        nearest = did_you_mean(name, registry.models().names())
+        raise UsageError(
+            f"'{printable(name)}' is neither a run, a weights file nor a model{nearest}",
+            "trained networks: ls runs/, cnnzoo list-weights",
+        )
     entry = find_weights(name)
     owner = resolve_for(registry.models(), entry.spec.model, entry.plugin).qualified
     model = canonical_name(registry.models(), owner)
-    # The options of a network, such as its width, are in the files that cnnzoo writes.
-    ours = not entry.spec.naming
-    options = read_weights(locate(entry, download=download)).options if ours else {}
-    return model, f"{model}:{entry.spec.name.partition(':')[2]}", options
+    return model, f"{model}:{entry.spec.name.partition(':')[2]}"
 
 
 def _require_no_model(source: str, model: str) -> None:

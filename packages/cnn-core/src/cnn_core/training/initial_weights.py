@@ -39,6 +39,7 @@ __all__ = [
     "fetch_initial",
     "read_initial",
     "recorded_source",
+    "require_trainable",
     "sizes_of",
     "start_from",
 ]
@@ -125,17 +126,22 @@ def _read(recipe: Recipe) -> InitialWeights:
     if (entry := _published(recipe)) is not None:
         return _of_entry(entry, locate(entry), source)
     path = Path(recipe.weights)
-    if path.suffix in SUFFIXES:
-        raise UsageError(
-            f"{path}: an exported file, which cannot be trained",
-            "give the run or the weights that it was exported from",
-        )
+    require_trainable(path)
     if path.is_dir() or is_ours(path):
         return _of_weights(read_weights(path), source)
     digest = file_digest(path)
     if (known := identified_by(digest, recipe.model)) is not None:
         return _of_entry(known, path, source)
     return InitialWeights(source=source, digest=digest, weights=path)
+
+
+def require_trainable(path: Path) -> None:
+    """Raise UsageError if a path is that of an exported file."""
+    if path.suffix in SUFFIXES:
+        raise UsageError(
+            f"{path}: an exported file, which cannot be trained",
+            "give the run or the weights that it was exported from",
+        )
 
 
 def _of_weights(weights: Weights, source: str) -> InitialWeights:
@@ -172,8 +178,8 @@ def start_from(
 ) -> tuple[Recipe, nn.Module]:
     """Build the network with initial weights, and a new head unless the classes are the same.
 
-    The returned recipe records the weights, and takes from them the preprocessing that it does
-    not set itself.
+    The returned recipe records the weights, and takes from them the preprocessing and the options
+    of the network that it does not set itself.
     """
     sizes = sizes_of(dataset)
     loaded = load_model(
@@ -184,7 +190,8 @@ def start_from(
         new_head=True,
         **recipe.options,
     )
-    for note in loaded.notes:
+    # What a publisher's file contains beside the weights is known.
+    for note in loaded.notes if initial.naming is None else ():
         log.warning("%s", note)
     # Record options that the weights need: the saved weights are rebuilt with them.
     recipe, model = replace(recipe, options=dict(loaded.options)), loaded.model

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, load_dataset
-from cnn_core.errors import CorruptError, UsageError
+from cnn_core.errors import UsageError, ZooError
 from cnn_core.tasks.intervals import wilson
 from cnn_core.text import printable
 from cnn_core.training.feature_extraction import Extraction, OnError, Part, Progress
@@ -116,7 +116,7 @@ def _require_sklearn() -> None:
         raise UsageError(message, 'pip install "cnn-core[probe]"') from error
 
 
-def _raise(error: CorruptError) -> None:
+def _raise(error: ZooError) -> None:
     raise error
 
 

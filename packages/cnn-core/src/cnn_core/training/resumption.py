@@ -46,6 +46,9 @@ def has_run_with(path: Path, recipe: Recipe, *, fit_memory: bool = False) -> boo
         # For these keys the run records the value that was chosen for "auto" or "not set".
         resolved = key.name in RESOLVED and wanted in ("auto", (), "", 0)
         chosen = resolved or (fit_memory and key.name == "accumulate")
+        # Options that the initial weights need are recorded beside those of the recipe.
+        if key.name == "options" and recipe.weights:
+            chosen = wanted.items() <= recorded.items()
         if wanted != recorded and not chosen:
             raise UsageError(
                 f"{path}: contains a run with {key.name} = {recorded!r}, not {wanted!r}",

@@ -239,6 +239,7 @@ def _assumed(
         preprocessing = Preprocessing(**fields, **values, fit="resize")
         assumed = f"images resized to {height}x{width}, with values from 0 to 1"
     if like is not None and like.spec.num_classes == num_classes:
-        return class_names(like), preprocessing, f"classes as for {like.spec.name}, {assumed}"
+        also = f" as for {like.spec.name}," if theirs else " and"
+        return class_names(like), preprocessing, f"classes{also} {assumed}"
     names = tuple(f"class {number}" for number in range(num_classes))
     return names, preprocessing, f"class names unknown, {assumed}"

@@ -13,6 +13,7 @@ from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
+from cnn_core.training.exported import require_layers
 from cnn_core.training.prediction import image_files, require_distinct_names, task_of
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
@@ -22,7 +23,6 @@ from cnn_viz.attribution.cam_perturbation import PERTURBATION_METHODS
 from cnn_viz.drawing.image_grid import as_rgb
 from cnn_viz.drawing.render import encode_figure
 from cnn_viz.network.graph import strides
-from cnn_viz.network.inspection import require_layers
 from cnn_viz.views.cam_methods import NAMES
 from cnn_viz.views.gradcam import evidence_colorbar, overlay, require_spatial_maps
 

@@ -8,19 +8,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor, nn
 
-from cnn_core.errors import UsageError
-from cnn_core.weights.native import Weights
-
-__all__ = ["eval_mode", "inspection_mode", "preserved_random_state", "require_layers"]
-
-
-def require_layers(weights: Weights) -> None:
-    """Raise UsageError for an exported file: its layers and options are not known."""
-    if not weights.tensors:
-        raise UsageError(
-            f"{weights.path}: an exported file, so there are no layers to look into",
-            "give the run or the weights that it was exported from",
-        )
+__all__ = ["eval_mode", "inspection_mode", "preserved_random_state"]
 
 
 @contextlib.contextmanager

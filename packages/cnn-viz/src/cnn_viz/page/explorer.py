@@ -23,10 +23,10 @@ from cnn_core.errors import ZooError
 from cnn_core.plugins.discovery import describe, log
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions
+from cnn_core.training.exported import require_layers
 from cnn_viz.attribution.cam import cams_by_method
 from cnn_viz.attribution.cam_scale import covered_box
 from cnn_viz.network.graph import strides
-from cnn_viz.network.inspection import require_layers
 from cnn_viz.results.embeddings import MIN_IMAGES, Embedding, evenly_spaced, neighbours_of
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.results.metrics import ConfusionTable, confusion_counts, confusion_table

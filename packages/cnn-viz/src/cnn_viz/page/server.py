@@ -29,6 +29,7 @@ from starlette.routing import Route
 from cnn_core.data.images import read_image
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.text import printable
+from cnn_core.training.exported import require_layers
 from cnn_core.training.prediction import task_of
 from cnn_viz import style
 from cnn_viz.attribution.cam import cams
@@ -36,7 +37,6 @@ from cnn_viz.drawing.image_grid import as_image, as_rgb
 from cnn_viz.drawing.render import encode_figure
 from cnn_viz.network.convolution import MapPosition, convolution_step, first_feature_maps
 from cnn_viz.network.graph import strides
-from cnn_viz.network.inspection import require_layers
 from cnn_viz.page.explorer import cam_stages
 from cnn_viz.page.origin import origin_of
 from cnn_viz.page.report import load_template, read_script, script_hash, write_report

@@ -17,9 +17,9 @@ from cnn_core.data import Batch, batches
 from cnn_core.specs import ModelSpec
 from cnn_core.training import Predictions, Trained, predictions, segmented
 from cnn_core.training.evaluation import eval_batch_size
+from cnn_core.training.exported import require_layers
 from cnn_core.training.outputs import validation_predictions
 from cnn_core.training.stage_features import features_of
-from cnn_viz.network.inspection import require_layers
 from cnn_viz.results.embeddings import METHODS, Embedding, evenly_spaced
 from cnn_viz.results.segmentations import SegmentationResults
 

@@ -17,10 +17,10 @@ from cnn_core import registry
 from cnn_core.create import build_untrained
 from cnn_core.errors import UsageError
 from cnn_core.layers.tracing import Stage, trace
+from cnn_core.training.exported import require_layers
 from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.network.graph import INPUT, ModelGraph, model_graph
-from cnn_viz.network.inspection import require_layers
 
 __all__ = ["architecture", "stage_by_stage"]
 

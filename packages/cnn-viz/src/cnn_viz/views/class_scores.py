@@ -26,7 +26,10 @@ COLUMNS = {
 
 def class_scores(trained: Trained, predictions: Predictions) -> Figure:
     """Draw precision, recall, F1, AP and class-wise ECE by class, lowest F1 first."""
-    scores = [score for score in metrics.class_scores(predictions) if score.support]
+    scores = metrics.class_scores(predictions)
+    if len(scores) > MAX_CLASSES:
+        # Else predicted classes without images, with an F1 of 0, would fill the figure.
+        scores = [score for score in scores if score.support]
     absent = len(predictions.classes) - len(scores)
     worst = sorted(range(len(scores)), key=lambda k: _sort_key(scores[k]))[:MAX_CLASSES]
     selection = (

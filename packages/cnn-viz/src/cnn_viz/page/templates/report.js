@@ -171,7 +171,7 @@
   const paint = () => {
     size = one(".stage").clientWidth;
     for (const ink of [context, marks]) {
-      ink.canvas.width = ink.canvas.height = Math.round(size * devicePixelRatio); // this clears it
+      ink.canvas.width = ink.canvas.height = Math.round(size * devicePixelRatio); // clears it
       ink.scale(devicePixelRatio, devicePixelRatio);
     }
     marks.strokeStyle = getComputedStyle(explorer).color;
@@ -197,7 +197,7 @@
   const legend = () => {
     const members = groups.map(() => 0);
     for (const i of placed) members[groupOf(i)]++;
-    const named = [...groups.keys()].sort((a, b) => members[b] - members[a]).slice(0, 40).filter(g => members[g]).sort((a, b) => a - b);
+    const named = [...groups.keys()].sort((a, b) => members[b] - members[a]).slice(0, 40).filter(g => members[g] || !groups[40]).sort((a, b) => a - b);
     one(".legend").replaceChildren(...named.map(g => {
       const [name, colours] = groups[g], button = make("button", name), swatch = make("i");
       const press = () => button.ariaPressed = String(!hidden.has(g));
@@ -210,7 +210,7 @@
         paint();
       });
       return button;
-    }), groups.length > 40 ? `${named.length} of ${groups.length} groups` : "");
+    }), groups[40] ? `${named.length} of ${groups.length} groups` : "");
   };
   const choose = () => {
     const method = data.embedding.methods[one("[name=embedding]").value];
