@@ -35,7 +35,7 @@ MAX_NAME = 48  # characters, so that derived names have at most 64
 MAX_QUOTED = 80  # characters of an invalid name that the error quotes
 RESERVED = {  # names in the templates: a network called `nn` would shadow torch's
     *("annotations", "classifier", "command", "conv_bn", "figure", "nn", "plugin", "predictions"),
-    *("recipes", "registry", "require_size", "run", "style", "tensor", "torch"),
+    *("recipes", "registry", "require_size", "style", "tensor", "torch", "trained"),
 }
 # Windows reserves these names for devices and cannot create files with them.
 DEVICES = {"aux", "con", "nul", "prn"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(10)}
