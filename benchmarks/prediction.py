@@ -7,7 +7,8 @@ One side reads JPEG files of the input's size and writes a CSV file, like `cnnzo
 FOLDER --csv FILE`. The other passes random tensors, as many and in batches as large, through the
 same network in inference mode. They take turns in one process. The ratio is the images per second
 of prediction as a fraction of those of the forward pass: the median over rounds, with quartiles in
-brackets. Prints a Markdown table, or one JSON object with --json.
+brackets. CPU time, of all threads, is compared likewise: it depends less on other processes.
+Prints a Markdown table, or one JSON object with --json.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ def main() -> None:
             lambda: forward(predictor, chosen.images, chosen.size),
         )
         pairs = rounds(sides, chosen.rounds)
-    speeds = [[chosen.images / seconds for seconds in side] for side in zip(*pairs, strict=True)]
-    ratios = [forward / predict for predict, forward in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    ours, alone = map(statistics.median, speeds)
+    wall, cpu = ([forward[k] / predict[k] for predict, forward in pairs] for k in (0, 1))
+    ours, alone = (
+        chosen.images / statistics.median(t[0] for t in s) for s in zip(*pairs, strict=True)
+    )
     if chosen.json:
         settings = {**vars(chosen), "batch": predictor.batch_size, "torch": torch.__version__}
-        found = {"predict": ours, "forward": alone, "ratio": middle, "ratios": ratios}
+        found = {"predict": ours, "forward": alone, "ratios": wall, "cpu_ratios": cpu}
         print(json.dumps({**settings, **found}, indent=2))
         return
     print(
@@ -66,9 +67,18 @@ def main() -> None:
         end="",
     )
     print(f"{predictor.batch_size}, {chosen.images:,} images, {chosen.rounds} rounds\n")
-    print("| network | images/s, forward pass | images/s, prediction | ratio |\n|---|--:|--:|--:|")
+    print(
+        "| network | images/s, forward pass | images/s, prediction | ratio | ratio of CPU time |"
+    )
+    print("|---|--:|--:|--:|--:|")
     print(f"| `{chosen.model}`, {chosen.size}x{chosen.size} | {alone:,.0f} | {ours:,.0f} ", end="")
-    print(f"| {middle:.3f} ({low:.3f} to {high:.3f}) |")
+    print(f"| {median(wall)} | {median(cpu)} |")
+
+
+def median(ratios: list[float]) -> str:
+    """Return the median of ratios with their quartiles."""
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def write_images(folder: Path, count: int, size: int) -> list[Path]:
@@ -122,16 +132,19 @@ def forward(predictor: Predictor, count: int, size: int) -> None:
         trained.model(images[: count - start]).cpu()
 
 
-def rounds(sides: tuple[Callable[[], None], ...], count: int) -> list[tuple[float, ...]]:
+Seconds = tuple[float, float]  # of wall-clock time and of CPU time
+
+
+def rounds(sides: tuple[Callable[[], None], ...], count: int) -> list[tuple[Seconds, ...]]:
     """Call the sides in turn, with a round to warm up; return their seconds for each round."""
     taken = []
     for number in range(count + 1):
         seconds = {}
         # The order changes, since the load of a machine does too.
         for side in sides if number % 2 else sides[::-1]:
-            began = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             side()
-            seconds[side] = time.perf_counter() - began
+            seconds[side] = (time.perf_counter() - wall, time.process_time() - cpu)
         if number:
             taken.append(tuple(seconds[side] for side in sides))
     return taken

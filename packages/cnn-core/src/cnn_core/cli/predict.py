@@ -32,7 +32,7 @@ __all__ = ["command"]
 STDIN = Path("-")
 MAX_COLUMN = 60  # characters; a longer name moves the rest of its line to the right
 
-file_type = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+_FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command("predict")
@@ -46,14 +46,14 @@ file_type = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 @click.option(
     "--csv",
     "csv_path",
-    type=file_type,
+    type=_FILE,
     metavar="FILE",
     help="Classification: write a CSV file with one row per image; - is stdout.",
 )
 @click.option(
     "--jsonl",
     "jsonl_path",
-    type=file_type,
+    type=_FILE,
     metavar="FILE",
     help="Classification: write a file with one JSON object per line and image; - is stdout.",
 )
