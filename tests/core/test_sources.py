@@ -140,7 +140,7 @@ def test_the_command_predicts_as_torchvision_does(name, photos, tmp_path, cnnzoo
     done = cnnzoo("predict", "theirs.pth", *photos, *args, cwd=tmp_path)
     assert done.code == 0, done.err
     like = find_weights(TORCHVISION[name]).spec.name
-    said = f"theirs.pth: classes as for {like}, preprocessing as for {like}"
+    said = f"theirs.pth: classes and preprocessing as for {like}"
     assert f"warning: {said}\n" in done.err
     found = json.loads(done.out)["predictions"]
     for n, prediction in enumerate(found):
