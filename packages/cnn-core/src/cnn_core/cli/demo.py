@@ -90,7 +90,7 @@ def command(ctx: click.Context, task: str, out: Path | None) -> None:
     if entry := next(reports, None):
         report = registry.resolve(entry)
         with contextlib.redirect_stdout(sys.stderr):
-            ctx.invoke(report, run=run.path)
+            ctx.invoke(report, source=str(run.path))
     else:
         click.echo("to get figures and a report: pip install cnn-viz", err=True)
     click.echo(f"\n{reached:.2f} % {tour.metric_text}.\n")

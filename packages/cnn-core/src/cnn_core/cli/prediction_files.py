@@ -24,7 +24,7 @@ from cnn_core.text import printable
 if TYPE_CHECKING:
     from cnn_core.training.prediction import Prediction
 
-__all__ = ["STDOUT", "CsvRows", "JsonRows", "PredictionFile", "continue_files"]
+__all__ = ["CsvRows", "JsonRows", "PredictionFile", "STDOUT", "continue_files"]
 
 STDOUT = Path("-")
 TOLERANCE = 0.01  # of a probability, if the same images are predicted again, on any device
@@ -67,6 +67,7 @@ class CsvRows:
         self.header: bytes = _csv_line(["image", *columns])
 
     def encode(self, prediction: Prediction) -> Row:
+        """Return the row of a prediction."""
         image, cells = _text(str(prediction.path)), []
         for name, value in zip(prediction.classes, prediction.probabilities, strict=True):
             cells += [_text(name), f"{value:.6g}"]
@@ -88,6 +89,7 @@ class JsonRows:
     header: bytes = b""
 
     def encode(self, prediction: Prediction) -> Row:
+        """Return the line of a prediction."""
         path, classes = str(prediction.path), prediction.classes
         found = {"path": path, "classes": classes, "probabilities": prediction.probabilities}
         content = json.dumps(found).encode() + b"\n"

@@ -19,11 +19,11 @@ from cnn_core.weights.native import Weights
 from cnn_core.weights.published import file_digest
 
 __all__ = [
+    "ExportedNetwork",
     "METADATA",
     "READERS",
     "SUFFIXES",
     "UINT8",
-    "ExportedNetwork",
     "open_exported",
     "require_layers",
     "require_onnx",

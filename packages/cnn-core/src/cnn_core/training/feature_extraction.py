@@ -234,6 +234,7 @@ class _Rows:
         self.classes: tuple[str, ...] = ()
 
     def add(self, part: Part, indices: list[int]) -> None:
+        """Add the samples of a part at these indices."""
         self.indices += indices
         self.targets += part.targets(indices)
         self.splits += [part.name] * len(indices)
