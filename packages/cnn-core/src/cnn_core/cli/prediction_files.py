@@ -74,12 +74,14 @@ class CsvRows:
         return Row(image, cells[0], float(cells[1]), _csv_line([image, *cells]))
 
     def decode(self, content: bytes) -> Row:
+        """Return the row of a complete line; raise ValueError if it has another format."""
         (cells,) = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
         if len(cells) != self.header.count(b",") + 1:
             raise ValueError
         return Row(cells[0], cells[1], float(cells[2]), content)
 
     def is_complete(self, line: bytes) -> bool:
+        """Return whether a line is whole."""
         return line.count(b'"') % 2 == 0  # otherwise the newline is part of a name
 
 
@@ -96,6 +98,7 @@ class JsonRows:
         return Row(_text(path), _text(classes[0]), prediction.probabilities[0], content)
 
     def decode(self, content: bytes) -> Row:
+        """Return the row of a complete line; raise ValueError if it has another format."""
         try:
             found = json.loads(content)
             path, best = found["path"], found["classes"][0]
@@ -104,6 +107,7 @@ class JsonRows:
             raise ValueError from error
 
     def is_complete(self, line: bytes) -> bool:
+        """Return whether a line is whole."""
         return True  # JSON escapes the newlines of names
 
 

@@ -243,6 +243,7 @@ class _Rows:
         self.classes = part.classes
 
     def with_features(self, features: Tensor) -> Features:
+        """Return the features, N x D, of these samples."""
         return Features(
             features=features,
             targets=torch.tensor(self.targets),
@@ -253,6 +254,7 @@ class _Rows:
         )
 
     def arrays(self) -> dict[str, Any]:
+        """The arrays of the file, by name."""
         # File names on Linux are bytes that need not be UTF-8, but arrays of text are.
         paths = [
             path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
