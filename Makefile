@@ -69,4 +69,4 @@ wheels: .venv/.ready-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist $(PROJECTS)
 	for project in $(PROJECTS); do (cd $$project && $(abspath $(BIN))/python -c \
 	    'from flit_core import buildapi; buildapi.build_sdist("$(CURDIR)/dist")') || exit 1; done
-	DIST=$(CURDIR)/dist $(BIN)/pytest -q tests/repo/test_wheels.py
+	DIST=$(CURDIR)/dist $(BIN)/pytest -q -m 'slow or not slow' tests/repo/test_wheels.py

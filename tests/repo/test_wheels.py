@@ -37,6 +37,7 @@ MODELS = {
     "cnn-data-kmnist": [],
     "cnn-track-csv": [],
 }
+QUICK = r"cnn-(core|viz|arch-lenet|arch-efficientnet|data-.*|track-.*)|cnnzoo"
 BUILD = """
 import os, sys
 from flit_core import buildapi
@@ -201,7 +202,14 @@ def test_an_index_would_take_and_show_them(wheels, sdists):
     assert done.stdout.count("PASSED") == len(files) == 2 * len(PROJECTS)
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+# Packages of networks are alike: `make wheels` tries them all.
+ONE_OF_EACH_KIND = [
+    pytest.param(name, marks=[] if re.fullmatch(QUICK, name) else [pytest.mark.slow])
+    for name in PROJECTS
+]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_a_wheel_alone_lists_and_builds_its_models(name, wheels, tmp_path):
     python, members = alone(name, wheels, tmp_path)
     expected = sorted(model for member in members for model in MODELS[member])
