@@ -276,6 +276,8 @@ def test_options_that_do_not_apply_are_errors(digits_run, file):
     for options in ({"model": "lenet5"}, {"naming": "timm"}):
         with pytest.raises(UsageError, match="is for weights files of other libraries"):
             open_source(digits_run.path, **options)
+    with pytest.raises(UsageError, match=r"nothing\.pth: no such file or run"):
+        open_source("nothing.pth", model="resnet18")
     with pytest.raises(UsageError, match="nothing to download"):
         open_source(file, model="resnet18", download=True)
     with pytest.raises(UsageError, match="which network are these weights for"):

@@ -83,6 +83,8 @@ def open_source(
     path = Path(source)
     of_file = is_foreign(path)
     if (model or naming) and not of_file:
+        if path.suffix in FILES:
+            _require_exists(path)
         option = "model" if model else "naming"
         raise UsageError(
             f"{printable(str(source))}: {option} is for weights files of other libraries",
@@ -100,6 +102,11 @@ def open_source(
     return _open_published(str(source), download)
 
 
+def _require_exists(path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"{printable(str(path))}: no such file or run", "ls runs/")
+
+
 def _open_published(name: str, download: bool) -> Opened:
     """Open published weights; raise UsageError if there is neither such a name nor such a path."""
     if not registry.models().claims(name.partition(":")[0].rpartition("/")[2]):
@@ -107,7 +114,7 @@ def _open_published(name: str, download: bool) -> Opened:
         if path.exists():
             return Opened(read_weights(path))  # raises the error that explains what is missing
         if path.suffix in FILES or os.sep in name:
-            raise UsageError(f"{printable(name)}: no such file or run", "ls runs/")
+            _require_exists(path)
         nearest = did_you_mean(name, registry.models().names())
         raise UsageError(
             f"'{printable(name)}' is neither a run, a file nor a model{nearest}",
