@@ -34,7 +34,7 @@ GROUPS = {
             "from cnn_core.plugins import Observers\n"
             "def notify(self, hook, **facts):\n"
             "    if hook == 'step_end': os._exit(0)\n"
-            "Observers.notify = notify\n"
+            "Observers.notify, Observers.wants = notify, lambda self, hook: True\n"
             "from cnn_core.cli import main\n"
             "main(['train', 'lenet5', '--data', 'digits', '--out', tempfile.mkdtemp()])",
         ],
