@@ -23,10 +23,12 @@ from cnn_core import (
     predict,
     registry,
 )
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.imagenet import CLASSES
 from cnn_core.data.images import read_image
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError, WeightsMissingError
 from cnn_core.training import Trained
+from cnn_core.training.matching import matched
 from cnn_core.training.sources import open_source, preprocessing_of
 from cnn_core.weights.published import find_weights, is_here, locate, weights_of
 
@@ -344,11 +346,14 @@ def folder_of(root: Path, names: list[str]) -> Path:
     return root
 
 
-def test_a_run_is_evaluated_on_other_data_with_classes_matched_by_name(digits_run, tmp_path):
+def test_a_run_is_evaluated_on_other_data_with_classes_matched_by_name(
+    digits_run, tmp_path, caplog
+):
     names = [*Trained(digits_run).weights.classes[:4]]
     data = f"imagefolder:{folder_of(tmp_path / 'new', names)}"
     measured = evaluate(digits_run, data=data, device="cpu")
     assert measured["top1"] > 0.8
+    assert f"{data}: classes matched by name: 4 of the network's 10" in caplog.text
     # The same images under permuted names: nothing is right any more.
     moved = f"imagefolder:{folder_of(tmp_path / 'moved', names[1:] + names[:1])}"
     assert evaluate(digits_run, data=moved, device="cpu")["top1"] < 0.2
@@ -358,7 +363,33 @@ def test_classes_that_the_network_does_not_know_are_named(digits_run, tmp_path):
     data = f"imagefolder:{folder_of(tmp_path / 'new', ['1', 'cat', 'dog'])}"
     with pytest.raises(UsageError) as caught:
         evaluate(digits_run, data=data, device="cpu")
-    assert "the network does not know its classes 'cat', 'dog'" in str(caught.value)
+    assert "the network has no class, or several, called 'cat', 'dog'" in str(caught.value)
+
+
+def test_grey_images_for_a_colour_network_are_converted_with_a_line(file, caplog):
+    trained = Trained(file, model="resnet18", data="digits", device="cpu")
+    names = load_dataset("digits").spec.classes + CLASSES[10:]
+    trained.opened = dataclasses.replace(
+        trained.opened, weights=dataclasses.replace(trained.weights, classes=names)
+    )
+    assert trained.dataset.split("test").images.shape[1] == 3
+    assert "digits: images converted to RGB" in caplog.text
+
+
+def test_two_folders_never_become_one_class(digits_run):
+    weights = dataclasses.replace(Trained(digits_run).weights, classes=("a b", "A-B", *"23456789"))
+    digits = load_dataset("digits")
+
+    def named(*classes: str) -> Dataset:
+        return Dataset(dataclasses.replace(digits.spec, classes=classes), {})
+
+    # The same spelling comes first; without one, the name could be either.
+    assert matched(named("A-B", "2", "a b"), weights, "mine").spec.classes == weights.classes
+    with pytest.raises(UsageError, match="or several, called 'a_b'"):
+        matched(named("a_b", "2"), weights, "mine")
+    weights = dataclasses.replace(weights, classes=("a b", *"123456789"))
+    with pytest.raises(UsageError, match="'a_b' and 'A b' are the same class of the"):
+        matched(named("a_b", "2", "A b"), weights, "mine")
 
 
 def test_weights_without_a_run_ask_for_data_in_words(file):

@@ -33,7 +33,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of published weights, not a path
 
 @dataclass(frozen=True, kw_only=True)
 class _Foreign:
-    """A weights file of another library, with what is known about it."""
+    """A weights file of another library, with its key naming and its sizes."""
 
     file: ForeignFile
     naming: str | None = None
@@ -78,7 +78,7 @@ def create_model(
     the paper's. `options` are further keyword arguments of the model's constructor; those that the
     weights need, such as another activation, are set unless given. With `new_head` the weights may
     have another head; layers that depend on the number of classes are then randomly initialised.
-    The log says which part of a file was taken, what was left out, and what is odd about it.
+    Warnings name the part of a file that was taken, the tensors left out, and anything unusual.
 
     Raises:
         UnknownNameError: there is no such model; suggests similar names or a package to install.
@@ -258,7 +258,7 @@ def _load(
         read_as, notes = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
     except MismatchError as error:
         raise UsageError(error.message, hint_for(error, blueprint, file)) from None
-    # A publisher's file is known: what it contains beside the weights needs no mention.
+    # The contents of a published file are known, so do not list what it has beside the weights.
     return read_as, tuple(f"{file.path}: {note}" for note in notes if not source.published)
 
 

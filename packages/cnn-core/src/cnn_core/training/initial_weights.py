@@ -51,7 +51,7 @@ SMALL = 5_000  # training images; with fewer, pretrained weights help most
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """Weights to start from, and what is known about them.
+    """Weights to start training from, with their classes and preprocessing if known.
 
     `source` is recorded in the recipe: "MODEL:NAME" or an absolute path. `weights` is a path for
     files of other libraries. `classes` and `preprocessing` are empty and None if unknown.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ from cnn_core.weights.native import Weights
 
 __all__ = ["matched", "with_channels"]
 
+log: logging.Logger = logging.getLogger("cnn_core")
+
+T = TypeVar("T", bound=Hashable)
 SHOWN = 5  # class names in an error
 LUMA = (19595, 38470, 7471)  # ITU-R 601, in 1/65536, as in Pillow
 
@@ -30,12 +35,23 @@ def matched(dataset: Dataset, weights: Weights, name: str) -> Dataset:
     may lack some of the network's classes. `name` is the dataset's name for error messages.
 
     Raises:
-        UsageError: the network does not know a class of the dataset, or it has another task.
+        UsageError: a class of the dataset is none or several of the network's, two of them are the
+            same one, or the network has another task.
     """
     task = get_spec(weights.model).task
     if dataset.spec.task != task:
         raise UsageError(f"'{name}' is for {dataset.spec.task}, '{weights.model}' for {task}")
     numbers = _numbers(dataset.spec.classes, weights, name)
+    if dataset.spec.classes != weights.classes:
+        log.warning(
+            "%s: classes matched by name: %s of the network's %s",
+            printable(name),
+            f"{len(numbers):,}",
+            f"{len(weights.classes):,}",
+        )
+    own, needed = dataset.spec.image[0], weights.in_channels
+    if own != needed and {own, needed} == {1, 3}:
+        log.warning("%s: images converted to %s", printable(name), "RGB" if own == 1 else "grey")
     splits = {key: _renumbered(split, numbers) for key, split in dataset.splits.items()}
     splits = {key: _with_channels(split, weights) for key, split in splits.items()}
     return Dataset(replace(dataset.spec, classes=weights.classes), splits)
@@ -45,20 +61,34 @@ def _numbers(classes: tuple[str, ...], weights: Weights, name: str) -> list[int]
     """Return the network's number of each class of a dataset."""
     if classes == weights.classes:
         return list(range(len(classes)))
-    known: dict[str, list[int]] = {}
-    for number, own in enumerate(weights.classes):
-        known.setdefault(_folded(own), []).append(number)
-    # ImageNet has two classes called "crane": a folder of that name could be either.
-    unknown = [own for own in classes if len(known.get(_folded(own), ())) != 1]
-    if unknown:
-        listed = ", ".join(f"'{printable(own)}'" for own in unknown[:SHOWN])
-        more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
+    exact, folded = _by_name(weights.classes), _by_name(map(_folded, weights.classes))
+    # In another spelling only if no class has exactly this name.
+    found = [exact.get(own) or folded.get(_folded(own), []) for own in classes]
+    listed = [f"'{printable(own)}'" for own, n in zip(classes, found, strict=True) if len(n) != 1]
+    if listed:
+        more = f" and {len(listed) - SHOWN:,} more" if len(listed) > SHOWN else ""
         own = ", ".join(printable(own) for own in weights.classes[:SHOWN])
         raise UsageError(
-            f"'{printable(name)}': the network does not know its classes {listed}{more}",
+            f"'{printable(name)}': the network has no class, or several, called "
+            f"{', '.join(listed[:SHOWN])}{more}",
             f"the network's classes: {own}{', …' if len(weights.classes) > SHOWN else ''}",
         )
-    return [known[_folded(own)][0] for own in classes]
+    for number, same in _by_name(number for (number,) in found).items():
+        if len(same) > 1:
+            names = " and ".join(f"'{printable(classes[index])}'" for index in same)
+            raise UsageError(
+                f"'{printable(name)}': {names} are the same class of the network, "
+                f"'{printable(weights.classes[number])}'"
+            )
+    return [number for (number,) in found]
+
+
+def _by_name(names: Iterable[T]) -> dict[T, list[int]]:
+    """Return the positions of each name."""
+    positions: dict[T, list[int]] = {}
+    for position, name in enumerate(names):
+        positions.setdefault(name, []).append(position)
+    return positions
 
 
 def _folded(name: str) -> str:

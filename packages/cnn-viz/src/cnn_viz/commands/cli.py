@@ -249,7 +249,7 @@ def report(source: str, report_format: str, out: Path | None, **options: Any) ->
     md writes report.md, with links to the figures; --format json writes report.json, with the
     metrics and without figures. The path is printed; progress goes to stderr.
 
-    The report of a run describes its training; that of other weights says where they are from.
+    The report of a run describes its training; that of other weights names their source.
 
     \b
     Examples:
