@@ -19,7 +19,8 @@ from PIL import ExifTags, Image
 
 import fuzzing
 from cnn_core.data import images
-from cnn_core.data.images import FORMATS, probe_image, read_image, read_mask
+from cnn_core.data.images import FORMATS, probe_image, read_image
+from cnn_core.data.mask_image import read_mask
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from fuzzing import alone, check, fuzz, mutated
 
@@ -209,9 +210,11 @@ def test_more_than_eight_bits_a_channel_are_refused_by_name(tmp_path, case):
     with pytest.raises(DatasetCorruptError) as caught:
         read_image(path, 1)
     assert caught.value.message == f"{path}: {name}: expected 8 bits per channel"
-    with pytest.raises(DatasetCorruptError) as caught:
-        read_mask(path)
-    assert caught.value.message == f"{path}: {name}: expected grey or a palette (1, L or P)"
+    if kind != "F" and array.max() < 65536:
+        assert torch.equal(read_mask(path), torch.from_numpy(array.astype(np.int32)))
+    else:
+        with pytest.raises(DatasetCorruptError, match=r"expected 0 to 65,535|32-bit floats \(F\)"):
+            read_mask(path)
     assert probe_image(path) == (2, 3, case.split()[0])
 
 
@@ -258,7 +261,8 @@ def test_a_mask_of_one_bit_is_black_and_white(tmp_path):
 def test_a_mask_of_colours_is_refused_by_name(tmp_path, mode):
     path = tmp_path / "a.png"
     pil_image(mode).save(path)
-    with pytest.raises(DatasetCorruptError, match=f"mode {mode}: expected grey or a palette"):
+    wrong = "a mask in colour, such as #" if mode == "RGB" else f"mode {mode}: .* transparent"
+    with pytest.raises(DatasetCorruptError, match=wrong):
         read_mask(path)
 
 
@@ -266,7 +270,7 @@ def test_a_grey_mask_of_few_bits_is_refused_because_pillow_scales_it(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png(1, 4, 4, 0, b"\0\x12\x34"))
     assert read_image(path, 1).tolist() == [[[17, 34, 51, 68]]]
-    with pytest.raises(DatasetCorruptError, match=r"4-bit grey \(L;4\): expected 1 or 8 bits"):
+    with pytest.raises(DatasetCorruptError, match=r"4-bit grey \(L;4\): expected 1, 8 or 16 bits"):
         read_mask(path)
     few = pil_image("P").point(lambda value: value % 4)
     few.save(path, bits=2)

@@ -203,6 +203,10 @@ class DatasetSpec(Spec):
     are computed. `fit` is the way to enlarge images to a network's input: "pad" (MNIST digits, as
     in 1998) or "resize". An `embedded` dataset needs no files. A `folder` dataset is used with a
     path, as in "imagefolder:PATH", and its empty fields are filled in from the files.
+
+    For segmentation, `mask_values` are the values of the classes in the masks, numbers or
+    "#rrggbb", empty for the class numbers themselves; `colours` are the classes' colours,
+    "#rrggbb" or "" for one of the palette; `background` names the class that is background.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -221,6 +225,9 @@ class DatasetSpec(Spec):
     task: str = "classification"
     embedded: bool = False
     folder: bool = False
+    mask_values: tuple[int | str, ...] = ()
+    colours: tuple[str, ...] = ()
+    background: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,6 +245,9 @@ class DatasetSpec(Spec):
         # Images are divided by it.
         self.require("std", min(self.std, default=1) > 0, "numbers above 0")
         self.require("fit", self.fit in ("pad", "resize"), "'pad' or 'resize'")
+        for values in ("mask_values", "colours"):
+            one_each = len(getattr(self, values)) in (0, len(self.classes)) or not self.classes
+            self.require(values, one_each, f"{len(self.classes)} values, one per class")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,8 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
     try:
         dataset = load_dataset(data, data_dir=data_dir)
     except DatasetMissingError as error:
+        if entry.spec.folder:
+            raise  # of your own data, nothing is known without the files
         missing = str(error)
     spec = entry.spec if dataset is None else dataset.spec
     counts = {} if dataset is None else {n: len(s) for n, s in dataset.splits.items()}

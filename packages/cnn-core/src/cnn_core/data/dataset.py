@@ -63,13 +63,16 @@ class Files:
     """A split on disk: image files, with class numbers, int64 N, or mask files as targets.
 
     `channels` is 1 (grey) or 3 (RGB). `values` maps mask values to class numbers, or to 255 for
-    ignored pixels.
+    ignored pixels; with `in_colour` they are colours, 0xRRGGBB. With `turn_masks`, masks without
+    an EXIF orientation are turned by that of their image.
     """
 
     images: tuple[Path, ...]
     targets: Tensor | tuple[Path, ...]
     channels: int = 3
     values: Mapping[int, int] = field(default_factory=dict)
+    in_colour: bool = False
+    turn_masks: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -143,7 +146,7 @@ class Dataset:
         return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits of a hash over the classes, the split sizes and the file names.
+        """Return 16 hex digits of a hash over classes, split sizes, file names and mask values.
 
         Pixels are not hashed: there may be many gigabytes of them.
         """
@@ -156,6 +159,10 @@ class Dataset:
                 names = "\n".join(os.path.relpath(path, root) for path in split.images)
                 # File names on Linux are bytes that need not be UTF-8.
                 digest.update(names.encode("utf-8", "surrogateescape"))
+            # Values that mean something else make other targets of the same files.
+            if isinstance(split, Files) and self.spec.mask_values:
+                meaning = (sorted(split.values.items()), split.in_colour, split.turn_masks)
+                digest.update(repr(meaning).encode())
         return digest.hexdigest()[:16]
 
 

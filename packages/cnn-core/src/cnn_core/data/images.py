@@ -30,12 +30,16 @@ from cnn_core.text import printable
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "TRANSPOSES",
     "image_pixels",
+    "open_image",
+    "orientation_of",
     "probe_image",
     "read_image",
-    "read_mask",
     "resize_image",
+    "upright",
     "upright_copy",
+    "wrong_mode",
 ]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
@@ -43,7 +47,6 @@ MAX_PIXELS = 100_000_000  # 300 MB as RGB
 
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-MASK_MODES = ("1", "L", "P")
 MODE_NAMES = {"I": "32-bit integers (I)", "F": "32-bit floats (F)"}
 
 # Undocumented: Pillow's decoders raise these exceptions on broken and on malicious files.
@@ -124,9 +127,9 @@ def read_image(path: Path, channels: int) -> Tensor:
     """
     if channels not in CHANNELS:
         raise UsageError(f"channels = {channels}: expected 1, 3 or 4")
-    with _open(path) as image:
+    with open_image(path) as image:
         _require_mode(path, image.mode)
-        return image_pixels(_upright(image), channels)
+        return image_pixels(upright(image), channels)
 
 
 def image_pixels(image: Image.Image, channels: int) -> Tensor:
@@ -146,30 +149,10 @@ def upright_copy(image: Image.Image, name: str) -> Image.Image:
     _require_mode(name, image.mode)
     try:
         with _SUPPRESS_WARNINGS:
-            return _upright(image).copy()
+            return upright(image).copy()
     except PILLOW_ERRORS as error:
         reason = printable(str(error)) or type(error).__name__
         raise _corrupt(name, f"not a readable image: {reason}") from error
-
-
-def read_mask(path: Path) -> Tensor:
-    """Read a mask as uint8, H W, upright: its grey values or palette indices.
-
-    A 1-bit mask has the values 0 and 255.
-
-    Raises:
-        DatasetCorruptError: the file is missing, not an image, broken or too large; is neither
-            grey nor a palette image; or has 2 or 4 bits of grey, which Pillow rescales to 0-255.
-        ResourceError: there is not enough memory for the pixels.
-    """
-    with _open(path) as image:
-        if image.mode not in MASK_MODES:
-            raise _wrong_mode(path, image.mode, "grey or a palette (1, L or P)")
-        if (raw := _raw_mode(image)).startswith(("L;2", "L;4")):
-            raise _wrong_mode(path, f"{raw[2]}-bit grey ({raw})", "1 or 8 bits, or a palette")
-        mask = _upright(image)
-        mask = mask.convert("L") if mask.mode == "1" else mask
-    return torch.from_numpy(np.array(mask))
 
 
 def resize_image(image: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
@@ -199,14 +182,14 @@ def probe_image(path: Path) -> tuple[int, int, str]:
         DatasetCorruptError: the file is missing, not an image or too large, or its header is
             broken.
     """
-    with _open(path) as image:
-        quarter_turn = _orientation(image) in (5, 6, 7, 8)  # it swaps height and width
+    with open_image(path) as image:
+        quarter_turn = orientation_of(image) in (5, 6, 7, 8)  # it swaps height and width
         height, width = image.size if quarter_turn else image.size[::-1]
         return height, width, image.mode
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image without decoding it; turn Pillow's exceptions into DatasetCorruptError."""
     size = ""
     try:
@@ -243,7 +226,7 @@ def _first_bytes(path: Path) -> str:
         return f"it starts with the bytes {file.read(8).hex(' ')}"
 
 
-def _orientation(image: Image.Image) -> int | None:
+def orientation_of(image: Image.Image) -> int | None:
     """Return the EXIF orientation in the header; None for TIFF, which Pillow rotates itself."""
     if image.format == "TIFF":
         return None
@@ -252,21 +235,12 @@ def _orientation(image: Image.Image) -> int | None:
     return orientation if isinstance(orientation, int) else None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Decode the pixels and rotate the image upright."""
     # Get the orientation first: decoding a PNG adds the EXIF data that may follow the pixels.
-    method = TRANSPOSES.get(_orientation(image) or 1)
+    method = TRANSPOSES.get(orientation_of(image) or 1)
     image.load()
     return image if method is None else image.transpose(method)
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's raw mode of a PNG or TIFF, such as "L;4" for 4-bit grey; otherwise ""."""
-    tiles = getattr(image, "tile", None)
-    if not tiles or image.format not in ("PNG", "TIFF"):
-        return ""
-    arguments = tiles[0].args
-    return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
 def _require_mode(path: Path | str, mode: str) -> None:
@@ -275,10 +249,10 @@ def _require_mode(path: Path | str, mode: str) -> None:
         deep = mode.startswith("I") or mode == "F"
         # Pillow would silently convert deep images to 8 bits, and clip most values.
         expected = "8 bits per channel" if deep else f"one of {', '.join(MODES)}"
-        raise _wrong_mode(path, mode, expected)
+        raise wrong_mode(path, mode, expected)
 
 
-def _wrong_mode(path: Path | str, mode: str, expected: str) -> DatasetCorruptError:
+def wrong_mode(path: Path | str, mode: str, expected: str) -> DatasetCorruptError:
     default = f"16-bit grey ({mode})" if mode.startswith("I;16") else f"mode {mode}"
     found = mode if " " in mode else MODE_NAMES.get(mode, default)
     return DatasetCorruptError(f"{path}: {found}: expected {expected}", "convert it")

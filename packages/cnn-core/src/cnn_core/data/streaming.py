@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Draws
 from cnn_core.data.dataset import Dataset, Files, Split
-from cnn_core.data.images import read_image, read_mask
+from cnn_core.data.images import read_image
+from cnn_core.data.mask_image import DEPTH, exif_orientation, hexadecimal, read_mask, turned
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import shifted
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -39,6 +40,7 @@ __all__ = [
 
 IN_MEMORY = 2 * 2**30  # pipeline = "auto" keeps at most this many bytes of images in memory
 BLOCK = 4_000_000  # image values that `statistics` processes at once, to bound its memory
+MAX_LISTED = 12  # values that an error names
 MAX_NAMED = 5  # bad files that an error names
 MAX_STATISTICS_FILES = 5000  # files that `statistics` reads at most, evenly spaced
 
@@ -122,19 +124,35 @@ def _read_classes(files: Files, index: int) -> Tensor:
     """Return a mask, uint8 H W, with its values replaced by class numbers."""
     path = files.targets[index]
     assert not isinstance(path, Tensor)
-    mask = read_mask(path)
-    # int16, because 256 marks values without a class and uint8 ends at 255.
-    table = torch.full((256,), IGNORED + 1, dtype=torch.int16)
-    for value, number in files.values.items():
-        table[value] = number
-    numbers = table[mask.long()]
+    mask = read_mask(path, files.in_colour)
+    if files.turn_masks and exif_orientation(path) == 1:
+        mask = turned(mask, exif_orientation(files.images[index]))
+    numbers = _class_numbers(mask, files)
     if (unknown := numbers > IGNORED).any():
         value, (row, column) = int(mask[unknown][0]), unknown.nonzero()[0].tolist()
-        allowed = ", ".join(map(str, sorted(files.values)))
+        name = hexadecimal if files.in_colour else str
+        allowed = ", ".join(name(known) for known in sorted(files.values)[:MAX_LISTED])
+        more = ", …" if len(files.values) > MAX_LISTED else ""
         raise DatasetCorruptError(
-            f"{path}: value {value} at row {row}, column {column}, expected one of {allowed}"
+            f"{path}: value {name(value)} at row {row}, column {column}, expected one of "
+            f"{allowed}{more}"
         )
     return numbers.to(torch.uint8)
+
+
+def _class_numbers(mask: Tensor, files: Files) -> Tensor:
+    """Return class numbers, int16 H W; 256 marks values without a class."""
+    if not files.in_colour:
+        # Not uint8, which ends at 255.
+        table = torch.full((DEPTH if mask.dtype != torch.uint8 else 256,), IGNORED + 1)
+        for value, number in files.values.items():
+            if value < len(table):
+                table[value] = number
+        return table.to(torch.int16)[mask.long()]
+    keys = torch.tensor(sorted(files.values), dtype=torch.int32)
+    numbers = torch.tensor([files.values[int(key)] for key in keys], dtype=torch.int16)
+    place = torch.searchsorted(keys, mask.contiguous()).clamp(max=len(keys) - 1)
+    return numbers[place].where(keys[place] == mask, IGNORED + 1)
 
 
 def stream(

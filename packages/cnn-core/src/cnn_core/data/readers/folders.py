@@ -11,6 +11,7 @@ import torch
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.images import probe_image
+from cnn_core.data.readers.description import with_description
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -52,7 +53,8 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     }
     channels, size = image_type(itertools.chain(*(split.images for split in splits.values())))
     splits = {n: dataclasses.replace(split, channels=channels) for n, split in splits.items()}
-    return with_test_split(spec, tuple(classes), splits, (channels, *size))
+    loaded = with_test_split(spec, tuple(classes), splits, (channels, *size))
+    return with_description(loaded, root)
 
 
 def with_test_split(

@@ -2,109 +2,134 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
-from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset, Files
-from cnn_core.data.images import read_mask
-from cnn_core.data.readers.folders import (
-    image_type,
-    sorted_files,
-    split_folders,
-    with_test_split,
-)
-from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from cnn_core.data.images import probe_image
+from cnn_core.data.mask_image import exif_orientation
+from cnn_core.data.readers.description import FILE, Description, described, read_description
+from cnn_core.data.readers.folders import image_type, with_test_split
+from cnn_core.data.readers.mask_classes import Classes, classes_of, survey
+from cnn_core.data.readers.mask_pairs import Layout, find_pairs
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
+from cnn_core.text import printable
 
-__all__ = ["load_masks"]
+__all__ = ["class_names", "fits_as_stored", "load_masks", "require_turned"]
+
+log: logging.Logger = logging.getLogger("cnn_core")
 
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
-    """Return images, PATH/images/NAME.*, with their masks, PATH/masks/NAME.*.
+    """Return images with their masks, PATH/images/NAME.* and PATH/masks/NAME.*.
 
-    PATH may also contain train, val and test with these two folders each. Masks are grey or
-    palette images of class numbers. If they have exactly two values, such as 0 and 255, the lower
-    is class 0. PATH/classes.txt may name the classes, one per line.
+    `find_pairs` lists the other layouts. Masks are class numbers, grey levels, palette indices or
+    colours; PATH/dataset.toml says which value is which class, PATH/classes.txt names the classes,
+    one a line. What is not obvious is logged as a warning.
 
     Raises:
         DatasetMissingError: there is no such folder.
-        DatasetCorruptError: images and masks do not pair up, or masks have other values.
-        UsageError: the number of names in classes.txt is not the number of classes.
+        DatasetCorruptError: images and masks do not pair up, the masks could be meant in several
+            ways, or EXIF turns images and not their masks.
+        UsageError: dataset.toml or classes.txt do not fit the masks.
     """
-    folders = {"train": root}
-    if not (root / "images").is_dir():
-        folders = split_folders(root)
-    pairs = {name: _pairs(folder) for name, folder in folders.items()}
-    masks = [mask for images, masks in pairs.values() for mask in masks]
-    values = _class_numbers(masks)
-    images = [image for images, _ in pairs.values() for image in images]
+    found = read_description(root, "segmentation")
+    layout = find_pairs(root, found)
+    require_turned(layout, found)
+    masks = [mask for _, part in layout.pairs.values() for mask in part]
+    names = () if found.labels else class_names(root)
+    classes = classes_of(survey(root, masks, found.in_colour), found, names)
+    for note in (*layout.notes, *classes.notes):
+        log.warning("%s", printable(note))
+    images = [image for part, _ in layout.pairs.values() for image in part]
     channels, size = image_type(images)
-    splits = {name: Files(i, m, channels, values) for name, (i, m) in pairs.items()}
-    count = len(set(values.values()) - {IGNORED})
-    return with_test_split(spec, _class_names(root, count), splits, (channels, *size))
-
-
-def _pairs(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the images and masks of a folder, paired by their relative paths without suffix."""
-    images, masks = _by_name(folder / "images"), _by_name(folder / "masks")
-    for one, other, missing in ((images, masks, "mask"), (masks, images, "image")):
-        if alone := sorted(one.keys() - other.keys()):
-            count = f"{len(alone)} files have none"
-            raise DatasetCorruptError(f"{one[alone[0]]}: has no {missing} ({count})")
-    return tuple(images.values()), tuple(masks[name] for name in images)
-
-
-def _by_name(folder: Path) -> dict[Path, Path]:
-    """Return the image files in a folder, keyed by their relative paths without suffix."""
-    if not folder.is_dir():
-        raise DatasetMissingError(
-            f"{folder}: no such folder", f"{folder.parent}/images/NAME.* and masks/NAME.*"
+    splits = {
+        name: Files(
+            *pair,
+            channels=channels,
+            values=classes.numbers,
+            in_colour=classes.in_colour,
+            turn_masks=bool(found.turn_masks),
         )
-    found: dict[Path, Path] = {}
-    for path in sorted_files(folder):
-        name = path.relative_to(folder).with_suffix("")
-        if name in found:
-            raise DatasetCorruptError(f"{path}: same name as {found[name].name}")
-        found[name] = path
-    return found
+        for name, pair in layout.pairs.items()
+    }
+    spec = dataclasses.replace(
+        spec,
+        mask_values=classes.values,
+        colours=_colours(classes, found),
+        background=found.background,
+    )
+    loaded = with_test_split(spec, classes.names, splits, (channels, *size))
+    return Dataset(described(loaded.spec, found), loaded.splits)
 
 
-def _class_numbers(masks: list[Path]) -> dict[int, int]:
-    """Return the class number of each value in masks.
+def class_names(root: Path) -> tuple[str, ...]:
+    """Return the names in classes.txt, one a line, in the order of the classes.
 
-    Values 0, 1, 2, … are class numbers, and 255 is ignored. If there are exactly two values,
-    whatever they are, they become classes 0 and 1. Masks that cannot be read are skipped: they are
-    reported later, when each is decoded.
+    Raises:
+        UsageError: a name is given twice, or the file is not UTF-8.
     """
-    found: dict[int, Path] = {}  # the first mask with each value
-    for mask in masks:
-        try:
-            values = read_mask(mask).unique().tolist()
-        except DatasetCorruptError:
-            continue
-        for value in values:
-            found.setdefault(value, mask)
-    # Binary masks come with any two values: 0 and 255, 0 and 1, or palette indices.
-    if len(found) == 2:
-        return {value: number for number, value in enumerate(sorted(found))}
-    numbers = sorted(found.keys() - {IGNORED})
-    if numbers != list(range(len(numbers))) or len(numbers) < 2:
-        unexpected = next((n for number, n in enumerate(numbers) if n != number), None)
-        path = found[unexpected] if unexpected is not None else masks[0].parent
-        raise DatasetCorruptError(
-            f"{path}: masks have the values {', '.join(map(str, numbers[:8]))}, "
-            "expected class numbers from 0, or two values",
-        )
-    return {value: value for value in (*numbers, IGNORED)}
-
-
-def _class_names(root: Path, count: int) -> tuple[str, ...]:
-    """Return the names in classes.txt; without this file, "0", "1", …"""
     path = root / "classes.txt"
     if not path.is_file():
-        return tuple(map(str, range(count)))
-    names = tuple(path.read_text("utf-8").split("\n"))
-    names = tuple(name.strip() for name in names if name.strip())
-    if len(names) != count:
-        raise UsageError(f"{path}: {len(names)} names, but the masks have {count} classes")
+        return ()
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{path}: '{printable(twice[0])}' is there twice")
     return names
+
+
+def _colours(classes: Classes, found: Description) -> tuple[str, ...]:
+    """Return the colours of classes, from the masks or dataset.toml; empty for the palette's."""
+    if classes.in_colour:
+        return tuple(
+            found.colours.get(name, str(value))
+            for name, value in zip(classes.names, classes.values, strict=True)
+        )
+    return tuple(found.colours.get(name, "") for name in classes.names) if found.colours else ()
+
+
+def require_turned(layout: Layout, found: Description) -> None:
+    """Raise DatasetCorruptError if EXIF turns images but not masks, unless it is declared."""
+    if found.turn_masks is not None:
+        return
+    turned = [pair for part in layout.pairs.values() for pair in _differently_turned(*part)]
+    if not turned:
+        return
+    image, mask = turned[0]
+    (height, width, _), (tall, wide, _) = probe_image(image), probe_image(mask)
+    sizes = f"it is {height}x{width} upright, its mask {tall}x{wide}"
+    as_stored = (height, width) != (tall, wide)
+    sheet = f"compare cnnzoo show-data maskfolder:{found.path.parent} --out sheet.png with either"
+    advice = "these fit as stored: true" if as_stored else sheet
+    raise DatasetCorruptError(
+        f"{image}: EXIF orientation {exif_orientation(image)} turns this image, but its mask has "
+        f"{exif_orientation(mask)} ({len(turned)} such images): {sizes}",
+        f"in {found.path.parent / FILE}: turn_masks = true if masks were drawn on the pixels as "
+        f"stored, turn_masks = false if on the upright images; {advice}",
+    )
+
+
+def fits_as_stored(layout: Layout) -> bool | None:
+    """Return True if masks have the size of their images before EXIF turns these; else None."""
+    turned = [pair for part in layout.pairs.values() for pair in _differently_turned(*part)]
+    sizes = [(probe_image(image)[:2], probe_image(mask)[:2]) for image, mask in turned]
+    return True if sizes and all(one == other[::-1] != other for one, other in sizes) else None
+
+
+def _differently_turned(
+    images: Iterable[Path], masks: Iterable[Path]
+) -> Iterable[tuple[Path, Path]]:
+    """Yield the pairs with different EXIF orientations; unreadable files are reported later."""
+    for image, mask in zip(images, masks, strict=True):
+        try:
+            if exif_orientation(image) != exif_orientation(mask):
+                yield image, mask
+        except DatasetCorruptError:
+            continue

@@ -1,0 +1,80 @@
+"""cnnzoo describe-data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cnn_core import registry
+from cnn_core.cli.output import say_path
+from cnn_core.cli.params import DATASET
+from cnn_core.errors import UsageError
+
+__all__ = ["command"]
+
+
+@click.command("describe-data")
+@click.argument("data", type=DATASET)
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    help="A file of class names, one a line, in the order of the values; or R G B NAME.",
+)
+@click.option("--ignore", multiple=True, metavar="VALUE", help="A value that counts in nothing.")
+@click.option("--threshold", type=int, default=0, help="Two classes: below it, and from it on.")
+@click.option(
+    "--turn-masks/--no-turn-masks",
+    default=None,
+    help="Masks were drawn on pixels as stored, or on upright images (EXIF).",
+)
+@click.option("--colours", is_flag=True, help="Take masks with a palette by colour.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write to this file instead.")
+def command(
+    data: str,
+    classes: Path | None,
+    ignore: tuple[str, ...],
+    threshold: int,
+    turn_masks: bool | None,
+    colours: bool,
+    out: Path | None,
+) -> None:
+    """Write a start of dataset.toml for your own data: classes, values of masks, counts.
+
+    The file is written beside the data, where every command finds it. It says what files cannot:
+    names of classes, ignored values, colours, licence. Edit it as you like.
+
+    \b
+    Examples:
+      cnnzoo describe-data maskfolder:CamVid --classes names.txt --ignore 11
+      cnnzoo describe-data imagefolder:flowers
+    """
+    spec = registry.datasets().entry(data.partition(":")[0]).spec
+    root = Path(data.partition(":")[2])
+    if not spec.folder or not data.partition(":")[2]:
+        raise UsageError(
+            f"'{data}': only your own data is described", "imagefolder:PATH or maskfolder:PATH"
+        )
+    from cnn_core.data import load_dataset
+    from cnn_core.data.readers.description import FILE
+    from cnn_core.data.readers.draft import draft_of_classes, draft_of_masks
+    from cnn_core.files import write_bytes
+
+    path = out or root / FILE
+    if path.exists():
+        raise UsageError(f"{path}: already exists", "edit it, or write another with --out FILE")
+    if spec.task == "segmentation":
+        text = draft_of_masks(
+            root,
+            names=classes,
+            ignore=ignore,
+            threshold=threshold,
+            turn_masks=turn_masks,
+            colours=colours,
+        )
+    elif classes or ignore or threshold or turn_masks is not None or colours:
+        raise UsageError("these options are for masks", f"cnnzoo describe-data {data}")
+    else:
+        text = draft_of_classes(root, load_dataset(data))
+    write_bytes(path, text.encode())
+    say_path(path)

@@ -1,0 +1,235 @@
+"""Read masks as they are stored: grey levels, palette indices, 16-bit numbers or colours.
+
+A colour is one number, 0xRRGGBB, so that values of all kinds of masks can be counted and compared.
+A picture whose three channels are equal everywhere is grey. An opaque alpha channel is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cnn_core.data.images import TRANSPOSES, open_image, orientation_of, upright, wrong_mode
+from cnn_core.errors import DatasetCorruptError
+
+__all__ = [
+    "DEPTH",
+    "MaskFacts",
+    "exif_orientation",
+    "hexadecimal",
+    "mask_facts",
+    "read_mask",
+    "turned",
+]
+
+GREY, PALETTE, COLOUR = "grey", "palette", "colour"
+WHITE = 0x010101  # times a grey level, it is the level's colour
+DEPTH = 1 << 16  # values of a 16-bit mask
+MAX_COLOURS = 4096  # that are counted in one mask; real masks have few
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
+
+Pixels = npt.NDArray[np.int32] | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What one mask holds.
+
+    `kind` is "grey", "palette" or "colour"; `counts` maps each value to its number of pixels,
+    `palette` each index in use to its colour. `lossy` is the name of a file format that changes
+    pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2.
+    """
+
+    path: Path
+    kind: str
+    counts: Mapping[int, int]
+    palette: Mapping[int, int]
+    lossy: str
+    filled: frozenset[int]
+
+
+def read_mask(path: Path, in_colour: bool = False) -> Tensor:
+    """Read a mask, H W, upright: its grey values or palette indices, or with `in_colour` colours.
+
+    The result is uint8, or int32 for colours and for 16 bits. A 1-bit mask has the values 0 and
+    255. A GIF whose palette is grey has grey levels, because programs number its entries anew.
+
+    Raises:
+        DatasetCorruptError: the file is missing, not an image, broken or too large; is in colour
+            and should not be; is partly transparent; or has 2 or 4 bits of grey, which Pillow
+            rescales to 0-255.
+        ResourceError: there is not enough memory for the pixels.
+    """
+    with open_image(path) as image:
+        kind, pixels, palette = _decoded(path, image)
+    if in_colour:
+        pixels = _in_colour(path, kind, pixels, palette)
+    elif kind == COLOUR:
+        example = hexadecimal(int(pixels[pixels % WHITE != 0].flat[0]))
+        raise DatasetCorruptError(
+            f"{path}: a mask in colour, such as {example}: expected grey or a palette",
+            "save it like the other masks",
+        )
+    return torch.from_numpy(pixels)
+
+
+def mask_facts(path: Path) -> MaskFacts:
+    """Return what a mask holds. Raises the errors of `read_mask`, except those about colour."""
+    with open_image(path) as image:
+        lossy = _lossy(path, image)
+        kind, pixels, palette = _decoded(path, image)
+    if pixels.dtype == np.uint8:
+        totals = np.bincount(pixels.ravel(), minlength=256)
+        counts = {int(value): int(totals[value]) for value in totals.nonzero()[0]}
+    else:
+        values, totals = np.unique(pixels, return_counts=True)
+        order = np.argsort(-totals)[:MAX_COLOURS]
+        counts = {int(values[i]): int(totals[i]) for i in order}
+    used = {index: palette[index] for index in counts} if kind == PALETTE else {}
+    return MaskFacts(path, kind, counts, used, lossy, _filled(pixels))
+
+
+def exif_orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1, upright, if it has none.
+
+    Raises:
+        DatasetCorruptError: the file is not an image.
+    """
+    with open_image(path) as image:
+        found = orientation_of(image) or 1
+        return found if found in TRANSPOSES else 1
+
+
+def turned(mask: Tensor, orientation: int) -> Tensor:
+    """Return a mask, H W, turned as an image with this EXIF orientation is turned upright."""
+    match orientation:
+        case 2:
+            return mask.flip(1)
+        case 3:
+            return mask.flip(0, 1)
+        case 4:
+            return mask.flip(0)
+        case 5:
+            return mask.t()
+        case 6:
+            return mask.t().flip(1)
+        case 7:
+            return mask.flip(0, 1).t()
+        case 8:
+            return mask.t().flip(0)
+    return mask
+
+
+def hexadecimal(colour: int) -> str:
+    """Return a colour as "#rrggbb"."""
+    return f"#{colour:06x}"
+
+
+def _decoded(path: Path, image: Image.Image) -> tuple[str, Pixels, list[int]]:
+    """Return a mask's kind, its pixels, H W, upright, and the colours of its palette."""
+    if (raw := _raw_mode(image)).startswith(("L;2", "L;4")):
+        raise wrong_mode(path, f"{raw[2]}-bit grey ({raw})", "1, 8 or 16 bits, or a palette")
+    is_gif = image.format == "GIF"
+    mask = upright(image)
+    if mask.mode in ("LA", "RGBA"):
+        mask = _without_alpha(path, mask)
+    match mask.mode:
+        case "1":
+            return GREY, np.array(mask.convert("L")), []
+        case "L":
+            return GREY, np.array(mask), []
+        case "P":
+            return _of_palette(mask, is_gif)
+        case "RGB" | "CMYK" | "YCbCr":
+            return _of_colours(np.asarray(mask.convert("RGB")))
+        case mode if mode == "I" or mode.startswith("I;16"):
+            return GREY, _deep(path, np.asarray(mask).astype(np.int64)), []
+    raise wrong_mode(path, mask.mode, "grey, a palette or RGB")
+
+
+def _of_palette(mask: Image.Image, is_gif: bool) -> tuple[str, Pixels, list[int]]:
+    """Return indices with their colours, or the grey levels of a GIF with a grey palette."""
+    entries = np.zeros((256, 3), np.int32)
+    flat = np.array(mask.getpalette("RGB") or [], np.int32).reshape(-1, 3)
+    entries[: len(flat)] = flat
+    pixels = np.array(mask)
+    used = entries[np.unique(pixels)]
+    if is_gif and (used == used[:, :1]).all():
+        return GREY, entries[pixels, 0].astype(np.uint8), []
+    return PALETTE, pixels, _packed(entries).tolist()
+
+
+def _of_colours(pixels: npt.NDArray[np.uint8]) -> tuple[str, Pixels, list[int]]:
+    if (pixels == pixels[..., :1]).all():
+        return GREY, pixels[..., 0].copy(), []
+    return COLOUR, _packed(pixels.astype(np.int32)), []
+
+
+def _packed(colours: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return colours, … x 3, as numbers 0xRRGGBB."""
+    return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+
+
+def _deep(path: Path, values: npt.NDArray[np.int64]) -> Pixels:
+    """Return the values of a 16-bit mask, which some programs store in 32 bits."""
+    if values.min() < 0 or values.max() >= DEPTH:
+        raise DatasetCorruptError(
+            f"{path}: mask values {values.min()} to {values.max()}: expected 0 to {DEPTH - 1:,}"
+        )
+    return values.astype(np.int32)
+
+
+def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
+    """Drop an opaque alpha channel; refuse another one, which may be where the mask is."""
+    if mask.getchannel("A").getextrema() != (255, 255):
+        raise DatasetCorruptError(
+            f"{path}: mode {mask.mode}: a mask that is partly transparent",
+            "flatten it: what is transparent has no class that cnnzoo could know",
+        )
+    return mask.convert("L" if mask.mode == "LA" else "RGB")
+
+
+def _in_colour(path: Path, kind: str, pixels: Pixels, palette: list[int]) -> Pixels:
+    if kind == PALETTE:
+        return np.array(palette, np.int32)[pixels]
+    if kind == GREY:
+        if pixels.dtype != np.uint8:
+            raise DatasetCorruptError(f"{path}: a 16-bit mask: expected colours of 8 bits")
+        return pixels.astype(np.int32) * WHITE
+    return pixels
+
+
+def _filled(pixels: Pixels) -> frozenset[int]:
+    """Return the values that fill at least one square of 2 x 2 pixels."""
+    corner = pixels[:-1, :-1]
+    same = (corner == pixels[1:, :-1]) & (corner == pixels[:-1, 1:]) & (corner == pixels[1:, 1:])
+    inside = corner[same]
+    if inside.dtype == np.uint8:  # ten times faster than sorting
+        return frozenset(np.bincount(inside, minlength=256).nonzero()[0].tolist())
+    return frozenset(np.unique(inside)[:MAX_COLOURS].tolist())
+
+
+def _lossy(path: Path, image: Image.Image) -> str:
+    """Return the name of a file format that does not keep pixels as they were, or ""."""
+    if image.format == "WEBP":
+        with path.open("rb") as file:
+            return "" if b"VP8L" in file.read(4096) else "WebP"
+    if image.format == "TIFF" and "jpeg" in str(image.info.get("compression", "")):
+        return "JPEG"
+    return (image.format or "") if image.format in LOSSY else ""
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return Pillow's raw mode of a PNG or TIFF, such as "L;4" for 4-bit grey; otherwise ""."""
+    tiles = getattr(image, "tile", None)
+    if not tiles or image.format not in ("PNG", "TIFF"):
+        return ""
+    arguments = tiles[0].args
+    return str(arguments if isinstance(arguments, str) else arguments[0])

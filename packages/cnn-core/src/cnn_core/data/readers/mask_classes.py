@@ -1,0 +1,403 @@
+"""Decide which value of masks is which class; refuse what could be meant in several ways.
+
+Nothing is renumbered without a line that says so, and a network's predictions have the values of
+the masks again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cnn_core.data.augment import IGNORED
+from cnn_core.data.mask_image import MaskFacts, hexadecimal, mask_facts
+from cnn_core.data.readers.description import FILE, Description, MaskValue
+from cnn_core.errors import DatasetCorruptError, UsageError
+
+__all__ = ["Classes", "Survey", "classes_of", "require_sharp", "require_unmixed", "survey"]
+
+SHOWN = 8  # values or colours that a message lists
+WHITE = 255
+TWO_PEAKS = 0.6  # of all pixels: with less, two values are no sign of two classes
+MANY = 64  # values; more are no classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes of masks.
+
+    `values` are the values of the classes in masks, numbers or "#rrggbb"; `numbers` maps each
+    value, a colour as 0xRRGGBB, to its class, or to 255 if it is ignored.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[MaskValue, ...]
+    numbers: Mapping[int, int]
+    notes: tuple[str, ...] = ()
+    in_colour: bool = False
+
+
+@dataclass
+class Survey:
+    """What all masks hold: pixels by value, files by value, and the first file of each."""
+
+    root: Path
+    masks: list[MaskFacts] = field(default_factory=list)
+    pixels: dict[int, int] = field(default_factory=dict)
+    first: dict[int, Path] = field(default_factory=dict)
+    errors: list[DatasetCorruptError] = field(default_factory=list)
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether most masks are in colour."""
+        return 2 * sum(mask.kind == "colour" for mask in self.masks) >= max(len(self.masks), 1)
+
+    @property
+    def where(self) -> str:
+        """The folder that messages name."""
+        return str(self.masks[0].path.parent if self.masks else self.root)
+
+    def add(self, facts: MaskFacts) -> None:
+        """Add a mask."""
+        self.masks.append(facts)
+        for value, count in facts.counts.items():
+            self.pixels[value] = self.pixels.get(value, 0) + count
+            self.first.setdefault(value, facts.path)
+
+    def listed(self, values: Iterable[int] | None = None, in_colour: bool = False) -> str:
+        """Return values with their shares of all pixels, the most frequent first."""
+        total = max(sum(self.pixels.values()), 1)
+        chosen = sorted(self.pixels if values is None else values, key=lambda v: -self.pixels[v])
+        parts = [
+            f"{hexadecimal(v) if in_colour else v} ({100 * self.pixels[v] / total:.3g} %)"
+            for v in chosen[:SHOWN]
+        ]
+        more = f" and {len(chosen) - SHOWN:,} more" if len(chosen) > SHOWN else ""
+        return f"{', '.join(parts)}{more}"
+
+    def thin(self, values: Iterable[int]) -> list[int]:
+        """Return the values that fill no square of 2 x 2 pixels in any mask."""
+        filled = {value for mask in self.masks for value in mask.filled}
+        return sorted(value for value in values if value not in filled)
+
+
+def survey(root: Path, masks: Sequence[Path], in_colour: bool = False) -> Survey:
+    """Read all masks and return what they hold, with `in_colour` by colour.
+
+    Masks that cannot be read are left to the decoder, which names each of them.
+    """
+    found = Survey(root)
+    for path in masks:
+        try:
+            facts = mask_facts(path)
+        except DatasetCorruptError as error:
+            found.errors.append(error)
+            continue
+        found.add(facts)
+    if in_colour or found.in_colour:
+        coloured = Survey(root, errors=found.errors)
+        for facts in found.masks:
+            coloured.add(_by_colour(facts))
+        return coloured
+    return found
+
+
+def _by_colour(facts: MaskFacts) -> MaskFacts:
+    """Return the facts of a grey or palette mask by colour."""
+    if facts.kind == "colour":
+        return facts
+    grey = {value: value * 0x010101 for value in facts.counts}
+    colours = facts.palette if facts.kind == "palette" else grey
+    counts: dict[int, int] = {}
+    for value, count in facts.counts.items():
+        counts[colours[value]] = counts.get(colours[value], 0) + count
+    filled = frozenset(colours[value] for value in facts.filled)
+    return dataclasses.replace(facts, kind="colour", counts=counts, filled=filled)
+
+
+def classes_of(found: Survey, description: Description, names: Sequence[str]) -> Classes:
+    """Return the classes of masks by dataset.toml, else by the names in classes.txt.
+
+    Without either, values from 0 or from 1 without a gap are classes and 255 is ignored, and any
+    two values are two classes.
+
+    Raises:
+        DatasetCorruptError: the masks are blurred, in colours without labels, or hold values that
+            are not declared or could be meant in several ways.
+        UsageError: the number of names is not the number of classes.
+    """
+    if not found.masks:
+        raise found.errors[0] if found.errors else DatasetCorruptError(f"{found.root}: no masks")
+    _require_lossless(found, description)
+    if description.threshold:
+        return _by_threshold(found, description, names)
+    if description.labels:
+        return _declared(found, description)
+    if found.in_colour:
+        raise _undeclared_colours(found)
+    _require_one_kind(found)
+    return _with_notes(found, _counted(found, description, names))
+
+
+def _require_lossless(found: Survey, description: Description) -> None:
+    """Raise DatasetCorruptError for masks in a lossy format, unless they hold black and white."""
+    lossy = [mask for mask in found.masks if mask.lossy]
+    exact = not found.in_colour and set(found.pixels) <= {0, WHITE}
+    if not lossy or exact or description.threshold:
+        return
+    mask = max(lossy, key=lambda mask: len(mask.counts))
+    only = Survey(found.root)
+    only.add(mask)
+    raise DatasetCorruptError(
+        f"{mask.path}: {mask.lossy} is lossy and has changed this mask: it holds "
+        f"{len(mask.counts):,} values: {only.listed(in_colour=mask.kind == 'colour')} "
+        f"({len(lossy)} such masks)",
+        "export the masks as PNG from their source: a converted JPEG stays blurred"
+        f"{_halfway(found)}",
+    )
+
+
+def _halfway(found: Survey) -> str:
+    """Return how to read blurred masks of two classes, if two values have most of the pixels."""
+    common = sorted(sorted(found.pixels, key=lambda v: -found.pixels[v])[:2])
+    share = sum(found.pixels[v] for v in common) / sum(found.pixels.values())
+    if found.in_colour or len(common) < 2 or share < TWO_PEAKS:
+        return ""
+    halfway = (common[0] + common[1] + 1) // 2
+    return f"\nor, if there are two classes, in {found.root / FILE}: threshold = {halfway}"
+
+
+def _by_threshold(found: Survey, description: Description, names: Sequence[str]) -> Classes:
+    """Return two classes: the values below the threshold, and those from it on."""
+    path, limit = description.path, description.threshold
+    if found.in_colour:
+        raise UsageError(f"{path}: threshold is for grey masks, and these are in colour")
+    sides = [[v for v in found.pixels if (v >= limit) == upper] for upper in (False, True)]
+    if not all(sides):
+        raise UsageError(f"{path}: threshold = {limit}: all pixels are on one side of it")
+    # The value that most pixels of a side have is the one that was drawn.
+    drawn = [max(side, key=lambda v: found.pixels[v]) for side in sides]
+    labels = description.labels or dict(zip(drawn, names or map(str, drawn), strict=False))
+    if len(labels) != 2 or (names and len(names) != 2):
+        raise UsageError(f"{path}: threshold makes two classes: give two names")
+    share = 1 - sum(found.pixels[v] for v in drawn) / sum(found.pixels.values())
+    note = (
+        f"{found.where}: threshold {limit} decides on the {100 * share:.3g} % of the pixels that "
+        f"are neither {drawn[0]} nor {drawn[1]}"
+    )
+    return Classes(
+        names=tuple(labels.values()),
+        values=tuple(labels),
+        numbers={value: int(value >= limit) for value in range(max(found.pixels) + 1)},
+        notes=(note,) if share else (),
+    )
+
+
+def _declared(found: Survey, description: Description) -> Classes:
+    """Return the classes that dataset.toml declares; every value of the masks must be in it."""
+    in_colour = description.in_colour
+    if found.in_colour and not in_colour:
+        raise _undeclared_colours(found)
+    ignore = description.ignore
+    if ignore is None:
+        ignore = () if in_colour or WHITE in description.labels else (WHITE,)
+    names = tuple(dict.fromkeys(description.labels.values()))
+    if len(names) < 2:
+        raise UsageError(f"{description.path}: labels: expected at least two classes")
+    numbers = {_number(v): names.index(name) for v, name in description.labels.items()}
+    numbers |= {_number(value): IGNORED for value in ignore}
+    if unknown := sorted(found.pixels.keys() - numbers.keys()):
+        raise DatasetCorruptError(
+            f"{found.first[unknown[0]]}: masks hold {found.listed(unknown, in_colour)}, which "
+            f"{description.path} does not declare",
+            "add them to labels or to ignore; values between those of two classes come from "
+            "resizing, anti-aliasing or JPEG: export the masks anew, without them",
+        )
+    if len({numbers[value] for value in found.pixels} - {IGNORED}) < 2:
+        raise _one_class(found)
+    # The first value of a name is the one that predictions have.
+    values = {name: value for value, name in reversed([*description.labels.items()])}
+    declared = Classes(
+        names=names,
+        values=tuple(values[name] for name in names),
+        numbers=numbers,
+        in_colour=in_colour,
+    )
+    return _with_notes(found, declared)
+
+
+def _number(value: MaskValue) -> int:
+    """Return a value as the number that `read_mask` gives for it."""
+    return value if isinstance(value, int) else int(value[1:], 16)
+
+
+def _undeclared_colours(found: Survey) -> DatasetCorruptError:
+    """Return the error that lists colours and says how to give them names."""
+    require_sharp(found, sorted(found.pixels))
+    return DatasetCorruptError(
+        f"{found.where}: the masks are pictures in {len(found.pixels):,} colours: "
+        f"{found.listed(in_colour=True)}",
+        f"say which colour is which class: cnnzoo describe-data maskfolder:{found.root} writes "
+        f"them to {found.root / FILE}, for you to name",
+    )
+
+
+def _require_one_kind(found: Survey) -> None:
+    """Raise DatasetCorruptError for one mask in colour among others, or for unlike palettes."""
+    for mask in found.masks:
+        if mask.kind == "colour":
+            count = sum(m.kind == "colour" for m in found.masks)
+            only = Survey(found.root)
+            only.add(mask)
+            raise DatasetCorruptError(
+                f"{mask.path}: a mask in colour: {only.listed(in_colour=True)}; {count} of "
+                f"{len(found.masks)} masks are, the others hold numbers",
+                "save it like the others, as grey or with a palette",
+            )
+    colours: dict[int, tuple[int, Path]] = {}
+    for mask in found.masks:
+        for index, colour in mask.palette.items():
+            other, path = colours.setdefault(index, (colour, mask.path))
+            if other != colour:
+                raise DatasetCorruptError(
+                    f"{mask.path}: palette entry {index} is {hexadecimal(colour)}, but "
+                    f"{hexadecimal(other)} in {path}: are numbers or colours the classes?",
+                    f"{found.root / FILE} decides: [labels] by number, or by colour as "
+                    f"cnnzoo describe-data maskfolder:{found.root} --colours writes them",
+                )
+
+
+def _counted(found: Survey, description: Description, names: Sequence[str]) -> Classes:
+    """Return the classes of masks of numbers, which no label declares."""
+    given = description.ignore
+    present = set(found.pixels)
+    ignored = {_number(v) for v in given} if given is not None else {WHITE}
+    kept = sorted(present - ignored)
+    if given is None and len(present) == 2 and WHITE in present and present != {1, WHITE}:
+        kept = sorted(present)  # black and white, not a class and ignored pixels
+    if len(kept) < 2:
+        raise _one_class(found)
+    if given is None:
+        require_unmixed(found, kept)
+    labels = _named(found, kept, names) if names else _unnamed(found, kept, given is not None)
+    numbers = {value: number for number, value in enumerate(labels)}
+    numbers |= {value: IGNORED for value in ignored if value not in numbers}
+    return Classes(names=tuple(labels.values()), values=tuple(labels), numbers=numbers)
+
+
+def _one_class(found: Survey) -> DatasetCorruptError:
+    return DatasetCorruptError(
+        f"{found.where}: masks hold only {found.listed(in_colour=found.in_colour)}: there is "
+        "nothing to tell apart",
+        _advice(found),
+    )
+
+
+def _named(found: Survey, kept: Sequence[int], names: Sequence[str]) -> dict[int, str]:
+    """Return names by value: from 0, from 1, or of the two values that there are."""
+    count = len(names)
+    if kept[-1] < count:
+        return dict(enumerate(names))
+    if len(kept) == count == 2:
+        return dict(zip(kept, names, strict=True))
+    if kept[0] >= 1 and kept[-1] == count:
+        return dict(enumerate(names, 1))
+    unnamed = ""
+    if kept[0] == 0 and kept[-1] == count:
+        unnamed = "; if 0 is no class, ignore = [0] in dataset.toml, else name it first"
+    raise UsageError(
+        f"{found.root / 'classes.txt'}: {count} names, but the masks have {len(kept)} classes: "
+        f"{found.listed(kept)}",
+        f"{_advice(found)}{unnamed}",
+    )
+
+
+def _unnamed(found: Survey, kept: Sequence[int], declared: bool) -> dict[int, str]:
+    """Return the values as names, if they are two, or without a gap from 0 or 1."""
+    gapless = [*kept] == list(range(kept[0], kept[0] + len(kept))) and kept[0] <= 1
+    alone = len(kept) == 2 and (len(found.pixels) == 2 or declared)
+    if gapless or alone:
+        return {value: str(value) for value in kept}
+    expected = "expected class numbers from 0, or two values"
+    require_sharp(found, kept)
+    first_gap = next((v for n, v in enumerate(kept) if v != kept[0] + n), kept[0])
+    values = ", ".join(map(str, sorted(found.pixels)))
+    raise DatasetCorruptError(
+        f"{found.first[first_gap]}: masks have the values {values}, {expected}", _advice(found)
+    )
+
+
+def _advice(found: Survey) -> str:
+    return (
+        f"name each value in {found.root / FILE} (cnnzoo describe-data maskfolder:{found.root} "
+        "writes a start of it), or the classes 0, 1, … in classes.txt"
+    )
+
+
+def require_sharp(found: Survey, kept: Sequence[int]) -> None:
+    """Raise DatasetCorruptError if most values are nowhere two pixels wide, as blurred edges."""
+    thin = found.thin(kept)
+    if len(kept) <= 3 or (2 * len(thin) < len(kept) and len(kept) <= MANY):
+        return
+    colour = found.in_colour
+    raise DatasetCorruptError(
+        f"{found.where}: masks have {len(kept):,} {'colours' if colour else 'values'}, "
+        f"{found.listed(kept, colour)}; {len(thin):,} of them are nowhere two pixels wide: they "
+        "look blurred, as by resizing, anti-aliasing or JPEG",
+        f"export them anew without it{_halfway(found)}",
+    )
+
+
+def require_unmixed(found: Survey, kept: Sequence[int]) -> None:
+    """Raise DatasetCorruptError if 255 may be foreground: masks of 0/1 mixed with 0/255."""
+    if found.in_colour or WHITE not in found.pixels or WHITE in kept:
+        return
+    white = [mask for mask in found.masks if WHITE in mask.counts]
+    if any(value not in (0, WHITE) for mask in white for value in mask.counts):
+        return  # beside other classes, 255 is what it is in most datasets: ignored
+    other = next((mask for mask in found.masks if WHITE not in mask.counts), white[0])
+    raise DatasetCorruptError(
+        f"{white[0].path}: holds 255 and no class but 0 ({len(white)} such masks), while "
+        f"{other.path} has {', '.join(map(str, sorted(other.counts)))}: two kinds of masks?",
+        f"if 255 is ignored, in {found.root / FILE}: ignore = [255] (cnnzoo describe-data "
+        f"maskfolder:{found.root} --ignore 255)\nif it is a class: [labels] there, with the same "
+        "name for both values",
+    )
+
+
+def _with_notes(found: Survey, classes: Classes) -> Classes:
+    """Return the classes with lines for what a user might not expect."""
+    notes = []
+    in_colour = classes.in_colour
+    expected = [*range(len(classes.values))]
+    if [*classes.values] != expected and not in_colour:
+        listed = ", ".join(map(str, classes.values[:SHOWN]))
+        more = ", …" if len(classes.values) > SHOWN else ""
+        notes.append(
+            f"{found.where}: the mask values {listed}{more} are classes 0 to "
+            f"{len(classes.values) - 1}; predicted masks have these values"
+        )
+    for value, number in classes.numbers.items():
+        if number == IGNORED and value in found.pixels:
+            notes.append(
+                f"{found.where}: ignored: {found.listed([value], in_colour)} of the pixels"
+            )
+    present = {classes.numbers[v] for v in found.pixels if v in classes.numbers}
+    if absent := [name for n, name in enumerate(classes.names) if n not in present]:
+        listed = ", ".join(f"'{name}'" for name in absent[:SHOWN])
+        notes.append(f"{found.where}: no mask has {len(absent)} of the classes: {listed}")
+    notes += _thin(found, classes)
+    return dataclasses.replace(classes, notes=tuple(notes))
+
+
+def _thin(found: Survey, classes: Classes) -> list[str]:
+    """Return a line for classes that are nowhere two pixels wide, as edges of blurred masks."""
+    thin = found.thin(v for v in found.pixels if classes.numbers.get(v, IGNORED) != IGNORED)
+    if not thin or classes.in_colour:
+        return []
+    return [
+        f"{found.where}: {found.listed(sorted(thin))} of the pixels: nowhere two pixels wide, as "
+        "where masks were resized, anti-aliased or once saved as JPEG"
+    ]

@@ -1,0 +1,414 @@
+"""Find images and their masks in folders, in the layouts in which people have them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cnn_core.data.readers.description import FILE, Description
+from cnn_core.data.readers.folders import SPLITS, sorted_files
+from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from cnn_core.text import printable
+
+__all__ = ["Layout", "Pairs", "find_pairs"]
+
+Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]  # images and their masks, in the same order
+Source = Sequence[Path]  # image files, below one folder
+
+IMAGES = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "frames")
+MASKS = (
+    *("masks", "mask", "annotations", "annotation", "annots", "annot", "labels", "label"),
+    *("segmentations", "segmentation", "segmentationclass", "segs", "seg", "groundtruth", "gt"),
+)
+ORDER = ("train", "val", "test")
+SPLIT_NAMES = {"training": "train", "testing": "test", **SPLITS}
+# What programs add to the name of an image for its mask; longer ones first where one ends in
+# another.
+AFFIXES = (
+    *("mask", "masks", "seg", "segmentation", "label", "labels", "annotation", "annot", "gt"),
+    *("groundtruth", "L", "P"),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How names of masks follow from names of images: what stands around the part they share."""
+
+    image: tuple[str, str] = ("", "")
+    mask: tuple[str, str] = ("", "")
+
+    def core(self, name: str, affixes: tuple[str, str]) -> str | None:
+        """Return the shared part of a name, or None if it has not these affixes."""
+        before, after = affixes
+        fits = name.startswith(before) and name.endswith(after)
+        enough = len(name) > len(before) + len(after)
+        return name[len(before) : len(name) - len(after)] if fits and enough else None
+
+    def other(self, name: str, of_mask: bool) -> str:
+        """Return the name that the partner of an image, or of a mask, should have."""
+        here, there = (self.mask, self.image) if of_mask else (self.image, self.mask)
+        core = self.core(name, here)
+        return name if core is None else f"{there[0]}{core}{there[1]}"
+
+
+@dataclass
+class Layout:
+    """The pairs of each split, and lines about what is not obvious about them."""
+
+    root: Path
+    pairs: dict[str, Pairs] = field(default_factory=dict)
+    rules: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add_rule(self, images: Path, masks: Path, rule: Rule) -> None:
+        """Keep how images go with masks, unless it is as a user would write it first."""
+        parts = [
+            f"{folder.relative_to(self.root) / f'{before}NAME{after}'}"
+            for folder, (before, after) in ((images, rule.image), (masks, rule.mask))
+        ]
+        line = f"images {parts[0]} with masks {parts[1]}"
+        if parts != ["images/NAME", "masks/NAME"] and line not in self.rules:
+            self.rules.append(line)
+
+
+def find_pairs(root: Path, found: Description) -> Layout:
+    """Return the images and masks below `root`, by split; without folders of splits, all as train.
+
+    Raises:
+        DatasetMissingError: there are no folders of images and masks.
+        DatasetCorruptError: images and masks do not pair up by one rule.
+        UsageError: dataset.toml names a folder or a list that is not there.
+    """
+    layout = Layout(root)
+    if found.images or found.masks or found.splits:
+        folders = _declared(root, found, layout)
+    else:
+        folders = _folders(root, layout)
+    for split in (split for split in ORDER if split in folders):
+        layout.pairs[split] = _paired(*folders[split], layout)
+    _note_unused(root, layout)
+    if layout.rules:
+        layout.notes.insert(0, f"{root}: {'; '.join(layout.rules)}")
+    return layout
+
+
+def _folders(root: Path, layout: Layout) -> dict[str, tuple[Source, Source]]:
+    """Return the image files and mask files of each split, by the names of folders."""
+    images, masks = _called(root, IMAGES), _called(root, MASKS)
+    if images and masks:
+        return _by_split(images, masks, layout)
+    found: dict[str, tuple[Source, Source]] = {}
+    roles = _roles(root)
+    for split, role in roles:
+        if role != "images":
+            continue
+        folder = roles[split, role]
+        pair = _within(folder)
+        if pair is None and (split, "masks") in roles:
+            pair = sorted_files(folder), sorted_files(roles[split, "masks"])
+        pair = pair or _side_by_side(folder)
+        if pair is None and split == "train":
+            raise _missing(root, folder)
+        if pair is None:
+            layout.notes.append(_unmeasured(split, folder))
+        else:
+            found[split] = pair
+    if not found and not (images or masks) and (pair := _side_by_side(root)):
+        return {"train": pair}
+    if "train" not in found:
+        raise _missing(root, images or masks)
+    return found
+
+
+def _by_split(images: Path, masks: Path, layout: Layout) -> dict[str, tuple[Source, Source]]:
+    """Return the files of two folders, by the folders of splits that both may have inside."""
+    inside, targets = _split_names(images), _split_names(masks)
+    if not inside:
+        return {"train": (sorted_files(images), sorted_files(masks))}
+    if "train" not in inside:
+        raise DatasetCorruptError(f"{images}: has {', '.join(inside)}, but no folder 'train'")
+    found: dict[str, tuple[Source, Source]] = {}
+    for split, folder in inside.items():
+        if split in targets:
+            found[split] = sorted_files(folder), sorted_files(targets[split])
+        elif split == "train":
+            raise _missing(masks.parent, folder)
+        else:
+            layout.notes.append(_unmeasured(split, folder))
+    return found
+
+
+def _declared(root: Path, found: Description, layout: Layout) -> dict[str, tuple[Source, Source]]:
+    """Return the files of each split as dataset.toml names folders and lists."""
+    named = (found.images, IMAGES, "images"), (found.masks, MASKS, "masks")
+    images, masks = (
+        root / given if given else _called(root, names) or root / default
+        for given, names, default in named
+    )
+    for key, folder in (("images", images), ("masks", masks)):
+        if not folder.is_dir() and (getattr(found, key) or not found.splits):
+            raise UsageError(f"{found.path}: {key}: {folder}: no such folder")
+    if not found.splits:
+        return _by_split(images, masks, layout)
+    parts: dict[str, tuple[Source, Source]] = {}
+    for split, text in found.splits.items():
+        path = root / text
+        if path.is_file():
+            parts[split] = _listed(path, images, masks)
+        elif (images / text).is_dir() and (masks / text).is_dir():
+            parts[split] = sorted_files(images / text), sorted_files(masks / text)
+        elif path.is_dir() and (pair := _within(path) or _side_by_side(path)):
+            parts[split] = pair
+        else:
+            expected = "expected a list of names, or a folder of images and masks"
+            raise UsageError(f"{found.path}: splits: {split} = '{printable(text)}': {expected}")
+    return parts
+
+
+def _listed(path: Path, images: Path, masks: Path) -> tuple[Source, Source]:
+    """Return the images and masks that a list names, one a line, with or without suffix."""
+    by_image, by_mask = _names(sorted_files(images), images), _names(sorted_files(masks), masks)
+    rule = _best_rule(by_image, by_mask)
+    parts: tuple[list[Path], list[Path]] = ([], [])
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        # Some lists have a second column: a label, or the path of the mask.
+        words = (line.strip(), line.split()[0])
+        names = [name for word in words for name in (word, str(Path(word).with_suffix("")))]
+        name = next((n for n in names if n in by_image), None)
+        mask = None if name is None else by_mask.get(_partner(rule, name, of_mask=False))
+        if name is None or mask is None:
+            missing = "image" if name is None else "mask"
+            raise DatasetCorruptError(
+                f"{path}: line {number}: '{printable(line.strip()[:60])}' has no {missing} "
+                f"in {images if name is None else masks}"
+            )
+        parts[0].append(by_image[name])
+        parts[1].append(mask)
+    return parts
+
+
+def _paired(images: Source, masks: Source, layout: Layout) -> Pairs:
+    """Return images and masks that go together by one rule for all names."""
+    image_folder, mask_folder = _common(images), _common(masks)
+    by_image, by_mask = _names(images, image_folder), _names(masks, mask_folder)
+    rule = _best_rule(by_image, by_mask)
+    partners = {name: _partner(rule, name, of_mask=False) for name in by_image}
+    _require_all(by_image, by_mask, rule, mask_folder, of_mask=False)
+    _require_all(by_mask, by_image, rule, image_folder, of_mask=True)
+    layout.add_rule(image_folder, mask_folder, rule)
+    return tuple(by_image.values()), tuple(by_mask[partners[name]] for name in by_image)
+
+
+def _require_all(
+    ours: Mapping[str, Path],
+    theirs: Mapping[str, Path],
+    rule: Rule,
+    folder: Path,
+    *,
+    of_mask: bool,
+) -> None:
+    """Raise DatasetCorruptError unless every file has a partner in the other folder."""
+    alone = sorted(name for name in ours if _partner(rule, name, of_mask=of_mask) not in theirs)
+    if not alone:
+        return
+    missing = "image" if of_mask else "mask"
+    wanted = folder / f"{_partner(rule, alone[0], of_mask=of_mask)}.*"
+    examples = ", ".join(printable(path.name) for path in list(theirs.values())[:2])
+    raise DatasetCorruptError(
+        f"{ours[alone[0]]}: has no {missing} {wanted} ({len(alone)} of {len(ours)} have none)",
+        f"{folder} has {examples or 'no image files'}{', …' if len(theirs) > 2 else ''}\n"
+        "one rule must fit all names: equal, or one prefix or suffix, as NAME and NAME_mask; "
+        "rename, or move away what has no partner",
+    )
+
+
+def _names(files: Source, folder: Path) -> dict[str, Path]:
+    """Return files by their paths below a folder, without suffix."""
+    found: dict[str, Path] = {}
+    for path in files:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise DatasetCorruptError(f"{path}: same name as {found[name].name}")
+        found[name] = path
+    return found
+
+
+def _partner(rule: Rule, name: str, *, of_mask: bool) -> str:
+    """Return the partner's name: the same folder, and the last part by the rule."""
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{rule.other(last, of_mask)}"
+
+
+def _best_rule(images: Iterable[str], masks: Iterable[str]) -> Rule:
+    """Return the rule that pairs the most names; equal names come first."""
+    masks = set(masks)
+    images = list(images)
+    lasts = [[name.rpartition("/")[2] for name in names] for names in (images, sorted(masks))]
+    rules = [Rule(), *_common_affixes(*lasts)]
+    for affix in AFFIXES:
+        rules += [Rule(mask=("", f"{mark}{affix}")) for mark in ("_", "-", ".", " ", "")]
+        rules += [Rule(mask=(f"{affix}{mark}", "")) for mark in ("_", "-", ".", " ", "")]
+
+    def score(rule: Rule) -> int:
+        return sum(
+            rule.core(name.rpartition("/")[2], rule.image) is not None
+            and _partner(rule, name, of_mask=False) in masks
+            for name in images
+        )
+
+    return max(rules, key=score)  # the first of equal ones
+
+
+def _common_affixes(images: Sequence[str], masks: Sequence[str]) -> list[Rule]:
+    """Return the rule of what all images and what all masks have in common around a name."""
+    # A single name would have only affixes, and any two files would be a pair.
+    if min(len(images), len(masks)) < 2:
+        return []
+    (before, after), (mask_before, mask_after) = _affixes(images), _affixes(masks)
+    shared = len(_shared_end(before, mask_before))
+    before, mask_before = before[: len(before) - shared], mask_before[: len(mask_before) - shared]
+    shared = len(_shared_start([after, mask_after]))
+    after, mask_after = after[shared:], mask_after[shared:]
+    # A digit beside a number is part of it: 1 would go with 101.
+    if any(re.search(r"\d$", text) for text in (before, mask_before)):
+        return []
+    if any(re.match(r"\d", text) for text in (after, mask_after)):
+        return []
+    return [Rule((before, after), (mask_before, mask_after))]
+
+
+def _affixes(names: Sequence[str]) -> tuple[str, str]:
+    """Return the longest common start of several names, and the longest end of what follows."""
+    before = _shared_start(names)
+    rests = [name[len(before) :][::-1] for name in names]
+    return before, _shared_start(rests)[::-1]
+
+
+def _shared_end(one: str, other: str) -> str:
+    return _shared_start([one[::-1], other[::-1]])[::-1]
+
+
+def _shared_start(texts: Sequence[str]) -> str:
+    """Return the longest common start of texts."""
+    low, high = min(texts), max(texts)
+    count = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[:count]
+
+
+def _within(folder: Path) -> tuple[Source, Source] | None:
+    """Return the files of a folder of images and one of masks inside a folder."""
+    images, masks = _called(folder, IMAGES), _called(folder, MASKS)
+    return (sorted_files(images), sorted_files(masks)) if images and masks else None
+
+
+def _side_by_side(folder: Path) -> tuple[Source, Source] | None:
+    """Return images and masks that lie in one folder, told apart by names such as NAME_mask."""
+    files = sorted_files(folder)
+
+    for affix in AFFIXES[:-2]:
+        is_mask = re.compile(rf".+[_. -]{affix}", re.IGNORECASE).fullmatch
+        masks = [path for path in files if is_mask(path.stem)]
+        if masks and len(masks) * 2 == len(files):
+            return [path for path in files if path not in set(masks)], masks
+    return None
+
+
+def _roles(root: Path) -> dict[tuple[str, str], Path]:
+    """Return the folders such as train, trainannot, val_masks, by split and images or masks."""
+    found: dict[tuple[str, str], Path] = {}
+    for folder in _subfolders(root):
+        plain = _plain(folder.name)
+        for word, split in sorted(SPLIT_NAMES.items(), key=lambda pair: -len(pair[0])):
+            if not plain.startswith(word) and not plain.endswith(word):
+                continue
+            rest = plain.removeprefix(word) if plain.startswith(word) else plain[: -len(word)]
+            role = "images" if rest in ("", *IMAGES) else "masks" if rest in MASKS else ""
+            if role and (split, role) in found:
+                other = found[split, role]
+                raise DatasetCorruptError(f"{folder}: {role} of {split}, as {other} has already")
+            if role:
+                found[split, role] = folder
+            break
+    return found
+
+
+def _split_names(folder: Path) -> dict[str, Path]:
+    """Return the folders inside a folder that are named as splits."""
+    found: dict[str, Path] = {}
+    for inside in _subfolders(folder):
+        if split := SPLIT_NAMES.get(_plain(inside.name)):
+            if split in found:
+                raise DatasetCorruptError(f"{inside}: a second {split}, besides {found[split]}")
+            found[split] = inside
+    return found
+
+
+def _called(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the folder inside that has one of these names, if there is one.
+
+    Raises:
+        DatasetCorruptError: several folders could be meant.
+    """
+    inside = [f for f in _subfolders(folder) if _plain(f.name) in names]
+    # labels/ of YOLO holds text files: only folders with images can be meant.
+    if len(inside) > 1:
+        inside = [f for f in inside if sorted_files(f)] or inside[:1]
+    if len(inside) > 1:
+        key = "images" if names == IMAGES else "masks"
+        raise DatasetCorruptError(
+            f"{folder}: {' and '.join(f.name for f in inside)} could both be the {key}",
+            f'say which in {folder / FILE}: {key} = "{inside[0].name}"',
+        )
+    return inside[0] if inside else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_.-]", "", name.lower())
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DatasetMissingError(
+            f"{folder}: no such folder",
+            "give its path after ':'; if a run's folder has moved, use --data-dir DIR",
+        )
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _common(files: Source) -> Path:
+    """Return the deepest folder that holds all files."""
+    return Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+
+
+def _missing(root: Path, present: Path | None) -> DatasetMissingError:
+    """Return the error for folders of images or masks that are not there."""
+    there = ", ".join(printable(f.name) for f in _subfolders(root)[:8]) or "no folders"
+    lacks = "masks" if present is not None and _plain(present.name) not in MASKS else "images"
+    return DatasetMissingError(
+        f"{root / lacks}: no such folder; {root} has {there}",
+        f"expected images/NAME.* and masks/NAME.*, train and trainannot, or in {FILE}: "
+        'images = "FOLDER", masks = "FOLDER"',
+    )
+
+
+def _unmeasured(split: str, folder: Path) -> str:
+    count = len(sorted_files(folder))
+    return (
+        f"{folder}: {count} images without masks are left out, for nothing can be measured on "
+        f"them; to predict them: cnnzoo predict RUN {folder}"
+    )
+
+
+def _note_unused(root: Path, layout: Layout) -> None:
+    """Note images below `root` that are in no split, by folder."""
+    used = {path for images, masks in layout.pairs.values() for path in (*images, *masks)}
+    unused = Counter(path.parent for path in sorted_files(root) if path not in used)
+    for folder, count in sorted(unused.items()):
+        if not any(note.startswith(f"{folder}: ") for note in layout.notes):
+            layout.notes.append(f"{folder}: {count} images are in no split and left out")

@@ -1,0 +1,616 @@
+"""Folders of masks as people have them: layouts, names, values, colours, EXIF, dataset.toml."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from cnn_core import load_dataset
+from cnn_core.cli.describe_data import command as describe_data
+from cnn_core.data.augment import IGNORED
+from cnn_core.data.mask_image import mask_facts, read_mask, turned
+from cnn_core.data.streaming import Decoder, decode_to_memory
+from cnn_core.data.verify import verify
+from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+
+SIZE = (16, 20)  # height, width
+
+
+def image(path, seed=0, size=SIZE, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def stripes(values, size=SIZE, dtype=np.uint8):
+    """Vertical stripes of values, or of colours."""
+    columns = np.array(values)[np.arange(size[1]) * len(values) // size[1]]
+    return np.broadcast_to(columns, (size[0], *columns.shape)).astype(dtype)
+
+
+def mask(path, values, mode=None, size=SIZE, dtype=np.uint8, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = Image.fromarray(np.ascontiguousarray(stripes(values, size, dtype)))
+    (found.convert(mode) if mode else found).save(path, **options)
+
+
+def pairs(root, values, count=6, mode=None, dtype=np.uint8):
+    for number in range(count):
+        image(root / "images" / f"{number}.png", number)
+        mask(root / "masks" / f"{number}.png", values, mode, dtype=dtype)
+    return root
+
+
+def load(root):
+    return load_dataset(f"maskfolder:{root}")
+
+
+def first_target(data):
+    return Decoder(data.split("train"), None)[0][1]
+
+
+@pytest.fixture
+def said(caplog):
+    """The lines that loading has logged."""
+    caplog.set_level(logging.WARNING, "cnn_core")
+
+    def lines():
+        return "\n".join(record.getMessage() for record in caplog.records)
+
+    return lines
+
+
+# --- layouts and names -----------------------------------------------------------------------
+
+# A file of images and the file of its mask; {n} is a number.
+NAMES = {
+    "gif with a suffix": ("images/{n}.jpg", "masks/{n}_mask.gif"),
+    "another suffix": ("images/{n}.png", "masks/{n}_seg.png"),
+    "a suffix of one's own": ("images/{n}.png", "masks/{n}.lesion.png"),
+    "two prefixes": ("images/img_{n}.png", "masks/mask_{n}.png"),
+    "one prefix": ("imgs/{n}.png", "annotations/gt-{n}.png"),
+    "prefix and suffix": ("Images/scan {n}.png", "Labels/label {n} v2.png"),
+    "fine, with leading zeros": ("images/{n:03}.jpg", "masks/{n:03}_mask.png"),
+    "a folder inside": ("images/a/{n}.png", "masks/b/{n}.png"),
+    "side by side": ("{n}.tif", "{n}_mask.tif"),
+    "VOC": ("JPEGImages/2007_{n}.jpg", "SegmentationClass/2007_{n}.png"),
+}
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_one_rule_pairs_images_with_masks_and_is_said(tmp_path, said, layout):
+    for number in range(1, 13):  # 1 must not go with 10
+        image(tmp_path / NAMES[layout][0].format(n=number), number)
+        # The mask's right part is as wide as its number, so that it tells which one it is.
+        mask(tmp_path / NAMES[layout][1].format(n=number), [0] * (20 - number) + [255] * number)
+    train = load(tmp_path).split("train")
+    decoder = Decoder(train, None)
+    for index, path in enumerate(train.images):
+        wanted = int("".join(c for c in path.stem.removeprefix("2007_") if c.isdigit()))
+        assert int((decoder[index][1] == 1).sum()) == wanted * SIZE[0]
+    assert "NAME" in said()  # the rule, because it is not the plain one
+
+
+def test_the_plain_layout_needs_no_line(tmp_path, said):
+    load(pairs(tmp_path, [0, 1, 2]))
+    assert said() == ""
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/{s}", "masks/{s}"),
+        ("{s}/images", "{s}/masks"),
+        ("{s}", "{s}annot"),
+        ("{s}_images", "{s}_labels"),
+        ("{s}", "{s}_masks"),
+        ("images/{S}ing", "annotations/{S}ing"),
+    ],
+)
+def test_folders_of_splits_are_splits(tmp_path, images, masks):
+    for split, count in (("train", 4), ("test", 2)):
+        for number in range(count):
+            names = {"s": split, "S": split.capitalize()}
+            image(tmp_path / images.format(**names) / f"{number}.png", number)
+            mask(tmp_path / masks.format(**names) / f"{number}.png", [0, 1])
+    assert load(tmp_path).spec.splits == {"train": 4, "test": 2}
+
+
+def test_a_split_without_masks_is_left_out_with_a_line(tmp_path, said):
+    for number in range(6):
+        image(tmp_path / "train" / f"{number}.jpg", number)
+        mask(tmp_path / "train_masks" / f"{number}_mask.gif", [0, 255])
+        image(tmp_path / "test" / f"{number}.jpg", 50 + number)
+    assert load(tmp_path).spec.splits == {"train": 5, "test": 1}
+    assert "test: 6 images without masks are left out" in said()
+    assert f"cnnzoo predict RUN {tmp_path / 'test'}" in said()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("masks/{n}0.png", r"images/0\.png: has no mask .*masks/0\.\* \(.*\n.*masks has 00\.png"),
+        ("masks/1{n}.png", r"has no mask"),  # a digit is no prefix: 0 would go with 10
+        ("masks/{n}_a{n}.png", r"has no mask"),
+        ("targets/{n}.png", r"masks: no such folder; .* has images, targets\n"),
+    ],
+)
+def test_what_does_not_pair_is_shown_with_both_names(tmp_path, wrong, words):
+    for number in range(6):
+        image(tmp_path / "images" / f"{number}.png", number)
+        mask(tmp_path / wrong.format(n=number), [0, 1])
+    with pytest.raises((DatasetCorruptError, DatasetMissingError), match=words):
+        load(tmp_path)
+
+
+def test_a_mask_without_its_image_names_the_rule(tmp_path):
+    pairs(tmp_path, [0, 1])
+    mask(tmp_path / "masks" / "77.png", [0, 1])
+    with pytest.raises(DatasetCorruptError, match=r"masks/77\.png: has no image .*images/77\.\*"):
+        load(tmp_path)
+
+
+def test_two_folders_that_could_be_the_masks_are_asked_about(tmp_path):
+    pairs(tmp_path, [0, 1])
+    mask(tmp_path / "labels" / "0.png", [0, 1])
+    with pytest.raises(
+        DatasetCorruptError, match=r'labels and masks could .*\n.*masks = "labels"'
+    ):
+        load(tmp_path)
+    (tmp_path / "dataset.toml").write_text('masks = "masks"')
+    assert len(load(tmp_path).split("train")) == 5
+
+
+def test_lists_of_names_are_splits_and_the_rest_is_counted(tmp_path, said):
+    pairs(tmp_path, [0, 1], count=8)
+    (tmp_path / "train.txt").write_text("0\n1.png\n2 masks/2.png\n")
+    (tmp_path / "val.txt").write_text("5\n")
+    (tmp_path / "dataset.toml").write_text('splits = {train = "train.txt", test = "val.txt"}')
+    assert load(tmp_path).spec.splits == {"train": 3, "test": 1}
+    assert "images: 4 images are in no split and left out" in said()
+    (tmp_path / "val.txt").write_text("99\n")
+    with pytest.raises(DatasetCorruptError, match=r"val\.txt: line 1: '99' has no image"):
+        load(tmp_path)
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "1", "P"])
+def test_grey_masks_are_read_from_every_mode(tmp_path, mode):
+    data = load(pairs(tmp_path, [0, 255], mode=mode))
+    assert data.spec.mask_values == (0, 255)
+    assert first_target(data).unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        ([0, 1], ("0", "1")),
+        ([0, 255], ("0", "255")),
+        ([1, 2], ("1", "2")),
+        ([0, 2], ("0", "2")),
+        ([5, 200], ("5", "200")),
+        ([1, 2, 3, 4], ("1", "2", "3", "4")),
+        ([0, 1, 2, 255], ("0", "1", "2")),
+        ([1, 2, 255], ("1", "2")),
+        ([0, 65535], ("0", "65535")),
+        ([0, 1, 256], None),
+        ([0, 1, 3], None),
+        ([0, 15, 255], None),
+        ([2, 3, 4], None),
+        ([1, 3, 255], None),
+        ([255], None),
+        ([0], None),
+        ([0, 255, 128, 7], None),
+    ],
+)
+def test_values_are_classes_under_their_own_names_or_refused(tmp_path, said, values, classes):
+    deep = np.uint16 if max(values) > 255 else np.uint8
+    root = pairs(tmp_path, values, dtype=deep)
+    if classes is None:
+        with pytest.raises(DatasetCorruptError, match=r"describe-data maskfolder:"):
+            load(root)
+        assert verify(f"maskfolder:{root}") != []
+        return
+    data = load(root)
+    assert data.spec.classes == classes
+    assert data.spec.mask_values == tuple(map(int, classes))
+    renumbered = classes != tuple(map(str, range(len(classes))))
+    assert ("predicted masks have these values" in said()) == renumbered
+    assert ("ignored: 255" in said()) == (255 in values and len(values) > 2)
+
+
+def test_masks_of_sixteen_bits_are_read(tmp_path):
+    data = load(pairs(tmp_path, [0, 1, 2], dtype=np.uint16))
+    assert data.spec.classes == ("0", "1", "2")
+    assert torch.equal(first_target(data), torch.from_numpy(stripes([0, 1, 2]).copy()))
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "numbers"),
+    [
+        ([0, 1, 3, 255], "road car cyclist tree", [0, 1, 3, IGNORED]),
+        ([0, 1], "road car tree", [0, 1]),  # the last one is absent
+        ([0, 15, 255], " ".join(f"c{n}" for n in range(21)), [0, 15, IGNORED]),
+        ([1, 2, 3], "a b c", [0, 1, 2]),
+        ([1, 3], "a b c", [0, 2]),
+        ([0, 255], "ground cell", [0, 1]),
+        ([0, 1, 2], "a b", None),
+        ([0, 1, 2, 3], "a b c", None),
+        ([0, 255], "a b c", None),
+    ],
+)
+def test_declared_names_decide_what_values_are(tmp_path, said, values, names, numbers):
+    root = pairs(tmp_path, values)
+    (root / "classes.txt").write_text(names.replace(" ", "\n"))
+    if numbers is None:
+        with pytest.raises(UsageError, match=r"classes\.txt: \d names, but the masks have \d"):
+            load(root)
+        return
+    data = load(root)
+    assert data.spec.classes == tuple(names.split())
+    assert first_target(data).unique().tolist() == numbers
+    absent = len(data.spec.classes) - len(set(numbers) - {IGNORED})
+    assert (f"no mask has {absent} of the classes" in said()) == (absent > 0)
+
+
+def test_binary_masks_of_two_kinds_are_refused_until_someone_says_what_255_is(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    for number in range(3):
+        mask(root / "masks" / f"{number}.png", [0, 255])
+    with pytest.raises(DatasetCorruptError, match="holds 255 and no class but 0"):
+        load(root)
+    assert "two kinds of masks" in verify(f"maskfolder:{root}")[0]
+    described = CliRunner().invoke(describe_data, [f"maskfolder:{root}"])
+    assert isinstance(described.exception, DatasetCorruptError)  # it does not decide, either
+    (root / "dataset.toml").write_text('labels = {0 = "ground", 1 = "cell", 255 = "cell"}')
+    data = load(root)
+    assert data.spec.classes == ("ground", "cell")
+    assert data.spec.mask_values == (0, 1)
+    targets = decode_to_memory(data.split("train"), None).targets
+    assert targets.unique().tolist() == [0, 1]
+    (root / "dataset.toml").write_text("ignore = [255]")
+    assert decode_to_memory(load(root).split("train"), None).targets.unique().tolist()[-1] == 255
+
+
+def test_any_value_can_be_ignored(tmp_path, said):
+    root = pairs(tmp_path, list(range(12)))
+    (root / "dataset.toml").write_text("ignore = [11, 0]")
+    data = load(root)
+    assert data.spec.classes == tuple(map(str, range(1, 11)))
+    target, stored = first_target(data), torch.from_numpy(stripes(list(range(12))).copy())
+    assert torch.equal(target == IGNORED, (stored == 11) | (stored == 0))
+    assert "ignored: 11" in said()
+    assert "ignored: 0" in said()
+
+
+def test_values_that_mean_something_else_change_the_fingerprint(tmp_path):
+    root = pairs(tmp_path, [0, 1, 2, 3])
+    before = load(root).fingerprint()
+    assert load(root).fingerprint() == before
+    found = {before}
+    for text in ("ignore = [3]", 'labels = {0="3", 1="1", 2="2", 3="0"}', "turn_masks = true"):
+        (root / "dataset.toml").write_text(text)
+        found.add(load(root).fingerprint())
+    assert len(found) == 4
+
+
+# --- blurred masks -----------------------------------------------------------------------------
+
+
+def disc(low, high, size=61):
+    y, x = np.mgrid[:size, :size]
+    inside = (y - size // 2) ** 2 + (x - size // 2) ** 2 < (size // 3) ** 2
+    return np.where(inside, high, low).astype(np.uint8)
+
+
+def blurred(root, array, kind="jpg", **options):
+    (root / "masks").mkdir(parents=True)
+    for number in range(6):
+        image(root / "images" / f"{number}.png", number, array.shape[:2])
+        path = root / "masks" / f"{number}.{kind}"
+        Image.fromarray(array).save(path, **options)
+    return root
+
+
+@pytest.mark.parametrize(
+    "array",
+    [disc(0, 255), disc(0, 1), np.arange(61, dtype=np.uint8)[None].repeat(61, 0) // 16],
+    ids=["black and white", "two numbers", "four numbers"],
+)
+def test_jpeg_masks_are_refused_even_without_a_gap(tmp_path, array):
+    root = blurred(tmp_path, array, quality=90)
+    (root / "classes.txt").write_text("\n".join(map(str, range(int(array.max()) + 1)))[:7])
+    (fault,) = verify(f"maskfolder:{root}")
+    assert "masks/0.jpg: JPEG is lossy" in fault
+    with pytest.raises(DatasetCorruptError, match="export the masks as PNG from their source"):
+        load(root)
+
+
+def test_black_and_white_jpegs_without_any_other_value_are_sound(tmp_path):
+    array = np.zeros((64, 64), np.uint8)
+    array[16:48, 16:48] = 255  # on the borders of JPEG's blocks
+    root = blurred(tmp_path, array, quality=100)
+    assert load(root).spec.mask_values == (0, 255)
+
+
+def test_anti_aliased_masks_are_named_so_and_a_threshold_reads_them(tmp_path, said):
+    root = blurred(tmp_path / "a", disc(0, 255, 183), "png")
+    for path in (root / "masks").iterdir():
+        Image.open(path).resize((61, 61)).save(path)
+    for path in (root / "images").iterdir():
+        image(path, 1, (61, 61))
+    with pytest.raises(DatasetCorruptError, match=r"blurred, as by resizing.*\n.*\n.*threshold ="):
+        load(root)
+    (root / "dataset.toml").write_text("threshold = 128")
+    data = load(root)
+    assert data.spec.mask_values == (0, 255)
+    assert torch.equal(first_target(data), (read_mask(root / "masks" / "0.png") >= 128).byte())
+    assert "threshold 128 decides on the" in said()
+    (root / "dataset.toml").write_text("threshold = 128\nignore = [255]")
+    with pytest.raises(UsageError, match="threshold makes two classes"):
+        load(root)
+
+
+def test_blurred_colours_are_no_classes(tmp_path):
+    array = np.stack([disc(0, 255, 183), disc(0, 100, 183), disc(40, 0, 183)], -1)
+    root = blurred(tmp_path, np.array(Image.fromarray(array).resize((61, 61))), "png")
+    with pytest.raises(DatasetCorruptError, match=r"colours, #000028 .*look blurred"):
+        load(root)
+
+
+def test_classes_that_are_nowhere_two_pixels_wide_are_said(tmp_path, said):
+    array = np.zeros((24, 24), np.uint8)
+    array[8:16, 8:16] = 2
+    array[8, 8:16] = 1
+    load(blurred(tmp_path, array, "png"))
+    assert "1 (1.39 %) of the pixels: nowhere two pixels wide" in said()
+
+
+# --- colours -----------------------------------------------------------------------------------
+
+BLACK, RED, GREEN = (0, 0, 0), (255, 0, 0), (0, 255, 0)
+
+
+def test_colours_are_listed_and_described_and_read(tmp_path):
+    root = pairs(tmp_path, [BLACK, BLACK, RED, GREEN])
+    with pytest.raises(DatasetCorruptError) as caught:
+        load(root)
+    assert "3 colours: #000000 (50 %), #00ff00 (25 %), #ff0000 (25 %)" in caught.value.message
+    assert "cnnzoo describe-data maskfolder:" in caught.value.hint
+    assert CliRunner().invoke(describe_data, [f"maskfolder:{root}"]).exit_code == 0
+    assert load(root).spec.classes == ("#000000", "#00ff00", "#ff0000")
+    text = (root / "dataset.toml").read_text().replace('= "#000000"', '= "road"')
+    (root / "dataset.toml").write_text(text)
+    data = load(root)
+    assert data.spec.classes == ("road", "#00ff00", "#ff0000")
+    assert data.spec.colours == data.spec.mask_values == ("#000000", "#00ff00", "#ff0000")
+    expected = torch.from_numpy(stripes([0, 0, 2, 1]).copy())
+    assert torch.equal(first_target(data), expected)
+    # A mask with one colour only is grey for itself, but not among these.
+    mask(root / "masks" / "0.png", [BLACK], mode="L")
+    assert first_target(load(root)).unique().tolist() == [0]
+    mask(root / "masks" / "0.png", [BLACK, (255, 1, 0)])
+    with pytest.raises(DatasetCorruptError, match=r"0\.png: masks hold #ff0100 .* not declare"):
+        load(root)
+
+
+def test_one_mask_in_colour_among_others_is_named(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    mask(root / "masks" / "3.png", [BLACK, RED])
+    with pytest.raises(DatasetCorruptError, match=r"masks/3\.png: a mask in colour.*1 of 6"):
+        load(root)
+    mask(root / "masks" / "3.png", [0, 1], mode="RGB")
+    assert len(load(root).spec.classes) == 2
+
+
+def test_a_transparent_mask_is_refused(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    for path in (root / "masks").iterdir():
+        Image.new("RGBA", SIZE[::-1], (255, 0, 0, 90)).save(path)
+    with pytest.raises(DatasetCorruptError, match="partly transparent"):
+        load(root)
+
+
+def palette_mask(path, entries, indices):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = Image.fromarray(stripes(indices).copy())
+    found.putpalette([value for entry in entries for value in entry])
+    found.save(path)
+
+
+def test_palettes_that_differ_are_refused_until_numbers_or_colours_are_chosen(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    for number in range(6):
+        entries = [BLACK, RED, GREEN] if number else [BLACK, GREEN, RED]
+        palette_mask(root / "masks" / f"{number}.png", entries, [0, 1, 2])
+    with pytest.raises(DatasetCorruptError, match="palette entry 1 is #ff0000, but #00ff00 in"):
+        load(root)
+    assert CliRunner().invoke(describe_data, [f"maskfolder:{root}", "--colours"]).exit_code == 0
+    data = load(root)
+    assert "#000000" in data.spec.mask_values
+    reds = data.spec.mask_values.index("#ff0000")
+    files, decoded = data.split("train"), decode_to_memory(data.split("train"), None)
+    for path, target in zip(files.targets, decoded.targets, strict=True):
+        wanted = 1 if path.stem != "0" else 2
+        assert torch.equal(target == reds, read_mask(path) == wanted)
+
+
+def test_gifs_of_black_and_white_do_not_depend_on_their_palettes(tmp_path):
+    for name, values in (("a", [0, 255]), ("b", [255]), ("c", [0])):
+        mask(tmp_path / f"{name}.gif", values)
+        assert read_mask(tmp_path / f"{name}.gif").unique().tolist() == values
+        assert mask_facts(tmp_path / f"{name}.gif").kind == "grey"
+
+
+# --- EXIF --------------------------------------------------------------------------------------
+
+
+def photos(root, size, orientation, masks_too=False):
+    exif = Image.Exif()
+    exif[274] = orientation
+    for number in range(6):
+        image(root / "images" / f"{number}.jpg", number, size, exif=exif)
+        options = {"exif": exif} if masks_too else {}
+        mask(root / "masks" / f"{number}.png", [1, 0], size=size, **options)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation"), [((20, 40), 6), ((32, 32), 6), ((20, 40), 3), ((32, 32), 2)]
+)
+def test_images_that_exif_turns_away_from_their_masks_are_never_silent(
+    tmp_path, size, orientation
+):
+    root = photos(tmp_path, size, orientation)
+    with pytest.raises(DatasetCorruptError, match=rf"EXIF orientation {orientation} turns this"):
+        load(root)
+    assert "turns this image, but its mask" in verify(f"maskfolder:{root}")[0]
+    (root / "dataset.toml").write_text("turn_masks = true")
+    picture, target = Decoder(load(root).split("train"), None)[0]
+    assert target.shape == picture.shape[1:]
+    expected = turned(torch.from_numpy(stripes([1, 0], size).copy()), orientation)
+    assert torch.equal(target, expected)
+    if size[0] == size[1] or orientation == 3:
+        (root / "dataset.toml").write_text("turn_masks = false")
+        target = Decoder(load(root).split("train"), None)[0][1]
+        assert torch.equal(target, torch.from_numpy(stripes([1, 0], size).copy()))
+
+
+def test_masks_with_the_orientation_of_their_images_are_sound(tmp_path):
+    assert first_target(load(photos(tmp_path, (20, 40), 6, masks_too=True))).shape == (40, 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_turned_as_pillow_turns_images(orientation):
+    from PIL import ImageOps
+
+    values = np.arange(15, dtype=np.uint8).reshape(3, 5)
+    stored = Image.fromarray(values)
+    stored.getexif()[274] = orientation
+    expected = np.array(ImageOps.exif_transpose(stored))
+    assert np.array_equal(turned(torch.from_numpy(values), orientation).numpy(), expected)
+
+
+# --- dataset.toml ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ingore = [1]", "unknown key 'ingore', did you mean 'ignore'"),
+        ("ignore = 1", "ignore: expected a list"),
+        ("ignore = ['blue']", "'blue': expected a number from 0 to 65,535, or a colour"),
+        ("labels = {x = 'a'}", "labels: 'x': expected a number"),
+        ("[labels]\n0 = 'a'\n'#ff0000' = 'b'", "some values are numbers and some are colours"),
+        ("labels = {0 = 'a', 1 = 'b'}\nignore = [1]", "1 is in labels and in ignore"),
+        ("labels = {0 = 'a', 1 = 'b'}\nbackground = 'c'", "background: no label is called 'c'"),
+        ("splits = {tain = 'x'}", "'tain': one of train, val, test, did you mean 'train'"),
+        ("splits = {train = 'x'}", "train = 'x': expected a list of names, or a folder"),
+        ("masks = 'nowhere'", "nowhere: no such folder"),
+        ("turn_masks = 'yes'", "expected true or false"),
+        ("threshold = -1", "expected a grey level"),
+        ("mean = [0.5]", "mean and std go together"),
+        ("mean = [0.5]\nstd = [0.5]", "1 numbers, but images have 3 channels"),
+        ("colours = {a = 'red'}", "'red': expected '#rrggbb'"),
+        ("licence = 3", "licence: 3: expected text"),
+        ("= 3", "not TOML"),
+    ],
+)
+def test_a_description_is_read_strictly(tmp_path, text, words):
+    root = pairs(tmp_path, [0, 1])
+    (root / "dataset.toml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        load(root)
+
+
+def test_a_description_says_what_the_data_is(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    (root / "dataset.toml").write_text(
+        'licence = "CC0"\nmean = [0.1, 0.2, 0.3]\nstd = [1, 1, 1]\nbackground = "ground"\n'
+        'labels = {0 = "ground", 1 = "cell"}\ncolours = {cell = "#FF00FF"}\n'
+    )
+    spec = load(root).spec
+    assert (spec.licence, spec.mean, spec.background) == ("CC0", (0.1, 0.2, 0.3), "ground")
+    assert spec.colours == ("", "#ff00ff")
+
+
+def test_folders_of_classes_are_described_too(tmp_path):
+    for folder in ("n01", "n02"):
+        for number in range(4):
+            image(tmp_path / folder / f"{number}.png", number)
+    runner = CliRunner()
+    assert runner.invoke(describe_data, [f"imagefolder:{tmp_path}"]).exit_code == 0
+    text = (tmp_path / "dataset.toml").read_text()
+    assert '"n01" = "n01"  # 4 images' in text
+    (tmp_path / "dataset.toml").write_text(text.replace('= "n01"', '= "tench"'))
+    assert load_dataset(f"imagefolder:{tmp_path}").spec.classes == ("tench", "n02")
+    for text, words in (
+        ("labels = {n03 = 'x'}", "no folder 'n03', did you mean"),
+        ("labels = {n01 = 'n02'}", "'n02' is the name of two folders"),
+        ("ignore = [1]", "'ignore' is for masks"),
+    ):
+        (tmp_path / "dataset.toml").write_text(text)
+        with pytest.raises(UsageError, match=words):
+            load_dataset(f"imagefolder:{tmp_path}")
+    again = runner.invoke(describe_data, [f"imagefolder:{tmp_path}"])
+    assert "already exists" in str(again.exception)
+
+
+CAMVID = [
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+]
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """CamVid as its authors publish it, but tiny: 12 values, of which 11 is unlabelled."""
+    root = tmp_path / "CamVid"
+    for split, count in (("train", 6), ("val", 3), ("test", 3)):
+        for number in range(count):
+            image(root / split / f"0001TP_{number}.png", number)
+            mask(root / f"{split}annot" / f"0001TP_{number}.png", list(range(12)), size=SIZE)
+    return root
+
+
+def test_camvid_is_described_in_one_command(camvid, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(CAMVID))
+    arguments = [f"maskfolder:{camvid}", "--classes", str(names), "--ignore", "11"]
+    done = CliRunner().invoke(describe_data, arguments)
+    assert done.output.strip() == str(camvid / "dataset.toml")
+    data = load(camvid)
+    assert data.spec.classes == tuple(CAMVID)
+    assert data.spec.splits == {"train": 6, "val": 3, "test": 3}
+    assert first_target(data).unique().tolist() == [*range(11), IGNORED]
+
+
+def test_names_with_colours_describe_masks_in_colour(tmp_path):
+    root = pairs(tmp_path, [BLACK, RED, GREEN])
+    lines = {"a": "0 0 0\troad\n255 0 0\tcar\n0 255 0\ttree", "b": "road,0,0,0\ncar,255,0,0"}
+    for name, text in lines.items():
+        (tmp_path / name).write_text(text)
+    options = ["--classes", str(tmp_path / "b"), "--ignore", "#00ff00"]
+    done = CliRunner().invoke(describe_data, [f"maskfolder:{root}", *options])
+    assert done.exit_code == 0, done.exception
+    assert load(root).spec.classes == ("road", "car")
+    assert first_target(load(root)).unique().tolist() == [0, 1, IGNORED]
+    (root / "dataset.toml").unlink()
+    CliRunner().invoke(describe_data, [f"maskfolder:{root}", "--classes", str(tmp_path / "a")])
+    assert load(root).spec.classes == ("road", "car", "tree")
