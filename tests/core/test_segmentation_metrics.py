@@ -124,7 +124,7 @@ def test_regions_are_those_of_every_pixel_counted_by_hand(count):
                 "dice": mean(row[1] for row in by_hand.values()),
                 "precision": mean(row[2] for row in by_hand.values()),
                 "recall": mean(row[3] for row in by_hand.values()),
-                **{f"iou_{k}": row[0] for k, row in by_hand.items()},
+                **{f"iou/{k}": row[0] for k, row in by_hand.items()},
             }
         ), seed
         miou = mean(row[0] for row in by_hand.values())
@@ -146,7 +146,7 @@ def test_regions_are_those_of_every_pixel_counted_by_hand(count):
                 "pixel_accuracy": mean(p == t for p, t in pairs),
                 "miou": mean(row[0] for row in images[0].values()),
                 "dice": mean(row[1] for row in images[0].values()),
-                **{f"iou_{k}": row[0] for k, row in images[0].items()},
+                **{f"iou/{k}": row[0] for k, row in images[0].items()},
             }
         ), seed
 
@@ -167,8 +167,8 @@ def test_regions_are_those_of_sklearn_and_torchmetrics(count):
         ):
             assert found[name] == exactly(theirs(t, p, average="macro", **settings)), seed
         ious = sklearn_metrics.jaccard_score(t, p, average=None, **settings)
-        assert {k: v for k, v in found.items() if k.startswith("iou_")} == exactly(
-            {f"iou_{k}": iou for k, iou in zip(there, ious, strict=True)}
+        assert {k: v for k, v in found.items() if k.startswith("iou/")} == exactly(
+            {f"iou/{k}": iou for k, iou in zip(there, ious, strict=True)}
         ), seed
         accuracy = sklearn_metrics.accuracy_score(t, p)
         assert taken(PixelAccuracy(classes), logits, targets) == exactly(accuracy), seed
@@ -774,7 +774,7 @@ def test_of_nothing_every_number_is_zero(kind):
 
 
 GROUND_ONLY = {  # targets and predictions have class 0 only
-    regions.Regions: {"dice": 1, "precision": 1, "recall": 1, "iou_0": 1},
+    regions.Regions: {"dice": 1, "precision": 1, "recall": 1, "iou/0": 1},
     regions.PerImage: {"image_miou": 1, "image_dice": 1},
     curves.Curves: {"ap": 0, "auc": 0},  # there are no others
     curves.Calibration: {"ece": 0},
@@ -783,7 +783,7 @@ GROUND_ONLY = {  # targets and predictions have class 0 only
 }
 ONE_ONLY = {
     **GROUND_ONLY,
-    regions.Regions: {"dice": 1, "precision": 1, "recall": 1, "iou_1": 1},
+    regions.Regions: {"dice": 1, "precision": 1, "recall": 1, "iou/1": 1},
     boundaries.Boundaries: {
         "boundary_f1": 1,
         "boundary_iou": 1,
@@ -871,8 +871,8 @@ def test_one_class_everywhere_scores_what_a_trimap_says(trimap, number):
     expected = {
         "PixelAccuracy": part,
         "MeanIoU": part / 2,
-        f"iou_{number}": part,
-        f"iou_{1 - number}": 0,
+        f"iou/{number}": part,
+        f"iou/{1 - number}": 0,
         "dice": dice / 2,
         "precision": part / 2,
         "recall": 1 / 2,

@@ -145,7 +145,7 @@ def test_the_numbers_of_a_split_are_those_that_the_run_recorded(view_inputs):
     mious = [line["miou"] for line in measured.scores]
     assert np.mean(mious) == pytest.approx(recorded["test/image_miou"], abs=1e-6)
     rows = pixel_scores(view_inputs.segmented.classes, measured.pixels)
-    assert rows[1].iou == pytest.approx(recorded["test/iou_1"], abs=1e-6)
+    assert rows[1].iou == pytest.approx(recorded["test/iou/digit"], abs=1e-6)
     low, high = bootstrap(mious)
     assert low < np.mean(mious) < high
     assert bootstrap(mious[:4]) is None

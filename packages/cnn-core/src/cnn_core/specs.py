@@ -291,7 +291,8 @@ class MetricSpec(Spec):
     batch to the tensor `metric.sums`, and `metric.compute()` returns a float or a dict of floats.
     Checkpoints within an epoch save and restore the sums; in distributed runs they are added up.
     An `eval_only` metric is computed in evaluation, but not in every epoch. `data` are the
-    datasets that the metric applies to; empty means all.
+    datasets that the metric applies to; empty means all. If a metric has an attribute `classes` or
+    `background`, it is set to the names of the classes, or the number of the background or None.
     """
 
     kind: ClassVar[str] = "metric"

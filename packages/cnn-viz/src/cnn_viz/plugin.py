@@ -84,6 +84,20 @@ VIEWS = (  # in the order of the report
         tasks=SEGMENTATION,
     ),
     ViewSpec(
+        name="class_iou",
+        render="cnn_viz.views.class_iou:class_iou",
+        summary="the IoU of each class over all pixels",
+        needs=("trained", "segmented"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
+        name="pixel_confusion",
+        render="cnn_viz.views.confusion:pixel_confusion",
+        summary="confusion matrix of pixels",
+        needs=("trained", "segmented"),
+        tasks=SEGMENTATION,
+    ),
+    ViewSpec(
         name="probability",
         render="cnn_viz.views.masks:probability",
         summary="the predicted probability and the entropy of each pixel",

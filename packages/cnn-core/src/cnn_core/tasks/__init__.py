@@ -8,6 +8,8 @@ from cnn_core.errors import PluginError, UsageError
 from cnn_core.text import did_you_mean, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cnn_core.runs.recipe import Recipe
     from cnn_core.specs import MetricSpec
     from cnn_core.tasks.classification import Loss, Metric
@@ -18,13 +20,19 @@ SCORES = {"classification": "top1", "segmentation": "miou"}  # the metrics monit
 
 
 def metrics_of(
-    task: str, num_classes: int, topk: int = 0, evaluated: str = ""
+    task: str,
+    num_classes: int,
+    topk: int = 0,
+    evaluated: str = "",
+    classes: Sequence[str] = (),
+    background: int | None = 0,
 ) -> dict[str, Metric]:
     """Return new metric objects for a task by name: all registered ones, and top-k accuracy.
 
     Metrics marked `eval_only` are too slow for every epoch: they are left out unless `evaluated`
     names the dataset of an evaluation. Only classification has top-k accuracy. A plugin's metric
-    that cannot be built is reported and left out.
+    that cannot be built is reported and left out. A metric that has the attribute `classes` or
+    `background` gets the names of the classes, or the number of the background, if there is one.
 
     Raises:
         UsageError: k is larger than the number of classes.
@@ -39,6 +47,10 @@ def metrics_of(
         if entry.spec.task == task and _wanted(entry.spec, evaluated)
     }
     found = {name: metric for name, metric in built.items() if metric is not None}
+    for metric in found.values():
+        for key, value in (("classes", tuple(classes)), ("background", background)):
+            if hasattr(metric, key) and classes:
+                setattr(metric, key, value)
     return {**found, **top_k(num_classes, topk)} if task == "classification" else found
 
 

@@ -96,15 +96,19 @@ def surface_scores(
 class Boundaries(Means):
     """Means of `surface_scores` and Boundary IoU over all images and their foreground classes.
 
-    Class 0 is the background. A class counts for an image if its target or prediction contains
-    it. Ignored pixels belong to no class.
+    `background` is the number of the class that is background, 0 until `metrics_of` sets it, or
+    None. A class counts for an image if its target or prediction contains it. Ignored pixels
+    belong to no class.
     """
+
+    background: int | None = 0
 
     names: ClassVar[tuple[str, ...]] = ("boundary_f1", "boundary_iou", "hausdorff", "hd95", "assd")
 
     def scores(self, predicted: Tensor, target: Tensor) -> Iterable[Mapping[str, float]]:
         """Yield the scores of each class that is present in the image."""
-        classes = torch.arange(1, self.num_classes, device=target.device).view(-1, 1, 1)
+        foreground = [k for k in range(self.num_classes) if k != self.background]
+        classes = torch.tensor(foreground, device=target.device).view(-1, 1, 1)
         ours, theirs = (predicted == classes) & (target != IGNORED), target == classes
         present = (ours | theirs).any(2).any(1)
         ours, theirs = ours[present], theirs[present]

@@ -13,7 +13,7 @@ metric can be computed from the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -59,20 +59,26 @@ class Overlap(NamedTuple):
         """Return the mean over the classes that are present."""
         return float(scores.sum() / self.present.sum().clamp(min=1))
 
-    def ious(self) -> dict[str, float]:
-        """Return the IoU of each present class by name: "iou_0", "iou_1", …"""
-        return {f"iou_{k}": float(self.iou[k]) for k in self.present.nonzero().flatten().tolist()}
+    def ious(self, classes: Sequence[str] = ()) -> dict[str, float]:
+        """Return the IoU of each present class: "iou/road", …; without names "iou/0", …"""
+        present = self.present.nonzero().flatten().tolist()
+        return {f"iou/{classes[k] if classes else k}": float(self.iou[k]) for k in present}
 
 
-def image_scores(predicted: Tensor, target: Tensor, num_classes: int) -> dict[str, float]:
-    """Return "pixel_accuracy", "miou", "dice" and "iou_k" for the masks of one image, H x W."""
+def image_scores(
+    predicted: Tensor, target: Tensor, num_classes: int, classes: Sequence[str] = ()
+) -> dict[str, float]:
+    """Return "pixel_accuracy", "miou", "dice" and "iou/CLASS" for the masks of one image, H x W.
+
+    `classes` are the names of the classes; without them their numbers are used.
+    """
     counts = confusion_matrix(predicted, target, num_classes)
     overlap = Overlap.of(counts)
     return {
         "pixel_accuracy": int(counts.diagonal().sum()) / max(int(counts.sum()), 1),
         "miou": overlap.mean(overlap.iou),
         "dice": overlap.mean(overlap.dice),
-        **overlap.ious(),
+        **overlap.ious(classes),
     }
 
 
@@ -80,16 +86,19 @@ class Regions(Confusion):
     """Mean Dice, precision and recall over the present classes, and the IoU of each class.
 
     A class that is never predicted has precision 0; one that is in no target has recall 0.
+    `classes` are the names of the classes, set by `metrics_of`.
     """
 
+    classes: tuple[str, ...] = ()
+
     def compute(self) -> dict[str, float]:
-        """Return "dice", "precision", "recall" and "iou_k" over all batches so far."""
+        """Return "dice", "precision", "recall" and "iou/CLASS" over all batches so far."""
         overlap = Overlap.of(self.sums)
         return {
             "dice": overlap.mean(overlap.dice),
             "precision": overlap.mean(overlap.precision),
             "recall": overlap.mean(overlap.recall),
-            **overlap.ious(),
+            **overlap.ious(self.classes),
         }
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
+from cnn_core.data.palette import background_class
 from cnn_core.tasks import metrics_of
 from cnn_core.tasks.segmentation import center_crop
 
 if TYPE_CHECKING:
+    from cnn_core.specs import DatasetSpec
     from cnn_core.training.distributed import World
 
 __all__ = ["EpochMetrics"]
@@ -23,12 +25,25 @@ BUFFER_LOGITS = 2**16  # number of logit values to buffer before updating the me
 class EpochMetrics:
     """Accumulates metrics, and the mean loss per image or per pixel that is not ignored.
 
+    `spec` names the classes and the background.
+
     Small batches are buffered, because each update has a fixed cost. Use one object for a whole
     run; `load({})` resets it.
     """
 
-    def __init__(self, task: str, num_classes: int, topk: int, evaluated: str = "") -> None:
-        self._metrics = metrics_of(task, num_classes, topk, evaluated)
+    def __init__(
+        self,
+        task: str,
+        num_classes: int,
+        topk: int,
+        evaluated: str = "",
+        spec: DatasetSpec | None = None,
+    ) -> None:
+        names = () if spec is None else spec.classes
+        background = background_class(names, spec.background) if spec is not None else 0
+        self._metrics = metrics_of(
+            task, num_classes, topk, evaluated, classes=names, background=background
+        )
         self._zeros = {name: metric.sums.clone() for name, metric in self._metrics.items()}
         self._loss, self._count = 0.0, 0
         self._buffer: list[tuple[Tensor, Tensor]] = []

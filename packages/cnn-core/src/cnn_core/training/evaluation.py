@@ -98,7 +98,9 @@ def eval_setup(trained: Trained) -> EvalSetup:
         recipe=recipe,
         preprocessing=weights.preprocessing,
         criterion=loss_of(spec.task, recipe),
-        metrics=EpochMetrics(spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data),
+        metrics=EpochMetrics(
+            spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data, spec=spec
+        ),
         device=trained.device,
     )
 

@@ -104,6 +104,9 @@ def _described(metadata: dict[str, Any], path: Path) -> Weights:
         classes=tuple(metadata["classes"]),
         preprocessing=preprocessing,
         epoch=0,
+        mask_values=tuple(metadata.get("mask_values", ())),
+        colours=tuple(metadata.get("colours", ())),
+        background=metadata.get("background", ""),
         path=path,
         digest=file_digest(path),
     )
@@ -123,7 +126,7 @@ def _onnx_metadata(path: Path) -> dict[str, Any] | None:
     found = session.get_modelmeta().custom_metadata_map
     if "cnn-core" not in found:
         return None
-    texts = ("model", "task", "takes", "fit", "interpolation", "cnn-core")
+    texts = ("model", "task", "takes", "fit", "interpolation", "background", "cnn-core")
     return {name: text if name in texts else json.loads(text) for name, text in found.items()}
 
 

@@ -1,8 +1,7 @@
-"""Write a segmentation to files: a mask with a colour palette, an overlay, probabilities."""
+"""Write a segmentation to files: a mask with the values of the training's masks, and more."""
 
 from __future__ import annotations
 
-import colorsys
 import io
 from pathlib import Path
 
@@ -10,24 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cnn_core.data.palette import background_class, class_colours
 from cnn_core.files import write_bytes
 from cnn_core.training.prediction import Segmentation
 
-__all__ = ["mask_paths", "palette", "write_masks"]
+__all__ = ["mask_paths", "write_masks"]
 
-# M. Okabe and K. Ito (2008), Color universal design; the background, class 0, is black.
-COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 OVERLAY_OPACITY = 0.45
 SUFFIXES = ("mask.png", "overlay.png", "probabilities.npy")
-
-
-def palette(count: int) -> list[tuple[int, int, int]]:
-    """Return a distinct RGB colour, 0 to 255, for each of `count` classes."""
-    colours = [tuple(bytes.fromhex(colour[1:])) for colour in COLOURS]
-    golden = 0.618034  # multiples of the golden ratio, modulo 1, spread any number of hues evenly
-    extra = (colorsys.hsv_to_rgb(k * golden % 1, 0.6, 0.9) for k in range(max(count - 8, 0)))
-    colours += [(int(255 * r), int(255 * g), int(255 * b)) for r, g, b in extra]
-    return [(r, g, b) for r, g, b in colours[:count]]
+PALETTE = 256  # entries; masks with larger values are 16-bit grey
 
 
 def mask_paths(folder: Path, name: Path) -> list[Path]:
@@ -38,30 +28,51 @@ def mask_paths(folder: Path, name: Path) -> list[Path]:
 def write_masks(segmentation: Segmentation, folder: Path, name: Path) -> list[Path]:
     """Write NAME.mask.png, NAME.overlay.png and NAME.probabilities.npy; return their paths.
 
-    `name` may have parent folders, which are created in `folder`. The mask is a palette PNG whose
-    pixel values are class indices. Probabilities are float16, classes x H x W.
+    `name` may have parent folders, which are created in `folder`. The mask has the values of the
+    masks of the training: a palette PNG of numbers, 16-bit grey for numbers above 255, or RGB for
+    colours. Probabilities are float16, classes x H x W.
     """
     paths = mask_paths(folder, name)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    colours = palette(len(segmentation.classes))
-    mask = segmentation.mask.numpy()
-    image = Image.fromarray(mask)
-    image.putpalette([value for colour in colours for value in colour])
+    background = background_class(segmentation.classes, segmentation.background)
+    colours = class_colours(segmentation.classes, segmentation.colours, background)
     probabilities = io.BytesIO()
     values = segmentation.probabilities.numpy().astype(np.float16)
     np.save(probabilities, values, allow_pickle=False)
-    overlay = _overlay(segmentation, np.array(colours)[mask])
-    contents = (_png(image), _png(overlay), probabilities.getvalue())
+    mask, overlay = _mask(segmentation, colours), _overlay(segmentation, colours, background)
+    contents = (_png(mask), _png(overlay), probabilities.getvalue())
     for path, content in zip(paths, contents, strict=True):
         write_bytes(path, content)
     return paths
 
 
-def _overlay(segmentation: Segmentation, colours: npt.NDArray[np.int64]) -> Image.Image:
-    """Return the image, tinted with the class colours except where the class is 0, background."""
+def _mask(segmentation: Segmentation, colours: list[tuple[int, int, int]]) -> Image.Image:
+    """Return the mask in the values of the masks of the training."""
+    classes = segmentation.mask.numpy()
+    values = segmentation.mask_values or tuple(range(len(segmentation.classes)))
+    if any(isinstance(value, str) for value in values):
+        table = np.array([list(bytes.fromhex(str(value)[1:])) for value in values], np.uint8)
+        return Image.fromarray(table[classes])
+    numbers = np.array(values)
+    if numbers.max() >= PALETTE:
+        return Image.fromarray(numbers.astype(np.uint16)[classes])
+    image = Image.fromarray(numbers.astype(np.uint8)[classes])
+    palette = np.zeros((PALETTE, 3), np.uint8)
+    palette[numbers] = colours
+    image.putpalette(palette[: numbers.max() + 1].tobytes())
+    return image
+
+
+def _overlay(
+    segmentation: Segmentation, colours: list[tuple[int, int, int]], background: int | None
+) -> Image.Image:
+    """Return the image, tinted with the colours of the classes, but not with the background's."""
+    classes = segmentation.mask.numpy()
     image = segmentation.image.permute(1, 2, 0).expand(-1, -1, 3).numpy().astype(np.float32)
-    mixed = (1 - OVERLAY_OPACITY) * image + OVERLAY_OPACITY * colours
-    tinted = np.where(segmentation.mask.numpy()[..., None] > 0, mixed, image)
+    tint: npt.NDArray[np.int64] = np.array(colours)[classes]
+    mixed = (1 - OVERLAY_OPACITY) * image + OVERLAY_OPACITY * tint
+    plain = np.zeros(classes.shape, bool) if background is None else classes == background
+    tinted = np.where(plain[..., None], image, mixed)
     return Image.fromarray(tinted.round().astype(np.uint8))
 
 

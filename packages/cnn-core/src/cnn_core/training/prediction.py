@@ -60,7 +60,7 @@ class Segmentation:
 
     `image` is uint8, C H W. `probabilities` are classes x H x W, in [0, 1]. `index` is the
     position of the image among all that were given. `path` is its file, or None if it was not
-    given as a file.
+    given as a file. `mask_values`, `colours` and `background` are those of the weights.
     """
 
     path: Path | None
@@ -68,6 +68,9 @@ class Segmentation:
     probabilities: Tensor
     classes: tuple[str, ...]
     index: int = 0
+    mask_values: tuple[int | str, ...] = ()
+    colours: tuple[str, ...] = ()
+    background: str = ""
 
     @property
     def mask(self) -> Tensor:
@@ -255,7 +258,17 @@ class Predictor:
             maps = _mean(
                 [net.pixel_probabilities(x, size, flips) for net, x in self._with_inputs(inputs)]
             )
-            yield Segmentation(loaded.path, image, maps[0], self.classes, loaded.index)
+            weights = self.trained.weights
+            yield Segmentation(
+                path=loaded.path,
+                image=image,
+                probabilities=maps[0],
+                classes=weights.classes,
+                index=loaded.index,
+                mask_values=weights.mask_values,
+                colours=weights.colours,
+                background=weights.background,
+            )
 
     def _with_inputs(self, inputs: list[Tensor]) -> Iterator[tuple[Network, Tensor]]:
         return zip(self._networks, inputs, strict=True)

@@ -125,6 +125,9 @@ def _write_weights(run: Run, setup: Setup, state: Checkpoint) -> None:
         classes=spec.classes,
         preprocessing=setup.preprocessing,
         epoch=state.epoch,
+        mask_values=spec.mask_values,
+        colours=spec.colours,
+        background=spec.background,
     )
     write_weights(run.weights, weights)
 

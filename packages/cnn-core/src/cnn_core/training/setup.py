@@ -157,7 +157,7 @@ def set_up(
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
     _require_compatible(recipe, dataset, spec)
-    metrics = EpochMetrics(spec.task, len(classes), recipe.topk)
+    metrics = EpochMetrics(spec.task, len(classes), recipe.topk, spec=dataset.spec)
     criterion = loss_of(spec.task, recipe)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(spec.task, recipe.monitor, top_k)

@@ -321,7 +321,9 @@ class Session:
         self.world.barrier()  # wait until rank 0 has written the weights
         weights, spec, recipe = read_weights(run.path), setup.dataset.spec, setup.recipe
         # Use new metrics, which include the slow ones that are skipped during training.
-        metrics = EpochMetrics(spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data)
+        metrics = EpochMetrics(
+            spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data, spec=spec
+        )
         test_setup = dataclasses.replace(
             setup, metrics=metrics, preprocessing=weights.preprocessing
         )

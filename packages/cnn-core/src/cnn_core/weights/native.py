@@ -36,7 +36,11 @@ DIGEST = 64  # hexadecimal digits of SHA-256
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A model's parameters and buffers, and the settings needed to use them."""
+    """A model's parameters and buffers, and the settings needed to use them.
+
+    `mask_values`, `colours` and `background` are those of the `DatasetSpec` that it was trained
+    on: predicted masks have the values and the colours of the masks of the training.
+    """
 
     tensors: Mapping[str, Tensor]
     model: str
@@ -46,6 +50,9 @@ class Weights:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     epoch: int
+    mask_values: tuple[int | str, ...] = ()
+    colours: tuple[str, ...] = ()
+    background: str = ""
     path: Path | None = None
     digest: str = ""  # SHA-256 of the file's contents; empty if not read from a file
 
@@ -134,6 +141,10 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             classes=tuple(fields["classes"]),
             preprocessing=Preprocessing(**preprocessing),
             epoch=fields["epoch"],
+            # Files from before masks kept their values do not have these.
+            mask_values=tuple(fields.get("mask_values", ())),
+            colours=tuple(fields.get("colours", ())),
+            background=fields.get("background", ""),
             path=file,
             digest=fields["digest"],
         )

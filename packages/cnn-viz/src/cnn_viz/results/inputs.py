@@ -135,7 +135,14 @@ class ViewInputs(Trained):
     def segmented(self) -> SegmentationResults:
         """The outputs of a segmentation network on the test split, with the class names."""
         length = len(self.dataset.split("test"))
-        return SegmentationResults(self.weights.classes, partial(segmented, self), length)
+        weights = self.weights
+        return SegmentationResults(
+            weights.classes,
+            partial(segmented, self),
+            length,
+            spec_colours=weights.colours,
+            declared=weights.background,
+        )
 
     @cached_property
     def embedded(self) -> Embedding:

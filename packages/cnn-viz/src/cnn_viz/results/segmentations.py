@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
+from cnn_core.data.palette import background_class, class_colours
 from cnn_core.tasks.boundaries import Boundaries
 from cnn_core.tasks.curves import Calibration, Curves
 from cnn_core.tasks.regions import image_scores
@@ -40,6 +41,9 @@ class SplitMetrics:
 class SegmentationResults:
     """An iterable of a network's outputs on a split; `predict` computes them.
 
+    `colours` are the RGB colours of the classes, from 0 to 1, and `background` is the number of
+    the class that is background, or None: of `spec_colours` and `declared`, as in `Weights`.
+
     The outputs of a small split are cached. Those of a large one would not fit in memory, so each
     iteration computes them again.
     """
@@ -49,8 +53,16 @@ class SegmentationResults:
         classes: Sequence[str],
         predict: Callable[[], Iterable[SegmentationOutput]],
         length: int,
+        *,
+        spec_colours: Sequence[str] = (),
+        declared: str = "",
     ) -> None:
         self.classes: tuple[str, ...] = tuple(classes)
+        self.background: int | None = background_class(self.classes, declared)
+        rgb = class_colours(self.classes, spec_colours, self.background)
+        self.colours: list[tuple[float, float, float]] = [
+            (r / 255, g / 255, b / 255) for r, g, b in rgb
+        ]
         self.predict = predict
         self.length = length
         self._cache: list[SegmentationOutput] | None = None
@@ -91,6 +103,7 @@ class SegmentationResults:
         count = len(self.classes)
         pixels, scores = torch.zeros(count, count, dtype=torch.int64), []
         curves, calibration, boundaries = Curves(count), Calibration(count), Boundaries(count)
+        boundaries.background = self.background
         # One pass for all metrics, because prediction is the expensive part.
         for output in self:
             predicted = output.predicted
@@ -99,7 +112,8 @@ class SegmentationResults:
             calibration.update(output.logits[None], output.target[None])
             if (output.target == IGNORED).all():
                 continue
-            row = {"index": float(output.index), **image_scores(predicted, output.target, count)}
+            found = image_scores(predicted, output.target, count, self.classes)
+            row = {"index": float(output.index), **found}
             f1 = [s["boundary_f1"] for s in boundaries.scores(predicted, output.target)]
             if f1:
                 row["boundary_f1"] = sum(f1) / len(f1)

@@ -1,4 +1,4 @@
-"""The view `confusion`: the confusion matrix."""
+"""The views `confusion` and `pixel_confusion`: confusion matrices of images and of pixels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from cnn_viz.results.metrics import (
     confusion_counts,
     confusion_table,
 )
+from cnn_viz.results.segmentations import SegmentationResults
 
-__all__ = ["confusion"]
+__all__ = ["confusion", "pixel_confusion"]
 
 FIGURE_SPACE = "\N{FIGURE SPACE}"  # as wide as a digit, to align numbers
 MAX_CHARACTERS = 18  # of a class name
@@ -65,6 +66,39 @@ def confusion(trained: Trained, predictions: Predictions) -> Figure:
     if numbered:
         _write_recall(ax, table.counts)
         _write_counts(ax, table.counts, rates, min(9.0, 72 * 0.38 * cell))
+    return figure
+
+
+def pixel_confusion(trained: Trained, segmented: SegmentationResults) -> Figure:
+    """Draw the confusion matrix of pixels, each row in per cent of the true class's pixels."""
+    counts = segmented.metrics.pixels.cpu().numpy()
+    table = confusion_table(counts, MAX_WHOLE)
+    rows, columns = table.counts.shape
+    names = [style.short(segmented.classes[k], MAX_CHARACTERS) for k in table.columns]
+    names += [OTHERS] * table.others
+    total, correct = counts.sum(), counts.trace()
+    side = min(max(4.2, 0.36 * columns), 14.0)
+    cell, margin = side / columns, 0.06 * max(map(len, names))
+    figure = style.figure(
+        side + margin + 1.6,
+        max(cell * rows, 2.0) + margin + 1.1,
+        f"Confusion of pixels: {trained.recipe.model} on {trained.recipe.data}",
+        f"{total:,} pixels of the test split, {style.percent(correct / max(total, 1))} of them "
+        "correct. Numbers: per cent of the true class's pixels; an empty cell is below 0.5."
+        + _selection_note(table),
+    )
+    ax = figure.subplots()
+    rates = table.counts / np.maximum(table.counts.sum(1, keepdims=True), 1)
+    image = ax.imshow(rates, cmap=style.SEQUENTIAL, vmin=0, vmax=1)
+    bar = figure.colorbar(image, ax=ax, shrink=0.5, pad=0.02, format=style.percent_tick, aspect=30)
+    bar.set_label("share of the true class's pixels")
+    bar.outline.set_visible(False)
+    _name_axes(ax, names, rows, cell)
+    if columns <= MAX_NUMBERED:
+        for row, column in np.argwhere(rates >= 0.005):
+            light = "#ffffff" if rates[row, column] > 0.5 else "#000000"
+            text, size = f"{100 * rates[row, column]:.0f}", min(9.0, 72 * 0.38 * cell)
+            ax.text(column, row, text, ha="center", va="center", fontsize=size, color=light)
     return figure
 
 

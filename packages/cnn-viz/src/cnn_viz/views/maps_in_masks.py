@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data import Batch
 from cnn_core.data.augment import IGNORED
+from cnn_core.data.palette import background_class
 from cnn_core.errors import UsageError
 from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits
 from cnn_core.training import Trained
@@ -42,7 +43,8 @@ def maps_in_masks(trained: Trained, weights: Weights, model: nn.Module, batch: B
         logits = two_class_logits(model(batch.images).float())
     targets = center_crop(batch.targets, logits)
     limit = min(MAX_PAIRS, max(PIXEL_BUDGET // batch.images[0, 0].numel(), 1))
-    rows, classes = _pairs(predicted_classes(logits), targets, limit)
+    background = background_class(weights.classes, weights.background)
+    rows, classes = _pairs(predicted_classes(logits), targets, limit, background)
     images = batch.images[rows]
     valid = targets[rows] != IGNORED
     inside = targets[rows] == classes[:, None, None]
@@ -99,7 +101,9 @@ def _caption(pairs: int, mask_share: float) -> str:
     )
 
 
-def _pairs(predictions: Tensor, targets: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def _pairs(
+    predictions: Tensor, targets: Tensor, limit: int, background: int | None = 0
+) -> tuple[Tensor, Tensor]:
     """Return pairs of an image and a foreground class that it contains and that is predicted.
 
     The pairs are two tensors of length n: image indices and classes. Each image contributes its
@@ -111,7 +115,7 @@ def _pairs(predictions: Tensor, targets: Tensor, limit: int) -> tuple[Tensor, Te
     pairs = []
     for index, (predicted, target) in enumerate(zip(predictions, targets, strict=True)):
         valid = target[target != IGNORED]
-        counts = valid[valid > 0].bincount().tolist()
+        counts = (valid if background is None else valid[valid != background]).bincount().tolist()
         predicted_classes = set(predicted.unique().tolist())
         present = [
             k

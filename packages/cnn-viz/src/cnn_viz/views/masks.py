@@ -27,6 +27,7 @@ from cnn_viz.results.segmentations import SegmentationResults, spread_by_miou
 __all__ = [
     "MISSED",
     "OUTCOMES",
+    "WRONG_CLASS",
     "entropy",
     "masks",
     "outcomes",
@@ -43,15 +44,13 @@ OUTCOMES = {  # in the colours of Okabe and Ito (2008)
     MISSED: ("missed (FN)", "#56b4e9"),
     WRONG_CLASS: ("wrong class", "#cc79a7"),
 }
-BACKGROUND = "#30343b"
-# Different from the colours of the outcomes; the last three are from P. Tol (2021).
-CLASSES = ("#e69f00", "#0072b2", "#f0e442", "#aa4499", "#44aa99", "#999933")
 GAP = 0.05  # relative to the height of an image
 LABEL_ROOM = 0.2  # inches above each image
 GROUPS = ("Best", "Median", "Worst")
 PER_GROUP = 2  # images per group
-MAX_LEGEND = 10  # classes in the legend, at most
-LEGEND_HEIGHT = 0.32  # inches
+MAX_LEGEND = 30  # classes in the legend, at most
+LEGEND_COLUMNS = 5
+LEGEND_ROW = 0.16  # inches
 COLOUR_MAPS = ("cividis", style.HEAT)  # of probability and entropy
 
 
@@ -62,15 +61,17 @@ def masks(trained: Trained, segmented: SegmentationResults) -> Figure:
     outputs = segmented.pick(int(scores["index"]) for group in chosen for scores in group)
     unit = tile_height(4.95, 4, outputs[0].target.shape, gap=GAP)
     row_height = unit + LABEL_ROOM + 0.42
+    shown = min(len(segmented.classes), MAX_LEGEND)
+    legend_height = LEGEND_ROW * max(2, -(-shown // LEGEND_COLUMNS))
     figure = style.figure(
         10.5,
-        1.35 + LEGEND_HEIGHT + len(chosen) * row_height,
+        1.35 + legend_height + len(chosen) * row_height,
         f"Masks: {trained.recipe.model} on {trained.recipe.data}",
         f"The images with the best, median and worst mIoU of {len(ranked):,} images of the test "
         "split; the mean is over the classes present in an image or its prediction.\n"
         "Ignored pixels are striped.",
     )
-    heights = [LEGEND_HEIGHT, *[row_height] * len(chosen)]
+    heights = [legend_height, *[row_height] * len(chosen)]
     legend_axes, *axes = figure.subplots(
         len(heights), PER_GROUP, squeeze=False, height_ratios=heights
     )
@@ -80,10 +81,10 @@ def masks(trained: Trained, segmented: SegmentationResults) -> Figure:
             ax.set_axis_off()
         for ax, scores in zip(row, group, strict=False):
             output, index = outputs[index], index + 1
-            _masks(ax, output, LABEL_ROOM / unit)
+            _masks(ax, output, segmented, LABEL_ROOM / unit)
             ax.set_title(f"{name}: {_score_text(scores, segmented.classes)}", fontsize=9)
             seen |= {*output.predicted.unique().tolist(), *output.target.unique().tolist()}
-    _legends(legend_axes, segmented.classes, sorted(seen - {IGNORED}))
+    _legends(legend_axes, segmented, sorted(seen - {IGNORED}))
     return figure
 
 
@@ -133,13 +134,19 @@ def entropy(probabilities: Tensor) -> Tensor:
     return nats / math.log(2)
 
 
-def outcomes(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the outcome of each pixel, H W: `TRUE_NEGATIVE`, `CORRECT` and so on."""
+def outcomes(predicted: Tensor, target: Tensor, background: int | None = 0) -> Tensor:
+    """Return the outcome of each pixel, H W: `TRUE_NEGATIVE`, `CORRECT` and so on.
+
+    Without a background, pixels are correct, of the wrong class, or ignored.
+    """
+    # No class has the number -1.
+    nothing = -1 if background is None else background
+    there, found = target.int() != nothing, predicted.int() != nothing
     outcome = torch.full(target.shape, TRUE_NEGATIVE)
-    outcome[(predicted > 0) & (target > 0)] = WRONG_CLASS
-    outcome[(predicted > 0) & (target == predicted)] = CORRECT
-    outcome[(predicted > 0) & (target == 0)] = FALSE_ALARM
-    outcome[(predicted == 0) & (target > 0)] = MISSED
+    outcome[found & there] = WRONG_CLASS
+    outcome[found & (target == predicted)] = CORRECT
+    outcome[found & ~there] = FALSE_ALARM
+    outcome[~found & there] = MISSED
     outcome[target == IGNORED] = IGNORED_PIXEL
     return outcome
 
@@ -183,35 +190,30 @@ def _group_names(groups: int) -> Sequence[str]:
 def _score_text(scores: dict[str, float], classes: Sequence[str]) -> str:
     """Return an image's number and mIoU, and for two classes the IoU of the second."""
     text = f"image {int(scores['index']) + 1}, mIoU {style.percent(scores['miou'])}"
-    if len(classes) == 2 and "iou_1" in scores:
-        text += f", {style.short(classes[1])} {style.percent(scores['iou_1'])}"
+    if len(classes) == 2 and (key := f"iou/{classes[1]}") in scores:
+        text += f", {style.short(classes[1])} {style.percent(scores[key])}"
     return text
 
 
-def _masks(ax: Axes, output: SegmentationOutput, above: float) -> None:
+def _masks(
+    ax: Axes, output: SegmentationOutput, segmented: SegmentationResults, above: float
+) -> None:
     image = as_image(output.image)
     striped = (output.target == IGNORED).numpy()
+    found = outcomes(output.predicted, output.target, segmented.background)
     panels = [
         image,
-        _class_colours(output.target.numpy(), striped),
-        _class_colours(output.predicted.numpy(), striped),
-        _outcome_overlay(image, outcomes(output.predicted, output.target).numpy()),
+        _class_colours(output.target.numpy(), striped, segmented),
+        _class_colours(output.predicted.numpy(), striped, segmented),
+        _outcome_overlay(image, found.numpy()),
     ]
     show(ax, panels, ("image", "target", "prediction", "outcome"), LABEL_ROOM / above)
 
 
-def _colour(number: int) -> tuple[float, float, float]:
-    """Return a class's RGB colour: dark for 0; after six classes the colours repeat, darker."""
-    if number == 0:
-        return to_rgb(BACKGROUND)
-    cycle, position = divmod(number - 1, len(CLASSES))
-    red, green, blue = (0.7**cycle * value for value in to_rgb(CLASSES[position]))
-    return red, green, blue
-
-
-def _class_colours(mask: Pixels, striped: Pixels) -> Pixels:
+def _class_colours(mask: Pixels, striped: Pixels, segmented: SegmentationResults) -> Pixels:
     """Return a mask of class indices, H W, as an RGB image with striped ignored pixels."""
-    table = np.array([_colour(number) for number in range(256)])
+    table = np.zeros((IGNORED + 1, 3))
+    table[: len(segmented.colours)] = segmented.colours
     return _stripes(table[mask], striped)
 
 
@@ -232,12 +234,16 @@ def _outcome_overlay(image: Pixels, outcome: Pixels) -> Pixels:
     return _stripes(colours, outcome == IGNORED_PIXEL)
 
 
-def _legends(axes: Sequence[Axes], classes: Sequence[str], seen: Sequence[int]) -> None:
+def _legends(axes: Sequence[Axes], segmented: SegmentationResults, seen: Sequence[int]) -> None:
     """Draw the legends of the outcomes and of the classes in `seen`."""
-    entries = [*OUTCOMES.values()][: 3 if len(classes) == 2 else 4]
+    classes, every = segmented.classes, [*OUTCOMES.values()]
+    entries = every[:3] if len(classes) == 2 else every
+    if segmented.background is None:
+        entries = [("correct", OUTCOMES[CORRECT][1]), OUTCOMES[WRONG_CLASS]]
     outcome_patches = [Patch(facecolor=colour, label=label) for label, colour in entries]
     class_patches = [
-        Patch(facecolor=_colour(n), label=style.short(classes[n], 10)) for n in seen[:MAX_LEGEND]
+        Patch(facecolor=segmented.colours[n], label=style.short(classes[n], 10))
+        for n in seen[:MAX_LEGEND]
     ]
     note = f", {len(class_patches)} of {len(seen)} classes" if len(seen) > MAX_LEGEND else ""
     titles = ("Outcome", f"Target and prediction{note}")
@@ -245,4 +251,4 @@ def _legends(axes: Sequence[Axes], classes: Sequence[str], seen: Sequence[int]) 
     for ax, handles, title in zip(axes, (outcome_patches, class_patches), titles, strict=True):
         ax.set_axis_off()
         ax.set_title(title, fontsize=9)
-        ax.legend(handles=handles, loc="upper left", ncols=MAX_LEGEND // 2, borderpad=0, **options)
+        ax.legend(handles=handles, loc="upper left", ncols=LEGEND_COLUMNS, borderpad=0, **options)

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor, nn
 
 from cnn_core.data import Batch
+from cnn_core.data.palette import background_class
 from cnn_core.tasks.segmentation import predicted_classes, two_class_logits
 from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
@@ -33,7 +34,8 @@ def occlusion(trained: Trained, weights: Weights, model: nn.Module, batch: Batch
     patches, count = _plan(batch.images)
     images = batch.images[:count]
     patch = max(min(images.shape[-2:]) // patches, 2)
-    maps, classes, regions = _drops(model, images, patch)
+    background = background_class(weights.classes, weights.background)
+    maps, classes, regions = _drops(model, images, patch, background)
     # One scale for all images, so that weak and strong effects can be compared.
     limit = max(1e-6, float(maps.abs().max()))
     denormalised = weights.preprocessing.denormalise(images).cpu()
@@ -72,13 +74,15 @@ def occlusion(trained: Trained, weights: Weights, model: nn.Module, batch: Batch
     return figure
 
 
-def _drops(model: nn.Module, images: Tensor, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+def _drops(
+    model: nn.Module, images: Tensor, patch: int, background: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the drops in probability of each image's largest predicted foreground class, N H W.
 
     Also returns the classes, N, and the pixels predicted as them, bool N h w.
     """
     with torch.no_grad(), eval_mode(model):
-        classes, regions = _largest(two_class_logits(model(images).float()))
+        classes, regions = _largest(two_class_logits(model(images).float()), background)
 
         def score(covered: Tensor) -> Tensor:
             probabilities = two_class_logits(model(covered).float()).softmax(1)
@@ -102,15 +106,17 @@ def _plan(images: Tensor) -> tuple[int, int]:
     return MIN_PATCHES, 1
 
 
-def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _largest(logits: Tensor, background: int | None = 0) -> tuple[Tensor, Tensor]:
     """Return each image's largest foreground class, N, and its predicted pixels, bool N h w.
 
-    The class is 0, the background, if no foreground is predicted.
+    The class is the background if no foreground is predicted.
     """
     masks = predicted_classes(logits)
     counts = torch.stack([mask.flatten().bincount(minlength=logits.shape[1]) for mask in masks])
-    counts = counts[:, 1:]
-    classes = torch.where(counts.amax(1) > 0, counts.argmax(1) + 1, 0)
+    if background is not None:
+        # Only where there is nothing else.
+        counts[:, background] = (counts.sum(1) == counts[:, background]).long()
+    classes = counts.argmax(1)
     return classes, masks == classes[:, None, None]
 
 

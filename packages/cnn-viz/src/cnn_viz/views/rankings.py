@@ -47,7 +47,8 @@ def rankings(trained: Trained, predictions: Predictions) -> Figure:
         f"{len(predictions.targets):,} images, each class against all others, at every threshold "
         f"of its probability. {_selection(len(coloured), len(others), len(defined))}\n"
         f"The mean is over the {len(defined)} classes with images, at {CURVE_POINTS} evenly "
-        "spaced values of recall and false positive rate. Dotted: a random ranking.",
+        "spaced values of recall and false positive rate. Dotted: a random ranking; its precision "
+        "is the class's share of the images.",
     )
     left, right = figure.subplots(1, 2)
     # Grey curves first, to lie below the coloured ones; reversed, so that the worst is on top.
@@ -62,6 +63,9 @@ def rankings(trained: Trained, predictions: Predictions) -> Figure:
         options = {"color": colour, "linewidth": 1.4}
         left.plot(*first, **STEPPED, **options, label=f"{name}, AP {style.share(score.ap, 3)}")
         right.plot(*second, **options, label=f"{name}, AUC {style.share(score.auc, 4)}")
+        # The precision of a random ranking is the class's own share of the images.
+        share = float((predictions.targets == k).double().mean())
+        left.axhline(share, color=colour, linewidth=1, linestyle=(0, (1, 2)))
     _means(left, right, probabilities, predictions.targets, {k: scores[k] for k in defined})
     chance: dict[str, Any] = {"color": style.MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}
     right.plot([0, 1], [0, 1], **chance)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data import Batch
+from cnn_core.data.palette import background_class
 from cnn_core.tasks.segmentation import two_class_logits
 from cnn_core.training import Trained
 from cnn_core.weights.native import Weights
@@ -32,7 +33,8 @@ def seg_gradcam(trained: Trained, weights: Weights, model: nn.Module, batch: Bat
     stages = (spec.cam_stage, spec.stages[-2])
     with torch.no_grad():
         predicted = two_class_logits(model(batch.images[:IMAGES]).float()).argmax(1)
-    pairs = [(n, k) for n, mask in enumerate(predicted) for k in _classes(mask)]
+    background = background_class(weights.classes, weights.background)
+    pairs = [(n, k) for n, mask in enumerate(predicted) for k in _classes(mask, background)]
     images = batch.images[[n for n, _ in pairs]]
     denormalised = weights.preprocessing.denormalise(images).cpu()
     cams = [seg_grad_cam(model, images, stage, [k for _, k in pairs]) for stage in stages]
@@ -64,11 +66,11 @@ def seg_gradcam(trained: Trained, weights: Weights, model: nn.Module, batch: Bat
     return figure
 
 
-def _classes(mask: Tensor) -> list[int]:
+def _classes(mask: Tensor, background: int | None) -> list[int]:
     """Return the classes to explain: the largest predicted ones, the background last."""
     counts = mask.flatten().bincount().tolist()
     present = [k for k, count in enumerate(counts) if count]
-    return sorted(present, key=lambda k: (k == 0, -counts[k]))[:CLASSES_PER_IMAGE]
+    return sorted(present, key=lambda k: (k == background, -counts[k]))[:CLASSES_PER_IMAGE]
 
 
 def _row(ax: Axes, image: Tensor, region: Tensor, heats: dict[str, Tensor], unit: float) -> None:

@@ -18,13 +18,13 @@ from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.drawing.image_grid import Pixels, as_image, tile_height
 from cnn_viz.network.mc_dropout import Uncertainty, mc_dropout
-from cnn_viz.views.masks import GAP, LABEL_ROOM, show, tile_note
+from cnn_viz.views.masks import GAP, LABEL_ROOM, OUTCOMES, WRONG_CLASS, show, tile_note
 
 __all__ = ["uncertainty"]
 
 MAX_IMAGES, PASSES = 4, 20
 PIXEL_BUDGET = 2**19  # over all images, each of which is run `PASSES` times
-ERROR_COLOUR = "#009e73"
+ERROR_COLOUR = OUTCOMES[WRONG_CLASS][1]  # green would say that they are right
 
 
 def uncertainty(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
