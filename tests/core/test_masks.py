@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -13,10 +14,24 @@ from PIL import Image
 from cnn_core import load_dataset
 from cnn_core.cli.describe_data import command as describe_data
 from cnn_core.data.augment import IGNORED
+from cnn_core.data.contact_sheet import draw_sheet
 from cnn_core.data.mask_image import mask_facts, read_mask, turned
+from cnn_core.data.palette import background_class, class_colours
+from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.streaming import Decoder, decode_to_memory
 from cnn_core.data.verify import verify
-from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from cnn_core.errors import (
+    CorruptError,
+    DatasetCorruptError,
+    DatasetMissingError,
+    UsageError,
+)
+from cnn_core.tasks import metrics_of
+from cnn_core.training import train
+from cnn_core.training.evaluation import evaluate
+from cnn_core.training.mask_files import write_masks
+from cnn_core.training.prediction import Predictor, Segmentation
+from cnn_core.weights.native import read_weights
 
 SIZE = (16, 20)  # height, width
 
@@ -599,6 +614,149 @@ def test_camvid_is_described_in_one_command(camvid, tmp_path):
     assert data.spec.classes == tuple(CAMVID)
     assert data.spec.splits == {"train": 6, "val": 3, "test": 3}
     assert first_target(data).unique().tolist() == [*range(11), IGNORED]
+
+
+def test_camvid_from_its_folder_to_masks_with_its_values(camvid, tmp_path):
+    (camvid / "dataset.toml").write_text(
+        "ignore = [0]\n[labels]\n"
+        + "\n".join(f'{value} = "{name}"' for value, name in enumerate(CAMVID, 1))
+    )
+    settings = {"image_size": 16, "options": {"width": 4, "depth": 2}, "epochs": 1}
+    out, data = tmp_path / "run", f"maskfolder:{camvid}"
+    run = train("unet_same", data, out=out, progress=False, device="cpu", **settings)
+    recorded = run.test_metrics()
+    assert {key for key in recorded if "/iou" in key} <= {f"test/iou/{name}" for name in CAMVID}
+    assert "test/iou/sky" in recorded
+    weights = read_weights(out)
+    assert weights.mask_values == tuple(range(1, 12))
+    assert weights.classes == tuple(CAMVID)
+    assert evaluate(out)["iou/sky"] == pytest.approx(recorded["test/iou/sky"])
+    (found,) = Predictor(out, device="cpu").segment([camvid / "test" / "0001TP_0.png"])
+    path = write_masks(found, tmp_path / "masks", camvid.with_name("0"))[0]
+    assert torch.equal(read_mask(path), found.mask + 1)
+    # A folder whose values mean something else is another dataset.
+    text = (camvid / "dataset.toml").read_text().replace("ignore = [0]", "ignore = [0, 12]")
+    (camvid / "dataset.toml").write_text(text)
+    with pytest.raises(CorruptError, match="have changed since the run began"):
+        evaluate(out)
+
+
+# --- colours, names and values in what is written ----------------------------------------------
+
+
+def lab(colour):
+    """Return CIE L*a*b* of an RGB colour, 0 to 255 (CIE 15:2004)."""
+    rgb = np.array(colour) / 255
+    rgb = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.array(to_xyz) @ rgb / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_the_palette_tells_classes_apart():
+    colours = class_colours([str(n) for n in range(24)], (), 3)
+    assert colours[3] == (0, 0, 0)
+    spots = [lab(colour) for colour in [*colours, (128, 128, 128)]]
+    far = [np.linalg.norm(a - b) for n, a in enumerate(spots) for b in spots[:n]]
+    assert min(far) > 20
+    assert len(set(class_colours([str(n) for n in range(100)]))) == 100
+    assert class_colours(["a", "b"], ("", "#010203"))[1] == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "declared", "expected"),
+    [
+        (("sky", "road", "car"), "", None),
+        (("sky", "road", "car"), "car", 2),
+        (("road", "_background_", "car"), "", 1),
+        (("pet", "Background"), "", 1),
+        (("0", "255"), "", 0),
+        (("membrane", "cell"), "", 0),
+        (("membrane", "cell"), "cell", 1),
+    ],
+)
+def test_background_is_what_is_called_so_or_the_first_of_two(classes, declared, expected):
+    assert background_class(classes, declared) == expected
+
+
+def test_metrics_get_the_names_of_classes_and_leave_out_only_a_background():
+    logits = torch.zeros(1, 3, 8, 8)
+    logits[0, 0, :, :4] = logits[0, 1, :4, 4:] = logits[0, 2, 4:, 4:] = 9
+    target = logits.argmax(1).to(torch.uint8)
+    target[0, :2, :4] = 1  # wrong only between sky and road
+    found = {}
+    for background in (None, 0, 2):
+        names = ("sky", "road", "car")
+        metrics = metrics_of(
+            "segmentation", 3, evaluated="x", classes=names, background=background
+        )
+        for metric in metrics.values():
+            metric.update(logits, target)
+        found[background] = metrics["boundaries"].compute()["boundary_iou"]
+        assert metrics["regions"].compute().keys() >= {"iou/sky", "iou/road", "iou/car"}
+    assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "stored"),
+    [
+        ((), "P", [0, 1, 2]),
+        ((1, 2, 3), "P", [1, 2, 3]),
+        ((0, 255, 7), "P", [0, 255, 7]),
+        ((0, 1000, 65535), "I;16", [0, 1000, 65535]),
+        (("#000000", "#ff0000", "#00ff00"), "RGB", [BLACK, RED, GREEN]),
+    ],
+)
+def test_predicted_masks_have_the_values_and_colours_of_the_masks(tmp_path, values, mode, stored):
+    probabilities = torch.zeros(3, 2, 3)
+    probabilities[torch.arange(3), :, torch.arange(3)] = 1
+    colours = tuple(str(value) for value in values if isinstance(value, str))
+    segmentation = Segmentation(
+        path=None,
+        image=torch.full((3, 2, 3), 100, dtype=torch.uint8),
+        probabilities=probabilities,
+        classes=("sky", "road", "car"),
+        mask_values=values,
+        colours=colours,
+    )
+    mask_path, overlay, _ = write_masks(segmentation, tmp_path, tmp_path / "a")
+    with Image.open(mask_path) as found:
+        assert found.mode == mode
+        assert np.array(found)[0].tolist() == [list(v) if mode == "RGB" else v for v in stored]
+        shown = np.array(found.convert("RGB"))[0].tolist()
+    if mode != "I;16":
+        expected = class_colours(segmentation.classes, colours)
+        assert [tuple(colour) for colour in shown] == expected
+    with Image.open(overlay) as found:
+        assert (np.array(found) != 100).any(2).all()  # without a background, all is tinted
+
+
+def test_the_sheet_draws_each_class_in_its_colour_with_its_name(camvid):
+    (camvid / "dataset.toml").write_text(
+        "ignore = [11]\n[labels]\n"
+        + "\n".join(f'{value} = "{name}"' for value, name in enumerate(CAMVID))
+    )
+    data = load(camvid)
+    sheet = np.array(draw_sheet(data, "test"))
+    legend = sheet[-2 * 18 - 8 :]
+    for colour in class_colours(data.spec.classes):
+        assert (legend == colour).all(2).sum() > 100
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "own", "words"),
+    [
+        ("resize", (128, 128), (360, 480), "their shape changes"),
+        ("resize", (128, 128), (256, 256), "are in pixels of that size$"),
+        ("resize", (128, 128), (0, 0), "images of various sizes are resized to 128x128"),
+        ("resize", (128, 128), (128, 128), "^$"),
+        ("tile", (128, 128), (360, 480), "^$"),
+    ],
+)
+def test_resizing_and_what_it_does_to_distances_is_said(fit, size, own, words):
+    note = Preprocessing(size=size, image_size=own, fit=fit, mean=(0.0,), std=(1.0,)).scale_note
+    assert re.search(words, note)
 
 
 def test_names_with_colours_describe_masks_in_colour(tmp_path):

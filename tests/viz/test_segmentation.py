@@ -26,6 +26,8 @@ from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.results.metrics import bootstrap, pixel_scores
 from cnn_viz.results.segmentations import SegmentationResults, spread_by_miou
 from cnn_viz.views import masks
+from cnn_viz.views.class_iou import class_iou
+from cnn_viz.views.confusion import pixel_confusion
 from cnn_viz.views.image_scores import image_scores
 from cnn_viz.views.maps_in_masks import _pairs, maps_in_masks
 from cnn_viz.views.occlusion import _largest
@@ -35,6 +37,8 @@ from cnn_viz.views.uncertainty import _entropy_comparison
 VIEWS = [
     "curves",
     "masks",
+    "class_iou",
+    "pixel_confusion",
     "probability",
     "uncertainty",
     "image_scores",
@@ -59,7 +63,9 @@ def run(scenes_run: Run) -> Run:
     return scenes_run
 
 
-def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults:
+def made_up(
+    count: int, classes: int = 3, side: int = 24, background: str = "class 0"
+) -> SegmentationResults:
     """Return made-up outputs for several classes, with ignored pixels."""
     generator = torch.Generator().manual_seed(0)
     images = []
@@ -70,7 +76,8 @@ def made_up(count: int, classes: int = 3, side: int = 24) -> SegmentationResults
         target[:4] = 255
         image = torch.rand(3, side, side, generator=generator)
         images.append(SegmentationOutput(index, image, logits, target))
-    return SegmentationResults([f"class {k}" for k in range(classes)], lambda: iter(images), count)
+    names = [f"class {k}" for k in range(classes)]
+    return SegmentationResults(names, lambda: iter(images), count, declared=background)
 
 
 def test_the_views_of_a_run_come_in_reading_order(run):
@@ -88,7 +95,16 @@ def test_every_view_is_drawn_without_warnings_and_the_same_every_time(view, view
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize(
-    "view", [masks.masks, masks.probability, image_scores, pixel_curves, pixel_calibration]
+    "view",
+    [
+        masks.masks,
+        masks.probability,
+        image_scores,
+        pixel_curves,
+        pixel_calibration,
+        class_iou,
+        pixel_confusion,
+    ],
 )
 def test_views_draw_any_number_of_images_of_three_classes(view, count, run):
     figure = view(run, made_up(count))
@@ -107,6 +123,34 @@ def test_masks_say_what_colours_mean_and_no_two_mean_the_same(run):
     outcomes, classes = (legend.get_window_extent() for legend in legends)
     assert not outcomes.overlaps(classes)
     assert classes.x1 <= figure.bbox.width
+
+
+def test_without_a_background_no_class_is_left_out(run):
+    segmented = made_up(3, classes=7, background="")
+    assert segmented.background is None
+    assert len(set(segmented.colours)) == 7
+    with style.applied():
+        legends = [ax.get_legend() for ax in masks.masks(run, segmented).axes[:2]]
+    shown = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert shown == [["correct", "wrong class"], [f"class {k}" for k in range(7)]]
+    target, predicted = torch.tensor([0, 0, 1, 2, 255]), torch.tensor([0, 1, 0, 2, 1])
+    found = masks.outcomes(predicted, target, None).tolist()
+    assert found == [masks.CORRECT, masks.WRONG_CLASS, masks.WRONG_CLASS, masks.CORRECT, 5]
+
+
+def test_the_bars_are_the_iou_of_each_class_and_cells_are_shares_of_its_pixels(run):
+    segmented = made_up(3)
+    with style.applied():
+        bars = class_iou(run, segmented).axes[0].patches
+        cells = pixel_confusion(run, segmented).axes[0].images[0].get_array()
+    pixels = segmented.metrics.pixels.double()
+    both = pixels.diagonal()
+    ious = both / (pixels.sum(0) + pixels.sum(1) - both)
+    assert [bar.get_width() for bar in bars] == pytest.approx(sorted(ious.tolist(), reverse=True))
+    order = ious.argsort(descending=True).tolist()
+    for bar, k in zip(bars, order, strict=True):
+        assert bar.get_facecolor()[:3] == pytest.approx(segmented.colours[k])
+    assert cells == pytest.approx((pixels / pixels.sum(1, keepdim=True)).numpy())
 
 
 def test_average_precision_of_pixels_is_the_area_below_the_steps(run):

@@ -78,3 +78,5 @@ def command(
         [(name, f"{value:.6f}") for name, value in values.items()],
         right=("value",),
     )
+    if trained.dataset.spec.task == "segmentation" and trained.weights.preprocessing.scale_note:
+        click.echo(trained.weights.preprocessing.scale_note, err=True)

@@ -16,6 +16,9 @@ from cnn_core.data.windows import crop_reflected
 __all__ = ["Preprocessing"]
 
 
+SAME_SHAPE = 0.02  # relative difference of two aspect ratios that nobody sees
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """The settings that turn an image into network input; saved with the weights.
@@ -73,6 +76,19 @@ class Preprocessing:
     def after_cropping(self) -> Preprocessing:
         """The preprocessing of images that are cropped already, if `fit` is "crop"."""
         return replace(self, fit="resize") if self.crops else self
+
+    @property
+    def scale_note(self) -> str:
+        """How images are resized, and distances with them; empty if they keep their own pixels."""
+        if self.tiled or self.resize_to == self.image_size:
+            return ""
+        (height, width), (own_height, own_width) = self.resize_to, self.image_size
+        line = f"resized to {height}x{width}: distances, such as hd95, are in pixels of that size"
+        if not own_height:
+            return f"images of various sizes are {line}, and shapes that are not so change"
+        same = abs(height * own_width / (width * own_height) - 1) < SAME_SHAPE
+        shape = "" if same else ", and their shape changes"
+        return f"images of {own_height}x{own_width} are {line}{shape}"
 
     def center_cropped(self, image: Tensor) -> Tensor:
         """Return the centre of an image, uint8 C h w, at the input's size, if `fit` is "crop"."""

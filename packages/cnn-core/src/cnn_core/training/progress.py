@@ -158,7 +158,8 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     """Format metrics as "loss 0.1230  top1 95.10 %", with fractions as percentages."""
     parts = []
     for key, value in metrics.items():
-        name = key.rpartition("/")[2]
+        # "test/iou/road" is the metric "iou/road"; without a split, "iou/road" is itself.
+        name = key.removeprefix("train/").removeprefix("val/").removeprefix("test/")
         text = f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
         parts.append(f"{name} {text}")
     return "  ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
 
 __all__ = ["Setup", "find_recipe", "set_up"]
+
+log: logging.Logger = logging.getLogger("cnn_core")
 
 # fit = "crop": the shorter side, relative to the crop, as in the usual 256 for 224 pixels.
 SHORTER_SIDE = 8 / 7
@@ -171,6 +174,8 @@ def set_up(
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
+    if spec.task == "segmentation" and show_progress and geometry.scale_note:
+        log.warning("%s", geometry.scale_note)
     dataset = _decode(recipe, dataset, geometry, show_progress)
     train, validation = dataset.divide(recipe.validation, recipe.seed)
     return Setup(

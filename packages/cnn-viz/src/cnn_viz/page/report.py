@@ -106,6 +106,7 @@ def write_report(
     template_data = {
         **content,
         "test_metrics": _recorded_metrics(view_inputs),
+        "scale_note": view_inputs.weights.preprocessing.scale_note,
         "environment_rows": environment_rows(content["environment"]),
         "hardware": hardware(content["environment"]),
         "weights_rows": origin_rows(content["weights"]),

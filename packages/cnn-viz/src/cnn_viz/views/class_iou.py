@@ -43,7 +43,7 @@ def class_iou(trained: Trained, segmented: SegmentationResults) -> Figure:
     ax.invert_yaxis()
     shares = segmented.metrics.pixels.cpu().sum(1) / max(int(segmented.metrics.pixels.sum()), 1)
     for row, k, value in zip(rows, ranked, values, strict=True):
-        text = f"{style.percent(value)}, of {style.percent(float(shares[k]))} of the pixels"
+        text = f"{style.percent(value)}  ({style.percent(float(shares[k]))} of the pixels)"
         ax.text(value + 0.01, row, text, va="center", fontsize=8, color=style.MUTED)
     ax.set(xlim=(0, 1.45), xlabel="IoU", xticks=np.linspace(0, 1, 6).tolist())
     ax.spines[["bottom"]].set_visible(False)
