@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from cnn_core.data.contact_sheet import draw_sheet
 from cnn_core.data.mask_image import mask_facts, read_mask, turned
 from cnn_core.data.palette import background_class, class_colours
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.readers.description import read_description
 from cnn_core.data.streaming import Decoder, decode_to_memory
 from cnn_core.data.verify import verify
 from cnn_core.errors import (
@@ -191,6 +193,38 @@ def test_lists_of_names_are_splits_and_the_rest_is_counted(tmp_path, said):
     (tmp_path / "val.txt").write_text("99\n")
     with pytest.raises(DatasetCorruptError, match=r"val\.txt: line 1: '99' has no image"):
         load(tmp_path)
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "masks.md").read_text(encoding="utf-8")
+TREES = re.findall(r"^```text\n(\w+/\n.*?)^```", DOCS, re.M | re.S)
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.split("/")[0])
+def test_the_layouts_of_the_documentation_are_read(tmp_path, tree):
+    images = set()
+    for line in tree.splitlines()[1:]:
+        folder, *names = line.split()
+        names = [folder, *names] if not folder.endswith("/") else names
+        inside = folder if folder.endswith("/") else ""
+        for name in names:
+            path = tmp_path / inside / name
+            if path.suffix == ".jpg":
+                images.add(path)
+                image(path, len(images))
+            else:
+                mask(path, [0, 1])
+    data = load(tmp_path)
+    assert {path for split in data.splits.values() for path in split.images} == images
+    if "test" in tree:
+        assert set(data.splits) >= {"train", "test"}
+        tested = [path.relative_to(tmp_path) for path in data.split("test").images]
+        assert all("test" in path.parts for path in tested)
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", DOCS, re.M | re.S))
+def test_the_descriptions_of_the_documentation_are_valid(tmp_path, text):
+    (tmp_path / "dataset.toml").write_text(text)
+    read_description(tmp_path, "classification" if "tench" in text else "segmentation")
 
 
 # --- values ------------------------------------------------------------------------------------

@@ -190,8 +190,9 @@ def short(text: str, limit: int = 14) -> str:
     """Return untrusted text in printable form, with its middle cut out if longer than `limit`.
 
     Right-to-left text is enclosed in left-to-right marks, so that the text around it keeps its
-    order.
+    order. So is text that begins with an underscore, which matplotlib would leave out of legends.
     """
     text = _shorten_middle(printable(text), limit)
     has_rtl_text = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text)
-    return f"{LTR_MARK}{text}{LTR_MARK}" if has_rtl_text else text
+    marked = has_rtl_text or text.startswith("_")
+    return f"{LTR_MARK}{text}{LTR_MARK}" if marked else text

@@ -61,7 +61,9 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
 
 def _from_files(spec: DatasetSpec) -> dict[str, object]:
     """Return the fields of a spec that can come from the dataset's files."""
-    return {"classes": spec.classes, "image": spec.image, "splits": dict(spec.splits)}
+    names = ("classes", "image", "splits", "mask_values", "colours", "background", "licence")
+    found = {name: getattr(spec, name) for name in names}
+    return {**found, "splits": dict(spec.splits)}
 
 
 def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
@@ -76,6 +78,15 @@ def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
     shown = [printable(label) for label in spec.classes[:40]]
     more = f", … {len(spec.classes) - 40} more" if len(spec.classes) > 40 else ""
     click.echo(f"classes   {', '.join(shown)}{more}")
+    if spec.mask_values:
+        values = ", ".join(map(str, spec.mask_values[:40]))
+        click.echo(f"values    {values}{', …' if len(spec.mask_values) > 40 else ''} in the masks")
+    if spec.task == "segmentation":
+        from cnn_core.data.palette import background_class
+
+        number = background_class(spec.classes, spec.background)
+        background = "none" if number is None else printable(spec.classes[number])
+        click.echo(f"background {background}")
     if spec.mean:
         click.echo(f"mean      {', '.join(f'{v:.4f}' for v in spec.mean)}")
         click.echo(f"std       {', '.join(f'{v:.4f}' for v in spec.std)}")
