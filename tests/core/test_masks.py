@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from pathlib import Path
@@ -414,11 +415,65 @@ def test_blurred_colours_are_no_classes(tmp_path):
         load(root)
 
 
-def test_classes_that_are_nowhere_two_pixels_wide_are_said(tmp_path, said):
+def test_a_jpeg_of_two_classes_stays_blurred_as_png(tmp_path):
+    array = np.zeros((64, 64), np.uint8)
+    array[9:41, 13:50] = 1
+    array = through_jpeg(array)
+    assert len(np.unique(array)) == 3
+    with pytest.raises(DatasetCorruptError, match="nowhere two pixels wide"):
+        load(blurred(tmp_path, array, "png"))
+
+
+def patches(classes, seed, size=128):
+    """A map of classes: each pixel has the class of the nearest of 14 random points."""
+    random = np.random.default_rng(seed)
+    points, numbers = random.uniform(0, size, (14, 2)), random.integers(0, classes, 14)
+    numbers[:classes] = np.arange(classes)
+    y, x = np.mgrid[:size, :size]
+    distances = (y[..., None] - points[:, 0]) ** 2 + (x[..., None] - points[:, 1]) ** 2
+    return numbers[distances.argmin(-1)].astype(np.uint8)
+
+
+def through_jpeg(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "JPEG", quality=90)
+    return np.array(Image.open(file))
+
+
+HARMS = {
+    "none": lambda array: array,
+    "nearest": lambda array: np.array(Image.fromarray(array).resize((90, 90), 0)),
+    "enlarged": lambda array: np.array(Image.fromarray(array).resize((200, 200), 2)),
+    "reduced": lambda array: np.array(Image.fromarray(array).resize((90, 90), 2)),
+    "JPEG": through_jpeg,
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("classes", [3, 4, 10])
+def test_blurred_masks_are_refused_though_their_values_have_no_gap(tmp_path, harm, classes):
+    for number in range(4):
+        array = HARMS[harm](patches(classes, number))
+        image(tmp_path / "images" / f"{number}.png", number, array.shape)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / "masks" / f"{number}.png")
+    faults = verify(f"maskfolder:{tmp_path}")
+    assert bool(faults) == (harm not in ("none", "nearest")), faults
+    if faults:
+        assert "resized, anti-aliased" in faults[0]
+        done = CliRunner().invoke(describe_data, [f"maskfolder:{tmp_path}"])
+        assert isinstance(done.exception, DatasetCorruptError)
+
+
+def test_classes_that_are_nowhere_two_pixels_wide_need_names(tmp_path, said):
     array = np.zeros((24, 24), np.uint8)
     array[8:16, 8:16] = 2
     array[8, 8:16] = 1
-    load(blurred(tmp_path, array, "png"))
+    root = blurred(tmp_path, array, "png")
+    with pytest.raises(DatasetCorruptError, match=r"1 \(1\.39 %\) of the pixels: nowhere two"):
+        load(root)
+    (root / "classes.txt").write_text("ground\nborder\ncell\n")
+    load(root)
     assert "1 (1.39 %) of the pixels: nowhere two pixels wide" in said()
 
 

@@ -7,7 +7,7 @@ A picture whose three channels are equal everywhere is grey. An opaque alpha cha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
 
 GREY, PALETTE, COLOUR = "grey", "palette", "colour"
 WHITE = 0x010101  # times a grey level, it is the level's colour
+WHITE_LEVEL = 255  # ignored pixels in most masks
 DEPTH = 1 << 16  # values of a 16-bit mask
 MAX_COLOURS = 4096  # that are counted in one mask; real masks have few
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
@@ -45,6 +46,10 @@ class MaskFacts:
     `kind` is "grey", "palette" or "colour"; `counts` maps each value to its number of pixels,
     `palette` each index in use to its colour. `lossy` is the name of a file format that changes
     pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2.
+
+    `ramps` counts, by its value, pixels between a lower and a higher value of which one goes on:
+    1 in the rows 0 0 1 3. `jumps` counts neighbours that differ by 2 or more. Where masks were
+    blurred, edges between 0 and 3 are ramps; elsewhere they are jumps.
     """
 
     path: Path
@@ -53,6 +58,8 @@ class MaskFacts:
     palette: Mapping[int, int]
     lossy: str
     filled: frozenset[int]
+    ramps: Mapping[int, int] = field(default_factory=dict)
+    jumps: int = 0
 
 
 def read_mask(path: Path, in_colour: bool = False) -> Tensor:
@@ -93,7 +100,8 @@ def mask_facts(path: Path) -> MaskFacts:
         order = np.argsort(-totals)[:MAX_COLOURS]
         counts = {int(values[i]): int(totals[i]) for i in order}
     used = {index: palette[index] for index in counts} if kind == PALETTE else {}
-    return MaskFacts(path, kind, counts, used, lossy, _filled(pixels))
+    ramps, jumps = _edges(pixels) if kind == GREY and len(counts) > 2 else ({}, 0)
+    return MaskFacts(path, kind, counts, used, lossy, _filled(pixels), ramps, jumps)
 
 
 def exif_orientation(path: Path) -> int:
@@ -214,6 +222,26 @@ def _filled(pixels: Pixels) -> frozenset[int]:
     if inside.dtype == np.uint8:  # ten times faster than sorting
         return frozenset(np.bincount(inside, minlength=256).nonzero()[0].tolist())
     return frozenset(np.unique(inside)[:MAX_COLOURS].tolist())
+
+
+def _edges(pixels: Pixels) -> tuple[dict[int, int], int]:
+    """Return the ramps by value, and the number of jumps, without pixels of value 255."""
+    middles, jumps = [], 0
+    for rows in (pixels.astype(np.int32), pixels.T.astype(np.int32)):
+        one, two, three, four = (rows[:, n : rows.shape[1] - 3 + n] for n in range(4))
+        # Flat on the left, or flat on the right of the ramp.
+        for low, middle, high, flat in (
+            (two, three, four, one == two),
+            (one, two, three, three == four),
+        ):
+            rising, falling = (low < middle) & (middle < high), (low > middle) & (middle > high)
+            known = (low != WHITE_LEVEL) & (high != WHITE_LEVEL)
+            middles.append(middle[(rising | falling) & flat & known])
+        steps = np.abs(rows[:, 1:] - rows[:, :-1])
+        known = (rows[:, 1:] != WHITE_LEVEL) & (rows[:, :-1] != WHITE_LEVEL)
+        jumps += int(((steps >= 2) & known).sum())
+    values, counts = np.unique(np.concatenate(middles), return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True)), jumps
 
 
 def _lossy(path: Path, image: Image.Image) -> str:

@@ -17,8 +17,10 @@ from cnn_core.data.readers.description import FILE, Description, MaskValue, as_v
 from cnn_core.data.readers.mask_classes import (
     Survey,
     classes_of,
+    require_edges,
     require_sharp,
     require_unmixed,
+    require_wide,
     survey,
 )
 from cnn_core.data.readers.mask_pairs import Layout, find_pairs
@@ -130,6 +132,8 @@ def _labels(
     kept = [value for value in values if value not in ignored]
     if not names:
         require_sharp(found, kept)
+        require_edges(found)
+        require_wide(found, kept)
         return {value: str(value) for value in kept}, ignored
     return dict(zip(_numbered(found, kept, values, len(names)), names, strict=True)), ignored
 

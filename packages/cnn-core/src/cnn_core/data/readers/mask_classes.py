@@ -16,12 +16,27 @@ from cnn_core.data.mask_image import MaskFacts, hexadecimal, mask_facts
 from cnn_core.data.readers.description import FILE, Description, MaskValue
 from cnn_core.errors import DatasetCorruptError, UsageError
 
-__all__ = ["Classes", "Survey", "classes_of", "require_sharp", "require_unmixed", "survey"]
+__all__ = [
+    "Classes",
+    "Survey",
+    "classes_of",
+    "require_edges",
+    "require_sharp",
+    "require_unmixed",
+    "require_wide",
+    "survey",
+]
 
 SHOWN = 8  # values or colours that a message lists
 WHITE = 255
 TWO_PEAKS = 0.6  # of all pixels: with less, two values are no sign of two classes
 MANY = 64  # values; more are no classes
+# Of the edges between classes whose numbers differ by 2 or more, the share that are ramps: at most
+# 1 % in masks of 3 to 20 classes as they were drawn, and 30 % to 100 % in the same masks resized
+# bilinearly or saved as JPEG.
+RAMPS = 0.2
+MIN_RAMPS = 20
+SPECKS = 0.05  # of all pixels: more are no by-product of resizing or JPEG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +96,23 @@ class Survey:
         """Return the values that fill no square of 2 x 2 pixels in any mask."""
         filled = {value for mask in self.masks for value in mask.filled}
         return sorted(value for value in values if value not in filled)
+
+    def share(self, values: Iterable[int]) -> float:
+        """Return the share of all pixels that have these values."""
+        return sum(self.pixels[value] for value in values) / max(sum(self.pixels.values()), 1)
+
+    @property
+    def is_blurred(self) -> bool:
+        """Whether edges are ramps through the numbers of other classes."""
+        thin = set(self.thin(self.pixels))
+        ramps = sum(
+            count
+            for mask in self.masks
+            for value, count in mask.ramps.items()
+            if value not in thin
+        )
+        jumps = sum(mask.jumps for mask in self.masks)
+        return ramps >= MIN_RAMPS and ramps > RAMPS * (ramps + jumps)
 
 
 def survey(root: Path, masks: Sequence[Path], in_colour: bool = False) -> Survey:
@@ -281,6 +313,7 @@ def _counted(found: Survey, description: Description, names: Sequence[str]) -> C
         raise _one_class(found)
     if given is None:
         require_unmixed(found, kept)
+    require_edges(found)
     labels = _named(found, kept, names) if names else _unnamed(found, kept, given is not None)
     numbers = {value: number for number, value in enumerate(labels)}
     numbers |= {value: IGNORED for value in ignored if value not in numbers}
@@ -319,6 +352,7 @@ def _unnamed(found: Survey, kept: Sequence[int], declared: bool) -> dict[int, st
     gapless = [*kept] == list(range(kept[0], kept[0] + len(kept))) and kept[0] <= 1
     alone = len(kept) == 2 and (len(found.pixels) == 2 or declared)
     if gapless or alone:
+        require_wide(found, kept)
         return {value: str(value) for value in kept}
     expected = "expected class numbers from 0, or two values"
     require_sharp(found, kept)
@@ -347,6 +381,30 @@ def require_sharp(found: Survey, kept: Sequence[int]) -> None:
         f"{found.listed(kept, colour)}; {len(thin):,} of them are nowhere two pixels wide: they "
         "look blurred, as by resizing, anti-aliasing or JPEG",
         f"export them anew without it{_halfway(found)}",
+    )
+
+
+def require_edges(found: Survey) -> None:
+    """Raise DatasetCorruptError if edges between classes are ramps through other classes."""
+    if not found.in_colour and found.is_blurred:
+        raise DatasetCorruptError(
+            f"{found.where}: edges between classes run through the numbers between them, as where "
+            "masks were resized, anti-aliased or once saved as JPEG: pixels at edges are of wrong "
+            "classes",
+            "export the masks anew, resized with nearest neighbour if at all\n"
+            f"if they are right, give each value its name in {found.root / FILE}",
+        )
+
+
+def require_wide(found: Survey, kept: Sequence[int]) -> None:
+    """Raise DatasetCorruptError if some classes without names are only specks and thin lines."""
+    thin = found.thin(kept)
+    if not thin or found.share(thin) > SPECKS:
+        return
+    raise DatasetCorruptError(
+        f"{found.where}: {found.listed(thin)} of the pixels: nowhere two pixels wide, as where "
+        "masks were resized, anti-aliased or once saved as JPEG",
+        f"export the masks anew; if these are classes, {_advice(found)}",
     )
 
 
@@ -394,6 +452,8 @@ def _with_notes(found: Survey, classes: Classes) -> Classes:
 
 def _thin(found: Survey, classes: Classes) -> list[str]:
     """Return a line for classes that are nowhere two pixels wide, as edges of blurred masks."""
+    if found.is_blurred:
+        return [f"{found.where}: edges between classes run through the numbers between them"]
     thin = found.thin(v for v in found.pixels if classes.numbers.get(v, IGNORED) != IGNORED)
     if not thin or classes.in_colour:
         return []
