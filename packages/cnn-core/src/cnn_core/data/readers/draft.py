@@ -14,16 +14,16 @@ from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.mask_image import hexadecimal
 from cnn_core.data.readers.description import FILE, Description, MaskValue, as_value
-from cnn_core.data.readers.mask_classes import (
+from cnn_core.data.readers.mask_classes import classes_of
+from cnn_core.data.readers.mask_pairs import Layout, find_pairs
+from cnn_core.data.readers.mask_survey import (
     Survey,
-    classes_of,
     require_edges,
     require_sharp,
     require_unmixed,
     require_wide,
     survey,
 )
-from cnn_core.data.readers.mask_pairs import Layout, find_pairs
 from cnn_core.data.readers.masks import fits_as_stored, require_turned
 from cnn_core.errors import UsageError
 from cnn_core.text import printable

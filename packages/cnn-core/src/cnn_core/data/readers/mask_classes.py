@@ -7,36 +7,27 @@ the masks again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.mask_image import MaskFacts, hexadecimal, mask_facts
+from cnn_core.data.mask_image import hexadecimal
 from cnn_core.data.readers.description import FILE, Description, MaskValue
+from cnn_core.data.readers.mask_survey import (
+    SHOWN,
+    WHITE,
+    Survey,
+    advice,
+    require_edges,
+    require_lossless,
+    require_sharp,
+    require_unmixed,
+    require_wide,
+)
 from cnn_core.errors import DatasetCorruptError, UsageError
 
-__all__ = [
-    "Classes",
-    "Survey",
-    "classes_of",
-    "require_edges",
-    "require_sharp",
-    "require_unmixed",
-    "require_wide",
-    "survey",
-]
-
-SHOWN = 8  # values or colours that a message lists
-WHITE = 255
-TWO_PEAKS = 0.6  # of all pixels: with less, two values are no sign of two classes
-MANY = 64  # values; more are no classes
-# Of the edges between classes whose numbers differ by 2 or more, the share that are ramps: at most
-# 1 % in masks of 3 to 20 classes as they were drawn, and 30 % to 100 % in the same masks resized
-# bilinearly or saved as JPEG.
-RAMPS = 0.2
-MIN_RAMPS = 20
-SPECKS = 0.05  # of all pixels: more are no by-product of resizing or JPEG
+__all__ = ["Classes", "classes_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,101 +45,6 @@ class Classes:
     in_colour: bool = False
 
 
-@dataclass
-class Survey:
-    """What all masks hold: pixels by value, files by value, and the first file of each."""
-
-    root: Path
-    masks: list[MaskFacts] = field(default_factory=list)
-    pixels: dict[int, int] = field(default_factory=dict)
-    first: dict[int, Path] = field(default_factory=dict)
-    errors: list[DatasetCorruptError] = field(default_factory=list)
-
-    @property
-    def in_colour(self) -> bool:
-        """Whether most masks are in colour."""
-        return 2 * sum(mask.kind == "colour" for mask in self.masks) >= max(len(self.masks), 1)
-
-    @property
-    def where(self) -> str:
-        """The folder that messages name."""
-        return str(self.masks[0].path.parent if self.masks else self.root)
-
-    def add(self, facts: MaskFacts) -> None:
-        """Add a mask."""
-        self.masks.append(facts)
-        for value, count in facts.counts.items():
-            self.pixels[value] = self.pixels.get(value, 0) + count
-            self.first.setdefault(value, facts.path)
-
-    def listed(self, values: Iterable[int] | None = None, in_colour: bool = False) -> str:
-        """Return values with their shares of all pixels, the most frequent first."""
-        total = max(sum(self.pixels.values()), 1)
-        chosen = sorted(self.pixels if values is None else values, key=lambda v: -self.pixels[v])
-        parts = [
-            f"{hexadecimal(v) if in_colour else v} ({100 * self.pixels[v] / total:.3g} %)"
-            for v in chosen[:SHOWN]
-        ]
-        more = f" and {len(chosen) - SHOWN:,} more" if len(chosen) > SHOWN else ""
-        return f"{', '.join(parts)}{more}"
-
-    def thin(self, values: Iterable[int]) -> list[int]:
-        """Return the values that fill no square of 2 x 2 pixels in any mask."""
-        filled = {value for mask in self.masks for value in mask.filled}
-        return sorted(value for value in values if value not in filled)
-
-    def share(self, values: Iterable[int]) -> float:
-        """Return the share of all pixels that have these values."""
-        return sum(self.pixels[value] for value in values) / max(sum(self.pixels.values()), 1)
-
-    @property
-    def is_blurred(self) -> bool:
-        """Whether edges are ramps through the numbers of other classes."""
-        thin = set(self.thin(self.pixels))
-        ramps = sum(
-            count
-            for mask in self.masks
-            for value, count in mask.ramps.items()
-            if value not in thin
-        )
-        jumps = sum(mask.jumps for mask in self.masks)
-        return ramps >= MIN_RAMPS and ramps > RAMPS * (ramps + jumps)
-
-
-def survey(root: Path, masks: Sequence[Path], in_colour: bool = False) -> Survey:
-    """Read all masks and return what they hold, with `in_colour` by colour.
-
-    Masks that cannot be read are left to the decoder, which names each of them.
-    """
-    found = Survey(root)
-    for path in masks:
-        try:
-            facts = mask_facts(path)
-        except DatasetCorruptError as error:
-            found.errors.append(error)
-            continue
-        found.add(facts)
-    if in_colour or found.in_colour:
-        coloured = Survey(root, errors=found.errors)
-        for facts in found.masks:
-            coloured.add(_by_colour(facts))
-        return coloured
-    return found
-
-
-def _by_colour(facts: MaskFacts) -> MaskFacts:
-    """Return the facts of a grey or palette mask by colour."""
-    if facts.kind == "colour":
-        return facts
-    grey = {value: value * 0x010101 for value in facts.counts}
-    colours = facts.palette if facts.kind == "palette" else grey
-    counts: dict[int, int] = {}
-    for value, count in facts.counts.items():
-        counts[colours[value]] = counts.get(colours[value], 0) + count
-    filled = frozenset(colours[value] for value in facts.filled)
-    return dataclasses.replace(facts, kind="colour", counts=counts, filled=filled)
-
-
 def classes_of(found: Survey, description: Description, names: Sequence[str]) -> Classes:
     """Return the classes of masks by dataset.toml, else by the names in classes.txt.
 
@@ -162,7 +58,7 @@ def classes_of(found: Survey, description: Description, names: Sequence[str]) ->
     """
     if not found.masks:
         raise found.errors[0] if found.errors else DatasetCorruptError(f"{found.root}: no masks")
-    _require_lossless(found, description)
+    require_lossless(found, description)
     if description.threshold:
         return _by_threshold(found, description, names)
     if description.labels:
@@ -171,34 +67,6 @@ def classes_of(found: Survey, description: Description, names: Sequence[str]) ->
         raise _undeclared_colours(found)
     _require_one_kind(found)
     return _with_notes(found, _counted(found, description, names))
-
-
-def _require_lossless(found: Survey, description: Description) -> None:
-    """Raise DatasetCorruptError for masks in a lossy format, unless they hold black and white."""
-    lossy = [mask for mask in found.masks if mask.lossy]
-    exact = not found.in_colour and set(found.pixels) <= {0, WHITE}
-    if not lossy or exact or description.threshold:
-        return
-    mask = max(lossy, key=lambda mask: len(mask.counts))
-    only = Survey(found.root)
-    only.add(mask)
-    raise DatasetCorruptError(
-        f"{mask.path}: {mask.lossy} is lossy and has changed this mask: it holds "
-        f"{len(mask.counts):,} values: {only.listed(in_colour=mask.kind == 'colour')} "
-        f"({len(lossy)} such masks)",
-        "export the masks as PNG from their source: a converted JPEG stays blurred"
-        f"{_halfway(found)}",
-    )
-
-
-def _halfway(found: Survey) -> str:
-    """Return how to read blurred masks of two classes, if two values have most of the pixels."""
-    common = sorted(sorted(found.pixels, key=lambda v: -found.pixels[v])[:2])
-    share = sum(found.pixels[v] for v in common) / sum(found.pixels.values())
-    if found.in_colour or len(common) < 2 or share < TWO_PEAKS:
-        return ""
-    halfway = (common[0] + common[1] + 1) // 2
-    return f"\nor, if there are two classes, in {found.root / FILE}: threshold = {halfway}"
 
 
 def _by_threshold(found: Survey, description: Description, names: Sequence[str]) -> Classes:
@@ -324,7 +192,7 @@ def _one_class(found: Survey) -> DatasetCorruptError:
     return DatasetCorruptError(
         f"{found.where}: masks hold only {found.listed(in_colour=found.in_colour)}: there is "
         "nothing to tell apart",
-        _advice(found),
+        advice(found),
     )
 
 
@@ -343,7 +211,7 @@ def _named(found: Survey, kept: Sequence[int], names: Sequence[str]) -> dict[int
     raise UsageError(
         f"{found.root / 'classes.txt'}: {count} names, but the masks have {len(kept)} classes: "
         f"{found.listed(kept)}",
-        f"{_advice(found)}{unnamed}",
+        f"{advice(found)}{unnamed}",
     )
 
 
@@ -359,69 +227,7 @@ def _unnamed(found: Survey, kept: Sequence[int], declared: bool) -> dict[int, st
     first_gap = next((v for n, v in enumerate(kept) if v != kept[0] + n), kept[0])
     values = ", ".join(map(str, sorted(found.pixels)))
     raise DatasetCorruptError(
-        f"{found.first[first_gap]}: masks have the values {values}, {expected}", _advice(found)
-    )
-
-
-def _advice(found: Survey) -> str:
-    return (
-        f"name each value in {found.root / FILE} (cnnzoo describe-data maskfolder:{found.root} "
-        "writes a start of it), or the classes 0, 1, … in classes.txt"
-    )
-
-
-def require_sharp(found: Survey, kept: Sequence[int]) -> None:
-    """Raise DatasetCorruptError if most values are nowhere two pixels wide, as blurred edges."""
-    thin = found.thin(kept)
-    if len(kept) <= 3 or (2 * len(thin) < len(kept) and len(kept) <= MANY):
-        return
-    colour = found.in_colour
-    raise DatasetCorruptError(
-        f"{found.where}: masks have {len(kept):,} {'colours' if colour else 'values'}, "
-        f"{found.listed(kept, colour)}; {len(thin):,} of them are nowhere two pixels wide: they "
-        "look blurred, as by resizing, anti-aliasing or JPEG",
-        f"export them anew without it{_halfway(found)}",
-    )
-
-
-def require_edges(found: Survey) -> None:
-    """Raise DatasetCorruptError if edges between classes are ramps through other classes."""
-    if not found.in_colour and found.is_blurred:
-        raise DatasetCorruptError(
-            f"{found.where}: edges between classes run through the numbers between them, as where "
-            "masks were resized, anti-aliased or once saved as JPEG: pixels at edges are of wrong "
-            "classes",
-            "export the masks anew, resized with nearest neighbour if at all\n"
-            f"if they are right, give each value its name in {found.root / FILE}",
-        )
-
-
-def require_wide(found: Survey, kept: Sequence[int]) -> None:
-    """Raise DatasetCorruptError if some classes without names are only specks and thin lines."""
-    thin = found.thin(kept)
-    if not thin or found.share(thin) > SPECKS:
-        return
-    raise DatasetCorruptError(
-        f"{found.where}: {found.listed(thin)} of the pixels: nowhere two pixels wide, as where "
-        "masks were resized, anti-aliased or once saved as JPEG",
-        f"export the masks anew; if these are classes, {_advice(found)}",
-    )
-
-
-def require_unmixed(found: Survey, kept: Sequence[int]) -> None:
-    """Raise DatasetCorruptError if 255 may be foreground: masks of 0/1 mixed with 0/255."""
-    if found.in_colour or WHITE not in found.pixels or WHITE in kept:
-        return
-    white = [mask for mask in found.masks if WHITE in mask.counts]
-    if any(value not in (0, WHITE) for mask in white for value in mask.counts):
-        return  # beside other classes, 255 is what it is in most datasets: ignored
-    other = next((mask for mask in found.masks if WHITE not in mask.counts), white[0])
-    raise DatasetCorruptError(
-        f"{white[0].path}: holds 255 and no class but 0 ({len(white)} such masks), while "
-        f"{other.path} has {', '.join(map(str, sorted(other.counts)))}: two kinds of masks?",
-        f"if 255 is ignored, in {found.root / FILE}: ignore = [255] (cnnzoo describe-data "
-        f"maskfolder:{found.root} --ignore 255)\nif it is a class: [labels] there, with the same "
-        "name for both values",
+        f"{found.first[first_gap]}: masks have the values {values}, {expected}", advice(found)
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnn_core.data.readers.description import FILE, Description
 from cnn_core.data.readers.folders import SPLITS, sorted_files
+from cnn_core.data.readers.mask_names import AFFIXES, Rule, best_rule, partner
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 from cnn_core.text import printable
 
@@ -26,33 +27,6 @@ MASKS = (
 )
 ORDER = ("train", "val", "test")
 SPLIT_NAMES = {"training": "train", "testing": "test", **SPLITS}
-# What programs add to the name of an image for its mask; longer ones first where one ends in
-# another.
-AFFIXES = (
-    *("mask", "masks", "seg", "segmentation", "label", "labels", "annotation", "annot", "gt"),
-    *("groundtruth", "L", "P"),
-)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How names of masks follow from names of images: what stands around the part they share."""
-
-    image: tuple[str, str] = ("", "")
-    mask: tuple[str, str] = ("", "")
-
-    def core(self, name: str, affixes: tuple[str, str]) -> str | None:
-        """Return the shared part of a name, or None if it has not these affixes."""
-        before, after = affixes
-        fits = name.startswith(before) and name.endswith(after)
-        enough = len(name) > len(before) + len(after)
-        return name[len(before) : len(name) - len(after)] if fits and enough else None
-
-    def other(self, name: str, of_mask: bool) -> str:
-        """Return the name that the partner of an image, or of a mask, should have."""
-        here, there = (self.mask, self.image) if of_mask else (self.image, self.mask)
-        core = self.core(name, here)
-        return name if core is None else f"{there[0]}{core}{there[1]}"
 
 
 @dataclass
@@ -172,7 +146,7 @@ def _declared(root: Path, found: Description, layout: Layout) -> dict[str, tuple
 def _listed(path: Path, images: Path, masks: Path) -> tuple[Source, Source]:
     """Return the images and masks that a list names, one a line, with or without suffix."""
     by_image, by_mask = _names(sorted_files(images), images), _names(sorted_files(masks), masks)
-    rule = _best_rule(by_image, by_mask)
+    rule = best_rule(by_image, by_mask)
     parts: tuple[list[Path], list[Path]] = ([], [])
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if not line.strip():
@@ -181,7 +155,7 @@ def _listed(path: Path, images: Path, masks: Path) -> tuple[Source, Source]:
         words = (line.strip(), line.split()[0])
         names = [name for word in words for name in (word, str(Path(word).with_suffix("")))]
         name = next((n for n in names if n in by_image), None)
-        mask = None if name is None else by_mask.get(_partner(rule, name, of_mask=False))
+        mask = None if name is None else by_mask.get(partner(rule, name, of_mask=False))
         if name is None or mask is None:
             missing = "image" if name is None else "mask"
             raise DatasetCorruptError(
@@ -197,8 +171,8 @@ def _paired(images: Source, masks: Source, layout: Layout) -> Pairs:
     """Return images and masks that go together by one rule for all names."""
     image_folder, mask_folder = _common(images), _common(masks)
     by_image, by_mask = _names(images, image_folder), _names(masks, mask_folder)
-    rule = _best_rule(by_image, by_mask)
-    partners = {name: _partner(rule, name, of_mask=False) for name in by_image}
+    rule = best_rule(by_image, by_mask)
+    partners = {name: partner(rule, name, of_mask=False) for name in by_image}
     _require_all(by_image, by_mask, rule, mask_folder, of_mask=False)
     _require_all(by_mask, by_image, rule, image_folder, of_mask=True)
     layout.add_rule(image_folder, mask_folder, rule)
@@ -214,11 +188,11 @@ def _require_all(
     of_mask: bool,
 ) -> None:
     """Raise DatasetCorruptError unless every file has a partner in the other folder."""
-    alone = sorted(name for name in ours if _partner(rule, name, of_mask=of_mask) not in theirs)
+    alone = sorted(name for name in ours if partner(rule, name, of_mask=of_mask) not in theirs)
     if not alone:
         return
     missing = "image" if of_mask else "mask"
-    wanted = folder / f"{_partner(rule, alone[0], of_mask=of_mask)}.*"
+    wanted = folder / f"{partner(rule, alone[0], of_mask=of_mask)}.*"
     examples = ", ".join(printable(path.name) for path in list(theirs.values())[:2])
     raise DatasetCorruptError(
         f"{ours[alone[0]]}: has no {missing} {wanted} ({len(alone)} of {len(ours)} have none)",
@@ -237,68 +211,6 @@ def _names(files: Source, folder: Path) -> dict[str, Path]:
             raise DatasetCorruptError(f"{path}: same name as {found[name].name}")
         found[name] = path
     return found
-
-
-def _partner(rule: Rule, name: str, *, of_mask: bool) -> str:
-    """Return the partner's name: the same folder, and the last part by the rule."""
-    folder, slash, last = name.rpartition("/")
-    return f"{folder}{slash}{rule.other(last, of_mask)}"
-
-
-def _best_rule(images: Iterable[str], masks: Iterable[str]) -> Rule:
-    """Return the rule that pairs the most names; equal names come first."""
-    masks = set(masks)
-    images = list(images)
-    lasts = [[name.rpartition("/")[2] for name in names] for names in (images, sorted(masks))]
-    rules = [Rule(), *_common_affixes(*lasts)]
-    for affix in AFFIXES:
-        rules += [Rule(mask=("", f"{mark}{affix}")) for mark in ("_", "-", ".", " ", "")]
-        rules += [Rule(mask=(f"{affix}{mark}", "")) for mark in ("_", "-", ".", " ", "")]
-
-    def score(rule: Rule) -> int:
-        return sum(
-            rule.core(name.rpartition("/")[2], rule.image) is not None
-            and _partner(rule, name, of_mask=False) in masks
-            for name in images
-        )
-
-    return max(rules, key=score)  # the first of equal ones
-
-
-def _common_affixes(images: Sequence[str], masks: Sequence[str]) -> list[Rule]:
-    """Return the rule of what all images and what all masks have in common around a name."""
-    # A single name would have only affixes, and any two files would be a pair.
-    if min(len(images), len(masks)) < 2:
-        return []
-    (before, after), (mask_before, mask_after) = _affixes(images), _affixes(masks)
-    shared = len(_shared_end(before, mask_before))
-    before, mask_before = before[: len(before) - shared], mask_before[: len(mask_before) - shared]
-    shared = len(_shared_start([after, mask_after]))
-    after, mask_after = after[shared:], mask_after[shared:]
-    # A digit beside a number is part of it: 1 would go with 101.
-    if any(re.search(r"\d$", text) for text in (before, mask_before)):
-        return []
-    if any(re.match(r"\d", text) for text in (after, mask_after)):
-        return []
-    return [Rule((before, after), (mask_before, mask_after))]
-
-
-def _affixes(names: Sequence[str]) -> tuple[str, str]:
-    """Return the longest common start of several names, and the longest end of what follows."""
-    before = _shared_start(names)
-    rests = [name[len(before) :][::-1] for name in names]
-    return before, _shared_start(rests)[::-1]
-
-
-def _shared_end(one: str, other: str) -> str:
-    return _shared_start([one[::-1], other[::-1]])[::-1]
-
-
-def _shared_start(texts: Sequence[str]) -> str:
-    """Return the longest common start of texts."""
-    low, high = min(texts), max(texts)
-    count = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    return low[:count]
 
 
 def _within(folder: Path) -> tuple[Source, Source] | None:

@@ -12,8 +12,9 @@ from cnn_core.data.images import probe_image
 from cnn_core.data.mask_image import exif_orientation
 from cnn_core.data.readers.description import FILE, Description, described, read_description
 from cnn_core.data.readers.folders import image_type, with_test_split
-from cnn_core.data.readers.mask_classes import Classes, classes_of, survey
+from cnn_core.data.readers.mask_classes import Classes, classes_of
 from cnn_core.data.readers.mask_pairs import Layout, find_pairs
+from cnn_core.data.readers.mask_survey import survey
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
