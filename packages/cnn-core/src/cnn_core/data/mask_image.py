@@ -87,8 +87,12 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def mask_facts(path: Path) -> MaskFacts:
-    """Return what a mask holds. Raises the errors of `read_mask`, except those about colour."""
+def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
+    """Return what a mask holds, without `edges` no ramps and jumps, which take the most time.
+
+    Raises:
+        DatasetCorruptError, ResourceError: as `read_mask`, except for colour.
+    """
     with open_image(path) as image:
         lossy = _lossy(path, image)
         kind, pixels, palette = _decoded(path, image)
@@ -100,7 +104,7 @@ def mask_facts(path: Path) -> MaskFacts:
         order = np.argsort(-totals)[:MAX_COLOURS]
         counts = {int(values[i]): int(totals[i]) for i in order}
     used = {index: palette[index] for index in counts} if kind == PALETTE else {}
-    ramps, jumps = _edges(pixels) if kind == GREY and len(counts) > 2 else ({}, 0)
+    ramps, jumps = _edges(pixels) if edges and kind == GREY and len(counts) > 2 else ({}, 0)
     return MaskFacts(path, kind, counts, used, lossy, _filled(pixels), ramps, jumps)
 
 

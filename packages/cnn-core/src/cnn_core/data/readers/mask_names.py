@@ -60,7 +60,13 @@ def best_rule(images: Iterable[str], masks: Iterable[str]) -> Rule:
             for name in images
         )
 
-    return max(rules, key=score)  # the first of equal ones
+    best, most = Rule(), -1
+    for rule in rules:
+        if (count := score(rule)) > most:
+            best, most = rule, count
+        if count == len(images):
+            break  # almost always the first one, and there may be many names
+    return best
 
 
 def _common_affixes(images: Sequence[str], masks: Sequence[str]) -> list[Rule]:
