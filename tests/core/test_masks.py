@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from PIL import Image
 
 from cnn_core import load_dataset
 from cnn_core.cli.describe_data import command as describe_data
+from cnn_core.cli.show_data import command as show_data
+from cnn_core.cli.verify_data import command as verify_data
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.contact_sheet import draw_sheet
 from cnn_core.data.mask_image import mask_facts, read_mask, turned
@@ -164,6 +167,18 @@ def test_what_does_not_pair_is_shown_with_both_names(tmp_path, wrong, words):
         mask(tmp_path / wrong.format(n=number), [0, 1])
     with pytest.raises((DatasetCorruptError, DatasetMissingError), match=words):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["", "images", "masks"])
+def test_a_folder_that_is_not_there_is_the_same_error_for_every_command(tmp_path, missing):
+    root = tmp_path / "data"
+    if missing:
+        shutil.rmtree(pairs(root, [0, 1]) / missing)
+    with pytest.raises(DatasetMissingError) as caught:
+        load(root)
+    for command in (show_data, verify_data, describe_data):
+        found = CliRunner().invoke(command, [f"maskfolder:{root}"]).exception
+        assert (type(found), str(found)) == (DatasetMissingError, str(caught.value))
 
 
 def test_a_mask_without_its_image_names_the_rule(tmp_path):
@@ -581,7 +596,11 @@ def test_images_that_exif_turns_away_from_their_masks_are_never_silent(
     assert target.shape == picture.shape[1:]
     expected = turned(torch.from_numpy(stripes([1, 0], size).copy()), orientation)
     assert torch.equal(target, expected)
-    if size[0] == size[1] or orientation == 3:
+    if orientation == 6 and size[0] != size[1]:
+        (root / "dataset.toml").write_text("turn_masks = false")
+        with pytest.raises(DatasetCorruptError, match="after EXIF turned it; see turn_masks"):
+            Decoder(load(root).split("train"), None)[0]
+    else:
         (root / "dataset.toml").write_text("turn_masks = false")
         target = Decoder(load(root).split("train"), None)[0][1]
         assert torch.equal(target, torch.from_numpy(stripes([1, 0], size).copy()))
@@ -719,6 +738,8 @@ def test_camvid_from_its_folder_to_masks_with_its_values(camvid, tmp_path):
     weights = read_weights(out)
     assert weights.mask_values == tuple(range(1, 12))
     assert weights.classes == tuple(CAMVID)
+    meaning = run.environment()["mask_values"]
+    assert meaning == {"0": None, **{str(n): name for n, name in enumerate(CAMVID, 1)}}
     assert evaluate(out)["iou/sky"] == pytest.approx(recorded["test/iou/sky"])
     (found,) = Predictor(out, device="cpu").segment([camvid / "test" / "0001TP_0.png"])
     path = write_masks(found, tmp_path / "masks", camvid.with_name("0"))[0]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,6 +83,7 @@ class Decoder:
         if mask.shape != image.shape[1:]:
             raise DatasetCorruptError(
                 f"{self.files.targets[index]}: mask is {_size(mask)}, its image is {_size(image)}"
+                f"{_exif_note(path)}"
             )
         return self._resize(self._crop(image, index)), self._resize_mask(self._crop(mask, index))
 
@@ -114,6 +116,12 @@ class Decoder:
             return mask
         scaled = F.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")
         return scaled[0, 0].to(torch.uint8)
+
+
+def _exif_note(path: Path) -> str:
+    """Return that EXIF turns an image, which may be why its mask has another size, or ""."""
+    turns = exif_orientation(path) != 1
+    return " after EXIF turned it; see turn_masks in dataset.toml" if turns else ""
 
 
 def _size(image: Tensor) -> str:

@@ -335,6 +335,11 @@ def require_key(key: str, source: str = "") -> None:
     known = [f.name for f in dataclasses.fields(Recipe)]
     if key in known:
         return
+    if key == "ignore":
+        raise UsageError(
+            "'ignore' is no recipe key: ignored values of masks belong to the data",
+            "cnnzoo describe-data DATA --ignore VALUE writes it to dataset.toml",
+        )
     suggestion = did_you_mean(key, known)
     prefix = f"{source}: " if source else ""
     raise UsageError(

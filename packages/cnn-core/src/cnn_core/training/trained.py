@@ -207,7 +207,8 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
     # Compare before dropping bad files: the recorded fingerprint covers all files.
     if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         raise RunError(
-            f"{run.path}: the classes or files of '{name}' have changed since the run began",
+            f"{run.path}: the classes or files of '{name}', or the values of its "
+            "masks, have changed since the run began",
             "restore the dataset, or train again",
         )
     if allowed := run.recipe.bad_samples():

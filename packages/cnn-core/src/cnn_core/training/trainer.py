@@ -16,7 +16,9 @@ import torch
 
 from cnn_core import registry
 from cnn_core.create import build
-from cnn_core.data.dataset import Dataset, load_dataset
+from cnn_core.data.augment import IGNORED
+from cnn_core.data.dataset import Dataset, Files, load_dataset
+from cnn_core.data.mask_image import hexadecimal
 from cnn_core.errors import (
     CorruptError,
     NumericalError,
@@ -192,7 +194,11 @@ class Session:
                 allocator=allocator,
                 world=self.world.size,
             )
-            run = Run.create(setup.recipe, {**recorded, "origins": _origins(recipe)}, out)
+            run = Run.create(
+                setup.recipe,
+                {**recorded, **_mask_values(dataset), "origins": _origins(recipe)},
+                out,
+            )
         # The default directory name contains the time, so all ranks use that of rank 0.
         run = self.world.broadcast(run)
         assert run is not None
@@ -340,6 +346,25 @@ class Session:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
+
+
+def _mask_values(dataset: Dataset) -> dict[str, Any]:
+    """Return what the values of mask files mean, for the run to record; empty without such files.
+
+    It is the class of each value, and null for values that are ignored.
+    """
+    train = dataset.split("train")
+    if not isinstance(train, Files) or not train.values:
+        return {}
+    classes = dataset.spec.classes
+    return {
+        "mask_values": {
+            hexadecimal(value) if train.in_colour else str(value): (
+                None if number == IGNORED else classes[number]
+            )
+            for value, number in sorted(train.values.items())
+        }
+    }
 
 
 def _origins(recipe: Recipe) -> dict[str, Any]:
