@@ -99,6 +99,7 @@ NAMES = {
     "fine, with leading zeros": ("images/{n:03}.jpg", "masks/{n:03}_mask.png"),
     "a folder inside": ("images/a/{n}.png", "masks/b/{n}.png"),
     "side by side": ("{n}.tif", "{n}_mask.tif"),
+    "Supervisely": ("img/{n}.jpg", "annotation/{n}.jpg___fuse.png"),
     "VOC": ("JPEGImages/2007_{n}.jpg", "SegmentationClass/2007_{n}.png"),
 }
 
@@ -179,6 +180,14 @@ def test_a_folder_that_is_not_there_is_the_same_error_for_every_command(tmp_path
     for command in (show_data, verify_data, describe_data):
         found = CliRunner().invoke(command, [f"maskfolder:{root}"]).exception
         assert (type(found), str(found)) == (DatasetMissingError, str(caught.value))
+
+
+def test_an_empty_folder_of_masks_is_named(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_suffix(".npy"))
+    with pytest.raises(DatasetCorruptError, match="6 files, but the folder of masks has no image"):
+        load(root)
 
 
 def test_a_mask_without_its_image_names_the_rule(tmp_path):

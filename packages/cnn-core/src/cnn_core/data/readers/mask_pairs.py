@@ -169,6 +169,11 @@ def _listed(path: Path, images: Path, masks: Path) -> tuple[Source, Source]:
 
 def _paired(images: Source, masks: Source, layout: Layout) -> Pairs:
     """Return images and masks that go together by one rule for all names."""
+    for ours, theirs, missing in ((images, masks, "masks"), (masks, images, "images")):
+        if ours and not theirs:
+            raise DatasetCorruptError(
+                f"{_common(ours)}: {len(ours)} files, but the folder of {missing} has no images"
+            )
     image_folder, mask_folder = _common(images), _common(masks)
     by_image, by_mask = _names(images, image_folder), _names(masks, mask_folder)
     rule = best_rule(by_image, by_mask)
