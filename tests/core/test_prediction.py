@@ -28,6 +28,7 @@ from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError
 from cnn_core.training import Prediction, Predictor, Trained, export, predict, segment
 from cnn_core.training.image_stream import Loader, read_ahead
+from cnn_core.training.inference import OptimizedNetwork
 from cnn_core.weights.native import read_weights, write_weights
 
 
@@ -653,6 +654,37 @@ def test_ensembles_and_flips_by_command(zoo, run, other, folder, pixels):
     found = json.loads(zoo("predict", run, folder, *options)[1])["predictions"]
     expected = Predictor(run, ensemble=[other])(pixels, flips=True)
     assert [tuple(one["probabilities"]) for one in found] == [p.probabilities for p in expected]
+
+
+def test_optimised_networks_give_the_same_probabilities(
+    zoo, run, other, scenes_run, pixels, folder
+):
+    plain, fast = (Predictor(run, ensemble=[other], optimize=on) for on in (False, True))
+    for found, expected in zip(fast(pixels, top_k=10), plain(pixels, top_k=10), strict=True):
+        ours, theirs = (
+            dict(zip(p.classes, p.probabilities, strict=True)) for p in (found, expected)
+        )
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert {type(network.model) for network in fast._networks} == {OptimizedNetwork}
+    alone = Predictor(run, optimize=True)
+    assert torch.equal(alone.embed(pixels), Predictor(run).embed(pixels))
+    assert torch.allclose(alone.logits(pixels), Predictor(run).logits(pixels), atol=1e-4)
+    masks = [Predictor(scenes_run, optimize=on)(pixels[:1]) for on in (False, True)]
+    (expected,), (found,) = masks
+    assert (found.probabilities - expected.probabilities).abs().max() < 1e-4
+    expected, found = (
+        json.loads(zoo("predict", run, folder, "--json", *options)[1])["predictions"]
+        for options in ((), ("--optimize",))
+    )
+    assert [p["classes"] for p in found] == [p["classes"] for p in expected]
+    with pytest.raises(UsageError, match="compile applies to optimised networks"):
+        Predictor(run, compile=True)
+
+
+def test_an_exported_file_cannot_be_optimised(run, pixels, tmp_path):
+    file = export(run, tmp_path / "net.pt2").path
+    with pytest.raises(UsageError, match="an exported file cannot be optimised further"):
+        Predictor(file, optimize=True)(pixels)
 
 
 def test_the_options_of_weights_files_go_to_the_sources_that_take_them(zoo, run, folder, tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core.cli.output import emit_json, json_option, line_writer, say_path
-from cnn_core.cli.params import SOURCE, device_option, source_options
+from cnn_core.cli.params import SOURCE, device_option, optimize_options, source_options
 from cnn_core.cli.prediction_files import (
     STDOUT,
     CsvRows,
@@ -88,6 +88,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 )
 @source_options
 @device_option
+@optimize_options
 @json_option
 def command(
     source: str,
@@ -99,6 +100,9 @@ def command(
     model: str,
     naming: str | None,
     download: bool,
+    optimize: bool,
+    precision: str,
+    compile: bool,
     **options: Any,
 ) -> None:
     """Predict image files, or all images in directories, with a trained network.
@@ -121,13 +125,19 @@ def command(
       cnnzoo predict resnet50:imagenet-v2 holiday/ --download --csv holiday.csv
       cnnzoo predict resnet50 holiday/ --csv holiday.csv --resume
       find photos -name '*.jpg' -print0 | cnnzoo predict resnet50 - -0 --jsonl photos.jsonl
-      cnnzoo predict resnet50 photos/ --with densenet121 --flips
+      cnnzoo predict resnet50 photos/ --with densenet121 --flips --optimize
       cnnzoo predict runs/unet_same-isbi_em-20260101-120000 slices/ --out masks
     """
     from cnn_core.training.prediction import Predictor
 
     trained = _open_all((source, *others), model, naming, download, device)
-    predictor = Predictor(trained[0], ensemble=trained[1:])
+    predictor = Predictor(
+        trained[0],
+        ensemble=trained[1:],
+        optimize=optimize,
+        precision=precision,
+        compile=compile,
+    )
     chosen = Options(as_json=as_json, **options)
     task = predictor.task  # reads the source, so that its errors come first
     files = list(_named_files(images, null))
