@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
@@ -35,6 +36,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "resize_image",
+    "resize_images",
     "upright_copy",
 ]
 
@@ -190,6 +192,15 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: str = "bil
     ]
     pixels = torch.from_numpy(np.stack(resized, -1) if len(image) != 3 else resized[0].copy())
     return pixels.permute(2, 0, 1).contiguous()
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images, uint8 N C H W, to (height, width), bilinear with torch's antialiasing.
+
+    The pixels are rounded to whole grey levels again.
+    """
+    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Draws
 from cnn_core.data.dataset import Dataset, Files, Split
-from cnn_core.data.images import read_image, read_mask
+from cnn_core.data.images import read_image, read_mask, resize_images
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import shifted
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -104,8 +104,7 @@ class Decoder:
             return self.center(image)
         if self.size is None or image.shape[-2:] == self.size:
             return image
-        scaled = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)
-        return scaled[0].round().clamp(0, 255).to(torch.uint8)
+        return resize_images(image[None], self.size)[0]
 
     def _resize_mask(self, mask: Tensor) -> Tensor:
         if self.size is None or mask.shape == self.size:
