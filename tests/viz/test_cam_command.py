@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,25 @@ def test_each_file_becomes_an_image_and_the_cost_is_printed_first(
         colourful = np.abs(pixels - pixels.mean(2, keepdims=True)).max(2) > 40
         left, right = np.array_split(colourful, 2, axis=1)
         assert right.sum() > 100 > left.sum()  # the image is grey, the overlay is not
+
+
+def test_sub_folders_are_kept_and_no_map_replaces_another(run, image_files, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    places = ["a/x.png", "b/x.png", "b/x.1.png", "x.png"]
+    for place in places:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image_files[0], folder / place)
+    done = invoke(run.path, folder, "--out", out)
+    assert done.exit_code == 0, done.output
+    expected = [out / place.replace(".png", ".grad-cam.png") for place in places]
+    assert sorted(done.stdout.splitlines()) == sorted(map(str, expected))
+    assert all(path.is_file() for path in expected)
+    shutil.copy(folder / "x.png", folder / "x.bmp")
+    for clash in ([folder], [folder / "a/x.png", folder / "b/x.png"]):
+        done = invoke(run.path, *clash, "--out", tmp_path / "none")
+        assert isinstance(done.exception, UsageError)
+        assert "have the same name, so their output files would collide" in str(done.exception)
+    assert not (tmp_path / "none").exists()
 
 
 def test_stage_and_class_can_be_chosen(run, image_files, tmp_path):

@@ -14,7 +14,8 @@ from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
 from cnn_core.training.exported import require_layers
-from cnn_core.training.prediction import image_files, require_distinct_names, task_of
+from cnn_core.training.image_stream import named_files, require_distinct_names
+from cnn_core.training.prediction import task_of
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
@@ -45,13 +46,14 @@ def explain_files(
 ) -> Iterator[Path]:
     """Write a PNG of each image file with the evidence for a class; yield the paths.
 
+    `images` are files and folders. Images in sub-folders get their PNGs in sub-folders of `out`.
     The default stage is the architecture's `cam_stage`, and the default class the predicted one.
     `progress` is called once, before the first map, with the number of passes.
 
     Raises:
         UnknownNameError: the class, the stage or the method is unknown; suggests names.
         UsageError: several classes have the given name, the network is not a classifier or is an
-            exported file, a file is missing, two files have the same name, or the maps of the
+            exported file, a file is missing, two files would have the same PNG, or the maps of the
             stage have only one value.
         CorruptError: a file is not a supported image.
     """
@@ -61,7 +63,8 @@ def explain_files(
     chosen = _class_index(weights.classes, class_name) if class_name else None
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
-    files = require_distinct_names(image_files(images))
+    names = dict(named_files(images))
+    files = require_distinct_names(names, names)
     for index, path in enumerate(files):
         inputs = weights.preprocessing(
             read_image(path, weights.in_channels)[None].to(trained.device)
@@ -78,8 +81,9 @@ def explain_files(
             figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
             content = encode_figure(figure, "png", dpi=150)
         # A "+" would need quoting in URLs.
-        destination = out / f"{path.stem}.{method.replace('+', 'p')}.png"
-        out.mkdir(parents=True, exist_ok=True)
+        # Not `with_suffix`, which would replace a part of a name with dots, such as "a.b".
+        destination = out / f"{names[path]}.{method.replace('+', 'p')}.png"
+        destination.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(destination, content)
         yield destination
 

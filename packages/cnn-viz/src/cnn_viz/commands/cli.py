@@ -172,8 +172,10 @@ def cam(
     """Draw class activation maps of image files as PNG; print the paths.
 
     SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model). A
-    map shows which parts of an image are evidence for a class. score-cam and ablation-cam run the
-    network once for every feature map of the stage. The number of passes is printed first.
+    map shows which parts of an image are evidence for a class. IMAGES are files, and directories,
+    which are searched recursively; maps of images in sub-directories are written to
+    sub-directories. score-cam and ablation-cam run the network once for every feature map of the
+    stage. The number of passes is printed first.
 
     \b
     Examples:
