@@ -114,7 +114,7 @@ def test_grey_images_have_one_channel_and_sizes_may_differ(tmp_path):
 
 
 def test_what_is_wrong_with_folders_is_said(tmp_path, flowers):
-    with pytest.raises(DatasetMissingError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         load_dataset(f"imagefolder:{tmp_path / 'none'}")
     with pytest.raises(UsageError, match="needs a folder\nimagefolder:PATH"):
         load_dataset("imagefolder")
@@ -183,7 +183,7 @@ def test_a_run_notices_that_its_folder_has_changed(flowers, tmp_path, cnnzoo, mo
     monkeypatch.chdir(tmp_path.parent)  # it is found from elsewhere as well
     assert cnnzoo("evaluate", str(out)).code == 0
     moved = flowers.rename(tmp_path / "moved")
-    with pytest.raises(DatasetMissingError, match=r"flowers: no such folder\n.*--data-dir DIR"):
+    with pytest.raises(UsageError, match=r"flowers: no such folder\n.*--data-dir DIR"):
         load_data(Run.open(out))
     data = load_data(Run.open(out), moved)  # wherever it is now
     assert data.split("test").images[0].is_relative_to(moved)
@@ -295,7 +295,7 @@ def test_masks_of_class_numbers_keep_them_and_255_counts_in_nothing(tmp_path):
 def test_what_is_wrong_with_masks_is_said(tmp_path):
     for number in range(6):
         save_image(tmp_path / "images" / f"{number}.png")
-    with pytest.raises(DatasetMissingError, match="masks: no such folder"):
+    with pytest.raises(UsageError, match="masks: no such folder"):
         load_dataset(f"maskfolder:{tmp_path}")
     for number in range(6):
         mask(tmp_path / "masks" / f"{number}.png", [0, 1, 7])

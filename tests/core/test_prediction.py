@@ -21,7 +21,6 @@ import torch
 from PIL import Image, ImageSequence
 
 import cnn_core
-from cnn_core.cli import main
 from cnn_core.cli.prediction_files import CsvRows, JsonRows, PredictionFile, continue_files
 from cnn_core.create import build_untrained
 from cnn_core.data.preprocessing import Preprocessing
@@ -70,14 +69,8 @@ def variant(run: Path, folder: Path, *, seed: int = 1, **changes: object) -> Pat
 
 
 @pytest.fixture
-def zoo(capsys, command_leaves_no_trace):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run_command(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        return main([*map(str, args)]), *capsys.readouterr()
-
-    return run_command
+def zoo(in_process):
+    return in_process
 
 
 def answers(predictions: list[Prediction]) -> list[tuple]:

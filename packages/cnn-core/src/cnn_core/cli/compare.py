@@ -147,12 +147,12 @@ def _toml(value: Any) -> str:
 class Result:
     """The results of a run.
 
-    `kept_epoch` is the epoch of the saved weights, and `validation` the value of the metric
+    `best_epoch` is the epoch of the saved weights, and `validation` the value of the metric
     `score` at this epoch.
     """
 
     epochs: int
-    kept_epoch: int
+    best_epoch: int
     score: str
     validation: float | None
     test: Mapping[str, float]
@@ -168,7 +168,7 @@ def _result_of(run: Run) -> Result:
     by_epoch = {int(line["epoch"]): line[score] for line in history if score in line}
     return Result(
         epochs=len(history),
-        kept_epoch=kept,
+        best_epoch=kept,
         score=score,
         validation=by_epoch.get(kept),
         test=test,
@@ -220,7 +220,7 @@ def _result_rows(results: Sequence[Result], planned: Sequence[int]) -> list[tupl
             "epochs",
             *(f"{a} of {b}" if a < b else str(a) for a, b in zip(done, planned, strict=True)),
         ),
-        ("best epoch", *(str(each.kept_epoch or MISSING) for each in results)),
+        ("best epoch", *(str(each.best_epoch or MISSING) for each in results)),
     ]
     for score in dict.fromkeys(each.score for each in results if each.score):
         own = [each.validation if each.score == score else None for each in results]

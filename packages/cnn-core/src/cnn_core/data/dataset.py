@@ -170,7 +170,8 @@ def load_dataset(
 
     Raises:
         UnknownNameError: there is no such dataset.
-        UsageError: the dataset needs a path and got none, or takes none and got one.
+        UsageError: the dataset needs a path and got none, or takes none and got one, or the path
+            does not exist.
         DatasetMissingError: files were not found; the message names the folder.
         DatasetCorruptError: a file is broken, or the data do not match the spec.
         PluginError: the dataset's plugin failed, or returned something other than a Dataset.

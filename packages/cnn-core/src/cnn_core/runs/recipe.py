@@ -168,13 +168,12 @@ class Recipe:
         for key, choices in CHOICES.items():
             if (value := getattr(self, key)) not in choices:
                 suggestion = did_you_mean(value, choices)
-                raise UsageError(
-                    f"{key} = '{printable(value)}'{suggestion}", f"one of {', '.join(choices)}"
-                )
+                listed = ", ".join(choice or '""' for choice in choices)
+                raise UsageError(f"{key} = '{printable(value)}'{suggestion}", f"one of {listed}")
         for key, (low, high) in LIMITS.items():
             value = getattr(self, key)
             if not low <= value <= high:  # true for NaN
-                raise UsageError(f"{key} = {value}: expected {low:g} to {high:g}")
+                raise UsageError(f"{key} = {value}: expected {_number(low)} to {_number(high)}")
         for option in RESERVED & set(self.options):
             raise UsageError(f"options.{option} is reserved: cnnzoo sets it itself")
         self._check_augmentation()
@@ -184,7 +183,8 @@ class Recipe:
         for stage, factor in self.stage_lr.items():
             if type(factor) not in (int, float) or not 0 <= factor <= 1e6:
                 raise UsageError(
-                    f"stage_lr.{printable(stage)} = {factor!r}: expected a number from 0 to 1e6"
+                    f"stage_lr.{printable(stage)} = {factor!r}: "
+                    "expected a number from 0 to 1,000,000"
                 )
         if self.accumulate > self.batch_size:
             raise UsageError(
@@ -269,6 +269,11 @@ class Recipe:
         import tomli_w
 
         return tomli_w.dumps({"recipe": dataclasses.asdict(self)})
+
+
+def _number(value: float) -> str:
+    """Return a number as people write it: 1,000,000, 0.9999, 1e-05."""
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:

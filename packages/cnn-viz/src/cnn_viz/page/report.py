@@ -127,7 +127,7 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
         template_data,
         rows=_rows_to_show(template_data["classes"]),
         max_rows=MAX_ROWS,
-        charts=charts(template_data["epochs"], training["kept_epoch"]) if training else [],
+        charts=charts(template_data["epochs"], training["best_epoch"]) if training else [],
         left=LEFT,
         right=RIGHT,
         **(explorer_data(view_inputs) if task == "classification" else EMPTY_EXPLORER),
@@ -224,7 +224,7 @@ def _headline(predictions: Predictions) -> dict[str, Any]:
     n = len(predictions.targets)
     hits = int((predictions.predicted == predictions.targets).sum())
     low, high = wilson(hits, n)
-    found = {"n": n, "right": hits, "top1": hits / n, "interval": [low, high]}
+    found = {"n": n, "correct": hits, "top1": hits / n, "interval": [low, high]}
     if len(predictions.classes) >= MIN_CLASSES_TOP5:
         found["top5"] = top_k_accuracy(predictions, 5)
     return found

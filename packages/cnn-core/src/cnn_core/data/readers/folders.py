@@ -12,7 +12,7 @@ import torch
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.images import probe_image, read_mask
-from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
 
@@ -31,7 +31,7 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     without either, a fifth of each class does.
 
     Raises:
-        DatasetMissingError: there is no such folder.
+        UsageError: there is no such folder.
         DatasetCorruptError: there are too few classes or images, or a class is not in train.
     """
     folders = _split_folders(root)
@@ -57,9 +57,9 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     is class 0. PATH/classes.txt may name the classes, one per line.
 
     Raises:
-        DatasetMissingError: there is no such folder.
         DatasetCorruptError: images and masks do not pair up, or masks have other values.
-        UsageError: the number of names in classes.txt is not the number of classes.
+        UsageError: there is no such folder, or classes.txt has another number of names than there
+            are classes.
     """
     folders = {"train": root}
     if not (root / "images").is_dir():
@@ -101,7 +101,7 @@ def _with_test_split(
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the folders of the splits; if there are none, `root` as train."""
     if not root.is_dir():
-        raise DatasetMissingError(
+        raise UsageError(
             f"{root}: no such folder",
             "give its path after ':'; if a run's folder has moved, use --data-dir DIR",
         )
@@ -189,7 +189,7 @@ def _pairs(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 def _by_name(folder: Path) -> dict[Path, Path]:
     """Return the image files in a folder, keyed by their relative paths without suffix."""
     if not folder.is_dir():
-        raise DatasetMissingError(
+        raise UsageError(
             f"{folder}: no such folder", f"{folder.parent}/images/NAME.* and masks/NAME.*"
         )
     found: dict[Path, Path] = {}
