@@ -47,13 +47,15 @@ class Loaded:
     """A model, with the options of its constructor, and lines for the user about its weights.
 
     `options` includes those that the weights need, such as another activation. `naming` is the key
-    map under which a file of another library was read.
+    map under which a file of another library was read. `new_head` are the tensors that keep their
+    random values, because the weights have another head.
     """
 
     model: nn.Module
     options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     naming: str = ""
+    new_head: tuple[str, ...] = ()
 
 
 def create_model(
@@ -98,6 +100,9 @@ def create_model(
     )
     for note in loaded.notes:
         log.warning("%s", note)
+    if loaded.new_head:
+        head = ", ".join(loaded.new_head)
+        log.warning("%s: initialised anew, because the weights have another head: %s", name, head)
     return loaded.model
 
 
@@ -136,10 +141,12 @@ def load_model(
     model = _built(name, entry, build, {**sizes, **options})
     notes: tuple[str, ...] = ()
     read_as = ""
+    new: tuple[str, ...] = ()
     if source is not None:
-        read_as, notes = _load(model, source, Blueprint(entry, build, sizes, options), new_head)
+        blueprint = Blueprint(entry, build, sizes, options)
+        read_as, notes, new = _load(model, source, blueprint, new_head)
         notes += tuple(_clashes(needed, options))
-    return Loaded(model=model, options=options, notes=notes, naming=read_as)
+    return Loaded(model=model, options=options, notes=notes, naming=read_as, new_head=new)
 
 
 def _built(
@@ -243,23 +250,23 @@ def _clashes(needed: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[
 
 def _load(
     model: nn.Module, source: Weights | _Foreign, blueprint: Blueprint, new_head: bool
-) -> tuple[str, tuple[str, ...]]:
-    """Load weights, with a new head if `new_head`; return their naming and lines for the user."""
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Load weights; return their naming, lines for the user, and the tensors of a new head."""
     from cnn_core.weights.advice import hint_for
     from cnn_core.weights.blueprint import key_maps
     from cnn_core.weights.loading import MismatchError, load_foreign
 
     fresh = blueprint.dimensions_of("num_classes") if new_head else ()
     if not isinstance(source, _Foreign):
-        source.load_into(model, fresh)
-        return "", ()
+        return "", (), source.load_into(model, fresh)
     file, maps = source.file, key_maps(blueprint.entry)
     try:
-        read_as, notes = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
+        read_as, notes, new = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
     except MismatchError as error:
         raise UsageError(error.message, hint_for(error, blueprint, file)) from None
     # The contents of a published file are known, so do not list what it has beside the weights.
-    return read_as, tuple(f"{file.path}: {note}" for note in notes if not source.published)
+    shown = () if source.published else notes
+    return read_as, tuple(f"{file.path}: {note}" for note in shown), new
 
 
 def head_tensors(name: str, *, num_classes: int, in_channels: int, **options: Any) -> list[str]:

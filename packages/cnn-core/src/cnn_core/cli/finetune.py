@@ -17,7 +17,11 @@ __all__ = ["command"]
 @click.argument("source", type=SOURCE)
 @click.option("--data", type=DATASET, required=True, help="Dataset to train on.")
 @click.option(
-    "--model", type=MODEL, default="", help="The network of a weights file of another library."
+    "--model",
+    type=MODEL,
+    default="",
+    help="The network of a weights file of another library: MODEL, or MODEL:NAME of the published "
+    "weights with the same classes and preprocessing.",
 )
 @training_options
 def command(
@@ -42,6 +46,7 @@ def command(
       cnnzoo finetune resnet50 --data imagefolder:flowers --download
       cnnzoo finetune resnet50:imagenet-v1 --data imagefolder:flowers --epochs 20 --freeze conv1
       cnnzoo finetune runs/lenet5-digits-20260101-120000 --data mnist --set layer_decay=0.5
+      cnnzoo finetune mine.pth --model resnet50:imagenet-v2 --data imagefolder:flowers
     """
     keys = recipe_keys(settings, options)
     for key in {"model", "data", "weights"} & keys.keys():

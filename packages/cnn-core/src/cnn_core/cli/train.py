@@ -56,6 +56,11 @@ OPTIONS = (
         type=Choice(("auto", "contiguous", "channels_last")),
         help="Set the recipe key memory_format.",
     ),
+    click.option(
+        "--naming",
+        help="The library whose parameter names the weights file has; NAMING@PREFIX also says "
+        "which of several state dicts to take.",
+    ),
     # None if not given: False would override compile = true in a recipe.
     click.option(
         "--compile", is_flag=True, default=None, help="Compile the network with torch.compile."
@@ -114,6 +119,12 @@ def training_options(command: Any) -> Any:
     metavar="RUN|FILE|NAME",
     help="Start from these weights: a run, a weights file, or published weights by name, such as "
     "default.",
+)
+@click.option(
+    "--weights-like",
+    metavar="NAME",
+    help="Published weights of MODEL that have the preprocessing and classes of the file in "
+    "--weights.",
 )
 @training_options
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume this run.")

@@ -123,6 +123,8 @@ class Recipe:
     patience: int = 0  # stop after this many epochs without improvement; 0: never stop early
     monitor: str = ""  # metric that selects the best epoch; "": the task's, such as val/top1
     weights: str = ""  # initial weights: a run, a weights file, or a name such as "default"
+    naming: str = ""  # library whose parameter names a weights file has; "": the best match
+    weights_like: str = ""  # published weights whose preprocessing and classes a weights file has
     weights_digest: str = ""  # their SHA-256, recorded when training starts; "": any
     freeze: tuple[str, ...] = ()  # stages to keep fixed
     freeze_batchnorm: bool = False  # keep running statistics; scales and shifts are still trained
@@ -209,8 +211,9 @@ class Recipe:
             raise UsageError(f"head_epochs = {self.head_epochs} exceeds epochs = {self.epochs}")
         if self.head_lr and not self.head_epochs:
             raise UsageError(f"head_lr = {self.head_lr} needs head_epochs", "--set head_epochs=1")
-        if self.weights_digest and not self.weights:
-            raise UsageError(f"weights_digest = '{printable(self.weights_digest)}' needs weights")
+        for key in ("naming", "weights_like", "weights_digest"):
+            if (value := getattr(self, key)) and not self.weights:
+                raise UsageError(f"{key} = '{printable(value)}' needs weights")
         if self.fit not in ("", "crop") and (self.resize or self.interpolation):
             key = "resize" if self.resize else "interpolation"
             raise UsageError(f"{key} needs fit = 'crop', found '{self.fit}'")

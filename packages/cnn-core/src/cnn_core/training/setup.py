@@ -161,7 +161,7 @@ def set_up(
     criterion = loss_of(spec.task, recipe)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(spec.task, recipe.monitor, top_k)
-    recipe, model = _build(recipe, dataset, resuming)
+    recipe, model, started = _build(recipe, dataset, resuming)
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
         recipe,
@@ -170,6 +170,8 @@ def set_up(
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
+    if started and show_progress:
+        print(started, file=sys.stderr)
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
     dataset = _decode(recipe, dataset, geometry, show_progress)
     train, validation = dataset.divide(recipe.validation, recipe.seed)
@@ -211,18 +213,20 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
         )
 
 
-def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn.Module]:
+def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn.Module, str]:
     """Build the network, randomly initialised or with the recipe's weights; return both.
 
-    The returned recipe takes the preprocessing from the weights, unless it sets its own.
+    The returned recipe takes the preprocessing from the weights, unless it sets its own. The text
+    says for the user how the weights are used.
     """
+    started = ""
     # Seed here, so that the initial weights do not depend on random numbers drawn before.
     torch.manual_seed(recipe.seed)
     if recipe.weights and not resuming:
-        recipe, model = start_from(read_initial(recipe), recipe, dataset)
+        recipe, model, started = start_from(read_initial(recipe), recipe, dataset)
     else:
         model = create_model(recipe.model, **sizes_of(dataset), **recipe.options)
-    return _with_crop(recipe), model
+    return _with_crop(recipe), model, started
 
 
 def _with_crop(recipe: Recipe) -> Recipe:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
 from cnn_core.weights.native import read_weights
 
-__all__ = ["Session", "train", "train_recipe"]
+__all__ = ["Session", "train"]
 
 log: logging.Logger = logging.getLogger("cnn_core")
 
@@ -53,7 +53,7 @@ def train(
     model: str | None = None,
     data: str | None = None,
     *,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
     resume: str | os.PathLike[str] | None = None,
     auto_resume: bool = False,
     fit_memory: bool = False,
@@ -68,9 +68,10 @@ def train(
 ) -> Run:
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
-    `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys.
-    With `download`, a missing dataset and missing published weights are fetched. `workers`
-    processes decode files when streaming; their number does not affect results.
+    `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys. A
+    complete `Recipe` is trained as it is. With `download`, a missing dataset and missing published
+    weights are fetched. `workers` processes decode files when streaming; their number does not
+    affect results.
 
     With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
     recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
@@ -87,41 +88,7 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
-    new_recipe = None if resume is not None else find_recipe(model, data, recipe, settings)
-    return train_recipe(
-        new_recipe,
-        resume=resume,
-        auto_resume=auto_resume,
-        fit_memory=fit_memory,
-        out=out,
-        data_dir=data_dir,
-        download=download,
-        device=device,
-        workers=workers,
-        progress=progress,
-        observers=observers,
-    )
-
-
-def train_recipe(
-    new_recipe: Recipe | None,
-    *,
-    resume: str | os.PathLike[str] | None = None,
-    auto_resume: bool = False,
-    fit_memory: bool = False,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    device: str = "auto",
-    workers: int = 0,
-    progress: bool = True,
-    observers: Iterable[Any] = (),
-) -> Run:
-    """Train a complete recipe, or resume the run at `resume`; the arguments are those of `train`.
-
-    Raises:
-        UsageError, NumericalError: as for `train`.
-    """
+    new_recipe = None if resume is not None else _complete(model, data, recipe, settings)
     data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
@@ -133,6 +100,17 @@ def train_recipe(
             return session.resume(Path(resume), data_path)
         assert new_recipe is not None
         return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
+
+
+def _complete(
+    model: str | None, data: str | None, recipe: str | Recipe | None, settings: Mapping[str, Any]
+) -> Recipe:
+    """Return the recipe to train; raise UsageError if a complete one is to be changed."""
+    if not isinstance(recipe, Recipe):
+        return find_recipe(model, data, recipe, settings)
+    if model or data or settings:
+        raise UsageError("a complete recipe is given, which has a model, data and settings")
+    return recipe
 
 
 def _session(device: str, observers: Iterable[Any], progress: bool, **options: Any) -> Session:

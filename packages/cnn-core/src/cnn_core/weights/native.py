@@ -49,10 +49,10 @@ class Weights:
     path: Path | None = None
     digest: str = ""  # SHA-256 of the file's contents; empty if not read from a file
 
-    def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> None:
+    def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> tuple[str, ...]:
         """Copy the tensors into a model, which must have the same names and shapes.
 
-        Tensors named in `fresh` keep the model's values if the shapes differ.
+        Tensors named in `fresh` keep the model's values if the shapes differ; return their names.
 
         Raises:
             UsageError: a name or a shape differs; the message gives the first difference.
@@ -70,6 +70,7 @@ class Weights:
                 )
         matching = {name for name in expected if expected[name] == found.get(name)}
         model.load_state_dict({n: self.tensors[n] if n in matching else own[n] for n in expected})
+        return tuple(name for name in expected if name not in matching)
 
 
 def write_weights(path: Path, weights: Weights) -> None:
