@@ -593,6 +593,11 @@ def test_unreadable_files_are_named_and_counted(zoo, run, folder, tmp_path):
     assert "empty.png: an empty file" in lines[1]
     assert lines[2] == "error: 2 of 12 images could not be read"
     assert (tmp_path / "o.csv").read_bytes().count(b"\n") == 11
+    code, out, _ = zoo("predict", run, tmp_path, folder, "--json")
+    assert code == 3
+    found = json.loads(out)
+    assert len(found["predictions"]) == 10
+    assert ["bad\x1b.png: not" in found["unreadable"][0], len(found["unreadable"])] == [True, 2]
 
 
 def test_stdin_is_a_list_of_paths(run, folder, tmp_path):

@@ -30,7 +30,7 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"schedule": ["cosine"]}, r"schedule = \['cosine'\]: expected text"),
         ({"mean": [0.1, "x"]}, "mean = 'x': expected a number"),
         ({"step_epochs": 3}, "step_epochs = 3: expected a list"),
-        ({"options": 3}, "options = 3: expected a table"),
+        ({"options": 3}, r"options = 3: expected a table\n--set options\.NAME=VALUE"),
         ({"step_epochs": [1, 2], "step_factors": [0.1, 0.1, 0.1]}, "step_factors has 3"),
         (
             {"schedule": "step"},
@@ -52,6 +52,10 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"ema": 1.0}, "ema = 1.0: expected 0 to"),
         ({"memory_format": "channel_last"}, "did you mean 'channels_last'"),
         ({"learning_rate": 1.0}, "unknown recipe key 'learning_rate'"),
+        (
+            {"width": 2},
+            r"'width'\nan option of the network is set with options\.width; keys: model",
+        ),
         ({"epoch": 1}, "unknown recipe key 'epoch', did you mean 'epochs'"),
     ],
 )

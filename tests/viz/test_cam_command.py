@@ -13,7 +13,7 @@ from PIL import Image
 from cnn_core.create import build
 from cnn_core.data import load_dataset
 from cnn_core.data.images import read_image
-from cnn_core.errors import UnknownNameError, UsageError
+from cnn_core.errors import CorruptError, UnknownNameError, UsageError
 from cnn_core.weights.native import read_weights
 from cnn_viz import grad_cam
 from cnn_viz.commands import cli as commands
@@ -81,6 +81,17 @@ def test_sub_folders_are_kept_and_no_map_replaces_another(run, image_files, tmp_
         assert isinstance(done.exception, UsageError)
         assert "have the same name, so their output files would collide" in str(done.exception)
     assert not (tmp_path / "none").exists()
+
+
+def test_unreadable_files_are_named_and_left_out(run, image_files, tmp_path):
+    for name, content in (("0.png", b""), ("2.png", b"no image")):
+        (tmp_path / name).write_bytes(content)
+    shutil.copy(image_files[0], tmp_path / "1.png")
+    done = invoke(run.path, tmp_path, "--out", tmp_path / "out")
+    assert isinstance(done.exception, CorruptError)
+    assert str(done.exception) == "2 unreadable files left out"
+    assert done.stdout == f"{tmp_path / 'out' / '1.grad-cam.png'}\n"
+    assert sum(line.startswith("warning: ") for line in done.stderr.splitlines()) == 2
 
 
 def test_stage_and_class_can_be_chosen(run, image_files, tmp_path):

@@ -227,7 +227,7 @@ class Tally:
     total: int
     bar: Callable[[int, int], None] | None = None
     done: int = 0
-    unreadable: int = field(default=0)
+    unreadable: list[str] = field(default_factory=list)
 
     def counted(self, results: Iterable[Any]) -> Iterator[Any]:
         """Yield the results and count them."""
@@ -237,7 +237,7 @@ class Tally:
 
     def failed(self, error: ZooError) -> None:
         """Count an unreadable file and name it on stderr."""
-        self.unreadable += 1
+        self.unreadable.append(error.message)
         self._step()
         print(printable(error.message), file=sys.stderr, flush=True)
 
@@ -249,7 +249,8 @@ class Tally:
     def raise_if_unreadable(self) -> None:
         """Raise CorruptError, for the exit code, if there were unreadable files."""
         if self.unreadable:
-            raise CorruptError(f"{self.unreadable:,} of {self.total:,} images could not be read")
+            count = len(self.unreadable)
+            raise CorruptError(f"{count:,} of {self.total:,} images could not be read")
 
 
 @contextlib.contextmanager
@@ -287,11 +288,16 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
             if write_row is not None:
                 _write_rows(write_row, prediction)
     if options.as_json:
-        emit_json("predictions", found, run=str(predictor.trained.path))
+        _emit_json(predictor, found, tally)
     elif not _uses_stdout(options):
         for output in outputs:
             say_path(output.path)
     tally.raise_if_unreadable()
+
+
+def _emit_json(predictor: Predictor, found: list[dict[str, Any]], tally: Tally) -> None:
+    run = str(predictor.trained.path)
+    emit_json("predictions", found, run=run, unreadable=tally.unreadable)
 
 
 @contextlib.contextmanager
@@ -378,7 +384,7 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
             for path in paths:
                 say_path(path)
     if options.as_json:
-        emit_json("predictions", written, run=str(predictor.trained.path))
+        _emit_json(predictor, written, tally)
     tally.raise_if_unreadable()
 
 

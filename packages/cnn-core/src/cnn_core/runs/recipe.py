@@ -90,8 +90,8 @@ class Recipe:
     model: str
     data: str
     epochs: int = 10
-    batch_size: int = 128
-    seed: int = 0
+    batch_size: int = 128  # images per optimizer step, over all processes
+    seed: int = 0  # of the initial weights, the order of the images, augmentation and validation
     optimizer: str = "sgd"
     lr: float = 0.05  # peak learning rate
     momentum: float = 0.9  # of SGD and RMSprop; beta1 of AdamW
@@ -294,8 +294,9 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             raise UsageError(f"{key} = {value!r}: expected text that can be encoded as UTF-8")
         return value
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    type_name = names.get(kind, "a table" if "Mapping" in name else "a list")
-    raise UsageError(f"{key} = {value!r}: expected {type_name}")
+    if "Mapping" in name:
+        raise UsageError(f"{key} = {value!r}: expected a table", f"--set {key}.NAME=VALUE")
+    raise UsageError(f"{key} = {value!r}: expected {names.get(kind, 'a list')}")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -343,11 +344,13 @@ def require_key(key: str, source: str = "") -> None:
     known = [f.name for f in dataclasses.fields(Recipe)]
     if key in known:
         return
-    suggestion = did_you_mean(key, known)
+    suggestion, own = did_you_mean(key, known), printable(key)
     prefix = f"{source}: " if source else ""
+    # Only the network knows its options, and importing it takes seconds.
+    hint = f"an option of the network is set with options.{own}"
     raise UsageError(
-        f"{prefix}unknown recipe key '{printable(key)}'{suggestion}",
-        "" if suggestion else f"keys: {', '.join(known)}",
+        f"{prefix}unknown recipe key '{own}'{suggestion}",
+        hint if suggestion else f"{hint}; keys: {', '.join(known)}",
     )
 
 

@@ -106,7 +106,9 @@ def find_recipe(
         base["batch_size"] = SEGMENTATION_BATCH_SIZE
     # Merge tables key by key, so that --set options.width=2 keeps the recipe's other options.
     tables = {
-        key: {**base.get(key, {}), **settings.get(key, {})} for key in ("options", "stage_lr")
+        key: {**base.get(key, {}), **settings[key]}
+        for key in ("options", "stage_lr")
+        if isinstance(settings.get(key), Mapping)
     }
     return Recipe.from_settings({**base, **settings, **tables})
 

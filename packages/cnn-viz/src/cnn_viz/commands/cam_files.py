@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data.images import read_image
-from cnn_core.errors import UnknownNameError, UsageError
+from cnn_core.errors import CorruptError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
 from cnn_core.training.exported import require_layers
@@ -43,19 +44,21 @@ def explain_files(
     class_name: str = "",
     device: str = "auto",
     progress: Callable[[str], object] = lambda line: None,
+    on_error: Callable[[ZooError], object] | None = None,
 ) -> Iterator[Path]:
     """Write a PNG of each image file with the evidence for a class; yield the paths.
 
     `images` are files and folders. Images in sub-folders get their PNGs in sub-folders of `out`.
     The default stage is the architecture's `cam_stage`, and the default class the predicted one.
-    `progress` is called once, before the first map, with the number of passes.
+    `progress` is called once, before the first map, with the number of passes. `on_error` is
+    called with the error of each unreadable file, which is then skipped.
 
     Raises:
         UnknownNameError: the class, the stage or the method is unknown; suggests names.
         UsageError: several classes have the given name, the network is not a classifier or is an
             exported file, a file is missing, two files would have the same PNG, or the maps of the
             stage have only one value.
-        CorruptError: a file is not a supported image.
+        CorruptError: a file is not a supported image, and there is no `on_error`.
     """
     trained = Trained.of(run, device=device)
     weights = trained.weights
@@ -65,10 +68,8 @@ def explain_files(
     model, stride = trained.model, strides(weights).get(stage, 0)
     names = dict(named_files(images))
     files = require_distinct_names(names, names)
-    for index, path in enumerate(files):
-        inputs = weights.preprocessing(
-            read_image(path, weights.in_channels)[None].to(trained.device)
-        )
+    readable = _readable(files, weights, trained.device, on_error)
+    for index, (path, inputs) in enumerate(readable):
         # The size of the maps depends on the input, so check the stage on the first image.
         if not index:
             _require_stage(model, inputs, stage, weights.model)
@@ -86,6 +87,24 @@ def explain_files(
         destination.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(destination, content)
         yield destination
+
+
+def _readable(
+    files: Iterable[Path],
+    weights: Weights,
+    device: torch.device,
+    on_error: Callable[[ZooError], object] | None,
+) -> Iterator[tuple[Path, Tensor]]:
+    """Yield the readable files with the network's input, 1 C H W."""
+    for path in files:
+        try:
+            pixels = read_image(path, weights.in_channels)
+        except CorruptError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield path, weights.preprocessing(pixels[None].to(device))
 
 
 def _require_classifier(trained: Trained) -> None:

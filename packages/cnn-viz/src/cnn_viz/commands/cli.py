@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core import registry
+from cnn_core.cli.features import left_out
 from cnn_core.cli.output import say_path
 from cnn_core.cli.params import (
     SOURCE,
@@ -175,7 +176,8 @@ def cam(
     map shows which parts of an image are evidence for a class. IMAGES are files, and directories,
     which are searched recursively; maps of images in sub-directories are written to
     sub-directories. score-cam and ablation-cam run the network once for every feature map of the
-    stage. The number of passes is printed first.
+    stage. The number of passes is printed first. Unreadable files are named and left out; then the
+    exit code is 3.
 
     \b
     Examples:
@@ -187,17 +189,19 @@ def cam(
     from cnn_viz.commands.cam_files import explain_files
 
     view_inputs = _inputs(source, options)
-    paths = explain_files(
-        view_inputs,
-        images,
-        out if out is not None else view_inputs.output / "cam",
-        method=method,
-        stage=stage,
-        class_name=class_name,
-        progress=lambda line: click.echo(line, err=True),
-    )
-    for path in paths:
-        say_path(path)
+    with left_out() as on_error:
+        paths = explain_files(
+            view_inputs,
+            images,
+            out if out is not None else view_inputs.output / "cam",
+            method=method,
+            stage=stage,
+            class_name=class_name,
+            progress=lambda line: click.echo(line, err=True),
+            on_error=on_error,
+        )
+        for path in paths:
+            say_path(path)
 
 
 @click.command("overlay")
