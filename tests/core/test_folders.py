@@ -52,6 +52,11 @@ def flowers(tmp_path):
     return root
 
 
+def test_a_data_dir_beside_a_path_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match=r"--data-dir .* does not apply: 'imagefolder:flowers'"):
+        load_dataset("imagefolder:flowers", data_dir=tmp_path)
+
+
 def test_folders_without_images_and_names_that_are_one_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     with pytest.raises(UsageError, match=r"no images in this folder\nexpected \.jpg, .*\.tiff$"):

@@ -170,8 +170,8 @@ def load_dataset(
 
     Raises:
         UnknownNameError: there is no such dataset.
-        UsageError: the dataset needs a path and got none, or takes none and got one, or the path
-            does not exist.
+        UsageError: the dataset needs a path and got none, or takes none and got one, `data_dir` is
+            given beside a path, or the path does not exist.
         DatasetMissingError: files were not found; the message names the folder.
         DatasetCorruptError: a file is broken, or the data do not match the spec.
         PluginError: the dataset's plugin failed, or returned something other than a Dataset.
@@ -179,6 +179,10 @@ def load_dataset(
     base_name, colon, path = name.partition(":")
     entry = registry.datasets().entry(base_name)
     _require_path(entry.spec, path, bool(colon))
+    if colon and data_dir is not None:
+        raise UsageError(
+            f"--data-dir {data_dir} does not apply: '{printable(name)}' gives the path itself"
+        )
     if colon:
         root = Path(path)
     else:

@@ -201,6 +201,7 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
     name, colon, path = run.recipe.data.partition(":")
     if colon:
         name = f"{name}:{data_dir or (recorded.get('data') or '').partition(':')[2] or path}"
+        data_dir = None
     elif data_dir is None and (folder := recorded.get("data_dir")) is not None:
         data_dir = Path(folder)
     dataset = load_dataset(name, data_dir=data_dir)
