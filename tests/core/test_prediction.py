@@ -620,6 +620,7 @@ def test_stdin_is_a_list_of_paths(run, folder, tmp_path):
     ("arguments", "message"),
     [
         ("RUN IMAGE --out masks", "--out does not apply: this network does classification"),
+        ("SCENES IMAGE --out IMAGE", "Invalid value for '--out'"),
         ("SCENES IMAGE --top-k 1", "--top-k does not apply: this network does segmentation"),
         ("SCENES IMAGE --csv a.csv", "--csv does not apply: this network does segmentation"),
         ("SCENES IMAGE --jsonl a", "--jsonl does not apply: this network does segmentation"),

@@ -63,7 +63,7 @@ def _inputs(source: str, options: dict[str, Any]) -> ViewInputs:
 @device_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Output directory. [default: figures, in the run or in a folder named like the weights]",
 )
@@ -155,7 +155,7 @@ def embed(source: str, method: str, **options: Any) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Output directory. [default: cam, in the run or in a folder named like the weights]",
 )
@@ -239,7 +239,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Output directory. [default: the run, or a folder named like the weights]",
 )
