@@ -744,7 +744,7 @@ def test_a_line_says_what_is_new_frozen_and_used(tmp_path, flowers, foreign, anc
     assert [recipe.mean for recipe in seen] == [(), published.mean, published.mean]
     assert (seen[2].naming, seen[2].weights_like) == ("akamaster", like)
     assert line(*train_, ancestor, "--set", "mean=[0.5,0.5,0.5]") == [
-        f"from {ancestor}; new head: fc.weight, fc.bias; mean and std as set"
+        f"from {ancestor}; new head: fc.weight, fc.bias; mean as set, std of the weights"
     ]
     own = Path(tmp_path / "3")
     assert line("finetune", own)[0] == f"from {own}; head kept; {of_weights}"

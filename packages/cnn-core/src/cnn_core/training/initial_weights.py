@@ -240,20 +240,22 @@ def start_from(
 
 def _origin_of_statistics(given: Recipe, recipe: Recipe, dataset: Dataset, naming: str) -> str:
     """Return in words whose mean and std training uses; `recipe` has those of the weights."""
-    if given.mean or given.std:
-        return "mean and std as set"
-    if recipe.mean:
-        return "mean and std of the weights"
-    of_dataset = "mean and std of the dataset"
+    known = "dataset"
+    if any(getattr(recipe, key) and not getattr(given, key) for key in ("mean", "std")):
+        known = "weights"
+    mean, std = ("as set" if getattr(given, key) else f"of the {known}" for key in ("mean", "std"))
+    if mean != std:
+        return f"mean {mean}, std {std}"
     channels = dataset.spec.image[0]
     alike = (
         entry.spec.name.partition(":")[2]
         for entry in weights_of(recipe.model).values()
         if entry.spec.naming == naming != "" and len(entry.spec.mean) == channels
     )
-    if (name := next(alike, "")) and not recipe.weights_like:
-        return f"{of_dataset}, those of the file are unknown (--set weights_like={name} sets them)"
-    return of_dataset
+    text = f"mean and std {mean}"
+    if mean == "of the dataset" and not recipe.weights_like and (name := next(alike, "")):
+        return f"{text}, those of the file are unknown (--set weights_like={name} sets them)"
+    return text
 
 
 def _renew_head(model: nn.Module, recipe: Recipe, sizes: Mapping[str, Any]) -> tuple[str, ...]:
