@@ -23,6 +23,7 @@ from cnn_core.specs import WeightsSpec
 from cnn_core.text import printable
 from cnn_core.training.exported import SUFFIXES
 from cnn_core.training.sources import FILES, preprocessing_of
+from cnn_core.weights.hub import WEIGHTS, is_hub_name, locate_repository
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -32,6 +33,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
+from cnn_core.weights.timm_files import read_timm_config
 
 __all__ = [
     "InitialWeights",
@@ -53,7 +55,7 @@ SMALL = 5_000  # training images; with fewer, pretrained weights help most
 class InitialWeights:
     """Weights to start training from, with their classes and preprocessing if known.
 
-    `source` is recorded in the recipe: "MODEL:NAME" or an absolute path. `weights` is a path for
+    `source` is recorded in the recipe: "MODEL:NAME", "hf:owner/name" or an absolute path. `weights` is a path for
     files of other libraries. `classes` and `preprocessing` are empty and None if unknown.
     """
 
@@ -66,7 +68,7 @@ class InitialWeights:
 
 
 def recorded_source(recipe: Recipe) -> str:
-    """Return how a run records the recipe's `weights`: "MODEL:NAME", an absolute path, or "".
+    """Return how a run records the recipe's `weights`: by name, an absolute path, or "".
 
     Raises:
         UnknownNameError: there are no published weights of this name; suggests names.
@@ -75,6 +77,8 @@ def recorded_source(recipe: Recipe) -> str:
     if not recipe.weights:
         return ""
     entry = _published(recipe)
+    if is_hub_name(recipe.weights):
+        return recipe.weights
     if entry is None:
         # Absolute, because the run may be resumed from another directory.
         return str(Path(recipe.weights).absolute())
@@ -85,6 +89,8 @@ def _published(recipe: Recipe) -> Entry[WeightsSpec] | None:
     """Return the published weights that a recipe names, or None if it gives a path."""
     name, (model, colon, own) = recipe.weights, recipe.weights.rpartition(":")
     if Path(name).exists() or Path(name).suffix in FILES or (os.sep in name and not colon):
+        return None
+    if is_hub_name(name):
         return None
     if colon and registry.models().claims(model.rpartition("/")[2]):
         wanted, found = (registry.models().entry(m).qualified for m in (recipe.model, model))
@@ -97,8 +103,10 @@ def _published(recipe: Recipe) -> Entry[WeightsSpec] | None:
 
 
 def fetch_initial(recipe: Recipe) -> None:
-    """Download the published weights that a recipe names, if they are not here."""
-    if recipe.weights and (entry := _published(recipe)) is not None:
+    """Download the published weights or the repository that a recipe names."""
+    if is_hub_name(recipe.weights):
+        locate_repository(recipe.weights, download=True)
+    elif recipe.weights and (entry := _published(recipe)) is not None:
         locate(entry, download=True)
 
 
@@ -125,6 +133,8 @@ def _read(recipe: Recipe) -> InitialWeights:
     source = recorded_source(recipe)
     if (entry := _published(recipe)) is not None:
         return _of_entry(entry, locate(entry), source)
+    if is_hub_name(source):
+        return _of_folder(locate_repository(source), recipe)
     path = Path(recipe.weights)
     require_trainable(path)
     if path.is_dir() or is_ours(path):
@@ -133,6 +143,22 @@ def _read(recipe: Recipe) -> InitialWeights:
     if (known := identified_by(digest, recipe.model)) is not None:
         return _of_entry(known, path, source)
     return InitialWeights(source=source, digest=digest, weights=path)
+
+
+def _of_folder(folder: Path, recipe: Recipe) -> InitialWeights:
+    """Return the weights in the folder of a repository."""
+    file = folder / WEIGHTS
+    if is_ours(file):
+        return _of_weights(read_weights(file), recipe.weights)
+    config = read_timm_config(folder)
+    return InitialWeights(
+        source=recipe.weights,
+        digest=file_digest(file),
+        weights=file,
+        naming=config.naming,
+        classes=config.classes,
+        preprocessing=config.preprocessing,
+    )
 
 
 def require_trainable(path: Path) -> None:

@@ -1,0 +1,166 @@
+"""config.json of timm: what it says about a network beside its weights, and back.
+
+timm's create_model("hf-hub:owner/name") and ("local-dir:FOLDER") read a folder with config.json
+and model.safetensors. Keys: https://huggingface.co/docs/timm/en/models
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnn_core import registry
+from cnn_core.data.imagenet import CLASSES
+from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.errors import CorruptError, UsageError, ZooError
+from cnn_core.registry.names import canonical_name
+from cnn_core.text import printable
+from cnn_core.weights.blueprint import key_maps
+from cnn_core.weights.hub import CONFIG
+from cnn_core.weights.native import Weights
+
+__all__ = ["TimmConfig", "read_timm_config", "timm_config", "timm_naming"]
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # timm's defaults
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """A network of ours, described by timm; `notes` say what had to be assumed."""
+
+    model: str
+    naming: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+
+
+def timm_naming(weights: Weights) -> str:
+    """Return the key map under which timm has this network, or "".
+
+    timm's network computes the same only if the options of ours are those of the key map.
+    """
+    for naming, keymap in key_maps(registry.models().entry(weights.model)).items():
+        if keymap.timm and dict(weights.options) == keymap.options:
+            return naming
+    return ""
+
+
+def timm_config(weights: Weights, naming: str) -> dict[str, Any]:
+    """Return the content of config.json for weights that timm has under the key map `naming`."""
+    keymap = key_maps(registry.models().entry(weights.model))[naming]
+    preprocessing, channels = weights.preprocessing, weights.in_channels
+    cut = preprocessing.crops
+    config = {
+        "architecture": keymap.timm,
+        "num_classes": weights.num_classes,
+        "label_names": list(weights.classes),
+        "pretrained_cfg": {
+            "num_classes": weights.num_classes,
+            "input_size": [channels, *preprocessing.size],
+            "fixed_input_size": False,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": _crop_pct(preprocessing) if cut else 1.0,
+            "crop_mode": "center" if cut else "squash",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+        },
+    }
+    return config if channels == 3 else {**config, "model_args": {"in_chans": channels}}
+
+
+def _crop_pct(preprocessing: Preprocessing) -> float:
+    """Return the fraction that the crop is of the resized side."""
+    side, resized = preprocessing.size[0], preprocessing.resize
+    # Rounded down: timm divides by it and rounds down, too, and would else be a pixel short.
+    return math.floor(10_000 * side / resized) / 10_000
+
+
+def read_timm_config(folder: Path) -> TimmConfig:
+    """Return what a folder's config.json says, if it is about a network that cnnzoo has.
+
+    Raises:
+        UsageError: cnnzoo lacks the network, or a step of its preprocessing.
+        CorruptError: there is no config.json, or it is broken.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        # Older files have all keys on the top level.
+        fields = {**config, **config.get("pretrained_cfg", {})}
+        architecture = config["architecture"]
+        names = config.get("label_names") or fields.get("label_names") or fields.get("labels")
+        count = int(config.get("num_classes") or fields.get("num_classes") or len(names))
+        channels = config.get("model_args", {}).get("in_chans")
+        preprocessing = _preprocessing(path, fields, channels)
+    except ZooError:
+        raise
+    except OSError as error:
+        raise CorruptError(f"{path}: no such file: no description of the network") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"{path}: not a description of a network by timm: {error!r}") from error
+    model, naming = _ours(path, architecture)
+    classes, notes = _classes(path, names, count)
+    return TimmConfig(model, naming, classes, preprocessing, notes)
+
+
+def _ours(path: Path, architecture: object) -> tuple[str, str]:
+    """Return our name of an architecture of timm, and the key map."""
+    # Names with tags, as in "resnet50.a1_in1k", say which weights of it.
+    wanted = str(architecture).partition(".")[0]
+    for name, entry in registry.models():
+        with contextlib.suppress(ZooError):  # a broken plugin
+            for naming, keymap in key_maps(entry).items():
+                if keymap.timm == wanted:
+                    return canonical_name(registry.models(), name), naming
+    raise UsageError(
+        f"{path}: architecture '{printable(wanted)}' of timm: cnnzoo has no such network",
+        "its networks: cnnzoo list-models",
+    )
+
+
+def _classes(path: Path, names: object, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the class names, and a note if they had to be assumed."""
+    if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
+        return tuple(names), ()
+    if names:
+        raise CorruptError(f"{path}: label_names: expected a list of {count} names")
+    if count == len(CLASSES):
+        return CLASSES, (f"{path}: no label_names: taken for the 1,000 classes of ImageNet",)
+    numbered = tuple(f"class {number}" for number in range(count))
+    return numbered, (f"{path}: no label_names: class names unknown",)
+
+
+def _preprocessing(
+    path: Path, fields: Mapping[str, Any], in_channels: int | None
+) -> Preprocessing:
+    """Return the preprocessing of timm's evaluation transform."""
+    channels, height, width = (int(side) for side in fields.get("input_size", (3, 224, 224)))
+    mean, std = (tuple(map(float, fields.get(key, IMAGENET[key]))) for key in ("mean", "std"))
+    if not len(mean) == len(std) == (in_channels or channels) or min(std) <= 0:
+        raise CorruptError(f"{path}: mean = {mean} and std = {std} for {channels} channels")
+    crop_pct, mode = float(fields.get("crop_pct") or 0.875), fields.get("crop_mode") or "center"
+    interpolation = fields.get("interpolation") or "bicubic"
+    whole = mode == "squash" and crop_pct == 1 and interpolation == "bilinear"
+    cut = mode == "center" and height == width and 0 < crop_pct <= 1
+    if not whole and not (cut and interpolation in INTERPOLATIONS):
+        raise UsageError(
+            f"{path}: crop_mode '{printable(str(mode))}' with crop_pct {crop_pct:g}, "
+            f"interpolation '{printable(str(interpolation))}' and size {height}x{width}: "
+            "cnnzoo cannot prepare images like this"
+        )
+    return Preprocessing(
+        size=(height, width),
+        image_size=(0, 0),
+        fit="crop" if cut else "resize",
+        mean=mean,
+        std=std,
+        resize=math.floor(height / crop_pct) if cut else 0,
+        interpolation=interpolation if cut else "bilinear",
+    )
