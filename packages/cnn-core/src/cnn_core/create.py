@@ -217,20 +217,19 @@ def _in_repository(
     entry: registry.Entry[ModelSpec], folder: Path, naming: str | None
 ) -> Weights | _Foreign:
     """Return the weights in the folder of a repository: ours, or timm's with its config.json."""
-    from cnn_core.weights.foreign import read_foreign
     from cnn_core.weights.hub import WEIGHTS
     from cnn_core.weights.native import is_ours, read_weights
-    from cnn_core.weights.timm_files import read_timm_config
+    from cnn_core.weights.timm_files import read_timm_folder
 
     if is_ours(folder / WEIGHTS):
         return _require_model(read_weights(folder / WEIGHTS), entry)
-    config = read_timm_config(folder)
-    _require_same(config.model, entry, folder)
+    found = read_timm_folder(folder)
+    _require_same(found.model, entry, folder)
     return _Foreign(
-        file=read_foreign(folder / WEIGHTS),
-        naming=naming or config.naming,
-        num_classes=len(config.classes),
-        in_channels=len(config.preprocessing.mean),
+        file=found.file,
+        naming=naming or found.naming,
+        num_classes=len(found.classes),
+        in_channels=len(found.preprocessing.mean),
         published=True,
     )
 

@@ -56,11 +56,12 @@ def finetune(
     """Fine-tune trained weights on a dataset; return the run.
 
     `source` is a run, the name of published weights, "MODEL" or "MODEL:NAME", a repository,
-    "hf:owner/name", or a weights file; `model` names the network of another library's file. The head is new unless the classes are
-    the same. The preprocessing is that of the weights. `settings` are recipe keys and the
-    arguments of `train`; they override the defaults: 10 epochs, the first of them for the head
-    alone, AdamW with a lower rate for the stages further down, and for colour images random crops
-    and mirroring. `recipe`, the name of a recipe or a TOML file, replaces these defaults.
+    "hf:owner/name", or a weights file; `model` names the network of another library's file. The
+    head is new unless the classes are the same. The preprocessing is that of the weights.
+    `settings` are recipe keys and the arguments of `train`; they override the defaults: 10 epochs,
+    the first of them for the head alone, AdamW with a lower rate for the stages further down, and
+    for colour images random crops and mirroring. `recipe`, the name of a recipe or a TOML file,
+    replaces these defaults.
 
     Raises:
         UsageError: the source, the dataset or a key is invalid, or they do not fit together.

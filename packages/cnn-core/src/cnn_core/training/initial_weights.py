@@ -33,7 +33,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
-from cnn_core.weights.timm_files import read_timm_config
+from cnn_core.weights.timm_files import read_timm_folder
 
 __all__ = [
     "InitialWeights",
@@ -55,8 +55,9 @@ SMALL = 5_000  # training images; with fewer, pretrained weights help most
 class InitialWeights:
     """Weights to start training from, with their classes and preprocessing if known.
 
-    `source` is recorded in the recipe: "MODEL:NAME", "hf:owner/name" or an absolute path. `weights` is a path for
-    files of other libraries. `classes` and `preprocessing` are empty and None if unknown.
+    `source` is recorded in the recipe: "MODEL:NAME", "hf:owner/name" or an absolute path.
+    `weights` is a path for files of other libraries. `classes` and `preprocessing` are empty and
+    None if unknown.
     """
 
     source: str
@@ -150,14 +151,14 @@ def _of_folder(folder: Path, recipe: Recipe) -> InitialWeights:
     file = folder / WEIGHTS
     if is_ours(file):
         return _of_weights(read_weights(file), recipe.weights)
-    config = read_timm_config(folder)
+    found = read_timm_folder(folder)
     return InitialWeights(
         source=recipe.weights,
         digest=file_digest(file),
         weights=file,
-        naming=config.naming,
-        classes=config.classes,
-        preprocessing=config.preprocessing,
+        naming=found.naming,
+        classes=found.classes,
+        preprocessing=found.preprocessing,
     )
 
 

@@ -17,11 +17,11 @@ from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.registry import Entry
 from cnn_core.registry.names import base_name
 from cnn_core.runs.recipe import Recipe
-from cnn_core.specs import ModelSpec, Paper
+from cnn_core.specs import ModelSpec, Paper, WeightsSpec
 from cnn_core.tasks.intervals import wilson
 from cnn_core.training.trained import Trained
-from cnn_core.weights.hub import Repository, require_hub
 from cnn_core.version import __version__
+from cnn_core.weights.hub import Repository, require_hub
 from cnn_core.weights.native import Weights
 
 __all__ = ["Measured", "model_card"]
@@ -146,11 +146,13 @@ def model_card(
         training=_training(trained),
         limits=_limits(weights, data, measured),
         licence=licence,
-        publisher=f" They were published at {published.spec.source} under {published.spec.licence}."
-        if published is not None
-        else "",
+        publisher="" if published is None else _publisher(published.spec),
         citation="\n\n".join(_citations(entry.spec.paper, data)),
     )
+
+
+def _publisher(spec: WeightsSpec) -> str:
+    return f" They were published at {spec.source} under {spec.licence}."
 
 
 def _data_of(trained: Trained) -> str:
@@ -202,7 +204,8 @@ def _eval_results(hub: Any, task: str, measured: Measured) -> Iterator[Any]:
 
 def _summary(spec: ModelSpec, data: str) -> str:
     trained = f", trained on {data}" if data else ""
-    return f"`{spec.name}`{trained}, with cnnzoo (cnn-core {__version__}). {spec.summary}. {spec.paper}"
+    by = f"with cnnzoo (cnn-core {__version__})"
+    return f"`{spec.name}`{trained}, {by}. {spec.summary}. {spec.paper}"
 
 
 def _timm(repository: Repository, preprocessing: Preprocessing) -> str:
@@ -224,7 +227,7 @@ def _results(trained: Trained, measured: Measured | None) -> str:
         if not re.fullmatch(r"iou_\d+", name)  # in the table of classes
     ]
     by_class = [
-        (_cell(name), f"{count:,}" if count else "–", f"{value:.4f}")
+        (_cell(name), f"{count:,}" if count else "", f"{value:.4f}")
         for name, count, value in measured.by_class
     ]
     return (

@@ -36,7 +36,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
-from cnn_core.weights.timm_files import read_timm_config
+from cnn_core.weights.timm_files import read_timm_folder
 
 __all__ = ["Opened", "is_foreign", "is_run", "open_source", "preprocessing_of"]
 
@@ -118,16 +118,16 @@ def _open_folder(folder: Path) -> Opened:
     file = folder / WEIGHTS
     if is_ours(file):
         return Opened(read_weights(file))
-    config = read_timm_config(folder)
+    found = read_timm_folder(folder)
     loaded = load_model(
-        config.model,
-        num_classes=len(config.classes),
-        in_channels=len(config.preprocessing.mean),
-        weights=file,
-        naming=config.naming,
+        found.model,
+        num_classes=len(found.classes),
+        in_channels=len(found.preprocessing.mean),
+        weights=found.file,
+        naming=found.naming,
     )
-    weights = _weights_of(loaded, config.model, config.classes, config.preprocessing, path=file)
-    return Opened(weights, loaded.model.eval(), notes=(*config.notes, *loaded.notes))
+    weights = _weights_of(loaded, found.model, found.classes, found.preprocessing, path=file)
+    return Opened(weights, loaded.model.eval(), notes=(*found.notes, *loaded.notes))
 
 
 def _weights_of(

@@ -70,7 +70,7 @@ def parse_repository(name: object) -> Repository:
     match = NAME.fullmatch(str(name))
     if match is None:
         raise UsageError(
-            f"'{printable(str(name))}': expected {PREFIX}OWNER/NAME, or {PREFIX}OWNER/NAME@REVISION"
+            f"'{printable(str(name))}': expected hf:OWNER/NAME, or hf:OWNER/NAME@REVISION"
         )
     return Repository(match[1], match[2])
 
@@ -134,11 +134,25 @@ def _fetch(hub: Any, repository: Repository) -> Path:
         )
         if _cached(hub, repository, info.sha) is None:
             _announce(repository, info)
-        return Path(
-            hub.snapshot_download(
+        with _no_bars_in_pipes(hub):
+            folder = hub.snapshot_download(
                 repository.id, revision=repository.revision, allow_patterns=FILES
             )
-        )
+        return Path(folder)
+
+
+@contextlib.contextmanager
+def _no_bars_in_pipes(hub: Any) -> Iterator[None]:
+    """Switch off progress bars unless stderr is a terminal: some do not look."""
+    bars = hub.utils
+    if sys.stderr.isatty() or bars.are_progress_bars_disabled():
+        yield
+        return
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bars()
 
 
 def _announce(repository: Repository, info: Any) -> None:
@@ -166,6 +180,8 @@ def upload_folder(
     hub = require_hub()
     with _explained(repository, action="uploaded"):
         api = hub.HfApi()
+        # First, because a repository that was created for nothing stays.
+        hub.ModelCard.load(folder / CARD).validate()
         api.create_repo(repository.id, private=private or None, exist_ok=True)
         info = api.model_info(repository.id)
         if private and not info.private:

@@ -18,24 +18,28 @@ from cnn_core import registry
 from cnn_core.data.imagenet import CLASSES
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UsageError, ZooError
+from cnn_core.registry import Entry
 from cnn_core.registry.names import canonical_name
+from cnn_core.specs import ModelSpec
 from cnn_core.text import printable
-from cnn_core.weights.blueprint import key_maps
-from cnn_core.weights.hub import CONFIG
+from cnn_core.weights.blueprint import key_maps, sizes_in_file
+from cnn_core.weights.foreign import ForeignFile, read_foreign
+from cnn_core.weights.hub import CONFIG, WEIGHTS
 from cnn_core.weights.native import Weights
 
-__all__ = ["TimmConfig", "read_timm_config", "timm_config", "timm_naming"]
+__all__ = ["TimmFolder", "read_timm_folder", "timm_config", "timm_naming"]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # timm's defaults
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
-class TimmConfig:
-    """A network of ours, described by timm; `notes` say what had to be assumed."""
+class TimmFolder:
+    """A network of ours in a folder of timm; `notes` say what had to be assumed."""
 
     model: str
     naming: str
+    file: ForeignFile
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     notes: tuple[str, ...] = ()
@@ -82,12 +86,13 @@ def _crop_pct(preprocessing: Preprocessing) -> float:
     return math.floor(10_000 * side / resized) / 10_000
 
 
-def read_timm_config(folder: Path) -> TimmConfig:
-    """Return what a folder's config.json says, if it is about a network that cnnzoo has.
+def read_timm_folder(folder: Path) -> TimmFolder:
+    """Read config.json and model.safetensors of a network that cnnzoo has, too.
 
     Raises:
         UsageError: cnnzoo lacks the network, or a step of its preprocessing.
-        CorruptError: there is no config.json, or it is broken.
+        CorruptError: config.json is missing, broken or about other weights, or the weights are
+            broken.
     """
     path = folder / CONFIG
     try:
@@ -96,7 +101,6 @@ def read_timm_config(folder: Path) -> TimmConfig:
         fields = {**config, **config.get("pretrained_cfg", {})}
         architecture = config["architecture"]
         names = config.get("label_names") or fields.get("label_names") or fields.get("labels")
-        count = int(config.get("num_classes") or fields.get("num_classes") or len(names))
         channels = config.get("model_args", {}).get("in_chans")
         preprocessing = _preprocessing(path, fields, channels)
     except ZooError:
@@ -105,20 +109,28 @@ def read_timm_config(folder: Path) -> TimmConfig:
         raise CorruptError(f"{path}: no such file: no description of the network") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{path}: not a description of a network by timm: {error!r}") from error
-    model, naming = _ours(path, architecture)
+    entry, naming = _ours(path, architecture)
+    file = read_foreign(folder / WEIGHTS)
+    # The sizes of the file, because the other file could declare any.
+    count, channels = sizes_in_file(entry, file, naming)
+    if channels != len(preprocessing.mean):
+        raise CorruptError(
+            f"{path}: mean = {preprocessing.mean}, but the weights are for {channels} channels"
+        )
     classes, notes = _classes(path, names, count)
-    return TimmConfig(model, naming, classes, preprocessing, notes)
+    model = canonical_name(registry.models(), entry.qualified)
+    return TimmFolder(model, naming, file, classes, preprocessing, notes)
 
 
-def _ours(path: Path, architecture: object) -> tuple[str, str]:
-    """Return our name of an architecture of timm, and the key map."""
+def _ours(path: Path, architecture: object) -> tuple[Entry[ModelSpec], str]:
+    """Return our network for an architecture of timm, and the name of the key map."""
     # Names with tags, as in "resnet50.a1_in1k", say which weights of it.
     wanted = str(architecture).partition(".")[0]
-    for name, entry in registry.models():
+    for _, entry in registry.models():
         with contextlib.suppress(ZooError):  # a broken plugin
             for naming, keymap in key_maps(entry).items():
                 if keymap.timm == wanted:
-                    return canonical_name(registry.models(), name), naming
+                    return entry, naming
     raise UsageError(
         f"{path}: architecture '{printable(wanted)}' of timm: cnnzoo has no such network",
         "its networks: cnnzoo list-models",
@@ -130,7 +142,7 @@ def _classes(path: Path, names: object, count: int) -> tuple[tuple[str, ...], tu
     if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
         return tuple(names), ()
     if names:
-        raise CorruptError(f"{path}: label_names: expected a list of {count} names")
+        raise CorruptError(f"{path}: label_names: expected {count} names, one for each class")
     if count == len(CLASSES):
         return CLASSES, (f"{path}: no label_names: taken for the 1,000 classes of ImageNet",)
     numbered = tuple(f"class {number}" for number in range(count))
