@@ -212,6 +212,8 @@ class HubHandler(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 value = line["value"]
                 repository["files"][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del repository["files"][line["value"]["path"]]
         repository["commits"] += 1
         oid = COMMIT.format(repository["commits"])
         self.answer(200, {"commitUrl": f"{self.server.address}/{name}", "commitOid": oid})

@@ -35,7 +35,7 @@ PREFIX = "hf:"
 NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w.-][\w./-]*))?", re.ASCII)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = [WEIGHTS, CONFIG]  # all that is needed to use a network
-OURS = ".gitattributes"  # the hub puts it into every new repository
+HUBS_OWN = ".gitattributes"  # the hub puts it into every new repository
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,18 @@ def upload_folder(
                 f"{repository}: is public, and --private does not change that",
                 f"make it private first: {repository.address}/settings",
             )
-        if not force and {file.rfilename for file in info.siblings or ()} - {OURS}:
+        there = {file.rfilename for file in info.siblings or ()} - {HUBS_OWN}
+        if there and not force:
             raise UsageError(
                 f"{repository}: has files already: {repository.address}",
                 "--force adds a commit that replaces those of the same names",
             )
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        added = [hub.CommitOperationAdd(path.name, str(path)) for path in files]
-        api.create_commit(repository.id, added, commit_message="Upload with cnnzoo push")
+        added = {path.name: path for path in sorted(folder.iterdir())}
+        changes = [hub.CommitOperationAdd(name, str(path)) for name, path in added.items()]
+        # An older config.json would describe other weights.
+        stale = sorted(there.intersection(FILES) - added.keys())
+        changes += [hub.CommitOperationDelete(name) for name in stale]
+        api.create_commit(repository.id, changes, commit_message="Upload with cnnzoo push")
     return repository.address
 
 
