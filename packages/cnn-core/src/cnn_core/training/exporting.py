@@ -22,7 +22,7 @@ from cnn_core.files import write_atomically
 from cnn_core.plugins.discovery import describe
 from cnn_core.training.exported import METADATA, READERS, UINT8, ExportedNetwork, require_onnx
 from cnn_core.training.prediction import task_of
-from cnn_core.training.quantization import Quantized, quantize
+from cnn_core.training.quantization import Quantized, quantize, require_images
 from cnn_core.training.trained import Source, Trained
 from cnn_core.version import __version__
 from cnn_core.weights.native import Weights
@@ -105,6 +105,8 @@ def export(
     weights, model = trained.weights, trained.new_model().cpu()
     if isinstance(model, ExportedNetwork):
         raise UsageError(f"{trained.path}: is an exported file already", "export the run instead")
+    if int8:
+        require_images(trained)  # now, because the export takes its time
     path = _output_path(trained, out, ("-int8" if int8 else "") + FORMATS[kind], force)
     batches = (batch_size,) if batch_size else TEST_BATCH_SIZES
     images = [_random_images(weights, count) for count in batches]

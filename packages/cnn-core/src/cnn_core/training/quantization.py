@@ -28,7 +28,7 @@ from cnn_core.training.evaluation import eval_batch_size, eval_setup, evaluate_s
 from cnn_core.training.exported import READERS, ExportedNetwork
 from cnn_core.training.trained import Trained
 
-__all__ = ["Quantized", "quantize"]
+__all__ = ["Quantized", "quantize", "require_images"]
 
 IMAGES = 256  # for calibration; onnxruntime's examples take a few hundred
 CPU = torch.device("cpu")
@@ -49,6 +49,12 @@ class Quantized:
     int8: Mapping[str, float]
     float32_bytes: int
     int8_bytes: int
+
+
+def require_images(trained: Trained) -> None:
+    """Raise UsageError unless there are images to calibrate on and to measure with."""
+    for split in ("train", "test"):
+        trained.dataset.split(split)
 
 
 def quantize(
