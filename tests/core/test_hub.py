@@ -223,6 +223,8 @@ def test_a_folder_can_be_looked_at_first(hub, small, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == [
         *("README.md", "config.json", "model.safetensors"),
     ]
+    with pytest.raises(UsageError, match="is here already: there is nothing to download"):
+        open_source(out, download=True)
     ours = predict(small, IMAGES, top_k=3, device="cpu")
     assert predict(out, IMAGES, top_k=3, device="cpu") == ours
     assert main(args) == 2

@@ -70,12 +70,12 @@ def command(
 ) -> None:
     """Export a trained network to a file that runs without the network's Python code.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
-    torch-export writes a .pt2 file for torch.export.load; onnx needs pip install "cnn-core[onnx]".
-    The exported network takes normalised float32 images, N C H W, or with --pictures uint8 images
-    (0 to 255) of the size used in training, and returns logits. The file also contains the
-    classes, mean and std. Before the file is saved, its outputs are compared with the network's.
-    Prints the path on stdout.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    (with --model). torch-export writes a .pt2 file for torch.export.load; onnx needs pip
+    install "cnn-core[onnx]". The exported network takes normalised float32 images, N C H W, or
+    with --pictures uint8 images (0 to 255) of the size used in training, and returns logits.
+    The file also contains the classes, mean and std. Before the file is saved, its outputs are
+    compared with the network's. Prints the path on stdout.
 
     With --int8 the file is a quarter of the size, and faster where the processor has instructions
     for it. What this costs is measured on the test split, printed, and written into the file.

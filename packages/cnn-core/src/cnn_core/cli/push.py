@@ -59,11 +59,12 @@ def command(
 ) -> None:
     """Upload a trained network to the Hugging Face Hub, with a model card.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
-    The repository gets the weights, under timm's names where timm has the network, and a model
-    card with the recipe of a run and its results on the test split. For other sources, --data
-    names a dataset to measure on. Needs pip install "cnn-core[hub]" and hf auth login. Everybody
-    can then use the network: cnnzoo predict hf:OWNER/NAME photo.jpg --download.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    (with --model). The repository gets the weights, under timm's names where timm has the
+    network, and a model card with the recipe of a run and its results on the test split. For
+    other sources, --data names a dataset to measure on. Needs pip install "cnn-core[hub]" and
+    hf auth login. Everybody can then use the network: cnnzoo predict hf:OWNER/NAME photo.jpg
+    --download.
 
     \b
     Examples:

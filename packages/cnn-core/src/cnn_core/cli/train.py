@@ -112,8 +112,8 @@ def training_options(command: Any) -> Any:
 @click.option(
     "--weights",
     metavar="RUN|FILE|NAME",
-    help="Start from these weights: a run, a weights file, or published weights by name, such as "
-    "default.",
+    help="Start from these weights: a run, a weights file, hf:OWNER/NAME, or published weights by "
+    "name, such as default.",
 )
 @training_options
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume this run.")

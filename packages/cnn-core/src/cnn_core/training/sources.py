@@ -98,7 +98,8 @@ def open_source(
             f"leave out --{option}",
         )
     # A folder called like the model is something else.
-    if download and (path.is_file() or is_run(path)):
+    here = path.is_file() or is_run(path) or (path / WEIGHTS).is_file()
+    if download and here:
         raise UsageError(f"{path}: is here already: there is nothing to download")
     if is_hub_name(source):
         return _open_folder(locate_repository(source, download=download))
