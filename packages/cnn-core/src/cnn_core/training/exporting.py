@@ -101,23 +101,19 @@ def export(
         NumericalError: an output differs by more than 1e-4 of the largest output.
     """
     kind = _format(format, out, int8)
-    trained = Trained.of(run)
-    weights, model = trained.weights, trained.new_model().cpu()
-    if isinstance(model, ExportedNetwork):
-        raise UsageError(f"{trained.path}: is an exported file already", "export the run instead")
-    if int8:
-        require_images(trained)  # now, because the export takes its time
+    trained, model = _opened(run, int8)
+    weights = trained.weights
     path = _output_path(trained, out, ("-int8" if int8 else "") + FORMATS[kind], force)
     batches = (batch_size,) if batch_size else TEST_BATCH_SIZES
-    images = [_random_images(weights, count) for count in batches]
     # Pillow, which crops, cannot be exported: the file takes images that are cropped already.
     preprocessing = weights.preprocessing.after_cropping
+    images = [_random_images(weights, count) for count in batches]
     inputs = [preprocessing(i) for i in images]
     examples = images if pictures else inputs
     exported = WithPreprocessing(model, preprocessing).eval() if pictures else model
     program = _program(weights, exported, examples[0], dynamic_batch=batch_size is None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata, quantized = _metadata(weights, pictures), None
+    metadata, cost = _metadata(weights, pictures), None
     with write_atomically(path) as file, torch.no_grad():
         WRITERS[kind](program, file, metadata)
         file.flush()  # the reader below opens the file by name
@@ -127,21 +123,21 @@ def export(
         difference = max(map(_difference, map(compute, examples), map(model, inputs)))
         _require_close(path, difference)
         if int8:
-            content, quantized = quantize(
-                Path(file.name), trained, metadata, batch_size=batch_size, pictures=pictures
-            )
-            file.seek(0)
-            file.truncate()
-            file.write(content)
-    return Exported(
-        path=path,
-        format=kind,
-        input=tuple(examples[0].shape[1:]),
-        dtype=str(examples[0].dtype).removeprefix("torch."),
-        batches=batches,
-        difference=difference,
-        int8=quantized,
-    )
+            cost = quantize(file, trained, metadata, batch_size=batch_size, pictures=pictures)
+    shape, dtype = tuple(examples[0].shape[1:]), str(examples[0].dtype).removeprefix("torch.")
+    fields: dict[str, Any] = {"input": shape, "dtype": dtype, "batches": batches, "int8": cost}
+    return Exported(path=path, format=kind, difference=difference, **fields)
+
+
+def _opened(run: Trained | Source, int8: bool) -> tuple[Trained, nn.Module]:
+    """Return the source and its network on the CPU, which can be exported."""
+    trained = Trained.of(run)
+    model = trained.new_model().cpu()
+    if isinstance(model, ExportedNetwork):
+        raise UsageError(f"{trained.path}: is an exported file already", "export the run instead")
+    if int8:
+        require_images(trained)  # now, because the export takes its time
+    return trained, model
 
 
 def _format(format: str | None, out: str | os.PathLike[str] | None, int8: bool) -> str:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -58,14 +58,14 @@ def require_images(trained: Trained) -> None:
 
 
 def quantize(
-    path: Path,
+    file: IO[bytes],
     trained: Trained,
     metadata: Mapping[str, Any],
     *,
     batch_size: int | None,
     pictures: bool,
-) -> tuple[bytes, Quantized]:
-    """Return the content of an int8 version of an exported ONNX file, and what it costs.
+) -> Quantized:
+    """Replace the content of an exported ONNX file by an int8 version; return what it costs.
 
     Weights have 7 bits and one scale per output channel: with 8 bits, processors without VNNI
     instructions would overflow in some sums, and results would depend on the processor.
@@ -75,6 +75,7 @@ def quantize(
         NumericalError: the int8 network returns values that are not finite.
         ZooError: onnxruntime cannot quantise the network.
     """
+    path = Path(file.name)
     setup = replace(eval_setup(trained), device=CPU)
     test = trained.dataset.split("test")
     before = evaluate_split(trained.new_model().cpu(), test, setup)
@@ -97,7 +98,10 @@ def quantize(
     }
     content = _with_metadata(content, {**metadata, "int8": facts})
     sizes = {"float32_bytes": path.stat().st_size, "int8_bytes": len(content)}
-    return content, Quantized(**(facts | sizes))
+    file.seek(0)
+    file.truncate()
+    file.write(content)
+    return Quantized(**(facts | sizes))
 
 
 def _included(trained: Trained, pictures: bool) -> Preprocessing | None:
