@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -423,6 +424,26 @@ def test_wrong_files_are_one_error(wrong, hub, timms):
     with pytest.raises(kind, match=message) as caught:
         open_source(NAME, download=True)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 10**9}, "its tensors are not those of 'mobilenet_v2' with 1,000,000,000"),
+        ({"options": {"width": 1000.0}}, "its tensors are not those of 'mobilenet_v2' with 3 cl"),
+        ({"options": {"weights": "hf:x/y", "download": True}}, "option 'download' is not one of"),
+    ],
+)
+def test_what_a_stranger_wrote_is_neither_larger_than_its_file_nor_fetches_more(
+    changes, message, hub, small, tmp_path
+):
+    path = tmp_path / "model.safetensors"
+    write_weights(path, replace(read_weights(small), **changes))
+    hub.add("me/net", {path.name: path.read_bytes()})
+    for load in (open_source, lambda name, **o: create_model("mobilenet_v2", weights=name, **o)):
+        with pytest.raises(CorruptError, match=message):
+            load(NAME, download=True)
+    assert not any("x/y" in path for path in hub.asked)
 
 
 # timm

@@ -217,13 +217,12 @@ def _in_repository(
     entry: registry.Entry[ModelSpec], folder: Path, naming: str | None
 ) -> Weights | _Foreign:
     """Return the weights in the folder of a repository: ours, or timm's with its config.json."""
-    from cnn_core.weights.hub import WEIGHTS
-    from cnn_core.weights.native import is_ours, read_weights
-    from cnn_core.weights.timm_files import read_timm_folder
+    from cnn_core.weights.native import Weights
+    from cnn_core.weights.timm_files import read_shared_folder
 
-    if is_ours(folder / WEIGHTS):
-        return _require_model(read_weights(folder / WEIGHTS), entry)
-    found = read_timm_folder(folder)
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return _require_model(found, entry)
     _require_same(found.model, entry, folder)
     return _Foreign(
         file=found.file,

@@ -23,7 +23,7 @@ from cnn_core.specs import WeightsSpec
 from cnn_core.text import printable
 from cnn_core.training.exported import SUFFIXES
 from cnn_core.training.sources import FILES, preprocessing_of
-from cnn_core.weights.hub import WEIGHTS, is_hub_name, locate_repository
+from cnn_core.weights.hub import is_hub_name, locate_repository
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -33,7 +33,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
-from cnn_core.weights.timm_files import read_timm_folder
+from cnn_core.weights.timm_files import read_shared_folder
 
 __all__ = [
     "InitialWeights",
@@ -148,14 +148,13 @@ def _read(recipe: Recipe) -> InitialWeights:
 
 def _of_folder(folder: Path, recipe: Recipe) -> InitialWeights:
     """Return the weights in the folder of a repository."""
-    file = folder / WEIGHTS
-    if is_ours(file):
-        return _of_weights(read_weights(file), recipe.weights)
-    found = read_timm_folder(folder)
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return _of_weights(found, recipe.weights)
     return InitialWeights(
         source=recipe.weights,
-        digest=file_digest(file),
-        weights=file,
+        digest=file_digest(found.file.path),
+        weights=found.file.path,
         naming=found.naming,
         classes=found.classes,
         preprocessing=found.preprocessing,

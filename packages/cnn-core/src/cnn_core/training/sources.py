@@ -36,7 +36,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
-from cnn_core.weights.timm_files import read_timm_folder
+from cnn_core.weights.timm_files import read_shared_folder
 
 __all__ = ["Opened", "is_foreign", "is_run", "open_source", "preprocessing_of"]
 
@@ -116,10 +116,9 @@ def open_source(
 
 def _open_folder(folder: Path) -> Opened:
     """Open the files of a repository: weights of ours, or of timm with its config.json."""
-    file = folder / WEIGHTS
-    if is_ours(file):
-        return Opened(read_weights(file))
-    found = read_timm_folder(folder)
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return Opened(found)
     loaded = load_model(
         found.model,
         num_classes=len(found.classes),
@@ -127,7 +126,9 @@ def _open_folder(folder: Path) -> Opened:
         weights=found.file,
         naming=found.naming,
     )
-    weights = _weights_of(loaded, found.model, found.classes, found.preprocessing, path=file)
+    weights = _weights_of(
+        loaded, found.model, found.classes, found.preprocessing, path=found.file.path
+    )
     return Opened(weights, loaded.model.eval(), notes=(*found.notes, *loaded.notes))
 
 

@@ -24,6 +24,7 @@ from cnn_core.errors import CheckpointCorruptError, CorruptError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import recorded_name
+from cnn_core.runs.recipe import RESERVED
 from cnn_core.text import printable
 from cnn_core.weights.blueprint import key_maps
 from cnn_core.weights.keymap import KeyMap
@@ -140,6 +141,8 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocessing"].items()
         }
+        if reserved := RESERVED & fields["options"].keys():
+            raise CorruptError(f"{file}: option '{min(reserved)}' is not one of a network")
         if naming := fields.get("naming"):
             tensors = _key_map(model, naming, file).to_ours(tensors)
         return Weights(

@@ -1,4 +1,4 @@
-"""config.json of timm: what it says about a network beside its weights, and back.
+"""Folders with a shared network: ours, or timm's, whose config.json is read and written here.
 
 timm's create_model("hf-hub:owner/name") and ("local-dir:FOLDER") read a folder with config.json
 and model.safetensors. Keys: https://huggingface.co/docs/timm/en/models
@@ -22,12 +22,12 @@ from cnn_core.registry import Entry
 from cnn_core.registry.names import canonical_name
 from cnn_core.specs import ModelSpec
 from cnn_core.text import printable
-from cnn_core.weights.blueprint import key_maps, sizes_in_file
+from cnn_core.weights.blueprint import Blueprint, key_maps, sizes_in_file
 from cnn_core.weights.foreign import ForeignFile, read_foreign
 from cnn_core.weights.hub import CONFIG, WEIGHTS
-from cnn_core.weights.native import Weights
+from cnn_core.weights.native import Weights, is_ours, read_weights
 
-__all__ = ["TimmFolder", "read_timm_folder", "timm_config", "timm_naming"]
+__all__ = ["TimmFolder", "read_shared_folder", "timm_config", "timm_naming"]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # timm's defaults
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -86,7 +86,29 @@ def _crop_pct(preprocessing: Preprocessing) -> float:
     return math.floor(10_000 * side / resized) / 10_000
 
 
-def read_timm_folder(folder: Path) -> TimmFolder:
+def read_shared_folder(folder: Path) -> Weights | TimmFolder:
+    """Read the folder of a repository: weights of ours, or a network of timm that is ours, too.
+
+    Strangers write these files: a network is not larger than its file.
+
+    Raises:
+        ZooError: the files are broken, or do not fit together.
+    """
+    if not is_ours(folder / WEIGHTS):
+        return _read_timm_folder(folder)
+    weights = read_weights(folder / WEIGHTS)
+    entry = registry.models().entry(weights.model)
+    sizes = {"num_classes": weights.num_classes, "in_channels": weights.in_channels}
+    shapes = Blueprint(entry, registry.resolve(entry), sizes, weights.options).shapes()
+    if shapes != {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}:
+        raise CorruptError(
+            f"{weights.path}: its tensors are not those of '{weights.model}' with "
+            f"{weights.num_classes:,} classes and options {dict(weights.options)}"
+        )
+    return weights
+
+
+def _read_timm_folder(folder: Path) -> TimmFolder:
     """Read config.json and model.safetensors of a network that cnnzoo has, too.
 
     Raises:
