@@ -236,7 +236,7 @@ def _failure(error: BaseException, repository: Repository, action: str) -> ZooEr
         what = "does not exist, or it is private" if kind is WeightsMissingError else "refused"
         return kind(
             f"{repository}: {what}: {repository.address}",
-            "to be known there: hf auth login, or set HF_TOKEN",
+            "to have access: hf auth login, or set HF_TOKEN",
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return kind(f"{repository}: cannot be {action}: HF_HUB_OFFLINE is set")
