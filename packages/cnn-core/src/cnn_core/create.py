@@ -72,9 +72,10 @@ def create_model(
     """Build the model called `name`, randomly initialised or with `weights`.
 
     `weights` is "default" or the name of published weights, which are fetched if necessary with
-    `download`; a run directory or its weights.safetensors; a `Weights` object; or a .safetensors,
-    .pt or .pth file of another library. The architecture must know that library's parameter names
-    (torchvision, timm, …); set `naming` to the library if the names are ambiguous.
+    `download`; a repository of the Hugging Face Hub, "hf:owner/name"; a run directory or its
+    weights.safetensors; a `Weights` object; or a .safetensors, .pt or .pth file of another
+    library. The architecture must know that library's parameter names (torchvision, timm, …); set
+    `naming` to the library if the names are ambiguous.
 
     `num_classes` and `in_channels` default to those of the weights if these record them, else to
     the paper's. `options` are further keyword arguments of the model's constructor; those that the
@@ -192,6 +193,7 @@ def _find(
 ) -> Weights | _Foreign:
     """Return weights by path or by name, after checking that ours are for this model."""
     from cnn_core.weights.foreign import ForeignFile, read_foreign
+    from cnn_core.weights.hub import is_hub_name, locate_repository
     from cnn_core.weights.native import Weights, is_ours, read_weights
     from cnn_core.weights.published import class_names, find_weights, locate
 
@@ -199,6 +201,8 @@ def _find(
         return _require_model(weights, entry)
     if isinstance(weights, ForeignFile):
         return _Foreign(file=weights, naming=naming)
+    if is_hub_name(weights):
+        return _in_repository(entry, locate_repository(weights, download=download), naming)
     path = Path(weights)
     if isinstance(weights, str) and _NAME.fullmatch(weights) and not path.exists():
         published = find_weights(f"{registry.models().shown_name(entry)}:{weights}")
@@ -216,15 +220,39 @@ def _find(
     return _require_model(read_weights(path), entry)
 
 
+def _in_repository(
+    entry: registry.Entry[ModelSpec], folder: Path, naming: str | None
+) -> Weights | _Foreign:
+    """Return the weights in the folder of a repository: ours, or timm's with its config.json."""
+    from cnn_core.weights.native import Weights
+    from cnn_core.weights.timm_files import read_shared_folder
+
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return _require_model(found, entry)
+    _require_same(found.model, entry, folder)
+    return _Foreign(
+        file=found.file,
+        naming=naming or found.naming,
+        num_classes=len(found.classes),
+        in_channels=len(found.preprocessing.mean),
+        published=True,
+    )
+
+
 def _require_model(weights: Weights, entry: registry.Entry[ModelSpec]) -> Weights:
     """Return weights of ours; raise UsageError if they are for another model."""
+    _require_same(weights.model, entry, weights.path)
+    return weights
+
+
+def _require_same(model: str, entry: registry.Entry[ModelSpec], path: Path | None) -> None:
     # If several plugins provide a model, the recorded name is "distribution/name".
-    if weights.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
+    if model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
         raise UsageError(
-            f"{weights.path}: weights of '{weights.model}', not of '{entry.spec.name}'",
+            f"{path}: weights of '{model}', not of '{entry.spec.name}'",
             "matching names and shapes are not enough: the models may compute different functions",
         )
-    return weights
 
 
 def _options_of(source: Weights | _Foreign, blueprint: Blueprint) -> Mapping[str, Any]:

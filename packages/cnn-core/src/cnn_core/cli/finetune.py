@@ -34,12 +34,12 @@ def command(
 ) -> None:
     """Fine-tune trained weights on a dataset.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file. The network gets
-    a new head, unless the classes are the same. The first epoch trains only the head; then
-    everything is trained, at a rate that falls from stage to stage towards the input. Images are
-    preprocessed as the weights need it; colour images are randomly cropped and mirrored. Every
-    default can be changed with --set, or replaced with --recipe. Continue an interrupted run with
-    cnnzoo train --resume RUN.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file.
+    The network gets a new head, unless the classes are the same. The first epoch trains only the
+    head; then everything is trained, at a rate that falls from stage to stage towards the input.
+    Images are preprocessed as the weights need it; colour images are randomly cropped and
+    mirrored. Every default can be changed with --set, or replaced with --recipe. Continue an
+    interrupted run with cnnzoo train --resume RUN.
 
     \b
     Examples:

@@ -64,7 +64,7 @@ Decorator = Callable[[Any], Any]
 
 
 class Source(click.types.StringParamType):
-    """A trained network: a path, or the name of published weights. Opening it validates it."""
+    """A trained network: a path or a name. Opening it validates it."""
 
     name = "source"
 
@@ -115,7 +115,10 @@ def source_options(command: Any) -> Any:
             "which of several state dicts to take.",
         ),
         click.option(
-            "--download", is_flag=True, help="Fetch published weights that are not here yet."
+            "--download",
+            is_flag=True,
+            help="Fetch published weights that are not here yet, or the newest files of "
+            "hf:OWNER/NAME.",
         ),
     )
     return functools.reduce(

@@ -107,13 +107,14 @@ def command(
 ) -> None:
     """Predict image files, or all images in directories, with a trained network.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file. IMAGES are files, directories, which are searched recursively, or
-    - for a list of paths on stdin. For classification, print the predicted classes. For
-    segmentation, write a mask (PNG with class indices and a palette), an overlay and probabilities
-    (float16, classes x H x W) for each image, at its original size, and print the paths. Masks of
-    images in sub-directories are written to sub-directories. Images are converted to greyscale or
-    RGB to match training. MNIST-like models expect light digits on a dark background.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, a weights file
+    (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories, which are
+    searched recursively, or - for a list of paths on stdin. For classification, print the
+    predicted classes. For segmentation, write a mask (PNG with class indices and a palette),
+    an overlay and probabilities (float16, classes x H x W) for each image, at its original
+    size, and print the paths. Masks of images in sub-directories are written to
+    sub-directories. Images are converted to greyscale or RGB to match training. MNIST-like
+    models expect light digits on a dark background.
 
     Results are printed and written as they come. A file that cannot be read is named on stderr and
     skipped, and the exit code is then 3.

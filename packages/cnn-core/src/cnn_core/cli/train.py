@@ -117,8 +117,8 @@ def training_options(command: Any) -> Any:
 @click.option(
     "--weights",
     metavar="RUN|FILE|NAME",
-    help="Start from these weights: a run, a weights file, or published weights by name, such as "
-    "default.",
+    help="Start from these weights: a run, a weights file, hf:OWNER/NAME, or published weights by "
+    "name, such as default.",
 )
 @click.option(
     "--weights-like",

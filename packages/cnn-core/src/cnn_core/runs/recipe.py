@@ -19,7 +19,7 @@ from cnn_core.errors import UsageError
 from cnn_core.specs import RecipeSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
+__all__ = ["RESERVED", "Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
 
 CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop"),
@@ -33,7 +33,9 @@ CHOICES = {
     "fit": ("", "resize", "pad", "crop"),
     "interpolation": ("", "bilinear", "bicubic"),
 }
-RESERVED = {"name", "num_classes", "in_channels", "weights", "naming"}  # arguments of create_model
+RESERVED = {  # arguments of create_model
+    *("name", "num_classes", "in_channels", "weights", "naming", "new_head", "download"),
+}
 LIMITS = {  # field: (minimum, maximum), both inclusive
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),

@@ -15,7 +15,9 @@ from cnn_core.runs.run import Run
 from cnn_core.text import did_you_mean, printable
 from cnn_core.training.initial_weights import require_trainable
 from cnn_core.training.setup import SEGMENTATION_BATCH_SIZE, find_recipe
+from cnn_core.training.sources import open_source
 from cnn_core.training.trainer import train
+from cnn_core.weights.hub import is_hub_name
 from cnn_core.weights.native import is_ours, read_weights
 from cnn_core.weights.published import file_digest, find_weights, identified_by
 
@@ -53,10 +55,11 @@ def finetune(
 ) -> Run:
     """Fine-tune trained weights on a dataset; return the run.
 
-    `source` is a run, the name of published weights, "MODEL" or "MODEL:NAME", or a weights file.
-    For another library's file, `model` names the network, or with "MODEL:NAME" also the published
-    weights whose preprocessing it has, and the recipe key `naming` the library. The head is new
-    unless the classes are the same. The preprocessing is that of the weights, if it is known.
+    `source` is a run, the name of published weights, "MODEL" or "MODEL:NAME", a repository,
+    "hf:owner/name", or a weights file. For another library's file, `model` names the network, or
+    with "MODEL:NAME" also the published weights whose preprocessing it has, and the recipe key
+    `naming` the library. The head is new unless the classes are the same. The preprocessing is
+    that of the weights, if it is known.
 
     `settings` are recipe keys and the arguments of `train`; they override the defaults: 10 epochs,
     the first of them for the head alone, AdamW with a lower rate for the stages further down, and
@@ -71,7 +74,8 @@ def finetune(
     arguments = {name: settings.pop(name) for name in ARGUMENTS & settings.keys()}
     for key in {"model", "weights"} & settings.keys():
         raise UsageError(f"{key} = {settings[key]!r}: the source already determines the {key}")
-    name, weights, like = _described(source, model)
+    download = bool(arguments.get("download"))
+    name, weights, like = _described(source, model, download=download)
     if like:
         settings.setdefault("weights_like", like)
     defaults = None if recipe is not None else _defaults(name, data, arguments)
@@ -81,9 +85,14 @@ def finetune(
     return train(recipe=find_recipe(name, data, recipe, settings, defaults), **arguments)
 
 
-def _described(source: str | os.PathLike[str], model: str) -> tuple[str, str, str]:
+def _described(
+    source: str | os.PathLike[str], model: str, *, download: bool
+) -> tuple[str, str, str]:
     """Return the model of a source, and the recipe keys `weights` and `weights_like`."""
     path, name = Path(source), str(source)
+    if is_hub_name(name):
+        _require_no_model(name, model)
+        return open_source(name, download=download).weights.model, name, ""
     require_trainable(path)
     if path.is_dir() or (path.is_file() and is_ours(path)):
         _require_no_model(name, model)

@@ -23,6 +23,7 @@ from cnn_core.specs import WeightsSpec
 from cnn_core.text import printable
 from cnn_core.training.exported import SUFFIXES
 from cnn_core.training.sources import FILES, preprocessing_of
+from cnn_core.weights.hub import is_hub_name, locate_repository
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -32,6 +33,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
+from cnn_core.weights.timm_files import read_shared_folder
 
 __all__ = [
     "InitialWeights",
@@ -53,9 +55,9 @@ SMALL = 5_000  # training images; with fewer, pretrained weights help most
 class InitialWeights:
     """Weights to start training from, with their classes and preprocessing if known.
 
-    `source` is recorded in the recipe: "MODEL:NAME" or an absolute path. `weights` is a path for
-    files of other libraries. `classes` and `preprocessing` are empty and None if unknown.
-    `published` says that the contents of the file are known.
+    `source` is recorded in the recipe: "MODEL:NAME", "hf:owner/name" or an absolute path.
+    `weights` is a path for files of other libraries. `classes` and `preprocessing` are empty and
+    None if unknown. `published` says that the contents of the file are known.
     """
 
     source: str
@@ -68,7 +70,7 @@ class InitialWeights:
 
 
 def recorded_source(recipe: Recipe) -> str:
-    """Return how a run records the recipe's `weights`: "MODEL:NAME", an absolute path, or "".
+    """Return how a run records the recipe's `weights`: by name, an absolute path, or "".
 
     Raises:
         UnknownNameError: there are no published weights of this name; suggests names.
@@ -77,6 +79,8 @@ def recorded_source(recipe: Recipe) -> str:
     if not recipe.weights:
         return ""
     entry = _published(recipe)
+    if is_hub_name(recipe.weights):
+        return recipe.weights
     if entry is None:
         # Absolute, because the run may be resumed from another directory.
         return str(Path(recipe.weights).absolute())
@@ -88,7 +92,7 @@ def _published(recipe: Recipe) -> Entry[WeightsSpec] | None:
     name, (model, colon, _) = recipe.weights, recipe.weights.rpartition(":")
     if Path(name).exists() or Path(name).suffix in FILES or (os.sep in name and not colon):
         return None
-    if colon and not registry.models().claims(model.rpartition("/")[2]):
+    if is_hub_name(name) or (colon and not registry.models().claims(model.rpartition("/")[2])):
         return None
     return _named(recipe, "weights")
 
@@ -107,8 +111,10 @@ def _named(recipe: Recipe, key: str) -> Entry[WeightsSpec]:
 
 
 def fetch_initial(recipe: Recipe) -> None:
-    """Download the published weights that a recipe names, if they are not here."""
-    if recipe.weights and (entry := _published(recipe)) is not None:
+    """Download the published weights or the repository that a recipe names."""
+    if is_hub_name(recipe.weights):
+        locate_repository(recipe.weights, download=True)
+    elif recipe.weights and (entry := _published(recipe)) is not None:
         locate(entry, download=True)
 
 
@@ -135,16 +141,15 @@ def _read(recipe: Recipe) -> InitialWeights:
     source, entry = recorded_source(recipe), _published(recipe)
     path = Path(recipe.weights)
     require_trainable(path)
-    if entry is not None or path.is_dir() or is_ours(path):
-        for key in ("naming", "weights_like"):
-            if getattr(recipe, key):
-                raise UsageError(
-                    f"{printable(recipe.weights)}: {key} is for weights files of other libraries",
-                    f"leave out {key}",
-                )
-        if entry is None:
-            return _of_weights(read_weights(path), source)
+    if is_hub_name(source):
+        _refuse_keys_for_foreign_files(recipe)
+        return _of_folder(locate_repository(source), recipe)
+    if entry is not None:
+        _refuse_keys_for_foreign_files(recipe)
         return _of_entry(entry, locate(entry), source)
+    if path.is_dir() or is_ours(path):
+        _refuse_keys_for_foreign_files(recipe)
+        return _of_weights(read_weights(path), source)
     digest = file_digest(path)
     if (known := identified_by(digest, recipe.model)) is not None:
         return _of_entry(known, path, source)
@@ -156,6 +161,31 @@ def _read(recipe: Recipe) -> InitialWeights:
         naming=recipe.naming or None,
         classes=() if like is None else class_names(like),
         preprocessing=None if like is None else preprocessing_of(like.spec),
+    )
+
+
+def _refuse_keys_for_foreign_files(recipe: Recipe) -> None:
+    """Raise UsageError if the recipe describes weights that describe themselves."""
+    for key in ("naming", "weights_like"):
+        if getattr(recipe, key):
+            raise UsageError(
+                f"{printable(recipe.weights)}: {key} is for weights files of other libraries",
+                f"leave out {key}",
+            )
+
+
+def _of_folder(folder: Path, recipe: Recipe) -> InitialWeights:
+    """Return the weights in the folder of a repository."""
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return _of_weights(found, recipe.weights)
+    return InitialWeights(
+        source=recipe.weights,
+        digest=file_digest(found.file.path),
+        weights=found.file.path,
+        naming=found.naming,
+        classes=found.classes,
+        preprocessing=found.preprocessing,
     )
 
 

@@ -78,7 +78,8 @@ class Segmentation:
 class Predictor:
     """Apply a trained network, or the mean of several, to images; loaded on first use.
 
-    `source` is a run, the name of published weights, a weights file or an exported file, and
+    `source` is a run, the name of published weights, "hf:owner/name", a weights file or an
+    exported file, and
     `model`, `naming` and `download` say how to open it, as for `Trained`. The probabilities of the
     networks in `ensemble` are averaged with its own; their classes must have the same names.
 

@@ -25,6 +25,7 @@ from cnn_core.training.exported import ExportedNetwork
 from cnn_core.training.inference import OptimizedNetwork, optimized
 from cnn_core.training.matching import matched
 from cnn_core.training.sources import Opened, is_run, open_source
+from cnn_core.weights.hub import is_hub_name
 from cnn_core.weights.native import Weights
 
 __all__ = ["Source", "Trained", "load_data"]
@@ -37,7 +38,8 @@ class Trained:
     """A trained network: weights, dataset and the run, if any, each loaded on first access.
 
     `source` is a run or its directory, the name of published weights ("MODEL" or "MODEL:NAME"), a
-    weights file, or an exported .pt2 or .onnx file. For weights files of other libraries `model`
+    repository ("hf:owner/name"), a weights file, or an exported .pt2 or .onnx file. For weights
+    files of other libraries `model`
     names the network, and `naming` the library if the names of the parameters are ambiguous. With
     `download`, published weights are fetched if they are not here. `data` replaces the dataset
     that the network was trained on. Pass the same object to several functions to load everything
@@ -94,9 +96,11 @@ class Trained:
         """The default folder for output: the run, the weights file's, or one named like them."""
         if self.path.is_file():
             return self.path.parent
-        if not self.is_run and (entry := self.opened.entry) is not None:
+        entry = None if self.is_run else self.opened.entry
+        if entry is not None or is_hub_name(self.path):
             # Not only the model's name: a folder of that name would be mistaken for a run.
-            return Path(re.sub(r"[^\w.-]+", "-", entry.spec.name))
+            name = str(self.path) if entry is None else entry.spec.name
+            return Path(re.sub(r"[^\w.-]+", "-", name))
         return self.path
 
     @cached_property

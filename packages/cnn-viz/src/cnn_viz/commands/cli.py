@@ -71,10 +71,10 @@ def _inputs(source: str, options: dict[str, Any]) -> ViewInputs:
 def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> None:
     """Draw VIEW of a trained network as PNG and SVG; print the paths.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file. With "all" as VIEW, draw every view for the network's task except
-    costly ones. `cnnzoo list-views` lists the views. Views that SOURCE lacks something for, such
-    as the log of the training, are skipped.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, a weights file
+    (with --model), or an exported .pt2 or .onnx file. With "all" as VIEW, draw every view for
+    the network's task except costly ones. `cnnzoo list-views` lists the views. Views that
+    SOURCE lacks something for, such as the log of the training, are skipped.
 
     \b
     Examples:
@@ -118,10 +118,10 @@ def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> 
 def embed(source: str, method: str, **options: Any) -> None:
     """Embed a network's features of the test images in two dimensions; print quality scores.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
-    The result is cached in a folder embeddings, for `cnnzoo viz embedding` and the report: in the
-    run, or in a folder named like the weights. UMAP needs umap-learn:
-    pip install 'cnn-viz[umap]'.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    (with --model). The result is cached in a folder embeddings, for `cnnzoo viz embedding` and
+    the report: in the run, or in a folder named like the weights. UMAP needs umap-learn: pip
+    install 'cnn-viz[umap]'.
 
     \b
     Examples:
@@ -172,12 +172,12 @@ def cam(
 ) -> None:
     """Draw class activation maps of image files as PNG; print the paths.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model). A
-    map shows which parts of an image are evidence for a class. IMAGES are files, and directories,
-    which are searched recursively; maps of images in sub-directories are written to
-    sub-directories. score-cam and ablation-cam run the network once for every feature map of the
-    stage. The number of passes is printed first. Unreadable files are named and left out; then the
-    exit code is 3.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    (with --model). A map shows which parts of an image are evidence for a class. IMAGES are files,
+    and directories, which are searched recursively; maps of images in sub-directories are written
+    to sub-directories. score-cam and ablation-cam run the network once for every feature map of
+    the stage. The number of passes is printed first. Unreadable files are named and left out; then
+    the exit code is 3.
 
     \b
     Examples:
@@ -250,10 +250,11 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 def report(source: str, report_format: str, out: Path | None, **options: Any) -> None:
     """Draw the views of a trained network and write report.html, a self-contained page.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file. Costly views are left out. The page loads no other files. --format
-    md writes report.md, with links to the figures; --format json writes report.json, with the
-    metrics and without figures. The path is printed; progress goes to stderr.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, a weights file
+    (with --model), or an exported .pt2 or .onnx file. Costly views are left out. The page
+    loads no other files. --format md writes report.md, with links to the figures; --format
+    json writes report.json, with the metrics and without figures. The path is printed;
+    progress goes to stderr.
 
     The report of a run describes its training; that of other weights names their source.
 
@@ -290,9 +291,10 @@ def report(source: str, report_format: str, out: Path | None, **options: Any) ->
 def explore(source: str, port: int, **options: Any) -> None:
     """Serve a local page that explains a network's predictions for your own images.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
-    Drop images on the page. Only this machine can open it, at http://127.0.0.1:PORT. It links to
-    the report, if there is a dataset to report on. Stop it with Ctrl-C.
+    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    (with --model). Drop images on the page. Only this machine can open it, at
+    http://127.0.0.1:PORT. It links to the report, if there is a dataset to report on. Stop it
+    with Ctrl-C.
 
     The command needs starlette and uvicorn: pip install 'cnn-viz[serve]'.
 
