@@ -3,7 +3,7 @@
     python benchmarks/finetune.py SOURCE FOLDER [--images N] [--test-images N] [--epochs N]
         [--seeds N] [--threads N] [--set KEY=VALUE]…
 
-SOURCE is a run, MODEL or MODEL:NAME of published weights. FOLDER has the files train/CLASS/* and
+SOURCE is a run or published weights (MODEL or MODEL:NAME). FOLDER has the files train/CLASS/* and
 test/CLASS/*. For each seed, N training images are drawn, as many of each class. On the same images
 
 - the weights are fine-tuned as `cnnzoo finetune` does,

@@ -76,7 +76,7 @@ def test_every_command_about_training_runs_as_it_stands(type_in, tmp_path):
 
 
 def test_every_command_about_data_runs_as_it_stands(type_in, tmp_path):
-    commands = blocks(section("Your own images, and the known datasets"), "bash")[0]
+    commands = blocks(section("Your own images, and standard datasets"), "bash")[0]
     for line in commands.splitlines():
         type_in(line)
     assert (tmp_path / "digits.png").is_file()

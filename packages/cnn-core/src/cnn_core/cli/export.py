@@ -70,7 +70,7 @@ def command(
 ) -> None:
     """Export a trained network to a file that runs without the network's Python code.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
     (with --model). torch-export writes a .pt2 file for torch.export.load; onnx needs pip
     install "cnn-core[onnx]". The exported network takes normalised float32 images, N C H W, or
     with --pictures uint8 images (0 to 255) of the size used in training, and returns logits.

@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Fine-tune trained weights on a dataset.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file.
     The network gets a new head, unless the classes are the same. The first epoch trains only the
     head; then everything is trained, at a rate that falls from stage to stage towards the input.
     Images are preprocessed as the weights need it; colour images are randomly cropped and

@@ -107,7 +107,7 @@ def command(
 ) -> None:
     """Predict image files, or all images in directories, with a trained network.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, a weights file
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
     (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories, which are
     searched recursively, or - for a list of paths on stdin. For classification, print the
     predicted classes. For segmentation, write a mask (PNG with class indices and a palette),

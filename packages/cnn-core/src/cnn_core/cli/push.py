@@ -59,7 +59,7 @@ def command(
 ) -> None:
     """Upload a trained network to the Hugging Face Hub, with a model card.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
     (with --model). The repository gets the weights, under timm's names where timm has the
     network, and a model card with the recipe of a run and its results on the test split. For
     other sources, --data names a dataset to measure on. Needs pip install "cnn-core[hub]" and

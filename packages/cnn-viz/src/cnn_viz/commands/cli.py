@@ -65,16 +65,16 @@ def _inputs(source: str, options: dict[str, Any]) -> ViewInputs:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Output directory. [default: figures, in the run or in a folder named like the weights]",
+    help="Output directory. [default: figures, in the run or in a folder named after the weights]",
 )
 @click.option("--pdf", is_flag=True, help="Also write a PDF.")
 def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> None:
     """Draw VIEW of a trained network as PNG and SVG; print the paths.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, a weights file
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
     (with --model), or an exported .pt2 or .onnx file. With "all" as VIEW, draw every view for
-    the network's task except costly ones. `cnnzoo list-views` lists the views. Views that
-    SOURCE lacks something for, such as the log of the training, are skipped.
+    the network's task except costly ones. `cnnzoo list-views` lists the views. A view is
+    skipped if SOURCE lacks something that it needs, such as a training log.
 
     \b
     Examples:
@@ -118,10 +118,10 @@ def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> 
 def embed(source: str, method: str, **options: Any) -> None:
     """Embed a network's features of the test images in two dimensions; print quality scores.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
-    (with --model). The result is cached in a folder embeddings, for `cnnzoo viz embedding` and
-    the report: in the run, or in a folder named like the weights. UMAP needs umap-learn: pip
-    install 'cnn-viz[umap]'.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
+    (with --model). The result is cached in the directory embeddings, in the run or in a folder
+    named after the weights; `cnnzoo viz embedding` and the report use it. UMAP needs umap-learn:
+    pip install 'cnn-viz[umap]'.
 
     \b
     Examples:
@@ -157,7 +157,7 @@ def embed(source: str, method: str, **options: Any) -> None:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Output directory. [default: cam, in the run or in a folder named like the weights]",
+    help="Output directory. [default: cam, in the run or in a folder named after the weights]",
 )
 @source_options
 @device_option
@@ -172,12 +172,12 @@ def cam(
 ) -> None:
     """Draw class activation maps of image files as PNG; print the paths.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
-    (with --model). A map shows which parts of an image are evidence for a class. IMAGES are files,
-    and directories, which are searched recursively; maps of images in sub-directories are written
-    to sub-directories. score-cam and ablation-cam run the network once for every feature map of
-    the stage. The number of passes is printed first. Unreadable files are named and left out; then
-    the exit code is 3.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
+    (with --model). A map shows which parts of an image are evidence for a class. IMAGES are files
+    or directories. Directories are searched recursively, and maps of images in sub-directories are
+    written to sub-directories. score-cam and ablation-cam run the network once for every feature
+    map of the stage. The number of passes is printed first. Unreadable files are listed and
+    skipped, and the exit code is then 3.
 
     \b
     Examples:
@@ -241,7 +241,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Output directory. [default: the run, or a folder named like the weights]",
+    help="Output directory. [default: the run, or a folder named after the weights]",
 )
 @data_option
 @data_dir_option
@@ -250,7 +250,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 def report(source: str, report_format: str, out: Path | None, **options: Any) -> None:
     """Draw the views of a trained network and write report.html, a self-contained page.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, a weights file
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
     (with --model), or an exported .pt2 or .onnx file. Costly views are left out. The page
     loads no other files. --format md writes report.md, with links to the figures; --format
     json writes report.json, with the metrics and without figures. The path is printed;
@@ -291,7 +291,7 @@ def report(source: str, report_format: str, out: Path | None, **options: Any) ->
 def explore(source: str, port: int, **options: Any) -> None:
     """Serve a local page that explains a network's predictions for your own images.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, hf:OWNER/NAME, or a weights file
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
     (with --model). Drop images on the page. Only this machine can open it, at
     http://127.0.0.1:PORT. It links to the report, if there is a dataset to report on. Stop it
     with Ctrl-C.
