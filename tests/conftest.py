@@ -71,7 +71,7 @@ def run_cnnzoo(
     site: Path | None = None,
     cwd: Path | None = None,
     warm: bool | None = None,
-    **variables: str,
+    **variables: object,
 ) -> Outcome:
     """Run the cnnzoo command; `site` is a folder of more distributions.
 
@@ -79,7 +79,7 @@ def run_cnnzoo(
     imported before torch, or a variable that Python or a library reads when it starts.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CNNZOO")}
-    environment.update(variables)
+    environment.update({name: str(value) for name, value in variables.items()})
     environment["COLUMNS"] = "200"
     if site is not None:
         environment["PYTHONPATH"] = beside(site)
