@@ -44,12 +44,16 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
         dataset = load_dataset(data, data_dir=data_dir)
     except DatasetMissingError as error:
         missing = str(error)
+    if dataset is not None:
+        dataset.split(split)  # raises if there is no such split, also without --out
     spec = entry.spec if dataset is None else dataset.spec
     counts = {} if dataset is None else {n: len(s) for n, s in dataset.splits.items()}
     if as_json:
         emit_json("dataset", {**entry.as_dict(data), **_from_files(spec), "on_disk": counts})
     else:
         _facts(data, spec, counts)
+    for line in () if dataset is None else (*dataset.faults, *dataset.notes):
+        click.echo(printable(line), err=True)
     if dataset is None:
         click.echo("\n".join(map(printable, missing.split("\n"))), err=True)
     if out is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "load_splits",
     "statistics",
     "stream",
+    "usable_samples",
 ]
 
 IN_MEMORY = 2 * 2**30  # pipeline = "auto" keeps at most this many bytes of images in memory
@@ -70,7 +71,7 @@ class Decoder:
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files.images[index]
-        image = read_image(path, self.files.channels)
+        image = read_image(path, self.files.channels, self.files.reading)
         if self.required_size is not None and tuple(image.shape[-2:]) != self.required_size:
             expected = "x".join(map(str, self.required_size))
             raise DatasetCorruptError(f"{path}: {_size(image)} pixels, expected {expected}")
@@ -236,7 +237,7 @@ def decode_to_memory(
     # Allocate when the first sample gives the shapes: stacking a list would take twice the memory.
     buffers, count, record = None, 0, bad or BadSamples()
     decoder = Decoder(files, size, None, required_size, center)
-    for _, (image, target) in _usable(decoder, threads, record, progress):
+    for _, (image, target) in usable_samples(decoder, threads, record, progress):
         if buffers is None:
             buffers = tuple(part.new_empty((len(files), *part.shape)) for part in (image, target))
         if image.shape != buffers[0].shape[1:]:
@@ -265,13 +266,13 @@ def drop_bad_files(
     """
     record = bad or BadSamples()
     decoder = Decoder(files, None, None, required_size)
-    kept = [number for number, _ in _usable(decoder, threads, record, progress)]
+    kept = [number for number, _ in usable_samples(decoder, threads, record, progress)]
     if bad is None:
         record.raise_if_too_many()
     return files.subset(torch.tensor(kept, dtype=torch.int64))
 
 
-def _usable(
+def usable_samples(
     decoder: Decoder, threads: int, bad: BadSamples, progress: Progress | None
 ) -> Iterator[tuple[int, Sample]]:
     """Yield the samples that can be decoded, with their indices; record the others in `bad`."""
@@ -350,7 +351,7 @@ def load_splits(
                 center=center,
             )
     record.raise_if_too_many()  # after all splits, so that one error covers them all
-    return Dataset(dataset.spec, splits)
+    return replace(dataset, splits=splits)
 
 
 def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -381,4 +382,4 @@ def _blocks(split: Split | Files) -> Iterator[Tensor]:
         return
     step = -(-len(split) // MAX_STATISTICS_FILES)
     for path in split.images[::step]:
-        yield read_image(path, split.channels)[None]
+        yield read_image(path, split.channels, split.reading)[None]

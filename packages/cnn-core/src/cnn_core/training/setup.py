@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from cnn_core.training.evaluation import EvalSetup
 from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
+from cnn_core.training.trained import read_as
 
 __all__ = ["Setup", "find_recipe", "set_up"]
 
@@ -156,6 +157,8 @@ def set_up(
         UsageError: the recipe, model and dataset are incompatible.
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
+    dataset = read_as(recipe, dataset)
+    reading = dataset.reading
     _require_compatible(recipe, dataset, spec)
     metrics = EpochMetrics(spec.task, len(classes), recipe.topk)
     criterion = loss_of(spec.task, recipe)
@@ -167,6 +170,8 @@ def set_up(
         recipe,
         precision=choose_precision(recipe.precision, device),
         memory_format=choose_memory_format(recipe.memory_format, model),
+        value_range=reading.value_range,
+        alpha_background=reading.alpha_background,
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
@@ -303,7 +308,7 @@ def _with_pixel_weights(
     with progress_bar("computing pixel weights", show_progress) as progress:
         weights = pixel_weights(recipe, masks, classes, progress)
     weighted = dataclasses.replace(train, weights=weights)
-    return Dataset(dataset.spec, {**dataset.splits, "train": weighted})
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": weighted})
 
 
 def _geometry(
@@ -317,7 +322,13 @@ def _geometry(
         device = next(model.parameters()).device
         margin = tile_margin(model, side, dataset.spec.image[0], device)
         return Preprocessing(
-            size=size, image_size=image_size, fit="tile", mean=(), std=(), margin=margin
+            size=size,
+            image_size=image_size,
+            fit="tile",
+            mean=(),
+            std=(),
+            margin=margin,
+            **asdict(dataset.reading),
         )
     return Preprocessing(
         size=size,
@@ -327,6 +338,7 @@ def _geometry(
         std=(),
         resize=recipe.resize,
         interpolation=recipe.interpolation or "bilinear",
+        **asdict(dataset.reading),
     )
 
 

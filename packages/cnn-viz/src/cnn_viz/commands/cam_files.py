@@ -63,9 +63,8 @@ def explain_files(
     model, stride = trained.model, strides(weights).get(stage, 0)
     files = require_distinct_names(image_files(images))
     for index, path in enumerate(files):
-        inputs = weights.preprocessing(
-            read_image(path, weights.in_channels)[None].to(trained.device)
-        )
+        pixels = read_image(path, weights.in_channels, weights.preprocessing.reading)
+        inputs = weights.preprocessing(pixels[None].to(trained.device))
         # The size of the maps depends on the input, so check the stage on the first image.
         if not index:
             _require_stage(model, inputs, stage, weights.model)
