@@ -241,10 +241,12 @@ def test_more_than_eight_bits_a_channel_need_a_range(tmp_path, case):
         assert read_image(path, 1).unique().tolist() == [round(255 * 999 / 65535)]
         assert read_image(path, 3).shape == (3, 2, 3)
     else:
-        with pytest.raises(DatasetCorruptError, match="undeclared range\n.*value_range") as caught:
+        with pytest.raises(
+            DatasetCorruptError, match=r"undeclared range\n.*value_range"
+        ) as caught:
             read_image(path, 1)
         assert caught.value.message.startswith(f"{path}: {name} from ")
-    with pytest.raises(DatasetCorruptError, match="outside of the range 0 to 0.1"):
+    with pytest.raises(DatasetCorruptError, match=r"outside of the range 0 to 0\.1"):
         read_image(path, 1, Reading((0.0, 0.1)))
     with pytest.raises(DatasetCorruptError) as caught:
         read_mask(path)
@@ -276,7 +278,7 @@ def test_sixteen_bits_a_colour_are_its_upper_eight_or_refused(tmp_path):
 
 @pytest.mark.parametrize("bounds", [(1,), (0, 0), (2, 1), ("a", "b"), (0, 1, 2)])
 def test_a_range_is_two_numbers(bounds):
-    with pytest.raises(UsageError, match="value_range = .* expected two numbers"):
+    with pytest.raises(UsageError, match=r"value_range = .* expected two numbers"):
         Reading(bounds)
 
 
@@ -294,7 +296,9 @@ def test_arrays_have_any_number_of_channels(tmp_path):
     np.save(path, values.astype(np.uint16) * 257)
     assert torch.equal(read_image(path, 5), torch.from_numpy(values).permute(2, 0, 1))
     np.save(path, values.astype(np.float32) / 255)
-    with pytest.raises(DatasetCorruptError, match="float32 from 0 to [01].*, of an undeclared range"):
+    with pytest.raises(
+        DatasetCorruptError, match=r"float32 from 0 to [01].*, of an undeclared range"
+    ):
         read_image(path, 5)
     assert np.array_equal(read_image(path, 5, Reading((0, 1))).permute(1, 2, 0), values)
 

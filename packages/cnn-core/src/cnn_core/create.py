@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.plugins import isolated, required
 from cnn_core.specs import ModelSpec
 from cnn_core.text import did_you_mean
@@ -192,7 +192,7 @@ def _find(
         return _require_model(weights, entry)
     if isinstance(weights, ForeignFile):
         return _Foreign(file=weights, naming=naming)
-    path = Path(weights)
+    path = expanded(weights)
     if isinstance(weights, str) and _NAME.fullmatch(weights) and not path.exists():
         published = find_weights(f"{registry.models().shown_name(entry)}:{weights}")
         path, spec = locate(published, download=download), published.spec

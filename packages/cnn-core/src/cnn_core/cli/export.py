@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import emit_json, json_option, say_path
-from cnn_core.cli.params import SOURCE, Choice, source_options
+from cnn_core.cli.params import PATH, SOURCE, Choice, source_options
 
 __all__ = ["command"]
 
@@ -22,7 +22,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Output file. [default: RUN/MODEL.pt2 or RUN/MODEL.onnx]",
 )

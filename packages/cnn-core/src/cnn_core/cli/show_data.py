@@ -9,7 +9,7 @@ import click
 
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, say_path
-from cnn_core.cli.params import DATASET
+from cnn_core.cli.params import DATASET, PATH
 from cnn_core.errors import DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -22,11 +22,9 @@ __all__ = ["command"]
 
 @click.command("show-data")
 @click.argument("data", type=DATASET)
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
-)
+@click.option("--data-dir", type=PATH, help="Directory that contains the dataset.")
 @click.option("--split", default="train", show_default=True, help="The split to sample from.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write samples to this PNG file.")
+@click.option("--out", type=PATH, help="Write samples to this PNG file.")
 @json_option
 def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_json: bool) -> None:
     """Show a dataset: classes, image size, number of images and source; draw samples.

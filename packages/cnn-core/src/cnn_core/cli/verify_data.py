@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import emit_json, json_option
-from cnn_core.cli.params import DATASET
+from cnn_core.cli.params import DATASET, PATH
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.text import printable
 
@@ -16,9 +16,7 @@ __all__ = ["command"]
 
 @click.command("verify-data")
 @click.argument("data", type=DATASET)
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
-)
+@click.option("--data-dir", type=PATH, help="Directory that contains the dataset.")
 @json_option
 def command(data: str, data_dir: Path | None, as_json: bool) -> None:
     """Read every file of a dataset and list its faults; exit with code 3 if there are any.

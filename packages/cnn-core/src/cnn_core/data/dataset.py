@@ -16,6 +16,7 @@ from cnn_core.data.fetching.cache import cache_dir
 from cnn_core.data.images import Reading
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import DatasetCorruptError, UsageError
+from cnn_core.files import expanded
 from cnn_core.plugins import isolated, required
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
@@ -232,9 +233,9 @@ def load_dataset(
     entry = registry.datasets().entry(base_name)
     _require_path(entry.spec, path, bool(colon))
     if colon:
-        root = Path(path)
+        root = expanded(path)
     else:
-        root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
+        root = expanded(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
     load = registry.resolve(entry)
     label = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
     failed = required(entry.plugin, f"{label} cannot be loaded")

@@ -91,7 +91,7 @@ def is_readable(head: bytes, path: Path) -> bool:
 
 
 def is_other_image(head: bytes, path: Path) -> bool:
-    """Return whether a file is an image, by its bytes or its name, of a format that is not read."""
+    """Return whether a file is an image, by bytes or name, of a format that is not read."""
     return _other_image(head, path) is not None
 
 

@@ -226,7 +226,7 @@ def _on_background(image: Image.Image, colour: tuple[int, int, int]) -> Image.Im
 
 
 def _depth(path: Path, image: Image.Image, reading: Reading) -> Reading:
-    """Return `reading` with the range of the file's values; raise if Pillow drops declared bits."""
+    """Return `reading` with the range of the file; raise if Pillow drops declared bits."""
     raw = _raw_mode(image)
     if ";16" in raw and image.mode not in DEEP_MODES and reading.value_range not in ((), UINT16):
         # Pillow keeps the upper 8 bits of each channel.
@@ -422,7 +422,7 @@ def _open(path: Path, channels: int = 1) -> Iterator[Any]:
 
 def _array(path: Path) -> np.ndarray:
     """Open an array, H W or H W C, without reading its values."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     numbers = array.dtype.kind in "biuf"
     channels = array.shape[2] if array.ndim == 3 else 1
     if not numbers or array.ndim not in (2, 3) or not 0 < channels <= MAX_CHANNELS:
@@ -503,4 +503,6 @@ def _kind_name(mode: str) -> str:
 def _corrupt(path: Path | str, head: bytes, found: str = "") -> DatasetCorruptError:
     """Return the error for a file; without `found`, for one that is not an image that is read."""
     where = Path(path)
-    return DatasetCorruptError(f"{path}: {found or described(head, where)}", advice_for(head, where))
+    return DatasetCorruptError(
+        f"{path}: {found or described(head, where)}", advice_for(head, where)
+    )

@@ -10,7 +10,7 @@ __all__ = ["UNDERSTOOD", "split_of", "splits_among"]
 WORDS = {
     "train": r"tra?in(ing|val)?|trn",
     "val": r"val(id|idation)?|dev(el|elopment)?",
-    "test": r"te?st(ing)?|held?out",
+    "test": r"te?st(ing)?|holdout|heldout",
     "eval": r"eval(uation)?",  # a test split, or a val split beside one
 }
 FILLERS = r"sets?|data(sets?)?|images?|imgs?|pictures?|photos?|splits?|folders?|dir|the|my|of|for"
@@ -24,7 +24,7 @@ def split_of(name: str) -> tuple[str, str]:
     (('train', 'seg'), ('test', ''), ('train', 'bullet'), ('', 'cat'))
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    words = [word for word in re.findall(r"[^\W\d_]+", spaced)]
+    words = re.findall(r"[^\W\d_]+", spaced)
     found, others = set(), []
     for word in words:
         split = _split_of_word(word)

@@ -40,6 +40,7 @@ __all__ = [
 
 IN_MEMORY = 2 * 2**30  # pipeline = "auto" keeps at most this many bytes of images in memory
 BLOCK = 4_000_000  # image values that `statistics` processes at once, to bound its memory
+CONSTANT = 1 / 255  # a standard deviation of less than a grey level is noise
 MAX_NAMED = 5  # bad files that an error names
 MAX_STATISTICS_FILES = 5000  # files that `statistics` reads at most, evenly spaced
 
@@ -357,6 +358,7 @@ def load_splits(
 def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel, for images scaled to [0, 1].
 
+    Of a channel that is nearly constant, the deviation is 1: noise must not be scaled up.
     From a split on disk, at most MAX_STATISTICS_FILES files are read, evenly spaced.
     """
     sums, squares, count = torch.zeros(0), torch.zeros(0), 0
@@ -366,7 +368,8 @@ def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ..
         sums, squares = (total, square) if count == 0 else (sums + total, squares + square)
         count += len(images) * values.shape[2]
     mean = sums / count
-    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std < CONSTANT, 1.0, std)
     return tuple(_rounded(mean)), tuple(_rounded(std))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -168,6 +169,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for key, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, key, _convert(key, getattr(self, key), kind))
+        name, colon, path = self.data.partition(":")
+        object.__setattr__(self, "data", f"{name}{colon}{os.path.expanduser(path)}")
+        object.__setattr__(self, "weights", os.path.expanduser(self.weights))
         for key, choices in CHOICES.items():
             if (value := getattr(self, key)) not in choices:
                 suggestion = did_you_mean(value, choices)

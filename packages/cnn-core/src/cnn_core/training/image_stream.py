@@ -21,6 +21,7 @@ from cnn_core.data.images import MAX_PIXELS, Reading, image_pixels, read_image, 
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.readers.listing import LeftOut, sorted_files
 from cnn_core.errors import CorruptError, DatasetCorruptError, UsageError, ZooError
+from cnn_core.files import expanded
 
 __all__ = [
     "Images",
@@ -58,7 +59,7 @@ def named_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[Path,
     Raises:
         UsageError: a path does not exist, or a folder contains no images.
     """
-    for path in map(Path, paths):
+    for path in map(expanded, paths):
         if path.is_dir():
             left_out = LeftOut()
             files = sorted_files(path, left_out)
@@ -122,7 +123,7 @@ def single_images(images: Images) -> Iterator[Source | CorruptError]:
         UsageError: an image has another type, shape or range, or a folder contains no images.
     """
     if isinstance(images, str | os.PathLike):
-        path = Path(images)
+        path = expanded(images)
         yield from image_files([path]) if path.is_dir() else (path,)
     elif isinstance(images, Image.Image):
         try:

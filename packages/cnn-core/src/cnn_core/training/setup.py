@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
@@ -118,9 +118,9 @@ def _recipe_settings(name: str | None, given: Mapping[str, str]) -> dict[str, An
     Model and dataset names that are not in `given` are made canonical.
     """
     if name is not None and name.endswith(".toml"):
-        if not Path(name).is_file():
+        if not expanded(name).is_file():
             raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
-        settings = dict(read_recipe(Path(name)).settings)
+        settings = dict(read_recipe(expanded(name)).settings)
         # A model or dataset that the caller replaces need not be installed.
         if "model" not in given:
             settings["model"] = canonical_name(registry.models(), settings["model"])

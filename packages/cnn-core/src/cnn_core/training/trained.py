@@ -18,6 +18,7 @@ from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.images import Reading
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import RunError, UsageError
+from cnn_core.files import expanded
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
@@ -64,7 +65,7 @@ class Trained:
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
-        self.path: Path = source.path if isinstance(source, Run) else Path(source)
+        self.path: Path = source.path if isinstance(source, Run) else expanded(source)
         self.data = data
         self.data_dir = data_dir
         self.device: torch.device = choose_device(device)
@@ -261,7 +262,9 @@ def _as_recorded(dataset: Dataset, fingerprint: str | None) -> Dataset | None:
     if fingerprint in (None, dataset.fingerprint()):
         return dataset
     # Runs of before class names had a natural order: 10 before 2.
-    if any(isinstance(s, Files) and isinstance(s.targets, Tensor) for s in dataset.splits.values()):
+    if any(
+        isinstance(s, Files) and isinstance(s.targets, Tensor) for s in dataset.splits.values()
+    ):
         earlier = dataset.with_class_order(tuple(sorted(dataset.spec.classes)))
         return earlier if earlier.fingerprint() == fingerprint else None
     return None

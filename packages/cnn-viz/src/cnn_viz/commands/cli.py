@@ -11,6 +11,7 @@ import click
 from cnn_core import registry
 from cnn_core.cli.output import say_path
 from cnn_core.cli.params import (
+    PATH,
     SOURCE,
     Choice,
     RegistryName,
@@ -62,7 +63,7 @@ def _inputs(source: str, options: dict[str, Any]) -> ViewInputs:
 @device_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Output directory. [default: figures, in the run or in a folder named like the weights]",
 )
@@ -135,7 +136,7 @@ def embed(source: str, method: str, **options: Any) -> None:
 
 @click.command("cam")
 @click.argument("source", type=SOURCE)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
     "--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="CAM method."
 )
@@ -154,7 +155,7 @@ def embed(source: str, method: str, **options: Any) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Output directory. [default: cam, in the run or in a folder named like the weights]",
 )
@@ -199,10 +200,10 @@ def cam(
 
 
 @click.command("overlay")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     required=True,
     help="Output file: PNG, SVG or PDF.",
@@ -233,7 +234,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Output directory. [default: the run, or a folder named like the weights]",
 )

@@ -31,6 +31,7 @@ from cnn_core.errors import UsageError, ZooError
 from cnn_core.text import printable
 from cnn_core.training.exported import require_layers
 from cnn_core.training.prediction import task_of
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import cams
 from cnn_viz.drawing.image_grid import as_image, as_rgb

@@ -9,7 +9,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -104,7 +103,8 @@ def _held_out(dataset: Dataset, layout: Layout) -> list[str]:
         return [f"{layout.splits['val']}: measured as the split 'test', since there is no other"]
     if "test" in layout.splits:
         return []
-    return [f"no folder of test images: a fifth of each class ({len(dataset.split('test')):,})"]
+    count = len(dataset.split("test"))
+    return [f"test: a fifth of each class ({count:,} images), since there is no folder test"]
 
 
 def with_test_split(

@@ -32,10 +32,10 @@ class Layout:
     faults: list[str] = field(default_factory=list)
 
 
-def natural(name: str) -> tuple[object, ...]:
+def natural(name: str) -> tuple[tuple[int | str, ...], str]:
     """Return the sort key for which 2 comes before 10."""
     parts = re.split(r"(\d+)", name)
-    return (*(int(part) if n % 2 else part for n, part in enumerate(parts)), name)
+    return tuple(int(part) if n % 2 else part for n, part in enumerate(parts)), name
 
 
 def split_folders(root: Path, left_out: LeftOut | None = None) -> dict[str, Path]:
@@ -109,12 +109,13 @@ def _no_classes(root: Path, named: list[str]) -> DatasetCorruptError:
     listed, first = _listed(named), named[0]
     return DatasetCorruptError(
         f"{root}: {listed} hold images, but no folder for each class",
-        f"write {root}/{first}/CLASS/FILE; if these names are classes, "
-        f"{root}/train/{first}/FILE",
+        f"write {root}/{first}/CLASS/FILE; if these names are classes, {root}/train/{first}/FILE",
     )
 
 
-def _splits(root: Path, folders: list[Path], others: list[Path], layout: Layout) -> dict[str, Path]:
+def _splits(
+    root: Path, folders: list[Path], others: list[Path], layout: Layout
+) -> dict[str, Path]:
     """Return the folders of splits, at least one of which has class folders."""
     found = {split: _unwrapped(f, layout) for split, f in _by_split(folders).items()}
     if "train" not in found:
@@ -176,8 +177,9 @@ def _check_classes(root: Path, folders: list[Path], layout: Layout) -> None:
     inside = {f: {inner.name for inner in subfolders(f)} for f in folders}
     for folder, names in inside.items():
         if len(found := splits_among(names)) > 1 and "train" in found:
+            same = _listed(name for same in found.values() for name in same)
             raise DatasetCorruptError(
-                f"{folder}: has the splits {_listed(sorted(sum(found.values(), [])))} in a class",
+                f"{folder}: has the splits {same} in a class",
                 f"write {root}/train/{folder.name}/FILE and {root}/test/{folder.name}/FILE",
             )
     alike = {frozenset(names) for names in inside.values()}
@@ -201,4 +203,3 @@ def _has_images(folder: Path) -> bool:
 def _listed(names: Iterable[str], most: int = 5) -> str:
     all_names = [printable(name) for name in names]
     return ", ".join(all_names[:most]) + (", …" if len(all_names) > most else "")
-

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnn_core.data.formats import HEAD, SUFFIXES, advice_for, is_archive, is_other_image, is_readable
+from cnn_core.data.formats import (
+    HEAD,
+    SUFFIXES,
+    advice_for,
+    is_archive,
+    is_other_image,
+    is_readable,
+)
 from cnn_core.text import printable
 
 __all__ = [
