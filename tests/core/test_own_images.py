@@ -355,7 +355,7 @@ def test_a_folder_of_images_without_labels_is_left_out_and_said(tmp_path, flat, 
     assert any(f"cnnzoo predict RUN {folder}" in note for note in dataset.notes)
     assert dataset.faults[0].startswith("left out 6: images without class folders")
     assert verify(f"imagefolder:{tmp_path}") == list(dataset.faults)
-    code, out, err = run("show-data", f"imagefolder:{tmp_path}")
+    code, _, err = run("show-data", f"imagefolder:{tmp_path}")
     assert code == 0
     assert "left out 6" in err
 
@@ -484,7 +484,7 @@ def test_sixteen_bits_are_said_and_arrays_may_have_many_channels(tmp_path):
         assert "0 to 65535 becomes 0 to 255 (value_range)" in note
         assert verify(f"imagefolder:{tmp_path / kind}") == []
     np.save(tmp_path / "npy" / "a" / "9.npy", values[..., :2])
-    with pytest.raises(DatasetCorruptError, match="5 channels, but .*npy has 2"):
+    with pytest.raises(DatasetCorruptError, match=r"5 channels, but .*npy has 2"):
         load(tmp_path / "npy")
 
 
