@@ -563,6 +563,12 @@ def test_names_are_sorted_and_there():
 # Fuzzing. This file run as a script does it in a process of its own.
 
 
+def array_file(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def sound_files():
     grey, colours = pil_image("L", 24, 31), pil_image("RGB", 24, 31)
     return {
@@ -584,7 +590,15 @@ def sound_files():
             encoded(colours, "TIFF", compression="jpeg"),
             encoded(pil_image("1", 24, 31), "TIFF", compression="group4"),
             encoded(pil_image("P", 24, 31), "TIFF", compression="tiff_adobe_deflate"),
+            encoded(Image.fromarray(np.arange(744, dtype=np.uint16).reshape(24, 31)), "TIFF"),
         ],
+        "webp": [
+            encoded(colours, "WEBP", exif=turned(6)),
+            encoded(pil_image("RGBA", 24, 31), "WEBP", lossless=True),
+        ],
+        "avif": [encoded(colours, "AVIF"), encoded(pil_image("RGBA", 24, 31), "AVIF")],
+        "ppm": [encoded(colours, "PPM"), encoded(pil_image("1", 24, 31), "PPM")],
+        "npy": [array_file(np.zeros((24, 31, 3), np.uint8)), array_file(np.zeros((24, 31), "u2"))],
     }
 
 

@@ -518,6 +518,44 @@ def test_a_constant_channel_is_not_scaled_up_and_said(tmp_path, case):
     assert any("have a single colour" in note for note in notes) == (case == "all black")
 
 
+# --- the documentation --------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "own-images.md"
+TREE = re.compile(
+    r"```text\n(.*?)```\n\n(?:Read as: classes (.*?); (.*?)\.|Refused: (.*?)\.)\n", re.S
+)
+TREES = TREE.findall(PAGE.read_text("utf-8"))
+
+
+def build(text, root):
+    """Write the files of a tree; return its folder."""
+    parts = {}
+    for number, line in enumerate(text.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        parts[depth] = line.strip()
+        if not line.endswith("/"):
+            put(root.joinpath(*(parts[level] for level in range(depth + 1))), seed=number)
+    return root / parts[0]
+
+
+@pytest.mark.parametrize("number", range(len(TREES)))
+def test_every_layout_of_the_page_is_read_as_it_says(tmp_path, number):
+    text, classes, splits, refused = TREES[number]
+    root = build(text, tmp_path)
+    if refused:
+        with pytest.raises(DatasetCorruptError, match=refused):
+            load(root)
+        return
+    dataset = load(root)
+    assert ", ".join(dataset.spec.classes) == classes
+    assert ", ".join(n for n in ("train", "val", "test") if n in dataset.splits) == splits
+
+
+def test_the_page_has_layouts():
+    assert len(TREES) == PAGE.read_text("utf-8").count("```text")
+    assert len(TREES) >= 9
+
+
 # --- the home folder --------------------------------------------------------------------------
 
 

@@ -381,8 +381,10 @@ def _lost(image: Image.Image, raw: str) -> str:
     if "X" in raw:
         return "channels beside colour and alpha"
     # The second image of an MPO is a preview, or the same scene for another display.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        return "frames or pages after the first"
+    # The first frame may be sound if those behind it are not.
+    with contextlib.suppress(*PILLOW_ERRORS):
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            return "frames or pages after the first"
     return ""
 
 
@@ -422,7 +424,10 @@ def _open(path: Path, channels: int = 1) -> Iterator[Any]:
 
 def _array(path: Path) -> np.ndarray:
     """Open an array, H W or H W C, without reading its values."""
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy parses the header as Python, so errors of any kind
+        raise ValueError(str(error)) from error
     numbers = array.dtype.kind in "biuf"
     channels = array.shape[2] if array.ndim == 3 else 1
     if not numbers or array.ndim not in (2, 3) or not 0 < channels <= MAX_CHANNELS:
