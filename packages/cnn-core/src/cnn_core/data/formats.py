@@ -10,8 +10,9 @@ from PIL import features
 __all__ = [
     "FORMATS",
     "HEAD",
+    "READ",
     "SUFFIXES",
-    "advice_for",
+    "conversion",
     "described",
     "is_archive",
     "is_other_image",
@@ -27,6 +28,7 @@ SUFFIXES = (
     *(".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".npy"),
     *((".avif",) if AVIF else ()),
 )
+READ = f"formats: {', '.join(FORMATS)}, NPY"
 HEAD = 512  # bytes that are enough to recognise a file
 
 READABLE = (
@@ -101,25 +103,21 @@ def is_archive(head: bytes) -> bool:
 
 
 def described(head: bytes, path: Path) -> str:
-    """Return what a file is, such as "HEIC", or its first bytes if they are unknown."""
+    """Return what a file is and how to convert it, or its first bytes if they are unknown."""
     if not head:
         return "an empty file, not an image"
     if (kind := _other_image(head, path)) is not None:
-        return f"{kind}, which is not read"
+        return f"{kind}, which is not read; {conversion(head, path)}"
     if (kind := _matching(head, OTHERS)) is not None:
         return f"{kind}, not an image"
     return f"not a readable image; it starts with the bytes {head[:8].hex(' ')}"
 
 
-def advice_for(head: bytes, path: Path) -> str:
-    """Return how to go on with a file that is not read."""
-    kind = _other_image(head, path)
-    if kind is None:
-        return f"formats: {', '.join(FORMATS)}, NPY"
-    if kind == "video":
-        return "extract frames: ffmpeg -i FILE frame%05d.png"
-    suffix = path.suffix or ".heic"
-    return f"convert it: magick mogrify -format png *{suffix}"
+def conversion(head: bytes, path: Path) -> str:
+    """Return how to convert a file of a format that is not read."""
+    if _other_image(head, path) == "video":
+        return "extract its frames: ffmpeg -i FILE frame%05d.png"
+    return f"convert it: magick mogrify -format png *{path.suffix}"
 
 
 def _other_image(head: bytes, path: Path) -> str | None:

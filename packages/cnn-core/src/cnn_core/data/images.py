@@ -29,7 +29,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from cnn_core.data.formats import FORMATS, HEAD, advice_for, described, is_readable
+from cnn_core.data.formats import FORMATS, HEAD, READ, described, is_readable
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
 
@@ -397,7 +397,7 @@ def _open(path: Path, channels: int = 1) -> Iterator[Any]:
     size, head = "", b""
     try:
         if not path.is_file():
-            raise DatasetCorruptError(f"{path}: no such file", advice_for(b"", path))
+            raise DatasetCorruptError(f"{path}: no such file", READ)
         with _SUPPRESS_WARNINGS, path.open("rb") as file:
             head = file.read(HEAD)
             file.seek(0)
@@ -507,7 +507,5 @@ def _kind_name(mode: str) -> str:
 
 def _corrupt(path: Path | str, head: bytes, found: str = "") -> DatasetCorruptError:
     """Return the error for a file; without `found`, for one that is not an image that is read."""
-    where = Path(path)
-    return DatasetCorruptError(
-        f"{path}: {found or described(head, where)}", advice_for(head, where)
-    )
+    text = found or described(head, Path(path))
+    return DatasetCorruptError(f"{path}: {text}", READ)

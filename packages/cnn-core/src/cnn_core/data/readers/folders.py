@@ -83,9 +83,8 @@ def _classes(root: Path, layout: Layout) -> list[str]:
     folders = subfolders(train, layout.left_out if train != root else None)
     classes = [folder.name for folder in folders]
     if len(classes) < 2:
-        inner = [f.name for folder in folders for f in subfolders(folder)]
-        hint = f"{train}/CLASS/FILE, or {root}/train/CLASS/FILE"
-        if len(inner) > 1:
+        hint = f"{train}/CLASS/FILE" + f", or {root}/train/CLASS/FILE" * (train == root)
+        if folders and subfolders(folders[0]):
             hint = f"the classes may be one folder further down: imagefolder:{folders[0]}"
         raise DatasetCorruptError(
             f"{train}: {len(classes)} folders of images, expected at least 2, one for each class",

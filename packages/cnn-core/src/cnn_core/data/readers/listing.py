@@ -10,7 +10,7 @@ from pathlib import Path
 from cnn_core.data.formats import (
     HEAD,
     SUFFIXES,
-    advice_for,
+    conversion,
     is_archive,
     is_other_image,
     is_readable,
@@ -76,7 +76,7 @@ class LeftOut:
 
 
 def _advice(kind: str, path: Path) -> str:
-    return f" ({advice_for(b'', path)})" if kind.startswith(NOT_READ) else ""
+    return f" ({conversion(b'', path)})" if kind.startswith(NOT_READ) else ""
 
 
 def is_hidden(name: str) -> bool:
