@@ -41,6 +41,8 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
     try:
         dataset = load_dataset(data, data_dir=data_dir)
     except DatasetMissingError as error:
+        if entry.spec.folder:
+            raise  # of your own data, nothing is known without the files
         missing = str(error)
     if dataset is not None:
         dataset.split(split)  # raises if there is no such split, also without --out

@@ -117,6 +117,8 @@ def conversion(head: bytes, path: Path) -> str:
     """Return how to convert a file of a format that is not read."""
     if _other_image(head, path) == "video":
         return "extract its frames: ffmpeg -i FILE frame%05d.png"
+    if path.suffix.lower() in ("", *SUFFIXES):  # others of this name may be as they should
+        return f"convert it: magick {path.name} {path.stem}.png"
     return f"convert it: magick mogrify -format png *{path.suffix}"
 
 

@@ -354,7 +354,7 @@ def image_facts(path: Path) -> Facts:
     Raises:
         DatasetCorruptError: as for `probe_image`.
     """
-    with _open(path) as image:
+    with _open(path, pixels=False) as image:
         if isinstance(image, np.ndarray):
             channels = 1 if image.ndim == 2 else image.shape[2]
             deep = image.dtype not in (np.uint8, np.bool_)
@@ -389,7 +389,7 @@ def _lost(image: Image.Image, raw: str) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path, channels: int = 1) -> Iterator[Any]:
+def _open(path: Path, channels: int = 1, pixels: bool = True) -> Iterator[Any]:
     """Open an image without decoding it; turn Pillow's exceptions into DatasetCorruptError.
 
     Yield an `Image.Image`, or an array, H W or H W C, for a .npy file.
@@ -408,7 +408,7 @@ def _open(path: Path, channels: int = 1) -> Iterator[Any]:
                 return
             if channels not in CHANNELS:
                 raise UsageError(f"channels = {channels}: an image file has 1, 3 or 4")
-            with Image.open(_without_metadata(file, head), formats=FORMATS) as image:
+            with Image.open(_without_metadata(file, head, pixels), formats=FORMATS) as image:
                 size = f"{image.width} x {image.height} pixels"
                 if not 0 < image.width * image.height <= MAX_PIXELS:
                     raise _corrupt(path, head, f"{size}: expected 1 to {MAX_PIXELS:,}")
@@ -443,24 +443,28 @@ def _array(path: Path) -> np.ndarray:
     return array
 
 
-def _without_metadata(file: IO[bytes], head: bytes) -> IO[bytes]:
+def _without_metadata(file: IO[bytes], head: bytes, pixels: bool) -> IO[bytes]:
     """Return a PNG file without profiles and texts; any other file as it is.
 
     Pillow refuses a PNG whose profile or text inflates to more than 1 MiB, though its pixels are
-    sound. Without them, nothing is inflated but the pixels, whose number is limited.
+    sound. Without them, nothing is inflated but the pixels, whose number is limited. Unless
+    `pixels` are needed, the file is read only up to them.
     """
     if not head.startswith(PNG_START):
         return file
-    data = file.read()
+    kept, found = [file.read(len(PNG_START))], False
+    while start := file.read(8):
+        size, kind = int.from_bytes(start[:4], "big") + 4, start[4:]  # 4: the checksum
+        if kind in PNG_METADATA:
+            file.seek(size, io.SEEK_CUR)
+            found = True
+        elif kind == b"IDAT" and not pixels:
+            kept.append(start)
+            break
+        else:
+            kept.append(start + file.read(size))
     file.seek(0)
-    kept, start = [data[:8]], 8
-    while start + 8 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if data[start + 4 : start + 8] not in PNG_METADATA:
-            kept.append(data[start:end])
-        start = end
-    same = len(kept) == 1 or sum(map(len, kept)) == len(data)
-    return file if same else io.BytesIO(b"".join(kept))
+    return io.BytesIO(b"".join(kept)) if found or pixels else file
 
 
 def _orientation(image: Image.Image) -> int | None:
