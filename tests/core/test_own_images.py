@@ -488,6 +488,22 @@ def test_sixteen_bits_are_said_and_arrays_may_have_many_channels(tmp_path):
         load(tmp_path / "npy")
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 15, 16])
+def test_values_of_fewer_bits_than_the_file_has_are_a_fault(tmp_path, bits):
+    for name in ("a", "b"):
+        for number in range(3):
+            path = tmp_path / name / f"{number}.tif"
+            path.parent.mkdir(exist_ok=True)
+            random = np.random.default_rng(number + 3 * (name == "a"))
+            Image.fromarray(random.integers(0, 2**bits, (9, 9), dtype=np.uint16)).save(path)
+    faults = verify(f"imagefolder:{tmp_path}")
+    assert len(faults) == (bits < 14)
+    if faults:
+        assert f"value_range = [0, {2**bits - 1}] may be meant" in faults[0]
+        (tmp_path / "dataset.toml").write_text(f"value_range = [0, {2**bits - 1}]")
+        assert verify(f"imagefolder:{tmp_path}") == []
+
+
 def test_transparent_images_are_said(tmp_path):
     for name in ("a", "b"):
         for number in range(3):

@@ -44,6 +44,7 @@ __all__ = [
     "read_mask",
     "resize_image",
     "upright_copy",
+    "value_bounds",
 ]
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
@@ -335,6 +336,17 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: str = "bil
     ]
     pixels = torch.from_numpy(np.stack(resized, -1) if len(image) != 3 else resized[0].copy())
     return pixels.permute(2, 0, 1).contiguous()
+
+
+def value_bounds(path: Path) -> tuple[float, float]:
+    """Return the lowest and the highest value in a file, as they are stored.
+
+    Raises:
+        DatasetCorruptError: as for `read_image`.
+    """
+    with _open(path) as image:
+        values = np.asarray(image)
+        return float(values.min()), float(values.max())
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:

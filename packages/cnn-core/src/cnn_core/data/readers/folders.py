@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import tomllib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.formats import SUFFIXES
-from cnn_core.data.images import Facts, Reading, image_facts
+from cnn_core.data.images import UINT16, Facts, Reading, image_facts, value_bounds
 from cnn_core.data.readers.layout import Layout, find_layout, natural, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 OPTIONS = "dataset.toml"  # in the dataset's folder: how its images are read
+MAX_DECODED = 20  # images of more than 8 bits whose values are looked at
 TEST_FRACTION = 0.2  # of each class, for the test split if there is no folder test or val
 
 
@@ -73,7 +75,7 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
             *_held_out(dataset, layout),
             *found.notes(reading),
         ),
-        faults=(*layout.left_out.lines(missed=True), *layout.faults, *found.faults()),
+        faults=(*layout.left_out.lines(missed=True), *layout.faults, *found.faults(reading)),
     )
 
 
@@ -186,8 +188,8 @@ class Survey:
     size: tuple[int, int] = (0, 0)
     total: int = 0
     alpha: int = 0
-    deep: int = 0
     turned: int = 0
+    deep: list[Path] = dataclasses.field(default_factory=list)
     lost: dict[str, tuple[int, Path]] = dataclasses.field(default_factory=dict)
 
     def notes(self, reading: Reading) -> list[str]:
@@ -202,19 +204,35 @@ class Survey:
                 "(alpha_background)"
             )
         if self.deep:
-            low, high = reading.value_range or (0, 65535)
+            low, high = reading.value_range or UINT16
             lines.append(
-                f"{self.deep:,} of {self.total:,} images have more than 8 bits per channel: "
+                f"{len(self.deep):,} of {self.total:,} images have more than 8 bits per channel: "
                 f"{low:g} to {high:g} becomes 0 to 255 (value_range)"
             )
         return lines
 
-    def faults(self) -> list[str]:
-        """Return lines on parts of images that are not read."""
-        return [
+    def faults(self, reading: Reading) -> list[str]:
+        """Return lines on parts of images that are not read, and on a range that is too wide."""
+        lines = [
             f"left out: {what}, in {count:,} images, such as {path}"
             for what, (count, path) in self.lost.items()
         ]
+        return lines if reading.value_range else [*lines, *self._unused_range()]
+
+    def _unused_range(self) -> Iterator[str]:
+        """Yield a line if 16-bit images hold values of fewer bits, as of a camera with 12."""
+        seen = self.deep[:: -(-len(self.deep) // MAX_DECODED) or 1]
+        highest = 0.0
+        for path in seen:
+            # Broken files are reported when all are decoded.
+            with contextlib.suppress(DatasetCorruptError):
+                highest = max(highest, value_bounds(path)[1])
+        if 0 < highest < UINT16[1] / 4:
+            bits = int(highest).bit_length()
+            yield (
+                f"values up to {highest:g} in {len(seen):,} images, read as 0 to 65535, become "
+                f"very dark: value_range = [0, {2**bits - 1}] may be meant"
+            )
 
 
 def survey(paths: Iterable[Path]) -> Survey:
@@ -235,7 +253,7 @@ def survey(paths: Iterable[Path]) -> Survey:
         channels.setdefault(facts.channels, path)
         sizes.add(facts.size)
         result.alpha += facts.alpha
-        result.deep += facts.deep
+        result.deep += [path] * facts.deep
         result.turned += facts.turned
         if facts.lost:
             count, first = result.lost.get(facts.lost, (0, path))
