@@ -59,7 +59,7 @@ def test_a_data_dir_beside_a_path_is_an_error(tmp_path):
 
 def test_folders_without_images_and_names_that_are_one_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
-    with pytest.raises(UsageError, match=r"no images in this folder\nexpected \.jpg, .*\.tiff$"):
+    with pytest.raises(UsageError, match=r"no images in this folder\nexpected \.jpg, .*\.npy"):
         list(image_files([tmp_path]))
     files = [save_image(tmp_path / name) for name in ("a.bmp", "a.png")]
     assert list(image_files([tmp_path])) == files

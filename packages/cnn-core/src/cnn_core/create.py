@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.plugins import isolated, required
 from cnn_core.specs import ModelSpec
 from cnn_core.text import did_you_mean
@@ -203,7 +204,7 @@ def _find(
         return _Foreign(file=weights, naming=naming)
     if is_hub_name(weights):
         return _in_repository(entry, locate_repository(weights, download=download), naming)
-    path = Path(weights)
+    path = expanded(weights)
     if isinstance(weights, str) and _NAME.fullmatch(weights) and not path.exists():
         published = find_weights(f"{registry.models().shown_name(entry)}:{weights}")
         path, spec = locate(published, download=download), published.spec

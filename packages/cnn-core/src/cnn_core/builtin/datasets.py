@@ -242,7 +242,7 @@ IMAGEFOLDER = DatasetSpec(
 
 MASKFOLDER = DatasetSpec(
     name="maskfolder",
-    target="cnn_core.data.readers.folders:load_masks",
+    target="cnn_core.data.readers.masks:load_masks",
     summary="your own images and masks, images/NAME.* and masks/NAME.*: maskfolder:PATH",
     task="segmentation",
     folder=True,

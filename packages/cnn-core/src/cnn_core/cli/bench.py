@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
-from cnn_core.cli.params import MODEL, Choice, device_option
+from cnn_core.cli.params import MODEL, PATH, Choice, device_option
 from cnn_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,12 +63,10 @@ __all__ = ["command"]
     help="Compare with the network of the same name in this library.",
 )
 @device_option
-@click.option(
-    "--csv", "csv_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a CSV file."
-)
+@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Write a CSV file.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Draw images/s against parameters (.png, .svg or .pdf); needs matplotlib.",
 )

@@ -14,6 +14,7 @@ import click
 
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, table
+from cnn_core.cli.params import PATH
 from cnn_core.errors import UsageError
 from cnn_core.text import printable
 
@@ -36,10 +37,10 @@ MACHINE = (  # the keys of environment.json that describe the machine
 
 
 @click.command("compare")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Write a plot of the curves: PNG, SVG or PDF.",
 )

@@ -10,6 +10,7 @@ import click
 
 from cnn_core.cli.output import emit_json, json_option, say_path
 from cnn_core.cli.params import (
+    PATH,
     SOURCE,
     Choice,
     data_dir_option,
@@ -33,7 +34,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Output file. [default: RUN/MODEL.pt2 or RUN/MODEL.onnx]",
 )

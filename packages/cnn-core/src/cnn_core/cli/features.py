@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import SOURCE, data_dir_option, device_option, source_options
+from cnn_core.cli.params import (
+    SOURCE,
+    PathType,
+    data_dir_option,
+    device_option,
+    source_options,
+)
 from cnn_core.errors import CorruptError, ZooError
 from cnn_core.text import printable
 
@@ -47,7 +53,7 @@ def left_out() -> Iterator[Callable[[ZooError], None]]:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="The .npz file to write.",
 )

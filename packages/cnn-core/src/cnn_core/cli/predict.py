@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core.cli.output import emit_json, json_option, line_writer, say_path
-from cnn_core.cli.params import SOURCE, device_option, optimize_options, source_options
+from cnn_core.cli.params import (
+    PATH,
+    SOURCE,
+    PathType,
+    device_option,
+    optimize_options,
+    source_options,
+)
 from cnn_core.cli.prediction_files import (
     STDOUT,
     CsvRows,
@@ -32,12 +39,12 @@ __all__ = ["command"]
 STDIN = Path("-")
 MAX_COLUMN = 60  # characters; a longer name moves the rest of its line to the right
 
-_FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+_FILE = PathType(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command("predict")
 @click.argument("source", type=SOURCE)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
     "--top-k",
     type=int,
@@ -59,7 +66,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Segmentation: output directory. [default: masks in the run]",
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from cnn_core.cli.output import say_path
 from cnn_core.cli.params import (
     DATASET,
     MODEL,
+    PATH,
     RECIPE,
     Choice,
     data_dir_option,
@@ -91,9 +91,7 @@ OPTIONS = (
     ),
     click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard."),
     click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists."),
-    click.option(
-        "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory."
-    ),
+    click.option("--out", type=PATH, metavar="DIR", help="The run directory."),
     data_dir_option,
     click.option(
         "--download",
@@ -127,7 +125,7 @@ def training_options(command: Any) -> Any:
     "--weights.",
 )
 @training_options
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume this run.")
+@click.option("--resume", type=PATH, metavar="RUN", help="Resume this run.")
 def command(
     model: str | None,
     data: str | None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.images import resize_image, resize_images
+from cnn_core.data.images import Reading, resize_image, resize_images
 from cnn_core.data.windows import crop_reflected
 
 __all__ = ["Preprocessing"]
@@ -35,7 +35,8 @@ class Preprocessing:
       are measured like this (Krizhevsky et al. 2012, section 4.1). In training, a recipe's `crop`
       replaces the centre by a random part of the image.
 
-    `mean` and `std`, one value per channel, are those of images in [0, 1].
+    `mean` and `std`, one value per channel, are those of images in [0, 1]. `value_range` and
+    `alpha_background` say how files are read: see `cnn_core.data.images.Reading`.
     """
 
     size: tuple[int, int]
@@ -46,6 +47,13 @@ class Preprocessing:
     margin: int = 0
     resize: int = 0
     interpolation: str = "bilinear"
+    value_range: tuple[float, ...] = ()
+    alpha_background: str = "white"
+
+    @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return Reading(self.value_range, self.alpha_background)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the network's input, float32 N C H W, for uint8 images, N C h w."""

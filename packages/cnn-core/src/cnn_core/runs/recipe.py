@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ CHOICES = {
     "pipeline": ("auto", "memory", "streaming"),
     "fit": ("", "resize", "pad", "crop"),
     "interpolation": ("", "bilinear", "bicubic"),
+    "alpha_background": ("", "white", "black", "drop"),
 }
 RESERVED = {  # arguments of create_model
     *("name", "num_classes", "in_channels", "weights", "naming", "new_head", "download"),
@@ -164,11 +166,16 @@ class Recipe:
     tile: int = 0  # segmentation: side of the tiles in pixels; 0: resize whole images instead
     mean: tuple[float, ...] = ()  # empty: from the initial weights, the dataset, or computed
     std: tuple[float, ...] = ()  # as for `mean`
+    value_range: tuple[float, ...] = ()  # of values of more than 8 bits: black and white
+    alpha_background: str = ""  # behind transparent parts; "": white; "drop": hidden colours
     options: Mapping[str, Any] = field(default_factory=dict)  # of the model's constructor
 
     def __post_init__(self) -> None:
         for key, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, key, _convert(key, getattr(self, key), kind))
+        name, colon, path = self.data.partition(":")
+        object.__setattr__(self, "data", f"{name}{colon}{os.path.expanduser(path)}")
+        object.__setattr__(self, "weights", os.path.expanduser(self.weights))
         for key, choices in CHOICES.items():
             if (value := getattr(self, key)) not in choices:
                 suggestion = did_you_mean(value, choices)
@@ -228,6 +235,9 @@ class Recipe:
             )
         if len(jitter) > 4 or not all(0 <= amount <= 1 for amount in jitter):
             raise UsageError(f"jitter = {list(jitter)}: expected up to four numbers from 0 to 1")
+        bounds = self.value_range
+        if bounds and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise UsageError(f"value_range = {list(bounds)}: expected two numbers, low and high")
         if self.mixup and self.cutmix:
             raise UsageError(
                 f"mixup = {self.mixup} and cutmix = {self.cutmix}: only one can be used"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
-from cnn_core.files import write_atomically
+from cnn_core.files import expanded, write_atomically
 from cnn_core.plugins.discovery import describe
 from cnn_core.training.exported import METADATA, READERS, UINT8, ExportedNetwork, require_onnx
 from cnn_core.training.prediction import task_of
@@ -161,7 +161,7 @@ def _output_path(
 ) -> Path:
     """Return the path to write; by default MODEL plus the ending, in the run."""
     name = trained.weights.model.rpartition("/")[2] + ending
-    path = trained.folder / name if out is None else Path(out)
+    path = trained.folder / name if out is None else expanded(out)
     if path.exists() and not force:
         raise UsageError(f"{path}: already exists", "--force replaces it")
     return path

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cnn_core import registry
 from cnn_core.data.dataset import load_dataset
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.registry.names import canonical_name, resolve_for
 from cnn_core.runs.run import Run
 from cnn_core.text import did_you_mean, printable
@@ -89,10 +89,11 @@ def _described(
     source: str | os.PathLike[str], model: str, *, download: bool
 ) -> tuple[str, str, str]:
     """Return the model of a source, and the recipe keys `weights` and `weights_like`."""
-    path, name = Path(source), str(source)
-    if is_hub_name(name):
-        _require_no_model(name, model)
-        return open_source(name, download=download).weights.model, name, ""
+    if is_hub_name(str(source)):
+        _require_no_model(str(source), model)
+        return open_source(source, download=download).weights.model, str(source), ""
+    path = expanded(source)
+    name = str(path)
     require_trainable(path)
     if path.is_dir() or (path.is_file() and is_ours(path)):
         _require_no_model(name, model)

@@ -54,7 +54,8 @@ def matched(dataset: Dataset, weights: Weights, name: str) -> Dataset:
         log.warning("%s: images converted to %s", printable(name), "RGB" if own == 1 else "grey")
     splits = {key: _renumbered(split, numbers) for key, split in dataset.splits.items()}
     splits = {key: _with_channels(split, weights) for key, split in splits.items()}
-    return Dataset(replace(dataset.spec, classes=weights.classes), splits)
+    spec = replace(dataset.spec, classes=weights.classes)
+    return replace(dataset, spec=spec, splits=splits)
 
 
 def _numbers(classes: tuple[str, ...], weights: Weights, name: str) -> list[int]:
@@ -117,7 +118,7 @@ def _with_channels(split: Split | Files, weights: Weights) -> Split | Files:
     """Return a split with the network's number of channels, grey or RGB."""
     channels, preprocessing = weights.in_channels, weights.preprocessing
     if isinstance(split, Files):
-        split = replace(split, channels=channels)
+        split = replace(split, channels=channels, reading=preprocessing.reading)
         # These networks were trained on images of one size, which streaming insists on.
         if any(preprocessing.image_size) and not preprocessing.tiled:
             center = preprocessing.center_square if preprocessing.crops else None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
@@ -31,6 +31,7 @@ from cnn_core.training.evaluation import EvalSetup
 from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
+from cnn_core.training.trained import read_as
 
 __all__ = ["Setup", "find_recipe", "set_up"]
 
@@ -119,9 +120,9 @@ def _recipe_settings(name: str | None, given: Mapping[str, str]) -> dict[str, An
     Model and dataset names that are not in `given` are made canonical.
     """
     if name is not None and name.endswith(".toml"):
-        if not Path(name).is_file():
+        if not expanded(name).is_file():
             raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
-        settings = dict(read_recipe(Path(name)).settings)
+        settings = dict(read_recipe(expanded(name)).settings)
         # A model or dataset that the caller replaces need not be installed.
         if "model" not in given:
             settings["model"] = canonical_name(registry.models(), settings["model"])
@@ -158,6 +159,8 @@ def set_up(
         UsageError: the recipe, model and dataset are incompatible.
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
+    dataset = read_as(recipe, dataset)
+    reading = dataset.reading
     _require_compatible(recipe, dataset, spec)
     metrics = EpochMetrics(spec.task, len(classes), recipe.topk)
     criterion = loss_of(spec.task, recipe)
@@ -169,6 +172,8 @@ def set_up(
         recipe,
         precision=choose_precision(recipe.precision, device),
         memory_format=choose_memory_format(recipe.memory_format, model),
+        value_range=reading.value_range,
+        alpha_background=reading.alpha_background,
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
@@ -309,7 +314,7 @@ def _with_pixel_weights(
     with progress_bar("computing pixel weights", show_progress) as progress:
         weights = pixel_weights(recipe, masks, classes, progress)
     weighted = dataclasses.replace(train, weights=weights)
-    return Dataset(dataset.spec, {**dataset.splits, "train": weighted})
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": weighted})
 
 
 def _geometry(
@@ -323,7 +328,13 @@ def _geometry(
         device = next(model.parameters()).device
         margin = tile_margin(model, side, dataset.spec.image[0], device)
         return Preprocessing(
-            size=size, image_size=image_size, fit="tile", mean=(), std=(), margin=margin
+            size=size,
+            image_size=image_size,
+            fit="tile",
+            mean=(),
+            std=(),
+            margin=margin,
+            **asdict(dataset.reading),
         )
     return Preprocessing(
         size=size,
@@ -333,6 +344,7 @@ def _geometry(
         std=(),
         resize=recipe.resize,
         interpolation=recipe.interpolation or "bilinear",
+        **asdict(dataset.reading),
     )
 
 

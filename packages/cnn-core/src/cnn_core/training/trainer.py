@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.create import build
-from cnn_core.data.dataset import Dataset, load_dataset
+from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.errors import (
     CorruptError,
     NumericalError,
@@ -24,14 +25,16 @@ from cnn_core.errors import (
     WeightsMissingError,
     ZooError,
 )
-from cnn_core.files import sweep
+from cnn_core.files import expanded, sweep
 from cnn_core.plugins import Observers, plugins
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
+from cnn_core.text import printable
 from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
+from cnn_core.training.data_checks import checked, class_counts
 from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, is_restart, join_processes
 from cnn_core.training.epoch_metrics import EpochMetrics
@@ -89,7 +92,7 @@ def train(
             every epoch.
     """
     new_recipe = None if resume is not None else _complete(model, data, recipe, settings)
-    data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
+    data_path, out_path = (None if path is None else expanded(path) for path in (data_dir, out))
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
@@ -97,7 +100,7 @@ def train(
     session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
-            return session.resume(Path(resume), data_path)
+            return session.resume(expanded(resume), data_path)
         assert new_recipe is not None
         return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
 
@@ -205,7 +208,7 @@ class Session:
         return dataset
 
     def _set_up(self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False) -> Setup:
-        return set_up(
+        setup = set_up(
             recipe,
             dataset,
             self.device,
@@ -214,6 +217,7 @@ class Session:
             resuming=resuming,
             show_progress=self.show_progress,
         )
+        return setup if resuming else checked(setup, show=self.show_progress)
 
     def _with_micro_batches(self, setup: Setup) -> Setup:
         """Set `accumulate` to what the process with the least memory needs."""
@@ -304,10 +308,14 @@ class Session:
             setup, metrics=metrics, preprocessing=weights.preprocessing
         )
         model, split = build(weights).to(self.device), setup.dataset.split("test")
+        counts = _count_predictions(model, weights.num_classes, self.device)
         with stop_requests() as stop:
             # With several ranks, a single one must not stop: the others would wait for it forever.
             on_batch = stop.raise_if_requested if self.world.size == 1 else lambda: None
             results = evaluate_split(model, split, test_setup, on_batch)
+        self.world.sum([counts])
+        if self.world.is_first and (collapsed := _collapse(counts, split, weights.classes)):
+            log.warning("%s: %s", run.path, collapsed)
         line = {
             "epoch": weights.epoch,
             **{f"test/{name}": v for name, v in results.items()},
@@ -316,6 +324,32 @@ class Session:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
+
+
+def _count_predictions(model: torch.nn.Module, classes: int, device: torch.device) -> Tensor:
+    """Return a tensor that counts the predictions of each class while the model runs."""
+    counts = torch.zeros(classes, dtype=torch.int64, device=device)
+
+    def count(module: object, inputs: object, logits: Tensor) -> None:
+        if logits.shape[1] == classes:
+            counts.add_(logits.argmax(1).flatten().bincount(minlength=classes))
+
+    model.register_forward_hook(count)
+    return counts
+
+
+def _collapse(counts: Tensor, split: Split | Files, classes: tuple[str, ...]) -> str:
+    """Return a line if everything was predicted as one class, though the split has several."""
+    own = class_counts(split, len(classes))
+    several = sum(count > 0 for count in own) > 1 if own else True
+    if int((counts > 0).sum()) != 1 or not several:
+        return ""
+    what = "test images" if own else "pixels of the test images"
+    name = printable(classes[int(counts.argmax())])
+    return (
+        f"all {what} are predicted as '{name}': nothing else was learned; try another lr, "
+        "more epochs, or more images of the other classes"
+    )
 
 
 def _origins(recipe: Recipe) -> dict[str, Any]:

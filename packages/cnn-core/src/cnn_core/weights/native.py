@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CheckpointCorruptError, CorruptError, UsageError
-from cnn_core.files import write_bytes
+from cnn_core.files import expanded, write_bytes
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import recorded_name
 from cnn_core.runs.recipe import RESERVED
@@ -122,7 +122,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         PluginError: the model is from a plugin that is not installed.
         CorruptError: the file was damaged or changed, or was not written by cnnzoo.
     """
-    file = Path(path)
+    file = expanded(path)
     if file.is_dir():
         if not (file / "recipe.toml").is_file() and not (file / "weights.safetensors").is_file():
             raise UsageError(

@@ -98,7 +98,7 @@ def _readable(
     """Yield the readable files with the network's input, 1 C H W."""
     for path in files:
         try:
-            pixels = read_image(path, weights.in_channels)
+            pixels = read_image(path, weights.in_channels, weights.preprocessing.reading)
         except CorruptError as error:
             if on_error is None:
                 raise

@@ -12,8 +12,10 @@ from cnn_core import registry
 from cnn_core.cli.features import left_out
 from cnn_core.cli.output import say_path
 from cnn_core.cli.params import (
+    PATH,
     SOURCE,
     Choice,
+    PathType,
     RegistryName,
     data_dir_option,
     data_option,
@@ -63,7 +65,7 @@ def _inputs(source: str, options: dict[str, Any]) -> ViewInputs:
 @device_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Output directory. [default: figures, in the run or in a folder named after the weights]",
 )
@@ -136,7 +138,7 @@ def embed(source: str, method: str, **options: Any) -> None:
 
 @click.command("cam")
 @click.argument("source", type=SOURCE)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
     "--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="CAM method."
 )
@@ -155,7 +157,7 @@ def embed(source: str, method: str, **options: Any) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Output directory. [default: cam, in the run or in a folder named after the weights]",
 )
@@ -205,10 +207,10 @@ def cam(
 
 
 @click.command("overlay")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     required=True,
     help="Output file: PNG, SVG or PDF.",
@@ -239,7 +241,7 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Output directory. [default: the run, or a folder named after the weights]",
 )

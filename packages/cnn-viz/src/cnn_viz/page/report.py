@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cnn_core.files import write_text
+from cnn_core.files import expanded, write_text
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import base_name
 from cnn_core.tasks.intervals import wilson
@@ -90,7 +90,7 @@ def write_report(
     progress(f"evaluating {model} on the test split of {dataset}")
     content = _report_data(view_inputs)
     if out is not None:
-        view_inputs.out = Path(out)
+        view_inputs.out = expanded(out)
     folder = view_inputs.out or view_inputs.output
     path = folder / f"report.{form}"
     folder.mkdir(parents=True, exist_ok=True)
