@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -26,12 +25,7 @@ from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.readers.description import read_description
 from cnn_core.data.streaming import Decoder, decode_to_memory
 from cnn_core.data.verify import verify
-from cnn_core.errors import (
-    CorruptError,
-    DatasetCorruptError,
-    DatasetMissingError,
-    UsageError,
-)
+from cnn_core.errors import CorruptError, DatasetCorruptError, UsageError
 from cnn_core.tasks import metrics_of
 from cnn_core.training import train
 from cnn_core.training.evaluation import evaluate
@@ -75,15 +69,10 @@ def first_target(data):
     return Decoder(data.split("train"), None)[0][1]
 
 
-@pytest.fixture
-def said(caplog):
-    """The lines that loading has logged."""
-    caplog.set_level(logging.WARNING, "cnn_core")
-
-    def lines():
-        return "\n".join(record.getMessage() for record in caplog.records)
-
-    return lines
+def said(root):
+    """The lines on how a folder is understood, and on what is left out."""
+    data = load(root)
+    return "\n".join((*data.notes, *data.faults))
 
 
 # --- layouts and names -----------------------------------------------------------------------
@@ -105,7 +94,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("layout", NAMES)
-def test_one_rule_pairs_images_with_masks_and_is_said(tmp_path, said, layout):
+def test_one_rule_pairs_images_with_masks_and_is_said(tmp_path, layout):
     for number in range(1, 13):  # 1 must not go with 10
         image(tmp_path / NAMES[layout][0].format(n=number), number)
         # The mask's right part is as wide as its number, so that it tells which one it is.
@@ -115,12 +104,13 @@ def test_one_rule_pairs_images_with_masks_and_is_said(tmp_path, said, layout):
     for index, path in enumerate(train.images):
         wanted = int("".join(c for c in path.stem.removeprefix("2007_") if c.isdigit()))
         assert int((decoder[index][1] == 1).sum()) == wanted * SIZE[0]
-    assert "NAME" in said()  # the rule, because it is not the plain one
+    assert "NAME" in said(tmp_path)  # the rule, because it is not the plain one
 
 
-def test_the_plain_layout_needs_no_line(tmp_path, said):
-    load(pairs(tmp_path, [0, 1, 2]))
-    assert said() == ""
+def test_the_plain_layout_needs_no_line(tmp_path):
+    data = load(pairs(tmp_path, [0, 1, 2]))
+    held_out = "test: a fifth (1 images), since there is no folder test"
+    assert (data.notes, data.faults) == ((held_out,), ())
 
 
 @pytest.mark.parametrize(
@@ -143,14 +133,16 @@ def test_folders_of_splits_are_splits(tmp_path, images, masks):
     assert load(tmp_path).spec.splits == {"train": 4, "test": 2}
 
 
-def test_a_split_without_masks_is_left_out_with_a_line(tmp_path, said):
+def test_a_split_without_masks_is_left_out_with_a_line(tmp_path):
     for number in range(6):
         image(tmp_path / "train" / f"{number}.jpg", number)
         mask(tmp_path / "train_masks" / f"{number}_mask.gif", [0, 255])
         image(tmp_path / "test" / f"{number}.jpg", 50 + number)
     assert load(tmp_path).spec.splits == {"train": 5, "test": 1}
-    assert "test: 6 images without masks are left out" in said()
-    assert f"cnnzoo predict RUN {tmp_path / 'test'}" in said()
+    assert "test: 6 images without masks are left out" in said(tmp_path)
+    assert f"cnnzoo predict RUN {tmp_path / 'test'}" in said(tmp_path)
+    (fault,) = verify(f"maskfolder:{tmp_path}")
+    assert fault.startswith("left out 6: images without masks, such as ")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +158,7 @@ def test_what_does_not_pair_is_shown_with_both_names(tmp_path, wrong, words):
     for number in range(6):
         image(tmp_path / "images" / f"{number}.png", number)
         mask(tmp_path / wrong.format(n=number), [0, 1])
-    with pytest.raises((DatasetCorruptError, DatasetMissingError), match=words):
+    with pytest.raises((DatasetCorruptError, UsageError), match=words):
         load(tmp_path)
 
 
@@ -175,17 +167,18 @@ def test_a_folder_that_is_not_there_is_the_same_error_for_every_command(tmp_path
     root = tmp_path / "data"
     if missing:
         shutil.rmtree(pairs(root, [0, 1]) / missing)
-    with pytest.raises(DatasetMissingError) as caught:
+    with pytest.raises(UsageError) as caught:
         load(root)
     for command in (show_data, verify_data, describe_data):
         found = CliRunner().invoke(command, [f"maskfolder:{root}"]).exception
-        assert (type(found), str(found)) == (DatasetMissingError, str(caught.value))
+        assert (type(found), str(found)) == (UsageError, str(caught.value))
 
 
 def test_an_empty_folder_of_masks_is_named(tmp_path):
     root = pairs(tmp_path, [0, 1])
     for path in (root / "masks").iterdir():
-        path.rename(path.with_suffix(".npy"))
+        path.write_text("no image")
+        path.rename(path.with_suffix(".txt"))
     with pytest.raises(DatasetCorruptError, match="6 files, but the folder of masks has no image"):
         load(root)
 
@@ -208,13 +201,17 @@ def test_two_folders_that_could_be_the_masks_are_asked_about(tmp_path):
     assert len(load(tmp_path).split("train")) == 5
 
 
-def test_lists_of_names_are_splits_and_the_rest_is_counted(tmp_path, said):
+def test_lists_of_names_are_splits_and_the_rest_is_counted(tmp_path):
     pairs(tmp_path, [0, 1], count=8)
     (tmp_path / "train.txt").write_text("0\n1.png\n2 masks/2.png\n")
     (tmp_path / "val.txt").write_text("5\n")
     (tmp_path / "dataset.toml").write_text('splits = {train = "train.txt", test = "val.txt"}')
     assert load(tmp_path).spec.splits == {"train": 3, "test": 1}
-    assert "images: 4 images are in no split and left out" in said()
+    data = load(tmp_path)
+    (line,) = (note for note in data.notes if "left out" in note and "/images: " in note)
+    assert line.endswith("images: 4 images are in no split and left out")
+    # What is read for something else is not left out.
+    assert not any(".txt" in line or ".toml" in line for line in (*data.notes, *data.faults))
     (tmp_path / "val.txt").write_text("99\n")
     with pytest.raises(DatasetCorruptError, match=r"val\.txt: line 1: '99' has no image"):
         load(tmp_path)
@@ -284,7 +281,7 @@ def test_grey_masks_are_read_from_every_mode(tmp_path, mode):
         ([0, 255, 128, 7], None),
     ],
 )
-def test_values_are_classes_under_their_own_names_or_refused(tmp_path, said, values, classes):
+def test_values_are_classes_under_their_own_names_or_refused(tmp_path, values, classes):
     deep = np.uint16 if max(values) > 255 else np.uint8
     root = pairs(tmp_path, values, dtype=deep)
     if classes is None:
@@ -296,8 +293,8 @@ def test_values_are_classes_under_their_own_names_or_refused(tmp_path, said, val
     assert data.spec.classes == classes
     assert data.spec.mask_values == tuple(map(int, classes))
     renumbered = classes != tuple(map(str, range(len(classes))))
-    assert ("predicted masks have these values" in said()) == renumbered
-    assert ("ignored: 255" in said()) == (255 in values and len(values) > 2)
+    assert ("predicted masks have these values" in said(root)) == renumbered
+    assert ("ignored: 255" in said(root)) == (255 in values and len(values) > 2)
 
 
 def test_masks_of_sixteen_bits_are_read(tmp_path):
@@ -320,7 +317,7 @@ def test_masks_of_sixteen_bits_are_read(tmp_path):
         ([0, 255], "a b c", None),
     ],
 )
-def test_declared_names_decide_what_values_are(tmp_path, said, values, names, numbers):
+def test_declared_names_decide_what_values_are(tmp_path, values, names, numbers):
     root = pairs(tmp_path, values)
     (root / "classes.txt").write_text(names.replace(" ", "\n"))
     if numbers is None:
@@ -331,7 +328,7 @@ def test_declared_names_decide_what_values_are(tmp_path, said, values, names, nu
     assert data.spec.classes == tuple(names.split())
     assert first_target(data).unique().tolist() == numbers
     absent = len(data.spec.classes) - len(set(numbers) - {IGNORED})
-    assert (f"no mask has {absent} of the classes" in said()) == (absent > 0)
+    assert (f"no mask has {absent} of the classes" in said(root)) == (absent > 0)
 
 
 def test_binary_masks_of_two_kinds_are_refused_until_someone_says_what_255_is(tmp_path):
@@ -353,15 +350,15 @@ def test_binary_masks_of_two_kinds_are_refused_until_someone_says_what_255_is(tm
     assert decode_to_memory(load(root).split("train"), None).targets.unique().tolist()[-1] == 255
 
 
-def test_any_value_can_be_ignored(tmp_path, said):
+def test_any_value_can_be_ignored(tmp_path):
     root = pairs(tmp_path, list(range(12)))
     (root / "dataset.toml").write_text("ignore = [11, 0]")
     data = load(root)
     assert data.spec.classes == tuple(map(str, range(1, 11)))
     target, stored = first_target(data), torch.from_numpy(stripes(list(range(12))).copy())
     assert torch.equal(target == IGNORED, (stored == 11) | (stored == 0))
-    assert "ignored: 11" in said()
-    assert "ignored: 0" in said()
+    assert "ignored: 11" in said(root)
+    assert "ignored: 0" in said(root)
 
 
 def test_values_that_mean_something_else_change_the_fingerprint(tmp_path):
@@ -414,7 +411,7 @@ def test_black_and_white_jpegs_without_any_other_value_are_sound(tmp_path):
     assert load(root).spec.mask_values == (0, 255)
 
 
-def test_anti_aliased_masks_are_named_so_and_a_threshold_reads_them(tmp_path, said):
+def test_anti_aliased_masks_are_named_so_and_a_threshold_reads_them(tmp_path):
     root = blurred(tmp_path / "a", disc(0, 255, 183), "png")
     for path in (root / "masks").iterdir():
         Image.open(path).resize((61, 61)).save(path)
@@ -426,7 +423,7 @@ def test_anti_aliased_masks_are_named_so_and_a_threshold_reads_them(tmp_path, sa
     data = load(root)
     assert data.spec.mask_values == (0, 255)
     assert torch.equal(first_target(data), (read_mask(root / "masks" / "0.png") >= 128).byte())
-    assert "threshold 128 decides on the" in said()
+    assert "threshold 128 decides on the" in said(root)
     (root / "dataset.toml").write_text("threshold = 128\nignore = [255]")
     with pytest.raises(UsageError, match="threshold makes two classes"):
         load(root)
@@ -489,7 +486,7 @@ def test_blurred_masks_are_refused_though_their_values_have_no_gap(tmp_path, har
         assert isinstance(done.exception, DatasetCorruptError)
 
 
-def test_classes_that_are_nowhere_two_pixels_wide_need_names(tmp_path, said):
+def test_classes_that_are_nowhere_two_pixels_wide_need_names(tmp_path):
     array = np.zeros((24, 24), np.uint8)
     array[8:16, 8:16] = 2
     array[8, 8:16] = 1
@@ -498,7 +495,7 @@ def test_classes_that_are_nowhere_two_pixels_wide_need_names(tmp_path, said):
         load(root)
     (root / "classes.txt").write_text("ground\nborder\ncell\n")
     load(root)
-    assert "1 (1.39 %) of the pixels: nowhere two pixels wide" in said()
+    assert "1 (1.39 %) of the pixels: nowhere two pixels wide" in said(root)
 
 
 # --- colours -----------------------------------------------------------------------------------
@@ -630,6 +627,102 @@ def test_masks_are_turned_as_pillow_turns_images(orientation):
     assert np.array_equal(turned(torch.from_numpy(values), orientation).numpy(), expected)
 
 
+# --- every file is read or accounted for -------------------------------------------------------
+
+
+def test_what_may_be_meant_and_is_not_read_is_a_fault(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    (root / "masks" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (root / "images" / "b").write_bytes(b"")
+    (root / "images" / ".hidden").mkdir()
+    (root / "more.csv").write_text("a,b")
+    image(root / "extra" / "1.png", 99)
+    data = load(root)
+    assert verify(f"maskfolder:{root}") == list(data.faults)
+    for words in ("empty files", "images in no split", r"images of a format .*\(\.heic\)"):
+        assert [line for line in data.faults if re.match(rf"left out 1: {words}", line)]
+    for words in ("hidden files and folders", "other files"):
+        assert [line for line in data.notes if line.startswith(f"left out 1: {words}")]
+    done = CliRunner().invoke(show_data, [f"maskfolder:{root}"])
+    assert all(line in done.output for line in (*data.faults, *data.notes))
+    done = CliRunner().invoke(verify_data, [f"maskfolder:{root}"])
+    assert done.exception.exit_code == 3
+
+
+def test_folders_outside_are_accounted_for_too(tmp_path):
+    root = pairs(tmp_path / "data", [0, 1])
+    (root / "images").rename(tmp_path / "photos")
+    (tmp_path / "photos" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (root / "dataset.toml").write_text('images = "../photos"')
+    (fault,) = load(root).faults
+    assert str(Path("photos") / "a.heic") in fault
+
+
+@pytest.mark.parametrize("kind", ["webp", "ppm", "jfif", "avif"])
+def test_images_are_read_in_every_format(tmp_path, kind):
+    root = pairs(tmp_path, [0, 1])
+    for number in range(6):
+        found = Image.open(root / "images" / f"{number}.png")
+        (root / "images" / f"{number}.png").unlink()
+        found.save(root / "images" / f"{number}.{kind}", "JPEG" if kind == "jfif" else None)
+    assert verify(f"maskfolder:{root}") == []
+
+
+def test_images_of_sixteen_bits_and_transparent_ones_are_read_as_declared(tmp_path):
+    root = pairs(tmp_path / "deep", [0, 1])
+    for number in range(6):
+        values = np.random.default_rng(number).integers(0, 4096, SIZE, dtype=np.uint16)
+        Image.fromarray(values).save(root / "images" / f"{number}.png")
+    assert "value_range = [0, 4095] may be meant" in load(root).faults[0]
+    (root / "dataset.toml").write_text("value_range = [0, 4095]")
+    data = load(root)
+    assert (data.spec.image, data.faults) == ((1, *SIZE), ())
+    assert any("0 to 4095 becomes 0 to 255" in note for note in data.notes)
+    path = data.split("train").images[0]
+    expected = np.rint(np.asarray(Image.open(path)).astype(float) * 255 / 4095)
+    found, _ = Decoder(data.split("train"), None)[0]
+    assert np.array_equal(found[0].numpy(), expected)
+    root = pairs(tmp_path / "clear", [0, 1])
+    for number in range(6):
+        Image.new("RGBA", SIZE[::-1], (9, number, 9, 0)).save(root / "images" / f"{number}.png")
+    assert any("transparent parts, which are shown on white" in line for line in load(root).notes)
+    assert Decoder(load(root).split("train"), None)[0][0].unique().tolist() == [255]
+    (root / "dataset.toml").write_text('alpha_background = "black"')
+    assert Decoder(load(root).split("train"), None)[0][0].unique().tolist() == [0]
+
+
+def test_pages_of_masks_are_a_fault(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    pages = [Image.fromarray(stripes(values).copy()) for values in ([0, 1], [1, 0])]
+    (root / "masks" / "0.png").unlink()
+    pages[0].save(root / "masks" / "0.tif", save_all=True, append_images=pages[1:])
+    (fault,) = verify(f"maskfolder:{root}")
+    assert fault.startswith("left out: frames or pages after the first, in 1 images")
+
+
+@pytest.mark.parametrize(("maximum", "fine"), [(255, True), (65535, True), (3, False)])
+@pytest.mark.parametrize("plain", [True, False])
+def test_masks_in_pgm_are_refused_where_pillow_scales_them(tmp_path, maximum, fine, plain):
+    size, path = 2 if maximum > 255 else 1, tmp_path / "a.pgm"
+    values = b" ".join(b"%d" % n for n in (0, 1, 2, 3)) if plain else b""
+    values = values or b"".join(n.to_bytes(size, "big") for n in (0, 1, 2, 3))
+    path.write_bytes(b"%s\n2 2\n%d\n%s" % (b"P2" if plain else b"P5", maximum, values))
+    if fine:
+        assert read_mask(path).tolist() == [[0, 1], [2, 3]]
+    else:
+        with pytest.raises(DatasetCorruptError, match="grey from 0 to 3: expected 0 to 255"):
+            read_mask(path)
+
+
+def test_an_array_is_no_mask(tmp_path):
+    root = pairs(tmp_path, [0, 1])
+    for path in (root / "masks").iterdir():
+        np.save(path.with_suffix(".npy"), stripes([0, 1]))
+        path.unlink()
+    with pytest.raises(DatasetCorruptError, match=r"\.npy: an array, expected a mask\nsave it as"):
+        load(root)
+
+
 # --- dataset.toml ------------------------------------------------------------------------------
 
 
@@ -652,6 +745,9 @@ def test_masks_are_turned_as_pillow_turns_images(orientation):
         ("mean = [0.5]\nstd = [0.5]", "1 numbers, but images have 3 channels"),
         ("colours = {a = 'red'}", "'red': expected '#rrggbb'"),
         ("licence = 3", "licence: 3: expected text"),
+        ("value_range = [1, 0]", "dataset.toml: value_range = .*: expected two numbers"),
+        ("value_range = 1", "value_range: 1: expected two numbers"),
+        ("alpha_background = 'pink'", "alpha_background = 'pink'\none of white, black, drop"),
         ("= 3", "not TOML"),
     ],
 )

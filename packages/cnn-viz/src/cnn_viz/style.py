@@ -31,6 +31,7 @@ __all__ = [
     "applied",
     "confidence",
     "figure",
+    "label",
     "percent",
     "percent_tick",
     "share",
@@ -186,13 +187,18 @@ def signed(value: float, form: str) -> str:
     return text.replace("-", MINUS) if float(text) else text.lstrip("-")
 
 
+def label(text: str, limit: int = 14) -> str:
+    """Return `short` as a label: matplotlib leaves those with a "_" in front out of legends."""
+    shown = short(text, limit)
+    return f"{LTR_MARK}{shown}" if shown.startswith("_") else shown
+
+
 def short(text: str, limit: int = 14) -> str:
     """Return untrusted text in printable form, with its middle cut out if longer than `limit`.
 
     Right-to-left text is enclosed in left-to-right marks, so that the text around it keeps its
-    order. So is text that begins with an underscore, which matplotlib would leave out of legends.
+    order.
     """
     text = _shorten_middle(printable(text), limit)
     has_rtl_text = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text)
-    marked = has_rtl_text or text.startswith("_")
-    return f"{LTR_MARK}{text}{LTR_MARK}" if marked else text
+    return f"{LTR_MARK}{text}{LTR_MARK}" if has_rtl_text else text

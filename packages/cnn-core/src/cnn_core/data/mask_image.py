@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cnn_core.data.images import TRANSPOSES, open_image, orientation_of, upright, wrong_mode
+from cnn_core.data.images import (
+    TRANSPOSES,
+    open_image,
+    orientation_of,
+    raw_mode,
+    upright,
+    wrong_mode,
+)
 from cnn_core.errors import DatasetCorruptError
 
 __all__ = [
@@ -33,6 +41,7 @@ GREY, PALETTE, COLOUR = "grey", "palette", "colour"
 WHITE = 0x010101  # times a grey level, it is the level's colour
 WHITE_LEVEL = 255  # ignored pixels in most masks
 DEPTH = 1 << 16  # values of a 16-bit mask
+FULL = (255, DEPTH - 1)  # white in grey levels that Pillow does not rescale
 MAX_COLOURS = 4096  # that are counted in one mask; real masks have few
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 
@@ -69,9 +78,9 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
     255. A GIF whose palette is grey has grey levels, because programs number its entries anew.
 
     Raises:
-        DatasetCorruptError: the file is missing, not an image, broken or too large; is in colour
-            and should not be; is partly transparent; or has 2 or 4 bits of grey, which Pillow
-            rescales to 0-255.
+        DatasetCorruptError: the file is missing, not an image, broken or too large; is an array;
+            is in colour and should not be; is partly transparent; or has 2 or 4 bits of grey, or
+            a maximum of its own (PGM), which Pillow rescales to 0-255.
         ResourceError: there is not enough memory for the pixels.
     """
     with open_image(path) as image:
@@ -94,8 +103,8 @@ def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
         DatasetCorruptError, ResourceError: as `read_mask`, except for colour.
     """
     with open_image(path) as image:
-        lossy = _lossy(path, image)
         kind, pixels, palette = _decoded(path, image)
+        lossy = _lossy(path, image)
     if pixels.dtype == np.uint8:
         totals = np.bincount(pixels.ravel(), minlength=256)
         counts = {int(value): int(totals[value]) for value in totals.nonzero()[0]}
@@ -114,8 +123,8 @@ def exif_orientation(path: Path) -> int:
     Raises:
         DatasetCorruptError: the file is not an image.
     """
-    with open_image(path) as image:
-        found = orientation_of(image) or 1
+    with open_image(path, pixels=False) as image:
+        found = 1 if isinstance(image, np.ndarray) else orientation_of(image)
         return found if found in TRANSPOSES else 1
 
 
@@ -144,10 +153,14 @@ def hexadecimal(colour: int) -> str:
     return f"#{colour:06x}"
 
 
-def _decoded(path: Path, image: Image.Image) -> tuple[str, Pixels, list[int]]:
+def _decoded(path: Path, image: Image.Image | npt.NDArray[Any]) -> tuple[str, Pixels, list[int]]:
     """Return a mask's kind, its pixels, H W, upright, and the colours of its palette."""
-    if (raw := _raw_mode(image)).startswith(("L;2", "L;4")):
+    if isinstance(image, np.ndarray):
+        raise DatasetCorruptError(f"{path}: an array, expected a mask", "save it as a PNG")
+    if (raw := raw_mode(image)).startswith(("L;2", "L;4")):
         raise wrong_mode(path, f"{raw[2]}-bit grey ({raw})", "1, 8 or 16 bits, or a palette")
+    if (maximum := _maximum(image)) not in FULL:
+        raise wrong_mode(path, f"grey from 0 to {maximum}", "0 to 255, or 0 to 65535")
     is_gif = image.format == "GIF"
     mask = upright(image)
     if mask.mode in ("LA", "RGBA"):
@@ -258,10 +271,8 @@ def _lossy(path: Path, image: Image.Image) -> str:
     return (image.format or "") if image.format in LOSSY else ""
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's raw mode of a PNG or TIFF, such as "L;4" for 4-bit grey; otherwise ""."""
+def _maximum(image: Image.Image) -> int:
+    """Return the value that is white in a PGM or PPM file; 255 for other files."""
     tiles = getattr(image, "tile", None)
-    if not tiles or image.format not in ("PNG", "TIFF"):
-        return ""
-    arguments = tiles[0].args
-    return str(arguments if isinstance(arguments, str) else arguments[0])
+    arguments = tiles[0].args if tiles and image.format == "PPM" else ""
+    return 255 if isinstance(arguments, str) or image.mode == "F" else int(arguments[1])

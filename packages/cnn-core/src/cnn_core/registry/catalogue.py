@@ -11,7 +11,6 @@ import dataclasses
 import fnmatch
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,7 +34,7 @@ from cnn_core.specs import (
     ViewSpec,
     WeightsSpec,
 )
-from cnn_core.text import printable
+from cnn_core.text import natural, printable
 
 __all__ = [
     "Catalogue",
@@ -158,6 +157,17 @@ class Catalogue(Generic[S]):
             if any(fnmatch.fnmatchcase(n, pattern) for n in (name, entry.spec.name))
         ]
 
+    def require_match(self, pattern: str) -> list[tuple[str, Entry[S]]]:
+        """Return what `match` does; raise an error if no name matches, except for "*".
+
+        Raises:
+            UnknownNameError, UsageError, PluginError: as for `get`, with the pattern as the name.
+        """
+        found = self.match(pattern)
+        if not found and pattern != "*":
+            raise self._missing(pattern)
+        return found
+
     def names(self) -> list[str]:
         """Return all names, sorted naturally."""
         return [name for name, _ in self]
@@ -214,13 +224,7 @@ class Catalogue(Generic[S]):
 
     @property
     def _list_command(self) -> str:
-        return "--help" if self.kind == "command" else f"list-{self.kind.replace(' ', '')}s"
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts resnet18 before resnet110."""
-    # Pairs, because a number cannot be compared with text.
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+        return "--help" if self.kind == "command" else f"list-{self.kind.removesuffix('s')}s"
 
 
 def _names(spec: Spec) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def matched(dataset: Dataset, weights: Weights, name: str) -> Dataset:
         colours=weights.colours,
         background=weights.background,
     )
-    return Dataset(spec, splits)
+    return replace(dataset, spec=spec, splits=splits)
 
 
 def _numbers(classes: tuple[str, ...], weights: Weights, name: str) -> list[int]:
@@ -124,7 +124,7 @@ def _with_channels(split: Split | Files, weights: Weights) -> Split | Files:
     """Return a split with the network's number of channels, grey or RGB."""
     channels, preprocessing = weights.in_channels, weights.preprocessing
     if isinstance(split, Files):
-        split = replace(split, channels=channels)
+        split = replace(split, channels=channels, reading=preprocessing.reading)
         # These networks were trained on images of one size, which streaming insists on.
         if any(preprocessing.image_size) and not preprocessing.tiled:
             center = preprocessing.center_square if preprocessing.crops else None

@@ -93,7 +93,7 @@ def predictions(
             f"{trained.path}: a {task} run, expected classification",
             f"cnnzoo viz all {trained.path}",
         )
-    return _predict(trained, trained.dataset.split(split))
+    return _predict(trained, trained.split(split))
 
 
 def validation_predictions(
@@ -149,7 +149,7 @@ def segmented(
     trained = Trained.of(run, data_dir=data_dir, device=device)
     if (task := trained.dataset.spec.task) != "segmentation":
         raise UsageError(f"{trained.path}: a {task} run, expected segmentation")
-    return _segment(trained, trained.dataset.split(split))
+    return _segment(trained, trained.split(split))
 
 
 @torch.inference_mode()

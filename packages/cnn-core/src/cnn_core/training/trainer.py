@@ -7,17 +7,18 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.create import build
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.dataset import Dataset, Files, load_dataset
+from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.mask_image import hexadecimal
 from cnn_core.errors import (
     CorruptError,
@@ -26,14 +27,16 @@ from cnn_core.errors import (
     WeightsMissingError,
     ZooError,
 )
-from cnn_core.files import sweep
+from cnn_core.files import expanded, sweep
 from cnn_core.plugins import Observers, plugins
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
+from cnn_core.text import printable
 from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
+from cnn_core.training.data_checks import checked, class_counts
 from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, is_restart, join_processes
 from cnn_core.training.epoch_metrics import EpochMetrics
@@ -46,7 +49,7 @@ from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
 from cnn_core.weights.native import read_weights
 
-__all__ = ["Session", "train", "train_recipe"]
+__all__ = ["Session", "train"]
 
 log: logging.Logger = logging.getLogger("cnn_core")
 
@@ -55,7 +58,7 @@ def train(
     model: str | None = None,
     data: str | None = None,
     *,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
     resume: str | os.PathLike[str] | None = None,
     auto_resume: bool = False,
     fit_memory: bool = False,
@@ -70,9 +73,10 @@ def train(
 ) -> Run:
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
-    `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys.
-    With `download`, a missing dataset and missing published weights are fetched. `workers`
-    processes decode files when streaming; their number does not affect results.
+    `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys. A
+    complete `Recipe` is trained as it is. With `download`, a missing dataset and missing published
+    weights are fetched. `workers` processes decode files when streaming; their number does not
+    affect results.
 
     With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
     recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
@@ -89,42 +93,8 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
-    new_recipe = None if resume is not None else find_recipe(model, data, recipe, settings)
-    return train_recipe(
-        new_recipe,
-        resume=resume,
-        auto_resume=auto_resume,
-        fit_memory=fit_memory,
-        out=out,
-        data_dir=data_dir,
-        download=download,
-        device=device,
-        workers=workers,
-        progress=progress,
-        observers=observers,
-    )
-
-
-def train_recipe(
-    new_recipe: Recipe | None,
-    *,
-    resume: str | os.PathLike[str] | None = None,
-    auto_resume: bool = False,
-    fit_memory: bool = False,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    device: str = "auto",
-    workers: int = 0,
-    progress: bool = True,
-    observers: Iterable[Any] = (),
-) -> Run:
-    """Train a complete recipe, or resume the run at `resume`; the arguments are those of `train`.
-
-    Raises:
-        UsageError, NumericalError: as for `train`.
-    """
-    data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
+    new_recipe = None if resume is not None else _complete(model, data, recipe, settings)
+    data_path, out_path = (None if path is None else expanded(path) for path in (data_dir, out))
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
@@ -132,9 +102,20 @@ def train_recipe(
     session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
-            return session.resume(Path(resume), data_path)
+            return session.resume(expanded(resume), data_path)
         assert new_recipe is not None
         return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
+
+
+def _complete(
+    model: str | None, data: str | None, recipe: str | Recipe | None, settings: Mapping[str, Any]
+) -> Recipe:
+    """Return the recipe to train; raise UsageError if a complete one is to be changed."""
+    if not isinstance(recipe, Recipe):
+        return find_recipe(model, data, recipe, settings)
+    if model or data or settings:
+        raise UsageError("a complete recipe is given, which has a model, data and settings")
+    return recipe
 
 
 def _session(device: str, observers: Iterable[Any], progress: bool, **options: Any) -> Session:
@@ -233,7 +214,7 @@ class Session:
         return dataset
 
     def _set_up(self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False) -> Setup:
-        return set_up(
+        setup = set_up(
             recipe,
             dataset,
             self.device,
@@ -242,6 +223,7 @@ class Session:
             resuming=resuming,
             show_progress=self.show_progress,
         )
+        return setup if resuming else checked(setup, show=self.show_progress)
 
     def _with_micro_batches(self, setup: Setup) -> Setup:
         """Set `accumulate` to what the process with the least memory needs."""
@@ -334,10 +316,14 @@ class Session:
             setup, metrics=metrics, preprocessing=weights.preprocessing
         )
         model, split = build(weights).to(self.device), setup.dataset.split("test")
+        counts = _count_predictions(model, weights.num_classes, self.device)
         with stop_requests() as stop:
             # With several ranks, a single one must not stop: the others would wait for it forever.
             on_batch = stop.raise_if_requested if self.world.size == 1 else lambda: None
             results = evaluate_split(model, split, test_setup, on_batch)
+        self.world.sum([counts])
+        if self.world.is_first and (collapsed := _collapse(counts, split, weights.classes)):
+            log.warning("%s: %s", run.path, collapsed)
         line = {
             "epoch": weights.epoch,
             **{f"test/{name}": v for name, v in results.items()},
@@ -346,6 +332,32 @@ class Session:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
+
+
+def _count_predictions(model: torch.nn.Module, classes: int, device: torch.device) -> Tensor:
+    """Return a tensor that counts the predictions of each class while the model runs."""
+    counts = torch.zeros(classes, dtype=torch.int64, device=device)
+
+    def count(module: object, inputs: object, logits: Tensor) -> None:
+        if logits.shape[1] == classes:
+            counts.add_(logits.argmax(1).flatten().bincount(minlength=classes))
+
+    model.register_forward_hook(count)
+    return counts
+
+
+def _collapse(counts: Tensor, split: Split | Files, classes: tuple[str, ...]) -> str:
+    """Return a line if everything was predicted as one class, though the split has several."""
+    own = class_counts(split, len(classes))
+    several = sum(count > 0 for count in own) > 1 if own else True
+    if int((counts > 0).sum()) != 1 or not several:
+        return ""
+    what = "test images" if own else "pixels of the test images"
+    name = printable(classes[int(counts.argmax())])
+    return (
+        f"all {what} are predicted as '{name}': nothing else was learned; try another lr, "
+        "more epochs, or more images of the other classes"
+    )
 
 
 def _mask_values(dataset: Dataset) -> dict[str, Any]:

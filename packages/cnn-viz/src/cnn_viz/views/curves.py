@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cnn_core.errors import UsageError
-from cnn_core.registry.catalogue import natural
+from cnn_core.text import natural
 from cnn_core.training import Run
 from cnn_core.training.selection import best_epoch
 from cnn_viz import style

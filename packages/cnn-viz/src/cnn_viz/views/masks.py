@@ -242,7 +242,7 @@ def _legends(axes: Sequence[Axes], segmented: SegmentationResults, seen: Sequenc
         entries = [("correct", OUTCOMES[CORRECT][1]), OUTCOMES[WRONG_CLASS]]
     outcome_patches = [Patch(facecolor=colour, label=label) for label, colour in entries]
     class_patches = [
-        Patch(facecolor=segmented.colours[n], label=style.short(classes[n], 10))
+        Patch(facecolor=segmented.colours[n], label=style.label(classes[n], 10))
         for n in seen[:MAX_LEGEND]
     ]
     note = f", {len(class_patches)} of {len(seen)} classes" if len(seen) > MAX_LEGEND else ""

@@ -1,7 +1,8 @@
 """Read dataset.toml, the description of your own data that lies beside them.
 
 The file says what pixels and folders cannot: names of classes, ignored values, colours, splits,
-normalisation, licence. Every key is optional, and a key that is not known is an error.
+ranges of values, normalisation, licence. Every key is optional, and a key that is not known, or is
+for other data, is an error.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_core.data.dataset import Dataset
+from cnn_core.data.images import Reading
 from cnn_core.errors import UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
@@ -47,6 +49,8 @@ class Description:
     masks were drawn on pixels as stored, before an EXIF orientation turns them. `images` and
     `masks` are folders, `splits` maps train, val and test to folders or to lists of names. For
     folders of classes, `labels` maps folders to names.
+
+    `value_range` and `alpha_background` are those of `Reading`, for images.
     """
 
     path: Path = field(default_factory=Path)
@@ -59,6 +63,8 @@ class Description:
     images: str = ""
     masks: str = ""
     splits: Mapping[str, str] = field(default_factory=dict)
+    value_range: tuple[float, ...] = ()
+    alpha_background: str = "white"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     licence: str = ""
@@ -70,9 +76,17 @@ class Description:
         """Whether values of masks are given as colours."""
         return any(isinstance(value, str) for value in (*self.labels, *(self.ignore or ())))
 
+    @property
+    def reading(self) -> Reading:
+        """How images become 8 bits."""
+        return Reading(self.value_range, self.alpha_background)
+
 
 KEYS = tuple(f.name for f in dataclasses.fields(Description) if f.name != "path")
-FOR_ALL = ("labels", "mean", "std", "licence", "citation", "homepage")
+FOR_ALL = (
+    *("labels", "value_range", "alpha_background", "mean", "std"),
+    *("licence", "citation", "homepage"),
+)
 SPLITS = ("train", "val", "test")
 
 
@@ -106,13 +120,12 @@ def read_description(root: Path, task: str) -> Description:
     return found
 
 
-def with_description(dataset: Dataset, root: Path) -> Dataset:
+def with_description(dataset: Dataset, found: Description) -> Dataset:
     """Return a dataset of folders of classes with the names and facts of its dataset.toml.
 
     Raises:
         UsageError: a label is for a folder that is no class, or two folders get one name.
     """
-    found = read_description(root, "classification")
     classes = dataset.spec.classes
     if unknown := [str(label) for label in found.labels if label not in classes]:
         nearest = did_you_mean(unknown[0], classes)
@@ -124,7 +137,7 @@ def with_description(dataset: Dataset, root: Path) -> Dataset:
             "move their images into one folder",
         )
     spec = dataclasses.replace(dataset.spec, classes=names)
-    return Dataset(described(spec, found), dataset.splits)
+    return dataclasses.replace(dataset, spec=described(spec, found))
 
 
 def described(spec: DatasetSpec, found: Description) -> DatasetSpec:
@@ -181,6 +194,10 @@ def _require_consistent(found: Description) -> None:
         )
     if bool(found.mean) != bool(found.std):
         raise UsageError(f"{found.path}: mean and std go together")
+    try:
+        _ = found.reading
+    except UsageError as error:
+        raise UsageError(f"{found.path}: {error.message}", error.hint) from error
 
 
 def _labels(value: object, task: str) -> dict[MaskValue, str]:
@@ -241,6 +258,12 @@ def _numbers(value: Any, task: str) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
+def _bounds(value: object, task: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r}: expected two numbers, low and high")
+    return tuple(value)  # `Reading` checks them
+
+
 def _threshold(value: object, task: str) -> int:
     if type(value) is not int or not 1 <= value <= MAX_VALUE:
         raise ValueError(f"{value!r}: expected a grey level, such as 128")
@@ -263,6 +286,8 @@ _READERS: dict[str, Any] = {
     "images": _text,
     "masks": _text,
     "splits": _splits,
+    "value_range": _bounds,
+    "alpha_background": _text,
     "mean": _numbers,
     "std": _numbers,
     "licence": _text,

@@ -82,8 +82,8 @@ def draft_of_masks(
     masks with a palette by colour.
 
     Raises:
-        DatasetCorruptError, DatasetMissingError: as when the data is loaded.
-        UsageError: the names or the ignored values do not fit the masks.
+        DatasetCorruptError: as when the data is loaded.
+        UsageError: there is no such folder, or the names or the ignored values do not fit.
     """
     empty = Description(path=root / FILE, turn_masks=turn_masks)
     layout = find_pairs(root, empty)
@@ -180,7 +180,11 @@ def _masks_text(layout: Layout, found: Survey, description: Description) -> str:
     return "\n".join([*lines, "", *COLOURS, ""])
 
 
-ORIGIN = ('# licence = ""', '# citation = ""', '# homepage = ""', "# mean = []", "# std = []")
+ORIGIN = (
+    *('# licence = ""', '# citation = ""', '# homepage = ""', "# mean = []", "# std = []"),
+    "# value_range = [0, 65535]  # black and white in images of more than 8 bits",
+    '# alpha_background = "white"  # behind transparent parts of images',
+)
 COLOURS = ("# [colours]  # name of a class = its colour in figures", '# "NAME" = "#e69f00"')
 
 

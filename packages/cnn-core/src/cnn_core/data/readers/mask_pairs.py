@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnn_core.data.readers.description import FILE, Description
-from cnn_core.data.readers.folders import SPLITS, sorted_files
+from cnn_core.data.readers.layout import folders_in, split_folders
+from cnn_core.data.readers.listing import UNMASKED, UNUSED, LeftOut, sorted_files, subfolders
 from cnn_core.data.readers.mask_names import AFFIXES, Rule, best_rule, partner
-from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from cnn_core.data.split_names import split_of
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import printable
 
-__all__ = ["Layout", "Pairs", "find_pairs"]
+__all__ = ["Layout", "NAMES", "Pairs", "find_pairs"]
 
 Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]  # images and their masks, in the same order
 Source = Sequence[Path]  # image files, below one folder
+NAMES = "classes.txt"  # beside the folders: the names of the classes, one a line
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "frames")
 MASKS = (
@@ -26,17 +28,23 @@ MASKS = (
     *("segmentations", "segmentation", "segmentationclass", "segs", "seg", "groundtruth", "gt"),
 )
 ORDER = ("train", "val", "test")
-SPLIT_NAMES = {"training": "train", "testing": "test", **SPLITS}
+# Longer ones first: "segmentation" ends a name that "seg" only begins.
+ROLES = ("", *sorted((*IMAGES, *MASKS), key=len, reverse=True))
 
 
 @dataclass
 class Layout:
-    """The pairs of each split, and lines about what is not obvious about them."""
+    """The pairs of each split, what was left out, and lines for the user.
+
+    `unmeasured` are folders of images without masks.
+    """
 
     root: Path
     pairs: dict[str, Pairs] = field(default_factory=dict)
     rules: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    unmeasured: list[Path] = field(default_factory=list)
 
     def add_rule(self, images: Path, masks: Path, rule: Rule) -> None:
         """Keep how images go with masks, unless it is as a user would write it first."""
@@ -53,18 +61,20 @@ def find_pairs(root: Path, found: Description) -> Layout:
     """Return the images and masks below `root`, by split; without folders of splits, all as train.
 
     Raises:
-        DatasetMissingError: there are no folders of images and masks.
+        UsageError: there are no folders of images and masks, or dataset.toml names a folder or a
+            list that is not there.
         DatasetCorruptError: images and masks do not pair up by one rule.
-        UsageError: dataset.toml names a folder or a list that is not there.
     """
-    layout = Layout(root)
+    layout = Layout(root, left_out=LeftOut(known={root / FILE}))
+    if not found.labels:
+        layout.left_out.known.add(root / NAMES)
     if found.images or found.masks or found.splits:
         folders = _declared(root, found, layout)
     else:
         folders = _folders(root, layout)
     for split in (split for split in ORDER if split in folders):
         layout.pairs[split] = _paired(*folders[split], layout)
-    _note_unused(root, layout)
+    _account(root, found, layout)
     if layout.rules:
         layout.notes.insert(0, f"{root}: {'; '.join(layout.rules)}")
     return layout
@@ -88,7 +98,7 @@ def _folders(root: Path, layout: Layout) -> dict[str, tuple[Source, Source]]:
         if pair is None and split == "train":
             raise _missing(root, folder)
         if pair is None:
-            layout.notes.append(_unmeasured(split, folder))
+            layout.unmeasured.append(folder)
         else:
             found[split] = pair
     if not found and not (images or masks) and (pair := _side_by_side(root)):
@@ -100,19 +110,18 @@ def _folders(root: Path, layout: Layout) -> dict[str, tuple[Source, Source]]:
 
 def _by_split(images: Path, masks: Path, layout: Layout) -> dict[str, tuple[Source, Source]]:
     """Return the files of two folders, by the folders of splits that both may have inside."""
-    inside, targets = _split_names(images), _split_names(masks)
-    if not inside:
+    inside = split_folders(images)
+    if inside["train"] == images:
         return {"train": (sorted_files(images), sorted_files(masks))}
-    if "train" not in inside:
-        raise DatasetCorruptError(f"{images}: has {', '.join(inside)}, but no folder 'train'")
+    targets = split_folders(masks)
+    if targets["train"] == masks:
+        raise _missing(masks.parent, inside["train"])
     found: dict[str, tuple[Source, Source]] = {}
     for split, folder in inside.items():
         if split in targets:
             found[split] = sorted_files(folder), sorted_files(targets[split])
-        elif split == "train":
-            raise _missing(masks.parent, folder)
         else:
-            layout.notes.append(_unmeasured(split, folder))
+            layout.unmeasured.append(folder)
     return found
 
 
@@ -132,6 +141,7 @@ def _declared(root: Path, found: Description, layout: Layout) -> dict[str, tuple
     for split, text in found.splits.items():
         path = root / text
         if path.is_file():
+            layout.left_out.known.add(path)
             parts[split] = _listed(path, images, masks)
         elif (images / text).is_dir() and (masks / text).is_dir():
             parts[split] = sorted_files(images / text), sorted_files(masks / text)
@@ -227,7 +237,6 @@ def _within(folder: Path) -> tuple[Source, Source] | None:
 def _side_by_side(folder: Path) -> tuple[Source, Source] | None:
     """Return images and masks that lie in one folder, told apart by names such as NAME_mask."""
     files = sorted_files(folder)
-
     for affix in AFFIXES[:-2]:
         is_mask = re.compile(rf".+[_. -]{affix}", re.IGNORECASE).fullmatch
         masks = [path for path in files if is_mask(path.stem)]
@@ -239,31 +248,26 @@ def _side_by_side(folder: Path) -> tuple[Source, Source] | None:
 def _roles(root: Path) -> dict[tuple[str, str], Path]:
     """Return the folders such as train, trainannot, val_masks, by split and images or masks."""
     found: dict[tuple[str, str], Path] = {}
-    for folder in _subfolders(root):
-        plain = _plain(folder.name)
-        for word, split in sorted(SPLIT_NAMES.items(), key=lambda pair: -len(pair[0])):
-            if not plain.startswith(word) and not plain.endswith(word):
-                continue
-            rest = plain.removeprefix(word) if plain.startswith(word) else plain[: -len(word)]
-            role = "images" if rest in ("", *IMAGES) else "masks" if rest in MASKS else ""
-            if role and (split, role) in found:
-                other = found[split, role]
-                raise DatasetCorruptError(f"{folder}: {role} of {split}, as {other} has already")
-            if role:
-                found[split, role] = folder
-            break
-    return found
+    for folder in folders_in(root):
+        split, role = _role(folder.name)
+        if split and (split, role) in found:
+            other = found[split, role]
+            raise DatasetCorruptError(f"{folder}: {role} of {split}, as {other} has already")
+        if split:
+            found[split, role] = folder
+    meant = "val" if ("test", "images") in found else "test"
+    return {(meant if split == "eval" else split, r): f for (split, r), f in found.items()}
 
 
-def _split_names(folder: Path) -> dict[str, Path]:
-    """Return the folders inside a folder that are named as splits."""
-    found: dict[str, Path] = {}
-    for inside in _subfolders(folder):
-        if split := SPLIT_NAMES.get(_plain(inside.name)):
-            if split in found:
-                raise DatasetCorruptError(f"{inside}: a second {split}, besides {found[split]}")
-            found[split] = inside
-    return found
+def _role(name: str) -> tuple[str, str]:
+    """Return the split that a folder's name means, or "", and "images" or "masks"."""
+    plain = _plain(name)
+    for word in ROLES:
+        for rest in (plain.removesuffix(word), plain.removeprefix(word)):
+            split, others = split_of(rest) if rest != plain or not word else ("", "")
+            if split and not others:
+                return split, "masks" if word in MASKS else "images"
+    return "", ""
 
 
 def _called(folder: Path, names: Sequence[str]) -> Path | None:
@@ -272,7 +276,7 @@ def _called(folder: Path, names: Sequence[str]) -> Path | None:
     Raises:
         DatasetCorruptError: several folders could be meant.
     """
-    inside = [f for f in _subfolders(folder) if _plain(f.name) in names]
+    inside = [f for f in folders_in(folder) if _plain(f.name) in names]
     # labels/ of YOLO holds text files: only folders with images can be meant.
     if len(inside) > 1:
         inside = [f for f in inside if sorted_files(f)] or inside[:1]
@@ -289,43 +293,47 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_.-]", "", name.lower())
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DatasetMissingError(
-            f"{folder}: no such folder",
-            "give its path after ':'; if a run's folder has moved, use --data-dir DIR",
-        )
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
 def _common(files: Source) -> Path:
     """Return the deepest folder that holds all files."""
     return Path(os.path.commonpath([path.parent for path in files])) if files else Path()
 
 
-def _missing(root: Path, present: Path | None) -> DatasetMissingError:
+def _missing(root: Path, present: Path | None) -> UsageError:
     """Return the error for folders of images or masks that are not there."""
-    there = ", ".join(printable(f.name) for f in _subfolders(root)[:8]) or "no folders"
+    there = ", ".join(printable(f.name) for f in subfolders(root)[:8]) or "no folders"
     lacks = "masks" if present is not None and _plain(present.name) not in MASKS else "images"
-    return DatasetMissingError(
+    return UsageError(
         f"{root / lacks}: no such folder; {root} has {there}",
         f"expected images/NAME.* and masks/NAME.*, train and trainannot, or in {FILE}: "
         'images = "FOLDER", masks = "FOLDER"',
     )
 
 
-def _unmeasured(split: str, folder: Path) -> str:
-    count = len(sorted_files(folder))
-    return (
-        f"{folder}: {count} images without masks are left out, for nothing can be measured on "
-        f"them; to predict them: cnnzoo predict RUN {folder}"
-    )
-
-
-def _note_unused(root: Path, layout: Layout) -> None:
-    """Note images below `root` that are in no split, by folder."""
+def _account(root: Path, found: Description, layout: Layout) -> None:
+    """Count every file that is in no split, and every file that is not read."""
     used = {path for images, masks in layout.pairs.values() for path in (*images, *masks)}
-    unused = Counter(path.parent for path in sorted_files(root) if path not in used)
-    for folder, count in sorted(unused.items()):
-        if not any(note.startswith(f"{folder}: ") for note in layout.notes):
-            layout.notes.append(f"{folder}: {count} images are in no split and left out")
+    unused: dict[Path, list[Path]] = {}
+    for folder in (root, *_elsewhere(root, found)):
+        for path in sorted_files(folder, layout.left_out):
+            if path not in used:
+                of = next((f for f in layout.unmeasured if f in path.parents), path.parent)
+                unused.setdefault(of, []).append(path)
+    for folder, paths in sorted(unused.items()):
+        count = f"{len(paths):,} images"
+        if folder in layout.unmeasured:
+            layout.left_out.add(UNMASKED, paths[0], len(paths))
+            layout.notes.append(
+                f"{folder}: {count} without masks are left out, for nothing can be measured on "
+                f"them; to predict them: cnnzoo predict RUN {folder}"
+            )
+        elif found.splits:  # lists often leave out most of the images
+            layout.notes.append(f"{folder}: {count} are in no split and left out")
+        else:
+            layout.left_out.add(UNUSED, paths[0], len(paths))
+
+
+def _elsewhere(root: Path, found: Description) -> set[Path]:
+    """Return the folders that dataset.toml names outside of the dataset's folder."""
+    named = {root / name for name in (found.images, found.masks) if name}
+    above = os.path.normpath(root)
+    return {f for f in named if not Path(os.path.normpath(f)).is_relative_to(above)}

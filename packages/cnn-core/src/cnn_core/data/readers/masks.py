@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.images import probe_image
 from cnn_core.data.mask_image import exif_orientation
 from cnn_core.data.readers.description import FILE, Description, described, read_description
-from cnn_core.data.readers.folders import image_type, with_test_split
+from cnn_core.data.readers.folders import held_out_note, survey_images, with_test_split
 from cnn_core.data.readers.mask_classes import Classes, classes_of
-from cnn_core.data.readers.mask_pairs import Layout, find_pairs
+from cnn_core.data.readers.mask_pairs import NAMES, Layout, find_pairs
 from cnn_core.data.readers.mask_survey import survey
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
@@ -21,21 +20,19 @@ from cnn_core.text import printable
 
 __all__ = ["class_names", "fits_as_stored", "load_masks", "require_turned"]
 
-log: logging.Logger = logging.getLogger("cnn_core")
-
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Return images with their masks, PATH/images/NAME.* and PATH/masks/NAME.*.
 
     `find_pairs` lists the other layouts. Masks are class numbers, grey levels, palette indices or
     colours; PATH/dataset.toml says which value is which class, PATH/classes.txt names the classes,
-    one a line. What is not obvious is logged as a warning.
+    one a line. Files that are not read, and what is not obvious, are in the dataset's `notes` and
+    `faults`.
 
     Raises:
-        DatasetMissingError: there is no such folder.
+        UsageError: there is no such folder, or dataset.toml or classes.txt do not fit the masks.
         DatasetCorruptError: images and masks do not pair up, the masks could be meant in several
             ways, or EXIF turns images and not their masks.
-        UsageError: dataset.toml or classes.txt do not fit the masks.
     """
     found = read_description(root, "segmentation")
     layout = find_pairs(root, found)
@@ -43,18 +40,18 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     masks = [mask for _, part in layout.pairs.values() for mask in part]
     names = () if found.labels else class_names(root)
     classes = classes_of(survey(root, masks, found.in_colour), found, names)
-    for note in (*layout.notes, *classes.notes):
-        log.warning("%s", printable(note))
-    images = [image for part, _ in layout.pairs.values() for image in part]
-    channels, size = image_type(images)
+    images = survey_images(image for part, _ in layout.pairs.values() for image in part)
+    how = Files(
+        (),
+        (),
+        channels=images.channels,
+        values=classes.numbers,
+        in_colour=classes.in_colour,
+        turn_masks=bool(found.turn_masks),
+        reading=found.reading,
+    )
     splits = {
-        name: Files(
-            *pair,
-            channels=channels,
-            values=classes.numbers,
-            in_colour=classes.in_colour,
-            turn_masks=bool(found.turn_masks),
-        )
+        name: dataclasses.replace(how, images=pair[0], targets=pair[1])
         for name, pair in layout.pairs.items()
     }
     spec = dataclasses.replace(
@@ -63,8 +60,18 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         colours=_colours(classes, found),
         background=found.background,
     )
-    loaded = with_test_split(spec, classes.names, splits, (channels, *size))
-    return Dataset(described(loaded.spec, found), loaded.splits)
+    loaded = with_test_split(spec, classes.names, splits, (images.channels, *images.size))
+    notes = (
+        *layout.left_out.lines(missed=False),
+        *(*layout.notes, *classes.notes, *held_out_note(loaded, layout.pairs)),
+        *images.notes(found.reading),
+    )
+    faults = (
+        *layout.left_out.lines(missed=True),
+        *(*images.faults(found.reading), *survey_images(masks).unread()),
+    )
+    spec = described(loaded.spec, found)
+    return dataclasses.replace(loaded, spec=spec, notes=notes, faults=faults)
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -73,7 +80,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     Raises:
         UsageError: a name is given twice, or the file is not UTF-8.
     """
-    path = root / "classes.txt"
+    path = root / NAMES
     if not path.is_file():
         return ()
     try:
