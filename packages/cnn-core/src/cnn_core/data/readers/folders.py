@@ -15,7 +15,8 @@ import torch
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.formats import SUFFIXES
-from cnn_core.data.images import UINT16, Facts, Reading, image_facts, value_bounds
+from cnn_core.data.images import Facts, image_facts, value_bounds
+from cnn_core.data.pixels import UINT16, Reading
 from cnn_core.data.readers.layout import Layout, find_layout, natural, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -189,7 +190,8 @@ class Survey:
     total: int = 0
     alpha: int = 0
     turned: int = 0
-    deep: list[Path] = dataclasses.field(default_factory=list)
+    deep: int = 0
+    sixteen: list[Path] = dataclasses.field(default_factory=list)  # of those, of 16 bits
     lost: dict[str, tuple[int, Path]] = dataclasses.field(default_factory=dict)
 
     def notes(self, reading: Reading) -> list[str]:
@@ -206,7 +208,7 @@ class Survey:
         if self.deep:
             low, high = reading.value_range or UINT16
             lines.append(
-                f"{len(self.deep):,} of {self.total:,} images have more than 8 bits per channel: "
+                f"{self.deep:,} of {self.total:,} images have more than 8 bits per channel: "
                 f"{low:g} to {high:g} becomes 0 to 255 (value_range)"
             )
         return lines
@@ -221,7 +223,7 @@ class Survey:
 
     def _unused_range(self) -> Iterator[str]:
         """Yield a line if 16-bit images hold values of fewer bits, as of a camera with 12."""
-        seen = self.deep[:: -(-len(self.deep) // MAX_DECODED) or 1]
+        seen = self.sixteen[:: -(-len(self.sixteen) // MAX_DECODED) or 1]
         highest = 0.0
         for path in seen:
             # Broken files are reported when all are decoded.
@@ -253,7 +255,8 @@ def survey(paths: Iterable[Path]) -> Survey:
         channels.setdefault(facts.channels, path)
         sizes.add(facts.size)
         result.alpha += facts.alpha
-        result.deep += [path] * facts.deep
+        result.deep += facts.deep
+        result.sixteen += [path] * (facts.mode == "uint16" or facts.mode.startswith("I;16"))
         result.turned += facts.turned
         if facts.lost:
             count, first = result.lost.get(facts.lost, (0, path))
