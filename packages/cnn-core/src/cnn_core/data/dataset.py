@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data.fetching.cache import cache_dir
-from cnn_core.data.images import Reading
+from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.files import expanded

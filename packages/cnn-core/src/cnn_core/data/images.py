@@ -31,16 +31,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.formats import FORMATS, HEAD, READ, described, is_readable
+from cnn_core.data.pixels import (
+    AS_USUAL,
+    CHANNELS,
+    DEEP_MODES,
+    UINT16,
+    Reading,
+    array_pixels,
+    has_alpha,
+    image_pixels,
+    kind_name,
+)
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
 
 __all__ = [
     "Facts",
     "MAX_PIXELS",
-    "Reading",
     "TRANSPOSES",
     "image_facts",
-    "image_pixels",
     "open_image",
     "orientation_of",
     "probe_image",
@@ -56,14 +65,8 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
 
-CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr")
-ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-MODE_NAMES = {"I": "32-bit integers (I)", "F": "32-bit floats (F)"}
-UINT16 = (0.0, 65535.0)
 MAX_CHANNELS = 64  # of an array; more is an array of another layout, such as C H W
-BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # Colour profiles and texts, which the pixels do not need.
 PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
@@ -133,34 +136,6 @@ _SUPPRESS_WARNINGS = _SuppressWarnings()
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How pixels become 8 bits without transparency.
-
-    `value_range` is the (lowest, highest) possible value of images with more than 8 bits per
-    channel, which become 0 and 255; empty: 0 to 65535 for unsigned 16-bit integers, otherwise an
-    error. `alpha_background` is the colour behind transparent parts: "white", "black", or "drop"
-    to keep the hidden colours.
-    """
-
-    value_range: tuple[float, ...] = ()
-    alpha_background: str = "white"
-
-    def __post_init__(self) -> None:
-        bounds = self.value_range
-        numbers = all(isinstance(bound, int | float) for bound in bounds)
-        if bounds and not (numbers and len(bounds) == 2 and bounds[0] < bounds[1]):
-            raise UsageError(f"value_range = {list(bounds)}: expected two numbers, low and high")
-        if self.alpha_background not in (*BACKGROUNDS, "drop"):
-            raise UsageError(
-                f"alpha_background = '{printable(str(self.alpha_background))}'",
-                f"one of {', '.join((*BACKGROUNDS, 'drop'))}",
-            )
-
-
-AS_USUAL = Reading()
-
-
-@dataclass(frozen=True)
 class Facts:
     """What the header of an image file says.
 
@@ -194,42 +169,10 @@ def read_image(path: Path, channels: int, reading: Reading = AS_USUAL) -> Tensor
     """
     with open_image(path, channels) as image:
         if isinstance(image, np.ndarray):
-            return _array_pixels(path, image, channels, reading)
+            return array_pixels(path, image, channels, reading)
         _require_mode(path, image.mode)
         declared = _depth(path, image, reading)
         return image_pixels(upright(image), channels, declared, path)
-
-
-def image_pixels(
-    image: Image.Image, channels: int, reading: Reading = AS_USUAL, name: Path | str = "image"
-) -> Tensor:
-    """Return an image as uint8, C H W, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
-
-    Raises:
-        DatasetCorruptError: it has more than 8 bits per channel, and values of an undeclared range
-            or outside of the range.
-    """
-    mode = CHANNELS[channels]
-    if image.mode in DEEP_MODES:
-        image = Image.fromarray(_scaled(np.asarray(image), image.mode, reading, name))
-    elif channels != 4 and _has_alpha(image) and reading.alpha_background != "drop":
-        image = _on_background(image, BACKGROUNDS[reading.alpha_background])
-    if image.mode in ("La", "RGBa"):  # colours times alpha
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    converted = image if image.mode == mode else image.convert(mode)  # convert() would copy
-    pixels = torch.from_numpy(np.array(converted))
-    return pixels.view(converted.height, converted.width, channels).permute(2, 0, 1).contiguous()
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ALPHA_MODES or "transparency" in image.info
-
-
-def _on_background(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Return an image in RGB with a colour behind its transparent parts, as viewers show it."""
-    whole = image.convert("LA") if image.mode == "La" else image
-    rgba = whole if whole.mode == "RGBA" else whole.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, (*colour, 255)), rgba).convert("RGB")
 
 
 def _depth(path: Path, image: Image.Image, reading: Reading) -> Reading:
@@ -245,46 +188,6 @@ def _depth(path: Path, image: Image.Image, reading: Reading) -> Reading:
     known = UINT16 if image.mode == "I" and image.format == "PPM" else ()
     known = (0.0, 4095.0) if raw == "I;12" else known
     return replace(reading, value_range=reading.value_range or known)
-
-
-def _scaled(values: np.ndarray, kind: str, reading: Reading, name: Path | str) -> np.ndarray:
-    """Return values as uint8, scaled from their range.
-
-    Raises:
-        DatasetCorruptError: the range is not declared, or a value is outside of it.
-    """
-    sixteen = kind.startswith("I;16") or values.dtype == np.uint16
-    bounds = reading.value_range or (UINT16 if sixteen else ())
-    with np.errstate(invalid="ignore"):  # NaN
-        low, high = values.min(), values.max()
-    if not bounds:
-        raise DatasetCorruptError(
-            f"{name}: {_kind_name(kind)} from {low:g} to {high:g}, of an undeclared range",
-            "declare what is black and what is white: --set value_range=[0,1], or in dataset.toml",
-        )
-    if not (bounds[0] <= low and high <= bounds[1]):  # NaN is outside
-        raise DatasetCorruptError(
-            f"{name}: values from {low:g} to {high:g}, outside of the range "
-            f"{bounds[0]:g} to {bounds[1]:g}",
-            "declare a range that contains them: value_range",
-        )
-    fractions = (values.astype(np.float64) - bounds[0]) / (bounds[1] - bounds[0])
-    return np.rint(255 * fractions).astype(np.uint8)
-
-
-def _array_pixels(path: Path, array: np.ndarray, channels: int, reading: Reading) -> Tensor:
-    """Return an array, H W or H W C, as uint8, C H W."""
-    values = np.array(array if array.ndim == 3 else array[..., None])
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8) * 255
-    elif values.dtype != np.uint8 or reading.value_range:
-        values = _scaled(values, str(values.dtype), reading, path)
-    own = values.shape[2]
-    if own == channels:
-        return torch.from_numpy(values).permute(2, 0, 1).contiguous()
-    if own not in CHANNELS or channels not in CHANNELS:
-        raise DatasetCorruptError(f"{path}: {own} channels, expected {channels}")
-    return image_pixels(Image.fromarray(values[..., 0] if own == 1 else values), channels, reading)
 
 
 def upright_copy(image: Image.Image, name: str) -> Image.Image:
@@ -372,7 +275,7 @@ def image_facts(path: Path) -> Facts:
             mode=image.mode,
             channels=1 if image.mode in (*GREY, *DEEP_MODES) else 3,
             turned=turned,
-            alpha=_has_alpha(image),
+            alpha=has_alpha(image),
             deep=image.mode in DEEP_MODES or ";16" in raw,
             lost=_lost(image, raw),
         )
@@ -506,13 +409,7 @@ def _require_mode(path: Path | str, mode: str) -> None:
 
 def wrong_mode(path: Path | str, mode: str, expected: str) -> DatasetCorruptError:
     """Return the error for an image whose mode, or description of it, is not as expected."""
-    return DatasetCorruptError(f"{path}: {_kind_name(mode)}: expected {expected}", "convert it")
-
-
-def _kind_name(mode: str) -> str:
-    if " " in mode or mode[:1].islower():  # a phrase, or the type of an array's values
-        return mode
-    return MODE_NAMES.get(mode, f"16-bit grey ({mode})" if ";16" in mode else f"mode {mode}")
+    return DatasetCorruptError(f"{path}: {kind_name(mode)}: expected {expected}", "convert it")
 
 
 def _corrupt(path: Path | str, head: bytes, found: str = "") -> DatasetCorruptError:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.images import Reading, resize_image, resize_images
+from cnn_core.data.images import resize_image, resize_images
+from cnn_core.data.pixels import Reading
 from cnn_core.data.windows import crop_reflected
 
 __all__ = ["Preprocessing"]
@@ -39,7 +40,7 @@ class Preprocessing:
       replaces the centre by a random part of the image.
 
     `mean` and `std`, one value per channel, are those of images in [0, 1]. `value_range` and
-    `alpha_background` say how files are read: see `cnn_core.data.images.Reading`.
+    `alpha_background` say how files are read: see `cnn_core.data.pixels.Reading`.
     """
 
     size: tuple[int, int]

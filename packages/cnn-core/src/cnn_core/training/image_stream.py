@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from cnn_core.data.formats import SUFFIXES
-from cnn_core.data.images import MAX_PIXELS, Reading, image_pixels, read_image, upright_copy
+from cnn_core.data.images import MAX_PIXELS, read_image, upright_copy
+from cnn_core.data.pixels import Reading, image_pixels
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.readers.listing import LeftOut, sorted_files
 from cnn_core.errors import CorruptError, DatasetCorruptError, UsageError, ZooError

@@ -163,7 +163,6 @@ def set_up(
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
     dataset = read_as(recipe, dataset)
-    reading = dataset.reading
     _require_compatible(recipe, dataset, spec)
     metrics = EpochMetrics(spec.task, len(classes), recipe.topk, spec=dataset.spec)
     criterion = loss_of(spec.task, recipe)
@@ -175,8 +174,7 @@ def set_up(
         recipe,
         precision=choose_precision(recipe.precision, device),
         memory_format=choose_memory_format(recipe.memory_format, model),
-        value_range=reading.value_range,
-        alpha_background=reading.alpha_background,
+        **asdict(dataset.reading),
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)

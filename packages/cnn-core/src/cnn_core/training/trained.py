@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.create import build
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
-from cnn_core.data.images import Reading
+from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import RunError, UsageError
 from cnn_core.files import expanded

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_core.data.dataset import Dataset
-from cnn_core.data.images import Reading
+from cnn_core.data.pixels import Reading
 from cnn_core.errors import UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable

@@ -14,7 +14,8 @@ import torch
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.formats import SUFFIXES
-from cnn_core.data.images import UINT16, Facts, Reading, image_facts, value_bounds
+from cnn_core.data.images import Facts, image_facts, value_bounds
+from cnn_core.data.pixels import UINT16, Reading
 from cnn_core.data.readers.description import read_description, with_description
 from cnn_core.data.readers.layout import Layout, find_layout, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
@@ -173,7 +174,8 @@ class ImageSurvey:
     total: int = 0
     alpha: int = 0
     turned: int = 0
-    deep: list[Path] = dataclasses.field(default_factory=list)
+    deep: int = 0
+    sixteen: list[Path] = dataclasses.field(default_factory=list)  # of those, of 16 bits
     lost: dict[str, tuple[int, Path]] = dataclasses.field(default_factory=dict)
 
     def notes(self, reading: Reading) -> list[str]:
@@ -190,7 +192,7 @@ class ImageSurvey:
         if self.deep:
             low, high = reading.value_range or UINT16
             lines.append(
-                f"{len(self.deep):,} of {self.total:,} images have more than 8 bits per channel: "
+                f"{self.deep:,} of {self.total:,} images have more than 8 bits per channel: "
                 f"{low:g} to {high:g} becomes 0 to 255 (value_range)"
             )
         return lines
@@ -208,7 +210,7 @@ class ImageSurvey:
 
     def _unused_range(self) -> Iterator[str]:
         """Yield a line if 16-bit images hold values of fewer bits, as of a camera with 12."""
-        seen = self.deep[:: -(-len(self.deep) // MAX_DECODED) or 1]
+        seen = self.sixteen[:: -(-len(self.sixteen) // MAX_DECODED) or 1]
         highest = 0.0
         for path in seen:
             # Broken files are reported when all are decoded.
@@ -240,7 +242,8 @@ def survey_images(paths: Iterable[Path]) -> ImageSurvey:
         channels.setdefault(facts.channels, path)
         sizes.add(facts.size)
         result.alpha += facts.alpha
-        result.deep += [path] * facts.deep
+        result.deep += facts.deep
+        result.sixteen += [path] * (facts.mode == "uint16" or facts.mode.startswith("I;16"))
         result.turned += facts.turned
         if facts.lost:
             count, first = result.lost.get(facts.lost, (0, path))
