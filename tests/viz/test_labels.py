@@ -12,6 +12,7 @@ import torch
 import cnn_viz
 from cnn_core.training import Predictions
 from cnn_viz import style
+from cnn_viz.results.segmentations import SegmentationResults
 from cnn_viz.views import embedding, masks, rankings
 
 NAMES = ("_other", "__init__", "cat", "_")
@@ -49,7 +50,7 @@ def test_legends_of_points_and_of_masks_have_all_classes():
         assert shown(figure.legends[0]) == set(NAMES)
         figure = style.figure(6, 4, "title", "caption")
         axes = figure.subplots(1, 2)
-        masks._legends(axes, NAMES, range(4))
+        masks._legends(axes, SegmentationResults(NAMES, list, 0), range(4))
         figure.draw_without_rendering()
     assert set(NAMES) <= shown(axes[0].get_legend()) | shown(axes[1].get_legend())
 
