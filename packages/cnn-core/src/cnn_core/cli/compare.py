@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,8 @@ def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_js
             ctx.invoke(overlay, runs=runs, out=plot)
     recipes, results = differences(list(named.values())), list(map(_result_of, named.values()))
     machines = _machines(list(named.values()))
+    for line in _parts(named):
+        click.echo(printable(line), err=True)
     if as_json:
         facts = zip(named.items(), results, machines, strict=True)
         content = [
@@ -173,7 +175,7 @@ def _result_of(run: Run) -> Result:
         validation=by_epoch.get(kept),
         test=test,
         seconds=round(sum(line.get("seconds", 0.0) for line in history), 3),
-        finished=bool(test),
+        finished=run.finished,
     )
 
 
@@ -189,6 +191,20 @@ def _machines(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
     differ = [key for key in compared if any(each.get(key) != found[0].get(key) for each in found)]
     return [{key: each.get(key) for key in differ} for each in found]
+
+
+def _parts(named: Mapping[str, Run]) -> Iterator[str]:
+    """Yield a line for each dataset of which runs were validated on different images."""
+    recorded = [run.environment().get("validation", {}).get("digest") for run in named.values()]
+    by_data: dict[str, dict[str, list[str]]] = {}
+    for (name, run), digest in zip(named.items(), recorded, strict=True):
+        # Runs of before this was recorded have only the choice.
+        part = digest if all(recorded) else str(run.recipe.part())
+        by_data.setdefault(run.recipe.data, {}).setdefault(part, []).append(name)
+    for data, parts in by_data.items():
+        if len(parts) > 1:
+            groups = " | ".join(", ".join(names) for names in parts.values())
+            yield f"validated on different images of {data}, so val/… does not compare: {groups}"
 
 
 def _print(

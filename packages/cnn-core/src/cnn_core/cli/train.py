@@ -195,10 +195,11 @@ def _check(
 
 
 def report(run: Any) -> None:
-    """Print the test metrics on stderr, and the run's path on stdout; rank 0 only."""
+    """Print the final metrics on stderr, and the run's path on stdout; rank 0 only."""
     if os.environ.get("RANK", "0") != "0":
         return
     from cnn_core.training.progress import format_metrics
 
-    click.echo(f"test: {format_metrics(run.test_metrics())}", err=True)
+    metrics = {key: value for key, value in run.final_metrics().items() if key != "epoch"}
+    click.echo(f"{run.recipe.evaluate_on}: {format_metrics(metrics)}", err=True)
     say_path(run.path)

@@ -2,7 +2,7 @@
 
 recipe.toml           all hyperparameters, including defaults
 environment.json      versions, plugins, hardware, location of the dataset
-metrics.jsonl         one line per epoch, then one for the test split
+metrics.jsonl         one line per epoch, then one for the saved weights on the test split
 metrics.csv           the same values as metrics.jsonl
 weights.safetensors   the saved weights, with the metadata needed to build the model
 state/                checkpoints, which hold the full training state
@@ -56,8 +56,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete, including the evaluation on the test split."""
-        return any("test/loss" in line for line in self.metrics())
+        """Whether the run is complete, including the evaluation of its saved weights."""
+        return bool(self.final_metrics())
 
     @classmethod
     def create(cls, recipe: Recipe, environment: Mapping[str, Any], out: Path | None) -> Run:
@@ -120,7 +120,9 @@ class Run:
         except UsageError as error:
             # The user's command is right: exit 3, for a broken file, and not 2.
             raise RunError(error.message, error.hint) from error
-        return cls(folder, Recipe.from_settings(spec.settings))
+        # Before there was `split_seed`, the training seed chose the validation images.
+        settings = {"split_seed": spec.settings.get("seed", 0), **spec.settings}
+        return cls(folder, Recipe.from_settings(settings))
 
     def environment(self) -> dict[str, Any]:
         """Return the content of environment.json."""
@@ -142,10 +144,17 @@ class Run:
         return [line for line in self.metrics() if "train/loss" in line]
 
     def test_metrics(self) -> dict[str, float]:
-        """Return the metrics on the test split, such as "test/top1"; {} if there are none yet."""
+        """Return the metrics on the test split, such as "test/top1"; {} if there are none."""
+        return {k: v for k, v in self.final_metrics().items() if k.startswith("test/")}
+
+    def final_metrics(self) -> dict[str, float]:
+        """Return the last line of a finished run, else {}: the metrics of the saved weights.
+
+        They were measured on the test split or, with `evaluate_on` "val", the validation images.
+        """
         for line in reversed(self.metrics()):
-            if "test/loss" in line:
-                return {key: value for key, value in line.items() if key.startswith("test/")}
+            if "train/loss" not in line:
+                return line
         return {}
 
     def write_metrics(self, lines: list[dict[str, float]]) -> None:

@@ -62,6 +62,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a trained network on a split; return the loss and all metrics by name.
 
+    Without a split "val" in the dataset, "val" means the images that a run held out of "train".
     `data` is a dataset other than the one that the network was trained on. Its classes are matched
     by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
     the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and `compile` are options of it.
@@ -73,7 +74,7 @@ def evaluate(
     """
     require_optimize(optimize, precision, compile)
     trained = Trained.of(run, data=data, data_dir=data_dir, device=device)
-    found = trained.dataset.split(split)
+    found = trained.split(split)
     setup = eval_setup(trained)
     if optimize:
         model: nn.Module = trained.optimized_model(precision=precision, compile=compile)

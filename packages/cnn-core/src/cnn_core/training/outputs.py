@@ -93,7 +93,7 @@ def predictions(
             f"{trained.path}: a {task} run, expected classification",
             f"cnnzoo viz all {trained.path}",
         )
-    return _predict(trained, trained.dataset.split(split))
+    return _predict(trained, trained.split(split))
 
 
 def validation_predictions(
@@ -111,9 +111,9 @@ def validation_predictions(
     dataset, recipe = trained.dataset, trained.recipe
     if not trained.is_run and "val" not in dataset.splits:
         return None
-    # The same fraction and seed select the same images as in training. Do not use `divide`: its
+    # The same images as in training. Do not use `divide`: its
     # parts share the tensors of the whole split, so `images` would not match the logits.
-    _, validation = dataset.hold_out(recipe.validation, recipe.seed)
+    _, validation = dataset.hold_out(*recipe.part())
     return _predict(trained, validation) if len(validation) else None
 
 
@@ -149,7 +149,7 @@ def segmented(
     trained = Trained.of(run, data_dir=data_dir, device=device)
     if (task := trained.dataset.spec.task) != "segmentation":
         raise UsageError(f"{trained.path}: a {task} run, expected segmentation")
-    return _segment(trained, trained.dataset.split(split))
+    return _segment(trained, trained.split(split))
 
 
 @torch.inference_mode()

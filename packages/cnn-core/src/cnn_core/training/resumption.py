@@ -23,8 +23,9 @@ __all__ = ["has_run_with", "last_state", "repair", "save", "weights_are_intact"]
 
 RESOLVED = {
     *("precision", "memory_format", "mean", "std", "weights_digest"),
-    *("image_size", "fit", "resize", "interpolation"),
+    *("image_size", "fit", "resize", "interpolation", "split_seed", "fold"),
 }
+UNSET = ("auto", (), "", 0, -1)
 log: logging.Logger = logging.getLogger("cnn_core")
 
 
@@ -44,7 +45,7 @@ def has_run_with(path: Path, recipe: Recipe, *, fit_memory: bool = False) -> boo
         if key.name == "weights":
             wanted = recorded_source(recipe)
         # For these keys the run records the value that was chosen for "auto" or "not set".
-        resolved = key.name in RESOLVED and wanted in ("auto", (), "", 0)
+        resolved = key.name in RESOLVED and wanted in UNSET
         chosen = resolved or (fit_memory and key.name == "accumulate")
         # Options that the initial weights need are recorded beside those of the recipe.
         if key.name == "options" and recipe.weights:

@@ -35,10 +35,9 @@ def best_epoch(run: Run) -> int:
 
     Without a monitored metric it is the last epoch.
     """
-    for line in run.metrics():
-        # The line of the test split contains the epoch of the weights that were evaluated.
-        if "test/loss" in line:
-            return int(line["epoch"])
+    # The last line contains the epoch of the weights that were evaluated.
+    if final := run.final_metrics():
+        return int(final["epoch"])
     name, epoch, best = monitored_metric(run), 0, None
     metric = name.partition("/")[2]
     directions = {n: entry.spec.higher_is_better for n, entry in registry.metrics()}

@@ -143,6 +143,30 @@ class Trained:
         loaded = load_dataset(self.recipe.data, data_dir=self.data_dir)
         return matched(loaded, self.weights, self.recipe.data)
 
+    def split(self, name: str) -> Split | Files:
+        """Return a split of the dataset; "val" may be the images that the run held out.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        dataset, own = self.dataset, self.data is None and self.is_run
+        if name != "val" or "val" in dataset.splits or not own:
+            return dataset.split(name)
+        # Do not use `divide`: its parts share the tensors of the whole split.
+        _, held_out = dataset.hold_out(*self.recipe.part())
+        if len(held_out) == 0:
+            raise UsageError(
+                f"{self.path}: split 'val': the run held out no images",
+                f"one of {', '.join(dataset.splits)}",
+            )
+        log.warning(
+            "split 'val': %s of %s images of 'train', which were not trained on but selected the "
+            "epoch",
+            f"{len(held_out):,}",
+            f"{len(dataset.split('train')):,}",
+        )
+        return held_out
+
     def _published_data(self) -> str:
         """Return the dataset that published weights were trained on, if it can be loaded."""
         entry = self.opened.entry
@@ -219,8 +243,8 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
         splits = {
             name: _without_bad_files(split, allowed) for name, split in dataset.splits.items()
         }
-        return Dataset(dataset.spec, splits)
-    return dataset
+        dataset = Dataset(dataset.spec, splits)
+    return dataset.pooled() if run.recipe.fold else dataset
 
 
 def _without_bad_files(split: Split | Files, allowed: int) -> Split | Files:

@@ -42,6 +42,7 @@ from cnn_core.training.progress import progress_for
 from cnn_core.training.setup import Setup, find_recipe, set_up
 from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
+from cnn_core.training.validation import described
 from cnn_core.weights.native import read_weights
 
 __all__ = ["Session", "train"]
@@ -170,7 +171,9 @@ class Session:
                 allocator=allocator,
                 world=self.world.size,
             )
-            run = Run.create(setup.recipe, {**recorded, "origins": _origins(recipe)}, out)
+            recorded["origins"] = _origins(recipe)
+            recorded["validation"] = described(setup.recipe, setup.dataset, fingerprint)
+            run = Run.create(setup.recipe, recorded, out)
         # The default directory name contains the time, so all ranks use that of rank 0.
         run = self.world.broadcast(run)
         assert run is not None
@@ -267,7 +270,7 @@ class Session:
                 log.warning("%s", error.message)
 
     def _train(self, run: Run, setup: Setup, state: Checkpoint) -> Run:
-        """Train the remaining epochs, then evaluate on the test split."""
+        """Train the remaining epochs, then evaluate the saved weights."""
         now = numerical_environment(self.device, self.world.size)
         # New checkpoints record the current environment, not that of the one resumed from.
         state = dataclasses.replace(state, numerical_environment=now)
@@ -281,7 +284,7 @@ class Session:
                 raise NumericalError(
                     f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
                 )
-            self._test(run, setup)
+            self._evaluate(run, setup)
         except BaseException as error:
             # A ZooError has its own hint, and resuming would not fix its cause.
             if not isinstance(error, ZooError):
@@ -291,8 +294,8 @@ class Session:
             progress.stop()
         return run
 
-    def _test(self, run: Run, setup: Setup) -> None:
-        """Evaluate the saved weights on the test split; append the results to metrics.jsonl.
+    def _evaluate(self, run: Run, setup: Setup) -> None:
+        """Evaluate the saved weights, usually on the test split; append to metrics.jsonl.
 
         The weights are reloaded, so that the metrics describe the file on disk.
         """
@@ -300,17 +303,19 @@ class Session:
         weights, spec, recipe = read_weights(run.path), setup.dataset.spec, setup.recipe
         # Use new metrics, which include the slow ones that are skipped during training.
         metrics = EpochMetrics(spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data)
-        test_setup = dataclasses.replace(
+        final_setup = dataclasses.replace(
             setup, metrics=metrics, preprocessing=weights.preprocessing
         )
-        model, split = build(weights).to(self.device), setup.dataset.split("test")
+        on_test = recipe.evaluate_on == "test"
+        split = setup.dataset.split("test") if on_test else setup.validation
+        model = build(weights).to(self.device)
         with stop_requests() as stop:
             # With several ranks, a single one must not stop: the others would wait for it forever.
             on_batch = stop.raise_if_requested if self.world.size == 1 else lambda: None
-            results = evaluate_split(model, split, test_setup, on_batch)
+            results = evaluate_split(model, split, final_setup, on_batch)
         line = {
             "epoch": weights.epoch,
-            **{f"test/{name}": v for name, v in results.items()},
+            **{f"{recipe.evaluate_on}/{name}": v for name, v in results.items()},
         }
         if self.world.is_first:
             run.write_metrics([*run.history(), line])
