@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from cnn_core.cli.params import (
 )
 from cnn_core.errors import UsageError
 
-__all__ = ["ARGUMENTS", "command", "observers_for", "recipe_keys", "report", "training_options"]
+__all__ = [
+    "ARGUMENTS",
+    "command",
+    "experiment_options",
+    "observers_for",
+    "recipe_keys",
+    "report",
+    "training_options",
+]
 
 ARGUMENTS = (  # options that are arguments of `train`, not recipe keys
     "recipe",
@@ -89,11 +97,6 @@ OPTIONS = (
     click.option(
         "--fit-memory", is_flag=True, help="Split batches into micro-batches that fit in memory."
     ),
-    click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard."),
-    click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists."),
-    click.option(
-        "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory."
-    ),
     data_dir_option,
     click.option(
         "--download",
@@ -102,12 +105,37 @@ OPTIONS = (
     ),
     device_option,
 )
+OPTIONS_OF_ONE_RUN = (
+    click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard."),
+    click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists."),
+    click.option(
+        "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory."
+    ),
+)
 
 
 def training_options(command: Any) -> Any:
     """Add the options of both `train` and `finetune`."""
+    return _with_options((*OPTIONS, *OPTIONS_OF_ONE_RUN), command)
+
+
+def experiment_options(command: Any) -> Any:
+    """Add the options of commands that train several runs."""
+    options = (
+        click.argument("model", type=MODEL),
+        click.option("--data", type=DATASET, required=True, help="Dataset to train on."),
+        click.option("--weights", metavar="FILE|NAME", help="Start from these weights."),
+        *OPTIONS,
+        click.option(
+            "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the runs."
+        ),
+    )
+    return _with_options(options, command)
+
+
+def _with_options(options: Sequence[Any], command: Any) -> Any:
     return functools.reduce(
-        lambda decorated, option: option(decorated), reversed(OPTIONS), command
+        lambda decorated, option: option(decorated), reversed(options), command
     )
 
 

@@ -19,7 +19,15 @@ from cnn_core.errors import UsageError
 from cnn_core.specs import RecipeSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["RESERVED", "Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
+__all__ = [
+    "RESERVED",
+    "Recipe",
+    "parse_choices",
+    "parse_setting",
+    "parse_settings",
+    "read_recipe",
+    "recipes_in",
+]
 
 CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop"),
@@ -338,6 +346,25 @@ def parse_setting(text: str) -> tuple[str, Any]:
         parsed = value
     table, dot, inner = key.partition(".")
     return (table, {inner: parsed}) if dot else (key, parsed)
+
+
+def parse_choices(text: str) -> tuple[str, list[Any]]:
+    """Parse "key=value,value"; "options.width=0.5,1" returns ("options.width", [0.5, 1]).
+
+    A list among several is written in brackets: "crop=[0.5, 1],[0.8, 1]".
+
+    Raises:
+        UsageError: there is no "=", the key is empty or unknown, or a value is there twice.
+    """
+    key, _, values = text.partition("=")
+    require_key(parse_setting(text)[0])
+    try:
+        found = tomllib.loads(f"values = [{values}]")["values"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        found = [parse_setting(f"value={value}")[1] for value in values.split(",")]
+    if any(value in found[:number] for number, value in enumerate(found)):
+        raise UsageError(f"'{printable(text)}': a value is given twice")
+    return key.strip(), found
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:

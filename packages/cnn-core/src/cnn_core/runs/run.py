@@ -29,7 +29,7 @@ from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.files import new_folder, sweep, write_new, write_text
 from cnn_core.runs.recipe import Recipe, read_recipe
 
-__all__ = ["Run"]
+__all__ = ["Run", "default_name"]
 
 
 @dataclass(frozen=True)
@@ -183,18 +183,22 @@ _REQUIRED = ("recipe.toml", "environment.json", "metrics.jsonl")
 _RESTORE = "restore it from a backup, or train again: cnnzoo train MODEL --data DATASET"
 
 
-def _default_path(recipe: Recipe) -> Path:
-    """Return runs/<model>-<dataset>-<time>, with a number appended if that exists.
+def default_name(recipe: Recipe) -> str:
+    """Return "<model>-<dataset>", a file name.
 
     For a dataset with a path, use only the last component. Replace other characters than letters,
     digits and underscores by dashes.
     """
     # A file name has at most 255 bytes. The end of a path tells more than its beginning.
     words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
-    stem = "-".join(
+    return "-".join(
         re.sub(r"[^\w-]+", "-", word, flags=re.ASCII).strip("-")[-60:] for word in words
     )
-    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _default_path(recipe: Recipe) -> Path:
+    """Return runs/<model>-<dataset>-<time>, with a number appended if that exists."""
+    stem = f"{default_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1
