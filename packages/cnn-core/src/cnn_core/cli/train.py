@@ -166,9 +166,10 @@ def command(
     """Train MODEL on a dataset, or resume a run.
 
     Without --recipe, the default recipe for the model and dataset is used. --resume takes its
-    recipe from the run. Ctrl-C or SIGTERM stops the run after the current step and saves a
-    checkpoint; a second one stops it at once. Prints the run directory on stdout; progress goes
-    to stderr. For several processes: torchrun -m cnnzoo train …
+    recipe from the run; more --epochs are possible if the schedule does not depend on them.
+    Ctrl-C or SIGTERM stops the run after the current step and saves a checkpoint; a second one
+    stops it at once. Prints the run directory on stdout; progress goes to stderr. For several
+    processes: torchrun -m cnnzoo train …
 
     \b
     Examples:
@@ -176,6 +177,7 @@ def command(
       cnnzoo train lenet5 --data fashion_mnist --download --epochs 3 --set lr=0.02
       cnnzoo train resnet50 --data pets --weights default --freeze conv1 --freeze conv2_x
       cnnzoo train --resume runs/lenet5-digits-20260101-120000
+      cnnzoo train --resume runs/lenet5-digits-20260101-120000 --epochs 30
     """
     chosen = recipe_keys(settings, options)
     model, data = chosen.pop("model", model), chosen.pop("data", data)
@@ -213,9 +215,12 @@ def _check(
 ) -> None:
     """Raise UsageError if --resume has conflicting options, or a new run has no model."""
     resume, recipe = arguments["resume"], arguments["recipe"]
-    if resume is not None and (model or data or recipe or keys or arguments["out"]):
+    if resume is not None and (
+        model or data or recipe or keys.keys() - {"epochs"} or arguments["out"]
+    ):
         raise UsageError(
-            "--resume cannot be combined with a model, a dataset, a recipe, recipe keys or --out",
+            "--resume cannot be combined with a model, a dataset, a recipe, --out, or recipe keys "
+            "other than epochs",
             f"cnnzoo train --resume {resume}",
         )
     if resume is None and model is None and recipe is None:

@@ -157,6 +157,10 @@ class Run:
                 return line
         return {}
 
+    def write_recipe(self) -> None:
+        """Replace recipe.toml atomically by the recipe of this object."""
+        write_text(self.path / "recipe.toml", self.recipe.to_toml())
+
     def write_metrics(self, lines: list[dict[str, float]]) -> None:
         """Replace metrics.jsonl and metrics.csv, each atomically."""
         text = "".join(json.dumps(line) + "\n" for line in lines)

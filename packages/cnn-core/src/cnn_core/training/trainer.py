@@ -74,8 +74,9 @@ def train(
     weights are fetched. `workers` processes decode files when streaming; their number does not
     affect results.
 
-    With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
-    recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
+    With `resume`, only `epochs`, `data_dir`, `device`, `workers`, `progress` and `observers`
+    apply; the recipe is the run's own. On the same CPU, a resumed run gives bit-identical results.
+    More `epochs` need a schedule that does not depend on their number. With
     `auto_resume`, or when torchrun or SLURM restarts the job, a run with the same recipe in `out`
     is resumed. With `fit_memory`, batches are split into micro-batches that fit in memory.
     `observers` are objects with methods named after the training hooks, for example
@@ -89,7 +90,15 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
-    new_recipe = None if resume is not None else _complete(model, data, recipe, settings)
+    new_recipe, epochs = None, None
+    if resume is None:
+        new_recipe = _complete(model, data, recipe, settings)
+    else:
+        epochs = settings.pop("epochs", None)
+        if any((model, data, recipe, out, *settings)):
+            raise UsageError(
+                f"resume = '{resume}': the run has a model, data and a recipe; only epochs apply"
+            )
     data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
@@ -98,7 +107,7 @@ def train(
     session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
-            return session.resume(Path(resume), data_path)
+            return session.resume(Path(resume), data_path, epochs)
         assert new_recipe is not None
         return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
 
@@ -172,6 +181,8 @@ class Session:
                 world=self.world.size,
             )
             recorded["origins"] = _origins(recipe)
+            # Beside recipe.toml, to tell whether that was edited when the run is resumed.
+            recorded["recipe"] = dataclasses.asdict(setup.recipe)
             recorded["validation"] = described(setup.recipe, setup.dataset, fingerprint)
             run = Run.create(setup.recipe, recorded, out)
         # The default directory name contains the time, so all ranks use that of rank 0.
@@ -179,19 +190,30 @@ class Session:
         assert run is not None
         return self._train(run, setup, Checkpoint())
 
-    def resume(self, path: Path, data_dir: Path | None) -> Run:
-        """Resume a run. A finished run with intact weights is returned unchanged."""
+    def resume(self, path: Path, data_dir: Path | None, epochs: int | None = None) -> Run:
+        """Resume a run, until `epochs` are done if they are given.
+
+        A finished run with intact weights is returned unchanged.
+        """
         run = open_run(path)
+        resumption.require_unedited(run)
         state = self._last_state(run)
+        if epochs is not None:
+            run = resumption.with_epochs(run, state, epochs)
         # Load the dataset even for a finished run: this raises if the data has changed.
         dataset = load_data(run, data_dir)
         # If the weights are damaged, `_train` restores them and evaluates them again.
-        if run.finished and resumption.weights_are_intact(run):
+        complete = resumption.is_complete(run.recipe, state)
+        if complete and run.finished and resumption.weights_are_intact(run):
+            if self.show_progress:
+                print(resumption.finished_line(run, state), file=sys.stderr)
             return run
         setup = self._set_up(run.recipe, dataset, resuming=bool(state.model))
         self._warn_of_other_weights(run)
         self._allocator()
         self._warn_of_changes(run, state)
+        if epochs is not None and self.world.is_first:
+            run.write_recipe()
         return self._train(run, setup, state)
 
     def _load_dataset(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
