@@ -19,13 +19,17 @@ __all__ = ["command"]
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
 )
+@click.option("--near", is_flag=True, help="Also find images that look like others: slow.")
 @json_option
-def command(data: str, data_dir: Path | None, as_json: bool) -> None:
+def command(data: str, data_dir: Path | None, near: bool, as_json: bool) -> None:
     """Read every file of a dataset and list its faults; exit with code 3 if there are any.
+
+    What is unusual but sound goes to stderr.
 
     \b
     Examples:
       cnnzoo verify-data fashion_mnist
+      cnnzoo verify-data imagefolder:flowers --near
       cnnzoo verify-data imagefolder:flowers --json
     """
     import torch
@@ -33,15 +37,23 @@ def command(data: str, data_dir: Path | None, as_json: bool) -> None:
     from cnn_core.data.verify import verify
     from cnn_core.training.progress import progress_bar
 
+    notes: list[str] = []
     with progress_bar("reading files", show=True) as progress:
         faults = verify(
-            data, data_dir=data_dir, threads=torch.get_num_threads(), progress=progress
+            data,
+            data_dir=data_dir,
+            threads=torch.get_num_threads(),
+            progress=progress,
+            near=near,
+            notes=notes,
         )
     if as_json:
-        emit_json("faults", faults)
+        emit_json("faults", faults, notes=notes)
     else:
         for fault in faults:
             click.echo(printable(fault))
+    for note in notes:
+        click.echo(printable(note), err=True)
     if faults:
         raise DatasetCorruptError(f"{data}: {len(faults)} fault{'s' * (len(faults) > 1)}")
     if not as_json:

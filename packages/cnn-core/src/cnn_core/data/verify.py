@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
+from cnn_core.data.dataset import Dataset, Files, load_dataset
+from cnn_core.data.duplicates import duplicates, near_duplicates
 from cnn_core.data.images import probe_image
 from cnn_core.data.streaming import BadSamples, Progress, drop_bad_files
 from cnn_core.errors import CorruptError, DatasetCorruptError
@@ -27,8 +27,13 @@ def verify(
     data_dir: str | os.PathLike[str] | None = None,
     threads: int = 1,
     progress: Progress | None = None,
+    near: bool = False,
+    notes: list[str] | None = None,
 ) -> list[str]:
     """Return the faults of a dataset, one line each; an empty list if there are none.
+
+    Lines on what is unusual but sound go to `notes`: images that repeat others of their class, and
+    with `near` those that look like others.
 
     Raises:
         DatasetMissingError: the files were not found.
@@ -48,7 +53,10 @@ def verify(
             more = [*_odd_modes(split), *_truncated(split)]
             faults += [line for line in more if line.partition(": ")[0] not in reported]
     faults += _wrong_sizes(dataset)
-    return [*faults, *_duplicates(dataset)]
+    copies, unusual = duplicates(dataset)
+    if notes is not None:
+        notes += [*unusual, *(near_duplicates(dataset) if near else ())]
+    return [*faults, *copies]
 
 
 def _wrong_counts(dataset: Dataset) -> Iterator[str]:
@@ -118,28 +126,3 @@ def _wrong_sizes(dataset: Dataset) -> Iterator[str]:
                 continue
             if found != (height, width):
                 yield f"{path}: {found[0]}x{found[1]} pixels, expected {height}x{width}"
-
-
-def _duplicates(dataset: Dataset) -> Iterator[str]:
-    """Report images that occur in several splits: testing on training images is meaningless."""
-    seen: dict[bytes, tuple[str, str]] = {}
-    for name, split in sorted(dataset.splits.items(), key=lambda pair: pair[0] != "train"):
-        for sample, digest in _digests(split):
-            first, first_split = seen.setdefault(digest, (sample, name))
-            if first_split != name:
-                yield f"split '{name}': {sample} is also {first} of split '{first_split}'"
-
-
-def _digests(split: Split | Files) -> Iterator[tuple[str, bytes]]:
-    """Yield a name for each image, and a digest of its file or, in memory, of its pixels."""
-    if isinstance(split, Files):
-        for path in split.images:
-            if data := _bytes(path):
-                yield str(path), _digest(data)
-    else:
-        for number, image in enumerate(split.images.numpy()):
-            yield f"sample {number}", _digest(image.tobytes())
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
