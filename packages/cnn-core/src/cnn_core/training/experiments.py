@@ -26,31 +26,35 @@ ARGUMENTS = {"data_dir", "download", "device", "workers", "progress", "fit_memor
 Settings = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class CrossValidation:
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Finished runs that were evaluated on their validation images."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def metrics(self) -> dict[str, Summary]:
+        """The metrics of the saved weights on the validation images, over the runs."""
+        finals = (run.final_metrics() for run in self.runs)
+        return summarised({k: v for k, v in line.items() if k != "epoch"} for line in finals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation(Runs):
     """The runs of a cross-validation, one a fold, in the folder `path`."""
 
     path: Path
-    runs: tuple[Run, ...]
-
-    @property
-    def metrics(self) -> dict[str, Summary]:
-        """The metrics of the saved weights on the validation images, over the folds."""
-        return summarised(_results(self.runs))
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One combination of values of a sweep, with a run for each seed that did not diverge."""
+@dataclass(frozen=True, kw_only=True)
+class Cell(Runs):
+    """One combination of values of a sweep, with a run for each seed that did not diverge.
+
+    `diverged` has the messages of those that did.
+    """
 
     settings: Settings
-    runs: tuple[Run, ...]
-    diverged: tuple[str, ...] = ()  # the messages of those that did
-
-    @property
-    def metrics(self) -> dict[str, Summary]:
-        """The metrics of the saved weights on the validation images, over the seeds."""
-        return summarised(_results(self.runs))
+    diverged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,6 @@ class Sweep:
     def test(self, **options: Any) -> dict[str, Summary]:
         """Evaluate the chosen runs on the test split; options are `data_dir` and `device`."""
         return summarised(evaluate(run, split="test", **options) for run in self.chosen.runs)
-
-
-def _results(runs: Sequence[Run]) -> list[dict[str, float]]:
-    return [{k: v for k, v in run.final_metrics().items() if k != "epoch"} for run in runs]
 
 
 def cross_validate(
@@ -101,7 +101,8 @@ def cross_validate(
         for n in range(1, folds + 1)
     }
     path = _folder(out, recipes["fold-1"], f"{folds}folds")
-    return CrossValidation(path, tuple(_run(path / n, r, arguments) for n, r in recipes.items()))
+    runs = tuple(_run(path / name, each, arguments) for name, each in recipes.items())
+    return CrossValidation(path=path, runs=runs)
 
 
 def sweep(
@@ -146,8 +147,11 @@ def sweep(
             runs[number].append(_run(path / name, each, arguments))
         except NumericalError as error:
             diverged[number].append(error.message)
-    outcomes = zip(combinations, map(tuple, runs), map(tuple, diverged), strict=True)
-    return _chosen(path, [Cell(*outcome) for outcome in outcomes])
+    cells = [
+        Cell(settings=combination, runs=tuple(runs[number]), diverged=tuple(diverged[number]))
+        for number, combination in enumerate(combinations)
+    ]
+    return _chosen(path, cells)
 
 
 def _chosen(path: Path, cells: Sequence[Cell]) -> Sweep:
