@@ -127,31 +127,41 @@ def sweep(
         UsageError: a key or value is invalid, or `out` has runs with another recipe.
         NumericalError: every run diverged.
     """
-    arguments = _arguments(settings, {"evaluate_on"}, "the sweep")
     if "seed" in grid:
         raise UsageError("seed has several values: give a number of seeds", "--seeds 3")
+    arguments = _arguments(settings, {"evaluate_on", *grid}, "the sweep")
     combinations = _combinations(grid, random_cells)
-    first = find_recipe(model, data, recipe, settings).seed
-    recipes = {
-        (number, f"{_name(cell)}seed={seed}"): find_recipe(
-            model, data, recipe, {**_merged(settings, cell), "seed": seed, "evaluate_on": "val"}
-        )
-        for number, cell in enumerate(combinations)
-        for seed in range(first, first + seeds)
-    }
-    path = _folder(out, next(iter(recipes.values())), "sweep")
-    runs: list[list[Run]] = [[] for _ in combinations]
-    diverged: list[list[str]] = [[] for _ in combinations]
-    for (number, name), each in recipes.items():
-        try:
-            runs[number].append(_run(path / name, each, arguments))
-        except NumericalError as error:
-            diverged[number].append(error.message)
+    base = find_recipe(model, data, recipe, settings)
+    # All recipes before the first run, so that a wrong value is an error at once.
+    recipes = [
+        {
+            f"{_name(cell)}seed={seed}": find_recipe(
+                model,
+                data,
+                recipe,
+                {**_merged(settings, cell), "seed": seed, "evaluate_on": "val"},
+            )
+            for seed in range(base.seed, base.seed + seeds)
+        }
+        for cell in combinations
+    ]
+    path = _folder(out, base, "sweep")
     cells = [
-        Cell(settings=combination, runs=tuple(runs[number]), diverged=tuple(diverged[number]))
-        for number, combination in enumerate(combinations)
+        _cell(cell, path, each, arguments)
+        for cell, each in zip(combinations, recipes, strict=True)
     ]
     return _chosen(path, cells)
+
+
+def _cell(cell: Settings, path: Path, recipes: Mapping[str, Recipe], arguments: Settings) -> Cell:
+    """Train the runs of one combination, one a seed."""
+    runs, diverged = [], []
+    for name, recipe in recipes.items():
+        try:
+            runs.append(_run(path / name, recipe, arguments))
+        except NumericalError as error:
+            diverged.append(error.message)
+    return Cell(settings=cell, runs=tuple(runs), diverged=tuple(diverged))
 
 
 def _chosen(path: Path, cells: Sequence[Cell]) -> Sweep:
