@@ -116,7 +116,7 @@ def test_a_path_that_does_not_exist_has_one_exit_code(
         ("train lenet5 --data digits --recipe lenet5-digit", 2, "did you mean 'lenet5-digits'"),
         ("train lenet5 --data mnist --data-dir nowhere", 1, "no train-images-idx3-ubyte"),
         ("train --resume nowhere", 2, "nowhere: no such run directory"),
-        ("train --resume . --epochs 3", 2, "--resume cannot be combined with"),
+        ("train --resume . --lr 3", 2, "--resume cannot be combined with"),
         ("evaluate .", 2, "not a run: recipe.toml is missing"),
         ("predict . a.png", 2, "not a run: recipe.toml is missing"),
         ("list-models --tsk x", 2, "Did you mean '--task'"),

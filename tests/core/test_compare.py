@@ -125,6 +125,18 @@ def test_the_machine_is_there_where_it_differs(cnnzoo, copied):
     assert [set(machine) for machine in machines] == [{"device_name", "data_fingerprint"}] * 2
 
 
+def test_runs_validated_on_different_images_say_so(cnnzoo, copied):
+    a, b = copied
+    assert cnnzoo("compare", a.path, b.path).err == ""  # another seed, the same images
+    environment = b.environment() | {"validation": {"images": 143, "digest": "other"}}
+    (b.path / "environment.json").write_text(json.dumps(environment))
+    done = cnnzoo("compare", a.path, b.path)
+    assert done.code == 0
+    assert done.err == (
+        "validated on different images of digits, so val/… does not compare: a/run | b/run\n"
+    )
+
+
 def test_runs_of_one_recipe_say_so(cnnzoo, runs, tmp_path):
     again = shutil.copytree(runs["a"].path, tmp_path / "again")
     done = cnnzoo("compare", runs["a"].path, again)

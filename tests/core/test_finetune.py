@@ -402,7 +402,7 @@ def test_validation_evaluation_and_prediction_see_the_same_pixels(
     recipe = Recipe(model="resnet20_cifar", data=data, **chosen)
     setup = set_up(recipe, dataset, CPU, show_progress=False)
     assert setup.preprocessing == dataclasses.replace(CROP)
-    files = dataset.divide(recipe.validation, recipe.seed)[1].images
+    files = dataset.divide(*recipe.part())[1].images
     assert len(files) == len(setup.validation) == 6
     alone = [CROP(read_image(path, 3)[None]) for path in files]  # as predict does
     validated = torch.cat([b.images for b in batches(setup.validation, setup.preprocessing, 4)])

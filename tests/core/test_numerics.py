@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cnn_core import create_model
 from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
-from cnn_core.training import Run, loop, setup, train
+from cnn_core.training import Run, loop, resumption, setup, train
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.numerics import Step, gradient_norm, non_finite_error
 from cnn_core.weights.native import read_weights
@@ -421,7 +421,7 @@ def test_a_nan_is_never_the_best_and_never_in_the_way(scores, more, patience):
         assert kept == 0 or state.best == scores[kept - 1]
         assert (state.epoch, state.step, state.metrics[-1]) == (epoch, 0, line)
         waited = epoch - kept
-        assert loop._out_of_patience(recipe, state) == (patience > 0 and waited >= patience)
+        assert resumption.out_of_patience(recipe, state) == (patience > 0 and waited >= patience)
 
 
 def test_a_score_that_was_never_a_number_is_no_success(tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def test_calibration_fits_on_the_images_that_training_held_out(view_inputs):
     outputs, held_out = view_inputs.predictions, view_inputs.validation
     run = view_inputs.run
     train = cnn_core.load_dataset("digits")
-    _, part = train.divide(run.recipe.validation, run.recipe.seed)
+    _, part = train.divide(*run.recipe.part())
     assert torch.equal(held_out.targets, part.targets[part.rows])  # the same split as in training
     assert torch.equal(held_out.images, part.images[part.rows])
     best = max(line["val/top1"] for line in run.history())

@@ -106,7 +106,7 @@ def cnnzoo_checkpoint(run: Run, epoch: int) -> None:
 
 @hookspec
 def cnnzoo_fit_end(run: Run, metrics: Mapping[str, float]) -> None:
-    """Called when training ends; `metrics` are those of the saved weights on the test split."""
+    """Called when training ends; `metrics` are those of the saved weights, `test/…` or `val/…`."""
 
 
 # The report

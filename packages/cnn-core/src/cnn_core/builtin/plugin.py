@@ -21,6 +21,8 @@ COMMANDS = {
     "verify-data": "Read a whole dataset and report its faults",
     "train": "Train a model on a dataset, or resume a run",
     "finetune": "Fine-tune trained weights on a dataset",
+    "cross-validate": "Train and validate a model on every fold of a dataset",
+    "sweep": "Train with all combinations of settings, and choose by validation",
     "lr-find": "Try a range of learning rates, and suggest one",
     "batch-find": "Find the largest micro-batch that fits in memory",
     "evaluate": "Evaluate a trained network on a split",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,18 +45,25 @@ MACHINE = (  # the keys of environment.json that describe the machine
     metavar="FILE",
     help="Write a plot of the curves: PNG, SVG or PDF.",
 )
+@click.option(
+    "--group", is_flag=True, help="Group runs that differ in seed or fold only: mean and std."
+)
 @json_option
 @click.pass_context
-def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
+def command(
+    ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, group: bool, as_json: bool
+) -> None:
     """Compare runs side by side: the recipe keys in which they differ, and their results.
 
     Metrics other than losses are fractions. The validation metric is the one at the best
-    epoch. Properties of the machines are shown only if they differ.
+    epoch. Properties of the machines are shown only if they differ. With --group, runs that
+    differ only in seed, split_seed or fold have one column, with mean and standard deviation.
 
     \b
     Examples:
       cnnzoo compare runs/lenet5-digits-20260101-120000 runs/lenet5-digits-20260101-123000
       cnnzoo compare runs/* --plot runs.png
+      cnnzoo compare runs/lenet5_modern-digits-sweep/* --group
     """
     # Resolve this first, so that --plot fails at once if cnn-viz is not installed.
     overlay = None if plot is None else registry.resolve(registry.commands().entry("overlay"))
@@ -64,8 +72,13 @@ def command(ctx: click.Context, runs: tuple[Path, ...], plot: Path | None, as_js
         # The command prints a path, which must not mix with the JSON on stdout.
         with contextlib.redirect_stdout(sys.stderr):
             ctx.invoke(overlay, runs=runs, out=plot)
+    if group:
+        _print_groups(_grouped(named), as_json)
+        return
     recipes, results = differences(list(named.values())), list(map(_result_of, named.values()))
     machines = _machines(list(named.values()))
+    for line in _parts(named):
+        click.echo(printable(line), err=True)
     if as_json:
         facts = zip(named.items(), results, machines, strict=True)
         content = [
@@ -174,7 +187,7 @@ def _result_of(run: Run) -> Result:
         validation=by_epoch.get(kept),
         test=test,
         seconds=round(sum(line.get("seconds", 0.0) for line in history), 3),
-        finished=bool(test),
+        finished=run.finished,
     )
 
 
@@ -192,6 +205,20 @@ def _machines(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{key: each.get(key) for key in differ} for each in found]
 
 
+def _parts(named: Mapping[str, Run]) -> Iterator[str]:
+    """Yield a line for each dataset of which runs were validated on different images."""
+    recorded = [run.environment().get("validation", {}).get("digest") for run in named.values()]
+    by_data: dict[str, dict[str, list[str]]] = {}
+    for (name, run), digest in zip(named.items(), recorded, strict=True):
+        # Runs of before this was recorded have only the choice.
+        part = digest if all(recorded) else str(run.recipe.part())
+        by_data.setdefault(run.recipe.data, {}).setdefault(part, []).append(name)
+    for data, parts in by_data.items():
+        if len(parts) > 1:
+            groups = " | ".join(", ".join(names) for names in parts.values())
+            yield f"validated on different images of {data}, so val/… does not compare: {groups}"
+
+
 def _print(
     named: Mapping[str, Run],
     recipes: Mapping[str, Sequence[str | None]],
@@ -200,6 +227,14 @@ def _print(
 ) -> None:
     """Print two tables, recipes and results, with a column for each run."""
     names = list(map(printable, named))
+    _print_differences(recipes, names)
+    planned = [run.recipe.epochs for run in named.values()]
+    rows = [*_result_rows(results, planned), *_machine_rows(machines)]
+    table(("", *names), rows, right=names)
+
+
+def _print_differences(recipes: Mapping[str, Sequence[str | None]], names: Sequence[str]) -> None:
+    """Print the table of the recipes, and the heading of that of the results."""
     if recipes:
         heading("Differences between the recipes")
         rows = [(key, *(MISSING if v is None else v for v in row)) for key, row in recipes.items()]
@@ -208,9 +243,56 @@ def _print(
         heading("The recipes are identical")
     click.echo()
     heading("Results")
-    planned = [run.recipe.epochs for run in named.values()]
-    rows = [*_result_rows(results, planned), *_machine_rows(machines)]
+
+
+def _grouped(named: Mapping[str, Run]) -> dict[str, list[Run]]:
+    """Return the runs that differ only in seed or fold, by the name of the first of them."""
+    names: dict[str, str] = {}  # of the first run, by its recipe without these keys
+    groups: dict[str, list[Run]] = {}
+    for name, run in named.items():
+        first = names.setdefault(str(_without_seeds(run).recipe), name)
+        groups.setdefault(first, []).append(run)
+    return groups
+
+
+def _without_seeds(run: Run) -> Run:
+    # As many folds: halves of the images are another experiment than tenths.
+    fold = re.sub(r"^\d+", "1", run.recipe.fold)
+    recipe = dataclasses.replace(run.recipe, seed=0, split_seed=0, fold=fold)
+    return dataclasses.replace(run, recipe=recipe)
+
+
+def _print_groups(groups: Mapping[str, Sequence[Run]], as_json: bool) -> None:
+    """Print the differences between groups, and means and standard deviations in each."""
+    from cnn_core.training.summary import summarised
+
+    recipes = differences([_without_seeds(runs[0]) for runs in groups.values()])
+    results = [summarised(map(_metrics_of, runs)) for runs in groups.values()]
+    if as_json:
+        content = [
+            {
+                "name": name,
+                "runs": [run.path for run in runs],
+                "recipe": dataclasses.asdict(_without_seeds(runs[0]).recipe),
+                "metrics": {metric: vars(summary) for metric, summary in result.items()},
+            }
+            for (name, runs), result in zip(groups.items(), results, strict=True)
+        ]
+        emit_json("groups", content, differ=list(recipes))
+        return
+    names = list(map(printable, groups))
+    _print_differences(recipes, names)
+    rows = [("runs", *(str(len(runs)) for runs in groups.values()))]
+    for metric in {metric: None for each in results for metric in each}:
+        rows.append((metric, *(str(each.get(metric, MISSING)) for each in results)))
     table(("", *names), rows, right=names)
+
+
+def _metrics_of(run: Run) -> dict[str, float]:
+    """Return the validation score at the best epoch, and the metrics on the test split."""
+    result = _result_of(run)
+    own = {} if result.validation is None else {result.score: result.validation}
+    return {**own, **result.test}
 
 
 def _result_rows(results: Sequence[Result], planned: Sequence[int]) -> list[tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -21,7 +21,15 @@ from cnn_core.cli.params import (
 )
 from cnn_core.errors import UsageError
 
-__all__ = ["ARGUMENTS", "command", "observers_for", "recipe_keys", "report", "training_options"]
+__all__ = [
+    "ARGUMENTS",
+    "command",
+    "experiment_options",
+    "observers_for",
+    "recipe_keys",
+    "report",
+    "training_options",
+]
 
 ARGUMENTS = (  # options that are arguments of `train`, not recipe keys
     "recipe",
@@ -89,9 +97,6 @@ OPTIONS = (
     click.option(
         "--fit-memory", is_flag=True, help="Split batches into micro-batches that fit in memory."
     ),
-    click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard."),
-    click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists."),
-    click.option("--out", type=PATH, metavar="DIR", help="The run directory."),
     data_dir_option,
     click.option(
         "--download",
@@ -100,12 +105,33 @@ OPTIONS = (
     ),
     device_option,
 )
+OPTIONS_OF_ONE_RUN = (
+    click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard."),
+    click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists."),
+    click.option("--out", type=PATH, metavar="DIR", help="The run directory."),
+)
 
 
 def training_options(command: Any) -> Any:
     """Add the options of both `train` and `finetune`."""
+    return _with_options((*OPTIONS, *OPTIONS_OF_ONE_RUN), command)
+
+
+def experiment_options(command: Any) -> Any:
+    """Add the options of commands that train several runs."""
+    options = (
+        click.argument("model", type=MODEL),
+        click.option("--data", type=DATASET, required=True, help="Dataset to train on."),
+        click.option("--weights", metavar="FILE|NAME", help="Start from these weights."),
+        *OPTIONS,
+        click.option("--out", type=PATH, metavar="DIR", help="Folder of the runs."),
+    )
+    return _with_options(options, command)
+
+
+def _with_options(options: Sequence[Any], command: Any) -> Any:
     return functools.reduce(
-        lambda decorated, option: option(decorated), reversed(OPTIONS), command
+        lambda decorated, option: option(decorated), reversed(options), command
     )
 
 
@@ -136,9 +162,10 @@ def command(
     """Train MODEL on a dataset, or resume a run.
 
     Without --recipe, the default recipe for the model and dataset is used. --resume takes its
-    recipe from the run. Ctrl-C or SIGTERM stops the run after the current step and saves a
-    checkpoint; a second one stops it at once. Prints the run directory on stdout; progress goes
-    to stderr. For several processes: torchrun -m cnnzoo train …
+    recipe from the run; more --epochs are possible if the schedule does not depend on them.
+    Ctrl-C or SIGTERM stops the run after the current step and saves a checkpoint; a second one
+    stops it at once. Prints the run directory on stdout; progress goes to stderr. For several
+    processes: torchrun -m cnnzoo train …
 
     \b
     Examples:
@@ -146,6 +173,7 @@ def command(
       cnnzoo train lenet5 --data fashion_mnist --download --epochs 3 --set lr=0.02
       cnnzoo train resnet50 --data pets --weights default --freeze conv1 --freeze conv2_x
       cnnzoo train --resume runs/lenet5-digits-20260101-120000
+      cnnzoo train --resume runs/lenet5-digits-20260101-120000 --epochs 30
     """
     chosen = recipe_keys(settings, options)
     model, data = chosen.pop("model", model), chosen.pop("data", data)
@@ -183,9 +211,12 @@ def _check(
 ) -> None:
     """Raise UsageError if --resume has conflicting options, or a new run has no model."""
     resume, recipe = arguments["resume"], arguments["recipe"]
-    if resume is not None and (model or data or recipe or keys or arguments["out"]):
+    if resume is not None and (
+        model or data or recipe or keys.keys() - {"epochs"} or arguments["out"]
+    ):
         raise UsageError(
-            "--resume cannot be combined with a model, a dataset, a recipe, recipe keys or --out",
+            "--resume cannot be combined with a model, a dataset, a recipe, --out, or recipe keys "
+            "other than epochs",
             f"cnnzoo train --resume {resume}",
         )
     if resume is None and model is None and recipe is None:
@@ -193,10 +224,11 @@ def _check(
 
 
 def report(run: Any) -> None:
-    """Print the test metrics on stderr, and the run's path on stdout; rank 0 only."""
+    """Print the final metrics on stderr, and the run's path on stdout; rank 0 only."""
     if os.environ.get("RANK", "0") != "0":
         return
     from cnn_core.training.progress import format_metrics
 
-    click.echo(f"test: {format_metrics(run.test_metrics())}", err=True)
+    metrics = {key: value for key, value in run.final_metrics().items() if key != "epoch"}
+    click.echo(f"{run.recipe.evaluate_on}: {format_metrics(metrics)}", err=True)
     say_path(run.path)

@@ -17,8 +17,9 @@ __all__ = ["command"]
 @click.command("verify-data")
 @click.argument("data", type=DATASET)
 @click.option("--data-dir", type=PATH, help="Directory that contains the dataset.")
+@click.option("--near", is_flag=True, help="Also find images that look like others: slow.")
 @json_option
-def command(data: str, data_dir: Path | None, as_json: bool) -> None:
+def command(data: str, data_dir: Path | None, near: bool, as_json: bool) -> None:
     """Read every file of a dataset and list its faults; exit with code 3 if there are any.
 
     Files that are not read are faults if they may be images. How the files were understood, and
@@ -27,6 +28,7 @@ def command(data: str, data_dir: Path | None, as_json: bool) -> None:
     \b
     Examples:
       cnnzoo verify-data fashion_mnist
+      cnnzoo verify-data imagefolder:flowers --near
       cnnzoo verify-data imagefolder:flowers --json
     """
     import torch
@@ -41,6 +43,7 @@ def command(data: str, data_dir: Path | None, as_json: bool) -> None:
             data_dir=data_dir,
             threads=torch.get_num_threads(),
             progress=progress,
+            near=near,
             notes=notes,
         )
     if as_json:

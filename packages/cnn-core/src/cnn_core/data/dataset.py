@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from cnn_core import registry
 from cnn_core.data.fetching.cache import cache_dir
 from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
+from cnn_core.data.splitting import fold_numbers, held_out
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.files import expanded
 from cnn_core.plugins import isolated, required
@@ -24,6 +26,8 @@ from cnn_core.text import did_you_mean, printable
 
 __all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
 
+WHOLE = (0, 0)  # no folds
+
 
 @dataclass(frozen=True)
 class Split:
@@ -31,20 +35,24 @@ class Split:
 
     Targets are int64, N, for classification and uint8, N H W, for segmentation, where 255 marks
     ignored pixels. `weights`, float32 N H W, are the weights of the pixels in the loss; None
-    weights all pixels equally.
+    weights all pixels equally. `groups`, int64 N, are numbers of what images have in common, such
+    as a patient: images of one group are never divided between training and validation.
     """
 
     images: Tensor
     targets: Tensor
     weights: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, indices: Tensor) -> Split:
         """Return the samples at `indices`."""
-        weights = None if self.weights is None else self.weights[indices]
-        return Split(self.images[indices], self.targets[indices], weights)
+        weights, groups = (
+            None if values is None else values[indices] for values in (self.weights, self.groups)
+        )
+        return Split(self.images[indices], self.targets[indices], weights, groups)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Files:
     `channels` is 1 (grey), 3 (RGB), or the number of channels of arrays; `reading` says how pixels
     become 8 bits. `values` maps mask values to class numbers, or to 255 for ignored pixels; with
     `in_colour` they are colours, 0xRRGGBB. With `turn_masks`, masks without an EXIF orientation
-    are turned by that of their image.
+    are turned by that of their image. `groups` are as in `Split`.
     """
 
     images: tuple[Path, ...]
@@ -78,6 +86,7 @@ class Files:
     in_colour: bool = False
     turn_masks: bool = False
     reading: Reading = field(default_factory=Reading)
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -86,9 +95,13 @@ class Files:
         """Return the samples at `indices`."""
         numbers = indices.tolist()
         images = tuple(self.images[n] for n in numbers)
+        targets: Tensor | tuple[Path, ...]
         if isinstance(self.targets, Tensor):
-            return replace(self, images=images, targets=self.targets[indices])
-        return replace(self, images=images, targets=tuple(self.targets[n] for n in numbers))
+            targets = self.targets[indices]
+        else:
+            targets = tuple(self.targets[n] for n in numbers)
+        groups = None if self.groups is None else self.groups[indices]
+        return replace(self, images=images, targets=targets, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -156,42 +169,39 @@ class Dataset:
         }
         return replace(self, splits=splits)
 
-    def hold_out(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
+    def hold_out(
+        self, fraction: float, seed: int, fold: tuple[int, int] = WHOLE
+    ) -> tuple[Split | Files, Split | Files]:
         """Return (train, validation): the dataset's own splits, or train divided at random.
 
         `fraction`, from 0 to 1, of the training split becomes the validation split; if images
-        have class labels, this fraction of each class. `seed` determines the choice. Dividing a
-        split in memory copies its tensors.
+        have class labels, this fraction of each class. With `fold`, such as (2, 5), it is instead
+        the second of five equal parts. Groups of images stay together. `seed` determines the
+        choice. Dividing a split in memory copies its tensors.
         """
         train = self.split("train")
         if "val" in self.splits:
             return train, self.splits["val"]
-        kept, held = self._divide_indices(fraction, seed)
+        kept, held = self._divide_indices(fraction, seed, fold)
         return train.subset(kept), train.subset(held)
 
-    def divide(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
+    def divide(
+        self, fraction: float, seed: int, fold: tuple[int, int] = WHOLE
+    ) -> tuple[Split | Files, Split | Files]:
         """Like `hold_out`, but return views that share the tensors of a split in memory."""
         train = self.split("train")
         if "val" in self.splits or isinstance(train, Files):
-            return self.hold_out(fraction, seed)
-        kept, held = self._divide_indices(fraction, seed)
+            return self.hold_out(fraction, seed, fold)
+        kept, held = self._divide_indices(fraction, seed, fold)
         # Both parts share the tensors: a copy would double the memory of the training split.
-        whole = (train.images, train.targets, train.weights)
+        whole = (train.images, train.targets, train.weights, train.groups)
         return Subset(*whole, rows=kept), Subset(*whole, rows=held)
 
-    def _divide_indices(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    def _divide_indices(
+        self, fraction: float, seed: int, fold: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """Return the sample indices to keep and the ones to hold out, both ascending."""
-        train = self.split("train")
-        groups = [torch.arange(len(train))]
-        # Class by class: otherwise a rare class could be missing from one of the parts.
-        if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
-            numbers = range(len(self.spec.classes))
-            groups = [(train.targets == number).nonzero().squeeze(1) for number in numbers]
-        held = torch.zeros(len(train), dtype=torch.bool)
-        generator = torch.Generator().manual_seed(seed)
-        for members in groups:
-            order = torch.randperm(len(members), generator=generator)
-            held[members[order[: round(fraction * len(members))]]] = True
+        held = self.held_out(fraction, seed, fold)
         return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
     @property
@@ -199,6 +209,26 @@ class Dataset:
         """How the files are read; the same in all splits."""
         files = [split for split in self.splits.values() if isinstance(split, Files)]
         return files[0].reading if files else Reading()
+
+    def held_out(self, fraction: float, seed: int, fold: tuple[int, int] = WHOLE) -> Tensor:
+        """Return which training images validate, bool N; the arguments are as in `hold_out`."""
+        train = self.split("train")
+        labels = torch.zeros(len(train), dtype=torch.int64)
+        if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
+            labels = train.targets
+        number, folds = fold
+        if folds:
+            return fold_numbers(labels, folds, seed, train.groups) == number - 1
+        return held_out(labels, fraction, seed, train.groups)
+
+    def pooled(self) -> Dataset:
+        """Return the dataset with the images of val among those of train, to be divided anew."""
+        splits = dict(self.splits)
+        if (val := splits.pop("val", None)) is None:
+            return self
+        splits["train"] = _joined(splits["train"], val)
+        counts = {name: len(split) for name, split in splits.items()}
+        return replace(self, spec=replace(self.spec, splits=counts), splits=splits)
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of a hash over classes, split sizes, file names and mask values.
@@ -219,6 +249,17 @@ class Dataset:
                 meaning = (sorted(split.values.items()), split.in_colour, split.turn_masks)
                 digest.update(repr(meaning).encode())
         return digest.hexdigest()[:16]
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Return the samples of two splits of the same kind, in this order."""
+    joined = {
+        name: one + other if isinstance(one, tuple) else torch.cat([one, other])
+        for name in ("images", "targets", "groups")
+        if (one := getattr(first, name)) is not None
+        and (other := getattr(second, name)) is not None
+    }
+    return replace(first, **joined)
 
 
 def load_dataset(

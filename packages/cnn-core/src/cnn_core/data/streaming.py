@@ -261,21 +261,23 @@ def decode_to_memory(
             can be decoded, or the sizes differ.
     """
     # Allocate when the first sample gives the shapes: stacking a list would take twice the memory.
-    buffers, count, record = None, 0, bad or BadSamples()
+    buffers, record = None, bad or BadSamples()
+    usable: list[int] = []
     decoder = Decoder(files, size, None, required_size, center)
-    for _, (image, target) in usable_samples(decoder, threads, record, progress):
+    for number, (image, target) in usable_samples(decoder, threads, record, progress):
         if buffers is None:
             buffers = tuple(part.new_empty((len(files), *part.shape)) for part in (image, target))
         if image.shape != buffers[0].shape[1:]:
             sizes = f"{_size(image)}, {_size(buffers[0])}"
             raise DatasetCorruptError(f"images differ in size: {sizes}")
-        buffers[0][count], buffers[1][count] = image, target
-        count += 1
+        buffers[0][len(usable)], buffers[1][len(usable)] = image, target
+        usable.append(number)
     if bad is None or buffers is None:
         record.raise_if_too_many()
     if buffers is None:
         raise DatasetCorruptError("no sample can be decoded")
-    return Split(buffers[0][:count], buffers[1][:count])
+    images, targets = (buffer[: len(usable)] for buffer in buffers)
+    return Split(images, targets, groups=None if files.groups is None else files.groups[usable])
 
 
 def drop_bad_files(

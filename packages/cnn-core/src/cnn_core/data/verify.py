@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
+from cnn_core.data.dataset import Dataset, Files, load_dataset
+from cnn_core.data.duplicates import duplicates, near_duplicates
 from cnn_core.data.images import probe_image
 from cnn_core.data.streaming import BadSamples, Decoder, Progress, usable_samples
 from cnn_core.errors import CorruptError, DatasetCorruptError
@@ -28,11 +28,13 @@ def verify(
     data_dir: str | os.PathLike[str] | None = None,
     threads: int = 1,
     progress: Progress | None = None,
+    near: bool = False,
     notes: list[str] | None = None,
 ) -> list[str]:
     """Return the faults of a dataset, one line each; an empty list if there are none.
 
-    Lines on how the files were understood, and on what is unusual but sound, go to `notes`.
+    Lines on how the files were understood, and on what is unusual but sound, go to `notes`: also
+    images that repeat others of their class, and with `near` those that look like others.
 
     Raises:
         UsageError: there is no such dataset or folder.
@@ -61,7 +63,9 @@ def verify(
                 values.add(image, Path(f"sample {number}"))
         notes += values.lines(split_name)
     faults += _wrong_sizes(dataset)
-    return list(dict.fromkeys([*faults, *_duplicates(dataset)]))
+    copies, unusual = duplicates(dataset)
+    notes += [*unusual, *(near_duplicates(dataset) if near else ())]
+    return list(dict.fromkeys([*faults, *copies]))
 
 
 class _Values:
@@ -169,41 +173,3 @@ def _wrong_sizes(dataset: Dataset) -> Iterator[str]:
                 continue
             if found != (height, width):
                 yield f"{path}: {found[0]}x{found[1]} pixels, expected {height}x{width}"
-
-
-def _duplicates(dataset: Dataset) -> Iterator[str]:
-    """Report images that occur in several splits, or in several classes.
-
-    Testing on training images is meaningless, and two classes of one image contradict each other.
-    """
-    seen: dict[bytes, tuple[str, str, int | None]] = {}
-    for name, split in sorted(dataset.splits.items(), key=lambda pair: pair[0] != "train"):
-        for number, (sample, digest) in _digests(split):
-            label = _label(split, number)
-            first, first_split, first_label = seen.setdefault(digest, (sample, name, label))
-            if first_split != name:
-                yield f"split '{name}': {sample} is also {first} of split '{first_split}'"
-            elif first_label != label:
-                yield f"split '{name}': {sample} is also {first}, of another class"
-
-
-def _label(split: Split | Files, number: int) -> int | None:
-    """Return the class of a sample; None for masks."""
-    if isinstance(split.targets, Tensor) and split.targets.ndim == 1:
-        return int(split.targets[number])
-    return None
-
-
-def _digests(split: Split | Files) -> Iterator[tuple[int, tuple[str, bytes]]]:
-    """Yield each image's index, and its name with a digest of its file or, in memory, pixels."""
-    if isinstance(split, Files):
-        for number, path in enumerate(split.images):
-            if data := _bytes(path):
-                yield number, (str(path), _digest(data))
-    else:
-        for number, image in enumerate(split.images.numpy()):
-            yield number, (f"sample {number}", _digest(image.tobytes()))
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()

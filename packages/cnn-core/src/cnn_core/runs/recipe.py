@@ -20,7 +20,15 @@ from cnn_core.errors import UsageError
 from cnn_core.specs import RecipeSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["RESERVED", "Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
+__all__ = [
+    "RESERVED",
+    "Recipe",
+    "parse_choices",
+    "parse_setting",
+    "parse_settings",
+    "read_recipe",
+    "recipes_in",
+]
 
 CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop"),
@@ -34,6 +42,7 @@ CHOICES = {
     "fit": ("", "resize", "pad", "crop"),
     "interpolation": ("", "bilinear", "bicubic"),
     "alpha_background": ("", "white", "black", "drop"),
+    "evaluate_on": ("test", "val"),
 }
 RESERVED = {  # arguments of create_model
     *("name", "num_classes", "in_channels", "weights", "naming", "new_head", "download"),
@@ -42,6 +51,7 @@ LIMITS = {  # field: (minimum, maximum), both inclusive
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
     "seed": (0, 2**63 - 1),
+    "split_seed": (-1, 2**63 - 1),
     "topk": (0, 1_000_000),
     "lr": (0.0, 1e6),
     "head_lr": (0.0, 1e6),
@@ -95,7 +105,7 @@ class Recipe:
     data: str
     epochs: int = 10
     batch_size: int = 128  # images per optimizer step, over all processes
-    seed: int = 0  # of the initial weights, the order of the images, augmentation and validation
+    seed: int = 0  # of the initial weights, the order of the images, and augmentation
     optimizer: str = "sgd"
     lr: float = 0.05  # peak learning rate
     momentum: float = 0.9  # of SGD and RMSprop; beta1 of AdamW
@@ -152,6 +162,9 @@ class Recipe:
     pipeline: str = "auto"  # memory or streaming; auto: depends on the size of the dataset
     on_bad_sample: str = "fail"  # "skip:N": skip up to N unreadable files
     validation: float = 0.1  # fraction of the training split held out for validation
+    split_seed: int = -1  # of the choice of these images; -1: of the run in `weights`, else 0
+    fold: str = ""  # "2/5": validate on the second of 5 folds of train and val instead
+    evaluate_on: str = "test"  # val: evaluate the saved weights on the validation images instead
     topk: int = 0  # k of top-k accuracy; 0: 5, or the number of classes if that is smaller
     precision: str = "auto"  # auto: bf16 or fp16 on CUDA, fp32 elsewhere
     memory_format: str = "auto"  # auto: channels_last for networks with batch norm
@@ -191,6 +204,7 @@ class Recipe:
         self._check_schedule()
         self._check_fine_tuning()
         self.bad_samples()
+        self.part()
         for stage, factor in self.stage_lr.items():
             if type(factor) not in (int, float) or not 0 <= factor <= 1e6:
                 raise UsageError(
@@ -264,6 +278,19 @@ class Recipe:
         text = printable(self.on_bad_sample)
         raise UsageError(f"on_bad_sample = '{text}'", "use fail, or skip:N for up to N files")
 
+    def part(self) -> tuple[float, int, tuple[int, int]]:
+        """Return what chooses the validation images: fraction, seed, (fold, folds) or (0, 0)."""
+        seed = max(self.split_seed, 0)
+        if not self.fold:
+            return self.validation, seed, (0, 0)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.fold)
+        number, folds = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= number <= folds or folds < 2:
+            raise UsageError(
+                f"fold = '{printable(self.fold)}'", "such as 2/5, the second of five folds"
+            )
+        return self.validation, seed, (number, folds)
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], source: str = "") -> Recipe:
         """Create a recipe from settings by key; `source` is named in error messages.
@@ -329,6 +356,25 @@ def parse_setting(text: str) -> tuple[str, Any]:
         parsed = value
     table, dot, inner = key.partition(".")
     return (table, {inner: parsed}) if dot else (key, parsed)
+
+
+def parse_choices(text: str) -> tuple[str, list[Any]]:
+    """Parse "key=value,value"; "options.width=0.5,1" returns ("options.width", [0.5, 1]).
+
+    A list among several is written in brackets: "crop=[0.5, 1],[0.8, 1]".
+
+    Raises:
+        UsageError: there is no "=", the key is empty or unknown, or a value is there twice.
+    """
+    key, _, values = text.partition("=")
+    require_key(parse_setting(text)[0])
+    try:
+        found = tomllib.loads(f"values = [{values}]")["values"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        found = [parse_setting(f"value={value}")[1] for value in values.split(",")]
+    if any(value in found[:number] for number, value in enumerate(found)):
+        raise UsageError(f"'{printable(text)}': a value is given twice")
+    return key.strip(), found
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 recipe.toml           all hyperparameters, including defaults
 environment.json      versions, plugins, hardware, location of the dataset
-metrics.jsonl         one line per epoch, then one for the test split
+metrics.jsonl         one line per epoch, then one for the saved weights on the test split
 metrics.csv           the same values as metrics.jsonl
 weights.safetensors   the saved weights, with the metadata needed to build the model
 state/                checkpoints, which hold the full training state
@@ -29,7 +29,7 @@ from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.files import expanded, new_folder, sweep, write_new, write_text
 from cnn_core.runs.recipe import Recipe, read_recipe
 
-__all__ = ["Run"]
+__all__ = ["Run", "default_name"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete, including the evaluation on the test split."""
-        return any("test/loss" in line for line in self.metrics())
+        """Whether the run is complete, including the evaluation of its saved weights."""
+        return bool(self.final_metrics())
 
     @classmethod
     def create(cls, recipe: Recipe, environment: Mapping[str, Any], out: Path | None) -> Run:
@@ -120,7 +120,9 @@ class Run:
         except UsageError as error:
             # The user's command is right: exit 3, for a broken file, and not 2.
             raise RunError(error.message, error.hint) from error
-        return cls(folder, Recipe.from_settings(spec.settings))
+        # Before there was `split_seed`, the training seed chose the validation images.
+        settings = {"split_seed": spec.settings.get("seed", 0), **spec.settings}
+        return cls(folder, Recipe.from_settings(settings))
 
     def environment(self) -> dict[str, Any]:
         """Return the content of environment.json."""
@@ -142,11 +144,22 @@ class Run:
         return [line for line in self.metrics() if "train/loss" in line]
 
     def test_metrics(self) -> dict[str, float]:
-        """Return the metrics on the test split, such as "test/top1"; {} if there are none yet."""
+        """Return the metrics on the test split, such as "test/top1"; {} if there are none."""
+        return {k: v for k, v in self.final_metrics().items() if k.startswith("test/")}
+
+    def final_metrics(self) -> dict[str, float]:
+        """Return the last line of a finished run, else {}: the metrics of the saved weights.
+
+        They were measured on the test split or, with `evaluate_on` "val", the validation images.
+        """
         for line in reversed(self.metrics()):
-            if "test/loss" in line:
-                return {key: value for key, value in line.items() if key.startswith("test/")}
+            if "train/loss" not in line:
+                return line
         return {}
+
+    def write_recipe(self) -> None:
+        """Replace recipe.toml atomically by the recipe of this object."""
+        write_text(self.path / "recipe.toml", self.recipe.to_toml())
 
     def write_metrics(self, lines: list[dict[str, float]]) -> None:
         """Replace metrics.jsonl and metrics.csv, each atomically."""
@@ -174,18 +187,22 @@ _REQUIRED = ("recipe.toml", "environment.json", "metrics.jsonl")
 _RESTORE = "restore it from a backup, or train again: cnnzoo train MODEL --data DATASET"
 
 
-def _default_path(recipe: Recipe) -> Path:
-    """Return runs/<model>-<dataset>-<time>, with a number appended if that exists.
+def default_name(recipe: Recipe) -> str:
+    """Return "<model>-<dataset>", a file name.
 
     For a dataset with a path, use only the last component. Replace other characters than letters,
     digits and underscores by dashes.
     """
     # A file name has at most 255 bytes. The end of a path tells more than its beginning.
     words = (recipe.model.rpartition("/")[2], re.split(r"[/\\]", recipe.data)[-1])
-    stem = "-".join(
+    return "-".join(
         re.sub(r"[^\w-]+", "-", word, flags=re.ASCII).strip("-")[-60:] for word in words
     )
-    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _default_path(recipe: Recipe) -> Path:
+    """Return runs/<model>-<dataset>-<time>, with a number appended if that exists."""
+    stem = f"{default_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1

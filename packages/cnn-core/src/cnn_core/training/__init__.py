@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cnn_core.runs.recipe import Recipe
     from cnn_core.runs.run import Run
     from cnn_core.training.evaluation import evaluate
+    from cnn_core.training.experiments import CrossValidation, Sweep, cross_validate, sweep
     from cnn_core.training.exporting import Exported, export
     from cnn_core.training.feature_extraction import Features, features
     from cnn_core.training.finetuning import finetune
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cnn_core.training.trainer import train
 
 __all__ = [
+    "CrossValidation",
     "Exported",
     "Features",
     "OptimizedNetwork",
@@ -38,7 +40,9 @@ __all__ = [
     "Segmentation",
     "SegmentationOutput",
     "Shared",
+    "Sweep",
     "Trained",
+    "cross_validate",
     "evaluate",
     "export",
     "features",
@@ -50,6 +54,7 @@ __all__ = [
     "push",
     "segment",
     "segmented",
+    "sweep",
     "train",
 ]
 
@@ -57,6 +62,12 @@ __getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "cnn_core.training.evaluation": ("evaluate",),
+        "cnn_core.training.experiments": (
+            "CrossValidation",
+            "Sweep",
+            "cross_validate",
+            "sweep",
+        ),
         "cnn_core.training.exporting": ("Exported", "export"),
         "cnn_core.training.feature_extraction": ("Features", "features"),
         "cnn_core.training.finetuning": ("finetune",),

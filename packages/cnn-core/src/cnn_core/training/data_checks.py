@@ -27,29 +27,13 @@ def checked(setup: Setup, *, show: bool = True) -> Setup:
     """Return the setup of a new run, after printing what its images are like if `show`.
 
     Raises:
-        UsageError: a setting needs validation images and there are none, or a batch is too small
-            for batch normalisation.
+        UsageError: a batch is too small for batch normalisation.
     """
     if show:
         for line in _lines(setup):
             print(line, file=sys.stderr)
-    _require_validation(setup)
     _require_normalisable_batches(setup)
     return setup
-
-
-def _require_validation(setup: Setup) -> None:
-    """Raise UsageError if a setting needs validation images and there are none."""
-    recipe = setup.recipe
-    if len(setup.validation):
-        return
-    monitored = recipe.monitor.startswith("val/")
-    if not recipe.patience and not monitored:
-        return
-    setting = f"patience = {recipe.patience}"
-    if monitored:
-        setting = f"monitor = '{printable(recipe.monitor)}'"
-    raise UsageError(f"{setting} needs validation images: {_no_validation(setup)}")
 
 
 def _no_validation(setup: Setup) -> str:

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from cnn_core.errors import UsageError
-from cnn_core.files import expanded
 from cnn_core.plugins import plugins
 
 __all__ = [
@@ -26,6 +25,7 @@ __all__ = [
     "choose_precision",
     "environment",
     "numerical_environment",
+    "recorded_location",
 ]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -121,13 +121,11 @@ def environment(
     world: int = 1,
 ) -> dict[str, Any]:
     """Return the content of environment.json: versions, hardware and the dataset's location."""
-    name, colon, folder = data.partition(":")
     return {
         "schema": 1,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        # Absolute, because a run may be opened from another directory.
-        "data": f"{name}:{expanded(folder).absolute()}" if colon else name,
+        "data": recorded_location(data),
         "data_fingerprint": fingerprint,
         "data_dir": str(data_dir.absolute()) if data_dir is not None else None,
         "plugins": [
@@ -145,6 +143,13 @@ def environment(
         "device": device.type,
         "device_name": _device_name(device),
     }
+
+
+def recorded_location(data: str) -> str:
+    """Return the name of a dataset with its path, if it has one, made absolute."""
+    # A run may be opened from another directory.
+    name, colon, folder = data.partition(":")
+    return f"{name}:{expanded(folder).absolute()}" if colon else name
 
 
 def _processor() -> str:

@@ -62,7 +62,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a trained network on a split; return the loss and all metrics by name.
 
-    `split` is "val" for the images that a run held out of "train".
+    Without a split "val" in the dataset, "val" means the images that a run held out of "train".
 
     `data` is a dataset other than the one that the network was trained on. Its classes are matched
     by name, and it may lack some of them. With `optimize`, a faster copy of the network computes

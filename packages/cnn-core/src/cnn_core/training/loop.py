@@ -74,7 +74,7 @@ def fit(job: Fit, state: Checkpoint) -> Checkpoint:
     job.progress.start(job.run, steps, state.epoch * steps + state.step)
     job.observers.notify("fit_start", run=job.run, model=setup.model, recipe=recipe)
     with stop_requests() as stop:
-        while state.epoch < recipe.epochs and not _out_of_patience(recipe, state):
+        while not resumption.is_complete(recipe, state):
             # Count the time that an interrupted epoch took before it was resumed.
             began = time.perf_counter() - state.seconds
             # DistributedDataParallel ignores parameters that did not require gradients when it
@@ -282,8 +282,3 @@ def _after_epoch(
         best_epoch=epoch if improved else previous.best_epoch,
         metrics=[*previous.metrics, line],
     )
-
-
-def _out_of_patience(recipe: Recipe, state: Checkpoint) -> bool:
-    """Whether the monitored metric has not improved for `recipe.patience` epochs."""
-    return 0 < recipe.patience <= state.epoch - state.best_epoch

@@ -111,9 +111,9 @@ def validation_predictions(
     dataset, recipe = trained.dataset, trained.recipe
     if not trained.is_run and "val" not in dataset.splits:
         return None
-    # The same fraction and seed select the same images as in training. Do not use `divide`: its
+    # The same images as in training. Do not use `divide`: its
     # parts share the tensors of the whole split, so `images` would not match the logits.
-    _, validation = dataset.hold_out(recipe.validation, recipe.seed)
+    _, validation = dataset.hold_out(*recipe.part())
     return _predict(trained, validation) if len(validation) else None
 
 

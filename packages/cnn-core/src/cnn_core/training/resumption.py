@@ -14,17 +14,31 @@ from cnn_core.errors import CorruptError, RunError, UsageError
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
+from cnn_core.text import printable
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.initial_weights import recorded_source
+from cnn_core.training.schedule import OPEN_ENDED
 from cnn_core.training.setup import Setup
 from cnn_core.weights.native import Weights, read_weights, write_weights
 
-__all__ = ["has_run_with", "last_state", "repair", "save", "weights_are_intact"]
+__all__ = [
+    "finished_line",
+    "has_run_with",
+    "is_complete",
+    "last_state",
+    "repair",
+    "require_unedited",
+    "save",
+    "weights_are_intact",
+    "with_epochs",
+]
 
 RESOLVED = {
     *("precision", "memory_format", "mean", "std", "weights_digest"),
     *("image_size", "fit", "resize", "interpolation", "value_range", "alpha_background"),
+    *("split_seed", "fold"),
 }
+UNSET = ("auto", (), "", 0, -1)
 log: logging.Logger = logging.getLogger("cnn_core")
 
 
@@ -44,17 +58,85 @@ def has_run_with(path: Path, recipe: Recipe, *, fit_memory: bool = False) -> boo
         if key.name == "weights":
             wanted = recorded_source(recipe)
         # For these keys the run records the value that was chosen for "auto" or "not set".
-        resolved = key.name in RESOLVED and wanted in ("auto", (), "", 0)
+        resolved = key.name in RESOLVED and wanted in UNSET
         chosen = resolved or (fit_memory and key.name == "accumulate")
         # Options that the initial weights need are recorded beside those of the recipe.
         if key.name == "options" and recipe.weights:
             chosen = wanted.items() <= recorded.items()
         if wanted != recorded and not chosen:
+            longer = f", or cnnzoo train --resume {path} --epochs {wanted}"
             raise UsageError(
                 f"{path}: contains a run with {key.name} = {recorded!r}, not {wanted!r}",
-                "use another --out",
+                "use another --out" + (longer if key.name == "epochs" else ""),
             )
     return True
+
+
+def require_unedited(run: Run) -> None:
+    """Raise UsageError if recipe.toml is not the recipe that the run began with.
+
+    Other `epochs` are allowed where they change nothing in the epochs that were trained.
+    """
+    recorded = run.environment().get("recipe")
+    if not isinstance(recorded, dict):  # a run of before it was recorded
+        return
+    # Not `run.recipe`, in which the names of model and dataset may have been updated.
+    began, now = Recipe.from_settings(recorded), Run.open(run.path).recipe
+    edited = [
+        f"{key.name} = {value!r}, was {getattr(began, key.name)!r}"
+        for key in dataclasses.fields(Recipe)
+        if (value := getattr(now, key.name)) != getattr(began, key.name)
+        and not (key.name == "epochs" and now.schedule in OPEN_ENDED)
+    ]
+    if edited:
+        raise UsageError(
+            f"{run.path / 'recipe.toml'}: was edited after training began: {'; '.join(edited)}",
+            f"undo this; other settings: {_from_weights(run)}",
+        )
+
+
+def with_epochs(run: Run, state: Checkpoint, epochs: int) -> Run:
+    """Return the run with another number of epochs, which is the same as one begun with them.
+
+    Raises:
+        UsageError: the run has trained more, has stopped by `patience`, or has a schedule that
+            depends on the number of epochs.
+    """
+    recipe = run.recipe
+    if epochs == recipe.epochs:
+        return run
+    if epochs <= state.epoch:
+        raise UsageError(f"{run.path}: has trained {state.epoch} epochs already, not {epochs}")
+    reason = f"schedule = '{recipe.schedule}' ends with epoch {recipe.epochs}"
+    if recipe.schedule in OPEN_ENDED:
+        reason = f"stopped after {recipe.patience} epochs without improvement"
+    if recipe.schedule not in OPEN_ENDED or out_of_patience(recipe, state):
+        raise UsageError(f"{run.path}: {reason}", f"train on: {_from_weights(run)} --epochs N")
+    return dataclasses.replace(run, recipe=dataclasses.replace(recipe, epochs=epochs))
+
+
+def finished_line(run: Run, state: Checkpoint) -> str:
+    """Return what to tell the user of a run that is finished: how to train on."""
+    longer = f"cnnzoo train --resume {run.path} --epochs N"
+    if run.recipe.schedule not in OPEN_ENDED or out_of_patience(run.recipe, state):
+        longer = f"{_from_weights(run)} --epochs N"
+    done = f"{state.epoch} of {run.recipe.epochs} epochs"
+    return printable(f"{run.path}: is finished, {done}; to train on: {longer}")
+
+
+def _from_weights(run: Run) -> str:
+    """Return the command that starts a new run from the weights of a run."""
+    return f"cnnzoo train {run.recipe.model} --data {run.recipe.data} --weights {run.path}"
+
+
+def is_complete(recipe: Recipe, state: Checkpoint) -> bool:
+    """Whether all epochs are done, or the monitored metric has not improved for `patience`."""
+    return state.epoch >= recipe.epochs or out_of_patience(recipe, state)
+
+
+def out_of_patience(recipe: Recipe, state: Checkpoint) -> bool:
+    """Whether the monitored metric has not improved for `recipe.patience` epochs."""
+    return 0 < recipe.patience <= state.epoch - state.best_epoch
 
 
 def last_state(run: Run) -> Checkpoint:

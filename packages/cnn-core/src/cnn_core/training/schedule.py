@@ -7,7 +7,9 @@ import math
 
 from cnn_core.runs.recipe import Recipe
 
-__all__ = ["learning_rate"]
+__all__ = ["OPEN_ENDED", "learning_rate"]
+
+OPEN_ENDED = ("constant", "step", "multi_step")  # do not depend on the number of epochs
 
 START, END = 1 / 25, 1 / 250_000  # one_cycle: fractions of the peak learning rate, as in torch
 

@@ -8,7 +8,7 @@ from cnn_core import registry
 from cnn_core.runs.run import Run
 from cnn_core.tasks import SCORES
 
-__all__ = ["best_epoch", "is_better", "monitored_metric"]
+__all__ = ["best_epoch", "higher_is_better", "is_better", "monitored_metric"]
 
 
 def is_better(score: float, best: float | None, higher_is_better: bool) -> bool:
@@ -35,17 +35,21 @@ def best_epoch(run: Run) -> int:
 
     Without a monitored metric it is the last epoch.
     """
-    for line in run.metrics():
-        # The line of the test split contains the epoch of the weights that were evaluated.
-        if "test/loss" in line:
-            return int(line["epoch"])
+    # The last line contains the epoch of the weights that were evaluated.
+    if final := run.final_metrics():
+        return int(final["epoch"])
     name, epoch, best = monitored_metric(run), 0, None
+    rising = higher_is_better(name)
+    for line in run.history():
+        score = line.get(name)
+        if score is None or is_better(score, best, rising):
+            epoch, best = int(line["epoch"]), score
+    return epoch
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a higher value of a metric such as "val/top1" is better."""
     metric = name.partition("/")[2]
     directions = {n: entry.spec.higher_is_better for n, entry in registry.metrics()}
     # The registry has neither the loss nor top-k accuracy; of these only the loss should fall.
-    higher_is_better = directions.get(metric, metric != "loss")
-    for line in run.history():
-        score = line.get(name)
-        if score is None or is_better(score, best, higher_is_better):
-            epoch, best = int(line["epoch"]), score
-    return epoch
+    return directions.get(metric, metric != "loss")

@@ -33,6 +33,11 @@ from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
 from cnn_core.training.trained import read_as
+from cnn_core.training.validation import (
+    count_validated,
+    require_validation,
+    with_own_part,
+)
 
 __all__ = ["Setup", "find_recipe", "set_up"]
 
@@ -168,6 +173,7 @@ def set_up(
     criterion = loss_of(spec.task, recipe)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(spec.task, recipe.monitor, top_k)
+    recipe, dataset, warning = _choose_validation(recipe, dataset, monitor[0])
     recipe, model, started = _build(recipe, dataset, resuming)
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
@@ -178,13 +184,14 @@ def set_up(
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
-    if started and show_progress:
-        print(started, file=sys.stderr)
+    for line in (started, warning):
+        if line and show_progress and not resuming:
+            print(line, file=sys.stderr)
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
     if spec.task == "segmentation" and show_progress and geometry.scale_note:
         log.warning("%s", geometry.scale_note)
     dataset = _decode(recipe, dataset, geometry, show_progress)
-    train, validation = dataset.divide(recipe.validation, recipe.seed)
+    train, validation = dataset.divide(*recipe.part())
     return Setup(
         recipe=recipe,
         preprocessing=_with_statistics(recipe, dataset, geometry),
@@ -221,6 +228,18 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
         raise UsageError(
             f"{key} = {getattr(recipe, key)}: {recipe.model} needs at least {spec.min_size}"
         )
+
+
+def _choose_validation(
+    recipe: Recipe, dataset: Dataset, monitor: str
+) -> tuple[Recipe, Dataset, str]:
+    """Return the recipe with the choice of validation images, the dataset, and a line or "".
+
+    For folds, the dataset's own val is joined to train.
+    """
+    recipe, warning = with_own_part(recipe, dataset)
+    require_validation(recipe, monitor, count_validated(recipe, dataset))
+    return recipe, dataset.pooled() if recipe.fold else dataset, printable(warning)
 
 
 def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn.Module, str]:

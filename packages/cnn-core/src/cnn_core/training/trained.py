@@ -159,13 +159,19 @@ class Trained:
             if known != name and known in dataset.splits:
                 log.warning("split '%s': it is the split '%s' here", printable(name), known)
             return dataset.split(name)
-        # The same fraction and seed select the same images as in training. Do not use `divide`:
-        # its parts share the tensors of the whole split.
-        _, held_out = dataset.hold_out(self.recipe.validation, self.recipe.seed)
+        # Do not use `divide`: its parts share the tensors of the whole split.
+        _, held_out = dataset.hold_out(*self.recipe.part())
         if len(held_out) == 0:
-            raise UsageError(f"{self.path}: split '{name}': the run held out no images")
+            raise UsageError(
+                f"{self.path}: split '{name}': the run held out no images",
+                f"one of {', '.join(dataset.splits)}",
+            )
         log.warning(
-            "split '%s': the %s images of 'train' that chose the epoch", name, f"{len(held_out):,}"
+            "split '%s': %s of %s images of 'train', which were not trained on but selected the "
+            "epoch",
+            name,
+            f"{len(held_out):,}",
+            f"{len(dataset.split('train')):,}",
         )
         return held_out
 
@@ -246,8 +252,8 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
         splits = {
             name: _without_bad_files(split, allowed) for name, split in dataset.splits.items()
         }
-        return replace(dataset, splits=splits)
-    return dataset
+        dataset = replace(dataset, splits=splits)
+    return dataset.pooled() if run.recipe.fold else dataset
 
 
 def read_as(recipe: Recipe, dataset: Dataset) -> Dataset:

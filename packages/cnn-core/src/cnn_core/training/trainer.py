@@ -47,6 +47,7 @@ from cnn_core.training.progress import progress_for
 from cnn_core.training.setup import Setup, find_recipe, set_up
 from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
+from cnn_core.training.validation import described
 from cnn_core.weights.native import read_weights
 
 __all__ = ["Session", "train"]
@@ -78,8 +79,9 @@ def train(
     weights are fetched. `workers` processes decode files when streaming; their number does not
     affect results.
 
-    With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
-    recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
+    With `resume`, only `epochs`, `data_dir`, `device`, `workers`, `progress` and `observers`
+    apply; the recipe is the run's own. On the same CPU, a resumed run gives bit-identical results.
+    More `epochs` need a schedule that does not depend on their number. With
     `auto_resume`, or when torchrun or SLURM restarts the job, a run with the same recipe in `out`
     is resumed. With `fit_memory`, batches are split into micro-batches that fit in memory.
     `observers` are objects with methods named after the training hooks, for example
@@ -93,7 +95,15 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
-    new_recipe = None if resume is not None else _complete(model, data, recipe, settings)
+    new_recipe, epochs = None, None
+    if resume is None:
+        new_recipe = _complete(model, data, recipe, settings)
+    else:
+        epochs = settings.pop("epochs", None)
+        if any((model, data, recipe, out, *settings)):
+            raise UsageError(
+                f"resume = '{resume}': the run has a model, data and a recipe; only epochs apply"
+            )
     data_path, out_path = (None if path is None else expanded(path) for path in (data_dir, out))
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
@@ -102,7 +112,7 @@ def train(
     session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
-            return session.resume(expanded(resume), data_path)
+            return session.resume(expanded(resume), data_path, epochs)
         assert new_recipe is not None
         return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
 
@@ -175,29 +185,40 @@ class Session:
                 allocator=allocator,
                 world=self.world.size,
             )
-            run = Run.create(
-                setup.recipe,
-                {**recorded, **_mask_values(dataset), "origins": _origins(recipe)},
-                out,
-            )
+            recorded |= {**_mask_values(dataset), "origins": _origins(recipe)}
+            # Beside recipe.toml, to tell whether that was edited when the run is resumed.
+            recorded["recipe"] = dataclasses.asdict(setup.recipe)
+            recorded["validation"] = described(setup.recipe, setup.dataset, fingerprint)
+            run = Run.create(setup.recipe, recorded, out)
         # The default directory name contains the time, so all ranks use that of rank 0.
         run = self.world.broadcast(run)
         assert run is not None
         return self._train(run, setup, Checkpoint())
 
-    def resume(self, path: Path, data_dir: Path | None) -> Run:
-        """Resume a run. A finished run with intact weights is returned unchanged."""
+    def resume(self, path: Path, data_dir: Path | None, epochs: int | None = None) -> Run:
+        """Resume a run, until `epochs` are done if they are given.
+
+        A finished run with intact weights is returned unchanged.
+        """
         run = open_run(path)
+        resumption.require_unedited(run)
         state = self._last_state(run)
+        if epochs is not None:
+            run = resumption.with_epochs(run, state, epochs)
         # Load the dataset even for a finished run: this raises if the data has changed.
         dataset = load_data(run, data_dir)
         # If the weights are damaged, `_train` restores them and evaluates them again.
-        if run.finished and resumption.weights_are_intact(run):
+        complete = resumption.is_complete(run.recipe, state)
+        if complete and run.finished and resumption.weights_are_intact(run):
+            if self.show_progress:
+                print(resumption.finished_line(run, state), file=sys.stderr)
             return run
         setup = self._set_up(run.recipe, dataset, resuming=bool(state.model))
         self._warn_of_other_weights(run)
         self._allocator()
         self._warn_of_changes(run, state)
+        if epochs is not None and self.world.is_first:
+            run.write_recipe()
         return self._train(run, setup, state)
 
     def _load_dataset(self, recipe: Recipe, data_dir: Path | None, download: bool) -> Dataset:
@@ -277,7 +298,7 @@ class Session:
                 log.warning("%s", error.message)
 
     def _train(self, run: Run, setup: Setup, state: Checkpoint) -> Run:
-        """Train the remaining epochs, then evaluate on the test split."""
+        """Train the remaining epochs, then evaluate the saved weights."""
         now = numerical_environment(self.device, self.world.size)
         # New checkpoints record the current environment, not that of the one resumed from.
         state = dataclasses.replace(state, numerical_environment=now)
@@ -291,7 +312,7 @@ class Session:
                 raise NumericalError(
                     f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
                 )
-            self._test(run, setup)
+            self._evaluate(run, setup)
         except BaseException as error:
             # A ZooError has its own hint, and resuming would not fix its cause.
             if not isinstance(error, ZooError):
@@ -301,8 +322,8 @@ class Session:
             progress.stop()
         return run
 
-    def _test(self, run: Run, setup: Setup) -> None:
-        """Evaluate the saved weights on the test split; append the results to metrics.jsonl.
+    def _evaluate(self, run: Run, setup: Setup) -> None:
+        """Evaluate the saved weights, usually on the test split; append to metrics.jsonl.
 
         The weights are reloaded, so that the metrics describe the file on disk.
         """
@@ -312,21 +333,23 @@ class Session:
         metrics = EpochMetrics(
             spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data, spec=spec
         )
-        test_setup = dataclasses.replace(
+        final_setup = dataclasses.replace(
             setup, metrics=metrics, preprocessing=weights.preprocessing
         )
-        model, split = build(weights).to(self.device), setup.dataset.split("test")
+        on_test = recipe.evaluate_on == "test"
+        split = setup.dataset.split("test") if on_test else setup.validation
+        model = build(weights).to(self.device)
         counts = _count_predictions(model, weights.num_classes, self.device)
         with stop_requests() as stop:
             # With several ranks, a single one must not stop: the others would wait for it forever.
             on_batch = stop.raise_if_requested if self.world.size == 1 else lambda: None
-            results = evaluate_split(model, split, test_setup, on_batch)
+            results = evaluate_split(model, split, final_setup, on_batch)
         self.world.sum([counts])
         if self.world.is_first and (collapsed := _collapse(counts, split, weights.classes)):
             log.warning("%s: %s", run.path, collapsed)
         line = {
             "epoch": weights.epoch,
-            **{f"test/{name}": v for name, v in results.items()},
+            **{f"{recipe.evaluate_on}/{name}": v for name, v in results.items()},
         }
         if self.world.is_first:
             run.write_metrics([*run.history(), line])

@@ -120,8 +120,9 @@ def _metric(histories: Histories) -> str:
 
 def _saved_epoch(run: Run) -> int | None:
     """Return the epoch of the saved weights, or None if the run has not finished."""
-    # The line with the test metrics is written last, with the epoch of the saved weights.
-    return next((int(line["epoch"]) for line in run.metrics() if "test/loss" in line), None)
+    # The metrics of the saved weights are written last, with their epoch.
+    final = run.final_metrics()
+    return int(final["epoch"]) if final else None
 
 
 def _title(runs: Mapping[str, Run]) -> str:

@@ -1,0 +1,223 @@
+"""Several runs of one model by one call: cross-validation, and sweeps over recipe keys."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnn_core.errors import NumericalError, Terminated, UsageError
+from cnn_core.runs.recipe import Recipe
+from cnn_core.runs.run import Run, default_name
+from cnn_core.training.evaluation import evaluate
+from cnn_core.training.selection import higher_is_better
+from cnn_core.training.setup import find_recipe
+from cnn_core.training.summary import Summary, score_name, summarised
+from cnn_core.training.trainer import train
+
+__all__ = ["Cell", "CrossValidation", "Sweep", "cross_validate", "sweep"]
+
+ARGUMENTS = {"data_dir", "download", "device", "workers", "progress", "fit_memory"}  # of `train`
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Finished runs that were evaluated on their validation images."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def metrics(self) -> dict[str, Summary]:
+        """The metrics of the saved weights on the validation images, over the runs."""
+        finals = (run.final_metrics() for run in self.runs)
+        return summarised({k: v for k, v in line.items() if k != "epoch"} for line in finals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation(Runs):
+    """The runs of a cross-validation, one a fold, in the folder `path`."""
+
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Runs):
+    """One combination of values of a sweep, with a run for each seed that did not diverge.
+
+    `diverged` has the messages of those that did.
+    """
+
+    settings: Settings
+    diverged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of a sweep, in the folder `path`; `chosen` has the best mean of `score`."""
+
+    path: Path
+    score: str
+    cells: tuple[Cell, ...]
+    chosen: Cell
+
+    def test(self, **options: Any) -> dict[str, Summary]:
+        """Evaluate the chosen runs on the test split; options are `data_dir` and `device`."""
+        return summarised(evaluate(run, split="test", **options) for run in self.chosen.runs)
+
+
+def cross_validate(
+    model: str,
+    data: str,
+    *,
+    folds: int = 5,
+    recipe: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> CrossValidation:
+    """Train once for each fold of the images of train and val, and validate on this fold.
+
+    Each class is divided evenly, and groups of images stay together. The test split is not used.
+    The runs are `out`/fold-1 and so on; `out` is runs/MODEL-DATASET-FOLDSfolds by default. The
+    same call goes on where an earlier one was interrupted. `settings` are recipe keys and
+    arguments of `train`.
+
+    Raises:
+        UsageError: a key or value is invalid, or `out` has runs with another recipe.
+        NumericalError: as for `train`.
+    """
+    arguments = _arguments(settings, {"fold", "validation", "evaluate_on"}, "the folds")
+    if folds < 2:
+        raise UsageError(f"folds = {folds}: expected at least 2")
+    recipes = {
+        f"fold-{n}": find_recipe(
+            model, data, recipe, {**settings, "fold": f"{n}/{folds}", "evaluate_on": "val"}
+        )
+        for n in range(1, folds + 1)
+    }
+    path = _folder(out, recipes["fold-1"], f"{folds}folds")
+    runs = tuple(_run(path / name, each, arguments) for name, each in recipes.items())
+    return CrossValidation(path=path, runs=runs)
+
+
+def sweep(
+    model: str,
+    data: str,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seeds: int = 1,
+    random_cells: int = 0,
+    recipe: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Sweep:
+    """Train with all combinations of values, with several seeds; choose by the validation score.
+
+    `grid` has the values of each recipe key; "options.width" is a key of a table. With
+    `random_cells`, only as many combinations, drawn at random, always the same, are trained. Runs
+    that diverge are left out. The test split is not used. `out`, resuming and `settings` are as
+    in `cross_validate`.
+
+    Raises:
+        UsageError: a key or value is invalid, or `out` has runs with another recipe.
+        NumericalError: every run diverged.
+    """
+    if "seed" in grid:
+        raise UsageError("seed has several values: give a number of seeds", "--seeds 3")
+    arguments = _arguments(settings, {"evaluate_on", *grid}, "the sweep")
+    combinations = _combinations(grid, random_cells)
+    base = find_recipe(model, data, recipe, settings)
+    # All recipes before the first run, so that a wrong value is an error at once.
+    recipes = [
+        {
+            f"{_name(cell)}seed={seed}": find_recipe(
+                model,
+                data,
+                recipe,
+                {**_merged(settings, cell), "seed": seed, "evaluate_on": "val"},
+            )
+            for seed in range(base.seed, base.seed + seeds)
+        }
+        for cell in combinations
+    ]
+    path = _folder(out, base, "sweep")
+    cells = [
+        _cell(cell, path, each, arguments)
+        for cell, each in zip(combinations, recipes, strict=True)
+    ]
+    return _chosen(path, cells)
+
+
+def _cell(cell: Settings, path: Path, recipes: Mapping[str, Recipe], arguments: Settings) -> Cell:
+    """Train the runs of one combination, one a seed."""
+    runs, diverged = [], []
+    for name, recipe in recipes.items():
+        try:
+            runs.append(_run(path / name, recipe, arguments))
+        except NumericalError as error:
+            diverged.append(error.message)
+    return Cell(settings=cell, runs=tuple(runs), diverged=tuple(diverged))
+
+
+def _chosen(path: Path, cells: Sequence[Cell]) -> Sweep:
+    """Return the sweep with its best cell: the one with the best mean, the first of equal ones."""
+    finished = [cell for cell in cells if cell.runs]
+    if not finished:
+        raise NumericalError(f"{path}: every run diverged: {cells[0].diverged[0]}", "a lower lr")
+    score = score_name(finished[0].runs[0])
+    sign = 1 if higher_is_better(score) else -1
+    # A cell of which a seed diverged is worse than any other.
+    best = max(finished, key=lambda cell: (-len(cell.diverged), sign * cell.metrics[score].mean))
+    return Sweep(path, score, tuple(cells), best)
+
+
+def _arguments(settings: dict[str, Any], taken: set[str], by: str) -> dict[str, Any]:
+    """Take the arguments of `train` out of the settings; refuse keys that are set by something."""
+    for key in taken & settings.keys():
+        raise UsageError(f"{key} = {settings[key]!r}: {by} set it already", f"leave out {key}")
+    return {name: settings.pop(name) for name in ARGUMENTS & settings.keys()}
+
+
+def _folder(out: str | os.PathLike[str] | None, recipe: Recipe, what: str) -> Path:
+    """Return the folder of the runs; without `out` it depends on the call, to find it again."""
+    return Path("runs") / f"{default_name(recipe)}-{what}" if out is None else Path(out)
+
+
+def _run(path: Path, recipe: Recipe, arguments: Settings) -> Run:
+    """Train a run at `path`, go on with it, or return it if it is finished."""
+    try:
+        return train(recipe=recipe, out=path, auto_resume=True, **arguments)
+    except (KeyboardInterrupt, Terminated) as stop:
+        stop.add_note("or repeat the command: it goes on with this run")
+        raise
+
+
+def _combinations(grid: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+    """Return all combinations of values, or `count` of them at random, in their order."""
+    cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if not 0 <= count <= len(cells):
+        raise UsageError(f"{count} random combinations: there are {len(cells)}")
+    if not count:
+        return cells
+    # Always the same ones: the call is repeated to go on.
+    return [cells[n] for n in sorted(random.Random(0).sample(range(len(cells)), count))]
+
+
+def _merged(settings: Settings, cell: Settings) -> dict[str, Any]:
+    """Return the settings with a cell's; "options.width" is a key of a table."""
+    merged = dict(settings)
+    for name, value in cell.items():
+        key, dot, inner = name.partition(".")
+        merged[key] = {**merged.get(key, {}), inner: value} if dot else value
+    return merged
+
+
+def _name(cell: Settings) -> str:
+    """Return the beginning of a folder's name, such as "lr=0.01,"."""
+    words = (re.sub(r"[^\w.+-]+", "-", f"{value}").strip("-") for value in cell.values())
+    return "".join(f"{key}={word[-40:]}," for key, word in zip(cell, words, strict=True))
