@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tomllib
 
@@ -221,21 +220,6 @@ def test_what_needs_validation_images_is_refused_without_them(tmp_path, settings
     with pytest.raises(UsageError, match=message):
         train("lenet5_modern", "digits", out=tmp_path / "a", validation=0.0, **QUICK, **settings)
     assert not (tmp_path / "a").exists()
-
-
-def test_too_few_images_to_validate_are_said_in_one_line(capsys):
-    data = load_dataset("digits")
-    few = data.split("train").subset(torch.arange(8))
-    recipe = Recipe(model="lenet5_modern", data="digits")
-    for fraction, expected in ((0.1, "no validation: 8 images are too few"), (0.0, "")):
-        set_up(
-            dataclasses.replace(recipe, validation=fraction),
-            Dataset(data.spec, {**data.splits, "train": few}),
-            torch.device("cpu"),
-        )
-        line = capsys.readouterr().err
-        assert line.startswith(expected)
-        assert line.count("\n") == bool(expected)
 
 
 @pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "2", "2/x", "-1/5", "٢/5"])

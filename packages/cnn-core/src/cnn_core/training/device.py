@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.plugins import plugins
 
 __all__ = [
