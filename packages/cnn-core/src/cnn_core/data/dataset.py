@@ -27,8 +27,8 @@ class Split:
     """A split in memory: images, uint8 N C H W, and targets, which are class numbers from 0.
 
     Targets are int64, N, for classification and uint8, N H W, for segmentation, where 255 marks
-    ignored pixels. `weights`, float32 N H W, are the weights of the pixels in the loss; None
-    weights all pixels equally.
+    ignored pixels. `weights`, float32, are the weights in the loss of the images, N, or of the
+    pixels, N H W; None weights all equally.
     """
 
     images: Tensor
@@ -42,6 +42,10 @@ class Split:
         """Return the samples at `indices`."""
         weights = None if self.weights is None else self.weights[indices]
         return Split(self.images[indices], self.targets[indices], weights)
+
+    def view(self, indices: Tensor) -> Subset:
+        """Return the samples at `indices`, which share the tensors of this split."""
+        return Subset(self.images, self.targets, self.weights, rows=indices)
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,22 @@ class Subset(Split):
         """Return the samples at `indices`."""
         return replace(self, rows=self.rows[indices])
 
+    view = subset
+
 
 @dataclass(frozen=True)
 class Files:
     """A split on disk: image files, with class numbers, int64 N, or mask files as targets.
 
     `channels` is 1 (grey) or 3 (RGB). `values` maps mask values to class numbers, or to 255 for
-    ignored pixels.
+    ignored pixels. `weights`, float32 N, are the weights of the images in the loss, or None.
     """
 
     images: tuple[Path, ...]
     targets: Tensor | tuple[Path, ...]
     channels: int = 3
     values: Mapping[int, int] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,9 +85,13 @@ class Files:
         """Return the samples at `indices`."""
         numbers = indices.tolist()
         images = tuple(self.images[n] for n in numbers)
+        weights = None if self.weights is None else self.weights[indices]
         if isinstance(self.targets, Tensor):
-            return replace(self, images=images, targets=self.targets[indices])
+            targets = self.targets[indices]
+            return replace(self, images=images, targets=targets, weights=weights)
         return replace(self, images=images, targets=tuple(self.targets[n] for n in numbers))
+
+    view = subset
 
 
 @dataclass(frozen=True)
@@ -124,8 +135,7 @@ class Dataset:
             return self.hold_out(fraction, seed)
         kept, held = self._divide_indices(fraction, seed)
         # Both parts share the tensors: a copy would double the memory of the training split.
-        whole = (train.images, train.targets, train.weights)
-        return Subset(*whole, rows=kept), Subset(*whole, rows=held)
+        return train.view(kept), train.view(held)
 
     def _divide_indices(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         """Return the sample indices to keep and the ones to hold out, both ascending."""

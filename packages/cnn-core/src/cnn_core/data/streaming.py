@@ -236,19 +236,22 @@ def decode_to_memory(
     # Allocate when the first sample gives the shapes: stacking a list would take twice the memory.
     buffers, count, record = None, 0, bad or BadSamples()
     decoder = Decoder(files, size, None, required_size, center)
-    for _, (image, target) in _usable(decoder, threads, record, progress):
+    kept = []
+    for number, (image, target) in _usable(decoder, threads, record, progress):
         if buffers is None:
             buffers = tuple(part.new_empty((len(files), *part.shape)) for part in (image, target))
         if image.shape != buffers[0].shape[1:]:
             sizes = f"{_size(image)}, {_size(buffers[0])}"
             raise DatasetCorruptError(f"images differ in size: {sizes}")
         buffers[0][count], buffers[1][count] = image, target
+        kept.append(number)
         count += 1
     if bad is None or buffers is None:
         record.raise_if_too_many()
     if buffers is None:
         raise DatasetCorruptError("no sample can be decoded")
-    return Split(buffers[0][:count], buffers[1][:count])
+    weights = None if files.weights is None else files.weights[kept]
+    return Split(buffers[0][:count], buffers[1][:count], weights)
 
 
 def drop_bad_files(

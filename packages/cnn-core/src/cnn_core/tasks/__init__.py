@@ -1,36 +1,59 @@
-"""The losses and metrics of the two tasks, classification and segmentation."""
+"""The losses and metrics of the tasks: classification, segmentation and multilabel.
+
+Each task has a module of its name, and they all have the same functions: `loss_function`,
+`extra_metrics`, `monitored` and `collapsed`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from cnn_core.errors import PluginError, UsageError
 from cnn_core.text import did_you_mean, printable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cnn_core.runs.recipe import Recipe
     from cnn_core.specs import MetricSpec
     from cnn_core.tasks.classification import Loss, Metric
 
-__all__ = ["SCORES", "loss_of", "metrics_of", "score_of"]
+__all__ = ["SCORES", "collapse_of", "loss_of", "metrics_of", "score_of"]
 
-SCORES = {"classification": "top1", "segmentation": "miou"}  # the metrics monitored by default
+SCORES = {  # the metrics monitored by default
+    "classification": "top1",
+    "segmentation": "miou",
+    "multilabel": "map",
+}
+RANKED = {"auc", "map"}  # need the scores of all images at once: not computed in training
+
+
+def _task(task: str) -> Any:
+    return import_module(f"cnn_core.tasks.{task}")
 
 
 def metrics_of(
-    task: str, num_classes: int, topk: int = 0, evaluated: str = ""
+    task: str,
+    num_classes: int,
+    topk: int = 0,
+    evaluated: str = "",
+    *,
+    classes: Sequence[str] = (),
+    thresholds: Sequence[float] = (),
 ) -> dict[str, Metric]:
-    """Return new metric objects for a task by name: all registered ones, and top-k accuracy.
+    """Return new metric objects for a task by name: all registered ones, and the task's own.
 
     Metrics marked `eval_only` are too slow for every epoch: they are left out unless `evaluated`
-    names the dataset of an evaluation. Only classification has top-k accuracy. A plugin's metric
-    that cannot be built is reported and left out.
+    names the dataset of an evaluation. `topk` is for classification. `classes` name the metrics of
+    single classes, by default after their numbers. `thresholds` are those of trained weights. A
+    plugin's metric that cannot be built is reported and left out.
 
     Raises:
         UsageError: k is larger than the number of classes.
     """
     from cnn_core import registry
-    from cnn_core.tasks.classification import top_k
     from cnn_core.tasks.plugin_metrics import build
 
     built = {
@@ -39,7 +62,10 @@ def metrics_of(
         if entry.spec.task == task and _wanted(entry.spec, evaluated)
     }
     found = {name: metric for name, metric in built.items() if metric is not None}
-    return {**found, **top_k(num_classes, topk)} if task == "classification" else found
+    extra: dict[str, Metric] = _task(task).extra_metrics(
+        num_classes, topk, classes=classes, thresholds=thresholds, evaluated=bool(evaluated)
+    )
+    return {**found, **extra}
 
 
 def _wanted(spec: MetricSpec, evaluated: str) -> bool:
@@ -53,14 +79,23 @@ def _wanted(spec: MetricSpec, evaluated: str) -> bool:
 
 def loss_of(task: str, recipe: Recipe) -> Loss:
     """Return the recipe's loss function for a task."""
-    if task == "segmentation":
-        from cnn_core.tasks.segmentation import loss_function
-    else:
-        from cnn_core.tasks.classification import loss_function
-    return loss_function(recipe)
+    loss: Loss = _task(task).loss_function(recipe)
+    return loss
 
 
-def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
+def collapse_of(task: str, sums: Mapping[str, Tensor]) -> int | None:
+    """Return the only class that a network predicts though there are others, or None.
+
+    `sums` are those of all metrics of the task, over a split. For multilabel, -1 means that no
+    class was predicted of any image.
+    """
+    found: int | None = _task(task).collapsed(sums)
+    return found
+
+
+def score_of(
+    task: str, name: str, topk: str, classes: Sequence[str] = ()
+) -> tuple[str, bool]:
     """Return the name of the metric that selects the best epoch, and whether higher is better.
 
     `name` is the recipe's monitor: "val/loss", "val/top1", …, or "" for the task's default;
@@ -77,7 +112,9 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
     # Metrics marked `eval_only` are not computed in any epoch.
     entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.eval_only}
     better = {n: entry.spec.higher_is_better for n, entry in entries.items()}
-    known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
+    known = {"loss": False, **better, **_task(task).monitored(classes, topk)}
+    if split == "train":
+        known = {name: higher for name, higher in known.items() if name not in RANKED}
     if split not in ("val", "train") or metric not in known:
         nearest = did_you_mean(name, [f"val/{metric}" for metric in known])
         raise UsageError(

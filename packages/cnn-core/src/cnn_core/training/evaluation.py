@@ -22,6 +22,7 @@ from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.trained import Source, Trained
+from cnn_core.weights.native import Weights
 
 __all__ = [
     "EvalSetup",
@@ -29,6 +30,7 @@ __all__ = [
     "eval_setup",
     "evaluate",
     "evaluate_split",
+    "metrics_for",
     "predictor",
     "require_optimize",
 ]
@@ -98,8 +100,19 @@ def eval_setup(trained: Trained) -> EvalSetup:
         recipe=recipe,
         preprocessing=weights.preprocessing,
         criterion=loss_of(spec.task, recipe),
-        metrics=EpochMetrics(spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data),
+        metrics=metrics_for(weights, spec.task, recipe),
         device=trained.device,
+    )
+
+
+def metrics_for(weights: Weights, task: str, recipe: Recipe) -> EpochMetrics:
+    """Return the metrics that evaluate trained weights, including the slow ones."""
+    return EpochMetrics(
+        task,
+        weights.num_classes,
+        recipe.topk,
+        evaluated=recipe.data,
+        classes=weights.classes,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import create_model, head_tensors
@@ -22,6 +22,12 @@ from cnn_core.registry.names import canonical_name, default_recipe, resolved_nam
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
 from cnn_core.tasks import loss_of, score_of
+from cnn_core.tasks.class_weights import (
+    balanced_order,
+    own_targets,
+    require_known,
+    with_weights,
+)
 from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
@@ -65,6 +71,17 @@ class Setup(EvalSetup):
         """The number of samples per forward pass on one process."""
         # Round up: rounding down could give more micro-batches than `accumulate`.
         return -(-self.recipe.batch_size // (self.world.size * self.recipe.accumulate))
+
+    def order(self, epoch: int) -> Tensor | None:
+        """The samples of `train` that the recipe's sampler draws in an epoch; None without one."""
+        if not self.recipe.sampler:
+            return None
+        return balanced_order(own_targets(self.train), self.recipe.seed, epoch)
+
+    def drawn(self, epoch: int) -> Split | Files:
+        """The images to train on in an epoch, in the order of `order`."""
+        order = self.order(epoch)
+        return self.train if order is None else self.train.view(order)
 
     @property
     def steps(self) -> int:
@@ -157,10 +174,12 @@ def set_up(
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
     _require_compatible(recipe, dataset, spec)
-    metrics = EpochMetrics(spec.task, len(classes), recipe.topk)
-    criterion = loss_of(spec.task, recipe)
+    task = dataset.spec.task
+    metrics = EpochMetrics(task, len(classes), recipe.topk, classes=classes)
+    criterion = loss_of(task, recipe)
+    require_known(recipe, classes)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
-    monitor = score_of(spec.task, recipe.monitor, top_k)
+    monitor = score_of(task, recipe.monitor, top_k, classes)
     recipe, model = _build(recipe, dataset, resuming)
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
@@ -183,7 +202,7 @@ def set_up(
         workers=workers,
         spec=spec,
         dataset=dataset,
-        train=train,
+        train=with_weights(train, recipe, classes),
         validation=validation,
         train_state=train_state,
         monitor=monitor,

@@ -29,13 +29,16 @@ from cnn_core.plugins import Observers, plugins
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
+from cnn_core.specs import DatasetSpec
+from cnn_core.tasks import collapse_of
+from cnn_core.text import printable
 from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, is_restart, join_processes
 from cnn_core.training.epoch_metrics import EpochMetrics
-from cnn_core.training.evaluation import evaluate_split
+from cnn_core.training.evaluation import evaluate_split, metrics_for
 from cnn_core.training.initial_weights import advice, fetch_initial, read_initial
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
@@ -321,7 +324,7 @@ class Session:
         self.world.barrier()  # wait until rank 0 has written the weights
         weights, spec, recipe = read_weights(run.path), setup.dataset.spec, setup.recipe
         # Use new metrics, which include the slow ones that are skipped during training.
-        metrics = EpochMetrics(spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data)
+        metrics = metrics_for(weights, spec.task, recipe)
         test_setup = dataclasses.replace(
             setup, metrics=metrics, preprocessing=weights.preprocessing
         )
@@ -335,9 +338,27 @@ class Session:
             **{f"test/{name}": v for name, v in results.items()},
         }
         if self.world.is_first:
+            _warn_of_collapse(spec, metrics)
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
+
+
+def _warn_of_collapse(spec: DatasetSpec, metrics: EpochMetrics) -> None:
+    """Warn if the network predicts the same class everywhere, though there are others."""
+    only = collapse_of(spec.task, metrics.sums())
+    if only is None:
+        return
+    pixels = spec.task == "segmentation"
+    name = f"'{printable(spec.classes[only])}'" if only >= 0 else "no class"
+    advice = "balance=true" if pixels else "class_weights=balanced"
+    log.warning(
+        "the network predicts %s for every %s of the test split: it has learnt nothing else; "
+        "try a lower --lr, more --epochs, or --set %s",
+        name,
+        "pixel" if pixels else "image",
+        advice,
+    )
 
 
 def _origins(recipe: Recipe) -> dict[str, Any]:
