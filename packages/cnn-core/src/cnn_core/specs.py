@@ -26,7 +26,8 @@ __all__ = [
     "WeightsSpec",
 ]
 
-TASKS = ("classification", "segmentation")
+NETWORK_TASKS = ("classification", "segmentation")
+TASKS = (*NETWORK_TASKS, "multilabel")  # of datasets; networks for classification do it
 FITS = ("resize", "pad", "tile", "crop")
 VIEW_INPUTS = (
     "run",
@@ -174,7 +175,8 @@ class ModelSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_target("target")
-        self.require("task", self.task in TASKS)
+        valid = self.task in NETWORK_TASKS
+        self.require("task", valid, f"one of {', '.join(NETWORK_TASKS)}")
         self.require("paper", isinstance(self.paper, Paper), "a Paper")
         self.require_image("input")
         for count in ("min_size", "num_classes", "params", "macs"):

@@ -256,6 +256,21 @@ MASKFOLDER = DatasetSpec(
     homepage="",
 )
 
+CSV = DatasetSpec(
+    name="csv",
+    target="cnn_core.data.readers.csv_file:load",
+    summary="your own images with labels in a text file, a row for each image: csv:FILE",
+    folder=True,
+    classes=(),
+    image=(3, 0, 0),
+    splits={},
+    mean=(),
+    std=(),
+    licence="your own",
+    citation="",
+    homepage="",
+)
+
 DATASETS = [
     DIGITS,
     DIGIT_SCENES,
@@ -271,4 +286,5 @@ DATASETS = [
     ISBI_EM,
     IMAGEFOLDER,
     MASKFOLDER,
+    CSV,
 ]

@@ -50,6 +50,8 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
         emit_json("dataset", {**entry.as_dict(data), **_from_files(spec), "on_disk": counts})
     else:
         _facts(data, spec, counts)
+    for line in () if dataset is None else dataset.notes:
+        click.echo(printable(line), err=True)
     if dataset is None:
         click.echo("\n".join(map(printable, missing.split("\n"))), err=True)
     if out is not None:

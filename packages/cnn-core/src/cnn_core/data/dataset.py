@@ -22,13 +22,21 @@ from cnn_core.text import did_you_mean, printable
 __all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
 
 
+TARGETS = {  # by task: dtype, number of dimensions, and both in words
+    "classification": (torch.int64, 1, "int64, N"),
+    "segmentation": (torch.uint8, 3, "uint8, N H W"),
+    "multilabel": (torch.uint8, 2, "uint8, N classes"),
+}
+
+
 @dataclass(frozen=True)
 class Split:
-    """A split in memory: images, uint8 N C H W, and targets, which are class numbers from 0.
+    """A split in memory: images, uint8 N C H W, and targets.
 
-    Targets are int64, N, for classification and uint8, N H W, for segmentation, where 255 marks
-    ignored pixels. `weights`, float32, are the weights in the loss of the images, N, or of the
-    pixels, N H W; None weights all equally.
+    Targets are class numbers from 0: int64, N, for classification, and uint8, N H W, for
+    segmentation, where 255 marks ignored pixels. For multilabel they are uint8, N x classes: 1 if
+    an image is of the class, else 0. `weights`, float32, are the weights in the loss of the
+    images, N, or of the pixels, N H W; None weights all equally.
     """
 
     images: Tensor
@@ -66,7 +74,7 @@ class Subset(Split):
 
 @dataclass(frozen=True)
 class Files:
-    """A split on disk: image files, with class numbers, int64 N, or mask files as targets.
+    """A split on disk: image files, with labels as in `Split`, or mask files as targets.
 
     `channels` is 1 (grey) or 3 (RGB). `values` maps mask values to class numbers, or to 255 for
     ignored pixels. `weights`, float32 N, are the weights of the images in the loss, or None.
@@ -96,10 +104,16 @@ class Files:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset: its description and its splits by name, in memory or on disk."""
+    """A dataset: its description and its splits by name, in memory or on disk.
+
+    `notes` are lines for the user on how its files were understood. `labels` is a digest of labels
+    that are not in the names of the files, or "".
+    """
 
     spec: DatasetSpec
     splits: Mapping[str, Split | Files]
+    notes: tuple[str, ...] = ()
+    labels: str = ""
 
     def split(self, name: str) -> Split | Files:
         """Return the split called `name`.
@@ -142,9 +156,9 @@ class Dataset:
         train = self.split("train")
         groups = [torch.arange(len(train))]
         # Class by class: otherwise a rare class could be missing from one of the parts.
-        if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
-            numbers = range(len(self.spec.classes))
-            groups = [(train.targets == number).nonzero().squeeze(1) for number in numbers]
+        if isinstance(train.targets, Tensor) and train.targets.ndim < 3:
+            single, numbers = _rarest(train.targets), range(len(self.spec.classes) + 1)
+            groups = [(single == number).nonzero().squeeze(1) for number in numbers]
         held = torch.zeros(len(train), dtype=torch.bool)
         generator = torch.Generator().manual_seed(seed)
         for members in groups:
@@ -157,7 +171,7 @@ class Dataset:
 
         Pixels are not hashed: there may be many gigabytes of them.
         """
-        digest = hashlib.sha256(repr(self.spec.classes).encode())
+        digest = hashlib.sha256((repr(self.spec.classes) + self.labels).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"{name}/{len(split)}".encode())
             # Relative to the common folder, so that moving the dataset changes nothing.
@@ -167,6 +181,15 @@ class Dataset:
                 # File names on Linux are bytes that need not be UTF-8.
                 digest.update(names.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
+
+
+def _rarest(targets: Tensor) -> Tensor:
+    """Return the class of each image, N; of several classes the rarest, after them if none."""
+    if targets.ndim == 1:
+        return targets
+    counts = targets.sum(0, dtype=torch.int64)
+    frequencies = counts.where(targets.bool(), len(targets) + 1)
+    return frequencies.argmin(1).where(targets.bool().any(1), targets.shape[1])
 
 
 def load_dataset(
@@ -242,7 +265,8 @@ def _type_name(value: object) -> str:
 def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
     """Raise UsageError if a required path is missing, or if the dataset takes no path."""
     if spec.folder and not path:
-        raise UsageError(f"dataset '{spec.name}' needs a folder", f"{spec.name}:PATH")
+        what = "file" if spec.name == "csv" else "folder"
+        raise UsageError(f"dataset '{spec.name}' needs a {what}", f"{spec.name}:PATH")
     if given and not spec.folder:
         raise UsageError(
             f"dataset '{spec.name}' takes no path, found ':{printable(path)}'", "--data-dir DIR"
@@ -267,10 +291,8 @@ def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
 
 
 def _check_target_type(task: str, location: str, targets: Tensor) -> None:
-    """Check the dtype and shape of targets: a class number for each image, or for each pixel."""
-    dtype, dims, expected = (torch.int64, 1, "int64, N")
-    if task == "segmentation":
-        dtype, dims, expected = (torch.uint8, 3, "uint8, N H W")
+    """Check the dtype and shape of the targets of a task."""
+    dtype, dims, expected = TARGETS[task]
     if targets.dtype != dtype or targets.ndim != dims:
         found = f"{targets.dtype} {tuple(targets.shape)}".removeprefix("torch.")
         raise DatasetCorruptError(f"{location}: labels are {found}, expected {expected}")
@@ -283,6 +305,13 @@ def _check_images(spec: DatasetSpec, location: str, images: Tensor) -> None:
 
 
 def _check_labels(spec: DatasetSpec, location: str, targets: Tensor) -> None:
+    if targets.ndim == 2:
+        if targets.shape[1] != len(spec.classes) or bool((targets > 1).any()):
+            raise DatasetCorruptError(
+                f"{location}: labels of {targets.shape[1]} classes, up to {int(targets.max())}; "
+                f"expected 0 or 1 for each of {len(spec.classes)}"
+            )
+        return
     counted = targets[targets != 255] if targets.ndim == 3 else targets
     if len(counted) == 0:
         raise DatasetCorruptError(f"{location}: every mask pixel is ignored (255)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -353,7 +353,7 @@ def load_splits(
                 center=center,
             )
     record.raise_if_too_many()  # after all splits, so that one error covers them all
-    return Dataset(dataset.spec, splits)
+    return replace(dataset, splits=splits)
 
 
 def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -93,9 +93,7 @@ def collapse_of(task: str, sums: Mapping[str, Tensor]) -> int | None:
     return found
 
 
-def score_of(
-    task: str, name: str, topk: str, classes: Sequence[str] = ()
-) -> tuple[str, bool]:
+def score_of(task: str, name: str, topk: str, classes: Sequence[str] = ()) -> tuple[str, bool]:
     """Return the name of the metric that selects the best epoch, and whether higher is better.
 
     `name` is the recipe's monitor: "val/loss", "val/top1", …, or "" for the task's default;

@@ -1,4 +1,4 @@
-"""Metrics of classes that differ in size: balanced accuracy, macro F1, the recall of each class."""
+"""Metrics for classes of unequal size: balanced accuracy, macro F1, the recall of each class."""
 
 from __future__ import annotations
 
@@ -66,6 +66,4 @@ def named_recalls(classes: Sequence[str], *, everyone: bool) -> dict[int, str]:
 def class_keys(classes: Sequence[str]) -> list[str]:
     """Return a distinct name for each class, safe to print: its own, or else its number."""
     names = [printable(name) for name in classes]
-    return [
-        name if names.count(name) == 1 else str(number) for number, name in enumerate(names)
-    ]
+    return [name if names.count(name) == 1 else str(number) for number, name in enumerate(names)]

@@ -49,9 +49,7 @@ def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
     return weights.where(counts > 0, 0.0)
 
 
-def with_weights(
-    split: Split | Files, recipe: Recipe, classes: Sequence[str]
-) -> Split | Files:
+def with_weights(split: Split | Files, recipe: Recipe, classes: Sequence[str]) -> Split | Files:
     """Return a split whose images have the weights of their classes, besides their own.
 
     A table gives the weight of each class it names, and 1 to all others. Weights are not scaled:

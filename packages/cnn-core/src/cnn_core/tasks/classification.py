@@ -209,7 +209,9 @@ def _require_applicable(recipe: Recipe) -> None:
     if recipe.tile or recipe.border_weight:
         raise UsageError("tile and border_weight are only for segmentation")
     if recipe.loss == "focal" and recipe.label_smoothing:
-        raise UsageError("loss = 'focal' does not support label_smoothing")
+        raise UsageError(
+            "loss = 'focal' does not support label_smoothing", "--set label_smoothing=0"
+        )
 
 
 def with_auxiliary_heads(head_loss: HeadLoss, aux_weight: float) -> Loss:

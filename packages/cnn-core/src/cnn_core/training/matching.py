@@ -54,7 +54,8 @@ def matched(dataset: Dataset, weights: Weights, name: str) -> Dataset:
         log.warning("%s: images converted to %s", printable(name), "RGB" if own == 1 else "grey")
     splits = {key: _renumbered(split, numbers) for key, split in dataset.splits.items()}
     splits = {key: _with_channels(split, weights) for key, split in splits.items()}
-    return Dataset(replace(dataset.spec, classes=weights.classes), splits)
+    spec = replace(dataset.spec, classes=weights.classes)
+    return replace(dataset, spec=spec, splits=splits)
 
 
 def _numbers(classes: tuple[str, ...], weights: Weights, name: str) -> list[int]:

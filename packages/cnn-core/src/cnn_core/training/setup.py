@@ -322,7 +322,7 @@ def _with_pixel_weights(
     with progress_bar("computing pixel weights", show_progress) as progress:
         weights = pixel_weights(recipe, masks, classes, progress)
     weighted = dataclasses.replace(train, weights=weights)
-    return Dataset(dataset.spec, {**dataset.splits, "train": weighted})
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": weighted})
 
 
 def _geometry(

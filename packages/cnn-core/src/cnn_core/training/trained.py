@@ -214,7 +214,7 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
         splits = {
             name: _without_bad_files(split, allowed) for name, split in dataset.splits.items()
         }
-        return Dataset(dataset.spec, splits)
+        return replace(dataset, splits=splits)
     return dataset
 
 

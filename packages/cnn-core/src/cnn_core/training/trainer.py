@@ -180,8 +180,9 @@ class Session:
         dataset = self._load_dataset(recipe, data_dir, download)
         # Fingerprint the files before decoding, which may skip unreadable ones.
         fingerprint = dataset.fingerprint()
-        if self.show_progress and (line := advice(recipe, dataset)):
-            print(line, file=sys.stderr)
+        if self.show_progress:
+            for line in filter(None, (*dataset.notes, advice(recipe, dataset))):
+                print(printable(line), file=sys.stderr)
         setup = self._set_up(recipe, dataset)
         if self.fit_memory:
             setup = self._with_micro_batches(setup)
