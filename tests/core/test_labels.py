@@ -11,11 +11,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from cnn_core.cli.app import app
 from cnn_core.builtin.datasets import CSV
+from cnn_core.cli.app import app
 from cnn_core.data import Dataset, Split, load_dataset
+from cnn_core.data.dataset import read_pixels
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, RunError, UsageError
-from cnn_core.training import Run, train
+from cnn_core.training import Run, evaluate, train
 from cnn_core.training.trained import load_data
 
 NAMES = [f"{n}.png" for n in range(12)]
@@ -347,8 +348,14 @@ def test_solar_cells_go_from_their_folder_to_a_report_in_three_commands(tmp_path
     data = "csv:labels.csv#threshold=0.5"
     commands = [
         ["show-data", data],
-        f"train lenet5_modern --data {data} --epochs 4 --batch-size 8 --out run".split(),
-        "report run --format json".split(),  # the page of figures would take 15 s more
+        [
+            "train",
+            "lenet5_modern",
+            "--data",
+            data,
+            *["--epochs", "4", "--batch-size", "8", "--out", "run"],
+        ],
+        ["report", "run", "--format", "json"],  # the page of figures would take 15 s more
     ]
     for command in commands:
         done = CliRunner().invoke(app, command, catch_exceptions=False)
@@ -357,3 +364,169 @@ def test_solar_cells_go_from_their_folder_to_a_report_in_three_commands(tmp_path
     assert [row["name"] for row in report["classes"]] == ["below 0.5", "0.5 or more"]
     assert report["test"]["test/balanced_accuracy"] > 0.8
     assert report["test"]["test/auc"] > 0.8
+
+
+# Python objects
+
+IMAGES = [Image.fromarray(np.full((8, 8), 20 * n, np.uint8)) for n in range(12)]
+NUMBERS = [int(n >= 6) for n in range(12)]
+
+
+class Pairs:
+    """A dataset like those of torchvision: an index gives an image and a label."""
+
+    classes = ("dark", "bright")
+
+    def __init__(self, images=IMAGES, labels=NUMBERS):
+        self.images, self.labels_ = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels_[index]
+
+
+def typed(name, **fields):
+    return type(name, (), fields)()
+
+
+class HubRows:
+    """A dataset like those of Hugging Face: features, rows and columns."""
+
+    def __init__(self, labels=NUMBERS, label=None, images=IMAGES):
+        label = label or typed("ClassLabel", names=["dark", "bright"])
+        self.features = {"image": typed("Image"), "label": label, "note": typed("Value")}
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        if key == "label":
+            return self.labels
+        return {"image": self.images[key], "label": self.labels[key]}
+
+
+class Frame:
+    """A table like those of pandas."""
+
+    def __init__(self, columns):
+        self.columns, self._values = list(columns), columns
+
+    def __getitem__(self, name):
+        return self._values[name]
+
+    def to_dict(self):
+        raise NotImplementedError
+
+
+def by_pixel(dataset):
+    """Return the class of each image of a dataset in memory by its brightness."""
+    return {
+        int(image[0, 0, 0]) // 20: dataset.spec.classes[target]
+        for split in dataset.splits.values()
+        for image, target in zip(split.images, split.targets, strict=True)
+    }
+
+
+OBJECTS = {
+    "pairs": Pairs(),
+    "tensors": Pairs([torch.full((1, 8, 8), 20 * n / 255) for n in range(12)]),
+    "arrays": Pairs([np.full((8, 8, 1), 20 * n, np.uint8) for n in range(12)]),
+    "numpy labels": Pairs(labels=np.array(NUMBERS)),
+    "rows": HubRows(),
+    "names": HubRows([label(n) for n in range(12)], typed("Value")),
+}
+
+
+@pytest.mark.parametrize("source", OBJECTS.values(), ids=OBJECTS)
+def test_objects_are_datasets(source):
+    dataset = load_dataset(source)
+    assert by_pixel(dataset) == {n: label(n) for n in range(12)}
+    assert dataset.spec.image == (1, 8, 8)
+    assert sum(map(len, dataset.splits.values())) == 12
+
+
+def test_an_objects_splits_are_kept_and_images_of_many_sizes_stay_in_the_object():
+    sizes = [Image.new("RGB", (8 + n, 9), (20 * n, 0, 0)) for n in range(12)]
+    dataset = load_dataset({"train": HubRows(images=sizes), "validation": HubRows(images=sizes)})
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 12,
+        "test": 12,
+    }
+    assert dataset.spec.image == (3, 0, 0)
+    assert read_pixels(dataset.splits["train"].images[3], 3).shape == (3, 9, 11)
+
+
+def test_lists_of_labels_and_attributes_are_multilabel():
+    rows_of_labels = [sorted(CLASSES.index(c) for c in several(n)) for n in range(12)]
+    label_type = typed("Sequence", feature=typed("ClassLabel", names=list(CLASSES)))
+    hub = load_dataset(HubRows(rows_of_labels, label_type))
+    flags = torch.tensor([[int(c in several(n)) for c in CLASSES] for n in range(12)])
+    pairs = Pairs(labels=flags)
+    pairs.classes = CLASSES
+    attributes = load_dataset(pairs)
+    for dataset in (hub, attributes):
+        assert dataset.spec.task == "multilabel"
+        assert dataset.spec.classes == CLASSES
+        for split in dataset.splits.values():
+            for image, target in zip(split.images, split.targets, strict=True):
+                assert target.tolist() == flags[int(image[0, 0, 0]) // 20].tolist()
+
+
+@pytest.mark.parametrize("kind", ["frame", "arrow", "mapping"])
+def test_tables_are_read_as_labels_files_are(folder, kind):
+    columns = {"path": [f"images/{f}" for f in NAMES], "label": [label(n) for n in range(12)]}
+    table = {
+        "frame": Frame(columns),
+        "arrow": typed("Table", to_pydict=lambda self: columns),
+        "mapping": columns,
+    }[kind]
+    assert labels_of(load_dataset(table, data_dir=folder)) == EXPECTED
+    columns["label"][3] = float("nan")
+    with pytest.raises(DatasetCorruptError, match="the table:4: no label in 'label'"):
+        load_dataset(table, data_dir=folder)
+
+
+def test_real_datasets_of_torchvision_are_read(folder, tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets")
+    for n, name in enumerate(NAMES):
+        (folder / "sorted" / label(n)).mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).rename(folder / "sorted" / label(n) / name)
+    dataset = load_dataset(datasets.ImageFolder(folder / "sorted"))
+    assert labels_of(dataset) == EXPECTED
+    fake = load_dataset(datasets.FakeData(size=20, image_size=(3, 9, 8), num_classes=2))
+    assert fake.spec.image == (3, 9, 8)
+
+
+def test_a_run_on_an_object_is_evaluated_with_it(tmp_path):
+    settings = {"epochs": 2, "batch_size": 4, "progress": False, "device": "cpu"}
+    run = train("lenet5_modern", Pairs(), out=tmp_path / "run", **settings)
+    assert run.recipe.data == "object:Pairs"
+    found = {f"test/{name}": value for name, value in evaluate(run, data=Pairs()).items()}
+    assert found == pytest.approx(run.test_metrics())
+    with pytest.raises(UsageError, match="'Pairs' was given as a Python object"):
+        evaluate(run.path)
+    assert train(resume=run.path, data=Pairs(), progress=False).metrics() == run.metrics()
+    other = Pairs(labels=NUMBERS[::-1])
+    with pytest.raises(RunError, match="have changed since the run began"):
+        train(resume=run.path, data=other, progress=False)
+
+
+WRONG = {
+    "unlabelled": (lambda: Pairs(labels=[*NUMBERS[:-1], -1]), "label -1 is none of 2 classes"),
+    "stream": (lambda: iter([]), "needs a length and an index"),
+    "no train": (lambda: {"test": Pairs()}, "with test, but without train"),
+    "normalised": (lambda: Pairs([torch.randn(1, 8, 8)] * 12), "expected uint8, or floats"),
+    "boxes": (lambda: Pairs(labels=[{"boxes": 1}] * 12), "labels are dict, expected a class"),
+    "empty": (lambda: Pairs([], []), "no images"),
+    "triples": (lambda: [(1, 2, 3)] * 12, "samples are tuple, expected"),
+    "columns": (lambda: {"path": ["a.png"], "label": []}, "columns of the table differ in length"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_dataset_is_refused(make, message):
+    with pytest.raises((UsageError, DatasetCorruptError), match=message):
+        load_dataset(make())

@@ -271,6 +271,21 @@ CSV = DatasetSpec(
     homepage="",
 )
 
+OBJECT = DatasetSpec(
+    name="object",
+    target="cnn_core.data.readers.objects:load",
+    summary="a table, or a dataset of torchvision or Hugging Face, given in Python",
+    folder=True,
+    classes=(),
+    image=(3, 0, 0),
+    splits={},
+    mean=(),
+    std=(),
+    licence="your own",
+    citation="",
+    homepage="",
+)
+
 DATASETS = [
     DIGITS,
     DIGIT_SCENES,
@@ -287,4 +302,5 @@ DATASETS = [
     IMAGEFOLDER,
     MASKFOLDER,
     CSV,
+    OBJECT,
 ]

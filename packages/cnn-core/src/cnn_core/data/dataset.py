@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data.fetching.cache import cache_dir
+from cnn_core.data.images import read_image
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.plugins import isolated, required
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
+__all__ = [
+    "Dataset",
+    "Files",
+    "Given",
+    "Item",
+    "Split",
+    "Subset",
+    "load_dataset",
+    "object_name",
+    "read_pixels",
+]
 
 
 TARGETS = {  # by task: dtype, number of dimensions, and both in words
@@ -100,6 +112,36 @@ class Files:
         return replace(self, images=images, targets=tuple(self.targets[n] for n in numbers))
 
     view = subset
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a Python object, in the place of a path: `read(index, channels)` decodes it."""
+
+    read: Callable[[int, int], Tensor]
+    index: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.index}]"
+
+    def __fspath__(self) -> str:
+        return f"/{self.name}/{self.index}"
+
+
+def read_pixels(image: Path | Item, channels: int) -> Tensor:
+    """Return an image of a split on disk, uint8 C H W."""
+    if isinstance(image, Item):
+        return image.read(image.index, channels)
+    return read_image(image, channels)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A Python object to load as a dataset; its relative paths are relative to `folder`."""
+
+    source: Any
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -193,13 +235,17 @@ def _rarest(targets: Tensor) -> Tensor:
 
 
 def load_dataset(
-    name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
+    name: Any, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
 ) -> Dataset:
     """Load the dataset called `name`, into memory or as a list of files to decode later.
 
-    "imagefolder:PATH" and "maskfolder:PATH" load your own files. Other datasets are read from
-    `data_dir`, by default from a folder in the cache (see `cache_dir`). Nothing is downloaded
-    unless `download` is true.
+    "imagefolder:PATH", "maskfolder:PATH" and "csv:FILE" load your own files. Other datasets are
+    read from `data_dir`, by default from a folder in the cache (see `cache_dir`). Nothing is
+    downloaded unless `download` is true.
+
+    `name` may also be an object: a table with columns as in a labels file (pandas, Arrow, polars,
+    or a mapping of columns), whose paths are relative to `data_dir`, by default to the working
+    directory; a dataset of torchvision or Hugging Face; or a mapping of splits to such datasets.
 
     Raises:
         UnknownNameError: there is no such dataset.
@@ -208,10 +254,13 @@ def load_dataset(
         DatasetCorruptError: a file is broken, or the data do not match the spec.
         PluginError: the dataset's plugin failed, or returned something other than a Dataset.
     """
-    base_name, colon, path = name.partition(":")
+    base_name, colon, path = object_name(name).partition(":")
     entry = registry.datasets().entry(base_name)
     _require_path(entry.spec, path, bool(colon))
-    if colon:
+    root: Path | Given
+    if not isinstance(name, str):
+        root = Given(name, Path(data_dir or "."))
+    elif colon:
         root = Path(path)
     else:
         root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
@@ -226,6 +275,16 @@ def load_dataset(
     for split_name, split in dataset.splits.items():
         _check(dataset.spec, split_name, split)
     return dataset
+
+
+def object_name(data: Any) -> str:
+    """Return the name of a dataset, "object:KIND" if it is given as a Python object."""
+    if isinstance(data, str):
+        return data
+    if isinstance(data, Dataset):
+        return f"object:{data.spec.name}"
+    part = next(iter(data.values()), data) if isinstance(data, Mapping) else data
+    return f"object:{type(part).__name__}"
 
 
 def _check_types(plugin: Plugin, returned: str, dataset: object) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Draws
-from cnn_core.data.dataset import Dataset, Files, Split
-from cnn_core.data.images import read_image, read_mask
+from cnn_core.data.dataset import Dataset, Files, Split, read_pixels
+from cnn_core.data.images import read_mask
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import shifted
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -70,7 +70,7 @@ class Decoder:
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files.images[index]
-        image = read_image(path, self.files.channels)
+        image = read_pixels(path, self.files.channels)
         if self.required_size is not None and tuple(image.shape[-2:]) != self.required_size:
             expected = "x".join(map(str, self.required_size))
             raise DatasetCorruptError(f"{path}: {_size(image)} pixels, expected {expected}")
@@ -384,4 +384,4 @@ def _blocks(split: Split | Files) -> Iterator[Tensor]:
         return
     step = -(-len(split) // MAX_STATISTICS_FILES)
     for path in split.images[::step]:
-        yield read_image(path, split.channels)[None]
+        yield read_pixels(path, split.channels)[None]

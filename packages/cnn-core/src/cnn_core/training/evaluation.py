@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def evaluate(
     run: Trained | Source,
     *,
     split: str = "test",
-    data: str | None = None,
+    data: Any = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     optimize: bool = False,
@@ -64,7 +65,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a trained network on a split; return the loss and all metrics by name.
 
-    `data` is a dataset other than the one that the network was trained on. Its classes are matched
+    `data` is a dataset other than the one that the network was trained on, or that one if it was
+    given as an object. Its classes are matched
     by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
     the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and `compile` are options of it.
 

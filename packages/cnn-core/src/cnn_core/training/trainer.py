@@ -16,7 +16,7 @@ import torch
 
 from cnn_core import registry
 from cnn_core.create import build
-from cnn_core.data.dataset import Dataset, load_dataset
+from cnn_core.data.dataset import Dataset, load_dataset, object_name
 from cnn_core.errors import (
     CorruptError,
     NumericalError,
@@ -54,7 +54,7 @@ log: logging.Logger = logging.getLogger("cnn_core")
 
 def train(
     model: str | None = None,
-    data: str | None = None,
+    data: Any = None,
     *,
     recipe: str | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -71,14 +71,18 @@ def train(
 ) -> Run:
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
+    `data` is the name of a dataset, or an object that `load_dataset` accepts. A run does not
+    record an object: give it again to resume or to evaluate the run.
+
     `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys.
     With `download`, a missing dataset and missing published weights are fetched. `workers`
     processes decode files when streaming; their number does not affect results.
 
-    With `resume`, only `data_dir`, `device`, `workers`, `progress` and `observers` apply; the
-    recipe is the run's own. On the same CPU, a resumed run gives bit-identical results. With
-    `auto_resume`, or when torchrun or SLURM restarts the job, a run with the same recipe in `out`
-    is resumed. With `fit_memory`, batches are split into micro-batches that fit in memory.
+    With `resume`, only `data_dir`, `device`, `workers`, `progress`, `observers` and an object as
+    `data` apply; the recipe is the run's own. On the same CPU, a resumed run gives bit-identical
+    results. With `auto_resume`, or when torchrun or SLURM restarts the job, a run with the same
+    recipe in `out` is resumed. With `fit_memory`, batches are split into micro-batches that fit in
+    memory.
     `observers` are objects with methods named after the training hooks, for example
     `cnnzoo_epoch_end(run, epoch, metrics)`.
 
@@ -90,7 +94,8 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
-    new_recipe = None if resume is not None else find_recipe(model, data, recipe, settings)
+    name = None if data is None else object_name(data)
+    new_recipe = None if resume is not None else find_recipe(model, name, recipe, settings)
     return train_recipe(
         new_recipe,
         resume=resume,
@@ -103,6 +108,7 @@ def train(
         workers=workers,
         progress=progress,
         observers=observers,
+        given=None if isinstance(data, str) else data,
     )
 
 
@@ -119,8 +125,11 @@ def train_recipe(
     workers: int = 0,
     progress: bool = True,
     observers: Iterable[Any] = (),
+    given: Any = None,
 ) -> Run:
     """Train a complete recipe, or resume the run at `resume`; the arguments are those of `train`.
+
+    `given` is the dataset if it is an object.
 
     Raises:
         UsageError, NumericalError: as for `train`.
@@ -130,7 +139,8 @@ def train_recipe(
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
         resume = out_path if same else None
-    session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
+    options = {"workers": workers, "fit_memory": fit_memory, "given": given}
+    session = _session(device, observers, progress, **options)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
             return session.resume(Path(resume), data_path)
@@ -161,6 +171,7 @@ class Session:
     show_progress: bool = True
     observers: Observers = dataclasses.field(default_factory=partial(Observers, None))
     fit_memory: bool = False
+    given: Any = None
 
     def start(
         self,
@@ -207,7 +218,7 @@ class Session:
         run = open_run(path)
         state = self._last_state(run)
         # Load the dataset even for a finished run: this raises if the data has changed.
-        dataset = load_data(run, data_dir)
+        dataset = load_data(run, data_dir, self.given)
         # If the weights are damaged, `_train` restores them and evaluates them again.
         if run.finished and resumption.weights_are_intact(run):
             return run
@@ -223,7 +234,9 @@ class Session:
         if download and not self.world.is_first:
             self.world.barrier()
         dataset = load_dataset(
-            recipe.data, data_dir=data_dir, download=download and self.world.is_first
+            recipe.data if self.given is None else self.given,
+            data_dir=data_dir,
+            download=download and self.world.is_first,
         )
         if download and self.world.is_first:
             fetch_initial(recipe)
