@@ -30,8 +30,8 @@ class Batch:
     Under mixup and CutMix, `mix` holds the second image's targets and the mixing weights.
     `loss_weight` scales the batch's mean loss so that the average over all ranks is the mean over
     all samples. It is 1 with a single process, and 0 on a rank that repeats a sample because it
-    has none of its own. `weights` are the weights in the loss of the images, N, or of the pixels,
-    N H W; None weights all equally.
+    has none of its own. `weights` are the weights in the loss of the images, N, of their classes,
+    N x classes, or of the pixels, N H W; None weights all equally.
     """
 
     images: Tensor
@@ -237,7 +237,7 @@ def _select_weights(split: Split, indices: Tensor, draws: Draws | None) -> Tenso
     if split.weights is None or draws is None:
         return None  # evaluation weights everything equally
     rows = _rows(split, indices)
-    if split.weights.ndim == 1:
+    if split.weights.ndim < 3:
         return split.weights[rows]
     return shift_and_flip(split.weights[:, None], rows, draws.shifts(indices.numpy()))[:, 0]
 

@@ -33,6 +33,7 @@ CHOICES = {
     "fit": ("", "resize", "pad", "crop"),
     "interpolation": ("", "bilinear", "bicubic"),
     "sampler": ("", "balanced"),
+    "threshold": ("", "none", "f1", "balanced_accuracy"),
 }
 RESERVED = {"name", "num_classes", "in_channels", "weights", "naming"}  # arguments of create_model
 LIMITS = {  # field: (minimum, maximum), both inclusive
@@ -115,6 +116,7 @@ class Recipe:
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
     class_weights: str | Mapping[str, float] = ""  # classification: "balanced", or by class name
     sampler: str = ""  # classification: "balanced" draws equally many images of each class
+    threshold: str = ""  # chosen on validation by f1 or balanced_accuracy; "": f1 if multilabel
     border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper
     border_sigma: float = 5.0  # decay length of the border weight, in pixels
     focal_gamma: float = 2.0  # loss = "focal": the exponent

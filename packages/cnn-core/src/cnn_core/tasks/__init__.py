@@ -1,7 +1,7 @@
 """The losses and metrics of the tasks: classification, segmentation and multilabel.
 
 Each task has a module of its name, and they all have the same functions: `loss_function`,
-`extra_metrics`, `monitored` and `collapsed`.
+`extra_metrics`, `monitored`, `collapsed`, `chosen_thresholds` and `probabilities`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,27 @@ if TYPE_CHECKING:
     from cnn_core.specs import MetricSpec
     from cnn_core.tasks.classification import Loss, Metric
 
-__all__ = ["SCORES", "collapse_of", "loss_of", "metrics_of", "score_of"]
+__all__ = [
+    "NETWORKS",
+    "SCORES",
+    "collapse_of",
+    "loss_of",
+    "may_have_thresholds",
+    "metrics_of",
+    "probabilities_of",
+    "score_of",
+    "thresholds_of",
+]
 
 SCORES = {  # the metrics monitored by default
     "classification": "top1",
     "segmentation": "miou",
     "multilabel": "map",
+}
+NETWORKS = {  # the task of the networks that do each task
+    "classification": "classification",
+    "segmentation": "segmentation",
+    "multilabel": "classification",
 }
 RANKED = {"auc", "map"}  # need the scores of all images at once: not computed in training
 
@@ -90,6 +105,26 @@ def collapse_of(task: str, sums: Mapping[str, Tensor]) -> int | None:
     class was predicted of any image.
     """
     found: int | None = _task(task).collapsed(sums)
+    return found
+
+
+def may_have_thresholds(task: str, recipe: Recipe) -> bool:
+    """Return whether thresholds are to be chosen: for multilabel, unless switched off."""
+    return recipe.threshold != "none" if task == "multilabel" else bool(recipe.threshold)
+
+
+def thresholds_of(task: str, sums: Mapping[str, Tensor], recipe: Recipe) -> tuple[float, ...]:
+    """Return the thresholds that are best on a split, one for each class or for class 1 of two.
+
+    `sums` are those of all metrics of the task. () if there are none to choose.
+    """
+    found: tuple[float, ...] = _task(task).chosen_thresholds(sums, recipe.threshold)
+    return found
+
+
+def probabilities_of(task: str, logits: Tensor) -> Tensor:
+    """Return the probabilities of the classes, N x classes, for logits."""
+    found: Tensor = _task(task).probabilities(logits)
     return found
 
 

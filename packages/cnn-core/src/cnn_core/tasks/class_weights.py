@@ -52,18 +52,45 @@ def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
 def with_weights(split: Split | Files, recipe: Recipe, classes: Sequence[str]) -> Split | Files:
     """Return a split whose images have the weights of their classes, besides their own.
 
-    A table gives the weight of each class it names, and 1 to all others. Weights are not scaled:
-    the loss of a batch is the mean over its images of weight times loss.
+    A table gives the weight of each class it names, and 1 to all others. For multilabel, the
+    weights are N x classes: a table weights the images that have a class, and "balanced" makes the
+    images with and without a class equal in total. Weights are not scaled: the loss of a batch is
+    the mean over its images of weight times loss.
     """
     if not recipe.class_weights:
         return split
-    if isinstance(recipe.class_weights, str):
-        table = balanced_weights(own_targets(split), len(classes))
-    else:
-        table = torch.tensor([recipe.class_weights.get(name, 1.0) for name in classes])
     assert isinstance(split.targets, Tensor)
-    weights = table[split.targets].float()
-    return replace(split, weights=weights if split.weights is None else weights * split.weights)
+    several = split.targets.ndim == 2
+    find = _of_several if several else _of_one
+    weights = find(split.targets, own_targets(split), recipe, classes).float()
+    if split.weights is not None:
+        weights = weights * (split.weights[:, None] if several else split.weights)
+    return replace(split, weights=weights)
+
+
+def _of_one(targets: Tensor, own: Tensor, recipe: Recipe, classes: Sequence[str]) -> Tensor:
+    """Return the weights of images of one class each, N; "balanced" counts those of `own`."""
+    table = _table(recipe, classes)
+    return (balanced_weights(own, len(classes)) if table is None else table)[targets]
+
+
+def _of_several(targets: Tensor, own: Tensor, recipe: Recipe, classes: Sequence[str]) -> Tensor:
+    """Return the weights of images of several classes, N x classes."""
+    table = _table(recipe, classes)
+    if table is None:
+        pairs = [balanced_weights(column.long(), 2) for column in own.T]
+        absent, present = torch.stack(pairs, 1).unbind()
+    else:
+        absent, present = torch.ones_like(table), table
+    return present.where(targets.bool(), absent)
+
+
+def _table(recipe: Recipe, classes: Sequence[str]) -> Tensor | None:
+    """Return the weight of each class in the recipe's table, or None if it has none."""
+    by_name = recipe.class_weights
+    if isinstance(by_name, str):
+        return None
+    return torch.tensor([by_name.get(name, 1.0) for name in classes])
 
 
 def balanced_order(targets: Tensor, seed: int, epoch: int) -> Tensor:

@@ -19,6 +19,7 @@ from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks.class_counts import ClassCounts, named_recalls
 from cnn_core.tasks.ranking import Auc
+from cnn_core.tasks.thresholds import CRITERIA, ThresholdCounts, best_threshold
 
 __all__ = [
     "Loss",
@@ -26,12 +27,14 @@ __all__ = [
     "Outputs",
     "Top1",
     "TopK",
+    "chosen_thresholds",
     "collapsed",
     "extra_metrics",
     "focal_losses",
     "loss_function",
     "map_losses",
     "monitored",
+    "probabilities",
     "top_k",
     "with_auxiliary_heads",
 ]
@@ -141,6 +144,8 @@ def extra_metrics(
     found = {**top_k(num_classes, topk), "classes": ClassCounts(num_classes, recalls)}
     if 2 <= num_classes <= MAX_RANKED:
         found["auc"] = Auc(num_classes)
+    if thresholds:
+        found["threshold"] = ThresholdCounts(thresholds[0])
     return found
 
 
@@ -157,6 +162,23 @@ def collapsed(sums: Mapping[str, Tensor]) -> int | None:
     if (actual > 0).sum() < 2 or (predicted > 0).sum() != 1:
         return None
     return int(predicted.argmax())
+
+
+def chosen_thresholds(sums: Mapping[str, Tensor], criterion: str) -> tuple[float, ...]:
+    """Return the best threshold of class 1 of two; () if the recipe wants none.
+
+    `sums` are those of the metrics over a split.
+    """
+    if criterion not in CRITERIA:
+        return ()
+    rows = sums["auc"].cpu()
+    chances = rows[:, :-1].double().softmax(1)[:, 1]
+    return (best_threshold(chances, rows[:, -1] == 1, criterion),)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each class, the softmax of the logits."""
+    return logits.softmax(1)
 
 
 def numbered(num_classes: int) -> list[str]:

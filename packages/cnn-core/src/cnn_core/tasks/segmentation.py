@@ -24,12 +24,14 @@ __all__ = [
     "MeanIoU",
     "PixelAccuracy",
     "center_crop",
+    "chosen_thresholds",
     "collapsed",
     "confusion_matrix",
     "extra_metrics",
     "loss_function",
     "monitored",
     "predicted_classes",
+    "probabilities",
     "two_class_logits",
 ]
 
@@ -66,6 +68,16 @@ def collapsed(sums: Mapping[str, Tensor]) -> int | None:
     return int(pixels.sum(0).argmax())
 
 
+def chosen_thresholds(sums: Mapping[str, Tensor], criterion: str) -> tuple[float, ...]:
+    """Return (): the most likely class of a pixel is predicted."""
+    return ()
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each class, the softmax of the logits."""
+    return logits.softmax(1)
+
+
 def loss_function(recipe: Recipe) -> Loss:
     """Return the recipe's loss function for segmentation, over the pixels that are not ignored.
 
@@ -73,9 +85,10 @@ def loss_function(recipe: Recipe) -> Loss:
         UsageError: a setting of the recipe is only for classification, or the loss does not
             support it.
     """
-    if recipe.class_weights or recipe.sampler:
+    if recipe.class_weights or recipe.sampler or recipe.threshold:
         raise UsageError(
-            "class_weights and sampler are for classes of images, and this is segmentation",
+            "class_weights, sampler and threshold are for classes of images, and this is "
+            "segmentation",
             "classes of pixels: --set balance=true",
         )
     if recipe.loss == "map":

@@ -115,6 +115,7 @@ def metrics_for(weights: Weights, task: str, recipe: Recipe) -> EpochMetrics:
         recipe.topk,
         evaluated=recipe.data,
         classes=weights.classes,
+        thresholds=weights.thresholds,
     )
 
 

@@ -104,6 +104,8 @@ def _described(metadata: dict[str, Any], path: Path) -> Weights:
         classes=tuple(metadata["classes"]),
         preprocessing=preprocessing,
         epoch=0,
+        task=metadata.get("task", ""),
+        thresholds=tuple(metadata.get("thresholds", ())),
         path=path,
         digest=file_digest(path),
     )

@@ -178,6 +178,7 @@ def _metadata(weights: Weights, pictures: bool) -> dict[str, Any]:
         "model": weights.model,
         "task": task_of(weights),
         "classes": weights.classes,
+        "thresholds": weights.thresholds,
         "takes": UINT8 if pictures else "normalised float32",
         **asdict(weights.preprocessing),
         "cnn-core": __version__,

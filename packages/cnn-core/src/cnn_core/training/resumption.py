@@ -125,6 +125,7 @@ def _write_weights(run: Run, setup: Setup, state: Checkpoint) -> None:
         classes=spec.classes,
         preprocessing=setup.preprocessing,
         epoch=state.epoch,
+        task=spec.task,
     )
     write_weights(run.weights, weights)
 

@@ -21,13 +21,14 @@ from cnn_core.errors import UsageError
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
-from cnn_core.tasks import loss_of, score_of
+from cnn_core.tasks import NETWORKS, loss_of, score_of
 from cnn_core.tasks.class_weights import (
     balanced_order,
     own_targets,
     require_known,
     with_weights,
 )
+from cnn_core.tasks.thresholds import require_binary
 from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
@@ -178,6 +179,8 @@ def set_up(
     metrics = EpochMetrics(task, len(classes), recipe.topk, classes=classes)
     criterion = loss_of(task, recipe)
     require_known(recipe, classes)
+    if task == "classification":
+        require_binary(recipe, len(classes))
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(task, recipe.monitor, top_k, classes)
     recipe, model = _build(recipe, dataset, resuming)
@@ -211,7 +214,7 @@ def set_up(
 
 def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
     """Raise UsageError if the recipe, dataset and model are incompatible."""
-    if spec.task != dataset.spec.task:
+    if spec.task != NETWORKS[dataset.spec.task]:
         raise UsageError(
             f"model '{recipe.model}' is for {spec.task}, but dataset '{recipe.data}' is for "
             f"{dataset.spec.task}",

@@ -30,7 +30,7 @@ from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
 from cnn_core.specs import DatasetSpec
-from cnn_core.tasks import collapse_of
+from cnn_core.tasks import collapse_of, may_have_thresholds, thresholds_of
 from cnn_core.text import printable
 from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
@@ -45,7 +45,7 @@ from cnn_core.training.progress import progress_for
 from cnn_core.training.setup import Setup, find_recipe, set_up
 from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import read_weights, write_weights
 
 __all__ = ["Session", "train", "train_recipe"]
 
@@ -320,6 +320,7 @@ class Session:
                 raise NumericalError(
                     f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
                 )
+            self._choose_thresholds(run, setup)
             self._test(run, setup)
         except BaseException as error:
             # A ZooError has its own hint, and resuming would not fix its cause.
@@ -329,6 +330,24 @@ class Session:
         finally:
             progress.stop()
         return run
+
+    def _choose_thresholds(self, run: Run, setup: Setup) -> None:
+        """Choose thresholds on the validation images, if the task has any, for the saved weights.
+
+        The weights are those of the best epoch, so this comes after the last one.
+        """
+        task, recipe = setup.dataset.spec.task, setup.recipe
+        if not may_have_thresholds(task, recipe):
+            return
+        if len(setup.validation) == 0:
+            log.warning("no validation images to choose thresholds on: each is 0.5")
+            return
+        self.world.barrier()  # wait until rank 0 has written the weights
+        weights = read_weights(run.path)
+        evaluate_split(build(weights).to(self.device), setup.validation, setup)
+        thresholds = thresholds_of(task, setup.metrics.sums(), recipe)
+        if self.world.is_first:
+            write_weights(run.weights, dataclasses.replace(weights, thresholds=thresholds))
 
     def _test(self, run: Run, setup: Setup) -> None:
         """Evaluate the saved weights on the test split; append the results to metrics.jsonl.

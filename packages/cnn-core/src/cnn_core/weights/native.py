@@ -46,6 +46,8 @@ class Weights:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     epoch: int
+    task: str = ""  # "": that of the model; "multilabel" is done by models for classification
+    thresholds: tuple[float, ...] = ()  # of each class, or of class 1 of two; empty: none
     path: Path | None = None
     digest: str = ""  # SHA-256 of the file's contents; empty if not read from a file
 
@@ -134,6 +136,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             classes=tuple(fields["classes"]),
             preprocessing=Preprocessing(**preprocessing),
             epoch=fields["epoch"],
+            # Files from before there were these fields have the task of their model.
+            task=fields.get("task", ""),
+            thresholds=tuple(fields.get("thresholds", ())),
             path=file,
             digest=fields["digest"],
         )
