@@ -38,6 +38,7 @@ VIEW_INPUTS = (
     "predictions",
     "validation",
     "segmented",
+    "labelled",
     "embedded",
 )
 
@@ -313,7 +314,8 @@ class ViewSpec(Spec):
     trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, images from every class of
     the test split), "predictions" (`cnn_core.training.Predictions` for the whole split),
     "validation" (the same for the held-out validation images, or None), "segmented" (an iterable
-    of `cnn_core.training.SegmentationOutput`, recomputed in each iteration) and "embedded"
+    of `cnn_core.training.SegmentationOutput`, recomputed in each iteration), "labelled"
+    (`cnn_core.training.LabelPredictions` for the whole split, for multilabel) and "embedded"
     (`cnn_viz.results.embeddings.Embedding`, features of images and their 2-D positions). Weights
     without a run have no "run", and an exported file has no "model" and no "embedded": such a view
     is then skipped. A `costly` view is drawn only when it is named, not in reports.

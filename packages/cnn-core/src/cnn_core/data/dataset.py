@@ -31,6 +31,7 @@ __all__ = [
     "load_dataset",
     "object_name",
     "read_pixels",
+    "single_classes",
 ]
 
 
@@ -199,7 +200,7 @@ class Dataset:
         groups = [torch.arange(len(train))]
         # Class by class: otherwise a rare class could be missing from one of the parts.
         if isinstance(train.targets, Tensor) and train.targets.ndim < 3:
-            single, numbers = _rarest(train.targets), range(len(self.spec.classes) + 1)
+            single, numbers = single_classes(train.targets), range(len(self.spec.classes) + 1)
             groups = [(single == number).nonzero().squeeze(1) for number in numbers]
         held = torch.zeros(len(train), dtype=torch.bool)
         generator = torch.Generator().manual_seed(seed)
@@ -225,7 +226,7 @@ class Dataset:
         return digest.hexdigest()[:16]
 
 
-def _rarest(targets: Tensor) -> Tensor:
+def single_classes(targets: Tensor) -> Tensor:
     """Return the class of each image, N; of several classes the rarest, after them if none."""
     if targets.ndim == 1:
         return targets

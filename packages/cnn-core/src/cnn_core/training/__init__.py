@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from cnn_core.training.finetuning import finetune
     from cnn_core.training.inference import OptimizedNetwork, optimized
     from cnn_core.training.outputs import (
+        LabelPredictions,
         Predictions,
         SegmentationOutput,
+        label_predictions,
         predictions,
         segmented,
     )
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "Features",
+    "LabelPredictions",
     "OptimizedNetwork",
     "Prediction",
     "Predictions",
@@ -41,6 +44,7 @@ __all__ = [
     "export",
     "features",
     "finetune",
+    "label_predictions",
     "optimized",
     "predict",
     "predictions",
@@ -59,8 +63,10 @@ __getattr__: Callable[[str], Any] = lazy_names(
         "cnn_core.training.finetuning": ("finetune",),
         "cnn_core.training.inference": ("OptimizedNetwork", "optimized"),
         "cnn_core.training.outputs": (
+            "LabelPredictions",
             "Predictions",
             "SegmentationOutput",
+            "label_predictions",
             "predictions",
             "segmented",
         ),

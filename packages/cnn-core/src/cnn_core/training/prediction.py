@@ -37,6 +37,12 @@ __all__ = [
 
 MAX_BATCH = 256  # images; more make no network faster, and results come later
 
+USE = {
+    "classification": "use cnn_core.training.predict()",
+    "segmentation": "use cnn_core.training.segment()",
+    "multilabel": "use Predictor.tag()",
+}
+
 OnError = Callable[[ZooError], object]
 
 
@@ -196,7 +202,7 @@ class Predictor:
                 classes, a path does not exist, or an image has the wrong type or shape.
             CorruptError: a file is not a readable image, and there is no `on_error`.
         """
-        self._require_task("classification", "use Predictor.stream()")
+        self._require_task("classification")
         if not 1 <= top_k <= len(self.classes):
             raise UsageError(
                 f"top_k = {top_k}: expected 1 to {len(self.classes)}, the number of classes"
@@ -218,7 +224,7 @@ class Predictor:
                 wrong type or shape.
             CorruptError: a file is not a readable image, and there is no `on_error`.
         """
-        self._require_task("multilabel", "use Predictor.stream()")
+        self._require_task("multilabel")
         return self._tag(images, flips, on_error)
 
     def segment(
@@ -237,7 +243,7 @@ class Predictor:
                 wrong type or shape.
             CorruptError: a file is not a readable image, and there is no `on_error`.
         """
-        self._require_task("segmentation", "use cnn_core.training.predict()")
+        self._require_task("segmentation")
         return self._segment(images, flips, on_error)
 
     def logits(self, images: Images) -> Tensor:
@@ -350,12 +356,12 @@ class Predictor:
             Network(other, class_order(first, other)) for other in self._others
         ]
 
-    def _require_task(self, task: str, hint: str) -> None:
+    def _require_task(self, task: str, hint: str = "") -> None:
         """Raise UsageError unless the networks do this task and fit together."""
         if self.task != task:
             raise UsageError(
                 f"{self.trained.path}: '{self.trained.weights.model}' is a {self.task} model; "
-                f"{hint}"
+                f"{hint or USE[self.task]}"
             )
         _ = self._networks  # compares the classes of an ensemble
 
