@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cnn_core.specs import DatasetSpec
 
 __all__ = ["DATASETS"]
@@ -256,34 +258,18 @@ MASKFOLDER = DatasetSpec(
     homepage="",
 )
 
-CSV = DatasetSpec(
+CSV = replace(
+    IMAGEFOLDER,
     name="csv",
     target="cnn_core.data.readers.csv_file:load",
-    summary="your own images with labels in a text file, a row for each image: csv:FILE",
-    folder=True,
-    classes=(),
-    image=(3, 0, 0),
-    splits={},
-    mean=(),
-    std=(),
-    licence="your own",
-    citation="",
-    homepage="",
+    summary="your own images, with a row for each in a labels file: csv:FILE",
 )
 
-OBJECT = DatasetSpec(
+OBJECT = replace(
+    IMAGEFOLDER,
     name="object",
     target="cnn_core.data.readers.objects:load",
     summary="a table, or a dataset of torchvision or Hugging Face, given in Python",
-    folder=True,
-    classes=(),
-    image=(3, 0, 0),
-    splits={},
-    mean=(),
-    std=(),
-    licence="your own",
-    citation="",
-    homepage="",
 )
 
 DATASETS = [
