@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -530,3 +532,39 @@ WRONG = {
 def test_what_is_no_dataset_is_refused(make, message):
     with pytest.raises((UsageError, DatasetCorruptError), match=message):
         load_dataset(make())
+
+
+# The page that shows the layouts
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"```text\n([^`]*)```\n\n(Classes|Labels): ([^\n]*)\.\n", PAGE)
+
+
+@pytest.mark.parametrize(("text", "kind", "classes"), SHOWN, ids=range(len(SHOWN)))
+def test_every_layout_of_the_page_is_read_as_it_says(tmp_path, text, kind, classes):
+    """Each row of the page stands for ten images."""
+    (tmp_path / "images").mkdir()
+    lines = []
+    for line in text.splitlines():
+        found = re.search(r"cell(\d)", line)
+        copies = (
+            [re.sub(r"cell\d", f"cell{found[1]}x{n}", line) for n in range(10)] if found else []
+        )
+        for copy in copies:
+            name = re.search(r"cell\dx\d", copy)[0]
+            Image.new("L", (8, 8), len(lines)).save(tmp_path / "images" / f"{name}.png")
+        lines += copies or [line]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    dataset = load_dataset(f"csv:{tmp_path / 'labels.csv'}")
+    assert ", ".join(dataset.spec.classes) == classes
+    assert dataset.spec.task == ("multilabel" if kind == "Labels" else "classification")
+    assert sum(map(len, dataset.splits.values())) == len(re.findall(r"cell\d", text)) * 10
+
+
+def test_the_page_shows_all_layouts_and_its_snippet_runs(tmp_path, monkeypatch, capsys):
+    assert len(SHOWN) == PAGE.count("```text") == 7
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    exec(snippet, {})
+    assert "balanced_accuracy" in capsys.readouterr().out
