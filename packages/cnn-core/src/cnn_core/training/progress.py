@@ -166,8 +166,9 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     """
     parts = []
     for key, value in metrics.items():
-        name = key.partition("/")[2] or key
-        if name.startswith("recall_"):
+        split, _, rest = key.partition("/")
+        name = rest if split in ("train", "val", "test") else key  # a class's name may have a "/"
+        if name.startswith(("recall_", "ap_")):
             continue
         text = f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
         parts.append(f"{name} {text}")

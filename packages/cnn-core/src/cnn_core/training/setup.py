@@ -178,9 +178,6 @@ def set_up(
     task = dataset.spec.task
     metrics = EpochMetrics(task, len(classes), recipe.topk, classes=classes)
     criterion = loss_of(task, recipe)
-    require_known(recipe, classes)
-    if task == "classification":
-        require_binary(recipe, len(classes))
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(task, recipe.monitor, top_k, classes)
     recipe, model = _build(recipe, dataset, resuming)
@@ -220,6 +217,9 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
+    require_known(recipe, dataset.spec.classes)
+    if dataset.spec.task == "classification":
+        require_binary(recipe, len(dataset.spec.classes))
     if spec.task == "segmentation" and recipe.fit == "crop":
         raise UsageError("fit = 'crop' is for classification: masks are not cropped", "--set tile")
     for key in ("mean", "std"):

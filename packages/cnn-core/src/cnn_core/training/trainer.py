@@ -320,6 +320,8 @@ class Session:
                 raise NumericalError(
                     f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
                 )
+            if self.world.is_first:
+                _warn_without_score(setup, state)
             self._choose_thresholds(run, setup)
             self._test(run, setup)
         except BaseException as error:
@@ -375,6 +377,13 @@ class Session:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
+
+
+def _warn_without_score(setup: Setup, state: Checkpoint) -> None:
+    """Warn if the monitored metric was never defined, as the recall of a class without images."""
+    name = setup.monitor[0]
+    if len(setup.validation) and not any(name in line for line in state.metrics):
+        log.warning("%s was not defined in any epoch: the last epoch was kept", printable(name))
 
 
 def _warn_of_collapse(spec: DatasetSpec, metrics: EpochMetrics) -> None:
