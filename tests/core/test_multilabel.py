@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cnn_core.cli.app import app
 from cnn_core.data import load_dataset
 from cnn_core.data.augment import Mix
 from cnn_core.data.dataset import Split
-from cnn_core.errors import UsageError
+from cnn_core.errors import CorruptError, UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of, metrics_of, score_of, thresholds_of
 from cnn_core.tasks.class_weights import with_weights
@@ -312,6 +313,15 @@ def test_other_tasks_say_that_they_are_others(run, tmp_path):
         evaluate(run, data="digits")
     with pytest.raises(UsageError, match="model 'unet_same' is for segmentation"):
         train("unet_same", run.recipe.data, out=tmp_path / "r", progress=False)
+
+
+def test_a_file_with_another_task_or_wrong_thresholds_is_refused(run):
+    weights = read_weights(run.path)
+    with pytest.raises(CorruptError, match="unknown task 'os'"):
+        replace(weights, task="os")
+    for thresholds in ((0.5, 0.5), (2.0, 0.5, 0.5), ("a", "b", "c")):
+        with pytest.raises(CorruptError, match="thresholds are not numbers from 0 to 1"):
+            replace(weights, thresholds=thresholds)
 
 
 def test_an_exported_file_keeps_task_and_thresholds(run, folder, tmp_path):

@@ -24,6 +24,8 @@ from cnn_core.errors import CheckpointCorruptError, CorruptError, UsageError
 from cnn_core.files import write_bytes
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import recorded_name
+from cnn_core.specs import TASKS
+from cnn_core.text import printable
 from cnn_core.weights.safetensors_parts import on_cpu, packed
 
 __all__ = ["Weights", "is_ours", "read_weights", "write_weights"]
@@ -50,6 +52,14 @@ class Weights:
     thresholds: tuple[float, ...] = ()  # of each class, or of class 1 of two; empty: none
     path: Path | None = None
     digest: str = ""  # SHA-256 of the file's contents; empty if not read from a file
+
+    def __post_init__(self) -> None:
+        # A file may say anything.
+        if self.task not in ("", *TASKS):
+            raise CorruptError(f"{self.path}: unknown task '{printable(str(self.task))}'")
+        numbers = all(isinstance(t, int | float) and 0 <= t <= 1 for t in self.thresholds)
+        if not numbers or len(self.thresholds) not in (0, 1, self.num_classes):
+            raise CorruptError(f"{self.path}: thresholds are not numbers from 0 to 1, one a class")
 
     def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> None:
         """Copy the tensors into a model, which must have the same names and shapes.
