@@ -3,7 +3,7 @@
     python benchmarks/finetune.py SOURCE FOLDER [--images N] [--test-images N] [--epochs N]
         [--seeds N] [--threads N] [--set KEY=VALUE]…
 
-SOURCE is a run, MODEL or MODEL:NAME of published weights. FOLDER has the files train/CLASS/* and
+SOURCE is a run or published weights (MODEL or MODEL:NAME). FOLDER has the files train/CLASS/* and
 test/CLASS/*. For each seed, N training images are drawn, as many of each class. On the same images
 
 - the weights are fine-tuned as `cnnzoo finetune` does,
@@ -32,7 +32,7 @@ import torch
 from cnn_core.data.readers.folders import sorted_files
 from cnn_core.runs.recipe import Recipe, parse_settings
 from cnn_core.training import Run, finetune, probe
-from cnn_core.training.trainer import train_recipe
+from cnn_core.training.trainer import train
 
 SCRATCH = {  # what differs from the recipe of fine-tuning
     "weights": "",
@@ -94,7 +94,7 @@ def one_seed(
     )
     probed, probing = timed(lambda: probe(source, data, seed=seed))
     recipe = Recipe(**{**dataclasses.asdict(tuned.recipe), **SCRATCH})
-    trained, training = timed(lambda: train_recipe(recipe, out=folder / "scratch", progress=False))
+    trained, training = timed(lambda: train(recipe=recipe, out=folder / "scratch", progress=False))
     return {
         "fine-tuned": (top1(tuned), tuning),
         **{score.method: (score.accuracy, probing) for score in probed.scores},

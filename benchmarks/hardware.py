@@ -1,13 +1,13 @@
-"""Compare memory formats and precisions for a training step of networks of each family.
+"""Time a training step of various networks in each memory format and precision.
 
     python benchmarks/hardware.py [PATTERN] [--rounds N] [--threads N] [--write]
 
 The meaning of "auto" in recipes is based on these measurements: channels_last for networks with
 batch normalisation, fp32 on a CPU. Copies of one network take turns in one process, one forward
 and backward pass each; freed memory is kept for reuse, as in training
-(cnn_core.training.allocator). A ratio is the median over rounds of the time of the plain step,
-contiguous and in fp32, divided by that of the variant: above 1, the variant is faster. Prints a
-Markdown table; --write puts it into docs/performance.md.
+(cnn_core.training.allocator). The plain step is contiguous and in fp32. In each round, its time
+is divided by that of a variant; the table gives the median of these ratios, and above 1 the
+variant is faster. Prints a Markdown table; --write puts it into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     keep_memory()
     others = [kind for kind in KINDS if kind != "plain"]
     lines = [
-        f"| network | normalised | batch | plain, ms | {' | '.join(others)} |",
+        f"| network | batch norm | batch | plain, ms | {' | '.join(others)} |",
         f"|---|---|---|--:|{'--:|' * len(others)}",
     ]
     print(*lines, sep="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from warm import WarmPython
 
 if TYPE_CHECKING:
     from cnn_core.training import Run
@@ -56,15 +58,42 @@ class Outcome:
     err: str
 
 
+@functools.cache
+def warm_python() -> WarmPython:
+    """Return the process that this test process has its commands run by."""
+    warm = WarmPython()
+    atexit.register(warm.close)
+    return warm
+
+
 def run_cnnzoo(
-    *args: object, site: Path | None = None, cwd: Path | None = None, **variables: str
+    *args: object,
+    site: Path | None = None,
+    cwd: Path | None = None,
+    warm: bool | None = None,
+    **variables: object,
 ) -> Outcome:
-    """Run the cnnzoo command; `site` is a folder of more distributions."""
+    """Run the cnnzoo command; `site` is a folder of more distributions.
+
+    By default a command has a new process if there is such a folder, whose plugins are to be
+    imported before torch, or a variable that Python or a library reads when it starts.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CNNZOO")}
-    environment.update(variables)
+    environment.update({name: str(value) for name, value in variables.items()})
     environment["COLUMNS"] = "200"
     if site is not None:
         environment["PYTHONPATH"] = beside(site)
+    if warm or (warm is None and site is None and all(v.startswith("CNNZOO") for v in variables)):
+        with tempfile.TemporaryDirectory() as streams:
+            code = warm_python().run(
+                *("cnn_core", *map(str, args)),
+                path=[] if site is None else [str(site)],
+                environment=environment,
+                cwd=cwd or Path.cwd(),
+                streams=Path(streams),
+            )
+            written = (Path(streams, name).read_text("utf-8") for name in ("out", "err"))
+            return Outcome(code, *written)
     done = subprocess.run(
         [sys.executable, "-m", "cnn_core", *map(str, args)],
         env=environment,

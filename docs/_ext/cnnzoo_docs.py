@@ -14,6 +14,7 @@ import os
 import posixpath
 import re
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from click.testing import CliRunner
 from cnn_core import hookspecs, registry, specs
 from cnn_core.cli import app
 from cnn_core.create import create_model
+from cnn_core.runs.recipe import CHOICES, Recipe
 from cnn_viz import style
 from cnn_viz.drawing.render import encode_figure
 from cnn_viz.views.architecture import stage_by_stage
@@ -202,6 +204,16 @@ def _annotated(cls: type) -> Iterator[str]:
             yield ast.unparse(line)
 
 
+def recipe(_: str, page: str) -> str:
+    """Return the recipe keys with their defaults and comments, and the choices that some have."""
+    fields = re.findall(r"^    (?:\w+: .*|# .*)$", inspect.getsource(Recipe), re.M)
+    choices = (
+        f"- `{key}`: {', '.join(f'`{name}`' for name in names if name)}"
+        for key, names in CHOICES.items()
+    )
+    return "\n\n".join([_block(textwrap.dedent("\n".join(fields)), "python"), "\n".join(choices)])
+
+
 def results(file: str, page: str) -> str:
     """Return the table of results.csv as Markdown."""
     with (ROOT / file).open(newline="", encoding="utf-8") as lines:
@@ -244,6 +256,7 @@ MAKERS: dict[str, Callable[[str, str], str]] = {
     "hook": hook,
     "networks": networks,
     "readme": readme,
+    "recipe": recipe,
     "results": results,
     "section": section,
     "speeds": speeds,

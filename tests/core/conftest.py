@@ -109,6 +109,18 @@ def command_leaves_no_trace(monkeypatch):
 
 
 @pytest.fixture
+def in_process(capsys, command_leaves_no_trace):
+    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
+    from cnn_core.cli import main
+
+    def run_command(*args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return main([*map(str, args)]), *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture
 def forget():
     """Return a function that has the plugins loaded anew when they are next asked for."""
     from cnn_core import plugins, registry

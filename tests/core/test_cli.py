@@ -56,7 +56,45 @@ def test_show_prints_the_papers_table(cnnzoo):
 
 def test_a_pattern_picks_models(cnnzoo):
     assert cnnzoo("list-models", "*modern").out.count("\n") == 2
-    assert cnnzoo("list-models", "nothing*").out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("list-models", "lenet6*"), "unknown model 'lenet6*', did you mean 'lenet5'"),
+        (("list-models", "lenet*", "--task", "segmentation"), "segmentation matches 'lenet*'"),
+        (("list-datasets", "digitz", "--json"), "unknown dataset 'digitz', did you mean 'digits'"),
+        (("list-recipes", "foo*"), "unknown recipe 'foo*'\nsee: cnnzoo list-recipes"),
+        (("list-views", "gradcm"), "unknown view 'gradcm', did you mean 'gradcam'"),
+        (("list-weights", "foo*"), "unknown weights 'foo*'\nsee: cnnzoo list-weights"),
+    ],
+)
+def test_a_pattern_without_a_match_is_an_error(in_process, arguments, message):
+    code, out, err = in_process(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show-data", "DATA"),
+        ("verify-data", "DATA"),
+        ("train", "lenet5", "--data", "DATA"),
+        ("lr-find", "lenet5", "--data", "DATA"),
+        ("evaluate", "RUN", "--data", "DATA"),
+        ("features", "RUN", "DATA", "--out", "f.npz"),
+        ("viz", "gradcam", "RUN", "--data", "DATA"),
+    ],
+)
+def test_a_path_that_does_not_exist_has_one_exit_code(
+    in_process, digits_run, tmp_path, monkeypatch, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"DATA": "imagefolder:gone", "RUN": digits_run.path}
+    code, out, err = in_process(*(places.get(word, word) for word in arguments))
+    assert (code, out) == (2, "")
+    assert "gone: no such folder" in err
 
 
 @pytest.mark.parametrize(

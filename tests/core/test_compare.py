@@ -104,7 +104,7 @@ def test_json_is_one_object_of_runs(cnnzoo, runs):
     assert first["recipe"]["optimizer"] == a.recipe.optimizer
     assert (first["epochs"], second["epochs"]) == (2, 1)
     assert first["score"] == "val/top1"
-    assert first["validation"] == a.history()[first["kept_epoch"] - 1]["val/top1"]
+    assert first["validation"] == a.history()[first["best_epoch"] - 1]["val/top1"]
     assert second["test"] == b.test_metrics()
     assert first["finished"] is True
     assert first["machine"] == second["machine"] == {}

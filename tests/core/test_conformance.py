@@ -276,7 +276,7 @@ def offers(site, bad):
 
 def test_what_is_no_network_is_checked_too(cnnzoo, site):
     offers(site, bad=False)
-    done = cnnzoo("check", "cnn-many", site=site.path)
+    done = cnnzoo("check", "cnn-many", site=site.path, warm=True)
     assert done.code == 0, done.out + done.err
     (row,) = [line for line in done.out.splitlines() if "skipped" in line and "sound" in line]
     assert "away" in row
@@ -287,7 +287,7 @@ def test_what_is_no_network_is_checked_too(cnnzoo, site):
 
 def test_what_does_not_hold_of_it_is_said(cnnzoo, site):
     offers(site, bad=True)
-    done = cnnzoo("check", "cnn-many", "--json", site=site.path)
+    done = cnnzoo("check", "cnn-many", "--json", site=site.path, warm=True)
     assert done.code == 6
     found = {
         (row["name"], row["check"]): row["reason"]
@@ -324,12 +324,12 @@ def test_what_does_not_hold_of_it_is_said(cnnzoo, site):
 def test_a_fault_of_the_plugin_itself_has_failed(cnnzoo, site, good_source, more, target, reason):
     offer = good_source.replace("return [model()]", "return []")
     site.add(offer + more, requires=PINNED, target=target)
-    done = cnnzoo("check", "cnn-arch-bad", "--json", site=site.path)
+    done = cnnzoo("check", "cnn-arch-bad", "--json", site=site.path, warm=True)
     assert done.code == 6, done.err
     (found,) = [row for row in json.loads(done.out)["checks"] if row["outcome"] == "failed"]
     assert (found["kind"], found["name"]) == ("plugin", "bad")
     assert reason in found["reason"]
-    blocked = cnnzoo("--no-plugin", "bad", "check", "cnn-arch-bad", site=site.path)
+    blocked = cnnzoo("--no-plugin", "bad", "check", "cnn-arch-bad", site=site.path, warm=True)
     assert blocked.code == 2
     assert "'cnn-arch-bad' is blocked: disabled by" in blocked.err
 
@@ -355,7 +355,7 @@ def test_weights_that_an_observer_changes_are_noticed(cnnzoo, site):
         name="meddler",
         requires=PINNED,
     )
-    done = cnnzoo("check", "cnn-meddler", site=site.path)
+    done = cnnzoo("check", "cnn-meddler", site=site.path, warm=True)
     assert done.code == 6
     assert "the weights differ from those of a run without it" in " ".join(done.out.split())
 
@@ -372,7 +372,7 @@ def test_the_command_prints_what_does_not_hold(cnnzoo, site, good_source):
         "    net.add_module('head', nn.Linear(64 * in_channels, num_classes))\n"
         "    return net\n"
     )
-    done = cnnzoo("check", "cnn-arch-bad", site=site.path)
+    done = cnnzoo("check", "cnn-arch-bad", site=site.path, warm=True)
     assert done.code == 6
     assert "check_docstring_cites_the_paper" in done.out
     assert "cnn-arch-bad: " in done.err

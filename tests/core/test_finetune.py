@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +32,9 @@ from cnn_core.training.checkpoint import Checkpoints
 from cnn_core.training.optim import make_optimizer
 from cnn_core.training.schedule import learning_rate
 from cnn_core.training.setup import set_up
+from cnn_core.weights.blueprint import key_maps
 from cnn_core.weights.native import Weights, read_weights, write_weights
-from cnn_core.weights.published import file_digest
+from cnn_core.weights.published import file_digest, weights_of
 
 CPU = torch.device("cpu")
 QUICK = {"progress": False, "epochs": 2, "batch_size": 8, "validation": 0.25, "lr": 0.002}
@@ -702,3 +704,73 @@ def test_the_command_and_its_hint(
     ]
     assert main(["finetune", "resnet20_cifar", *data, "--set", "model=lenet5"]) == 2
     assert "--set model: SOURCE and --data determine the model" in capsys.readouterr().err
+
+
+# --- files of other libraries --------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A file of an unknown training, with akamaster's names and four classes."""
+    torch.manual_seed(2)
+    state = create_model("resnet20_cifar", num_classes=4, in_channels=3).state_dict()
+    keymap = key_maps(registry.models().entry("resnet20_cifar"))["akamaster"]
+    torch.save({"net": keymap.to_theirs(state)}, tmp_path / "theirs.pth")
+    return tmp_path / "theirs.pth"
+
+
+def test_a_line_says_what_is_new_frozen_and_used(tmp_path, flowers, foreign, ancestor, in_process):
+    common = ["--data", f"imagefolder:{flowers}", "--epochs", "1", "--batch-size", "8"]
+    (published,) = (entry.spec for entry in weights_of("resnet20_cifar").values())
+    like = published.name.partition(":")[2]
+
+    def line(*arguments):
+        code, out, err = in_process(*arguments, *common, "--out", tmp_path / str(len(seen)))
+        assert code == 0, err
+        seen.append(Run.open(out.strip()).recipe)
+        assert "initialised anew" not in err
+        return [text for text in err.splitlines() if text.startswith("from ")]
+
+    seen: list[Recipe] = []
+    train_ = ["train", "resnet20_cifar", "--weights"]
+    head = f"from {foreign}; new head: fc.weight, fc.bias"
+    unknown = f"those of the file are unknown (--set weights_like={like} sets them)"
+    assert line(*train_, foreign) == [f"{head}; mean and std of the dataset, {unknown}"]
+    chosen = ["--naming", "akamaster@net", "--weights-like", like, "--freeze", "conv1"]
+    of_weights = "mean and std of the weights"
+    assert line(*train_, foreign, *chosen) == [f"{head}; frozen: conv1; {of_weights}"]
+    model = ["--model", f"resnet20_cifar:{like}", "--naming", "akamaster"]
+    assert line("finetune", foreign, *model) == [f"{head}; {of_weights}"]
+    assert [recipe.mean for recipe in seen] == [(), published.mean, published.mean]
+    assert (seen[2].naming, seen[2].weights_like) == ("akamaster", like)
+    assert line(*train_, ancestor, "--set", "mean=[0.5,0.5,0.5]") == [
+        f"from {ancestor}; new head: fc.weight, fc.bias; mean as set, std of the weights"
+    ]
+    own = Path(tmp_path / "3")
+    assert line("finetune", own)[0] == f"from {own}; head kept; {of_weights}"
+
+
+@pytest.mark.parametrize(
+    ("weights", "arguments", "message"),
+    [
+        ("OURS", "naming=akamaster", "naming is for weights files of other libraries"),
+        ("OURS", "weights_like=cifar10", "weights_like is for weights files of other libraries"),
+        ("THEIRS", "naming=tov", "naming = 'tov'"),
+        ("THEIRS", "weights_like=cifar11", "unknown weights 'resnet20_cifar:cifar11', did you"),
+        (
+            "THEIRS",
+            "weights_like=lenet5:mnist",
+            "weights_like = 'lenet5:mnist': weights of 'lenet",
+        ),
+    ],
+)
+def test_options_of_weights_files_that_do_not_apply_are_errors(
+    tmp_path, flowers, foreign, ancestor, in_process, weights, arguments, message
+):
+    file = {"OURS": ancestor, "THEIRS": foreign}[weights]
+    command = ["train", "resnet20_cifar", "--data", f"imagefolder:{flowers}", "--set", arguments]
+    code, _, err = in_process(*command, "--weights", file, "--out", tmp_path / "r")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "r").exists()
+    assert "needs weights" in in_process(*command)[2]

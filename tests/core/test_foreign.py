@@ -106,7 +106,7 @@ def test_spare_keys_of_a_naming_are_left_out(model):
     spare = KeyMap(*PAIRS, ignored_prefixes=("aux.",))
     with pytest.raises(UsageError, match=r"aux.weight is not a parameter of this model"):
         load_foreign(model, holding(state), {"tutorial": MAP})
-    assert load_foreign(model, holding(state), {"tutorial": spare}) == ("tutorial", ())
+    assert load_foreign(model, holding(state), {"tutorial": spare}) == ("tutorial", (), ())
 
 
 def test_a_naming_that_misleads_has_to_be_named(model):
@@ -311,7 +311,8 @@ def test_another_head_is_explained(tmp_path, caplog, model, prefix):
     assert torch.equal(loaded.f6.weight, state[f"{prefix}f6.weight"])
     assert loaded.output.weight.shape == (10, 84)
     assert log == [
-        "initialised anew, because the file has another head: output.weight, output.bias"
+        "lenet5_modern: initialised anew, because the weights have another head: "
+        "output.weight, output.bias"
     ]
     opened = open_source(tmp_path / "w.pth", model="lenet5_modern")
     assert (opened.weights.num_classes, opened.weights.in_channels) == (7, 1)

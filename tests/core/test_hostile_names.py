@@ -55,7 +55,7 @@ HOSTILE = (
     # Too long
     *("x" * 300, "é" * 150, "cnn-arch-" + "x" * 300, "cnn-arch-" + "-".join("x" * 150)),
     # Options, devices, shells, formats, markup
-    *("-x", "-", "--", "--no-such", "-rf", "con", "nul", "CON", "aux.txt", "com1", "lpt9", "x."),
+    *("-x", "-", "--", "--no-such", "-rf", "con", "nul", "PRN", "aux.txt", "com1", "lpt9", "x."),
     *(
         "$(touch x)",
         "`touch x`",

@@ -19,7 +19,9 @@ from PIL import ExifTags, Image
 
 import fuzzing
 from cnn_core.data import images
-from cnn_core.data.images import FORMATS, probe_image, read_image, read_mask
+from cnn_core.data.formats import FORMATS
+from cnn_core.data.images import image_facts, probe_image, read_image, read_mask
+from cnn_core.data.pixels import Reading
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from fuzzing import alone, check, fuzz, mutated
 
@@ -115,27 +117,54 @@ def test_every_mode_is_converted_as_pillow_does(tmp_path, mode, kind, channels):
     image.save(path, kind)
     wanted = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     expected = np.array(image.convert(wanted)).reshape(5, 7, channels).transpose(2, 0, 1)
-    assert torch.equal(read_image(path, channels), torch.from_numpy(expected))
+    hidden = Reading(alpha_background="drop")
+    assert torch.equal(read_image(path, channels, hidden), torch.from_numpy(expected))
     assert probe_image(path) == (5, 7, mode)
+    assert image_facts(path).alpha == (mode in ("LA", "RGBA"))
+
+
+def shown_on(background, rgba):
+    """An image, H W 4, on a background, as W3C's compositing has it: the oracle."""
+    alpha = rgba[..., 3:].astype(float) / 255
+    return np.rint(rgba[..., :3] * alpha + background * (1 - alpha)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "RGB", "L"])
+def test_transparent_parts_show_the_background(tmp_path, mode, background):
+    image, path = pil_image(mode), tmp_path / "a.png"
+    transparency = {"P": bytes(range(256)), "RGB": image.convert("RGB").getpixel((2, 2)), "L": 97}
+    image.save(path, **({"transparency": transparency[mode]} if mode in transparency else {}))
+    rgba = np.array(Image.open(path).convert("RGBA"))
+    expected = shown_on(255 if background == "white" else 0, rgba)
+    found = read_image(path, 3, Reading(alpha_background=background))
+    assert (found.double() - torch.from_numpy(expected)).abs().max() <= 1
+    if background == "white":
+        assert torch.equal(read_image(path, 3), found)
+    assert image_facts(path).alpha
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(256))])
-def test_a_palette_with_transparency_loses_it_and_nothing_is_warned_of(tmp_path, transparency):
+def test_a_palette_with_transparency_and_nothing_is_warned_of(tmp_path, transparency):
     image = pil_image("P")
     path = tmp_path / "a.png"
     image.save(path, transparency=transparency)
     expected = np.array(image.convert("RGB")).transpose(2, 0, 1)
-    assert torch.equal(read_image(path, 3), torch.from_numpy(expected))
+    hidden = read_image(path, 3, Reading(alpha_background="drop"))
+    assert torch.equal(hidden, torch.from_numpy(expected))
     alpha = read_image(path, 4)[3]
     index = torch.from_numpy(np.array(image))
     single = transparency == 3
     assert torch.equal(alpha, torch.where(index == 3, 0, 255) if single else index)
 
 
-def test_transparent_pixels_keep_their_colour(tmp_path):
+def test_the_colour_under_a_transparent_pixel_is_shown_only_if_asked_for(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGBA", (2, 3), (10, 20, 30, 0)).save(path)
-    assert read_image(path, 3)[:, 0, 0].tolist() == [10, 20, 30]
+    assert read_image(path, 3)[:, 0, 0].tolist() == [255, 255, 255]
+    assert read_image(path, 1)[:, 0, 0].tolist() == [255]
+    drop = Reading(alpha_background="drop")
+    assert read_image(path, 3, drop)[:, 0, 0].tolist() == [10, 20, 30]
     assert read_image(path, 4)[:, 0, 0].tolist() == [10, 20, 30, 0]
 
 
@@ -202,30 +231,164 @@ DEEP = {
 
 
 @pytest.mark.parametrize("case", sorted(DEEP))
-def test_more_than_eight_bits_a_channel_are_refused_by_name(tmp_path, case):
+def test_more_than_eight_bits_a_channel_need_a_range(tmp_path, case):
     array, kind, name = DEEP[case]
     path = tmp_path / "deep"
     Image.fromarray(array).save(path, kind)
-    with pytest.raises(DatasetCorruptError) as caught:
-        read_image(path, 1)
-    assert caught.value.message == f"{path}: {name}: expected 8 bits per channel"
+    low, high = 0.0, 2.0 * float(array.max())
+    declared = read_image(path, 1, Reading((low, high)))
+    assert declared.unique().tolist() == [128]  # the middle of 0 to 255, rounded to even
+    if case.startswith("I;16"):
+        assert read_image(path, 1).unique().tolist() == [round(255 * 999 / 65535)]
+        assert read_image(path, 3).shape == (3, 2, 3)
+    else:
+        with pytest.raises(
+            DatasetCorruptError, match=r"undeclared range\n.*value_range"
+        ) as caught:
+            read_image(path, 1)
+        assert caught.value.message.startswith(f"{path}: {name} from ")
+    with pytest.raises(DatasetCorruptError, match=r"outside of the range 0 to 0\.1"):
+        read_image(path, 1, Reading((0.0, 0.1)))
     with pytest.raises(DatasetCorruptError) as caught:
         read_mask(path)
     assert caught.value.message == f"{path}: {name}: expected grey or a palette (1, L or P)"
     assert probe_image(path) == (2, 3, case.split()[0])
+    assert image_facts(path).deep
+
+
+def test_a_range_is_kept_value_by_value_and_nan_is_refused(tmp_path):
+    path = tmp_path / "a.tiff"
+    values = np.array([[0, 1, 1000], [2047, 2048, 4095]], np.uint16)
+    Image.fromarray(values).save(path)
+    expected = np.rint(values.astype(float) * 255 / 4095)
+    found = read_image(path, 1, Reading((0, 4095)))
+    assert np.array_equal(found[0].numpy(), expected)
+    Image.fromarray(np.array([[0.5, np.nan]], np.float32)).save(path)
+    with pytest.raises(DatasetCorruptError, match="values from nan to nan, outside"):
+        read_image(path, 1, Reading((0, 1)))
+
+
+def test_sixteen_bits_a_colour_are_its_upper_eight_or_refused(tmp_path):
+    path, values = tmp_path / "a.png", np.arange(0, 65536, 10923, dtype=">u2").reshape(1, 2, 3)
+    path.write_bytes(png(1, 2, 16, 2, b"\0" + values.tobytes()))
+    assert np.array_equal(read_image(path, 3).permute(1, 2, 0).numpy(), values >> 8)
+    assert image_facts(path).deep
+    with pytest.raises(DatasetCorruptError, match=r"16-bit colour .*\nsave it as an array"):
+        read_image(path, 3, Reading((0, 4095)))
+
+
+@pytest.mark.parametrize("bounds", [(1,), (0, 0), (2, 1), ("a", "b"), (0, 1, 2)])
+def test_a_range_is_two_numbers(bounds):
+    with pytest.raises(UsageError, match=r"value_range = .* expected two numbers"):
+        Reading(bounds)
+
+
+def test_arrays_have_any_number_of_channels(tmp_path):
+    path, random = tmp_path / "a.npy", np.random.default_rng(0)
+    values = random.integers(0, 256, (4, 6, 5), dtype=np.uint8)
+    np.save(path, values)
+    assert torch.equal(read_image(path, 5), torch.from_numpy(values).permute(2, 0, 1))
+    assert image_facts(path).channels == 5
+    with pytest.raises(DatasetCorruptError, match="5 channels, expected 3"):
+        read_image(path, 3)
+    np.save(path, values[..., 0] > 100)
+    assert read_image(path, 1).unique().tolist() == [0, 255]
+    assert read_image(path, 3).shape == (3, 4, 6)
+    np.save(path, values.astype(np.uint16) * 257)
+    assert torch.equal(read_image(path, 5), torch.from_numpy(values).permute(2, 0, 1))
+    np.save(path, values.astype(np.float32) / 255)
+    with pytest.raises(
+        DatasetCorruptError, match=r"float32 from 0 to [01].*, of an undeclared range"
+    ):
+        read_image(path, 5)
+    assert np.array_equal(read_image(path, 5, Reading((0, 1))).permute(1, 2, 0), values)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 8, 80)),
+        np.zeros(5),
+        np.zeros((0, 4)),
+        np.zeros((2, 2), complex),
+        np.array([[None]]),
+    ],
+    ids=["C H W", "flat", "empty", "complex", "objects"],
+)
+def test_other_arrays_are_refused(tmp_path, array):
+    path = tmp_path / "a.npy"
+    np.save(path, array, allow_pickle=True)
+    for read in (image_facts, lambda file: read_image(file, 1)):
+        with pytest.raises(DatasetCorruptError, match=r"a\.npy: "):
+            read(path)
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt", b"tEXt"])
+def test_large_metadata_do_not_stop_the_pixels(tmp_path, kind, where):
+    large = zlib.compress(bytes(3_000_000))
+    content = {
+        b"iCCP": b"icc\0\0" + large,
+        b"zTXt": b"note\0\0" + large,
+        b"iTXt": b"note\0\1\0\0\0" + large,
+        b"tEXt": b"note\0" + b"x" * 3_000_000,
+    }[kind]
+    sound, path = encoded(pil_image(), "PNG", exif=turned(6)), tmp_path / "a.png"
+    cut = sound.index(b"IDAT") - 4 if where == "before" else len(sound) - 12
+    path.write_bytes(sound[:cut] + chunk(kind, content) + sound[cut:])
+    expected = np.rot90(np.array(pil_image()), 3).transpose(2, 0, 1)
+    assert np.array_equal(read_image(path, 3), expected)
+    assert probe_image(path) == (7, 5, "RGB")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_bytes_decide_and_not_the_name(tmp_path, kind):
+    for name in ("a", "a.jpg", "a.txt"):
+        path = tmp_path / name
+        path.write_bytes(encoded(pil_image("RGB"), kind))
+        assert read_image(path, 3).shape == (3, 5, 7)
+        assert probe_image(path)[:2] == (5, 7)
+
+
+UNREAD = {
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "HEIC, which is not read"),
+    "jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90), "JPEG 2000"),
+    "jxl": (b"\xff\x0a" + bytes(90), "JPEG XL"),
+    "svg": (b'<?xml version="1.0"?>\n<svg width="3">', "SVG"),
+    "psd": (b"8BPS" + bytes(90), "Photoshop"),
+    "dcm": (bytes(128) + b"DICM" + bytes(90), "DICOM"),
+    "nef": (b"II*\0" + bytes(90), "camera raw"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNREAD))
+def test_an_image_of_another_format_is_named_with_the_way_to_convert_it(tmp_path, name):
+    data, found = UNREAD[name]
+    path = tmp_path / f"a.{name}"
+    path.write_bytes(data)
+    with pytest.raises(
+        DatasetCorruptError, match=f"{found}.*; convert it: magick mogrify -format png .*{name}"
+    ):
+        read_image(path, 3)
+    if name not in ("nef",):  # whatever it is called
+        path = path.rename(tmp_path / "a.jpg")
+        with pytest.raises(DatasetCorruptError, match=found):
+            probe_image(path)
 
 
 def test_other_modes_are_refused_by_name(tmp_path):
     path = tmp_path / "a.tiff"
     pil_image("LAB").save(path)
-    with pytest.raises(DatasetCorruptError, match="mode LAB: expected one of 1, L, LA, P"):
+    with pytest.raises(DatasetCorruptError, match="mode LAB: expected one of 1, L, LA, La, P"):
         read_image(path, 3)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 5, -1])
 def test_other_numbers_of_channels_are_refused(tmp_path, channels):
+    path = tmp_path / "a.png"
+    pil_image().save(path)
     with pytest.raises(UsageError, match=f"channels = {channels}: "):
-        read_image(tmp_path / "a", channels)
+        read_image(path, channels)
 
 
 @pytest.mark.parametrize("suffix", sorted(LOSSLESS))
@@ -288,9 +451,8 @@ def broken():
         "html": (b"\n<!DOCTYPE html><title>404</title>", "HTML, not an image"),
         "html in capitals": (b"\xef\xbb\xbf<HTML>", "HTML, not an image"),
         "text": (b"hello there", "it starts with the bytes 68 65 6c 6c 6f 20 74 68"),
-        "webp": (encoded(pil_image(), "WEBP"), "it starts with the bytes 52 49 46 46"),
-        "icon": (encoded(pil_image(), "ICO"), "not a readable image"),
-        "postscript": (encoded(pil_image(), "EPS"), "it starts with the bytes 25 21 50 53"),
+        "zip": (b"PK\x03\x04" + bytes(90), "an archive, not an image"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
         "half a header": (sound[:20], "not a readable image"),
         "a wrong checksum": (sound[:20] + b"\x99" + sound[21:], "not a readable image"),
         "nothing wide": (png(4, 0, 8, 0, b"\0" * 4), "not a readable image|0 x 4 pixels"),
@@ -311,7 +473,7 @@ def test_a_file_that_is_no_image_is_one_error_that_says_what_it_is(tmp_path, cas
     with pytest.raises(DatasetCorruptError, match=found) as caught:
         READERS[reader](path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert caught.value.hint == "formats: JPEG, PNG, GIF, BMP, TIFF"
+    assert caught.value.hint == "formats: JPEG, PNG, GIF, BMP, TIFF, WEBP, PPM, AVIF, NPY"
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -331,7 +493,8 @@ def test_a_file_cut_in_its_pixels_is_refused_but_its_header_is_read(tmp_path, ki
     for read in (READERS["image"], read_mask):
         with pytest.raises(DatasetCorruptError, match="cut: not a readable image: "):
             read(path)
-    if kind != "TIFF":  # Pillow writes what its header says at the end
+    # The header of a TIFF is at its end, and the others know their size beforehand.
+    if kind not in ("TIFF", "WEBP", "AVIF"):
         assert probe_image(path)[:2] == (60, 70)
 
 
@@ -345,7 +508,7 @@ def test_a_header_is_read_without_the_pixels(tmp_path, monkeypatch):
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", load)
-    assert [probe_image(path)[:2] for path in paths] == [(5, 7)] * 5
+    assert [probe_image(path)[:2] for path in paths] == [(5, 7)] * len(FORMATS)
     with pytest.raises(DatasetCorruptError, match="the pixels were read"):
         read_image(paths[1], 1)
 
@@ -403,6 +566,12 @@ def test_names_are_sorted_and_there():
 # Fuzzing. This file run as a script does it in a process of its own.
 
 
+def array_file(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def sound_files():
     grey, colours = pil_image("L", 24, 31), pil_image("RGB", 24, 31)
     return {
@@ -424,7 +593,15 @@ def sound_files():
             encoded(colours, "TIFF", compression="jpeg"),
             encoded(pil_image("1", 24, 31), "TIFF", compression="group4"),
             encoded(pil_image("P", 24, 31), "TIFF", compression="tiff_adobe_deflate"),
+            encoded(Image.fromarray(np.arange(744, dtype=np.uint16).reshape(24, 31)), "TIFF"),
         ],
+        "webp": [
+            encoded(colours, "WEBP", exif=turned(6)),
+            encoded(pil_image("RGBA", 24, 31), "WEBP", lossless=True),
+        ],
+        "avif": [encoded(colours, "AVIF"), encoded(pil_image("RGBA", 24, 31), "AVIF")],
+        "ppm": [encoded(colours, "PPM"), encoded(pil_image("1", 24, 31), "PPM")],
+        "npy": [array_file(np.zeros((24, 31, 3), np.uint8)), array_file(np.zeros((24, 31), "u2"))],
     }
 
 

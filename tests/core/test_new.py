@@ -52,7 +52,9 @@ def test_from_nothing_to_a_trained_network_that_conforms_in_a_minute(cnnzoo, ins
     before = children_seconds()
     assert cnnzoo("list-models", "foo", "--json", site=site).out.count('"cnn-arch-foo"') == 1
     for _, *step in steps[1:]:
-        done = cnnzoo(*step, *["--out", "run"] * (step[0] == "train"), site=site, cwd=tmp_path)
+        done = cnnzoo(
+            *step, *["--out", "run"] * (step[0] == "train"), site=site, cwd=tmp_path, warm=True
+        )
         assert done.code == 0, done.err + done.out
         assert "warning" not in done.err
     assert children_seconds() - before < 60
@@ -85,7 +87,7 @@ def test_what_it_writes_passes_its_own_tests(cnnzoo, install, pythonpath, tmp_pa
     plugin = name.removeprefix("cnn-arch-").removeprefix("cnn-")
     assert (rows[plugin]["status"], rows[plugin]["distribution"]) == ("ok", name)
     if kind != "arch":  # whose own test is this
-        checked = cnnzoo("check", name, site=site)
+        checked = cnnzoo("check", name, site=site, warm=True)
         assert checked.code == 0, checked.out
         whole = (
             r"(\d+) of \1 checks of 1 \w+( set)?, 1 plugin|(\d+) of \3 checks of 1 plugin, 1 view"

@@ -405,6 +405,10 @@ def test_images_of_other_sizes_are_scaled_with_antialiasing(tmp_path):
     decoded = decode_to_memory(Files(tuple(paths), torch.arange(3)), (32, 32))
     expected = tv.resize(random_images(1, 100)[0], [32, 32], antialias=True)
     assert (decoded.images[2].int() - expected.int()).abs().max() <= 1
+    # Prediction resizes single images: it has to see the same pixels as training and evaluation.
+    large, preprocessing = random_images(1, 100), prepare((32, 32), (0, 0))
+    assert torch.equal(preprocessing(large), preprocessing(decoded.images[2:]))
+    assert torch.equal(preprocessing.resized(large), decoded.images[2:].float() / 255)
 
 
 def test_a_crop_of_large_images_is_cut_on_disk_where_the_grid_would_look(tmp_path):

@@ -21,13 +21,13 @@ import torch
 from PIL import Image, ImageSequence
 
 import cnn_core
-from cnn_core.cli import main
 from cnn_core.cli.prediction_files import CsvRows, JsonRows, PredictionFile, continue_files
 from cnn_core.create import build_untrained
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError
 from cnn_core.training import Prediction, Predictor, Trained, export, predict, segment
 from cnn_core.training.image_stream import Loader, read_ahead
+from cnn_core.training.inference import OptimizedNetwork
 from cnn_core.weights.native import read_weights, write_weights
 
 
@@ -69,14 +69,8 @@ def variant(run: Path, folder: Path, *, seed: int = 1, **changes: object) -> Pat
 
 
 @pytest.fixture
-def zoo(capsys, command_leaves_no_trace):
-    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run_command(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        return main([*map(str, args)]), *capsys.readouterr()
-
-    return run_command
+def zoo(in_process):
+    return in_process
 
 
 def answers(predictions: list[Prediction]) -> list[tuple]:
@@ -161,8 +155,8 @@ def test_broken_images_are_named(run, folder, tmp_path):
         for images in (tmp_path / "bad.png", opened):
             with pytest.raises(CorruptError, match=r"bad\.png: not a readable image"):
                 Predictor(run)(images)
-    deep = Image.fromarray(np.zeros((8, 8), np.uint16))
-    with pytest.raises(CorruptError, match="16-bit grey"):
+    deep = Image.fromarray(np.zeros((8, 8), np.float32))
+    with pytest.raises(CorruptError, match=r"image 0: 32-bit floats \(F\) from 0 to 0"):
         Predictor(run)(deep)
 
 
@@ -599,6 +593,11 @@ def test_unreadable_files_are_named_and_counted(zoo, run, folder, tmp_path):
     assert "empty.png: an empty file" in lines[1]
     assert lines[2] == "error: 2 of 12 images could not be read"
     assert (tmp_path / "o.csv").read_bytes().count(b"\n") == 11
+    code, out, _ = zoo("predict", run, tmp_path, folder, "--json")
+    assert code == 3
+    found = json.loads(out)
+    assert len(found["predictions"]) == 10
+    assert ["bad\x1b.png: not" in found["unreadable"][0], len(found["unreadable"])] == [True, 2]
 
 
 def test_stdin_is_a_list_of_paths(run, folder, tmp_path):
@@ -621,6 +620,7 @@ def test_stdin_is_a_list_of_paths(run, folder, tmp_path):
     ("arguments", "message"),
     [
         ("RUN IMAGE --out masks", "--out does not apply: this network does classification"),
+        ("SCENES IMAGE --out IMAGE", "Invalid value for '--out'"),
         ("SCENES IMAGE --top-k 1", "--top-k does not apply: this network does segmentation"),
         ("SCENES IMAGE --csv a.csv", "--csv does not apply: this network does segmentation"),
         ("SCENES IMAGE --jsonl a", "--jsonl does not apply: this network does segmentation"),
@@ -653,6 +653,37 @@ def test_ensembles_and_flips_by_command(zoo, run, other, folder, pixels):
     found = json.loads(zoo("predict", run, folder, *options)[1])["predictions"]
     expected = Predictor(run, ensemble=[other])(pixels, flips=True)
     assert [tuple(one["probabilities"]) for one in found] == [p.probabilities for p in expected]
+
+
+def test_optimised_networks_give_the_same_probabilities(
+    zoo, run, other, scenes_run, pixels, folder
+):
+    plain, fast = (Predictor(run, ensemble=[other], optimize=on) for on in (False, True))
+    for found, expected in zip(fast(pixels, top_k=10), plain(pixels, top_k=10), strict=True):
+        ours, theirs = (
+            dict(zip(p.classes, p.probabilities, strict=True)) for p in (found, expected)
+        )
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert {type(network.model) for network in fast._networks} == {OptimizedNetwork}
+    alone = Predictor(run, optimize=True)
+    assert torch.equal(alone.embed(pixels), Predictor(run).embed(pixels))
+    assert torch.allclose(alone.logits(pixels), Predictor(run).logits(pixels), atol=1e-4)
+    masks = [Predictor(scenes_run, optimize=on)(pixels[:1]) for on in (False, True)]
+    (expected,), (found,) = masks
+    assert (found.probabilities - expected.probabilities).abs().max() < 1e-4
+    expected, found = (
+        json.loads(zoo("predict", run, folder, "--json", *options)[1])["predictions"]
+        for options in ((), ("--optimize",))
+    )
+    assert [p["classes"] for p in found] == [p["classes"] for p in expected]
+    with pytest.raises(UsageError, match="compile applies to optimised networks"):
+        Predictor(run, compile=True)
+
+
+def test_an_exported_file_cannot_be_optimised(run, pixels, tmp_path):
+    file = export(run, tmp_path / "net.pt2").path
+    with pytest.raises(UsageError, match="an exported file cannot be optimised further"):
+        Predictor(file, optimize=True)(pixels)
 
 
 def test_the_options_of_weights_files_go_to_the_sources_that_take_them(zoo, run, folder, tmp_path):

@@ -100,7 +100,7 @@ def test_a_run_without_its_plugin_names_the_package(cnnzoo, mine, run, tmp_path)
         assert message.startswith(f"error: {run.path}")
         assert "model 'tiny' is from cnn-arch-mine 1.2.3, which is not installed" in message
         assert hint == "pip install cnn-arch-mine==1.2.3"
-    assert cnnzoo("evaluate", run.path, site=mine.path).code == 0
+    assert cnnzoo("evaluate", run.path, site=mine.path, warm=True).code == 0
     copy = shutil.copytree(run.path, tmp_path / "copy")
     assert cnnzoo("compare", run.path, copy).code == 0  # reads files only
 
@@ -120,7 +120,7 @@ def test_a_run_without_its_dataset_names_the_package(cnnzoo, mine, run):
 def test_a_plugin_that_is_there_and_broken_is_blamed_itself(cnnzoo, mine, run):
     plugin = mine.path / "cnn_arch_mine_plugin.py"
     plugin.write_text("raise ImportError('libfoo')")
-    done = cnnzoo("evaluate", run.path, site=mine.path)
+    done = cnnzoo("evaluate", run.path, site=mine.path, warm=True)
     assert "not installed" not in done.err
     assert "libfoo" in done.err
 
@@ -129,10 +129,12 @@ def test_a_run_uses_the_plugin_it_records_whatever_another_offers(cnnzoo, mine, 
     source = (mine.path / "cnn_arch_mine_plugin.py").read_text()
     others = source.replace("tiny_net:", "no_net:").replace("tiny_data:", "no_data:")
     mine.add(others, distribution="cnn-arch-twin", name="twin")
-    done = cnnzoo("evaluate", run.path, site=mine.path)
+    done = cnnzoo("evaluate", run.path, site=mine.path, warm=True)
     assert (done.code, "test/top1" in done.out) == (0, True), done.err
     shutil.rmtree(next(mine.path.glob("cnn_arch_mine-*.dist-info")))
-    done = cnnzoo("evaluate", run.path, site=mine.path)  # the name is there, and another's
+    done = cnnzoo(
+        "evaluate", run.path, site=mine.path, warm=True
+    )  # the name is there, and another's
     assert done.code == 6
     assert "model 'tiny' is from cnn-arch-mine 1.2.3, which is not installed" in done.err
 

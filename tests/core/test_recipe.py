@@ -19,7 +19,7 @@ BASE = {"model": "lenet5", "data": "digits"}
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs = 0: expected 1 to 100000"),
+        ({"epochs": 0}, "epochs = 0: expected 1 to 100,000$"),
         ({"epochs": "many"}, "epochs = 'many': expected an integer"),
         ({"epochs": 2.0}, "epochs = 2.0: expected an integer"),
         ({"epochs": True}, "epochs = True: expected an integer"),
@@ -30,7 +30,7 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"schedule": ["cosine"]}, r"schedule = \['cosine'\]: expected text"),
         ({"mean": [0.1, "x"]}, "mean = 'x': expected a number"),
         ({"step_epochs": 3}, "step_epochs = 3: expected a list"),
-        ({"options": 3}, "options = 3: expected a table"),
+        ({"options": 3}, r"options = 3: expected a table\n--set options\.NAME=VALUE"),
         ({"step_epochs": [1, 2], "step_factors": [0.1, 0.1, 0.1]}, "step_factors has 3"),
         (
             {"schedule": "step"},
@@ -39,13 +39,23 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"schedule": "step", "step_every": 2, "step_factors": [0.1, 0.2]}, "needs step_every"),
         ({"accumulate": 0}, "accumulate = 0: expected 1 to"),
         ({"accumulate": 33, "batch_size": 32}, "accumulate = 33 exceeds batch_size = 32"),
-        ({"stage_lr": {"c1": -1.0}}, "stage_lr.c1 = -1.0: expected a number from 0 to 1e6"),
-        ({"stage_lr": {"c1": "fast"}}, "stage_lr.c1 = 'fast': expected a number from 0 to 1e6"),
+        ({"stage_lr": {"c1": -1.0}}, "stage_lr.c1 = -1.0: expected a number from 0 to 1,000,000"),
+        (
+            {"stage_lr": {"c1": "fast"}},
+            "stage_lr.c1 = 'fast': expected a number from 0 to 1,000,000",
+        ),
         ({"freeze": ["c1", 2]}, "freeze = 2: expected text"),
+        ({"lr": 1e7}, r"lr = 10000000\.0: expected 0 to 1,000,000$"),
+        ({"layer_decay": 0.0}, r"layer_decay = 0\.0: expected 0\.001 to 1$"),
+        ({"policy": "rand"}, 'one of "", randaugment, trivialaugment'),
         ({"keep": 0}, "keep = 0: expected 1 to"),
         ({"ema": 1.0}, "ema = 1.0: expected 0 to"),
         ({"memory_format": "channel_last"}, "did you mean 'channels_last'"),
         ({"learning_rate": 1.0}, "unknown recipe key 'learning_rate'"),
+        (
+            {"width": 2},
+            r"'width'\nan option of the network is set with options\.width; keys: model",
+        ),
         ({"epoch": 1}, "unknown recipe key 'epoch', did you mean 'epochs'"),
     ],
 )

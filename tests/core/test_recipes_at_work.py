@@ -409,7 +409,9 @@ def test_a_mean_or_std_in_the_recipe_is_kept_when_weights_are_loaded(source):
         recipe = Recipe(
             model="resnet20_cifar", data="digits", weights=str(source.path), **{key: chosen}
         )
-        found, _ = _build(recipe, dataset, resuming=False)
+        found, _, line = _build(recipe, dataset, resuming=False)
+        assert f"{key} as set" in line
+        assert f"{'std' if key == 'mean' else 'mean'} of the weights" in line
         assert {"mean": found.mean, "std": found.std} == {
             "mean": (0.25,),
             "std": (0.5,),

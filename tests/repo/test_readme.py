@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -27,52 +26,59 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-def run(command: list[str], folder: Path, **variables: str) -> str:
+def run(command: list[str], folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
 
-def test_every_command_of_use_runs_as_it_stands(tmp_path):
-    commands = [shlex.split(line) for line in blocks(section("Use"), "bash")[0].splitlines()]
+@pytest.fixture
+def type_in(cnnzoo, tmp_path):
+    """Return a function that runs a line of cnnzoo's in the test's folder; it must end well."""
+
+    def run_line(line: str, site: Path | None = None) -> str:
+        name, *words = shlex.split(line)
+        assert name == "cnnzoo"
+        done = cnnzoo(*words, cwd=tmp_path, site=site, warm=True)
+        assert done.code == 0, f"{line}: {done.err}"
+        return done.out
+
+    return run_line
+
+
+def test_every_command_of_use_runs_as_it_stands(type_in, tmp_path):
+    commands = blocks(section("Use"), "bash")[0].splitlines()
     assert len(commands) == 12
-    for command in commands:
-        assert command[0] == "cnnzoo"
-        run(["-m", "cnn_core", *command[1:]], tmp_path)
+    for line in commands:
+        type_in(line)
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
     assert (tmp_path / "runs" / "first" / "lenet5_modern.pt2").is_file()
     assert len(list((tmp_path / "runs" / "first" / "figures").glob("*.png"))) >= 6
 
 
-def test_every_command_with_trained_networks_runs_as_it_stands(tmp_path):
+def test_every_command_with_trained_networks_runs_as_it_stands(type_in, tmp_path):
     Image.fromarray(load_sample_image("china.jpg")).save(tmp_path / "photo.jpg")
-    printed = ""
-    for line in blocks(section("Trained networks"), "bash")[0].splitlines():
-        printed += run(["-m", "cnn_core", *shlex.split(line)[1:]], tmp_path)
+    printed = "".join(map(type_in, blocks(section("Trained networks"), "bash")[0].splitlines()))
     assert printed.count("palace") == 2  # by the weights and by the exported file
     assert (tmp_path / "cams" / "photo.grad-cam.png").is_file()
 
 
-def test_every_command_about_training_runs_as_it_stands(tmp_path):
+def test_every_command_about_training_runs_as_it_stands(type_in, tmp_path):
     for line in blocks(section("Training"), "bash")[0].splitlines():
-        words = shlex.split(line)
-        commands = {"cnnzoo": "cnn_core", "torchrun": "torch.distributed.run"}
-        run(["-m", commands[words[0]], *words[1:]], tmp_path)
+        if line.startswith("torchrun "):
+            run(["-m", "torch.distributed.run", *shlex.split(line)[1:]], tmp_path)
+        else:
+            type_in(line)
     assert (tmp_path / "curves.png").is_file()
     assert (tmp_path / "runs" / "two" / "weights.safetensors").is_file()
 
 
-def test_every_command_about_data_runs_as_it_stands(tmp_path):
-    commands = blocks(section("Your own images, and the known datasets"), "bash")[0]
+def test_every_command_about_data_runs_as_it_stands(type_in, tmp_path):
+    commands = blocks(section("Your own images, and standard datasets"), "bash")[0]
     for line in commands.splitlines():
-        run(["-m", "cnn_core", *shlex.split(line)[1:]], tmp_path)
+        type_in(line)
     assert (tmp_path / "digits.png").is_file()
 
 
@@ -81,7 +87,7 @@ def test_the_python_snippet_runs(tmp_path):
     assert 0.5 < float(run(["-c", code], tmp_path)) <= 1
 
 
-def test_the_plugin_works_as_printed(tmp_path):
+def test_the_plugin_works_as_printed(type_in, tmp_path):
     text = section("Your own network, as a plugin")
     files = dict(re.findall(r"`([\w/.]+)`\n\n```\w+\n(.*?)```", text, re.S))
     assert set(files) == {"pyproject.toml", "cnn_arch_tiny/plugin.py", "cnn_arch_tiny/tiny.py"}
@@ -97,14 +103,12 @@ def test_the_plugin_works_as_printed(tmp_path):
     run(["-c", build, str(wheels)], project)
     (wheel,) = wheels.iterdir()
     run(["-m", "zipfile", "-e", str(wheel), str(site)], tmp_path)
-    installed = {"PYTHONPATH": str(site)}
-    assert "tiny" in run(["-m", "cnn_core", "list-models"], tmp_path, **installed)
-    shown = run(["-m", "cnn_core", "show", "tiny"], tmp_path, **installed)
+    assert "tiny" in type_in("cnnzoo list-models", site)
+    shown = type_in("cnnzoo show tiny", site)
     spec_numbers = re.search(r"params=([\d_]+), macs=([\d_]+)", files["cnn_arch_tiny/plugin.py"])
     for number in spec_numbers.groups():
         assert f"{int(number):,}" in shown
-    command = ["train", "tiny", "--data", "digits", "--epochs", "1", "--out", "tiny"]
-    run(["-m", "cnn_core", *command], tmp_path, **installed)
+    type_in("cnnzoo train tiny --data digits --epochs 1 --out tiny", site)
 
 
 def rows() -> list[list[str]]:

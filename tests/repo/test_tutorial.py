@@ -33,7 +33,7 @@ def test_the_tutorial_is_true(cnnzoo, install, tmp_path):
                 continue
             assert words[0] == "cnnzoo"
             known = site if site.is_dir() else None
-            done = cnnzoo(*words[1:], site=known, cwd=tmp_path)
+            done = cnnzoo(*words[1:], site=known, cwd=tmp_path, warm=True)
             assert done.code == 0, f"{line}: {done.err}{done.out}"
             assert "warning" not in done.err
             ran.append(words[1])
@@ -46,7 +46,9 @@ def test_the_tutorial_is_true(cnnzoo, install, tmp_path):
     reached = Run.open(tmp_path / "runs/nin").test_metrics()["test/top1"]
     claim = tomllib.loads((tmp_path / written[-1]).read_text())["claim"]
     assert 0.8 < reached <= 1
-    done = cnnzoo("train", "nin", "--data", "digits", "--out", "full", site=site, cwd=tmp_path)
+    done = cnnzoo(
+        "train", "nin", "--data", "digits", "--out", "full", site=site, cwd=tmp_path, warm=True
+    )
     reached = Run.open(tmp_path / "full").test_metrics()["test/top1"]
     assert reached == pytest.approx(claim["mean"], abs=0.02)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cnn_core.training import Run
     from cnn_viz.results.inputs import ViewInputs
 
@@ -21,6 +25,47 @@ def view_inputs(run: Run) -> ViewInputs:
     from cnn_viz.results.inputs import ViewInputs
 
     return ViewInputs(run, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def report_once() -> Callable[[Run], str]:
+    """Return a function that writes a run's report and returns the text of the page.
+
+    It checks that views and page share one network, one reading of the weights, one dataset and,
+    in classification, one evaluation.
+    """
+    return _report_once
+
+
+def _report_once(run: Run) -> str:
+    from cnn_core.training import trained
+    from cnn_core.weights import native
+    from cnn_viz import write_report
+    from cnn_viz.results import inputs
+
+    calls: Counter[str] = Counter()
+
+    def watch(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            if name != "read_bytes" or arguments[0].name == run.weights.name:
+                calls[name] += 1
+            return function(*arguments, **more)
+
+        patch.setattr(owner, name, call)
+
+    watched = [(native, "_read"), (native, "_digest"), (Path, "read_bytes")]
+    watched += [(trained, "build"), (trained, "load_dataset")]
+    if "val/top1" in run.history()[-1]:
+        watched.append((inputs, "predictions"))
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in watched:
+            watch(owner, name)
+        path = write_report(run, device="cpu")
+    assert path == run.path / "report.html"
+    assert calls == {name: 1 for _, name in watched}
+    return path.read_text("utf-8")
 
 
 @pytest.fixture(params=range(4))

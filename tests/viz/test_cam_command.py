@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from cnn_core.create import build
 from cnn_core.data import load_dataset
 from cnn_core.data.images import read_image
-from cnn_core.errors import UnknownNameError, UsageError
+from cnn_core.errors import CorruptError, UnknownNameError, UsageError
 from cnn_core.weights.native import read_weights
 from cnn_viz import grad_cam
 from cnn_viz.commands import cli as commands
@@ -61,6 +62,36 @@ def test_each_file_becomes_an_image_and_the_cost_is_printed_first(
         colourful = np.abs(pixels - pixels.mean(2, keepdims=True)).max(2) > 40
         left, right = np.array_split(colourful, 2, axis=1)
         assert right.sum() > 100 > left.sum()  # the image is grey, the overlay is not
+
+
+def test_sub_folders_are_kept_and_no_map_replaces_another(run, image_files, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    places = ["a/x.png", "b/x.png", "b/x.1.png", "x.png"]
+    for place in places:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image_files[0], folder / place)
+    done = invoke(run.path, folder, "--out", out)
+    assert done.exit_code == 0, done.output
+    expected = [out / place.replace(".png", ".grad-cam.png") for place in places]
+    assert sorted(done.stdout.splitlines()) == sorted(map(str, expected))
+    assert all(path.is_file() for path in expected)
+    shutil.copy(folder / "x.png", folder / "x.bmp")
+    for clash in ([folder], [folder / "a/x.png", folder / "b/x.png"]):
+        done = invoke(run.path, *clash, "--out", tmp_path / "none")
+        assert isinstance(done.exception, UsageError)
+        assert "have the same name, so their output files would collide" in str(done.exception)
+    assert not (tmp_path / "none").exists()
+
+
+def test_unreadable_files_are_named_and_left_out(run, image_files, tmp_path):
+    for name, content in (("0.png", b""), ("2.png", b"no image")):
+        (tmp_path / name).write_bytes(content)
+    shutil.copy(image_files[0], tmp_path / "1.png")
+    done = invoke(run.path, tmp_path, "--out", tmp_path / "out")
+    assert isinstance(done.exception, CorruptError)
+    assert str(done.exception) == "2 unreadable files left out"
+    assert done.stdout == f"{tmp_path / 'out' / '1.grad-cam.png'}\n"
+    assert sum(line.startswith("warning: ") for line in done.stderr.splitlines()) == 2
 
 
 def test_stage_and_class_can_be_chosen(run, image_files, tmp_path):

@@ -21,7 +21,10 @@ from cnn_viz.results.inputs import ViewInputs
 from cnn_viz.views.embedding import COLOURS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+    pytest.mark.xdist_group("page"),  # one report and one browser serve most tests
+]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import io
 import json
 import re
 import shutil
-from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,17 +26,16 @@ import cnn_core
 import cnn_viz.page.report
 from cnn_core.errors import UsageError
 from cnn_core.tasks.intervals import wilson
-from cnn_core.training import Run, evaluate, trained
-from cnn_core.weights import native
+from cnn_core.training import Run, evaluate
 from cnn_core.weights.native import read_weights, write_weights
 from cnn_viz import plugin, write_report
 from cnn_viz.commands.cli import viz
 from cnn_viz.page.charts import charts
 from cnn_viz.page.explorer import INTERACTIVE_VIEWS
 from cnn_viz.page.svg import inline_svg
-from cnn_viz.results import inputs
 from cnn_viz.results.inputs import ViewInputs
 
+pytestmark = pytest.mark.xdist_group("report")  # one report serves most tests
 VIEWS = [spec.name for spec in plugin.VIEWS if "classification" in spec.tasks and not spec.costly]
 SHOWN = [name for name in VIEWS if name not in INTERACTIVE_VIEWS["classification"]]  # as figures
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -118,21 +116,8 @@ def assert_loads_nothing(page: Page) -> None:
 
 
 @pytest.fixture(scope="module")
-def text(run: Run) -> str:
-    """Return the run's report, after checking that it took one evaluation."""
-    calls = []
-    whole = inputs.predictions
-
-    def counted(*args: Any, **options: Any) -> Any:
-        calls.append(args)
-        return whole(*args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "predictions", counted)
-        path = write_report(run, device="cpu")
-    assert path == run.path / "report.html"
-    assert len(calls) == 1
-    return path.read_text("utf-8")
+def text(run: Run, report_once) -> str:
+    return report_once(run)
 
 
 def test_the_page_holds_everything_and_loads_nothing(text):
@@ -432,7 +417,7 @@ def test_the_command_contains_plugins_that_fail(run, site, cnnzoo, tmp_path):
     (site.path / "their_views.py").write_text(RENDER)
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
 
-    done = cnnzoo("report", copy, site=site.path)
+    done = cnnzoo("report", copy, site=site.path, warm=True)
     assert done.code == 0
     assert done.out == f"{copy / 'report.html'}\n"
     reported = [line for line in done.err.splitlines() if line.startswith("warning:")]
@@ -456,7 +441,7 @@ def test_the_command_contains_plugins_that_fail(run, site, cnnzoo, tmp_path):
     assert (copy / "figures" / "sound.svg").is_file()
     assert not (copy / "figures" / "broken.svg").exists()
 
-    done = cnnzoo("viz", "broken", copy, site=site.path)
+    done = cnnzoo("viz", "broken", copy, site=site.path, warm=True)
     assert done.code == 6
     assert done.out == ""
     assert done.err.startswith(
@@ -495,35 +480,3 @@ def test_a_constant_learning_rate_has_ticks_that_differ(rate):
     labels = [label for _, label in chart["y"]]
     assert len(set(labels)) == len(labels) > 2
     assert f"{rate:g}" in labels
-
-
-@pytest.mark.parametrize("task", ["classification", "segmentation"])
-def test_a_report_reads_weights_and_dataset_once(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
-    """All views share them; no other part of the report opens the file of weights either."""
-    if task == "segmentation":
-        small = {"options": {"width": 4, "depth": 2}, "epochs": 1, "progress": False}
-        run = cnn_core.train("unet_same", "digit_scenes", out=tmp_path / "r", **small)
-    calls: Counter[str] = Counter()
-
-    def watch(owner: Any, name: str) -> None:
-        function = getattr(owner, name)
-
-        def call(*arguments: Any, **more: Any) -> Any:
-            if name != "read_bytes" or arguments[0].name == run.weights.name:
-                calls[name] += 1
-            return function(*arguments, **more)
-
-        monkeypatch.setattr(owner, name, call)
-
-    for owner, name in (
-        (native, "_read"),
-        (native, "_digest"),
-        (Path, "read_bytes"),
-        (trained, "build"),
-        (trained, "load_dataset"),
-    ):
-        watch(owner, name)
-    write_report(run, device="cpu")
-    assert calls == dict.fromkeys(("_read", "_digest", "read_bytes", "build", "load_dataset"), 1)

@@ -17,7 +17,7 @@ from cnn_core.data import Batch
 from cnn_core.errors import UsageError
 from cnn_core.training import Run, SegmentationOutput
 from cnn_core.weights.native import read_weights
-from cnn_viz import Cam, seg_grad_cam, style, write_report
+from cnn_viz import Cam, seg_grad_cam, style
 from cnn_viz.attribution.saliency import score_drops
 from cnn_viz.drawing.render import draw_one, draw_or_report, views_for
 from cnn_viz.network.mc_dropout import Uncertainty, mc_dropout
@@ -222,8 +222,8 @@ def test_a_batch_is_limited_by_its_pixels(run, monkeypatch):
     assert len(ViewInputs(run, device="cpu").batch.images) == 1
 
 
-def test_the_report_shows_every_view_and_loads_nothing(run, tmp_path):
-    text = write_report(shutil.copytree(run.path, tmp_path / "run"), device="cpu").read_text()
+def test_the_report_shows_every_view_and_loads_nothing(run, report_once, tmp_path):
+    text = report_once(Run.open(shutil.copytree(run.path, tmp_path / "run")))
     assert "default-src 'none'; img-src data:" in text
     assert not re.findall(r'(?:src|xlink:href)="(?!#|data:image/webp;base64,)', text)
     headings = re.findall(r"<h2>(.*?)</h2>", text)

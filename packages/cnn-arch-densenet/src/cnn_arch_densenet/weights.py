@@ -9,10 +9,10 @@ __all__ = ["key_maps"]
 LAYERS = range(48)  # the deepest block, the third of densenet201, has 48 layers
 
 
-def torchvision(dot: str) -> KeyMap:
+def torchvision(dot: str, timm: str = "") -> KeyMap:
     """Return the key map of torchvision; with dot = ".", of its published files ("norm.1").
 
-    torchvision counts layers from 1; here they count from 0.
+    torchvision counts layers from 1; here they count from 0. timm has torchvision's names.
     """
     layers = (
         (f"block{{b}}.layers.{i}.{ours}", f"features.denseblock{{b}}.denselayer{i + 1}.{theirs}")
@@ -31,6 +31,7 @@ def torchvision(dot: str) -> KeyMap:
         ("transition{b}", "features.transition{b}"),
         ("norm.0", "features.norm5"),
         ("linear", "classifier"),
+        timm=timm,
     )
 
 
@@ -68,4 +69,4 @@ def key_maps(model: str) -> dict[str, KeyMap]:
         return {"pytorchcv": pytorchcv()}
     if model == "densenet40_cifar":
         return {}
-    return {"torchvision": torchvision(""), "torchvision-files": torchvision(".")}
+    return {"torchvision": torchvision("", timm=model), "torchvision-files": torchvision(".")}

@@ -3,7 +3,8 @@
 M. Tan, Q. V. Le, "EfficientNet: rethinking model scaling for convolutional neural networks", ICML
 2019, arXiv:1905.11946, Table 1, with the changes of the EfficientNet-Lite model card (TensorFlow's
 TPU repository, models/official/efficientnet/lite, 2020). A row of Table 1 describes n layers with
-c output channels; the first of them has stride s. MBConv6 expands its input 6 times.
+c output channels; the first of them has stride s. MBConv6 expands its input to 6 times as many
+channels.
 
                                     input of                       c of           n of
     stage     operator         s    lite0    lite1    lite2        lite0,1 lite2  lite0 lite1,2
@@ -28,10 +29,12 @@ Departures from the paper:
   Those of the model card: no squeeze-and-excitation; ReLU6 instead of Swish; the width does not
   scale stages 1 and 9, and the depth does not scale stages 2 and 8.
   The network returns logits; the softmax is part of the loss.
-The paper leaves open the padding, the epsilon of batch normalisation, the place of the dropout,
-the rate of stochastic depth in each block, and the initialisation. Here they are those of the
-authors' code: TensorFlow's "SAME" padding; 0.001; before the last layer; a rate that grows
-linearly from 0 in the first block; for the initialisation, see `initialise_`.
+The paper leaves some details open, which follow the authors' code here:
+  padding: TensorFlow's "SAME"
+  epsilon of batch normalisation: 0.001
+  dropout: before the last layer
+  stochastic depth: with a rate that grows linearly over the blocks, from 0 in the first
+  initialisation: see `initialise_`
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ from cnn_core.layers import Classifier, he_normal_
 
 __all__ = ["EfficientNetLite", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
-DROP_CONNECT = 0.2  # of stochastic depth: 1 - the survival probability of 0.8 (section 5.2)
+DROP_CONNECT = 0.2  # stochastic depth: 1 minus the survival probability of 0.8 (section 5.2)
 
 # Shapes are N C H W; sizes in comments are for lite0 and its default input, 3x224x224.
 
@@ -109,10 +112,10 @@ def conv_bn_relu6(
 
 
 class MBConv(nn.Module):
-    """Expand t times, filter depthwise, project without a non-linearity, as in MobileNet v2.
+    """Expand to t times the channels, filter depthwise, project linearly, as in MobileNet v2.
 
     If input and output have the same shape, the input is added. In training, `drop` is the
-    probability that an image skips all layers but this shortcut.
+    probability that an image takes only this shortcut.
     N cin H W -> N cout H/s W/s, rounded up.
     """
 
@@ -198,8 +201,8 @@ class EfficientNetLite(Classifier):
 def initialise_(model: EfficientNetLite) -> None:
     """Draw all weights as the authors' code does, in place.
 
-    Convolutions follow He et al. (2015), by fan-out. The last layer is uniform within
-    1 / sqrt(classes).
+    Convolutions follow He et al. (2015), by fan-out. The weights of the last layer are uniform
+    between -1 / sqrt(classes) and 1 / sqrt(classes).
     """
     he_normal_(model, fan="out")
     limit = model.fc.out_features**-0.5
@@ -212,7 +215,7 @@ def scale_channels(width: float, *channels: int) -> list[int]:
     As in the authors' code, a number that rounding would reduce by more than 10 % is rounded up.
     """
     if not width > 0:
-        raise UsageError(f"width = {width}: expected a positive number, such as 1.1 of lite2")
+        raise UsageError(f"width = {width}: expected a positive number, such as 1.1 for lite2")
     wanted = [c * width for c in channels]
     nearest = [max(8, int(w + 4) // 8 * 8) for w in wanted]
     return [n + 8 if n < 0.9 * w else n for n, w in zip(nearest, wanted, strict=True)]
@@ -221,7 +224,7 @@ def scale_channels(width: float, *channels: int) -> list[int]:
 def scale_layers(depth: float, *layers: int) -> list[int]:
     """Return each number of layers times `depth`, rounded up."""
     if not depth > 0:
-        raise UsageError(f"depth = {depth}: expected a positive number, such as 1.2 of lite2")
+        raise UsageError(f"depth = {depth}: expected a positive number, such as 1.2 for lite2")
     return [math.ceil(depth * n) for n in layers]
 
 

@@ -20,7 +20,7 @@ def key_maps(model: str) -> dict[str, KeyMap]:
     layers = LITE0 if model == "efficientnet_lite0" else DEEPER
     return {
         "efficientnet_pytorch": KeyMap(*_efficientnet_pytorch(layers)),
-        "timm": KeyMap(*_timm()),
+        "timm": KeyMap(*_timm(), timm=f"tf_{model}"),
     }
 
 

@@ -64,7 +64,7 @@ def conv_bn_relu6(
 
 
 class Bottleneck(nn.Module):
-    """Expand t times, filter depthwise, project without a non-linearity (Table 1).
+    """Expand to t times the channels, filter depthwise, project linearly (Table 1).
 
     If input and output have the same shape, the input is added (Fig. 4d).
     N cin H W -> N cout H/stride W/stride.

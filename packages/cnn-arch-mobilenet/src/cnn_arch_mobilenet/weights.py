@@ -22,9 +22,11 @@ def key_maps(model: str) -> dict[str, KeyMap]:
             *_v1_timm(),
             options={"activation": "relu6"},
             preprocessing={**TIMM, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+            timm="mobilenetv1_100",
         )
         return {"timm": v1}
-    v2 = KeyMap(*_v2_timm(), preprocessing={**TIMM, "mean": MEAN, "std": STD})
+    as_in_timm = {**TIMM, "mean": MEAN, "std": STD}
+    v2 = KeyMap(*_v2_timm(), preprocessing=as_in_timm, timm="mobilenetv2_100")
     return {"timm": v2, "torchvision": KeyMap(*_v2_torchvision())}
 
 

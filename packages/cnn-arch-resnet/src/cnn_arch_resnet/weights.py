@@ -40,8 +40,10 @@ def key_maps(model: str) -> dict[str, KeyMap]:
             "akamaster": akamaster,
             "chenyaofo": _key_map(3, "downsample", "fc"),
         }
-    warning = V15.format(model.removesuffix("_v1")) if model.endswith("_v1") else ""
-    return {"torchvision": _key_map(4, "downsample", "fc", warning)}
+    if model.endswith("_v1"):
+        warning = V15.format(model.removesuffix("_v1"))
+        return {"torchvision": _key_map(4, "downsample", "fc", warning)}
+    return {"torchvision": _key_map(4, "downsample", "fc", timm=model)}
 
 
 def _key_map(
@@ -50,6 +52,7 @@ def _key_map(
     last: str,
     warning: str = "",
     preprocessing: Mapping[str, Any] | None = None,
+    timm: str = "",
 ) -> KeyMap:
     """Return the key map of a project that calls our conv2_x layer1, our conv3_x layer2 and so on.
 
@@ -63,4 +66,4 @@ def _key_map(
             pairs.append((f"{ours}.residual.{i}.bn", f"{theirs}.bn{i + 1}"))
         pairs.append((f"{ours}.shortcut.conv", f"{theirs}.{shortcut}.0"))
         pairs.append((f"{ours}.shortcut.bn", f"{theirs}.{shortcut}.1"))
-    return KeyMap(*pairs, warning=warning, preprocessing=preprocessing)
+    return KeyMap(*pairs, warning=warning, preprocessing=preprocessing, timm=timm)

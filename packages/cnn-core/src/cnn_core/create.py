@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_core import registry
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.plugins import isolated, required
 from cnn_core.specs import ModelSpec
 from cnn_core.text import did_you_mean
@@ -47,13 +48,15 @@ class Loaded:
     """A model, with the options of its constructor, and lines for the user about its weights.
 
     `options` includes those that the weights need, such as another activation. `naming` is the key
-    map under which a file of another library was read.
+    map under which a file of another library was read. `new_head` are the tensors that keep their
+    random values, because the weights have another head.
     """
 
     model: nn.Module
     options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     naming: str = ""
+    new_head: tuple[str, ...] = ()
 
 
 def create_model(
@@ -70,9 +73,10 @@ def create_model(
     """Build the model called `name`, randomly initialised or with `weights`.
 
     `weights` is "default" or the name of published weights, which are fetched if necessary with
-    `download`; a run directory or its weights.safetensors; a `Weights` object; or a .safetensors,
-    .pt or .pth file of another library. The architecture must know that library's parameter names
-    (torchvision, timm, …); set `naming` to the library if the names are ambiguous.
+    `download`; a repository of the Hugging Face Hub, "hf:owner/name"; a run directory or its
+    weights.safetensors; a `Weights` object; or a .safetensors, .pt or .pth file of another
+    library. The architecture must know that library's parameter names (torchvision, timm, …); set
+    `naming` to the library if the names are ambiguous.
 
     `num_classes` and `in_channels` default to those of the weights if these record them, else to
     the paper's. `options` are further keyword arguments of the model's constructor; those that the
@@ -98,6 +102,9 @@ def create_model(
     )
     for note in loaded.notes:
         log.warning("%s", note)
+    if loaded.new_head:
+        head = ", ".join(loaded.new_head)
+        log.warning("%s: initialised anew, because the weights have another head: %s", name, head)
     return loaded.model
 
 
@@ -136,10 +143,12 @@ def load_model(
     model = _built(name, entry, build, {**sizes, **options})
     notes: tuple[str, ...] = ()
     read_as = ""
+    new: tuple[str, ...] = ()
     if source is not None:
-        read_as, notes = _load(model, source, Blueprint(entry, build, sizes, options), new_head)
+        blueprint = Blueprint(entry, build, sizes, options)
+        read_as, notes, new = _load(model, source, blueprint, new_head)
         notes += tuple(_clashes(needed, options))
-    return Loaded(model=model, options=options, notes=notes, naming=read_as)
+    return Loaded(model=model, options=options, notes=notes, naming=read_as, new_head=new)
 
 
 def _built(
@@ -185,6 +194,7 @@ def _find(
 ) -> Weights | _Foreign:
     """Return weights by path or by name, after checking that ours are for this model."""
     from cnn_core.weights.foreign import ForeignFile, read_foreign
+    from cnn_core.weights.hub import is_hub_name, locate_repository
     from cnn_core.weights.native import Weights, is_ours, read_weights
     from cnn_core.weights.published import class_names, find_weights, locate
 
@@ -192,7 +202,9 @@ def _find(
         return _require_model(weights, entry)
     if isinstance(weights, ForeignFile):
         return _Foreign(file=weights, naming=naming)
-    path = Path(weights)
+    if is_hub_name(weights):
+        return _in_repository(entry, locate_repository(weights, download=download), naming)
+    path = expanded(weights)
     if isinstance(weights, str) and _NAME.fullmatch(weights) and not path.exists():
         published = find_weights(f"{registry.models().shown_name(entry)}:{weights}")
         path, spec = locate(published, download=download), published.spec
@@ -209,15 +221,39 @@ def _find(
     return _require_model(read_weights(path), entry)
 
 
+def _in_repository(
+    entry: registry.Entry[ModelSpec], folder: Path, naming: str | None
+) -> Weights | _Foreign:
+    """Return the weights in the folder of a repository: ours, or timm's with its config.json."""
+    from cnn_core.weights.native import Weights
+    from cnn_core.weights.timm_files import read_shared_folder
+
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return _require_model(found, entry)
+    _require_same(found.model, entry, folder)
+    return _Foreign(
+        file=found.file,
+        naming=naming or found.naming,
+        num_classes=len(found.classes),
+        in_channels=len(found.preprocessing.mean),
+        published=True,
+    )
+
+
 def _require_model(weights: Weights, entry: registry.Entry[ModelSpec]) -> Weights:
     """Return weights of ours; raise UsageError if they are for another model."""
+    _require_same(weights.model, entry, weights.path)
+    return weights
+
+
+def _require_same(model: str, entry: registry.Entry[ModelSpec], path: Path | None) -> None:
     # If several plugins provide a model, the recorded name is "distribution/name".
-    if weights.model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
+    if model.rpartition("/")[2] not in (entry.spec.name, *entry.spec.aliases):
         raise UsageError(
-            f"{weights.path}: weights of '{weights.model}', not of '{entry.spec.name}'",
+            f"{path}: weights of '{model}', not of '{entry.spec.name}'",
             "matching names and shapes are not enough: the models may compute different functions",
         )
-    return weights
 
 
 def _options_of(source: Weights | _Foreign, blueprint: Blueprint) -> Mapping[str, Any]:
@@ -243,23 +279,23 @@ def _clashes(needed: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[
 
 def _load(
     model: nn.Module, source: Weights | _Foreign, blueprint: Blueprint, new_head: bool
-) -> tuple[str, tuple[str, ...]]:
-    """Load weights, with a new head if `new_head`; return their naming and lines for the user."""
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Load weights; return their naming, lines for the user, and the tensors of a new head."""
     from cnn_core.weights.advice import hint_for
     from cnn_core.weights.blueprint import key_maps
     from cnn_core.weights.loading import MismatchError, load_foreign
 
     fresh = blueprint.dimensions_of("num_classes") if new_head else ()
     if not isinstance(source, _Foreign):
-        source.load_into(model, fresh)
-        return "", ()
+        return "", (), source.load_into(model, fresh)
     file, maps = source.file, key_maps(blueprint.entry)
     try:
-        read_as, notes = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
+        read_as, notes, new = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
     except MismatchError as error:
         raise UsageError(error.message, hint_for(error, blueprint, file)) from None
     # The contents of a published file are known, so do not list what it has beside the weights.
-    return read_as, tuple(f"{file.path}: {note}" for note in notes if not source.published)
+    shown = () if source.published else notes
+    return read_as, tuple(f"{file.path}: {note}" for note in shown), new
 
 
 def head_tensors(name: str, *, num_classes: int, in_channels: int, **options: Any) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 __all__ = [
+    "expanded",
     "new_folder",
     "remove_folder",
     "sweep",
@@ -22,6 +23,14 @@ __all__ = [
 
 CHUNK = 2**20  # bytes per read or write
 Data = bytes | memoryview
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in place of a leading "~" or "~user".
+
+    Shells do not do it behind a colon or an equals sign, as in imagefolder:~/photos.
+    """
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -25,19 +25,29 @@ def printable(text: str) -> str:
     )
 
 
+NEAR = 0.05  # of the best similarity, 0 to 1: names below that are no suggestion beside the best
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ', did you mean …?' with the nearest known names, or an empty string.
 
-    >>> did_you_mean("lenet", ["lenet5", "unet", "vgg11"])
-    ", did you mean 'lenet5' or 'unet'?"
+    Names that begin with `name` come first; else those that are about as similar as the best.
+
+    >>> did_you_mean("lenet6", ["lenet5", "alexnet", "vgg11"])
+    ", did you mean 'lenet5'?"
     """
     import difflib
 
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    wanted, by_lower = name.lower(), {candidate.lower(): candidate for candidate in known}
+    near = sorted((n for n in by_lower if wanted and n.startswith(wanted)), key=len)
+    if not near:
+        near = difflib.get_close_matches(wanted, by_lower, n=3, cutoff=0.6)
+        # In this order, since the similarity is not symmetric.
+        scores = [difflib.SequenceMatcher(None, lower, wanted).ratio() for lower in near]
+        near = [n for n, score in zip(near, scores, strict=True) if score >= scores[0] - NEAR]
     if not near:
         return ""
-    return f", did you mean {' or '.join(repr(by_lower[n]) for n in near)}?"
+    return f", did you mean {' or '.join(repr(by_lower[n]) for n in near[:3])}?"
 
 
 def paper_table(docstring: str) -> str:

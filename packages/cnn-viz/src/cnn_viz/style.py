@@ -31,6 +31,7 @@ __all__ = [
     "applied",
     "confidence",
     "figure",
+    "label",
     "percent",
     "percent_tick",
     "share",
@@ -184,6 +185,12 @@ def signed(value: float, form: str) -> str:
     """Format a number with a typographic minus sign, and without one if it rounds to 0."""
     text = f"{value:{form}}"
     return text.replace("-", MINUS) if float(text) else text.lstrip("-")
+
+
+def label(text: str, limit: int = 14) -> str:
+    """Return `short` as a label: matplotlib leaves those with a "_" in front out of legends."""
+    shown = short(text, limit)
+    return f"{LTR_MARK}{shown}" if shown.startswith("_") else shown
 
 
 def short(text: str, limit: int = 14) -> str:

@@ -29,6 +29,7 @@ COMMANDS = {
     "features": "Write a network's features of images to a .npz file",
     "probe": "Measure features with k nearest neighbours and a linear probe",
     "export": "Export a trained network to torch.export (.pt2) or ONNX",
+    "push": "Upload a trained network to the Hugging Face Hub, with a model card",
     "check": "Run the conformance checks on an installed package",
     "new": "Create a working plugin: a network, a dataset, a view or a command",
     "plugins": "List the installed plugins and their distributions",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
-from cnn_core.cli.params import MODEL, Choice, device_option
+from cnn_core.cli.params import MODEL, PATH, Choice, device_option
 from cnn_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ __all__ = ["command"]
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option(
-    "--seconds", default=2.0, show_default=True, help="Duration of each measurement at least."
+    "--seconds", default=2.0, show_default=True, help="Minimum duration of each measurement."
 )
 @click.option(
     "--image-size",
@@ -60,15 +60,13 @@ __all__ = ["command"]
 @click.option(
     "--peer",
     type=Choice(["torchvision", "timm"]),
-    help="Take turns with the network of the same name in this library.",
+    help="Compare with the network of the same name in this library.",
 )
 @device_option
-@click.option(
-    "--csv", "csv_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a CSV file."
-)
+@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Write a CSV file.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Draw images/s against parameters (.png, .svg or .pdf); needs matplotlib.",
 )
@@ -85,12 +83,13 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the inference of networks: images/s, latency, memory, parameters, MACs.
+    """Measure networks at inference: images/s, latency, memory, parameters, MACs.
 
     The weights are random: the speed does not depend on them. p50, p90 and p99 are percentiles of
     the latency in milliseconds, at batch size 1. Memory is the peak of all tensors that one batch
-    allocates, without the weights. With --peer, "ratio" is the peer's time divided by ours: above
-    1, ours is faster. The peer runs eagerly, and is neither compiled nor optimised.
+    allocates, without the weights. With --peer, the two networks take turns, and "ratio" is the
+    peer's time divided by ours: above 1, ours is faster. The peer runs eagerly, and is neither
+    compiled nor optimised.
 
     \b
     Examples:

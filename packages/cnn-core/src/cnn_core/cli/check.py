@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import emit_json, json_option, table
+from cnn_core.cli.params import PATH
 from cnn_core.errors import PluginError
 
 __all__ = ["command"]
@@ -17,9 +18,7 @@ __all__ = ["command"]
 @click.command("check")
 @click.argument("distribution")
 @click.option("--slow", is_flag=True, help="Also export, compile and overfit (takes minutes).")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Directory with the dataset's files."
-)
+@click.option("--data-dir", type=PATH, help="Directory with the dataset's files.")
 @json_option
 def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool) -> None:
     """Run the conformance checks on an installed DISTRIBUTION.

@@ -14,6 +14,7 @@ import click
 
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, table
+from cnn_core.cli.params import PATH
 from cnn_core.errors import UsageError
 from cnn_core.text import printable
 
@@ -36,10 +37,10 @@ MACHINE = (  # the keys of environment.json that describe the machine
 
 
 @click.command("compare")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Write a plot of the curves: PNG, SVG or PDF.",
 )
@@ -147,12 +148,12 @@ def _toml(value: Any) -> str:
 class Result:
     """The results of a run.
 
-    `kept_epoch` is the epoch of the saved weights, and `validation` the value of the metric
+    `best_epoch` is the epoch of the saved weights, and `validation` the value of the metric
     `score` at this epoch.
     """
 
     epochs: int
-    kept_epoch: int
+    best_epoch: int
     score: str
     validation: float | None
     test: Mapping[str, float]
@@ -168,7 +169,7 @@ def _result_of(run: Run) -> Result:
     by_epoch = {int(line["epoch"]): line[score] for line in history if score in line}
     return Result(
         epochs=len(history),
-        kept_epoch=kept,
+        best_epoch=kept,
         score=score,
         validation=by_epoch.get(kept),
         test=test,
@@ -220,7 +221,7 @@ def _result_rows(results: Sequence[Result], planned: Sequence[int]) -> list[tupl
             "epochs",
             *(f"{a} of {b}" if a < b else str(a) for a, b in zip(done, planned, strict=True)),
         ),
-        ("best epoch", *(str(each.kept_epoch or MISSING) for each in results)),
+        ("best epoch", *(str(each.best_epoch or MISSING) for each in results)),
     ]
     for score in dict.fromkeys(each.score for each in results if each.score):
         own = [each.validation if each.score == score else None for each in results]

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from cnn_core import registry
+from cnn_core.cli.params import PATH
 
 __all__ = ["command"]
 
@@ -67,7 +68,7 @@ TOURS = {
     show_default=True,
     help="The task to train a network for.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory.")
+@click.option("--out", type=PATH, metavar="DIR", help="The run directory.")
 @click.pass_context
 def command(ctx: click.Context, task: str, out: Path | None) -> None:
     """Train a network on real digits, evaluate it, and draw figures.

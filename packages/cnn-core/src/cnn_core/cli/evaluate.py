@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Evaluate a trained network on a split of a dataset.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
+    (with --model), or an exported .pt2 or .onnx file.
 
     \b
     Examples:

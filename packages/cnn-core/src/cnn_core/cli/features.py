@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import SOURCE, data_dir_option, device_option, source_options
+from cnn_core.cli.params import (
+    SOURCE,
+    PathType,
+    data_dir_option,
+    device_option,
+    source_options,
+)
 from cnn_core.errors import CorruptError, ZooError
 from cnn_core.text import printable
 
@@ -47,7 +53,7 @@ def left_out() -> Iterator[Callable[[ZooError], None]]:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="The .npz file to write.",
 )
@@ -70,10 +76,11 @@ def command(
 ) -> None:
     """Write the features that a trained network computes of images to a .npz file.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
-    Then follow image files and directories, or one dataset, such as cifar10 or imagefolder:PATH;
-    write ./cifar10 for a directory with the name of a dataset. Feature maps are averaged over
-    their positions. Unreadable files are named and left out; then the exit code is 3.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
+    (with --model). Then follow image files and directories, or one dataset, such as cifar10 or
+    imagefolder:PATH; write ./cifar10 for a directory with the name of a dataset. Feature maps
+    are averaged over their positions. Unreadable files are listed and skipped, and the
+    exit code is then 3.
 
     The file has the arrays features (float32, N x D), targets, indices, splits, paths, classes,
     stage, side (inputs or outputs of the stage), source and weights_sha256. Read it with

@@ -42,6 +42,7 @@ def finder(search: Callable[..., None]) -> Callable[..., None]:
         from cnn_core.data.dataset import load_dataset
         from cnn_core.runs.recipe import parse_settings
         from cnn_core.training.allocator import keep_memory
+        from cnn_core.training.data_checks import checked
         from cnn_core.training.device import choose_device
         from cnn_core.training.setup import find_recipe, set_up
 
@@ -50,7 +51,7 @@ def finder(search: Callable[..., None]) -> Callable[..., None]:
         if chosen_device.type == "cpu":
             keep_memory()
         dataset = load_dataset(chosen.data, data_dir=data_dir)
-        search(set_up(chosen, dataset, chosen_device), **own)
+        search(checked(set_up(chosen, dataset, chosen_device), show=False), **own)
 
     for option in reversed(OPTIONS):
         command = option(command)

@@ -21,7 +21,7 @@ def command(pattern: str, as_json: bool) -> None:
       cnnzoo list-datasets
       cnnzoo list-datasets --json
     """
-    found = registry.datasets().match(pattern)
+    found = registry.datasets().require_match(pattern)
     if as_json:
         emit_json("datasets", [e.as_dict(name) for name, e in found])
         return

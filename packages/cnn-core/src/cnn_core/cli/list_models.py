@@ -7,7 +7,9 @@ import click
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, json_option, listing
 from cnn_core.cli.params import Choice
+from cnn_core.errors import UsageError
 from cnn_core.specs import TASKS
+from cnn_core.text import printable
 
 __all__ = ["command"]
 
@@ -26,9 +28,11 @@ def command(pattern: str, task: str | None, as_json: bool) -> None:
     """
     found = [
         (name, entry)
-        for name, entry in registry.models().match(pattern)
+        for name, entry in registry.models().require_match(pattern)
         if task in (None, entry.spec.task)
     ]
+    if not found and pattern != "*":
+        raise UsageError(f"no model for {task} matches '{printable(pattern)}'", "leave out --task")
     if as_json:
         emit_json("models", [e.as_dict(name) for name, e in found])
         return

@@ -24,7 +24,7 @@ def command(pattern: str, as_json: bool) -> None:
       cnnzoo list-recipes
       cnnzoo list-recipes 'lenet5-*'
     """
-    found = registry.recipes().match(pattern)
+    found = registry.recipes().require_match(pattern)
     if as_json:
         emit_json("recipes", [e.as_dict(name) for name, e in found])
         return

@@ -21,7 +21,7 @@ def command(pattern: str, as_json: bool) -> None:
       cnnzoo list-views
       cnnzoo list-views --json
     """
-    found = registry.views().match(pattern)
+    found = registry.views().require_match(pattern)
     if as_json:
         emit_json("views", [e.as_dict(name) for name, e in found])
         return

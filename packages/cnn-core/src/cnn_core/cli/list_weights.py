@@ -27,7 +27,7 @@ def command(pattern: str, as_json: bool) -> None:
     """
     from cnn_core.weights.published import is_here
 
-    found = registry.weights().match(pattern)
+    found = registry.weights().require_match(pattern)
     if as_json:
         rows = [{**e.as_dict(name), "here": is_here(e.spec)} for name, e in found]
         emit_json("weights", rows)

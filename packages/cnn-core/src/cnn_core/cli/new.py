@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import say_path
-from cnn_core.cli.params import Choice
+from cnn_core.cli.params import PATH, Choice
 from cnn_core.text import printable
 
 __all__ = ["command"]
@@ -22,7 +22,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Directory to create. [default: ./NAME]",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from cnn_core.files import expanded
 from cnn_core.text import did_you_mean
 
 __all__ = [
     "Choice",
     "DATASET",
     "MODEL",
+    "PATH",
+    "PathType",
     "RECIPE",
     "RegistryName",
     "SOURCE",
@@ -42,6 +46,13 @@ class RegistryName(click.types.StringParamType):
         return [CompletionItem(n) for n in self._names() if n.startswith(incomplete)]
 
 
+class PathType(click.Path):
+    """A path in which a leading "~" stands for the home folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(expanded(value), param, ctx)
+
+
 class Choice(click.Choice[str]):
     """A click.Choice that suggests the nearest value."""
 
@@ -64,9 +75,12 @@ Decorator = Callable[[Any], Any]
 
 
 class Source(click.types.StringParamType):
-    """A trained network: a path, or the name of published weights. Opening it validates it."""
+    """A trained network: a path or a name. Opening it validates it."""
 
     name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return os.path.expanduser(super().convert(value, param, ctx))
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -78,13 +92,14 @@ class Source(click.types.StringParamType):
 
 
 SOURCE = Source()
+PATH = PathType(path_type=Path)
 MODEL = RegistryName("model", _names_of("models"))
 DATASET = RegistryName("dataset", _names_of("datasets"))
 RECIPE = RegistryName("recipe", _names_of("recipes"))
 VIEW = RegistryName("view", _names_of("views"))
 
 data_dir_option: Decorator = click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
+    "--data-dir", type=PATH, help="Directory that contains the dataset."
 )
 device_option: Decorator = click.option(
     "--device",
@@ -115,7 +130,10 @@ def source_options(command: Any) -> Any:
             "which of several state dicts to take.",
         ),
         click.option(
-            "--download", is_flag=True, help="Fetch published weights that are not here yet."
+            "--download",
+            is_flag=True,
+            help="Fetch published weights that are not here yet, or the newest files of "
+            "hf:OWNER/NAME.",
         ),
     )
     return functools.reduce(

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core.cli.output import emit_json, json_option, line_writer, say_path
-from cnn_core.cli.params import SOURCE, device_option, source_options
+from cnn_core.cli.params import (
+    PATH,
+    SOURCE,
+    PathType,
+    device_option,
+    optimize_options,
+    source_options,
+)
 from cnn_core.cli.prediction_files import (
     STDOUT,
     CsvRows,
@@ -33,12 +40,12 @@ __all__ = ["command"]
 STDIN = Path("-")
 MAX_COLUMN = 60  # characters; a longer name moves the rest of its line to the right
 
-_FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+_FILE = PathType(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command("predict")
 @click.argument("source", type=SOURCE)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
     "--top-k",
     type=int,
@@ -60,7 +67,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Segmentation: output directory. [default: masks in the run]",
 )
@@ -89,6 +96,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 )
 @source_options
 @device_option
+@optimize_options
 @json_option
 def command(
     source: str,
@@ -100,18 +108,22 @@ def command(
     model: str,
     naming: str | None,
     download: bool,
+    optimize: bool,
+    precision: str,
+    compile: bool,
     **options: Any,
 ) -> None:
     """Predict image files, or all images in directories, with a trained network.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file. IMAGES are files, directories, which are searched recursively, or
-    - for a list of paths on stdin. For classification, print the predicted classes; for
-    multilabel, all classes whose probability reaches their threshold. For segmentation, write a
-    mask (PNG with class indices and a palette), an overlay and probabilities (float16, classes x H
-    x W) for each image, at its original size, and print the paths. Masks of images in
-    sub-directories are written to sub-directories. Images are converted to greyscale or RGB to
-    match training. MNIST-like models expect light digits on a dark background.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
+    (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories, which are
+    searched recursively, or - for a list of paths on stdin. For classification, print the
+    predicted classes; for multilabel, all classes whose probability reaches their threshold.
+    For segmentation, write a mask (PNG with class indices and a palette), an overlay and
+    probabilities (float16, classes x H x W) for each image, at its original size, and print
+    the paths. Masks of images in sub-directories are written to sub-directories. Images are
+    converted to greyscale or RGB to match training. MNIST-like models expect light digits on
+    a dark background.
 
     Results are printed and written as they come. A file that cannot be read is named on stderr and
     skipped, and the exit code is then 3.
@@ -123,13 +135,19 @@ def command(
       cnnzoo predict resnet50:imagenet-v2 holiday/ --download --csv holiday.csv
       cnnzoo predict resnet50 holiday/ --csv holiday.csv --resume
       find photos -name '*.jpg' -print0 | cnnzoo predict resnet50 - -0 --jsonl photos.jsonl
-      cnnzoo predict resnet50 photos/ --with densenet121 --flips
+      cnnzoo predict resnet50 photos/ --with densenet121 --flips --optimize
       cnnzoo predict runs/unet_same-isbi_em-20260101-120000 slices/ --out masks
     """
     from cnn_core.training.prediction import Predictor
 
     trained = _open_all((source, *others), model, naming, download, device)
-    predictor = Predictor(trained[0], ensemble=trained[1:])
+    predictor = Predictor(
+        trained[0],
+        ensemble=trained[1:],
+        optimize=optimize,
+        precision=precision,
+        compile=compile,
+    )
     chosen = Options(as_json=as_json, **options)
     task = predictor.task  # reads the source, so that its errors come first
     files = list(_named_files(images, null))
@@ -220,7 +238,7 @@ class Tally:
     total: int
     bar: Callable[[int, int], None] | None = None
     done: int = 0
-    unreadable: int = field(default=0)
+    unreadable: list[str] = field(default_factory=list)
 
     def counted(self, results: Iterable[Any]) -> Iterator[Any]:
         """Yield the results and count them."""
@@ -230,7 +248,7 @@ class Tally:
 
     def failed(self, error: ZooError) -> None:
         """Count an unreadable file and name it on stderr."""
-        self.unreadable += 1
+        self.unreadable.append(error.message)
         self._step()
         print(printable(error.message), file=sys.stderr, flush=True)
 
@@ -242,7 +260,8 @@ class Tally:
     def raise_if_unreadable(self) -> None:
         """Raise CorruptError, for the exit code, if there were unreadable files."""
         if self.unreadable:
-            raise CorruptError(f"{self.unreadable:,} of {self.total:,} images could not be read")
+            count = len(self.unreadable)
+            raise CorruptError(f"{count:,} of {self.total:,} images could not be read")
 
 
 @contextlib.contextmanager
@@ -280,11 +299,16 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
             if write_row is not None:
                 _write_rows(write_row, prediction)
     if options.as_json:
-        emit_json("predictions", found, run=str(predictor.trained.path))
+        _emit_json(predictor, found, tally)
     elif not _uses_stdout(options):
         for output in outputs:
             say_path(output.path)
     tally.raise_if_unreadable()
+
+
+def _emit_json(predictor: Predictor, found: list[dict[str, Any]], tally: Tally) -> None:
+    run = str(predictor.trained.path)
+    emit_json("predictions", found, run=run, unreadable=tally.unreadable)
 
 
 @contextlib.contextmanager
@@ -374,7 +398,7 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
             for path in paths:
                 say_path(path)
     if options.as_json:
-        emit_json("predictions", written, run=str(predictor.trained.path))
+        _emit_json(predictor, written, tally)
     tally.raise_if_unreadable()
 
 

@@ -9,7 +9,7 @@ import click
 
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, say_path
-from cnn_core.cli.params import DATASET
+from cnn_core.cli.params import DATASET, PATH
 from cnn_core.errors import DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -22,11 +22,9 @@ __all__ = ["command"]
 
 @click.command("show-data")
 @click.argument("data", type=DATASET)
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
-)
+@click.option("--data-dir", type=PATH, help="Directory that contains the dataset.")
 @click.option("--split", default="train", show_default=True, help="The split to sample from.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write samples to this PNG file.")
+@click.option("--out", type=PATH, help="Write samples to this PNG file.")
 @json_option
 def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_json: bool) -> None:
     """Show a dataset: classes, image size, number of images and source; draw samples.
@@ -43,14 +41,18 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
     try:
         dataset = load_dataset(data, data_dir=data_dir)
     except DatasetMissingError as error:
+        if entry.spec.folder:
+            raise  # of your own data, nothing is known without the files
         missing = str(error)
+    if dataset is not None:
+        dataset.split(split)  # raises if there is no such split, also without --out
     spec = entry.spec if dataset is None else dataset.spec
     counts = {} if dataset is None else {n: len(s) for n, s in dataset.splits.items()}
     if as_json:
         emit_json("dataset", {**entry.as_dict(data), **_from_files(spec), "on_disk": counts})
     else:
         _facts(data, spec, counts)
-    for line in () if dataset is None else dataset.notes:
+    for line in () if dataset is None else (*dataset.faults, *dataset.notes):
         click.echo(printable(line), err=True)
     if dataset is None:
         click.echo("\n".join(map(printable, missing.split("\n"))), err=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from cnn_core.cli.output import say_path
 from cnn_core.cli.params import (
     DATASET,
     MODEL,
+    PATH,
     RECIPE,
     Choice,
     data_dir_option,
@@ -56,6 +56,11 @@ OPTIONS = (
         type=Choice(("auto", "contiguous", "channels_last")),
         help="Set the recipe key memory_format.",
     ),
+    click.option(
+        "--naming",
+        help="The library whose parameter names the weights file has; NAMING@PREFIX also says "
+        "which of several state dicts to take.",
+    ),
     # None if not given: False would override compile = true in a recipe.
     click.option(
         "--compile", is_flag=True, default=None, help="Compile the network with torch.compile."
@@ -86,9 +91,7 @@ OPTIONS = (
     ),
     click.option("--tensorboard", is_flag=True, help="Also log to RUN/tensorboard."),
     click.option("--auto-resume", is_flag=True, help="Resume the run in --out if it exists."),
-    click.option(
-        "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run directory."
-    ),
+    click.option("--out", type=PATH, metavar="DIR", help="The run directory."),
     data_dir_option,
     click.option(
         "--download",
@@ -112,11 +115,17 @@ def training_options(command: Any) -> Any:
 @click.option(
     "--weights",
     metavar="RUN|FILE|NAME",
-    help="Start from these weights: a run, a weights file, or published weights by name, such as "
-    "default.",
+    help="Start from these weights: a run, a weights file, hf:OWNER/NAME, or published weights by "
+    "name, such as default.",
+)
+@click.option(
+    "--weights-like",
+    metavar="NAME",
+    help="Published weights of MODEL that have the preprocessing and classes of the file in "
+    "--weights.",
 )
 @training_options
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Resume this run.")
+@click.option("--resume", type=PATH, metavar="RUN", help="Resume this run.")
 def command(
     model: str | None,
     data: str | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnn_core.cli.output import emit_json, json_option
-from cnn_core.cli.params import DATASET
+from cnn_core.cli.params import DATASET, PATH
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.text import printable
 
@@ -16,12 +16,13 @@ __all__ = ["command"]
 
 @click.command("verify-data")
 @click.argument("data", type=DATASET)
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Directory that contains the dataset."
-)
+@click.option("--data-dir", type=PATH, help="Directory that contains the dataset.")
 @json_option
 def command(data: str, data_dir: Path | None, as_json: bool) -> None:
     """Read every file of a dataset and list its faults; exit with code 3 if there are any.
+
+    Files that are not read are faults if they may be images. How the files were understood, and
+    what is unusual but sound, goes to stderr.
 
     \b
     Examples:
@@ -33,15 +34,22 @@ def command(data: str, data_dir: Path | None, as_json: bool) -> None:
     from cnn_core.data.verify import verify
     from cnn_core.training.progress import progress_bar
 
+    notes: list[str] = []
     with progress_bar("reading files", show=True) as progress:
         faults = verify(
-            data, data_dir=data_dir, threads=torch.get_num_threads(), progress=progress
+            data,
+            data_dir=data_dir,
+            threads=torch.get_num_threads(),
+            progress=progress,
+            notes=notes,
         )
     if as_json:
-        emit_json("faults", faults)
+        emit_json("faults", faults, notes=notes)
     else:
         for fault in faults:
             click.echo(printable(fault))
+    for note in notes:
+        click.echo(printable(note), err=True)
     if faults:
         raise DatasetCorruptError(f"{data}: {len(faults)} fault{'s' * (len(faults) > 1)}")
     if not as_json:

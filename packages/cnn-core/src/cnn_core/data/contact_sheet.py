@@ -60,7 +60,8 @@ def _sample(part: Split | Files, index: int) -> tuple[Tensor, Tensor]:
 
 def _cell(pixels: Tensor, target: Tensor) -> Image.Image:
     """Return an image scaled to fit a cell; a mask is overlaid in colour."""
-    rgb = pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels[:3]
+    # Of other channels than grey or RGB, the first or the first three are shown.
+    rgb = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
     image = Image.fromarray(rgb.permute(1, 2, 0).contiguous().numpy())
     if target.ndim == 2:
         palette = torch.full((256, 3), 128, dtype=torch.uint8)

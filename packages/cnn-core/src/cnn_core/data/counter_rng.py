@@ -39,8 +39,8 @@ def key_of(seed: int, epoch: int, purpose: str = "") -> int:
 def uniform(key: int, indices: Indices, count: int) -> Floats:
     """Return `count` uniform numbers in [0, 1) for each index, N x count.
 
-    Index i uses the counters n from i * count + 1 to i * count + count. A number is a bijection
-    of key + n * GOLDEN, so before rounding no two numbers of one key are equal.
+    Index i uses the counters n from i * count + 1 to i * count + count. Mixing maps the 64-bit
+    integers key + n * GOLDEN one-to-one, so before rounding no two numbers of one key are equal.
     """
     first = indices.astype(np.uint64)[:, None] * np.uint64(count)
     counters = first + np.arange(1, count + 1, dtype=np.uint64)

@@ -15,7 +15,10 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.data.fetching.cache import cache_dir
 from cnn_core.data.images import read_image
+from cnn_core.data.pixels import AS_USUAL, Reading
+from cnn_core.data.split_names import split_of
 from cnn_core.errors import DatasetCorruptError, UsageError
+from cnn_core.files import expanded
 from cnn_core.plugins import isolated, required
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
@@ -89,14 +92,16 @@ class Subset(Split):
 class Files:
     """A split on disk: image files, with labels as in `Split`, or mask files as targets.
 
-    `channels` is 1 (grey) or 3 (RGB). `values` maps mask values to class numbers, or to 255 for
-    ignored pixels. `weights`, float32 N, are the weights of the images in the loss, or None.
+    `channels` is 1 (grey), 3 (RGB), or the number of channels of arrays. `values` maps mask values
+    to class numbers, or to 255 for ignored pixels. `reading` says how pixels become 8 bits.
+    `weights`, float32 N, are the weights of the images in the loss, or None.
     """
 
     images: tuple[Path, ...]
     targets: Tensor | tuple[Path, ...]
     channels: int = 3
     values: Mapping[int, int] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
     weights: Tensor | None = None
 
     def __len__(self) -> int:
@@ -117,9 +122,12 @@ class Files:
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a Python object, in the place of a path: `read(index, channels)` decodes it."""
+    """An image of a Python object, in the place of a path.
 
-    read: Callable[[int, int], Tensor]
+    `read(index, channels, reading)` decodes it.
+    """
+
+    read: Callable[[int, int, Reading], Tensor]
     index: int
     name: str
 
@@ -130,11 +138,11 @@ class Item:
         return f"/{self.name}/{self.index}"
 
 
-def read_pixels(image: Path | Item, channels: int) -> Tensor:
+def read_pixels(image: Path | Item, channels: int, reading: Reading = AS_USUAL) -> Tensor:
     """Return an image of a split on disk, uint8 C H W."""
     if isinstance(image, Item):
-        return image.read(image.index, channels)
-    return read_image(image, channels)
+        return image.read(image.index, channels, reading)
+    return read_image(image, channels, reading)
 
 
 @dataclass(frozen=True)
@@ -149,28 +157,72 @@ class Given:
 class Dataset:
     """A dataset: its description and its splits by name, in memory or on disk.
 
-    `notes` are lines for the user on how its files were understood. `labels` is a digest of labels
-    that are not in the names of the files, or "".
+    `notes` are lines for the user on how its files were understood, and `faults` on files and
+    parts of files that were not, but may be meant. `aliases` are other names of splits. `labels`
+    is a digest of labels that are not in the names of the files, or "".
     """
 
     spec: DatasetSpec
     splits: Mapping[str, Split | Files]
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     labels: str = ""
 
     def split(self, name: str) -> Split | Files:
-        """Return the split called `name`.
+        """Return the split called `name`; other names, such as "valid", are understood.
 
         Raises:
             UsageError: there is no such split.
         """
-        if name not in self.splits:
+        known = self.split_name(name)
+        if known not in self.splits:
             nearest = did_you_mean(name, self.splits)
             raise UsageError(
-                f"dataset '{self.spec.name}' has no split '{name}'{nearest}",
+                f"dataset '{self.spec.name}' has no split '{printable(name)}'{nearest}",
                 f"one of {', '.join(self.splits)}",
             )
-        return self.splits[name]
+        return self.splits[known]
+
+    def split_name(self, name: str) -> str:
+        """Return the name in `splits` of the split that `name` means, or `name` if there is none.
+
+        "valid" and "dev" mean "val", and "val" the split of that folder, even if it is the "test"
+        split, since there is no other.
+        """
+        if name in self.splits:
+            return name
+        meant, others = split_of(name)
+        found = self.aliases.get(meant, meant)
+        return found if found in self.splits and not others else name
+
+    def with_class_order(self, classes: tuple[str, ...]) -> Dataset:
+        """Return the dataset with its classes, and the samples on disk, in another order.
+
+        The samples of a class keep their order; if images may be of several classes, all samples
+        do. For labelled files only.
+        """
+        if classes == self.spec.classes:
+            return self
+        rank = torch.tensor([classes.index(name) for name in self.spec.classes])
+        splits = {}
+        for name, split in self.splits.items():
+            assert isinstance(split.targets, Tensor)
+            if split.targets.ndim == 2:  # images x classes
+                splits[name] = replace(split, targets=split.targets[:, rank.argsort()])
+                continue
+            numbers = rank[split.targets]
+            order = numbers.argsort(stable=True)
+            splits[name] = replace(split.subset(order), targets=numbers[order])
+        return replace(self, spec=replace(self.spec, classes=classes), splits=splits)
+
+    def read_as(self, reading: Reading) -> Dataset:
+        """Return the dataset with its files read in another way."""
+        splits = {
+            name: replace(split, reading=reading) if isinstance(split, Files) else split
+            for name, split in self.splits.items()
+        }
+        return replace(self, splits=splits)
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Split | Files, Split | Files]:
         """Return (train, validation): the dataset's own splits, or train divided at random.
@@ -208,6 +260,12 @@ class Dataset:
             order = torch.randperm(len(members), generator=generator)
             held[members[order[: round(fraction * len(members))]]] = True
         return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+    @property
+    def reading(self) -> Reading:
+        """How the files are read; the same in all splits."""
+        files = [split for split in self.splits.values() if isinstance(split, Files)]
+        return files[0].reading if files else Reading()
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of a hash over the classes, the split sizes and the file names.
@@ -250,7 +308,8 @@ def load_dataset(
 
     Raises:
         UnknownNameError: there is no such dataset.
-        UsageError: the dataset needs a path and got none, or takes none and got one.
+        UsageError: the dataset needs a path and got none, or takes none and got one, `data_dir` is
+            given beside a path, or the path does not exist.
         DatasetMissingError: files were not found; the message names the folder.
         DatasetCorruptError: a file is broken, or the data do not match the spec.
         PluginError: the dataset's plugin failed, or returned something other than a Dataset.
@@ -258,13 +317,17 @@ def load_dataset(
     base_name, colon, path = object_name(name).partition(":")
     entry = registry.datasets().entry(base_name)
     _require_path(entry.spec, path, bool(colon))
+    if colon and data_dir is not None and isinstance(name, str):
+        raise UsageError(
+            f"--data-dir {data_dir} does not apply: '{printable(name)}' gives the path itself"
+        )
     root: Path | Given
     if not isinstance(name, str):
-        root = Given(name, Path(data_dir or "."))
+        root = Given(name, expanded(data_dir or "."))
     elif colon:
-        root = Path(path)
+        root = expanded(path)
     else:
-        root = Path(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
+        root = expanded(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
     load = registry.resolve(entry)
     label = f"dataset '{entry.spec.name}' ({entry.plugin.origin})"
     failed = required(entry.plugin, f"{label} cannot be loaded")

@@ -1,7 +1,10 @@
-"""Read image files safely: five formats, a limit on pixels, one exception for any broken file.
+"""Read image files safely: few formats, a limit on pixels, one exception for any broken file.
 
 Dataset files are untrusted. Few formats mean few decoders to attack, and the limit on pixels stops
-a small file that decompresses to gigabytes.
+a small file that decompresses to gigabytes. The bytes of a file decide its format, not its name.
+
+All images become 8 bits per channel. Values of more bits are scaled from a range that is declared,
+or from the range of 16-bit integers; nothing is clipped. Transparent parts are shown on white.
 
 Images are rotated upright according to the EXIF orientation in the file's header. A PNG may also
 have EXIF data after the pixels; it is ignored, so that `probe_image`, which reads only headers,
@@ -11,40 +14,58 @@ agrees with the functions that read pixels.
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 
+from cnn_core.data.formats import FORMATS, HEAD, READ, described, is_readable
+from cnn_core.data.pixels import (
+    AS_USUAL,
+    CHANNELS,
+    DEEP_MODES,
+    UINT16,
+    Reading,
+    array_pixels,
+    has_alpha,
+    image_pixels,
+    kind_name,
+)
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
 
 __all__ = [
-    "FORMATS",
+    "Facts",
     "MAX_PIXELS",
-    "image_pixels",
+    "image_facts",
     "probe_image",
     "read_image",
     "read_mask",
     "resize_image",
+    "resize_images",
     "upright_copy",
+    "value_bounds",
 ]
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
 
-CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr")
 MASK_MODES = ("1", "L", "P")
-MODE_NAMES = {"I": "32-bit integers (I)", "F": "32-bit floats (F)"}
+MAX_CHANNELS = 64  # of an array; more is an array of another layout, such as C H W
+PNG_START = b"\x89PNG\r\n\x1a\n"
+# Colour profiles and texts, which the pixels do not need.
+PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 
 # Undocumented: Pillow's decoders raise these exceptions on broken and on malicious files.
 PILLOW_ERRORS = (
@@ -110,38 +131,66 @@ class _SuppressWarnings:
 _SUPPRESS_WARNINGS = _SuppressWarnings()
 
 
-def read_image(path: Path, channels: int) -> Tensor:
+@dataclass(frozen=True)
+class Facts:
+    """What the header of an image file says.
+
+    `size` is (height, width), upright. `mode` is Pillow's, or the type of an array's values.
+    `channels` is 1 for grey, 3 for colour, or those of an array. `turned` says that the EXIF
+    orientation turns or mirrors it, `alpha` that it may have transparent parts, `deep` that
+    it has more than 8 bits per channel, and `lost` what is not read, or "".
+    """
+
+    size: tuple[int, int]
+    mode: str
+    channels: int
+    turned: bool = False
+    alpha: bool = False
+    deep: bool = False
+    lost: str = ""
+
+
+def read_image(path: Path, channels: int, reading: Reading = AS_USUAL) -> Tensor:
     """Read an image as uint8, C H W, upright, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
-    Of an animation, only the first frame is read. Without a fourth channel, transparency is
-    dropped.
+    An array in a .npy file is H W or H W C and may have other numbers of channels. Of an
+    animation, only the first frame is read. `reading` says how more than 8 bits and transparency
+    are read.
 
     Raises:
-        UsageError: `channels` is not 1, 3 or 4.
-        DatasetCorruptError: the file is missing, not an image, broken or too large, or has more
-            than 8 bits per channel.
+        UsageError: `channels` is not 1, 3 or 4, and the file is not an array.
+        DatasetCorruptError: the file is missing, not an image, broken or too large, or has values
+            of an undeclared range.
         ResourceError: there is not enough memory for the pixels.
     """
-    if channels not in CHANNELS:
-        raise UsageError(f"channels = {channels}: expected 1, 3 or 4")
-    with _open(path) as image:
+    with _open(path, channels) as image:
+        if isinstance(image, np.ndarray):
+            return array_pixels(path, image, channels, reading)
         _require_mode(path, image.mode)
-        return image_pixels(_upright(image), channels)
+        declared = _depth(path, image, reading)
+        return image_pixels(_upright(image), channels, declared, path)
 
 
-def image_pixels(image: Image.Image, channels: int) -> Tensor:
-    """Return an image as uint8, C H W, with 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
-    mode = CHANNELS[channels]
-    converted = image if image.mode == mode else image.convert(mode)  # convert() would copy
-    pixels = torch.from_numpy(np.array(converted))
-    return pixels.view(converted.height, converted.width, channels).permute(2, 0, 1).contiguous()
+def _depth(path: Path, image: Image.Image, reading: Reading) -> Reading:
+    """Return `reading` with the range of the file; raise if Pillow drops declared bits."""
+    raw = _raw_mode(image)
+    if ";16" in raw and image.mode not in DEEP_MODES and reading.value_range not in ((), UINT16):
+        # Pillow keeps the upper 8 bits of each channel.
+        raise DatasetCorruptError(
+            f"{path}: 16-bit colour ({raw}), of which only the range 0 to 65535 can be read",
+            "save it as an array, H W C, with numpy.save, or leave out value_range",
+        )
+    # Pillow scales the values of PGM files to 16 bits.
+    known = UINT16 if image.mode == "I" and image.format == "PPM" else ()
+    known = (0.0, 4095.0) if raw == "I;12" else known
+    return replace(reading, value_range=reading.value_range or known)
 
 
 def upright_copy(image: Image.Image, name: str) -> Image.Image:
     """Return an upright copy of an open image, with its pixels; `name` is for error messages.
 
     Raises:
-        DatasetCorruptError: the pixels cannot be read, or have more than 8 bits per channel.
+        DatasetCorruptError: the pixels cannot be read.
     """
     _require_mode(name, image.mode)
     try:
@@ -149,7 +198,7 @@ def upright_copy(image: Image.Image, name: str) -> Image.Image:
             return _upright(image).copy()
     except PILLOW_ERRORS as error:
         reason = printable(str(error)) or type(error).__name__
-        raise _corrupt(name, f"not a readable image: {reason}") from error
+        raise _corrupt(name, b"", f"not a readable image: {reason}") from error
 
 
 def read_mask(path: Path) -> Tensor:
@@ -163,6 +212,8 @@ def read_mask(path: Path) -> Tensor:
         ResourceError: there is not enough memory for the pixels.
     """
     with _open(path) as image:
+        if isinstance(image, np.ndarray):
+            raise DatasetCorruptError(f"{path}: an array, expected a mask", "save it as a PNG")
         if image.mode not in MASK_MODES:
             raise _wrong_mode(path, image.mode, "grey or a palette (1, L or P)")
         if (raw := _raw_mode(image)).startswith(("L;2", "L;4")):
@@ -192,6 +243,26 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: str = "bil
     return pixels.permute(2, 0, 1).contiguous()
 
 
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images, uint8 N C H W, to (height, width), bilinear with torch's antialiasing.
+
+    The pixels are rounded to whole grey levels again.
+    """
+    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return scaled.round().clamp(0, 255).to(torch.uint8)
+
+
+def value_bounds(path: Path) -> tuple[float, float]:
+    """Return the lowest and the highest value in a file, as they are stored.
+
+    Raises:
+        DatasetCorruptError: as for `read_image`.
+    """
+    with _open(path) as image:
+        values = np.asarray(image)
+        return float(values.min()), float(values.max())
+
+
 def probe_image(path: Path) -> tuple[int, int, str]:
     """Return height and width of the upright image and its Pillow mode; read only the header.
 
@@ -199,48 +270,127 @@ def probe_image(path: Path) -> tuple[int, int, str]:
         DatasetCorruptError: the file is missing, not an image or too large, or its header is
             broken.
     """
-    with _open(path) as image:
-        quarter_turn = _orientation(image) in (5, 6, 7, 8)  # it swaps height and width
-        height, width = image.size if quarter_turn else image.size[::-1]
-        return height, width, image.mode
+    facts = image_facts(path)
+    return *facts.size, facts.mode
+
+
+def image_facts(path: Path) -> Facts:
+    """Return what the header of an image says, without reading the pixels.
+
+    Raises:
+        DatasetCorruptError: as for `probe_image`.
+    """
+    with _open(path, pixels=False) as image:
+        if isinstance(image, np.ndarray):
+            channels = 1 if image.ndim == 2 else image.shape[2]
+            deep = image.dtype not in (np.uint8, np.bool_)
+            return Facts(image.shape[:2], str(image.dtype), channels, deep=deep)
+        orientation = _orientation(image) or 1
+        turned, quarter = 2 <= orientation <= 8, 5 <= orientation <= 8
+        raw = _raw_mode(image)
+        return Facts(
+            size=image.size if quarter else image.size[::-1],  # a quarter turn swaps them
+            mode=image.mode,
+            channels=1 if image.mode in (*GREY, *DEEP_MODES) else 3,
+            turned=turned,
+            alpha=has_alpha(image),
+            deep=image.mode in DEEP_MODES or ";16" in raw,
+            lost=_lost(image, raw),
+        )
+
+
+GREY = ("1", "L", "LA", "La")
+
+
+def _lost(image: Image.Image, raw: str) -> str:
+    """Return what of an image file is not read, or "" if all of it is."""
+    if "X" in raw:
+        return "channels beside colour and alpha"
+    # The second image of an MPO is a preview, or the same scene for another display.
+    # The first frame may be sound if those behind it are not.
+    with contextlib.suppress(*PILLOW_ERRORS):
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            return "frames or pages after the first"
+    return ""
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """Open an image without decoding it; turn Pillow's exceptions into DatasetCorruptError."""
-    size = ""
+def _open(path: Path, channels: int = 1, pixels: bool = True) -> Iterator[Any]:
+    """Open an image without decoding it; turn Pillow's exceptions into DatasetCorruptError.
+
+    Yield an `Image.Image`, or an array, H W or H W C, for a .npy file.
+    """
+    size, head = "", b""
     try:
         if not path.is_file():
-            raise _corrupt(path, "no such file")
+            raise DatasetCorruptError(f"{path}: no such file", READ)
         with _SUPPRESS_WARNINGS, path.open("rb") as file:
-            _check_start(path, file)
-            with Image.open(file, formats=FORMATS) as image:
+            head = file.read(HEAD)
+            file.seek(0)
+            if not is_readable(head, path):
+                raise _corrupt(path, head)
+            if head.startswith(b"\x93NUMPY"):
+                yield _array(path)
+                return
+            if channels not in CHANNELS:
+                raise UsageError(f"channels = {channels}: an image file has 1, 3 or 4")
+            with Image.open(_without_metadata(file, head, pixels), formats=FORMATS) as image:
                 size = f"{image.width} x {image.height} pixels"
                 if not 0 < image.width * image.height <= MAX_PIXELS:
-                    raise _corrupt(path, f"{size}: expected 1 to {MAX_PIXELS:,}")
+                    raise _corrupt(path, head, f"{size}: expected 1 to {MAX_PIXELS:,}")
                 yield image
-    except UnidentifiedImageError as error:
-        raise _corrupt(path, f"not a readable image; {_first_bytes(path)}") from error
     except MemoryError as error:
         raise ResourceError(f"{path}: out of memory for {size or 'its header'}") from error
     except PILLOW_ERRORS as error:
-        reason = printable(str(error)) or type(error).__name__
-        raise _corrupt(path, f"not a readable image: {reason}") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "" if unknown else printable(str(error)) or type(error).__name__
+        found = f"not a readable image: {reason or 'damaged or cut off'}"
+        raise _corrupt(path, head, found) from error
 
 
-def _check_start(path: Path, file: IO[bytes]) -> None:
-    start = file.read(512)
+def _array(path: Path) -> np.ndarray:
+    """Open an array, H W or H W C, without reading its values."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy parses the header as Python, so errors of any kind
+        raise ValueError(str(error)) from error
+    numbers = array.dtype.kind in "biuf"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if not numbers or array.ndim not in (2, 3) or not 0 < channels <= MAX_CHANNELS:
+        raise DatasetCorruptError(
+            f"{path}: {array.dtype} values of shape {[*array.shape]}, expected numbers, H W or "
+            f"H W C with at most {MAX_CHANNELS} channels",
+            "numpy.moveaxis(array, 0, -1) turns C H W into H W C",
+        )
+    pixels = array.shape[0] * array.shape[1]
+    if not 0 < pixels <= MAX_PIXELS:
+        found = f"{array.shape[1]} x {array.shape[0]} pixels: expected 1 to {MAX_PIXELS:,}"
+        raise _corrupt(path, b"", found)
+    return array
+
+
+def _without_metadata(file: IO[bytes], head: bytes, pixels: bool) -> IO[bytes]:
+    """Return a PNG file without profiles and texts; any other file as it is.
+
+    Pillow refuses a PNG whose profile or text inflates to more than 1 MiB, though its pixels are
+    sound. Without them, nothing is inflated but the pixels, whose number is limited. Unless
+    `pixels` are needed, the file is read only up to them.
+    """
+    if not head.startswith(PNG_START):
+        return file
+    kept, found = [file.read(len(PNG_START))], False
+    while start := file.read(8):
+        size, kind = int.from_bytes(start[:4], "big") + 4, start[4:]  # 4: the checksum
+        if kind in PNG_METADATA:
+            file.seek(size, io.SEEK_CUR)
+            found = True
+        elif kind == b"IDAT" and not pixels:
+            kept.append(start)
+            break
+        else:
+            kept.append(start + file.read(size))
     file.seek(0)
-    if not start:
-        raise _corrupt(path, "an empty file, not an image")
-    # Servers often send a login or error page instead of the file: give it its own message.
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
-        raise _corrupt(path, "HTML, not an image")
-
-
-def _first_bytes(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"it starts with the bytes {file.read(8).hex(' ')}"
+    return io.BytesIO(b"".join(kept)) if found or pixels else file
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -270,19 +420,16 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _require_mode(path: Path | str, mode: str) -> None:
-    """Raise DatasetCorruptError unless the pixels can be converted without loss of depth."""
-    if mode not in MODES:
-        deep = mode.startswith("I") or mode == "F"
-        # Pillow would silently convert deep images to 8 bits, and clip most values.
-        expected = "8 bits per channel" if deep else f"one of {', '.join(MODES)}"
-        raise _wrong_mode(path, mode, expected)
+    """Raise DatasetCorruptError unless the pixels can be converted."""
+    if mode not in (*MODES, *DEEP_MODES):
+        raise _wrong_mode(path, mode, f"one of {', '.join(MODES)}")
 
 
 def _wrong_mode(path: Path | str, mode: str, expected: str) -> DatasetCorruptError:
-    default = f"16-bit grey ({mode})" if mode.startswith("I;16") else f"mode {mode}"
-    found = mode if " " in mode else MODE_NAMES.get(mode, default)
-    return DatasetCorruptError(f"{path}: {found}: expected {expected}", "convert it")
+    return DatasetCorruptError(f"{path}: {kind_name(mode)}: expected {expected}", "convert it")
 
 
-def _corrupt(path: Path | str, found: str) -> DatasetCorruptError:
-    return DatasetCorruptError(f"{path}: {found}", f"formats: {', '.join(FORMATS)}")
+def _corrupt(path: Path | str, head: bytes, found: str = "") -> DatasetCorruptError:
+    """Return the error for a file; without `found`, for one that is not an image that is read."""
+    text = found or described(head, Path(path))
+    return DatasetCorruptError(f"{path}: {text}", READ)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.images import resize_image
+from cnn_core.data.images import resize_image, resize_images
+from cnn_core.data.pixels import Reading
 from cnn_core.data.windows import crop_reflected
 
 __all__ = ["Preprocessing"]
@@ -23,7 +24,9 @@ class Preprocessing:
     `size` is the (height, width) of the input, `image_size` the (height, width) of the dataset's
     images. `fit` is one of:
 
-    - "resize": resize to `size`, bilinear with antialiasing.
+    - "resize": resize to `size`, bilinear with antialiasing. Images of another size than
+      `image_size` are rounded to whole grey levels, as files are when they are decoded for
+      training.
     - "pad": pad with zeros to `size`, after resizing to `image_size` if an image has another size.
       Like "resize" if `image_size` is larger than `size`.
     - "tile": keep the image's own size. The network processes tiles of `size` and crops `margin`
@@ -33,7 +36,8 @@ class Preprocessing:
       are measured like this (Krizhevsky et al. 2012, section 4.1). In training, a recipe's `crop`
       replaces the centre by a random part of the image.
 
-    `mean` and `std`, one value per channel, are those of images in [0, 1].
+    `mean` and `std`, one value per channel, are those of images in [0, 1]. `value_range` and
+    `alpha_background` say how files are read: see `cnn_core.data.pixels.Reading`.
     """
 
     size: tuple[int, int]
@@ -44,10 +48,17 @@ class Preprocessing:
     margin: int = 0
     resize: int = 0
     interpolation: str = "bilinear"
+    value_range: tuple[float, ...] = ()
+    alpha_background: str = "white"
+
+    @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return Reading(self.value_range, self.alpha_background)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the network's input, float32 N C H W, for uint8 images, N C h w."""
-        images = self._centers(images)
+        images = self._fitted(images)
         if images.shape[-2:] == self.resize_to:
             # No resizing: then (x / 255 - mean) / std is one multiplication and one subtraction.
             scale, shift = _scale_and_shift(self.mean, self.std, images.device)
@@ -125,13 +136,22 @@ class Preprocessing:
         cropped = [self.center_cropped(image) for image in images.cpu()]
         return torch.stack(cropped).to(images.device)
 
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Return images, N C h w, at the input's size, unless they have the dataset's own size."""
+        images = self._centers(images)
+        if self.tiled or images.shape[-2:] in (self.resize_to, self.image_size):
+            return images
+        # Rounded, so that training, evaluation, prediction and an exported file that takes uint8
+        # images see the same pixels.
+        return resize_images(images, self.resize_to)
+
     @property
     def _pads(self) -> bool:
         return self.fit == "pad" and max(self.image_size) <= min(self.size)
 
     def resized(self, images: Tensor) -> Tensor:
         """Return uint8 images as float32 in [0, 1], resized and padded according to `fit`."""
-        images = self._centers(images).float() / 255
+        images = self._fitted(images).float() / 255
         if images.shape[-2:] != self.resize_to and not self.tiled:
             images = F.interpolate(images, self.resize_to, mode="bilinear", antialias=True)
         return self.padded(images.clamp(0, 1))

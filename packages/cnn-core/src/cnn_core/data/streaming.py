@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Draws
 from cnn_core.data.dataset import Dataset, Files, Split, read_pixels
-from cnn_core.data.images import read_mask
+from cnn_core.data.images import read_mask, resize_images
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import shifted
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -35,10 +35,12 @@ __all__ = [
     "load_splits",
     "statistics",
     "stream",
+    "usable_samples",
 ]
 
 IN_MEMORY = 2 * 2**30  # pipeline = "auto" keeps at most this many bytes of images in memory
 BLOCK = 4_000_000  # image values that `statistics` processes at once, to bound its memory
+CONSTANT = 1 / 255  # a standard deviation of less than a grey level is noise
 MAX_NAMED = 5  # bad files that an error names
 MAX_STATISTICS_FILES = 5000  # files that `statistics` reads at most, evenly spaced
 
@@ -70,7 +72,7 @@ class Decoder:
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files.images[index]
-        image = read_pixels(path, self.files.channels)
+        image = read_pixels(path, self.files.channels, self.files.reading)
         if self.required_size is not None and tuple(image.shape[-2:]) != self.required_size:
             expected = "x".join(map(str, self.required_size))
             raise DatasetCorruptError(f"{path}: {_size(image)} pixels, expected {expected}")
@@ -104,8 +106,7 @@ class Decoder:
             return self.center(image)
         if self.size is None or image.shape[-2:] == self.size:
             return image
-        scaled = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)
-        return scaled[0].round().clamp(0, 255).to(torch.uint8)
+        return resize_images(image[None], self.size)[0]
 
     def _resize_mask(self, mask: Tensor) -> Tensor:
         if self.size is None or mask.shape == self.size:
@@ -237,7 +238,7 @@ def decode_to_memory(
     buffers, count, record = None, 0, bad or BadSamples()
     decoder = Decoder(files, size, None, required_size, center)
     kept = []
-    for number, (image, target) in _usable(decoder, threads, record, progress):
+    for number, (image, target) in usable_samples(decoder, threads, record, progress):
         if buffers is None:
             buffers = tuple(part.new_empty((len(files), *part.shape)) for part in (image, target))
         if image.shape != buffers[0].shape[1:]:
@@ -268,13 +269,13 @@ def drop_bad_files(
     """
     record = bad or BadSamples()
     decoder = Decoder(files, None, None, required_size)
-    kept = [number for number, _ in _usable(decoder, threads, record, progress)]
+    kept = [number for number, _ in usable_samples(decoder, threads, record, progress)]
     if bad is None:
         record.raise_if_too_many()
     return files.subset(torch.tensor(kept, dtype=torch.int64))
 
 
-def _usable(
+def usable_samples(
     decoder: Decoder, threads: int, bad: BadSamples, progress: Progress | None
 ) -> Iterator[tuple[int, Sample]]:
     """Yield the samples that can be decoded, with their indices; record the others in `bad`."""
@@ -359,6 +360,7 @@ def load_splits(
 def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel, for images scaled to [0, 1].
 
+    Of a channel that is nearly constant, the deviation is 1: noise must not be scaled up.
     From a split on disk, at most MAX_STATISTICS_FILES files are read, evenly spaced.
     """
     sums, squares, count = torch.zeros(0), torch.zeros(0), 0
@@ -368,7 +370,8 @@ def statistics(split: Split | Files) -> tuple[tuple[float, ...], tuple[float, ..
         sums, squares = (total, square) if count == 0 else (sums + total, squares + square)
         count += len(images) * values.shape[2]
     mean = sums / count
-    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std < CONSTANT, 1.0, std)
     return tuple(_rounded(mean)), tuple(_rounded(std))
 
 
@@ -384,4 +387,4 @@ def _blocks(split: Split | Files) -> Iterator[Tensor]:
         return
     step = -(-len(split) // MAX_STATISTICS_FILES)
     for path in split.images[::step]:
-        yield read_pixels(path, split.channels)[None]
+        yield read_pixels(path, split.channels, split.reading)[None]

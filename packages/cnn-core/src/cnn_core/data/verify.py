@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
 from cnn_core.data.images import probe_image
-from cnn_core.data.streaming import BadSamples, Progress, drop_bad_files
+from cnn_core.data.streaming import BadSamples, Decoder, Progress, usable_samples
 from cnn_core.errors import CorruptError, DatasetCorruptError
 
 __all__ = ["verify"]
@@ -27,41 +28,93 @@ def verify(
     data_dir: str | os.PathLike[str] | None = None,
     threads: int = 1,
     progress: Progress | None = None,
+    notes: list[str] | None = None,
 ) -> list[str]:
     """Return the faults of a dataset, one line each; an empty list if there are none.
 
+    Lines on how the files were understood, and on what is unusual but sound, go to `notes`.
+
     Raises:
+        UsageError: there is no such dataset or folder.
         DatasetMissingError: the files were not found.
     """
     try:
         dataset = load_dataset(name, data_dir=data_dir)
     except CorruptError as error:
-        return [error.message]
-    faults = [*_wrong_counts(dataset)]
-    for split in dataset.splits.values():
+        return [str(error).replace("\n", "; ")]
+    notes = [] if notes is None else notes
+    notes += dataset.notes
+    faults = [*dataset.faults, *_wrong_counts(dataset)]
+    for split_name, split in dataset.splits.items():
+        values = _Values()
         if isinstance(split, Files):
             bad = BadSamples(allowed=len(split))
-            drop_bad_files(split, threads, bad, progress)
+            for number, (image, _) in usable_samples(Decoder(split, None), threads, bad, progress):
+                values.add(image, split.images[number])
             faults += bad.messages
             # One line per file: a file that cannot be decoded is often truncated as well.
             reported = {line.partition(": ")[0] for line in bad.messages}
             more = [*_odd_modes(split), *_truncated(split)]
             faults += [line for line in more if line.partition(": ")[0] not in reported]
+        else:
+            for number, image in enumerate(split.images):
+                values.add(image, Path(f"sample {number}"))
+        notes += values.lines(split_name)
     faults += _wrong_sizes(dataset)
-    return [*faults, *_duplicates(dataset)]
+    return list(dict.fromkeys([*faults, *_duplicates(dataset)]))
+
+
+class _Values:
+    """The lowest and highest value of each channel, and the images of a single colour."""
+
+    def __init__(self) -> None:
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self.plain: list[Path] = []
+        self.count = 0
+
+    def add(self, image: Tensor, path: Path) -> None:
+        """Add an image, C H W."""
+        low, high = image.flatten(1).amin(1), image.flatten(1).amax(1)
+        if bool((low == high).all()):
+            self.plain.append(path)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+        self.count += 1
+
+    def lines(self, split: str) -> Iterator[str]:
+        """Yield a line for each channel that is constant, and one for images of one colour."""
+        if self.low is None or self.high is None:
+            return
+        for number, (low, high) in enumerate(zip(self.low, self.high, strict=True), 1):
+            if low == high:
+                yield f"split '{split}': channel {number} is {int(low)} in every pixel"
+        if self.plain:
+            yield (
+                f"split '{split}': {len(self.plain):,} of {self.count:,} images have a single "
+                f"colour, such as {self.plain[0]}"
+            )
 
 
 def _wrong_counts(dataset: Dataset) -> Iterator[str]:
     """Report splits with another number of samples than the spec, and classes without samples."""
+    absent: dict[tuple[str, ...], list[str]] = {}  # splits by the classes that they lack
     for name, split in dataset.splits.items():
         expected = dataset.spec.splits.get(name, len(split))
         if len(split) != expected:
             yield f"split '{name}': {len(split):,} samples, expected {expected:,}"
-        if isinstance(split.targets, Tensor) and split.targets.ndim == 1:
-            present = set(split.targets.unique().tolist())
-            for number, label in enumerate(dataset.spec.classes):
-                if number not in present:
-                    yield f"split '{name}': no sample of class '{label}'"
+        if isinstance(split.targets, Tensor) and split.targets.ndim < 3:
+            several = split.targets.ndim == 2  # images x classes
+            own = split.targets.any(0).nonzero() if several else split.targets.unique()
+            present = set(own.flatten().tolist())
+            lacking = (c for n, c in enumerate(dataset.spec.classes) if n not in present)
+            absent.setdefault(tuple(lacking), []).append(name)
+    for classes, splits in absent.items():
+        where = ", ".join(f"'{name}'" for name in splits)
+        what = ", ".join(f"'{label}'" for label in classes)
+        if classes:
+            counted = "class" if len(classes) == 1 else f"{len(classes)} classes:"
+            yield f"split{'s' * (len(splits) > 1)} {where}: no sample of {counted} {what}"
 
 
 def _odd_modes(files: Files) -> Iterator[str]:
@@ -121,24 +174,37 @@ def _wrong_sizes(dataset: Dataset) -> Iterator[str]:
 
 
 def _duplicates(dataset: Dataset) -> Iterator[str]:
-    """Report images that occur in several splits: testing on training images is meaningless."""
-    seen: dict[bytes, tuple[str, str]] = {}
+    """Report images that occur in several splits, or in several classes.
+
+    Testing on training images is meaningless, and two classes of one image contradict each other.
+    """
+    seen: dict[bytes, tuple[str, str, object]] = {}
     for name, split in sorted(dataset.splits.items(), key=lambda pair: pair[0] != "train"):
-        for sample, digest in _digests(split):
-            first, first_split = seen.setdefault(digest, (sample, name))
+        for number, (sample, digest) in _digests(split):
+            label = _label(split, number)
+            first, first_split, first_label = seen.setdefault(digest, (sample, name, label))
             if first_split != name:
                 yield f"split '{name}': {sample} is also {first} of split '{first_split}'"
+            elif first_label != label:
+                yield f"split '{name}': {sample} is also {first}, of another class"
 
 
-def _digests(split: Split | Files) -> Iterator[tuple[str, bytes]]:
-    """Yield a name for each image, and a digest of its file or, in memory, of its pixels."""
+def _label(split: Split | Files, number: int) -> object:
+    """Return the class of a sample, or 0 or 1 for each class; None for masks."""
+    if isinstance(split.targets, Tensor) and split.targets.ndim < 3:
+        return split.targets[number].tolist()
+    return None
+
+
+def _digests(split: Split | Files) -> Iterator[tuple[int, tuple[str, bytes]]]:
+    """Yield each image's index, and its name with a digest of its file or, in memory, pixels."""
     if isinstance(split, Files):
-        for path in split.images:
+        for number, path in enumerate(split.images):
             if data := _bytes(path):
-                yield str(path), _digest(data)
+                yield number, (str(path), _digest(data))
     else:
         for number, image in enumerate(split.images.numpy()):
-            yield f"sample {number}", _digest(image.tobytes())
+            yield number, (f"sample {number}", _digest(image.tobytes()))
 
 
 def _digest(data: bytes) -> bytes:

@@ -158,6 +158,17 @@ class Catalogue(Generic[S]):
             if any(fnmatch.fnmatchcase(n, pattern) for n in (name, entry.spec.name))
         ]
 
+    def require_match(self, pattern: str) -> list[tuple[str, Entry[S]]]:
+        """Return what `match` does; raise an error if no name matches, except for "*".
+
+        Raises:
+            UnknownNameError, UsageError, PluginError: as for `get`, with the pattern as the name.
+        """
+        found = self.match(pattern)
+        if not found and pattern != "*":
+            raise self._missing(pattern)
+        return found
+
     def names(self) -> list[str]:
         """Return all names, sorted naturally."""
         return [name for name, _ in self]
@@ -214,7 +225,7 @@ class Catalogue(Generic[S]):
 
     @property
     def _list_command(self) -> str:
-        return "--help" if self.kind == "command" else f"list-{self.kind.replace(' ', '')}s"
+        return "--help" if self.kind == "command" else f"list-{self.kind.removesuffix('s')}s"
 
 
 def natural(name: str) -> list[tuple[int, str]]:

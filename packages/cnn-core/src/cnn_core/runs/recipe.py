@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from cnn_core.errors import UsageError
 from cnn_core.specs import RecipeSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
+__all__ = ["RESERVED", "Recipe", "parse_setting", "parse_settings", "read_recipe", "recipes_in"]
 
 CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop"),
@@ -34,8 +35,11 @@ CHOICES = {
     "interpolation": ("", "bilinear", "bicubic"),
     "sampler": ("", "balanced"),
     "threshold": ("", "none", "f1", "balanced_accuracy"),
+    "alpha_background": ("", "white", "black", "drop"),
 }
-RESERVED = {"name", "num_classes", "in_channels", "weights", "naming"}  # arguments of create_model
+RESERVED = {  # arguments of create_model
+    *("name", "num_classes", "in_channels", "weights", "naming", "new_head", "download"),
+}
 LIMITS = {  # field: (minimum, maximum), both inclusive
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
@@ -92,8 +96,8 @@ class Recipe:
     model: str
     data: str
     epochs: int = 10
-    batch_size: int = 128
-    seed: int = 0
+    batch_size: int = 128  # images per optimizer step, over all processes
+    seed: int = 0  # of the initial weights, the order of the images, augmentation and validation
     optimizer: str = "sgd"
     lr: float = 0.05  # peak learning rate
     momentum: float = 0.9  # of SGD and RMSprop; beta1 of AdamW
@@ -128,6 +132,8 @@ class Recipe:
     patience: int = 0  # stop after this many epochs without improvement; 0: never stop early
     monitor: str = ""  # metric that selects the best epoch; "": the task's, such as val/top1
     weights: str = ""  # initial weights: a run, a weights file, or a name such as "default"
+    naming: str = ""  # library whose parameter names a weights file has; "": the best match
+    weights_like: str = ""  # published weights whose preprocessing and classes a weights file has
     weights_digest: str = ""  # their SHA-256, recorded when training starts; "": any
     freeze: tuple[str, ...] = ()  # stages to keep fixed
     freeze_batchnorm: bool = False  # keep running statistics; scales and shifts are still trained
@@ -165,21 +171,25 @@ class Recipe:
     tile: int = 0  # segmentation: side of the tiles in pixels; 0: resize whole images instead
     mean: tuple[float, ...] = ()  # empty: from the initial weights, the dataset, or computed
     std: tuple[float, ...] = ()  # as for `mean`
+    value_range: tuple[float, ...] = ()  # of values of more than 8 bits: black and white
+    alpha_background: str = ""  # behind transparent parts; "": white; "drop": hidden colours
     options: Mapping[str, Any] = field(default_factory=dict)  # of the model's constructor
 
     def __post_init__(self) -> None:
         for key, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, key, _convert(key, getattr(self, key), kind))
+        name, colon, path = self.data.partition(":")
+        object.__setattr__(self, "data", f"{name}{colon}{os.path.expanduser(path)}")
+        object.__setattr__(self, "weights", os.path.expanduser(self.weights))
         for key, choices in CHOICES.items():
             if (value := getattr(self, key)) not in choices:
                 suggestion = did_you_mean(value, choices)
-                raise UsageError(
-                    f"{key} = '{printable(value)}'{suggestion}", f"one of {', '.join(choices)}"
-                )
+                listed = ", ".join(choice or '""' for choice in choices)
+                raise UsageError(f"{key} = '{printable(value)}'{suggestion}", f"one of {listed}")
         for key, (low, high) in LIMITS.items():
             value = getattr(self, key)
             if not low <= value <= high:  # true for NaN
-                raise UsageError(f"{key} = {value}: expected {low:g} to {high:g}")
+                raise UsageError(f"{key} = {value}: expected {_number(low)} to {_number(high)}")
         for option in RESERVED & set(self.options):
             raise UsageError(f"options.{option} is reserved: cnnzoo sets it itself")
         self._check_augmentation()
@@ -190,7 +200,8 @@ class Recipe:
         for stage, factor in self.stage_lr.items():
             if type(factor) not in (int, float) or not 0 <= factor <= 1e6:
                 raise UsageError(
-                    f"stage_lr.{printable(stage)} = {factor!r}: expected a number from 0 to 1e6"
+                    f"stage_lr.{printable(stage)} = {factor!r}: "
+                    "expected a number from 0 to 1,000,000"
                 )
         if self.accumulate > self.batch_size:
             raise UsageError(
@@ -230,8 +241,9 @@ class Recipe:
             raise UsageError(f"head_epochs = {self.head_epochs} exceeds epochs = {self.epochs}")
         if self.head_lr and not self.head_epochs:
             raise UsageError(f"head_lr = {self.head_lr} needs head_epochs", "--set head_epochs=1")
-        if self.weights_digest and not self.weights:
-            raise UsageError(f"weights_digest = '{printable(self.weights_digest)}' needs weights")
+        for key in ("naming", "weights_like", "weights_digest"):
+            if (value := getattr(self, key)) and not self.weights:
+                raise UsageError(f"{key} = '{printable(value)}' needs weights")
         if self.fit not in ("", "crop") and (self.resize or self.interpolation):
             key = "resize" if self.resize else "interpolation"
             raise UsageError(f"{key} needs fit = 'crop', found '{self.fit}'")
@@ -244,6 +256,9 @@ class Recipe:
             )
         if len(jitter) > 4 or not all(0 <= amount <= 1 for amount in jitter):
             raise UsageError(f"jitter = {list(jitter)}: expected up to four numbers from 0 to 1")
+        bounds = self.value_range
+        if bounds and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise UsageError(f"value_range = {list(bounds)}: expected two numbers, low and high")
         if self.mixup and self.cutmix:
             raise UsageError(
                 f"mixup = {self.mixup} and cutmix = {self.cutmix}: only one can be used"
@@ -292,6 +307,11 @@ class Recipe:
         return tomli_w.dumps({"recipe": dataclasses.asdict(self)})
 
 
+def _number(value: float) -> str:
+    """Return a number as people write it: 1,000,000, 0.9999, 1e-05."""
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+
+
 def _convert(key: str, value: Any, kind: Any) -> Any:
     """Convert int to float and list to tuple; raise UsageError for any other mismatch."""
     name = str(kind)
@@ -309,8 +329,9 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             raise UsageError(f"{key} = {value!r}: expected text that can be encoded as UTF-8")
         return value
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    type_name = names.get(kind, "a table" if "Mapping" in name else "a list")
-    raise UsageError(f"{key} = {value!r}: expected {type_name}")
+    if "Mapping" in name:
+        raise UsageError(f"{key} = {value!r}: expected a table", f"--set {key}.NAME=VALUE")
+    raise UsageError(f"{key} = {value!r}: expected {names.get(kind, 'a list')}")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -358,11 +379,13 @@ def require_key(key: str, source: str = "") -> None:
     known = [f.name for f in dataclasses.fields(Recipe)]
     if key in known:
         return
-    suggestion = did_you_mean(key, known)
+    suggestion, own = did_you_mean(key, known), printable(key)
     prefix = f"{source}: " if source else ""
+    # Only the network knows its options, and importing it takes seconds.
+    hint = f"an option of the network is set with options.{own}"
     raise UsageError(
-        f"{prefix}unknown recipe key '{printable(key)}'{suggestion}",
-        "" if suggestion else f"keys: {', '.join(known)}",
+        f"{prefix}unknown recipe key '{own}'{suggestion}",
+        hint if suggestion else f"{hint}; keys: {', '.join(known)}",
     )
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_core.errors import RunError, UsageError, ZooError
-from cnn_core.files import new_folder, sweep, write_new, write_text
+from cnn_core.files import expanded, new_folder, sweep, write_new, write_text
 from cnn_core.runs.recipe import Recipe, read_recipe
 
 __all__ = ["Run"]
@@ -102,7 +102,7 @@ class Run:
             UsageError: the directory does not exist.
             RunError: a required file is missing or invalid. The message names it.
         """
-        folder = Path(path)
+        folder = expanded(path)
         if not folder.is_dir():
             what = "a file, not a run directory" if folder.exists() else "no such run directory"
             raise UsageError(f"{folder}: {what}", "ls runs/")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from cnn_core.training.prediction import Prediction, Predictor, Segmentation, predict, segment
     from cnn_core.training.probing import ProbeResult, probe
+    from cnn_core.training.sharing import Shared, push
     from cnn_core.training.trained import Trained
     from cnn_core.training.trainer import train
 
@@ -39,6 +40,7 @@ __all__ = [
     "Run",
     "Segmentation",
     "SegmentationOutput",
+    "Shared",
     "Trained",
     "evaluate",
     "export",
@@ -49,6 +51,7 @@ __all__ = [
     "predict",
     "predictions",
     "probe",
+    "push",
     "segment",
     "segmented",
     "train",
@@ -78,6 +81,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
             "segment",
         ),
         "cnn_core.training.probing": ("ProbeResult", "probe"),
+        "cnn_core.training.sharing": ("Shared", "push"),
         "cnn_core.runs.recipe": ("Recipe",),
         "cnn_core.runs.run": ("Run",),
         "cnn_core.training.trained": ("Trained",),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.plugins import plugins
 
 __all__ = [
@@ -126,7 +127,7 @@ def environment(
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         # Absolute, because a run may be opened from another directory.
-        "data": f"{name}:{Path(folder).absolute()}" if colon else name,
+        "data": f"{name}:{expanded(folder).absolute()}" if colon else name,
         "data_fingerprint": fingerprint,
         "data_dir": str(data_dir.absolute()) if data_dir is not None else None,
         "plugins": [

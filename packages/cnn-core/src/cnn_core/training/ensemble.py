@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnn_core import registry
@@ -32,18 +33,31 @@ def task_of(weights: Weights) -> str:
 
 
 class Network:
-    """One network of a `Predictor`; `order` are its numbers of the predictor's classes."""
+    """One network of a `Predictor`; `order` are its numbers of the predictor's classes.
 
-    def __init__(self, trained: Trained, order: Tensor | None) -> None:
+    With `optimized`, an optimised copy made with these options computes the logits.
+    """
+
+    def __init__(
+        self, trained: Trained, order: Tensor | None, optimized: Mapping[str, Any] | None = None
+    ) -> None:
         self.trained = trained
         self.order = order
+        self.optimized = optimized
         self.preprocessing: Preprocessing = trained.weights.preprocessing
         self.in_channels: int = trained.weights.in_channels
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network that computes the logits."""
+        if self.optimized is None:
+            return self.trained.model
+        return self.trained.optimized_model(**self.optimized)
 
     @torch.inference_mode()
     def logits(self, inputs: Tensor) -> Tensor:
         """Return logits, float32 N x classes, on the CPU."""
-        logits: Tensor = self.trained.model(inputs.to(self.trained.device))
+        logits: Tensor = self.model(inputs.to(self.trained.device))
         return logits.float().cpu()
 
     def probabilities(self, inputs: Tensor, flips: bool) -> Tensor:
@@ -67,7 +81,7 @@ class Network:
     @cached_property
     def _whole_image_logits(self) -> Callable[[Tensor], Tensor]:
         """A function that computes logits for whole images, even if the network crops them."""
-        model, margin = self.trained.model, self.preprocessing.margin
+        model, margin = self.model, self.preprocessing.margin
         height, width = self.preprocessing.size
         # A network without padding crops the border, so the image needs a reflected margin. Tiles
         # are square, so for other input shapes the logits cover only the centre.

@@ -65,6 +65,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a trained network on a split; return the loss and all metrics by name.
 
+    `split` is "val" for the images that a run held out of "train".
+
     `data` is a dataset other than the one that the network was trained on, or that one if it was
     given as an object. Its classes are matched
     by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
@@ -77,7 +79,7 @@ def evaluate(
     """
     require_optimize(optimize, precision, compile)
     trained = Trained.of(run, data=data, data_dir=data_dir, device=device)
-    found = trained.dataset.split(split)
+    found = trained.split(split)
     setup = eval_setup(trained)
     if optimize:
         model: nn.Module = trained.optimized_model(precision=precision, compile=compile)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
-from cnn_core.files import write_atomically
+from cnn_core.files import expanded, write_atomically
 from cnn_core.plugins.discovery import describe
 from cnn_core.training.exported import METADATA, READERS, UINT8, ExportedNetwork, require_onnx
 from cnn_core.training.prediction import task_of
+from cnn_core.training.quantization import Quantized, quantize, require_images
 from cnn_core.training.trained import Source, Trained
 from cnn_core.version import __version__
 from cnn_core.weights.native import Weights
@@ -42,7 +43,8 @@ class Exported:
 
     The file takes inputs of shape N x `input`, where `input` is C H W, and type `dtype`. It was
     checked with the batch sizes in `batches`. `difference` is the largest difference between two
-    outputs, as a fraction of the largest output.
+    outputs, as a fraction of the largest output, of the float32 network. `int8` says what int8
+    costs, if the network was quantised.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Exported:
     dtype: str
     batches: tuple[int, ...]
     difference: float
+    int8: Quantized | None = None
 
 
 class WithPreprocessing(nn.Module):
@@ -74,6 +77,7 @@ def export(
     format: str | None = None,
     batch_size: int | None = None,
     pictures: bool = False,
+    int8: bool = False,
     force: bool = False,
 ) -> Exported:
     """Export a run's network, in eval mode, to a file that runs without the model's Python code.
@@ -83,49 +87,66 @@ def export(
     to logits. N is dynamic unless `batch_size` is given. With `pictures` the inputs are uint8
     images at the run's image size, and the file includes the preprocessing.
 
+    With `int8` the ONNX file computes with 8-bit integers. Images of the training split calibrate
+    it, and its metrics on the test split are returned, and written into the file, beside those of
+    the network. `out` then defaults to RUN/MODEL-int8.onnx.
+
     Before the file is renamed to `out`, it is run on random images and its outputs are compared
     with the network's.
 
     Raises:
         UsageError: `out` exists and `force` is false, `out` has the wrong suffix for the format,
-            or an ONNX package is not installed.
+            an ONNX package is not installed, or `int8` is for another format or lacks a dataset.
         ZooError: torch cannot export the network.
         NumericalError: an output differs by more than 1e-4 of the largest output.
     """
-    kind = _format(format, out)
-    trained = Trained.of(run)
-    weights, model = trained.weights, trained.new_model().cpu()
-    if isinstance(model, ExportedNetwork):
-        raise UsageError(f"{trained.path}: is an exported file already", "export the run instead")
-    path = _output_path(trained, out, kind, force)
+    kind = _format(format, out, int8)
+    trained, model = _opened(run, int8)
+    weights = trained.weights
+    path = _output_path(trained, out, ("-int8" if int8 else "") + FORMATS[kind], force)
     batches = (batch_size,) if batch_size else TEST_BATCH_SIZES
-    images = [_random_images(weights, count) for count in batches]
     # Pillow, which crops, cannot be exported: the file takes images that are cropped already.
     preprocessing = weights.preprocessing.after_cropping
+    images = [_random_images(weights, count) for count in batches]
     inputs = [preprocessing(i) for i in images]
     examples = images if pictures else inputs
     exported = WithPreprocessing(model, preprocessing).eval() if pictures else model
     program = _program(weights, exported, examples[0], dynamic_batch=batch_size is None)
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata, cost = _metadata(weights, pictures), None
     with write_atomically(path) as file, torch.no_grad():
-        WRITERS[kind](program, file, _metadata(weights, pictures))
+        WRITERS[kind](program, file, metadata)
         file.flush()  # the reader below opens the file by name
         # Compare with the original preprocessing and model, not with `exported`: with `pictures`
         # the exported preprocessing must be checked too.
         compute = READERS[FORMATS[kind]](file.name)
         difference = max(map(_difference, map(compute, examples), map(model, inputs)))
         _require_close(path, difference)
+        if int8:
+            cost = quantize(file, trained, metadata, batch_size=batch_size, pictures=pictures)
     shape, dtype = tuple(examples[0].shape[1:]), str(examples[0].dtype).removeprefix("torch.")
-    return Exported(
-        path=path, format=kind, input=shape, dtype=dtype, batches=batches, difference=difference
-    )
+    fields: dict[str, Any] = {"input": shape, "dtype": dtype, "batches": batches, "int8": cost}
+    return Exported(path=path, format=kind, difference=difference, **fields)
 
 
-def _format(format: str | None, out: str | os.PathLike[str] | None) -> str:
-    """Return the given format, else the one that matches the suffix of `out`."""
+def _opened(run: Trained | Source, int8: bool) -> tuple[Trained, nn.Module]:
+    """Return the source and its network on the CPU, which can be exported."""
+    trained = Trained.of(run)
+    model = trained.new_model().cpu()
+    if isinstance(model, ExportedNetwork):
+        raise UsageError(f"{trained.path}: is an exported file already", "export the run instead")
+    if int8:
+        require_images(trained)  # now, because the export takes its time
+    return trained, model
+
+
+def _format(format: str | None, out: str | os.PathLike[str] | None, int8: bool) -> str:
+    """Return the given format, else the one that matches the suffix of `out`, else the default."""
     suffix = "" if out is None else Path(out).suffix
     by_suffix = {ending: name for name, ending in FORMATS.items()}
-    kind = format or by_suffix.get(suffix, "torch-export")
+    kind = format or by_suffix.get(suffix, "onnx" if int8 else "torch-export")
+    if int8 and kind != "onnx":
+        raise UsageError("int8 is for ONNX files", "--format onnx, and --out FILE.onnx")
     if kind not in FORMATS:
         raise UnknownNameError("format", kind, FORMATS, f"known: {', '.join(FORMATS)}")
     if out is not None and suffix != FORMATS[kind]:
@@ -136,11 +157,11 @@ def _format(format: str | None, out: str | os.PathLike[str] | None) -> str:
 
 
 def _output_path(
-    trained: Trained, out: str | os.PathLike[str] | None, format: str, force: bool
+    trained: Trained, out: str | os.PathLike[str] | None, ending: str, force: bool
 ) -> Path:
-    """Return the path to write; by default MODEL plus the suffix, in the run."""
-    name = trained.weights.model.rpartition("/")[2] + FORMATS[format]
-    path = trained.folder / name if out is None else Path(out)
+    """Return the path to write; by default MODEL plus the ending, in the run."""
+    name = trained.weights.model.rpartition("/")[2] + ending
+    path = trained.folder / name if out is None else expanded(out)
     if path.exists() and not force:
         raise UsageError(f"{path}: already exists", "--force replaces it")
     return path

@@ -20,7 +20,7 @@ from cnn_core import registry
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split, load_dataset
 from cnn_core.errors import UsageError, ZooError
-from cnn_core.files import write_atomically
+from cnn_core.files import expanded, write_atomically
 from cnn_core.text import did_you_mean, printable
 from cnn_core.training.evaluation import eval_batch_size
 from cnn_core.training.exported import ExportedNetwork
@@ -285,7 +285,7 @@ def _write_npz(
 
 def _is_dataset(name: str) -> bool:
     """Return whether a name is a dataset; raise UsageError if it is neither that nor a path."""
-    base, exists = name.partition(":")[0], Path(name).exists()
+    base, exists = name.partition(":")[0], expanded(name).exists()
     # "digits" and "cnn-core/digits" are datasets, "./digits" is a folder.
     if registry.datasets().claims(base.rpartition("/")[2]) and not ("/" in base and exists):
         return True

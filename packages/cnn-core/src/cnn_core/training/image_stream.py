@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -15,10 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cnn_core.data.images import MAX_PIXELS, image_pixels, read_image, upright_copy
+from cnn_core.data.formats import SUFFIXES
+from cnn_core.data.images import MAX_PIXELS, read_image, upright_copy
+from cnn_core.data.pixels import Reading, image_pixels
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.data.readers.folders import SUFFIXES, sorted_files
+from cnn_core.data.readers.listing import LeftOut, sorted_files
 from cnn_core.errors import CorruptError, DatasetCorruptError, UsageError, ZooError
+from cnn_core.files import expanded
 
 __all__ = [
     "Images",
@@ -38,6 +42,8 @@ Source = Path | Image.Image | Tensor
 NO_FILE = "no such image file or folder"
 GREY_RGB_RGBA = (1, 3, 4)
 
+log: logging.Logger = logging.getLogger("cnn_core")
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -54,12 +60,18 @@ def named_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[Path,
     Raises:
         UsageError: a path does not exist, or a folder contains no images.
     """
-    for path in map(Path, paths):
+    for path in map(expanded, paths):
         if path.is_dir():
-            if not (files := sorted_files(path)):
+            left_out = LeftOut()
+            files = sorted_files(path, left_out)
+            missed = left_out.lines(missed=True)
+            if not files:
                 raise UsageError(
-                    f"{path}: no images in this folder", f"expected {', '.join(SUFFIXES)}"
+                    f"{path}: no images in this folder",
+                    "; ".join(missed) or f"expected {', '.join(SUFFIXES)}",
                 )
+            for line in missed:
+                log.warning("%s", line)
             yield from ((file, file.relative_to(path).with_suffix("")) for file in files)
         elif path.is_file():
             yield path, Path(path.stem)
@@ -112,7 +124,7 @@ def single_images(images: Images) -> Iterator[Source | CorruptError]:
         UsageError: an image has another type, shape or range, or a folder contains no images.
     """
     if isinstance(images, str | os.PathLike):
-        path = Path(images)
+        path = expanded(images)
         yield from image_files([path]) if path.is_dir() else (path,)
     elif isinstance(images, Image.Image):
         try:
@@ -216,13 +228,20 @@ class Loader:
     def _load(self, index: int, source: Source) -> LoadedImage:
         path = source if isinstance(source, Path) else None
         # Dictionaries: the networks of an ensemble often share channels and preprocessing.
-        pixels = {channels: _pixels(source, channels, index) for channels, _ in self.inputs}
+        pixels = {
+            (channels, preprocessing.reading): _pixels(
+                source, channels, preprocessing.reading, index
+            )
+            for channels, preprocessing in self.inputs
+        }
         ready = {}
         for key in dict.fromkeys(self.inputs):
             channels, preprocessing = key
-            _require_croppable(pixels[channels], preprocessing, path or f"image {index}")
-            ready[key] = preprocessing(pixels[channels][None])[0]  # N C H W -> C h w
-        image = pixels[self.inputs[0][0]] if self.keep_image else None
+            own = pixels[channels, preprocessing.reading]
+            _require_croppable(own, preprocessing, path or f"image {index}")
+            ready[key] = preprocessing(own[None])[0]  # N C H W -> C h w
+        channels, preprocessing = self.inputs[0]
+        image = pixels[channels, preprocessing.reading] if self.keep_image else None
         return LoadedImage(index, path, tuple(ready[key] for key in self.inputs), image)
 
 
@@ -237,10 +256,10 @@ def _require_croppable(image: Tensor, preprocessing: Preprocessing, name: object
         )
 
 
-def _pixels(source: Source, channels: int, index: int) -> Tensor:
+def _pixels(source: Source, channels: int, reading: Reading, index: int) -> Tensor:
     """Return an image, uint8 C H W, with this number of channels."""
     if isinstance(source, Path):
-        return read_image(source, channels)
+        return read_image(source, channels, reading)
     if isinstance(source, Tensor):
         if len(source) == channels:
             return source
@@ -249,7 +268,7 @@ def _pixels(source: Source, channels: int, index: int) -> Tensor:
     if isinstance(source, Tensor) or channels not in GREY_RGB_RGBA:
         own = len(source) if isinstance(source, Tensor) else len(source.getbands())
         raise UsageError(f"image {index} has {own} channels, the network takes {channels}")
-    return image_pixels(source, channels)
+    return image_pixels(source, channels, reading, f"image {index}")
 
 
 def read_ahead(

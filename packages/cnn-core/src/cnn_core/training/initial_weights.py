@@ -23,6 +23,7 @@ from cnn_core.specs import WeightsSpec
 from cnn_core.text import printable
 from cnn_core.training.exported import SUFFIXES
 from cnn_core.training.sources import FILES, preprocessing_of
+from cnn_core.weights.hub import is_hub_name, locate_repository
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
     class_names,
@@ -32,6 +33,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
+from cnn_core.weights.timm_files import read_shared_folder
 
 __all__ = [
     "InitialWeights",
@@ -53,20 +55,22 @@ SMALL = 5_000  # training images; with fewer, pretrained weights help most
 class InitialWeights:
     """Weights to start training from, with their classes and preprocessing if known.
 
-    `source` is recorded in the recipe: "MODEL:NAME" or an absolute path. `weights` is a path for
-    files of other libraries. `classes` and `preprocessing` are empty and None if unknown.
+    `source` is recorded in the recipe: "MODEL:NAME", "hf:owner/name" or an absolute path.
+    `weights` is a path for files of other libraries. `classes` and `preprocessing` are empty and
+    None if unknown. `published` says that the contents of the file are known.
     """
 
     source: str
     digest: str
     weights: Weights | Path
     naming: str | None = None
+    published: bool = False
     classes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
 
 
 def recorded_source(recipe: Recipe) -> str:
-    """Return how a run records the recipe's `weights`: "MODEL:NAME", an absolute path, or "".
+    """Return how a run records the recipe's `weights`: by name, an absolute path, or "".
 
     Raises:
         UnknownNameError: there are no published weights of this name; suggests names.
@@ -75,6 +79,8 @@ def recorded_source(recipe: Recipe) -> str:
     if not recipe.weights:
         return ""
     entry = _published(recipe)
+    if is_hub_name(recipe.weights):
+        return recipe.weights
     if entry is None:
         # Absolute, because the run may be resumed from another directory.
         return str(Path(recipe.weights).absolute())
@@ -83,22 +89,32 @@ def recorded_source(recipe: Recipe) -> str:
 
 def _published(recipe: Recipe) -> Entry[WeightsSpec] | None:
     """Return the published weights that a recipe names, or None if it gives a path."""
-    name, (model, colon, own) = recipe.weights, recipe.weights.rpartition(":")
+    name, (model, colon, _) = recipe.weights, recipe.weights.rpartition(":")
     if Path(name).exists() or Path(name).suffix in FILES or (os.sep in name and not colon):
         return None
-    if colon and registry.models().claims(model.rpartition("/")[2]):
+    if is_hub_name(name) or (colon and not registry.models().claims(model.rpartition("/")[2])):
+        return None
+    return _named(recipe, "weights")
+
+
+def _named(recipe: Recipe, key: str) -> Entry[WeightsSpec]:
+    """Return the published weights that a key of a recipe names: "NAME" or "MODEL:NAME"."""
+    name: str = getattr(recipe, key)
+    model, colon, own = name.rpartition(":")
+    if colon:
         wanted, found = (registry.models().entry(m).qualified for m in (recipe.model, model))
         if wanted != found:
             raise UsageError(
-                f"weights = '{printable(name)}': weights of '{model}', not of '{recipe.model}'"
+                f"{key} = '{printable(name)}': weights of '{model}', not of '{recipe.model}'"
             )
-        return find_weights(f"{recipe.model}:{own}")
-    return None if colon else find_weights(f"{recipe.model}:{name}")
+    return find_weights(f"{recipe.model}:{own}")
 
 
 def fetch_initial(recipe: Recipe) -> None:
-    """Download the published weights that a recipe names, if they are not here."""
-    if recipe.weights and (entry := _published(recipe)) is not None:
+    """Download the published weights or the repository that a recipe names."""
+    if is_hub_name(recipe.weights):
+        locate_repository(recipe.weights, download=True)
+    elif recipe.weights and (entry := _published(recipe)) is not None:
         locate(entry, download=True)
 
 
@@ -122,17 +138,55 @@ def read_initial(recipe: Recipe) -> InitialWeights:
 
 def _read(recipe: Recipe) -> InitialWeights:
     """Read the initial weights without comparing their digest with the recipe's."""
-    source = recorded_source(recipe)
-    if (entry := _published(recipe)) is not None:
-        return _of_entry(entry, locate(entry), source)
+    source, entry = recorded_source(recipe), _published(recipe)
     path = Path(recipe.weights)
     require_trainable(path)
+    if is_hub_name(source):
+        _refuse_keys_for_foreign_files(recipe)
+        return _of_folder(locate_repository(source), recipe)
+    if entry is not None:
+        _refuse_keys_for_foreign_files(recipe)
+        return _of_entry(entry, locate(entry), source)
     if path.is_dir() or is_ours(path):
+        _refuse_keys_for_foreign_files(recipe)
         return _of_weights(read_weights(path), source)
     digest = file_digest(path)
     if (known := identified_by(digest, recipe.model)) is not None:
         return _of_entry(known, path, source)
-    return InitialWeights(source=source, digest=digest, weights=path)
+    like = _named(recipe, "weights_like") if recipe.weights_like else None
+    return InitialWeights(
+        source=source,
+        digest=digest,
+        weights=path,
+        naming=recipe.naming or None,
+        classes=() if like is None else class_names(like),
+        preprocessing=None if like is None else preprocessing_of(like.spec),
+    )
+
+
+def _refuse_keys_for_foreign_files(recipe: Recipe) -> None:
+    """Raise UsageError if the recipe describes weights that describe themselves."""
+    for key in ("naming", "weights_like"):
+        if getattr(recipe, key):
+            raise UsageError(
+                f"{printable(recipe.weights)}: {key} is for weights files of other libraries",
+                f"leave out {key}",
+            )
+
+
+def _of_folder(folder: Path, recipe: Recipe) -> InitialWeights:
+    """Return the weights in the folder of a repository."""
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return _of_weights(found, recipe.weights)
+    return InitialWeights(
+        source=recipe.weights,
+        digest=file_digest(found.file.path),
+        weights=found.file.path,
+        naming=found.naming,
+        classes=found.classes,
+        preprocessing=found.preprocessing,
+    )
 
 
 def require_trainable(path: Path) -> None:
@@ -163,6 +217,7 @@ def _of_entry(entry: Entry[WeightsSpec], path: Path, source: str) -> InitialWeig
         digest=file_digest(path),
         weights=path,
         naming=entry.spec.naming,
+        published=True,
         classes=class_names(entry),
         preprocessing=preprocessing_of(entry.spec),
     )
@@ -175,11 +230,12 @@ def sizes_of(dataset: Dataset) -> dict[str, Any]:
 
 def start_from(
     initial: InitialWeights, recipe: Recipe, dataset: Dataset
-) -> tuple[Recipe, nn.Module]:
+) -> tuple[Recipe, nn.Module, str]:
     """Build the network with initial weights, and a new head unless the classes are the same.
 
     The returned recipe records the weights, and takes from them the preprocessing and the options
-    of the network that it does not set itself.
+    of the network that it does not set itself. The text is a line for the user: what is new, what
+    is frozen, and which mean and standard deviation are used.
     """
     sizes = sizes_of(dataset)
     loaded = load_model(
@@ -191,25 +247,57 @@ def start_from(
         **recipe.options,
     )
     # What a publisher's file contains beside the weights is known.
-    for note in loaded.notes if initial.naming is None else ():
+    for note in () if initial.published else loaded.notes:
         log.warning("%s", note)
     # Record options that the weights need: the saved weights are rebuilt with them.
+    given, new_head = recipe, loaded.new_head
     recipe, model = replace(recipe, options=dict(loaded.options)), loaded.model
     # With as many classes the old head fits, but its outputs stand for other classes.
     if initial.classes and initial.classes != dataset.spec.classes:
-        _renew_head(model, recipe, sizes)
+        new_head = _renew_head(model, recipe, sizes)
     recipe = replace(recipe, weights=initial.source, weights_digest=initial.digest)
     if initial.preprocessing is not None:
         recipe = _with_preprocessing(recipe, initial.preprocessing, dataset.spec.image[0])
-    return recipe, model
+    head = f"new head: {', '.join(new_head)}" if new_head else "head kept"
+    frozen = [f"frozen: {', '.join(recipe.freeze)}"] if recipe.freeze else []
+    statistics = _origin_of_statistics(given, recipe, dataset, loaded.naming)
+    return (
+        recipe,
+        model,
+        printable("; ".join([f"from {initial.source}", head, *frozen, statistics])),
+    )
 
 
-def _renew_head(model: nn.Module, recipe: Recipe, sizes: Mapping[str, Any]) -> None:
-    """Initialise the tensors that depend on the number of classes, as in an untrained network."""
+def _origin_of_statistics(given: Recipe, recipe: Recipe, dataset: Dataset, naming: str) -> str:
+    """Return in words whose mean and std training uses; `recipe` has those of the weights."""
+    known = "dataset"
+    if any(getattr(recipe, key) and not getattr(given, key) for key in ("mean", "std")):
+        known = "weights"
+    mean, std = ("as set" if getattr(given, key) else f"of the {known}" for key in ("mean", "std"))
+    if mean != std:
+        return f"mean {mean}, std {std}"
+    channels = dataset.spec.image[0]
+    alike = (
+        entry.spec.name.partition(":")[2]
+        for entry in weights_of(recipe.model).values()
+        if entry.spec.naming == naming != "" and len(entry.spec.mean) == channels
+    )
+    text = f"mean and std {mean}"
+    if mean == "of the dataset" and not recipe.weights_like and (name := next(alike, "")):
+        return f"{text}, those of the file are unknown (--set weights_like={name} sets them)"
+    return text
+
+
+def _renew_head(model: nn.Module, recipe: Recipe, sizes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Initialise the tensors that depend on the number of classes, as in an untrained network.
+
+    Return their names.
+    """
     torch.manual_seed(recipe.seed)
     untrained = create_model(recipe.model, **sizes, **recipe.options).state_dict()
     head = head_tensors(recipe.model, **sizes, **recipe.options)
     model.load_state_dict({**model.state_dict(), **{name: untrained[name] for name in head}})
+    return tuple(head)
 
 
 def _with_preprocessing(recipe: Recipe, known: Preprocessing, channels: int) -> Recipe:

@@ -124,7 +124,7 @@ def _with_channels(split: Split | Files, weights: Weights) -> Split | Files:
     """Return a split with the network's number of channels, grey or RGB."""
     channels, preprocessing = weights.in_channels, weights.preprocessing
     if isinstance(split, Files):
-        split = replace(split, channels=channels)
+        split = replace(split, channels=channels, reading=preprocessing.reading)
         # These networks were trained on images of one size, which streaming insists on.
         if any(preprocessing.image_size) and not preprocessing.tiled:
             center = preprocessing.center_square if preprocessing.crops else None

@@ -121,7 +121,7 @@ def predictions(
             f"{trained.path}: a {task} run, expected classification",
             f"cnnzoo viz all {trained.path}",
         )
-    return _predict(trained, trained.dataset.split(split))
+    return _predict(trained, trained.split(split))
 
 
 def label_predictions(
@@ -197,7 +197,7 @@ def segmented(
     trained = Trained.of(run, data_dir=data_dir, device=device)
     if (task := trained.dataset.spec.task) != "segmentation":
         raise UsageError(f"{trained.path}: a {task} run, expected segmentation")
-    return _segment(trained, trained.dataset.split(split))
+    return _segment(trained, trained.split(split))
 
 
 @torch.inference_mode()

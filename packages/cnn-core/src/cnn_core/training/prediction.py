@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.training.ensemble import Network, class_order, task_of
-from cnn_core.training.evaluation import eval_batch_size
+from cnn_core.training.evaluation import eval_batch_size, require_optimize
 from cnn_core.training.image_stream import (
     Images,
     LoadedImage,
@@ -86,7 +86,8 @@ class Segmentation:
 class Predictor:
     """Apply a trained network, or the mean of several, to images; loaded on first use.
 
-    `source` is a run, the name of published weights, a weights file or an exported file, and
+    `source` is a run, the name of published weights, "hf:owner/name", a weights file or an
+    exported file, and
     `model`, `naming` and `download` say how to open it, as for `Trained`. The probabilities of the
     networks in `ensemble` are averaged with its own; their classes must have the same names.
 
@@ -95,10 +96,13 @@ class Predictor:
     converted to the network's size and channels. They are decoded ahead in threads and processed
     in batches of `batch_size`, so memory use does not depend on their number.
 
+    With `optimize`, faster copies of the networks compute the outputs, equal to 1e-4; `precision`
+    ("fp32" or "bf16") and `compile` are options of it. `embed` always uses the network itself.
+
     Raises:
-        UsageError: the device does not exist or `batch_size` is not positive; on use, if the
-            source does not exist, an option does not apply, or networks of an ensemble differ in
-            their task or their classes.
+        UsageError: the device does not exist, `batch_size` is not positive, or `precision` or
+            `compile` is given without `optimize`; on use, if the source does not exist, an option
+            does not apply, or networks of an ensemble differ in their task or their classes.
         WeightsMissingError: on use, if published weights are not here.
         CorruptError: on use, if a weights file is damaged.
     """
@@ -113,7 +117,11 @@ class Predictor:
         download: bool = False,
         device: str = "auto",
         batch_size: int | None = None,
+        optimize: bool = False,
+        precision: str = "fp32",
+        compile: bool = False,
     ) -> None:
+        require_optimize(optimize, precision, compile)
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size = {batch_size}: expected a positive integer")
         if not isinstance(source, Trained):
@@ -121,6 +129,7 @@ class Predictor:
         self.trained: Trained = source
         self._others = [Trained.of(other, device=device) for other in ensemble]
         self._batch_size = batch_size
+        self._optimized = {"precision": precision, "compile": compile} if optimize else None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -352,8 +361,10 @@ class Predictor:
     def _networks(self) -> list[Network]:
         """The networks of the ensemble; their classes are put into the order of the first."""
         first = self.trained
-        return [Network(first, None)] + [
-            Network(other, class_order(first, other)) for other in self._others
+        orders = [None, *(class_order(first, other) for other in self._others)]
+        return [
+            Network(trained, order, self._optimized)
+            for trained, order in zip((first, *self._others), orders, strict=True)
         ]
 
     def _require_task(self, task: str, hint: str = "") -> None:

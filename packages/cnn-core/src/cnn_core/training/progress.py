@@ -21,6 +21,8 @@ __all__ = ["Live", "Plain", "Progress", "Silent", "progress_bar", "progress_for"
 OF_CLASSES = ("balanced_accuracy", "macro_f1", "auc")  # in an epoch's line if monitored
 INTERVAL = 0.25  # seconds between updates of the live line; each update takes about 1 ms
 
+LINE_INTERVAL = 10  # seconds between lines without a terminal
+
 ComputeMetrics = Callable[[], Mapping[str, float]]
 
 
@@ -182,11 +184,30 @@ def progress_for(show: bool) -> Progress:
     return Live() if sys.stderr.isatty() else Plain()
 
 
+class _Lines:
+    """A line on stderr every ten seconds, for logs."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if (now := time.monotonic()) - self.last >= LINE_INTERVAL and done < total:
+            self.last = now
+            print(f"{self.title}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def progress_bar(title: str, show: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a function of (done, total) that updates a bar, or None without a terminal."""
-    if not show or not sys.stderr.isatty():
+    """Yield a function of (done, total) that updates a bar, or None if `show` is false.
+
+    Without a terminal, it prints a line now and then.
+    """
+    if not show:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(title)
         return
     from rich.console import Console
     from rich.progress import Progress as Bar

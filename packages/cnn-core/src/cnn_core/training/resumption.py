@@ -23,7 +23,7 @@ __all__ = ["has_run_with", "last_state", "repair", "save", "weights_are_intact"]
 
 RESOLVED = {
     *("precision", "memory_format", "mean", "std", "weights_digest"),
-    *("image_size", "fit", "resize", "interpolation"),
+    *("image_size", "fit", "resize", "interpolation", "value_range", "alpha_background"),
 }
 log: logging.Logger = logging.getLogger("cnn_core")
 

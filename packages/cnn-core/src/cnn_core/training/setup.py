@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
+from cnn_core.files import expanded
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
@@ -38,6 +38,7 @@ from cnn_core.training.evaluation import EvalSetup
 from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
+from cnn_core.training.trained import read_as
 
 __all__ = ["Setup", "find_recipe", "set_up"]
 
@@ -124,7 +125,9 @@ def find_recipe(
         base["batch_size"] = SEGMENTATION_BATCH_SIZE
     # Merge tables key by key, so that --set options.width=2 keeps the recipe's other options.
     tables = {
-        key: {**base.get(key, {}), **settings.get(key, {})} for key in ("options", "stage_lr")
+        key: {**base.get(key, {}), **settings[key]}
+        for key in ("options", "stage_lr")
+        if isinstance(settings.get(key), Mapping)
     }
     return Recipe.from_settings({**base, **settings, **tables})
 
@@ -135,9 +138,9 @@ def _recipe_settings(name: str | None, given: Mapping[str, str]) -> dict[str, An
     Model and dataset names that are not in `given` are made canonical.
     """
     if name is not None and name.endswith(".toml"):
-        if not Path(name).is_file():
+        if not expanded(name).is_file():
             raise UsageError(f"{name}: no such recipe file", "cnnzoo list-recipes")
-        settings = dict(read_recipe(Path(name)).settings)
+        settings = dict(read_recipe(expanded(name)).settings)
         # A model or dataset that the caller replaces need not be installed.
         if "model" not in given:
             settings["model"] = canonical_name(registry.models(), settings["model"])
@@ -174,21 +177,25 @@ def set_up(
         UsageError: the recipe, model and dataset are incompatible.
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
+    dataset = read_as(recipe, dataset)
     _require_compatible(recipe, dataset, spec)
     task = dataset.spec.task
     metrics = EpochMetrics(task, len(classes), recipe.topk, classes=classes)
     criterion = loss_of(task, recipe)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(task, recipe.monitor, top_k, classes)
-    recipe, model = _build(recipe, dataset, resuming)
+    recipe, model, started = _build(recipe, dataset, resuming)
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
         recipe,
         precision=choose_precision(recipe.precision, device),
         memory_format=choose_memory_format(recipe.memory_format, model),
+        **asdict(dataset.reading),
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
+    if started and show_progress:
+        print(started, file=sys.stderr)
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
     dataset = _decode(recipe, dataset, geometry, show_progress)
     train, validation = dataset.divide(recipe.validation, recipe.seed)
@@ -233,18 +240,20 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
         )
 
 
-def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn.Module]:
+def _build(recipe: Recipe, dataset: Dataset, resuming: bool) -> tuple[Recipe, nn.Module, str]:
     """Build the network, randomly initialised or with the recipe's weights; return both.
 
-    The returned recipe takes the preprocessing from the weights, unless it sets its own.
+    The returned recipe takes the preprocessing from the weights, unless it sets its own. The text
+    says for the user how the weights are used.
     """
+    started = ""
     # Seed here, so that the initial weights do not depend on random numbers drawn before.
     torch.manual_seed(recipe.seed)
     if recipe.weights and not resuming:
-        recipe, model = start_from(read_initial(recipe), recipe, dataset)
+        recipe, model, started = start_from(read_initial(recipe), recipe, dataset)
     else:
         model = create_model(recipe.model, **sizes_of(dataset), **recipe.options)
-    return _with_crop(recipe), model
+    return _with_crop(recipe), model, started
 
 
 def _with_crop(recipe: Recipe) -> Recipe:
@@ -339,7 +348,13 @@ def _geometry(
         device = next(model.parameters()).device
         margin = tile_margin(model, side, dataset.spec.image[0], device)
         return Preprocessing(
-            size=size, image_size=image_size, fit="tile", mean=(), std=(), margin=margin
+            size=size,
+            image_size=image_size,
+            fit="tile",
+            mean=(),
+            std=(),
+            margin=margin,
+            **asdict(dataset.reading),
         )
     return Preprocessing(
         size=size,
@@ -349,6 +364,7 @@ def _geometry(
         std=(),
         resize=recipe.resize,
         interpolation=recipe.interpolation or "bilinear",
+        **asdict(dataset.reading),
     )
 
 

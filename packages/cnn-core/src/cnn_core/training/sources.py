@@ -1,4 +1,8 @@
-"""Open a trained network: a run, weights by name, anybody's weights file, or an exported file."""
+"""Open a trained network.
+
+A run, weights by name, a repository of the Hugging Face Hub, anybody's weights file, or an
+exported file.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from cnn_core import registry
-from cnn_core.create import load_model
+from cnn_core.create import Loaded, load_model
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.registry import Entry
@@ -21,6 +25,7 @@ from cnn_core.text import did_you_mean, printable
 from cnn_core.training.exported import SUFFIXES, open_exported
 from cnn_core.weights.blueprint import key_maps, sizes_in_file
 from cnn_core.weights.foreign import read_foreign
+from cnn_core.weights.hub import WEIGHTS, is_hub_name, locate_repository
 from cnn_core.weights.keymap import KeyMap
 from cnn_core.weights.native import Weights, is_ours, read_weights
 from cnn_core.weights.published import (
@@ -31,6 +36,7 @@ from cnn_core.weights.published import (
     locate,
     weights_of,
 )
+from cnn_core.weights.timm_files import read_shared_folder
 
 __all__ = ["Opened", "is_foreign", "is_run", "open_source", "preprocessing_of"]
 
@@ -70,10 +76,11 @@ def open_source(
 ) -> Opened:
     """Open a trained network by path or by name.
 
-    `source` is a run, a weights file, an exported .pt2 or .onnx file, or the name of published
-    weights, "MODEL" or "MODEL:NAME". `model` says which network the weights file of another
-    library is for, unless the file is known by its hash, and `naming` which library's names its
-    parameters have. With `download`, published weights are fetched if they are not here.
+    `source` is a run, a weights file, an exported .pt2 or .onnx file, the name of published
+    weights, "MODEL" or "MODEL:NAME", or a repository, "hf:owner/name", or a folder like it.
+    `model` says which network the weights file of another library is for, unless the file is known
+    by its hash, and `naming` which library's names its parameters have. With `download`, published
+    weights are fetched if they are not here, and of a repository the newest version.
 
     Raises:
         UsageError: there is no such file or name, or an option does not apply to this source.
@@ -91,15 +98,61 @@ def open_source(
             f"leave out --{option}",
         )
     # A folder called like the model is something else.
-    if download and (path.is_file() or is_run(path)):
+    here = path.is_file() or is_run(path) or (path / WEIGHTS).is_file()
+    if download and here:
         raise UsageError(f"{path}: is here already: there is nothing to download")
+    if is_hub_name(source):
+        return _open_folder(locate_repository(source, download=download))
     if of_file:
         return _open_foreign(path, model, naming)
     if path.is_file() and path.suffix in SUFFIXES:
         return Opened(*open_exported(path))
     if path.is_file() or is_run(path) or (path / "weights.safetensors").is_file():
         return Opened(read_weights(path))
+    if (path / WEIGHTS).is_file():
+        return _open_folder(path)
     return _open_published(str(source), download)
+
+
+def _open_folder(folder: Path) -> Opened:
+    """Open the files of a repository: weights of ours, or of timm with its config.json."""
+    found = read_shared_folder(folder)
+    if isinstance(found, Weights):
+        return Opened(found)
+    loaded = load_model(
+        found.model,
+        num_classes=len(found.classes),
+        in_channels=len(found.preprocessing.mean),
+        weights=found.file,
+        naming=found.naming,
+    )
+    weights = _weights_of(
+        loaded, found.model, found.classes, found.preprocessing, path=found.file.path
+    )
+    return Opened(weights, loaded.model.eval(), notes=(*found.notes, *loaded.notes))
+
+
+def _weights_of(
+    loaded: Loaded,
+    model: str,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    *,
+    path: Path,
+) -> Weights:
+    """Return the weights that a network was loaded with from a file of another library."""
+    return Weights(
+        tensors=loaded.model.state_dict(),
+        model=model,
+        num_classes=len(classes),
+        in_channels=len(preprocessing.mean),
+        options=loaded.options,
+        classes=classes,
+        preprocessing=preprocessing,
+        epoch=0,
+        path=path,
+        digest=file_digest(path),
+    )
 
 
 def _require_exists(path: Path) -> None:
@@ -139,22 +192,8 @@ def _read_published(entry: Entry[WeightsSpec], path: Path) -> Opened:
         naming=spec.naming,
     )
     # The notes are left out: what a publisher's file contains beside the weights is known.
-    return Opened(
-        Weights(
-            tensors=loaded.model.state_dict(),
-            model=name,
-            num_classes=len(classes),
-            in_channels=len(spec.mean),
-            options=loaded.options,
-            classes=classes,
-            preprocessing=preprocessing,
-            epoch=0,
-            path=path,
-            digest=file_digest(path),
-        ),
-        loaded.model.eval(),
-        entry,
-    )
+    weights = _weights_of(loaded, name, classes, preprocessing, path=path)
+    return Opened(weights, loaded.model.eval(), entry)
 
 
 def _model_of(entry: Entry[WeightsSpec]) -> str:
@@ -177,8 +216,8 @@ def preprocessing_of(spec: WeightsSpec) -> Preprocessing:
 
 def _open_foreign(path: Path, model: str, naming: str | None) -> Opened:
     """Open the weights file of another library."""
-    digest, (name, colon, _) = file_digest(path), model.partition(":")
-    if known := identified_by(digest, name):
+    name, colon, _ = model.partition(":")
+    if known := identified_by(file_digest(path), name):
         return _read_published(known, path)
     if not model:
         raise UsageError(
@@ -196,19 +235,9 @@ def _open_foreign(path: Path, model: str, naming: str | None) -> Opened:
     if colon or (like is not None and like.spec.naming == loaded.naming):
         theirs = {}
     classes, preprocessing, assumed = _assumed(entry.spec, like, theirs, num_classes, in_channels)
+    canonical = canonical_name(registry.models(), name)
     return Opened(
-        Weights(
-            tensors=loaded.model.state_dict(),
-            model=canonical_name(registry.models(), name),
-            num_classes=num_classes,
-            in_channels=in_channels,
-            options=loaded.options,
-            classes=classes,
-            preprocessing=preprocessing,
-            epoch=0,
-            path=path,
-            digest=digest,
-        ),
+        _weights_of(loaded, canonical, classes, preprocessing, path=path),
         loaded.model.eval(),
         notes=loaded.notes if colon else (*loaded.notes, f"{path}: {assumed}"),
     )

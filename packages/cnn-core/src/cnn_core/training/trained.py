@@ -11,24 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import build
 from cnn_core.data.dataset import Dataset, Files, Split, load_dataset, object_name
+from cnn_core.data.pixels import Reading
+from cnn_core.data.split_names import split_of
 from cnn_core.errors import RunError, UsageError
+from cnn_core.files import expanded
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
+from cnn_core.text import printable
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.device import choose_device
 from cnn_core.training.exported import ExportedNetwork
 from cnn_core.training.inference import OptimizedNetwork, optimized
 from cnn_core.training.matching import matched
 from cnn_core.training.sources import Opened, is_run, open_source
+from cnn_core.weights.hub import is_hub_name
 from cnn_core.weights.native import Weights
 
-__all__ = ["Source", "Trained", "load_data"]
+__all__ = ["Source", "Trained", "load_data", "read_as"]
 
 Source = Run | str | os.PathLike[str]
 log: logging.Logger = logging.getLogger("cnn_core")
@@ -38,7 +43,8 @@ class Trained:
     """A trained network: weights, dataset and the run, if any, each loaded on first access.
 
     `source` is a run or its directory, the name of published weights ("MODEL" or "MODEL:NAME"), a
-    weights file, or an exported .pt2 or .onnx file. For weights files of other libraries `model`
+    repository ("hf:owner/name"), a weights file, or an exported .pt2 or .onnx file. For weights
+    files of other libraries `model`
     names the network, and `naming` the library if the names of the parameters are ambiguous. With
     `download`, published weights are fetched if they are not here. `data` replaces the dataset
     that the network was trained on: its name, or an object as for `load_dataset`. Pass the same
@@ -62,7 +68,7 @@ class Trained:
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
-        self.path: Path = source.path if isinstance(source, Run) else Path(source)
+        self.path: Path = source.path if isinstance(source, Run) else expanded(source)
         self.data: str | None = None if data is None else object_name(data)
         self.given: Any = None if isinstance(data, str) else data
         self.data_dir = data_dir
@@ -96,9 +102,11 @@ class Trained:
         """The default folder for output: the run, the weights file's, or one named like them."""
         if self.path.is_file():
             return self.path.parent
-        if not self.is_run and (entry := self.opened.entry) is not None:
+        entry = None if self.is_run else self.opened.entry
+        if entry is not None or is_hub_name(self.path):
             # Not only the model's name: a folder of that name would be mistaken for a run.
-            return Path(re.sub(r"[^\w.-]+", "-", entry.spec.name))
+            name = str(self.path) if entry is None else entry.spec.name
+            return Path(re.sub(r"[^\w.-]+", "-", name))
         return self.path
 
     @cached_property
@@ -141,6 +149,28 @@ class Trained:
         given = self.recipe.data if self.given is None else self.given
         loaded = load_dataset(given, data_dir=self.data_dir)
         return matched(loaded, self.weights, self.recipe.data)
+
+    def split(self, name: str) -> Split | Files:
+        """Return a split of the dataset; "val" may be the images that the run held out.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        dataset, known = self.dataset, self.dataset.split_name(name)
+        own = self.data is None and self.is_run and split_of(name) == ("val", "")
+        if known in dataset.splits or not own or self.recipe.validation == 0:
+            if known != name and known in dataset.splits:
+                log.warning("split '%s': it is the split '%s' here", printable(name), known)
+            return dataset.split(name)
+        # The same fraction and seed select the same images as in training. Do not use `divide`:
+        # its parts share the tensors of the whole split.
+        _, held_out = dataset.hold_out(self.recipe.validation, self.recipe.seed)
+        if len(held_out) == 0:
+            raise UsageError(f"{self.path}: split '{name}': the run held out no images")
+        log.warning(
+            "split '%s': the %s images of 'train' that chose the epoch", name, f"{len(held_out):,}"
+        )
+        return held_out
 
     def _published_data(self) -> str:
         """Return the dataset that published weights were trained on, if it can be loaded."""
@@ -205,23 +235,53 @@ def load_data(
     recorded = run.environment()
     # The path in the recipe may be relative; environment.json has the absolute path.
     name, colon, path = run.recipe.data.partition(":")
-    if colon:
+    if given is not None:
+        data_dir = data_dir or recorded.get("data_dir")
+    elif colon:
         name = f"{name}:{data_dir or (recorded.get('data') or '').partition(':')[2] or path}"
+        data_dir = None
     elif data_dir is None and (folder := recorded.get("data_dir")) is not None:
         data_dir = Path(folder)
-    dataset = load_dataset(name if given is None else given, data_dir=data_dir)
-    # Compare before dropping bad files: the recorded fingerprint covers all files.
-    if recorded.get("data_fingerprint", dataset.fingerprint()) != dataset.fingerprint():
+    loaded = load_dataset(name if given is None else given, data_dir=data_dir)
+    dataset = _as_recorded(loaded, recorded.get("data_fingerprint"))
+    if dataset is None:
         raise RunError(
             f"{run.path}: the classes or files of '{name}' have changed since the run began",
             "restore the dataset, or train again",
         )
+    dataset = read_as(run.recipe, dataset)
     if allowed := run.recipe.bad_samples():
         splits = {
             name: _without_bad_files(split, allowed) for name, split in dataset.splits.items()
         }
         return replace(dataset, splits=splits)
     return dataset
+
+
+def read_as(recipe: Recipe, dataset: Dataset) -> Dataset:
+    """Return the dataset with its files read as the recipe says, else as the dataset says."""
+    own = dataset.reading
+    return dataset.read_as(
+        Reading(
+            recipe.value_range or own.value_range, recipe.alpha_background or own.alpha_background
+        )
+    )
+
+
+def _as_recorded(dataset: Dataset, fingerprint: str | None) -> Dataset | None:
+    """Return the dataset in the order that has a fingerprint; None if no order has it.
+
+    The fingerprint covers all files, also bad ones.
+    """
+    if fingerprint in (None, dataset.fingerprint()):
+        return dataset
+    # Runs of folders of before class names had a natural order: 10 before 2.
+    if not dataset.labels and any(
+        isinstance(s, Files) and isinstance(s.targets, Tensor) for s in dataset.splits.values()
+    ):
+        earlier = dataset.with_class_order(tuple(sorted(dataset.spec.classes)))
+        return earlier if earlier.fingerprint() == fingerprint else None
+    return None
 
 
 def _without_bad_files(split: Split | Files, allowed: int) -> Split | Files:

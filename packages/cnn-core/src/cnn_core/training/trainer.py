@@ -7,12 +7,13 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.create import build
@@ -24,7 +25,7 @@ from cnn_core.errors import (
     WeightsMissingError,
     ZooError,
 )
-from cnn_core.files import sweep
+from cnn_core.files import expanded, sweep
 from cnn_core.plugins import Observers, plugins
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
@@ -35,9 +36,9 @@ from cnn_core.text import printable
 from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
+from cnn_core.training.data_checks import checked
 from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, is_restart, join_processes
-from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.evaluation import evaluate_split, metrics_for
 from cnn_core.training.initial_weights import advice, fetch_initial, read_initial
 from cnn_core.training.loop import Fit, fit
@@ -47,7 +48,7 @@ from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
 from cnn_core.weights.native import read_weights, write_weights
 
-__all__ = ["Session", "train", "train_recipe"]
+__all__ = ["Session", "train"]
 
 log: logging.Logger = logging.getLogger("cnn_core")
 
@@ -56,7 +57,7 @@ def train(
     model: str | None = None,
     data: Any = None,
     *,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
     resume: str | os.PathLike[str] | None = None,
     auto_resume: bool = False,
     fit_memory: bool = False,
@@ -74,9 +75,10 @@ def train(
     `data` is the name of a dataset, or an object that `load_dataset` accepts. A run does not
     record an object: give it again to resume or to evaluate the run.
 
-    `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys.
-    With `download`, a missing dataset and missing published weights are fetched. `workers`
-    processes decode files when streaming; their number does not affect results.
+    `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys. A
+    complete `Recipe` is trained as it is. With `download`, a missing dataset and missing published
+    weights are fetched. `workers` processes decode files when streaming; their number does not
+    affect results.
 
     With `resume`, only `data_dir`, `device`, `workers`, `progress`, `observers` and an object as
     `data` apply; the recipe is the run's own. On the same CPU, a resumed run gives bit-identical
@@ -95,57 +97,31 @@ def train(
             every epoch.
     """
     name = None if data is None else object_name(data)
-    new_recipe = None if resume is not None else find_recipe(model, name, recipe, settings)
-    return train_recipe(
-        new_recipe,
-        resume=resume,
-        auto_resume=auto_resume,
-        fit_memory=fit_memory,
-        out=out,
-        data_dir=data_dir,
-        download=download,
-        device=device,
-        workers=workers,
-        progress=progress,
-        observers=observers,
-        given=None if isinstance(data, str) else data,
-    )
-
-
-def train_recipe(
-    new_recipe: Recipe | None,
-    *,
-    resume: str | os.PathLike[str] | None = None,
-    auto_resume: bool = False,
-    fit_memory: bool = False,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    device: str = "auto",
-    workers: int = 0,
-    progress: bool = True,
-    observers: Iterable[Any] = (),
-    given: Any = None,
-) -> Run:
-    """Train a complete recipe, or resume the run at `resume`; the arguments are those of `train`.
-
-    `given` is the dataset if it is an object.
-
-    Raises:
-        UsageError, NumericalError: as for `train`.
-    """
-    data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
+    new_recipe = None if resume is not None else _complete(model, name, recipe, settings)
+    data_path, out_path = (None if path is None else expanded(path) for path in (data_dir, out))
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
         resume = out_path if same else None
+    given = None if isinstance(data, str) else data
     options = {"workers": workers, "fit_memory": fit_memory, "given": given}
     session = _session(device, observers, progress, **options)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
-            return session.resume(Path(resume), data_path)
+            return session.resume(expanded(resume), data_path)
         assert new_recipe is not None
         return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
+
+
+def _complete(
+    model: str | None, data: str | None, recipe: str | Recipe | None, settings: Mapping[str, Any]
+) -> Recipe:
+    """Return the recipe to train; raise UsageError if a complete one is to be changed."""
+    if not isinstance(recipe, Recipe):
+        return find_recipe(model, data, recipe, settings)
+    if model or data or settings:
+        raise UsageError("a complete recipe is given, which has a model, data and settings")
+    return recipe
 
 
 def _session(device: str, observers: Iterable[Any], progress: bool, **options: Any) -> Session:
@@ -191,9 +167,8 @@ class Session:
         dataset = self._load_dataset(recipe, data_dir, download)
         # Fingerprint the files before decoding, which may skip unreadable ones.
         fingerprint = dataset.fingerprint()
-        if self.show_progress:
-            for line in filter(None, (*dataset.notes, advice(recipe, dataset))):
-                print(printable(line), file=sys.stderr)
+        if self.show_progress and (line := advice(recipe, dataset)):
+            print(line, file=sys.stderr)
         setup = self._set_up(recipe, dataset)
         if self.fit_memory:
             setup = self._with_micro_batches(setup)
@@ -244,7 +219,7 @@ class Session:
         return dataset
 
     def _set_up(self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False) -> Setup:
-        return set_up(
+        setup = set_up(
             recipe,
             dataset,
             self.device,
@@ -253,6 +228,7 @@ class Session:
             resuming=resuming,
             show_progress=self.show_progress,
         )
+        return setup if resuming else checked(setup, show=self.show_progress)
 
     def _with_micro_batches(self, setup: Setup) -> Setup:
         """Set `accumulate` to what the process with the least memory needs."""
@@ -373,7 +349,8 @@ class Session:
             **{f"test/{name}": v for name, v in results.items()},
         }
         if self.world.is_first:
-            _warn_of_collapse(spec, metrics)
+            if collapsed := _collapse(spec, metrics.sums()):
+                log.warning("%s: %s", run.path, collapsed)
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
@@ -386,20 +363,21 @@ def _warn_without_score(setup: Setup, state: Checkpoint) -> None:
         log.warning("%s was not defined in any epoch: the last epoch was kept", printable(name))
 
 
-def _warn_of_collapse(spec: DatasetSpec, metrics: EpochMetrics) -> None:
-    """Warn if the network predicts the same class everywhere, though there are others."""
-    only = collapse_of(spec.task, metrics.sums())
+def _collapse(spec: DatasetSpec, sums: Mapping[str, Tensor]) -> str:
+    """Return a line if everything was predicted as one class, though the split has several.
+
+    `sums` are those of all metrics of the task, over the test split.
+    """
+    only = collapse_of(spec.task, sums)
     if only is None:
-        return
+        return ""
     pixels = spec.task == "segmentation"
+    what = "pixels of the test images" if pixels else "test images"
     name = f"'{printable(spec.classes[only])}'" if only >= 0 else "no class"
-    advice = "balance=true" if pixels else "class_weights=balanced"
-    log.warning(
-        "the network predicts %s for every %s of the test split: it has learnt nothing else; "
-        "try a lower --lr, more --epochs, or --set %s",
-        name,
-        "pixel" if pixels else "image",
-        advice,
+    return (
+        f"all {what} are predicted as {name}: nothing else was learned; try another lr, "
+        f"more epochs, {'balance=true' if pixels else 'class_weights=balanced'}, or more images "
+        "of the other classes"
     )
 
 

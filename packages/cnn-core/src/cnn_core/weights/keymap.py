@@ -25,7 +25,8 @@ class KeyMap:
     `options` are arguments of the model's constructor with which it computes their function, such
     as another activation; the caller's own options come first. `preprocessing` are the fields of
     `cnn_core.data.Preprocessing` with which that library trains, without the sizes; they are used
-    for files that nobody has published with their own.
+    for files that nobody has published with their own. `timm` is timm's name of the network, if
+    that library has it under these names; it then reads what `cnnzoo push` uploads.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class KeyMap:
         warning: str = "",
         options: Mapping[str, Any] | None = None,
         preprocessing: Mapping[str, Any] | None = None,
+        timm: str = "",
     ) -> None:
         self.ignored_prefixes = ignored_prefixes
         self.warning = warning
         self.options: dict[str, Any] = dict(options or {})
         self.preprocessing: dict[str, Any] = dict(preprocessing or {})
+        self.timm = timm
         self._to_theirs = [(_regex(ours), theirs) for ours, theirs in pairs]
         self._to_ours = [(_regex(theirs), ours) for ours, theirs in pairs]
 

@@ -45,15 +45,16 @@ def load_foreign(
     maps: Mapping[str, KeyMap],
     naming: str | None = None,
     fresh: Collection[str] = (),
-) -> tuple[str, tuple[str, ...]]:
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Load a file with the key map called `naming`, by default the best match.
 
-    Returns the name of the key map, "cnnzoo" if no renaming was needed, and lines for the user:
-    which of several state dicts was taken, what was left out or adapted, and whether a tensor
-    contains NaN or infinity. A conv with 3 input channels is adapted to other channel counts: its
-    weights are summed over RGB, and the sum is divided equally among the new channels. Tensors
-    named in `fresh`, those of the head, keep the model's values if the file lacks them or the
-    shapes differ.
+    Returns the name of the key map, "cnnzoo" if no renaming was needed; lines for the user: which
+    of several state dicts was taken, what was left out or adapted, and whether a tensor contains
+    NaN or infinity; and the names of the tensors in `fresh` that keep the model's values.
+
+    A conv with 3 input channels is adapted to other channel counts: its weights are summed over
+    RGB, and the sum is divided equally among the new channels. Tensors named in `fresh`, those of
+    the head, keep the model's values if the file lacks them or the shapes differ.
 
     Raises:
         MismatchError: a key is missing or unexpected, or a shape differs. The message gives the
@@ -75,7 +76,7 @@ def load_foreign(
     loaded = {key: _adapted(key, expected[key], renamed, file, fresh) for key in expected}
     model.load_state_dict(loaded)
     notes = (*_choice(match), *_left_out(file, match), *_changes(model, renamed, fresh))
-    return match.naming, notes
+    return match.naming, notes, tuple(key for key in fresh if not _fits(key, renamed, expected))
 
 
 def _require_all_keys(
@@ -146,21 +147,19 @@ def _group(key: str, prefix: str) -> str:
 def _changes(
     model: nn.Module, renamed: Mapping[str, Tensor], fresh: Collection[str]
 ) -> Iterator[str]:
-    """Yield lines about values that are not numbers, adapted inputs and new heads."""
+    """Yield lines about adapted inputs and values that are not numbers."""
     state = model.state_dict()
-    differ = {
-        key: renamed.get(key)
-        for key, value in state.items()
-        if key not in renamed or renamed[key].shape != value.shape
-    }
-    if new := [key for key in differ if key in fresh]:
-        yield f"initialised anew, because the file has another head: {_listed(new)}"
-    for key, value in differ.items():
-        if value is not None and key not in fresh:
+    for key, value in renamed.items():
+        if key not in fresh and not _fits(key, renamed, state):
             channels = state[key].shape[1]
             yield f"{key} is adapted from {value.shape[1]} to {channels} input channels"
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         yield f"contains NaN or infinity in {_listed(broken)}: outputs will not be numbers"
+
+
+def _fits(key: str, found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Return whether a file has a tensor in the model's shape."""
+    return key in found and found[key].shape == state[key].shape
 
 
 def _listed(names: Iterable[str]) -> str:

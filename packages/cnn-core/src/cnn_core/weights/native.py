@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CheckpointCorruptError, CorruptError, UsageError
-from cnn_core.files import write_bytes
+from cnn_core.files import expanded, write_bytes
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import recorded_name
+from cnn_core.runs.recipe import RESERVED
 from cnn_core.specs import TASKS
 from cnn_core.text import printable
+from cnn_core.weights.blueprint import key_maps
+from cnn_core.weights.keymap import KeyMap
 from cnn_core.weights.safetensors_parts import on_cpu, packed
 
 __all__ = ["Weights", "is_ours", "read_weights", "write_weights"]
@@ -61,10 +64,10 @@ class Weights:
         if not numbers or len(self.thresholds) not in (0, 1, self.num_classes):
             raise CorruptError(f"{self.path}: thresholds are not numbers from 0 to 1, one a class")
 
-    def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> None:
+    def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> tuple[str, ...]:
         """Copy the tensors into a model, which must have the same names and shapes.
 
-        Tensors named in `fresh` keep the model's values if the shapes differ.
+        Tensors named in `fresh` keep the model's values if the shapes differ; return their names.
 
         Raises:
             UsageError: a name or a shape differs; the message gives the first difference.
@@ -82,10 +85,11 @@ class Weights:
                 )
         matching = {name for name in expected if expected[name] == found.get(name)}
         model.load_state_dict({n: self.tensors[n] if n in matching else own[n] for n in expected})
+        return tuple(name for name in expected if name not in matching)
 
 
-def write_weights(path: Path, weights: Weights) -> None:
-    """Write weights.safetensors."""
+def write_weights(path: Path, weights: Weights, naming: str = "") -> None:
+    """Write weights.safetensors; with `naming`, under another library's names (a key map)."""
     fields = asdict(weights)
     for name in ("tensors", "path", "digest"):
         del fields[name]
@@ -95,8 +99,20 @@ def write_weights(path: Path, weights: Weights) -> None:
     # Another plugin may claim the model's name later; the origin keeps it unambiguous.
     recorded = registry.origin(registry.models(), weights.model)
     content = {"schema": SCHEMA, **fields, "versions": versions, "origin": recorded}
-    text, tensors = json.dumps(content, sort_keys=True), on_cpu(weights.tensors)
+    tensors = on_cpu(weights.tensors)
+    if naming:
+        content["naming"] = naming
+        tensors = _key_map(weights.model, naming, path).to_theirs(tensors)
+    text = json.dumps(content, sort_keys=True)
     write_bytes(path, *packed(tensors, {KEY: _digest(text, tensors) + text}))
+
+
+def _key_map(model: str, naming: object, path: Path) -> KeyMap:
+    """Return a key map of a model; raise CorruptError if it has none of that name."""
+    known = key_maps(registry.models().entry(model))
+    if naming not in known:
+        raise CorruptError(f"{path}: '{model}' has no key map '{printable(str(naming))}'")
+    return known[str(naming)]
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -117,7 +133,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         PluginError: the model is from a plugin that is not installed.
         CorruptError: the file was damaged or changed, or was not written by cnnzoo.
     """
-    file = Path(path)
+    file = expanded(path)
     if file.is_dir():
         if not (file / "recipe.toml").is_file() and not (file / "weights.safetensors").is_file():
             raise UsageError(
@@ -137,6 +153,10 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocessing"].items()
         }
+        if reserved := RESERVED & fields["options"].keys():
+            raise CorruptError(f"{file}: option '{min(reserved)}' is not one of a network")
+        if naming := fields.get("naming"):
+            tensors = _key_map(model, naming, file).to_ours(tensors)
         return Weights(
             tensors=tensors,
             model=model,

@@ -20,6 +20,7 @@ from cnn_core.errors import (
     WeightsMissingError,
     ZooError,
 )
+from cnn_core.files import expanded
 from cnn_core.registry import Entry
 from cnn_core.registry.names import resolve_for
 from cnn_core.specs import WeightsSpec
@@ -151,10 +152,10 @@ def _places(spec: WeightsSpec) -> Iterator[Path]:
     yield cache_dir() / "weights" / name
     mirror = os.environ.get("CNNZOO_WEIGHTS_MIRROR", "")
     if mirror and not _is_address(mirror):
-        yield Path(mirror).expanduser() / name
+        yield expanded(mirror) / name
     hub = os.environ.get("TORCH_HOME")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    yield (Path(hub) if hub else Path(base).expanduser() / "torch") / "hub" / "checkpoints" / name
+    yield (expanded(hub) if hub else expanded(base) / "torch") / "hub" / "checkpoints" / name
 
 
 def _package_folders(package: str) -> list[Path]:

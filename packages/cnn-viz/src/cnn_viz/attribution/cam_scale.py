@@ -1,4 +1,4 @@
-"""Resize maps and scale them to [0, 1]: in our way, and as in other libraries."""
+"""Resize maps and scale them to [0, 1], as cnnzoo does by default or as other libraries do."""
 
 from __future__ import annotations
 

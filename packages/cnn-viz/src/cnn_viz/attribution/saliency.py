@@ -126,7 +126,7 @@ def occlusion(
     stride: int = 4,
     fill: float = 0.0,
 ) -> Tensor:
-    """Return the drop of y for each pixel, N H W: the mean over the windows that cover it.
+    """Return the drop in y for each pixel, N H W: the mean over the windows that cover it.
 
     Square windows of `fill`, with a side of `window` pixels, are placed every `stride` pixels;
     at the right and lower borders they may extend beyond the image. Each window costs a
@@ -151,7 +151,7 @@ def score_drops(
     stride: int,
     fill: float = 0.0,
 ) -> Tensor:
-    """Return the mean drop of `score` for each pixel, N H W, as in `occlusion`.
+    """Return the mean drop in `score` for each pixel, N H W, as in `occlusion`.
 
     `score` maps images, N C H W, to one number per image, N.
 

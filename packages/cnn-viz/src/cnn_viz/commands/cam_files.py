@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data.images import read_image
-from cnn_core.errors import UnknownNameError, UsageError
+from cnn_core.errors import CorruptError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
 from cnn_core.training.exported import require_layers
-from cnn_core.training.prediction import image_files, require_distinct_names, task_of
+from cnn_core.training.image_stream import named_files, require_distinct_names
+from cnn_core.training.prediction import task_of
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 from cnn_viz import style
@@ -42,18 +44,21 @@ def explain_files(
     class_name: str = "",
     device: str = "auto",
     progress: Callable[[str], object] = lambda line: None,
+    on_error: Callable[[ZooError], object] | None = None,
 ) -> Iterator[Path]:
     """Write a PNG of each image file with the evidence for a class; yield the paths.
 
+    `images` are files and folders. Images in sub-folders get their PNGs in sub-folders of `out`.
     The default stage is the architecture's `cam_stage`, and the default class the predicted one.
-    `progress` is called once, before the first map, with the number of passes.
+    `progress` is called once, before the first map, with the number of passes. `on_error` is
+    called with the error of each unreadable file, which is then skipped.
 
     Raises:
         UnknownNameError: the class, the stage or the method is unknown; suggests names.
         UsageError: several classes have the given name, the network is not a classifier or is an
-            exported file, a file is missing, two files have the same name, or the maps of the
+            exported file, a file is missing, two files would have the same PNG, or the maps of the
             stage have only one value.
-        CorruptError: a file is not a supported image.
+        CorruptError: a file is not a supported image, and there is no `on_error`.
     """
     trained = Trained.of(run, device=device)
     weights = trained.weights
@@ -61,11 +66,10 @@ def explain_files(
     chosen = _class_index(weights.classes, class_name) if class_name else None
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
-    files = require_distinct_names(image_files(images))
-    for index, path in enumerate(files):
-        inputs = weights.preprocessing(
-            read_image(path, weights.in_channels)[None].to(trained.device)
-        )
+    names = dict(named_files(images))
+    files = require_distinct_names(names, names)
+    readable = _readable(files, weights, trained.device, on_error)
+    for index, (path, inputs) in enumerate(readable):
         # The size of the maps depends on the input, so check the stage on the first image.
         if not index:
             _require_stage(model, inputs, stage, weights.model)
@@ -78,10 +82,29 @@ def explain_files(
             figure = _side_by_side(title, path, inputs, weights=weights, cam=cam, stride=stride)
             content = encode_figure(figure, "png", dpi=150)
         # A "+" would need quoting in URLs.
-        destination = out / f"{path.stem}.{method.replace('+', 'p')}.png"
-        out.mkdir(parents=True, exist_ok=True)
+        # Not `with_suffix`, which would replace a part of a name with dots, such as "a.b".
+        destination = out / f"{names[path]}.{method.replace('+', 'p')}.png"
+        destination.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(destination, content)
         yield destination
+
+
+def _readable(
+    files: Iterable[Path],
+    weights: Weights,
+    device: torch.device,
+    on_error: Callable[[ZooError], object] | None,
+) -> Iterator[tuple[Path, Tensor]]:
+    """Yield the readable files with the network's input, 1 C H W."""
+    for path in files:
+        try:
+            pixels = read_image(path, weights.in_channels, weights.preprocessing.reading)
+        except CorruptError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield path, weights.preprocessing(pixels[None].to(device))
 
 
 def _require_classifier(trained: Trained) -> None:

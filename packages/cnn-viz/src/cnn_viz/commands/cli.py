@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core import registry
+from cnn_core.cli.features import left_out
 from cnn_core.cli.output import say_path
 from cnn_core.cli.params import (
+    PATH,
     SOURCE,
     Choice,
+    PathType,
     RegistryName,
     data_dir_option,
     data_option,
@@ -62,18 +65,18 @@ def _inputs(source: str, options: dict[str, Any]) -> ViewInputs:
 @device_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Output directory. [default: figures, in the run or in a folder named like the weights]",
+    help="Output directory. [default: figures, in the run or in a folder named after the weights]",
 )
 @click.option("--pdf", is_flag=True, help="Also write a PDF.")
 def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> None:
     """Draw VIEW of a trained network as PNG and SVG; print the paths.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file. With "all" as VIEW, draw every view for the network's task except
-    costly ones. `cnnzoo list-views` lists the views. Views that SOURCE lacks something for, such
-    as the log of the training, are skipped.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
+    (with --model), or an exported .pt2 or .onnx file. With "all" as VIEW, draw every view for
+    the network's task except costly ones. `cnnzoo list-views` lists the views. A view is
+    skipped if SOURCE lacks something that it needs, such as a training log.
 
     \b
     Examples:
@@ -117,9 +120,9 @@ def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> 
 def embed(source: str, method: str, **options: Any) -> None:
     """Embed a network's features of the test images in two dimensions; print quality scores.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
-    The result is cached in a folder embeddings, for `cnnzoo viz embedding` and the report: in the
-    run, or in a folder named like the weights. UMAP needs umap-learn:
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
+    (with --model). The result is cached in the directory embeddings, in the run or in a folder
+    named after the weights; `cnnzoo viz embedding` and the report use it. UMAP needs umap-learn:
     pip install 'cnn-viz[umap]'.
 
     \b
@@ -135,7 +138,7 @@ def embed(source: str, method: str, **options: Any) -> None:
 
 @click.command("cam")
 @click.argument("source", type=SOURCE)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
     "--method", type=Choice(METHODS), default="grad-cam", show_default=True, help="CAM method."
 )
@@ -154,9 +157,9 @@ def embed(source: str, method: str, **options: Any) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Output directory. [default: cam, in the run or in a folder named like the weights]",
+    help="Output directory. [default: cam, in the run or in a folder named after the weights]",
 )
 @source_options
 @device_option
@@ -171,9 +174,12 @@ def cam(
 ) -> None:
     """Draw class activation maps of image files as PNG; print the paths.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model). A
-    map shows which parts of an image are evidence for a class. score-cam and ablation-cam run the
-    network once for every feature map of the stage. The number of passes is printed first.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
+    (with --model). A map shows which parts of an image are evidence for a class. IMAGES are files
+    or directories. Directories are searched recursively, and maps of images in sub-directories are
+    written to sub-directories. score-cam and ablation-cam run the network once for every feature
+    map of the stage. The number of passes is printed first. Unreadable files are listed and
+    skipped, and the exit code is then 3.
 
     \b
     Examples:
@@ -185,24 +191,26 @@ def cam(
     from cnn_viz.commands.cam_files import explain_files
 
     view_inputs = _inputs(source, options)
-    paths = explain_files(
-        view_inputs,
-        images,
-        out if out is not None else view_inputs.output / "cam",
-        method=method,
-        stage=stage,
-        class_name=class_name,
-        progress=lambda line: click.echo(line, err=True),
-    )
-    for path in paths:
-        say_path(path)
+    with left_out() as on_error:
+        paths = explain_files(
+            view_inputs,
+            images,
+            out if out is not None else view_inputs.output / "cam",
+            method=method,
+            stage=stage,
+            class_name=class_name,
+            progress=lambda line: click.echo(line, err=True),
+            on_error=on_error,
+        )
+        for path in paths:
+            say_path(path)
 
 
 @click.command("overlay")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     required=True,
     help="Output file: PNG, SVG or PDF.",
@@ -233,9 +241,9 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Output directory. [default: the run, or a folder named like the weights]",
+    help="Output directory. [default: the run, or a folder named after the weights]",
 )
 @data_option
 @data_dir_option
@@ -244,10 +252,11 @@ def overlay(runs: tuple[Path, ...], out: Path) -> None:
 def report(source: str, report_format: str, out: Path | None, **options: Any) -> None:
     """Draw the views of a trained network and write report.html, a self-contained page.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, a weights file (with --model), or an
-    exported .pt2 or .onnx file. Costly views are left out. The page loads no other files. --format
-    md writes report.md, with links to the figures; --format json writes report.json, with the
-    metrics and without figures. The path is printed; progress goes to stderr.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
+    (with --model), or an exported .pt2 or .onnx file. Costly views are left out. The page
+    loads no other files. --format md writes report.md, with links to the figures; --format
+    json writes report.json, with the metrics and without figures. The path is printed;
+    progress goes to stderr.
 
     The report of a run describes its training; that of other weights names their source.
 
@@ -284,9 +293,10 @@ def report(source: str, report_format: str, out: Path | None, **options: Any) ->
 def explore(source: str, port: int, **options: Any) -> None:
     """Serve a local page that explains a network's predictions for your own images.
 
-    SOURCE is a run, MODEL or MODEL:NAME of published weights, or a weights file (with --model).
-    Drop images on the page. Only this machine can open it, at http://127.0.0.1:PORT. It links to
-    the report, if there is a dataset to report on. Stop it with Ctrl-C.
+    SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
+    (with --model). Drop images on the page. Only this machine can open it, at
+    http://127.0.0.1:PORT. It links to the report, if there is a dataset to report on. Stop it
+    with Ctrl-C.
 
     The command needs starlette and uvicorn: pip install 'cnn-viz[serve]'.
 

@@ -105,7 +105,7 @@ def training_data(run: Run) -> dict[str, Any]:
             "data": recipe.data,
             "epochs": len(history),
             "planned_epochs": recipe.epochs,
-            "kept_epoch": best_epoch(run),
+            "best_epoch": best_epoch(run),
             "seconds": sum(line.get("seconds", 0.0) for line in history),
             "seed": recipe.seed,
         },

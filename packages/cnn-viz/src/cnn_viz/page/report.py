@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cnn_core.files import write_text
+from cnn_core.files import expanded, write_text
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import base_name
 from cnn_core.tasks.intervals import wilson
@@ -92,7 +92,7 @@ def write_report(
     progress(f"evaluating {model} on the test split of {dataset}")
     content = _report_data(view_inputs)
     if out is not None:
-        view_inputs.out = Path(out)
+        view_inputs.out = expanded(out)
     folder = view_inputs.out or view_inputs.output
     path = folder / f"report.{form}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
         template_data,
         rows=_rows_to_show(template_data["classes"]),
         max_rows=MAX_ROWS,
-        charts=charts(template_data["epochs"], training["kept_epoch"]) if training else [],
+        charts=charts(template_data["epochs"], training["best_epoch"]) if training else [],
         left=LEFT,
         right=RIGHT,
         **(explorer_data(view_inputs) if task == "classification" else EMPTY_EXPLORER),
@@ -246,7 +246,7 @@ def _headline(predictions: Predictions) -> dict[str, Any]:
     n = len(predictions.targets)
     hits = int((predictions.predicted == predictions.targets).sum())
     low, high = wilson(hits, n)
-    found = {"n": n, "right": hits, "top1": hits / n, "interval": [low, high]}
+    found = {"n": n, "correct": hits, "top1": hits / n, "interval": [low, high]}
     if len(predictions.classes) >= MIN_CLASSES_TOP5:
         found["top5"] = top_k_accuracy(predictions, 5)
     return found

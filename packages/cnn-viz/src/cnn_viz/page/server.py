@@ -31,6 +31,7 @@ from cnn_core.errors import UsageError, ZooError
 from cnn_core.text import printable
 from cnn_core.training.exported import require_layers
 from cnn_core.training.prediction import task_of
+from cnn_core.weights.native import Weights
 from cnn_viz import style
 from cnn_viz.attribution.cam import cams
 from cnn_viz.drawing.image_grid import as_image, as_rgb
@@ -167,7 +168,7 @@ class _Handlers:
         content, weights = await _read_body(request), self.weights
 
         def compute() -> dict[str, Any]:
-            image = _decode_image(content, weights.in_channels)
+            image = _decode_image(content, weights)
             return explain(weights.preprocessing(image[None].to(self.view_inputs.device)))
 
         try:
@@ -256,14 +257,14 @@ async def _read_body(request: Request) -> bytes:
     return bytes(content)
 
 
-def _decode_image(content: bytes, channels: int) -> torch.Tensor:
+def _decode_image(content: bytes, weights: Weights) -> torch.Tensor:
     """Return the image, uint8 C H W; raise CorruptError if it is damaged or unsupported."""
     with tempfile.TemporaryDirectory() as folder:
         # Write a file, because read_image checks its format and size before decoding.
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:
-            return read_image(path, channels)
+            return read_image(path, weights.in_channels, weights.preprocessing.reading)
         except ZooError as error:
             # The temporary path means nothing to the user.
             error.message = error.message.removeprefix(f"{path}: ")

@@ -109,7 +109,7 @@ def _legend(figure: Figure, classes: Sequence[str]) -> None:
         return
     handles = [
         Line2D(
-            [], [], color=colour, marker="o", linestyle="", markersize=5, label=style.short(name)
+            [], [], color=colour, marker="o", linestyle="", markersize=5, label=style.label(name)
         )
         for name, colour in zip(classes, COLOURS, strict=False)
     ]

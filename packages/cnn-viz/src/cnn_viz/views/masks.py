@@ -237,7 +237,7 @@ def _legends(axes: Sequence[Axes], classes: Sequence[str], seen: Sequence[int]) 
     entries = [*OUTCOMES.values()][: 3 if len(classes) == 2 else 4]
     outcome_patches = [Patch(facecolor=colour, label=label) for label, colour in entries]
     class_patches = [
-        Patch(facecolor=_colour(n), label=style.short(classes[n], 10)) for n in seen[:MAX_LEGEND]
+        Patch(facecolor=_colour(n), label=style.label(classes[n], 10)) for n in seen[:MAX_LEGEND]
     ]
     note = f", {len(class_patches)} of {len(seen)} classes" if len(seen) > MAX_LEGEND else ""
     titles = ("Outcome", f"Target and prediction{note}")

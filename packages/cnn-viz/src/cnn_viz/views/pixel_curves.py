@@ -54,7 +54,7 @@ def pixel_curves(trained: Trained, segmented: SegmentationResults) -> Figure:
     left, right = figure.subplots(1, 2)
     for index, k in enumerate(drawn):
         positives, negatives = sums[k].unbind(1)
-        name, colour = style.short(segmented.classes[k]), style.RUNS[index]
+        name, colour = style.label(segmented.classes[k]), style.RUNS[index]
         precision, recall = precision_recall(positives, negatives)
         # Of several points with equal recall, draw only the last.
         last = torch.cat([recall.diff() < 0, torch.tensor([True])])

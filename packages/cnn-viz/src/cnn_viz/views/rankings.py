@@ -57,7 +57,7 @@ def rankings(trained: Trained, predictions: Predictions) -> Figure:
         left.plot(*curves[0], **STEPPED, **options)
         right.plot(*curves[1], **options)
     for k, colour in zip(coloured, style.RUNS, strict=False):
-        name, score = style.short(predictions.classes[k], 18), scores[k]
+        name, score = style.label(predictions.classes[k], 18), scores[k]
         first, second = ranking_curves(probabilities, predictions.targets, k)
         options = {"color": colour, "linewidth": 1.4}
         left.plot(*first, **STEPPED, **options, label=f"{name}, AP {style.share(score.ap, 3)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from cnn_core.data.readers.folders import SUFFIXES
+from cnn_core.data.formats import SUFFIXES
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import did_you_mean, printable
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.readers.columns import Choice, Table, is_header
+from cnn_core.data.readers.folders import options
 from cnn_core.data.readers.labels import labelled
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
@@ -28,7 +29,8 @@ OPTIONS = ("path", "label", "split", "weight", "threshold", "task")
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Return the images that a text file lists, with their labels.
 
-    `root` is the path of the file, or "FILE#label=NAME,threshold=0.5" with choices of columns.
+    `root` is the path of the file, or "FILE#label=NAME,threshold=0.5" with choices of columns. A
+    file dataset.toml beside it says how the images are read, as in `load_images`.
 
     Raises:
         DatasetMissingError: there is no such file.
@@ -43,7 +45,7 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         raise DatasetMissingError(
             f"{printable(str(file))}: no such file{found}", f"give its path: {spec.name}:FILE"
         )
-    return labelled(spec, read_table(file), file.parent, choice)
+    return labelled(spec, read_table(file), file.parent, choice, options(file.parent))
 
 
 def _with_choice(root: Path) -> tuple[Path, Choice]:

@@ -2,57 +2,112 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+import tomllib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from cnn_core.data.dataset import Dataset, Files
-from cnn_core.data.images import probe_image
-from cnn_core.errors import DatasetCorruptError, DatasetMissingError
+from cnn_core.data.formats import SUFFIXES
+from cnn_core.data.images import Facts, image_facts, value_bounds
+from cnn_core.data.pixels import UINT16, Reading
+from cnn_core.data.readers.layout import Layout, find_layout, natural, split_folders
+from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import printable
+from cnn_core.text import did_you_mean, printable
 
 __all__ = [
     "SUFFIXES",
+    "Survey",
     "image_type",
     "load_images",
+    "options",
     "sorted_files",
     "split_folders",
+    "survey",
     "with_test_split",
 ]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff")
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-GREY = ("1", "L", "LA")
+OPTIONS = "dataset.toml"  # in the dataset's folder: how its images are read
+MAX_DECODED = 20  # images of more than 8 bits whose values are looked at
 TEST_FRACTION = 0.2  # of each class, for the test split if there is no folder test or val
 
 
 def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     """Return the images in PATH/CLASS/FILE, or in PATH/SPLIT/CLASS/FILE (train, val, test).
 
-    Classes are the folder names, sorted. Without a folder test, val becomes the test split;
-    without either, a fifth of each class does.
+    Classes are the folder names, 2 before 10. Without a folder test, val becomes the test split;
+    without either, a fifth of each class does. PATH/dataset.toml may have the keys `value_range`
+    and `alpha_background`. Files that are not read, and how the folders were understood, are in
+    the dataset's `notes` and `faults`.
 
     Raises:
-        DatasetMissingError: there is no such folder.
-        DatasetCorruptError: there are too few classes or images, or a class is not in train.
+        UsageError: there is no such folder, or dataset.toml has another key or value.
+        DatasetCorruptError: there are too few classes or images, a class is not in train, or the
+            folders can be understood in two ways.
     """
-    folders = split_folders(root)
-    classes = sorted(folder.name for folder in _subfolders(folders["train"]))
-    if len(classes) < 2:
-        raise DatasetCorruptError(
-            f"{root}: {len(classes)} folders of images, expected at least 2, one for each class",
-            f"{root}/CLASS/FILE or {root}/train/CLASS/FILE, files {', '.join(SUFFIXES)}",
-        )
+    layout = find_layout(root)
+    classes = _classes(root, layout)
+    for folder in {root, *layout.splits.values()}:
+        count_loose(folder, layout.left_out)
     splits = {
-        name: _labelled(folder, classes, name == "train") for name, folder in folders.items()
+        name: _labelled(folder, classes, layout, name == "train")
+        for name, folder in layout.splits.items()
     }
-    channels, size = image_type(itertools.chain(*(split.images for split in splits.values())))
-    splits = {n: dataclasses.replace(split, channels=channels) for n, split in splits.items()}
-    return with_test_split(spec, tuple(classes), splits, (channels, *size))
+    found = survey(itertools.chain(*(split.images for split in splits.values())))
+    reading = options(root)
+    splits = {
+        name: dataclasses.replace(split, channels=found.channels, reading=reading)
+        for name, split in splits.items()
+    }
+    dataset = with_test_split(spec, tuple(classes), splits, (found.channels, *found.size))
+    # The test split above must stay the same whatever the order of the classes.
+    return dataclasses.replace(
+        dataset.with_class_order(tuple(sorted(classes, key=natural))),
+        notes=(
+            *layout.left_out.lines(missed=False),
+            *layout.notes,
+            *_held_out(dataset, layout),
+            *found.notes(reading),
+        ),
+        faults=(*layout.left_out.lines(missed=True), *layout.faults, *found.faults(reading)),
+    )
+
+
+def _classes(root: Path, layout: Layout) -> list[str]:
+    """Return the names of the classes, sorted by their characters."""
+    train = layout.splits["train"]
+    folders = subfolders(train, layout.left_out if train != root else None)
+    classes = [folder.name for folder in folders]
+    if len(classes) < 2:
+        hint = f"{train}/CLASS/FILE" + f", or {root}/train/CLASS/FILE" * (train == root)
+        if folders and subfolders(folders[0]):
+            hint = f"the classes may be one folder further down: imagefolder:{folders[0]}"
+        raise DatasetCorruptError(
+            f"{train}: {len(classes)} folders of images, expected at least 2, one for each class",
+            hint,
+        )
+    spelling = {name: unicodedata.normalize("NFKC", name).casefold() for name in classes}
+    same = Counter(spelling.values())
+    if alike := [printable(name) for name in classes if same[spelling[name]] > 1]:
+        layout.faults.append(f"{train}: classes with the same name but for case: {alike}")
+    return classes
+
+
+def _held_out(dataset: Dataset, layout: Layout) -> list[str]:
+    if "val" in dataset.aliases:
+        return [f"{layout.splits['val']}: measured as the split 'test', since there is no other"]
+    if "test" in layout.splits:
+        return []
+    count = len(dataset.split("test"))
+    return [f"test: a fifth of each class ({count:,} images), since there is no folder test"]
 
 
 def with_test_split(
@@ -63,9 +118,9 @@ def with_test_split(
 ) -> Dataset:
     """Return the dataset with a test split, and with a spec completed from the files."""
     found = dataclasses.replace(spec, classes=classes, image=image)
-    splits = dict(splits)
+    splits, aliases = dict(splits), {}
     if "test" not in splits and "val" in splits:
-        splits["test"] = splits.pop("val")
+        splits["test"], aliases = splits.pop("val"), {"val": "test"}
     if "test" not in splits:
         # Always seed 0: the test split must not change with the seed of a run.
         kept, held_out = Dataset(found, splits).hold_out(TEST_FRACTION, seed=0)
@@ -76,62 +131,26 @@ def with_test_split(
             )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
     counts = {name: len(split) for name, split in splits.items()}
-    return Dataset(dataclasses.replace(found, splits=counts), splits)
+    return Dataset(dataclasses.replace(found, splits=counts), splits, aliases=aliases)
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders of the splits; if there are none, `root` as train."""
-    if not root.is_dir():
-        raise DatasetMissingError(
-            f"{root}: no such folder",
-            "give its path after ':'; if a run's folder has moved, use --data-dir DIR",
-        )
-    found: dict[str, Path] = {}
-    for folder in _subfolders(root):
-        if split := SPLITS.get(folder.name.lower()):
-            if split in found:
-                raise DatasetCorruptError(
-                    f"{folder}: a second {split} split, besides {found[split]}"
-                )
-            found[split] = folder
-    if found and "train" not in found:
-        raise DatasetCorruptError(f"{root}: has {', '.join(sorted(found))}, but no folder 'train'")
-    return found or {"train": root}
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
-def sorted_files(folder: Path) -> list[Path]:
-    """Return the image files in a folder and its subfolders, sorted, without hidden ones.
-
-    Sorted, since file systems list files in different orders, and random splits depend on it.
-    """
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-
-
-def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
+def _labelled(folder: Path, classes: list[str], layout: Layout, training: bool) -> Files:
     """Return the files of a split with their class numbers."""
-    names = [f.name for f in _subfolders(folder)]
+    names = [f.name for f in subfolders(folder)]
     # Every split uses the class numbers of train: other classes have no output unit.
     for name in names:
         if name not in classes:
             raise DatasetCorruptError(
-                f"{folder}: class '{printable(name)}' is not in the training split"
+                f"{folder}: class '{printable(name)}' is not in the training split",
+                f"the classes of training: {', '.join(map(printable, classes[:8]))}",
             )
     images, targets = [], []
     for number, name in enumerate(classes):
-        files = sorted_files(folder / name) if name in names else []
+        files = sorted_files(folder / name, layout.left_out) if name in names else []
         if training and not files:
+            missed = layout.left_out.lines(missed=True)
             raise DatasetCorruptError(
-                f"{folder / name}: no images ({', '.join(SUFFIXES)})",
+                f"{folder / name}: no images{''.join(f'; {line}' for line in missed)}",
                 "each folder is a class: add images, move it, or start its name with a dot",
             )
         images += files
@@ -139,19 +158,132 @@ def _labelled(folder: Path, classes: list[str], training: bool) -> Files:
     return Files(tuple(images), torch.tensor(targets, dtype=torch.int64))
 
 
+def options(root: Path) -> Reading:
+    """Return how the images are read, from dataset.toml in their folder."""
+    path = root / OPTIONS
+    if not path.is_file():
+        return Reading()
+    try:
+        settings = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    known = [field.name for field in dataclasses.fields(Reading)]
+    for key in settings:
+        if key not in known:
+            nearest = did_you_mean(key, known)
+            raise UsageError(f"{path}: unknown key '{key}'{nearest}", f"keys: {', '.join(known)}")
+    try:
+        bounds = tuple(settings.pop("value_range", ()))
+        return Reading(bounds, **settings)
+    except (TypeError, UsageError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+@dataclasses.dataclass
+class Survey:
+    """What the headers of images say together.
+
+    `channels` and `size`, which is (0, 0) if sizes differ, are those of the dataset.
+    """
+
+    channels: int = 3
+    size: tuple[int, int] = (0, 0)
+    total: int = 0
+    alpha: int = 0
+    turned: int = 0
+    deep: int = 0
+    sixteen: list[Path] = dataclasses.field(default_factory=list)  # of those, of 16 bits
+    lost: dict[str, tuple[int, Path]] = dataclasses.field(default_factory=dict)
+
+    def notes(self, reading: Reading) -> list[str]:
+        """Return lines on how images are read."""
+        lines = []
+        if self.alpha:
+            how = f"are shown on {reading.alpha_background}"
+            if reading.alpha_background == "drop":
+                how = "show their hidden colours"
+            lines.append(
+                f"{self.alpha:,} of {self.total:,} images may have transparent parts, which {how} "
+                "(alpha_background)"
+            )
+        if self.deep:
+            low, high = reading.value_range or UINT16
+            lines.append(
+                f"{self.deep:,} of {self.total:,} images have more than 8 bits per channel: "
+                f"{low:g} to {high:g} becomes 0 to 255 (value_range)"
+            )
+        return lines
+
+    def faults(self, reading: Reading) -> list[str]:
+        """Return lines on parts of images that are not read, and on a range that is too wide."""
+        lines = [
+            f"left out: {what}, in {count:,} images, such as {path}"
+            for what, (count, path) in self.lost.items()
+        ]
+        return lines if reading.value_range else [*lines, *self._unused_range()]
+
+    def _unused_range(self) -> Iterator[str]:
+        """Yield a line if 16-bit images hold values of fewer bits, as of a camera with 12."""
+        seen = self.sixteen[:: -(-len(self.sixteen) // MAX_DECODED) or 1]
+        highest = 0.0
+        for path in seen:
+            # Broken files are reported when all are decoded.
+            with contextlib.suppress(DatasetCorruptError):
+                highest = max(highest, value_bounds(path)[1])
+        if 0 < highest < UINT16[1] / 4:
+            bits = int(highest).bit_length()
+            yield (
+                f"values up to {highest:g} in {len(seen):,} images, read as 0 to 65535, become "
+                f"very dark: value_range = [0, {2**bits - 1}] may be meant"
+            )
+
+
+def survey(paths: Iterable[Path]) -> Survey:
+    """Return what the headers of images say together.
+
+    Files that cannot be read are skipped: all of them are reported later, when each is decoded.
+
+    Raises:
+        DatasetCorruptError: arrays differ in their channels.
+    """
+    result, channels, sizes = Survey(), dict[int, Path](), set()
+    for path in paths:
+        result.total += 1
+        try:
+            facts: Facts = image_facts(path)
+        except DatasetCorruptError:
+            continue
+        channels.setdefault(facts.channels, path)
+        sizes.add(facts.size)
+        result.alpha += facts.alpha
+        result.deep += facts.deep
+        result.sixteen += [path] * (facts.mode == "uint16" or facts.mode.startswith("I;16"))
+        result.turned += facts.turned
+        if facts.lost:
+            count, first = result.lost.get(facts.lost, (0, path))
+            result.lost[facts.lost] = (count + 1, first)
+    result.channels = _channels(channels)
+    result.size = sizes.pop() if len(sizes) == 1 else (0, 0)
+    return result
+
+
+def _channels(found: Mapping[int, Path]) -> int:
+    """Return the number of channels of a dataset with these numbers of channels."""
+    if len(found) == 1:
+        return next(iter(found))
+    # One colour image makes the dataset RGB: grey images can be read as RGB without loss.
+    if found.keys() <= {1, 3, 4}:
+        return 3
+    first, second = sorted(found)[:2]
+    raise DatasetCorruptError(
+        f"{found[second]}: {second} channels, but {found[first]} has {first}"
+    )
+
+
 def image_type(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
     """Return the number of channels and the (height, width), which is (0, 0) if sizes differ.
 
     Files that cannot be read are skipped: all of them are reported later, when each is decoded.
     """
-    modes, sizes = set(), set()
-    for path in paths:
-        try:
-            height, width, mode = probe_image(path)
-        except DatasetCorruptError:
-            continue
-        modes.add(mode)
-        sizes.add((height, width))
-    # One colour image makes the dataset RGB: grey images can be read as RGB without loss.
-    channels = 1 if modes and modes <= set(GREY) else 3
-    return channels, sizes.pop() if len(sizes) == 1 else (0, 0)
+    found = survey(paths)
+    return found.channels, found.size

@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, Files
+from cnn_core.data.pixels import AS_USUAL, Reading
 from cnn_core.data.readers.columns import Choice, Columns, Table, find_columns
-from cnn_core.data.readers.folders import image_type, sorted_files, with_test_split
+from cnn_core.data.readers.folders import survey, with_test_split
+from cnn_core.data.readers.listing import sorted_files
+from cnn_core.data.split_names import UNDERSTOOD, splits_among
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
 
 __all__ = ["Labels", "labelled", "labels_of"]
 
-SPLITS = {
-    **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout"), "test"),
-}
 SHOWN = 3  # rows in an error
 GRADES = 10  # distinct fractions that still are classes
 
@@ -43,7 +41,9 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def labelled(spec: DatasetSpec, table: Table, root: Path, choice: Choice) -> Dataset:
+def labelled(
+    spec: DatasetSpec, table: Table, root: Path, choice: Choice, reading: Reading = AS_USUAL
+) -> Dataset:
     """Return the dataset of a table; relative paths are relative to `root`.
 
     Raises:
@@ -63,10 +63,13 @@ def labelled(spec: DatasetSpec, table: Table, root: Path, choice: Choice) -> Dat
         for name, rows in _by_split(kept, names).items()
     }
     _check_classes(table, labels, splits)
-    channels, size = image_type(paths[row] for row in kept)
-    splits = {n: dataclasses.replace(split, channels=channels) for n, split in splits.items()}
+    images = survey(paths[row] for row in kept)
+    splits = {
+        name: dataclasses.replace(split, channels=images.channels, reading=reading)
+        for name, split in splits.items()
+    }
     known = dataclasses.replace(spec, task=labels.task)
-    dataset = with_test_split(known, labels.classes, splits, (channels, *size))
+    dataset = with_test_split(known, labels.classes, splits, (images.channels, *images.size))
     notes = [
         *_understood(table, columns),
         *labels.notes,
@@ -74,8 +77,14 @@ def labelled(spec: DatasetSpec, table: Table, root: Path, choice: Choice) -> Dat
         *repeated,
         *_held_out(dataset, splits),
         *_unlisted(table, paths, root),
+        *images.notes(reading),
     ]
-    return dataclasses.replace(dataset, notes=tuple(notes), labels=_digest(dataset))
+    return dataclasses.replace(
+        dataset,
+        notes=tuple(notes),
+        faults=tuple(images.faults(reading)),
+        labels=_digest(dataset),
+    )
 
 
 # Columns
@@ -292,13 +301,14 @@ def _splits(table: Table, column: str) -> list[str]:
     if not column:
         return ["train"] * len(table.rows)
     values = table.values(column)
-    names = [SPLITS.get(value.lower(), "") for value in values]
+    meant = {name: split for split, same in splits_among(set(values)).items() for name in same}
+    names = [meant.get(value, "") for value in values]
     if unknown := [row for row, name in enumerate(names) if not name]:
         counts = Counter(values[row] for row in unknown).most_common(SHOWN)
         listed = ", ".join(f"'{printable(value)}' ({count:,} rows)" for value, count in counts)
         raise DatasetCorruptError(
             f"{table.at(unknown[0])}: unknown splits in {_quoted(column)}: {listed}",
-            "train, val (valid, validation, dev) or test; another column: csv:FILE#split=NAME",
+            f"{UNDERSTOOD}; another column: csv:FILE#split=NAME",
         )
     if "train" not in names:
         found = ", ".join(sorted(set(names)))
@@ -377,7 +387,9 @@ def _check_classes(table: Table, labels: Labels, splits: dict[str, Files]) -> No
 
 
 def _held_out(dataset: Dataset, splits: dict[str, Files]) -> Iterator[str]:
-    if set(splits) == {"train"}:
+    if "val" in dataset.aliases:
+        yield "val: measured as the split 'test', since there is no other"
+    elif set(splits) == {"train"}:
         held = len(dataset.splits["test"])
         yield f"no splits: {held:,} of {held + len(dataset.splits['train']):,} are the test split"
 

@@ -13,7 +13,7 @@ from cnn_core.data.readers.folders import (
     split_folders,
     with_test_split,
 )
-from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 
 __all__ = ["load_masks"]
@@ -27,7 +27,7 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     is class 0. PATH/classes.txt may name the classes, one per line.
 
     Raises:
-        DatasetMissingError: there is no such folder.
+        UsageError: there is no such folder.
         DatasetCorruptError: images and masks do not pair up, or masks have other values.
         UsageError: the number of names in classes.txt is not the number of classes.
     """
@@ -57,7 +57,7 @@ def _pairs(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 def _by_name(folder: Path) -> dict[Path, Path]:
     """Return the image files in a folder, keyed by their relative paths without suffix."""
     if not folder.is_dir():
-        raise DatasetMissingError(
+        raise UsageError(
             f"{folder}: no such folder", f"{folder.parent}/images/NAME.* and masks/NAME.*"
         )
     found: dict[Path, Path] = {}

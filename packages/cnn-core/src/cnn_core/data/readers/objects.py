@@ -6,7 +6,7 @@ No library is imported for them: an object is recognised by its attributes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, Files, Given, Item, Split, read_pixels
-from cnn_core.data.images import image_pixels, upright_copy
+from cnn_core.data.images import upright_copy
+from cnn_core.data.pixels import DEEP_MODES, Reading, has_alpha, image_pixels
 from cnn_core.data.readers.columns import Choice, Table
-from cnn_core.data.readers.folders import image_type, with_test_split
-from cnn_core.data.readers.labels import SPLITS, labelled
+from cnn_core.data.readers.folders import image_type, survey, with_test_split
+from cnn_core.data.readers.labels import labelled
+from cnn_core.data.split_names import UNDERSTOOD, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -29,7 +31,7 @@ from cnn_core.text import printable
 __all__ = ["load"]
 
 IN_MEMORY = 2**30  # bytes of decoded images of one size to keep; others are read when needed
-GREY = ("1", "L", "LA", "I", "I;16", "F")
+GREY = ("1", "L", "LA", "La", *DEEP_MODES)
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,27 @@ def load(spec: DatasetSpec, root: Path | Given, download: bool) -> Dataset:
         return labelled(spec, table, root.folder, Choice())
     if not isinstance(source, Mapping):
         source = {"train": source}
-    parts = {_split_name(key): _samples(str(key), part) for key, part in source.items()}
+    parts = {name: _samples(key, part) for name, (key, part) in _splits(source).items()}
     if "train" not in parts:
         raise UsageError(f"a dataset with {', '.join(parts) or 'no splits'}, but without train")
     return _dataset(spec, parts)
 
 
-def _split_name(key: object) -> str:
-    name = SPLITS.get(str(key).lower(), "")
-    if not name:
-        raise UsageError(f"split '{printable(str(key))}'", "train, val (validation) or test")
-    return name
+def _splits(source: Mapping[Any, Any]) -> dict[str, tuple[str, Any]]:
+    """Return the given name and the data of each split.
+
+    Raises:
+        UsageError: a name is not one of a split, or two mean the same one.
+    """
+    parts = {str(key): part for key, part in source.items()}
+    meant = splits_among(parts)
+    for key in parts:
+        if not any(key in same for same in meant.values()):
+            raise UsageError(f"split '{printable(key)}'", UNDERSTOOD)
+    for split, same in meant.items():
+        if len(same) > 1:
+            raise UsageError(f"splits {' and '.join(map(printable, same))} both mean {split}")
+    return {split: (key, parts[key]) for split, (key,) in meant.items()}
 
 
 # Tables
@@ -102,7 +114,7 @@ def _table(source: Any) -> Table | None:
 
 
 def _are_splits(source: Mapping[Any, Any]) -> bool:
-    return all(str(key).lower() in SPLITS for key in source)
+    return sum(map(len, splits_among(map(str, source)).values())) == len(source)
 
 
 def _as_text(value: Any) -> str:
@@ -221,11 +233,13 @@ def _dataset(spec: DatasetSpec, parts: Mapping[str, Samples]) -> Dataset:
     channels = max(split.channels for split in splits.values())
     splits = {name: replace(split, channels=channels) for name, split in splits.items()}
     known = replace(spec, task=task)
-    found = _in_memory(with_test_split(known, classes, splits, (channels, 0, 0)))
-    notes = []
+    found = with_test_split(known, classes, splits, (channels, 0, 0))
+    # How other images are read is not known before there is a recipe.
+    found = _in_memory(found) if all(map(_is_plain, parts.values())) else found
+    notes = [*found.notes]
     if set(parts) == {"train"}:
         held = len(found.splits["test"])
-        notes = [f"no splits: {held:,} of {len(targets['train']):,} images are the test split"]
+        notes += [f"no splits: {held:,} of {len(targets['train']):,} images are the test split"]
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in targets.values()))
     return replace(found, notes=tuple(notes), labels=digest.hexdigest()[:16])
 
@@ -315,10 +329,11 @@ def _split(part: Samples, targets: Tensor) -> Files:
     return Files(cast("tuple[Path, ...]", tuple(items)), targets, _channels(part))
 
 
-def _pixels(part: Samples, index: int, channels: int) -> Tensor:
+def _pixels(part: Samples, index: int, channels: int, reading: Reading) -> Tensor:
     """Return an image of an object, uint8 C H W."""
     name = f"{part.name}[{index}]"
-    return image_pixels(upright_copy(_as_image(part.read(index), name), name), channels)
+    image = upright_copy(_as_image(part.read(index), name), name)
+    return image_pixels(image, channels, reading, name)
 
 
 def _in_memory(dataset: Dataset) -> Dataset:
@@ -326,8 +341,13 @@ def _in_memory(dataset: Dataset) -> Dataset:
     splits = cast("Mapping[str, Files]", dataset.splits)
     items = [image for split in splits.values() for image in split.images]
     if not all(isinstance(item, Item) for item in items):
-        size = image_type(item for item in items if isinstance(item, Path))[1]
-        return replace(dataset, spec=replace(dataset.spec, image=(dataset.spec.image[0], *size)))
+        seen = survey(item for item in items if isinstance(item, Path))
+        return replace(
+            dataset,
+            spec=replace(dataset.spec, image=(dataset.spec.image[0], *seen.size)),
+            notes=tuple(seen.notes(dataset.reading)),
+            faults=tuple(seen.faults(dataset.reading)),
+        )
     if len(items) * read_pixels(items[0], dataset.spec.image[0]).numel() > IN_MEMORY:
         return dataset
     found = {}
@@ -338,9 +358,12 @@ def _in_memory(dataset: Dataset) -> Dataset:
     if len(shapes) > 1:
         return dataset
     ((channels, height, width),) = shapes
-    return Dataset(
-        replace(dataset.spec, image=(channels, height, width)),
-        {n: Split(torch.stack(found[n]), cast("Tensor", s.targets)) for n, s in splits.items()},
+    return replace(
+        dataset,
+        spec=replace(dataset.spec, image=(channels, height, width)),
+        splits={
+            n: Split(torch.stack(found[n]), cast("Tensor", s.targets)) for n, s in splits.items()
+        },
     )
 
 
@@ -364,7 +387,17 @@ def _as_image(image: Any, name: str) -> Image.Image:
 
 
 def _channels(part: Samples) -> int:
-    """Return 1 if the first images are grey, else 3."""
-    first = range(0, len(part.labels), max(len(part.labels) // 20, 1))
-    grey = (_as_image(part.read(i), f"{part.name}[{i}]").mode in GREY for i in first)
-    return 1 if all(grey) else 3
+    """Return 1 if some images, evenly spaced, are grey, else 3."""
+    return 1 if all(image.mode in GREY for image in _some_images(part)) else 3
+
+
+def _is_plain(part: Samples) -> bool:
+    """Return whether images have 8 bits per channel and no transparency, as far as is seen."""
+    return bool(part.paths) or not any(
+        image.mode in DEEP_MODES or has_alpha(image) for image in _some_images(part)
+    )
+
+
+def _some_images(part: Samples) -> Iterator[Image.Image]:
+    for index in range(0, len(part.labels), max(len(part.labels) // 20, 1)):
+        yield _as_image(part.read(index), f"{part.name}[{index}]")

@@ -1,0 +1,172 @@
+"""Share a trained network: weights, config.json for timm and a model card, in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cnn_core.errors import UsageError
+from cnn_core.files import new_folder, write_new, write_text
+from cnn_core.registry.names import base_name
+from cnn_core.tasks.class_counts import class_keys
+from cnn_core.tasks.class_weights import own_targets
+from cnn_core.text import printable
+from cnn_core.training.evaluation import evaluate
+from cnn_core.training.model_card import Measured, model_card
+from cnn_core.training.outputs import predictions
+from cnn_core.training.prediction import task_of
+from cnn_core.training.trained import Source, Trained
+from cnn_core.weights.hub import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    Repository,
+    parse_repository,
+    require_hub,
+    upload_folder,
+)
+from cnn_core.weights.native import write_weights
+from cnn_core.weights.timm_files import timm_config, timm_naming
+
+__all__ = ["Shared", "push"]
+
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+SPLIT = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What was shared: its address or folder, whether timm can read it, and the results in it."""
+
+    place: str
+    timm: bool
+    metrics: dict[str, float]
+
+
+def push(
+    run: Trained | Source,
+    repository: str,
+    *,
+    licence: str,
+    out: str | os.PathLike[str] | None = None,
+    private: bool = False,
+    force: bool = False,
+) -> Shared:
+    """Upload a trained network to a repository of the Hugging Face Hub, "hf:owner/name".
+
+    The repository gets model.safetensors, under timm's names where timm has the network, then with
+    its config.json, and a model card, README.md. For a run, or if `run` is a `Trained` with
+    `data`, the card has the results on the test split. `licence` is an identifier of the hub, such
+    as "mit" or "cc-by-4.0". With `out`, the files are only written into a new folder. `private`
+    creates a private repository. `force` adds to one that has files, or replaces the folder.
+
+    Raises:
+        UsageError: the name, the licence or the source is invalid, the repository or the folder
+            has files already, or huggingface_hub is not installed.
+        ZooError: the hub refuses the upload or cannot be reached.
+    """
+    target = parse_repository(repository)
+    require_hub()
+    _require_valid(target, licence, out, private)
+    trained = Trained.of(run)
+    if not trained.weights.tensors:
+        raise UsageError(
+            f"{trained.path}: an exported file, which cannot be pushed",
+            "give the run or the weights that it was exported from",
+        )
+    if out is not None:
+        folder = _new(Path(out), force)
+        with new_folder(folder) as temporary:
+            timm, measured = _write(trained, target, temporary, licence)
+        place = str(folder)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            timm, measured = _write(trained, target, Path(name), licence)
+            place = upload_folder(Path(name), target, private=private, force=force)
+    return Shared(place=place, timm=timm, metrics=dict(measured.metrics) if measured else {})
+
+
+def _require_valid(
+    target: Repository, licence: str, out: str | os.PathLike[str] | None, private: bool
+) -> None:
+    if target.revision is not None:
+        raise UsageError(f"{target}: uploads go to the main branch", f"hf:{target.id}")
+    if not LICENCE.fullmatch(licence):
+        raise UsageError(
+            f"licence = '{printable(licence)}': expected an identifier of the hub",
+            "such as mit, apache-2.0, cc-by-4.0 or other: "
+            "https://huggingface.co/docs/hub/repositories-licenses",
+        )
+    if out is not None and private:
+        raise UsageError("--private is for uploads, and --out only writes a folder")
+
+
+def _new(folder: Path, force: bool) -> Path:
+    """Return a folder to write; raise UsageError if it has files already."""
+    if folder.exists() and not (folder.is_dir() and (force or not any(folder.iterdir()))):
+        hint = "--force replaces it" if folder.is_dir() else ""
+        raise UsageError(f"{folder}: already exists", hint)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(
+    trained: Trained, repository: Repository, folder: Path, licence: str
+) -> tuple[bool, Measured | None]:
+    """Write all files; return whether timm can read them, and the results on the card."""
+    weights, measured = trained.weights, _measured(trained)
+    naming = timm_naming(weights)
+    card = model_card(trained, repository, licence=licence, measured=measured, timm=bool(naming))
+    write_weights(folder / WEIGHTS, weights, naming)
+    if naming:
+        config = json.dumps(timm_config(weights, naming), indent=2, ensure_ascii=False)
+        write_text(folder / CONFIG, f"{config}\n")
+    write_new(folder / CARD, card.encode())
+    return bool(naming), measured
+
+
+def _measured(trained: Trained) -> Measured | None:
+    """Return the results on the test split, or None if there is no dataset to measure on."""
+    if not trained.is_run and trained.data is None:
+        return None
+    data, split = base_name(trained.recipe.data), trained.dataset.split(SPLIT)
+    classes = trained.weights.classes
+    if task_of(trained.weights) == "classification":
+        found = predictions(trained, split=SPLIT)
+        totals = torch.bincount(found.targets, minlength=len(classes)).tolist()
+        hits = found.targets[found.predicted == found.targets]
+        right = torch.bincount(hits, minlength=len(classes)).tolist()
+        score = "recall"
+        by_class = [
+            (name, n, hit / n) for name, n, hit in zip(classes, totals, right, strict=True) if n
+        ]
+        metrics = evaluate(trained, split=SPLIT)
+    elif task_of(trained.weights) == "multilabel":
+        metrics, score = evaluate(trained, split=SPLIT), "recall"
+        totals = own_targets(split).sum(0, dtype=torch.int64).tolist()
+        by_class = [
+            (name, n, metrics[f"recall_{key}"])
+            for name, n, key in zip(classes, totals, class_keys(classes), strict=True)
+            if n
+        ]
+    else:
+        metrics, score = evaluate(trained, split=SPLIT), "IoU"
+        by_class = [
+            (name, 0, metrics[f"iou_{k}"])
+            for k, name in enumerate(classes)
+            if f"iou_{k}" in metrics
+        ]
+    return Measured(
+        data=data,
+        split=SPLIT,
+        count=len(split),
+        metrics=metrics,
+        score=score,
+        by_class=by_class,
+    )

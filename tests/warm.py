@@ -1,0 +1,92 @@
+"""Run cnnzoo commands in forks of a process that has imported torch and the like already.
+
+These imports are three quarters of the CPU time of a short command, and the tests run hundreds of
+commands. Nothing of cnnzoo is imported before the fork, and a fork has the environment, folder,
+path and streams that a new process would have.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+# What several commands import, and take no settings from that a test would change.
+IMPORTED = ("torch", "torchvision", "matplotlib.figure", "rich.progress", "sklearn.datasets")
+SECONDS = 300
+
+
+class WarmPython:
+    """A process that waits for commands and runs each in a fork of itself."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(
+        self, *command: str, path: list[str], environment: dict[str, str], cwd: Path, streams: Path
+    ) -> int:
+        """Run `python -m` with a command and these folders in PYTHONPATH; return its exit code.
+
+        What it prints goes to the files `out` and `err` of the folder `streams`.
+        """
+        job = {"command": command, "path": path, "environment": environment}
+        job |= {"cwd": str(cwd), "streams": str(streams)}
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+def _run(job: dict) -> None:
+    """Be the process that runs the command."""
+    signal.alarm(SECONDS)
+    made = os.O_WRONLY | os.O_CREAT
+    out, err = (os.path.join(job["streams"], name) for name in ("out", "err"))
+    for number, (name, flags) in enumerate([(os.devnull, os.O_RDONLY), (out, made), (err, made)]):
+        os.dup2(os.open(name, flags), number)
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    os.chdir(job["cwd"])
+    # As `python -m` has it: the current folder first, then PYTHONPATH.
+    sys.path[:1] = [job["cwd"], *job["path"]]
+    name, *sys.argv[1:] = job["command"]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _exit_code(job: dict) -> int:
+    try:
+        _run(job)
+    except SystemExit as error:
+        return error.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _serve() -> None:
+    for name in IMPORTED:
+        __import__(name)
+    for line in sys.stdin:
+        if child := os.fork():
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            continue
+        code = _exit_code(json.loads(line))
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        # Not sys.exit: freeing all that was imported takes as long as importing it.
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
