@@ -534,6 +534,62 @@ def test_what_is_no_dataset_is_refused(make, message):
         load_dataset(make())
 
 
+# As folders of images are read
+
+
+def test_the_way_to_read_pixels_is_that_of_folders(folder, loaded):
+    for number, name in enumerate(NAMES):
+        pixels = np.full((8, 8), 40 * number, np.float32)
+        Image.fromarray(pixels).save(folder / "images" / name.replace("png", "tif"))
+    text = rows(lambda n, f: f"images/{n}.tif,{label(n)}", "path,label\n")
+    (train_split, *_) = loaded(text).splits.values()
+    with pytest.raises(DatasetCorruptError, match="of an undeclared range"):
+        read_pixels(train_split.images[0], 1, train_split.reading)
+    (folder / "dataset.toml").write_text("value_range = [0, 510]")
+    dataset = loaded(text)
+    assert any(line.startswith("12 of 12 images have more than 8 bits") for line in dataset.notes)
+    for split in dataset.splits.values():
+        for path in split.images:
+            pixels = read_pixels(path, split.channels, split.reading)
+            assert pixels.unique().tolist() == [20 * int(path.stem)]
+
+
+def test_images_of_an_object_are_read_as_the_recipe_says(tmp_path):
+    deep = [Image.fromarray(np.full((8, 8), n / 12, np.float32)) for n in range(12)]
+    source = HubRows(images=deep)
+    settings = {"epochs": 1, "batch_size": 4, "progress": False, "device": "cpu"}
+    with pytest.raises(DatasetCorruptError, match="of an undeclared range"):
+        train("lenet5_modern", source, out=tmp_path / "a", **settings)
+    run = train("lenet5_modern", source, out=tmp_path / "b", value_range=(0, 1), **settings)
+    assert run.recipe.value_range == (0, 1)
+    assert {f"test/{k}": v for k, v in evaluate(run, data=source).items()} == pytest.approx(
+        run.test_metrics()
+    )
+
+
+def test_names_of_splits_are_those_of_folders(loaded):
+    parts = ("Training", "dev", "testing")
+    text = rows(lambda n, f: f"images/{f},{label(n)},{parts[n % 3]}", "path,label,split\n")
+    assert {n: len(s) for n, s in loaded(text).splits.items()} == {"train": 4, "val": 4, "test": 4}
+    with pytest.raises(UsageError, match="splits train and training both mean train"):
+        load_dataset({"train": Pairs(), "training": Pairs()})
+
+
+def test_another_order_of_classes_keeps_the_labels_of_an_image(loaded):
+    text = rows(lambda n, f: f"images/{f},{'|'.join(several(n))}", "path,labels\n")
+    dataset = loaded(text)
+    turned = dataset.with_class_order(dataset.spec.classes[1:] + dataset.spec.classes[:1])
+    assert turned.spec.classes != dataset.spec.classes
+    assert labels_of(turned) == labels_of(dataset)
+
+
+def test_a_run_on_a_table_finds_its_images_again(folder, tmp_path):
+    table = {"path": [f"images/{f}" for f in NAMES], "label": [label(n) for n in range(12)]}
+    settings = {"epochs": 1, "batch_size": 4, "progress": False, "device": "cpu"}
+    run = train("lenet5_modern", table, data_dir=folder, out=tmp_path / "run", **settings)
+    assert labels_of(load_data(run, given=table)) == EXPECTED
+
+
 # The page that shows the layouts
 
 

@@ -23,7 +23,7 @@ from cnn_core.tasks import loss_of, metrics_of, score_of, thresholds_of
 from cnn_core.tasks.class_weights import with_weights
 from cnn_core.tasks.multilabel import predicted_labels
 from cnn_core.tasks.thresholds import ThresholdCounts, best_threshold
-from cnn_core.training import Predictor, Run, Trained, evaluate, predict, train
+from cnn_core.training import Predictor, Run, Trained, evaluate, predict, push, train
 from cnn_core.training.matching import matched
 from cnn_core.weights.native import read_weights
 
@@ -231,6 +231,18 @@ def run(folder, tmp_path_factory):
     settings = {"epochs": 12, "batch_size": 8, "lr": 0.03, "image_size": 32}
     data = f"csv:{folder / 'labels.csv'}"
     return train("lenet5_modern", data, out=out, progress=False, device="cpu", **settings)
+
+
+def test_a_shared_network_has_its_results_by_class_and_its_thresholds(run, tmp_path):
+    push(run, "hf:me/sides", licence="mit", out=tmp_path / "shared")
+    card, test = (tmp_path / "shared" / "README.md").read_text(), run.test_metrics()
+    targets = load_dataset(run.recipe.data).split("test").targets
+    for name, count in zip(CLASSES, targets.sum(0).tolist(), strict=True):
+        assert f"| {name} | {count} | {test[f'test/recall_{name}']:.4f} |" in card
+    assert f"| map | {test['test/map']:.4f} |" in card
+    assert "recall_" not in card
+    shared = read_weights(tmp_path / "shared" / "model.safetensors")
+    assert (shared.task, shared.thresholds) == ("multilabel", read_weights(run.path).thresholds)
 
 
 def test_a_network_learns_several_labels_and_keeps_its_thresholds(run):
