@@ -17,10 +17,11 @@ from cnn_core.errors import RunError, UsageError
 from cnn_core.training import Run
 from cnn_core.training.data_checks import _smallest_batch, checked, class_counts
 from cnn_core.training.distributed import World
+from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.setup import find_recipe, set_up
 from cnn_core.training.trained import load_data
-from cnn_core.training.trainer import _collapse, _count_predictions
+from cnn_core.training.trainer import _collapse
 
 CPU = torch.device("cpu")
 
@@ -180,24 +181,24 @@ def test_the_smallest_batch(count, batch_size, accumulate, world, expected):
 
 @pytest.mark.parametrize(
     ("predicted", "own", "collapsed"),
-    [([4, 0], [0, 1], True), ([3, 1], [0, 1], False), ([4, 0], [0, 0], False)],
+    [([0, 0], [0, 1], True), ([0, 1], [0, 1], False), ([0, 0], [0, 0], False)],
 )
-def test_a_collapse_to_one_class_is_said(predicted, own, collapsed):
-    split = dataclasses.replace(
-        load_dataset("digits").split("test").subset(torch.arange(2)), targets=torch.tensor(own)
-    )
-    line = _collapse(torch.tensor(predicted), split, ("cat", "dog"))
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_collapse_to_one_class_is_said(task, predicted, own, collapsed):
+    running = EpochMetrics(task, 2, 0)
+    logits, targets = nn.functional.one_hot(torch.tensor(predicted), 2), torch.tensor(own)
+    if task == "segmentation":
+        # Each image is of one class.
+        logits, targets = (
+            part[..., None, None].expand(*part.shape, 4, 5) for part in (logits, targets)
+        )
+        targets = targets.to(torch.uint8)
+    running.add(1.0, logits.float(), targets)
+    spec = dataclasses.replace(load_dataset("digits").spec, task=task, classes=("cat", "dog"))
+    line = _collapse(spec, running.sums())
+    what = "test images" if task == "classification" else "pixels of the test images"
     assert bool(line) == collapsed
-    assert line.startswith("all test images are predicted as 'cat'") == collapsed
-
-
-def test_predictions_are_counted_pixel_by_pixel_too():
-    network = nn.Conv2d(1, 2, 1)
-    nn.init.zeros_(network.weight)
-    network.bias.data = torch.tensor([0.0, 1.0])
-    counts = _count_predictions(network, 2, CPU)
-    network(torch.rand(3, 1, 4, 5))
-    assert counts.tolist() == [0, 60]
+    assert line.startswith(f"all {what} are predicted as 'cat'") == collapsed
 
 
 def test_the_images_that_chose_the_epoch_can_be_measured(tmp_path, caplog, cnnzoo):

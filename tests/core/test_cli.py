@@ -289,7 +289,7 @@ def test_training_is_live_on_a_terminal(tmp_path, on_terminal):
 
 def test_without_plugins_the_core_works_and_names_packages_to_install(cnnzoo):
     assert cnnzoo("list-models", CNNZOO_PLUGINS="").code == 0
-    assert cnnzoo("list-datasets", CNNZOO_PLUGINS="").out.count("\n") == 15
+    assert cnnzoo("list-datasets", CNNZOO_PLUGINS="").out.count("\n") == 17
     done = cnnzoo("list-views", CNNZOO_PLUGINS="")
     assert "pip install cnn-viz" in done.err
 

@@ -82,12 +82,18 @@ STEPS = textwrap.dedent("""
 QUICK = {"epochs": 1, "optimizer": "sgd", "lr": 0.02, "batch_size": 64, "save_steps": 9}
 CASES = {
     "plain": ("lenet5_modern", False, {**QUICK, "shift": 1}),
+    "unequal": (
+        "lenet5_modern",
+        False,
+        {**QUICK, "shift": 1, "sampler": "balanced", "class_weights": {"3": 2}},
+    ),
     "pieces": ("lenet5_modern", False, {**QUICK, "accumulate": 4, "ema": 0.9}),
     "norm": ("resnet20_cifar", True, {**QUICK, "sync_batchnorm": True, "image_size": 16}),
 }
 
 
-SHORT = ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pieces", "norm"))]
+SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("pieces", "norm"))
+SHORT = ["plain", "unequal", *SLOW]
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,7 @@ class Mine:
     def compute(self):
         return self.sums.item()
 """
+KEPT = {"loss", "top1", "top2", "mine"}
 WRONG_METRICS = {
     "broken = = import": "",
     MINE.replace("self.sums = torch", "1 / 0; torch"): "ZeroDivisionError: division by zero",
@@ -180,7 +181,8 @@ def measured(zoo, plugin, module):
             running = EpochMetrics("classification", 3, 2)
             for _ in range(2):
                 running.add(1.0, torch.eye(3), torch.arange(3))
-            found.append(running.compute())
+            values = running.compute()
+            found.append({name: values[name] for name in values.keys() & KEPT})
         assert found[0] == found[1]
         return found[0]
 

@@ -57,7 +57,7 @@ def test_a_network_that_says_nan_is_never_right():
 def test_k_beyond_the_classes_is_refused_with_both_numbers():
     with pytest.raises(UsageError, match="topk = 11, but there are 10 classes"):
         metrics_of("classification", 10, 11)
-    assert set(metrics_of("classification", 10, 3)) == {"top1", "top3"}
+    assert set(metrics_of("classification", 10, 3)) == {"top1", "top3", "classes", "auc"}
 
 
 @pytest.mark.parametrize(("classes", "name"), [(10, "top5"), (5, "top5"), (2, "top2")])

@@ -22,7 +22,7 @@ from cnn_core.errors import (
     UsageError,
     ZooError,
 )
-from cnn_core.tasks.classification import map_loss
+from cnn_core.tasks.classification import map_losses
 from cnn_core.training import (
     Recipe,
     Run,
@@ -194,7 +194,7 @@ def test_a_batch_can_be_learned_by_heart(name):
     for _ in range(150):
         logits = model(x)
         value = (
-            map_loss(logits, targets, 1.0)
+            map_losses(logits, targets, 1.0).mean()
             if loss == "map"
             else nn.functional.cross_entropy(logits, targets)
         )
@@ -337,7 +337,7 @@ def test_the_papers_loss_written_out():
     for distances, target in zip((-logits).tolist(), targets.tolist(), strict=True):
         rest = math.exp(-0.7) + sum(math.exp(-distance) for distance in distances)
         expected.append(distances[target] + math.log(rest))
-    found = map_loss(logits, targets, margin=0.7)
+    found = map_losses(logits, targets, margin=0.7).mean()
     assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-6)
 
 

@@ -26,7 +26,8 @@ __all__ = [
     "WeightsSpec",
 ]
 
-TASKS = ("classification", "segmentation")
+NETWORK_TASKS = ("classification", "segmentation")
+TASKS = (*NETWORK_TASKS, "multilabel")  # of datasets; networks for classification do it
 FITS = ("resize", "pad", "tile", "crop")
 VIEW_INPUTS = (
     "run",
@@ -37,6 +38,7 @@ VIEW_INPUTS = (
     "predictions",
     "validation",
     "segmented",
+    "labelled",
     "embedded",
 )
 
@@ -174,7 +176,8 @@ class ModelSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_target("target")
-        self.require("task", self.task in TASKS)
+        valid = self.task in NETWORK_TASKS
+        self.require("task", valid, f"one of {', '.join(NETWORK_TASKS)}")
         self.require("paper", isinstance(self.paper, Paper), "a Paper")
         self.require_image("input")
         for count in ("min_size", "num_classes", "params", "macs"):
@@ -322,7 +325,8 @@ class ViewSpec(Spec):
     trained `nn.Module`, in eval mode), "batch" (`cnn_core.data.Batch`, images from every class of
     the test split), "predictions" (`cnn_core.training.Predictions` for the whole split),
     "validation" (the same for the held-out validation images, or None), "segmented" (an iterable
-    of `cnn_core.training.SegmentationOutput`, recomputed in each iteration) and "embedded"
+    of `cnn_core.training.SegmentationOutput`, recomputed in each iteration), "labelled"
+    (`cnn_core.training.LabelPredictions` for the whole split, for multilabel) and "embedded"
     (`cnn_viz.results.embeddings.Embedding`, features of images and their 2-D positions). Weights
     without a run have no "run", and an exported file has no "model" and no "embedded": such a view
     is then skipped. A `costly` view is drawn only when it is named, not in reports.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cnn_core import CommandSpec, ViewSpec, hookimpl
 
-SEGMENTATION = ("segmentation",)
+SEGMENTATION, MULTILABEL = ("segmentation",), ("multilabel",)
+ALL = ("classification", "segmentation", "multilabel")
 
 VIEWS = (  # in the order of the report
     ViewSpec(
@@ -12,7 +13,7 @@ VIEWS = (  # in the order of the report
         render="cnn_viz.views.curves:curves",
         summary="loss, accuracy and learning rate by epoch",
         needs=("run",),
-        tasks=("classification", "segmentation"),
+        tasks=ALL,
     ),
     ViewSpec(
         name="confusion",
@@ -75,6 +76,20 @@ VIEWS = (  # in the order of the report
         render="cnn_viz.views.faithfulness:faithfulness",
         summary="faithfulness of the maps: deletion, insertion, ROAD, shuffled weights",
         needs=("trained", "weights", "model", "batch"),
+    ),
+    ViewSpec(
+        name="label_scores",
+        render="cnn_viz.views.label_scores:label_scores",
+        summary="average precision, F1, precision and recall of each label, worst first",
+        needs=("trained", "labelled"),
+        tasks=MULTILABEL,
+    ),
+    ViewSpec(
+        name="label_cams",
+        render="cnn_viz.views.label_cams:label_cams",
+        summary="Grad-CAM by label: which parts of an image are evidence for it",
+        needs=("trained", "weights", "model", "batch"),
+        tasks=MULTILABEL,
     ),
     ViewSpec(
         name="masks",
@@ -165,7 +180,7 @@ VIEWS = (  # in the order of the report
         render="cnn_viz.views.architecture:architecture",
         summary="the network stage by stage: sizes, parameters and skip connections",
         needs=("weights",),
-        tasks=("classification", "segmentation"),
+        tasks=ALL,
     ),
     ViewSpec(
         name="features",
@@ -179,14 +194,14 @@ VIEWS = (  # in the order of the report
         render="cnn_viz.views.arithmetic:arithmetic",
         summary="one value of the first feature map: window, kernel, products, sum, activation",
         needs=("trained", "weights", "model", "batch"),
-        tasks=("classification", "segmentation"),
+        tasks=ALL,
     ),
     ViewSpec(
         name="receptive_field",
         render="cnn_viz.views.receptive_field:receptive_field",
         summary="theoretical and effective receptive field of each stage",
         needs=("trained", "weights", "model", "batch"),
-        tasks=("classification", "segmentation"),
+        tasks=ALL,
     ),
     ViewSpec(
         name="activation_maximisation",
@@ -200,14 +215,14 @@ VIEWS = (  # in the order of the report
         render="cnn_viz.views.weights:weights",
         summary="histograms of each stage's weights and activations, and dead units",
         needs=("trained", "model", "batch"),
-        tasks=("classification", "segmentation"),
+        tasks=ALL,
     ),
     ViewSpec(
         name="filters",
         render="cnn_viz.views.filters:filters",
         summary="the kernels of the first convolution, before and after training",
         needs=("trained", "weights", "model"),
-        tasks=("classification", "segmentation"),
+        tasks=ALL,
     ),
 )
 

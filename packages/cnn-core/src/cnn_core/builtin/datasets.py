@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cnn_core.specs import DatasetSpec
 
 __all__ = ["DATASETS"]
@@ -256,6 +258,20 @@ MASKFOLDER = DatasetSpec(
     homepage="",
 )
 
+CSV = replace(
+    IMAGEFOLDER,
+    name="csv",
+    target="cnn_core.data.readers.csv_file:load",
+    summary="your own images, with a row for each in a labels file: csv:FILE",
+)
+
+OBJECT = replace(
+    IMAGEFOLDER,
+    name="object",
+    target="cnn_core.data.readers.objects:load",
+    summary="a table, or a dataset of torchvision or Hugging Face, given in Python",
+)
+
 DATASETS = [
     DIGITS,
     DIGIT_SCENES,
@@ -271,4 +287,6 @@ DATASETS = [
     ISBI_EM,
     IMAGEFOLDER,
     MASKFOLDER,
+    CSV,
+    OBJECT,
 ]

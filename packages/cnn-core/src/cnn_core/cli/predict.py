@@ -25,6 +25,7 @@ from cnn_core.cli.prediction_files import (
     STDOUT,
     CsvRows,
     JsonRows,
+    LabelRows,
     PredictionFile,
     continue_files,
 )
@@ -117,11 +118,12 @@ def command(
     SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
     (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories, which are
     searched recursively, or - for a list of paths on stdin. For classification, print the
-    predicted classes. For segmentation, write a mask (PNG with class indices and a palette),
-    an overlay and probabilities (float16, classes x H x W) for each image, at its original
-    size, and print the paths. Masks of images in sub-directories are written to
-    sub-directories. Images are converted to greyscale or RGB to match training. MNIST-like
-    models expect light digits on a dark background.
+    predicted classes; for multilabel, all classes whose probability reaches their threshold.
+    For segmentation, write a mask (PNG with class indices and a palette), an overlay and
+    probabilities (float16, classes x H x W) for each image, at its original size, and print
+    the paths. Masks of images in sub-directories are written to sub-directories. Images are
+    converted to greyscale or RGB to match training. MNIST-like models expect light digits on
+    a dark background.
 
     Results are printed and written as they come. A file that cannot be read is named on stderr and
     skipped, and the exit code is then 3.
@@ -153,7 +155,8 @@ def command(
         chosen.require_unused("top_k", "csv_path", "jsonl_path", task=task)
         _write_masks(predictor, dict(files), chosen)
     else:
-        chosen.require_unused("out", task=task)
+        unused = ("out", "top_k") if task == "multilabel" else ("out",)
+        chosen.require_unused(*unused, task=task)
         _classify(predictor, [path for path, _ in files], chosen)
 
 
@@ -273,7 +276,7 @@ def _tally(total: int, *, bar: bool) -> Iterator[Tally]:
 def _classify(predictor: Predictor, files: list[Path], options: Options) -> None:
     """Write predictions to files, or print them as a table or as JSON."""
     top_k = 1 if options.top_k is None else options.top_k
-    predictor.classify([], top_k=top_k)  # raises for invalid options, before files are touched
+    predictor.decide([], top_k=top_k)  # raises for invalid options, before files are touched
     outputs = _prediction_files(predictor, options, top_k)
     names = [str(path) for path in files]
     todo = [files[index] for index in continue_files(outputs, names, resume=options.resume)]
@@ -287,7 +290,7 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
         stack.enter_context(_resume_hint(outputs))
         for output in outputs:
             stack.enter_context(output)
-        results = predictor.classify(todo, top_k=top_k, flips=options.flips, on_error=tally.failed)
+        results = predictor.decide(todo, top_k=top_k, flips=options.flips, on_error=tally.failed)
         for prediction in tally.counted(results):
             for output in outputs:
                 output.add(prediction)
@@ -321,7 +324,8 @@ def _resume_hint(outputs: list[PredictionFile]) -> Iterator[None]:
 
 def _prediction_files(predictor: Predictor, options: Options, top_k: int) -> list[PredictionFile]:
     """Return the files to write; raise UsageError for options that exclude each other."""
-    kinds = ((options.csv_path, CsvRows(top_k)), (options.jsonl_path, JsonRows()))
+    csv_rows = LabelRows() if predictor.task == "multilabel" else CsvRows(top_k)
+    kinds = ((options.csv_path, csv_rows), (options.jsonl_path, JsonRows()))
     outputs = [
         PredictionFile(path, rows, predictor.batch_size)
         for path, rows in kinds
@@ -365,6 +369,8 @@ def _table(predictor: Predictor, files: list[Path]) -> Callable[[tuple[object, .
 
 
 def _write_rows(write: Callable[[tuple[object, ...]], None], prediction: Prediction) -> None:
+    if not prediction.classes:  # multilabel: the image is of none of the classes
+        write((prediction.path, "-", "-", "-"))
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
     for rank, (name, probability) in enumerate(pairs, start=1):
         write((prediction.path, rank, name, f"{100 * probability:.2f} %"))

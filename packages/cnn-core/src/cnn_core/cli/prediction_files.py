@@ -24,7 +24,7 @@ from cnn_core.text import printable
 if TYPE_CHECKING:
     from cnn_core.training.prediction import Prediction
 
-__all__ = ["CsvRows", "JsonRows", "PredictionFile", "STDOUT", "continue_files"]
+__all__ = ["CsvRows", "JsonRows", "LabelRows", "PredictionFile", "STDOUT", "continue_files"]
 
 STDOUT = Path("-")
 TOLERANCE = 0.01  # of a probability, if the same images are predicted again, on any device
@@ -85,6 +85,32 @@ class CsvRows:
         return line.count(b'"') % 2 == 0  # otherwise the newline is part of a name
 
 
+class LabelRows(CsvRows):
+    """CSV for multilabel: image, classes and probabilities, each a list such as a|b."""
+
+    def __init__(self) -> None:
+        self.header: bytes = _csv_line(["image", "classes", "probabilities"])
+
+    def encode(self, prediction: Prediction) -> Row:
+        """Return the row of a prediction."""
+        image, names = _text(str(prediction.path)), "|".join(map(_text, prediction.classes))
+        values = "|".join(f"{value:.6g}" for value in prediction.probabilities)
+        line = _csv_line([image, names, values])
+        return Row(image, names, _first(values), line)
+
+    def decode(self, content: bytes) -> Row:
+        """Return the row of a complete line; raise ValueError if it has another format."""
+        (cells,) = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+        if len(cells) != 3:
+            raise ValueError
+        return Row(cells[0], cells[1], _first(cells[2]), content)
+
+
+def _first(values: str) -> float:
+    """Return the first number of a list such as 0.9|0.8; 0 if it is empty."""
+    return float(values.partition("|")[0] or 0)
+
+
 class JsonRows:
     """JSON Lines: {"path": …, "classes": […], "probabilities": […]}, one object per image."""
 
@@ -95,14 +121,15 @@ class JsonRows:
         path, classes = str(prediction.path), prediction.classes
         found = {"path": path, "classes": classes, "probabilities": prediction.probabilities}
         content = json.dumps(found).encode() + b"\n"
-        return Row(_text(path), _text(classes[0]), prediction.probabilities[0], content)
+        best = prediction.probabilities[0] if classes else 0.0
+        return Row(_text(path), _text(classes[0]) if classes else "", best, content)
 
     def decode(self, content: bytes) -> Row:
         """Return the row of a complete line; raise ValueError if it has another format."""
         try:
             found = json.loads(content)
-            path, best = found["path"], found["classes"][0]
-            return Row(_text(path), _text(best), float(found["probabilities"][0]), content)
+            path, best = found["path"], [*found["classes"], ""][0]
+            return Row(_text(path), _text(best), float([*found["probabilities"], 0][0]), content)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError from error
 

@@ -32,11 +32,18 @@ IGNORED = 255  # the target value of pixels that losses and metrics ignore
 class Mix:
     """The targets of the images that are mixed in, N, and `lam`, N, lambda in the papers.
 
-    The loss of a sample is lam * loss(own target) + (1 - lam) * loss(`targets`).
+    The loss of a sample is lam * loss(own target) + (1 - lam) * loss(`targets`). `weights`, N, are
+    the weights of the images that are mixed in; None weights all equally.
     """
 
     targets: Tensor
     lam: Tensor
+    weights: Tensor | None = None
+
+    def part(self, rows: slice) -> Mix:
+        """Return the mix of some rows of the batch."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Mix(self.targets[rows], self.lam[rows], weights)
 
 
 class Shifts(NamedTuple):
@@ -230,14 +237,17 @@ class Draws:
         left = (u[:, 1] * width).floor() - side // 2
         return torch.stack([top, left, size, size], dim=1)
 
-    def mix(self, images: Tensor, targets: Tensor, indices: Indices) -> tuple[Tensor, Mix]:
+    def mix(
+        self, images: Tensor, targets: Tensor, indices: Indices, weights: Tensor | None = None
+    ) -> tuple[Tensor, Mix]:
         """Mix each image with the previous one of the batch, by mixup or CutMix."""
         lam = self._lambdas(indices).to(images.device)
         # Batches are shuffled, so the neighbour is as random as a second permutation would be.
         others, other_targets = images.roll(1, 0), targets.roll(1, 0)
+        other_weights = None if weights is None else weights.roll(1, 0)
         if self.augmentation.mixup:
             weight = lam[:, None, None, None]
-            return weight * images + (1 - weight) * others, Mix(other_targets, lam)
+            return weight * images + (1 - weight) * others, Mix(other_targets, lam, other_weights)
         height, width = images.shape[-2:]
         u = self.uniform("cutmix", indices, 2).to(images.device)
         tall, wide = (1 - lam).sqrt() * height, (1 - lam).sqrt() * width
@@ -246,7 +256,7 @@ class Draws:
         hole = _inside(boxes, height, width)
         # The box may extend beyond the image, so lambda is the fraction of pixels really kept.
         lam = 1 - hole.float().mean((1, 2))
-        return torch.where(hole[:, None], others, images), Mix(other_targets, lam)
+        return torch.where(hole[:, None], others, images), Mix(other_targets, lam, other_weights)
 
     def _lambdas(self, indices: Indices) -> Tensor:
         """Return a random number from Beta(alpha, alpha) for each sample, N."""

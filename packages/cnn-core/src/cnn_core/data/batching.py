@@ -30,8 +30,8 @@ class Batch:
     Under mixup and CutMix, `mix` holds the second image's targets and the mixing weights.
     `loss_weight` scales the batch's mean loss so that the average over all ranks is the mean over
     all samples. It is 1 with a single process, and 0 on a rank that repeats a sample because it
-    has none of its own. `weights`, N H W, are the weights of the pixels in the loss; None weights
-    all pixels equally.
+    has none of its own. `weights` are the weights in the loss of the images, N, of their classes,
+    N x classes, or of the pixels, N H W; None weights all equally.
     """
 
     images: Tensor
@@ -57,7 +57,7 @@ class Batch:
                 images=self.images[part],
                 targets=self.targets[part],
                 indices=indices,
-                mix=self.mix and Mix(self.mix.targets[part], self.mix.lam[part]),
+                mix=self.mix and self.mix.part(part),
                 loss_weight=self.loss_weight * len(indices) / len(self.indices),
                 weights=None if self.weights is None else self.weights[part],
             )
@@ -194,7 +194,13 @@ def _from_disk(
     if draws is not None and crops_while_decoding(preprocessing, draws):
         draws = draws.without_crop()  # otherwise `collate` would crop a second time
     for (indices, weight), (images, targets) in zip(shards, decoded, strict=True):
-        raw = Batch(images.to(device), targets.to(device), indices, loss_weight=weight)
+        raw = Batch(
+            images=images.to(device),
+            targets=targets.to(device),
+            indices=indices,
+            loss_weight=weight,
+            weights=None if files.weights is None or draws is None else files.weights[indices],
+        )
         yield collate(raw, preprocessing.after_cropping, draws)
 
 
@@ -205,6 +211,8 @@ def _group_size(split: Split, whole_batches: Sequence[Tensor], draws: Draws | No
     if draws is not None:
         augmentation = draws.augmentation
         if augmentation.mixes or augmentation.beyond_shift_and_flip or split.targets.ndim > 1:
+            return 1
+        if split.weights is not None:
             return 1
     values = len(whole_batches[0]) * split.images[0].numel() if whole_batches else VALUES_PER_GROUP
     return max(VALUES_PER_GROUP // max(values, 1), 1)
@@ -225,10 +233,12 @@ def _select(split: Split, indices: Tensor, draws: Draws | None) -> tuple[Tensor,
 
 
 def _select_weights(split: Split, indices: Tensor, draws: Draws | None) -> Tensor | None:
-    """Return the pixel weights of samples, shifted and mirrored like their images."""
+    """Return the weights of samples; those of pixels are shifted and mirrored like the images."""
     if split.weights is None or draws is None:
-        return None  # evaluation weights all pixels equally
+        return None  # evaluation weights everything equally
     rows = _rows(split, indices)
+    if split.weights.ndim < 3:
+        return split.weights[rows]
     return shift_and_flip(split.weights[:, None], rows, draws.shifts(indices.numpy()))[:, 0]
 
 
@@ -239,6 +249,7 @@ def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Ba
     if draws is None:
         return replace(raw, images=preprocessing(raw.images))
     augmentation, indices, images = draws.augmentation, raw.indices.numpy(), raw.images
+    weights = None if raw.weights is None else raw.weights.to(images.device)
     # First, while images are uint8: torchvision's policies are defined and tuned for that.
     if augmentation.policy:
         images = draws.apply_policy(images, indices)
@@ -258,8 +269,8 @@ def collate(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Ba
         inputs = draws.erase(inputs, indices)
     mix = None
     if augmentation.mixes:
-        inputs, mix = draws.mix(inputs, raw.targets, indices)
-    return replace(raw, images=inputs, mix=mix)
+        inputs, mix = draws.mix(inputs, raw.targets, indices, weights)
+    return replace(raw, images=inputs, mix=mix, weights=weights)
 
 
 def _collate_masks(raw: Batch, preprocessing: Preprocessing, draws: Draws | None) -> Batch:

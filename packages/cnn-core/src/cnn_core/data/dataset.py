@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data.fetching.cache import cache_dir
-from cnn_core.data.pixels import Reading
+from cnn_core.data.images import read_image
+from cnn_core.data.pixels import AS_USUAL, Reading
 from cnn_core.data.split_names import split_of
 from cnn_core.data.splitting import fold_numbers, held_out
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -24,19 +25,39 @@ from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
+__all__ = [
+    "Dataset",
+    "Files",
+    "Given",
+    "Item",
+    "Split",
+    "Subset",
+    "load_dataset",
+    "object_name",
+    "read_pixels",
+    "single_classes",
+]
+
+
+TARGETS = {  # by task: dtype, number of dimensions, and both in words
+    "classification": (torch.int64, 1, "int64, N"),
+    "segmentation": (torch.uint8, 3, "uint8, N H W"),
+    "multilabel": (torch.uint8, 2, "uint8, N classes"),
+}
 
 WHOLE = (0, 0)  # no folds
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split in memory: images, uint8 N C H W, and targets, which are class numbers from 0.
+    """A split in memory: images, uint8 N C H W, and targets.
 
-    Targets are int64, N, for classification and uint8, N H W, for segmentation, where 255 marks
-    ignored pixels. `weights`, float32 N H W, are the weights of the pixels in the loss; None
-    weights all pixels equally. `groups`, int64 N, are numbers of what images have in common, such
-    as a patient: images of one group are never divided between training and validation.
+    Targets are class numbers from 0: int64, N, for classification, and uint8, N H W, for
+    segmentation, where 255 marks ignored pixels. For multilabel they are uint8, N x classes: 1 if
+    an image is of the class, else 0. `weights`, float32, are the weights in the loss of the
+    images, N, or of the pixels, N H W; None weights all equally. `groups`, int64 N, are numbers of
+    what images have in common, such as a patient: images of one group are never divided between
+    training and validation.
     """
 
     images: Tensor
@@ -54,6 +75,10 @@ class Split:
         )
         return Split(self.images[indices], self.targets[indices], weights, groups)
 
+    def view(self, indices: Tensor) -> Subset:
+        """Return the samples at `indices`, which share the tensors of this split."""
+        return Subset(self.images, self.targets, self.weights, self.groups, rows=indices)
+
 
 @dataclass(frozen=True)
 class Subset(Split):
@@ -68,15 +93,18 @@ class Subset(Split):
         """Return the samples at `indices`."""
         return replace(self, rows=self.rows[indices])
 
+    view = subset
+
 
 @dataclass(frozen=True)
 class Files:
-    """A split on disk: image files, with class numbers, int64 N, or mask files as targets.
+    """A split on disk: image files, with labels as in `Split`, or mask files as targets.
 
     `channels` is 1 (grey), 3 (RGB), or the number of channels of arrays; `reading` says how pixels
     become 8 bits. `values` maps mask values to class numbers, or to 255 for ignored pixels; with
     `in_colour` they are colours, 0xRRGGBB. With `turn_masks`, masks without an EXIF orientation
     are turned by that of their image. `groups` are as in `Split`.
+    `weights`, float32 N, are the weights of the images in the loss, or None.
     """
 
     images: tuple[Path, ...]
@@ -87,6 +115,7 @@ class Files:
     turn_masks: bool = False
     reading: Reading = field(default_factory=Reading)
     groups: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,13 +124,50 @@ class Files:
         """Return the samples at `indices`."""
         numbers = indices.tolist()
         images = tuple(self.images[n] for n in numbers)
+        weights, groups = (
+            None if values is None else values[indices] for values in (self.weights, self.groups)
+        )
         targets: Tensor | tuple[Path, ...]
         if isinstance(self.targets, Tensor):
             targets = self.targets[indices]
         else:
             targets = tuple(self.targets[n] for n in numbers)
-        groups = None if self.groups is None else self.groups[indices]
-        return replace(self, images=images, targets=targets, groups=groups)
+        return replace(self, images=images, targets=targets, weights=weights, groups=groups)
+
+    view = subset
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a Python object, in the place of a path.
+
+    `read(index, channels, reading)` decodes it.
+    """
+
+    read: Callable[[int, int, Reading], Tensor]
+    index: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.index}]"
+
+    def __fspath__(self) -> str:
+        return f"/{self.name}/{self.index}"
+
+
+def read_pixels(image: Path | Item, channels: int, reading: Reading = AS_USUAL) -> Tensor:
+    """Return an image of a split on disk, uint8 C H W."""
+    if isinstance(image, Item):
+        return image.read(image.index, channels, reading)
+    return read_image(image, channels, reading)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A Python object to load as a dataset; its relative paths are relative to `folder`."""
+
+    source: Any
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -109,7 +175,8 @@ class Dataset:
     """A dataset: its description and its splits by name, in memory or on disk.
 
     `notes` are lines for the user on how its files were understood, and `faults` on files and
-    parts of files that were not, but may be meant. `aliases` are other names of splits.
+    parts of files that were not, but may be meant. `aliases` are other names of splits. `labels`
+    is a digest of labels that are not in the names of the files, or "".
     """
 
     spec: DatasetSpec
@@ -117,6 +184,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    labels: str = ""
 
     def split(self, name: str) -> Split | Files:
         """Return the split called `name`; other names, such as "valid", are understood.
@@ -148,7 +216,8 @@ class Dataset:
     def with_class_order(self, classes: tuple[str, ...]) -> Dataset:
         """Return the dataset with its classes, and the samples on disk, in another order.
 
-        The samples of a class keep their order. For labelled files only.
+        The samples of a class keep their order; if images may be of several classes, all samples
+        do. For labelled files only.
         """
         if classes == self.spec.classes:
             return self
@@ -156,6 +225,9 @@ class Dataset:
         splits = {}
         for name, split in self.splits.items():
             assert isinstance(split.targets, Tensor)
+            if split.targets.ndim == 2:  # images x classes
+                splits[name] = replace(split, targets=split.targets[:, rank.argsort()])
+                continue
             numbers = rank[split.targets]
             order = numbers.argsort(stable=True)
             splits[name] = replace(split.subset(order), targets=numbers[order])
@@ -194,8 +266,7 @@ class Dataset:
             return self.hold_out(fraction, seed, fold)
         kept, held = self._divide_indices(fraction, seed, fold)
         # Both parts share the tensors: a copy would double the memory of the training split.
-        whole = (train.images, train.targets, train.weights, train.groups)
-        return Subset(*whole, rows=kept), Subset(*whole, rows=held)
+        return train.view(kept), train.view(held)
 
     def _divide_indices(
         self, fraction: float, seed: int, fold: tuple[int, int]
@@ -214,8 +285,8 @@ class Dataset:
         """Return which training images validate, bool N; the arguments are as in `hold_out`."""
         train = self.split("train")
         labels = torch.zeros(len(train), dtype=torch.int64)
-        if isinstance(train.targets, Tensor) and train.targets.ndim == 1:
-            labels = train.targets
+        if isinstance(train.targets, Tensor) and train.targets.ndim < 3:
+            labels = single_classes(train.targets)
         number, folds = fold
         if folds:
             return fold_numbers(labels, folds, seed, train.groups) == number - 1
@@ -235,7 +306,7 @@ class Dataset:
 
         Pixels are not hashed: there may be many gigabytes of them.
         """
-        digest = hashlib.sha256(repr(self.spec.classes).encode())
+        digest = hashlib.sha256((repr(self.spec.classes) + self.labels).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"{name}/{len(split)}".encode())
             # Relative to the common folder, so that moving the dataset changes nothing.
@@ -255,21 +326,34 @@ def _joined(first: Any, second: Any) -> Any:
     """Return the samples of two splits of the same kind, in this order."""
     joined = {
         name: one + other if isinstance(one, tuple) else torch.cat([one, other])
-        for name in ("images", "targets", "groups")
+        for name in ("images", "targets", "weights", "groups")
         if (one := getattr(first, name)) is not None
         and (other := getattr(second, name)) is not None
     }
     return replace(first, **joined)
 
 
+def single_classes(targets: Tensor) -> Tensor:
+    """Return the class of each image, N; of several classes the rarest, after them if none."""
+    if targets.ndim == 1:
+        return targets
+    counts = targets.sum(0, dtype=torch.int64)
+    frequencies = counts.where(targets.bool(), len(targets) + 1)
+    return frequencies.argmin(1).where(targets.bool().any(1), targets.shape[1])
+
+
 def load_dataset(
-    name: str, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
+    name: Any, *, data_dir: str | os.PathLike[str] | None = None, download: bool = False
 ) -> Dataset:
     """Load the dataset called `name`, into memory or as a list of files to decode later.
 
-    "imagefolder:PATH" and "maskfolder:PATH" load your own files. Other datasets are read from
-    `data_dir`, by default from a folder in the cache (see `cache_dir`). Nothing is downloaded
-    unless `download` is true.
+    "imagefolder:PATH", "maskfolder:PATH" and "csv:FILE" load your own files. Other datasets are
+    read from `data_dir`, by default from a folder in the cache (see `cache_dir`). Nothing is
+    downloaded unless `download` is true.
+
+    `name` may also be an object: a table with columns as in a labels file (pandas, Arrow, polars,
+    or a mapping of columns), whose paths are relative to `data_dir`, by default to the working
+    directory; a dataset of torchvision or Hugging Face; or a mapping of splits to such datasets.
 
     Raises:
         UnknownNameError: there is no such dataset.
@@ -279,14 +363,17 @@ def load_dataset(
         DatasetCorruptError: a file is broken, or the data do not match the spec.
         PluginError: the dataset's plugin failed, or returned something other than a Dataset.
     """
-    base_name, colon, path = name.partition(":")
+    base_name, colon, path = object_name(name).partition(":")
     entry = registry.datasets().entry(base_name)
     _require_path(entry.spec, path, bool(colon))
-    if colon and data_dir is not None:
+    if colon and data_dir is not None and isinstance(name, str):
         raise UsageError(
             f"--data-dir {data_dir} does not apply: '{printable(name)}' gives the path itself"
         )
-    if colon:
+    root: Path | Given
+    if not isinstance(name, str):
+        root = Given(name, expanded(data_dir or "."))
+    elif colon:
         root = expanded(path)
     else:
         root = expanded(data_dir) if data_dir is not None else cache_dir() / entry.spec.name
@@ -301,6 +388,16 @@ def load_dataset(
     for split_name, split in dataset.splits.items():
         _check(dataset.spec, split_name, split)
     return dataset
+
+
+def object_name(data: Any) -> str:
+    """Return the name of a dataset, "object:KIND" if it is given as a Python object."""
+    if isinstance(data, str):
+        return data
+    if isinstance(data, Dataset):
+        return f"object:{data.spec.name}"
+    part = next(iter(data.values()), data) if isinstance(data, Mapping) else data
+    return f"object:{type(part).__name__}"
 
 
 def _check_types(plugin: Plugin, returned: str, dataset: object) -> None:
@@ -340,7 +437,8 @@ def _type_name(value: object) -> str:
 def _require_path(spec: DatasetSpec, path: str, given: bool) -> None:
     """Raise UsageError if a required path is missing, or if the dataset takes no path."""
     if spec.folder and not path:
-        raise UsageError(f"dataset '{spec.name}' needs a folder", f"{spec.name}:PATH")
+        what = "file" if spec.name == "csv" else "folder"
+        raise UsageError(f"dataset '{spec.name}' needs a {what}", f"{spec.name}:PATH")
     if given and not spec.folder:
         raise UsageError(
             f"dataset '{spec.name}' takes no path, found ':{printable(path)}'", "--data-dir DIR"
@@ -365,10 +463,8 @@ def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
 
 
 def _check_target_type(task: str, location: str, targets: Tensor) -> None:
-    """Check the dtype and shape of targets: a class number for each image, or for each pixel."""
-    dtype, dims, expected = (torch.int64, 1, "int64, N")
-    if task == "segmentation":
-        dtype, dims, expected = (torch.uint8, 3, "uint8, N H W")
+    """Check the dtype and shape of the targets of a task."""
+    dtype, dims, expected = TARGETS[task]
     if targets.dtype != dtype or targets.ndim != dims:
         found = f"{targets.dtype} {tuple(targets.shape)}".removeprefix("torch.")
         raise DatasetCorruptError(f"{location}: labels are {found}, expected {expected}")
@@ -381,6 +477,13 @@ def _check_images(spec: DatasetSpec, location: str, images: Tensor) -> None:
 
 
 def _check_labels(spec: DatasetSpec, location: str, targets: Tensor) -> None:
+    if targets.ndim == 2:
+        if targets.shape[1] != len(spec.classes) or bool((targets > 1).any()):
+            raise DatasetCorruptError(
+                f"{location}: labels of {targets.shape[1]} classes, up to {int(targets.max())}; "
+                f"expected 0 or 1 for each of {len(spec.classes)}"
+            )
+        return
     counted = targets[targets != 255] if targets.ndim == 3 else targets
     if len(counted) == 0:
         raise DatasetCorruptError(f"{location}: every mask pixel is ignored (255)")

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Draws
-from cnn_core.data.dataset import Dataset, Files, Split
-from cnn_core.data.images import read_image, resize_images
+from cnn_core.data.dataset import Dataset, Files, Split, read_pixels
+from cnn_core.data.images import resize_images
 from cnn_core.data.mask_image import DEPTH, exif_orientation, hexadecimal, read_mask, turned
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import shifted
@@ -75,7 +75,7 @@ class Decoder:
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files.images[index]
-        image = read_image(path, self.files.channels, self.files.reading)
+        image = read_pixels(path, self.files.channels, self.files.reading)
         if self.required_size is not None and tuple(image.shape[-2:]) != self.required_size:
             expected = "x".join(map(str, self.required_size))
             raise DatasetCorruptError(f"{path}: {_size(image)} pixels, expected {expected}")
@@ -277,7 +277,10 @@ def decode_to_memory(
     if buffers is None:
         raise DatasetCorruptError("no sample can be decoded")
     images, targets = (buffer[: len(usable)] for buffer in buffers)
-    return Split(images, targets, groups=None if files.groups is None else files.groups[usable])
+    weights, groups = (
+        None if values is None else values[usable] for values in (files.weights, files.groups)
+    )
+    return Split(images, targets, weights, groups)
 
 
 def drop_bad_files(
@@ -412,4 +415,4 @@ def _blocks(split: Split | Files) -> Iterator[Tensor]:
         return
     step = -(-len(split) // MAX_STATISTICS_FILES)
     for path in split.images[::step]:
-        yield read_image(path, split.channels, split.reading)[None]
+        yield read_pixels(path, split.channels, split.reading)[None]

@@ -107,8 +107,10 @@ def _wrong_counts(dataset: Dataset) -> Iterator[str]:
         expected = dataset.spec.splits.get(name, len(split))
         if len(split) != expected:
             yield f"split '{name}': {len(split):,} samples, expected {expected:,}"
-        if isinstance(split.targets, Tensor) and split.targets.ndim == 1:
-            present = set(split.targets.unique().tolist())
+        if isinstance(split.targets, Tensor) and split.targets.ndim < 3:
+            several = split.targets.ndim == 2  # images x classes
+            own = split.targets.any(0).nonzero() if several else split.targets.unique()
+            present = set(own.flatten().tolist())
             lacking = (c for n, c in enumerate(dataset.spec.classes) if n not in present)
             absent.setdefault(tuple(lacking), []).append(name)
     for classes, splits in absent.items():

@@ -41,6 +41,8 @@ CHOICES = {
     "pipeline": ("auto", "memory", "streaming"),
     "fit": ("", "resize", "pad", "crop"),
     "interpolation": ("", "bilinear", "bicubic"),
+    "sampler": ("", "balanced"),
+    "threshold": ("", "none", "f1", "balanced_accuracy"),
     "alpha_background": ("", "white", "black", "drop"),
     "evaluate_on": ("test", "val"),
 }
@@ -126,6 +128,9 @@ class Recipe:
     label_smoothing: float = 0.0
     map_margin: float = 1.0  # loss = "map": j in LeCun et al. (1998), Eq. 9
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
+    class_weights: str | Mapping[str, float] = ""  # classification: "balanced", or by class name
+    sampler: str = ""  # classification: "balanced" draws equally many images of each class
+    threshold: str = ""  # chosen on validation by f1 or balanced_accuracy; "": f1 if multilabel
     border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper
     border_sigma: float = 5.0  # decay length of the border weight, in pixels
     focal_gamma: float = 2.0  # loss = "focal": the exponent
@@ -201,6 +206,7 @@ class Recipe:
         for option in RESERVED & set(self.options):
             raise UsageError(f"options.{option} is reserved: cnnzoo sets it itself")
         self._check_augmentation()
+        self._check_class_weights()
         self._check_schedule()
         self._check_fine_tuning()
         self.bad_samples()
@@ -215,6 +221,21 @@ class Recipe:
             raise UsageError(
                 f"accumulate = {self.accumulate} exceeds batch_size = {self.batch_size}"
             )
+
+    def _check_class_weights(self) -> None:
+        if isinstance(self.class_weights, str):
+            if self.class_weights not in ("", "balanced"):
+                raise UsageError(
+                    f"class_weights = '{printable(self.class_weights)}'",
+                    "balanced, or a weight for each class: --set class_weights.CLASS=5",
+                )
+            return
+        for name, weight in self.class_weights.items():
+            if type(weight) not in (int, float) or not 0 <= weight <= 1e6:
+                raise UsageError(
+                    f"class_weights.{printable(name)} = {weight!r}: expected a number from 0 to "
+                    "1e6"
+                )
 
     def _check_schedule(self) -> None:
         if self.schedule == "step" and not (self.step_every and len(self.step_factors) == 1):
@@ -328,6 +349,8 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         return tuple(_convert(key, v, item) for v in value)
     if "Mapping" in name and isinstance(value, Mapping):
         return dict(value)
+    if name.startswith("str |") and isinstance(value, str):
+        return _convert(key, value, str)
     if type(value) is kind and (kind is not float or math.isfinite(value)):
         if kind is str and not value.isascii() and re.search("[\ud800-\udfff]", value):
             raise UsageError(f"{key} = {value!r}: expected text that can be encoded as UTF-8")

@@ -1,8 +1,14 @@
-"""The losses and metrics of the two tasks, classification and segmentation."""
+"""The losses and metrics of the tasks: classification, segmentation and multilabel.
+
+Each task has a module of its name, and they all have the same functions: `loss_function`,
+`extra_metrics`, `monitored`, `collapsed`, `chosen_thresholds` and `probabilities`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from cnn_core.errors import PluginError, UsageError
 from cnn_core.text import did_you_mean, printable
@@ -10,13 +16,39 @@ from cnn_core.text import did_you_mean, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from cnn_core.runs.recipe import Recipe
     from cnn_core.specs import MetricSpec
     from cnn_core.tasks.classification import Loss, Metric
 
-__all__ = ["SCORES", "loss_of", "metrics_of", "score_of"]
+__all__ = [
+    "NETWORKS",
+    "SCORES",
+    "collapse_of",
+    "loss_of",
+    "may_have_thresholds",
+    "metrics_of",
+    "probabilities_of",
+    "score_of",
+    "thresholds_of",
+]
 
-SCORES = {"classification": "top1", "segmentation": "miou"}  # the metrics monitored by default
+SCORES = {  # the metrics monitored by default
+    "classification": "top1",
+    "segmentation": "miou",
+    "multilabel": "map",
+}
+NETWORKS = {  # the task of the networks that do each task
+    "classification": "classification",
+    "segmentation": "segmentation",
+    "multilabel": "classification",
+}
+RANKED = {"auc", "map"}  # need the scores of all images at once: not computed in training
+
+
+def _task(task: str) -> Any:
+    return import_module(f"cnn_core.tasks.{task}")
 
 
 def metrics_of(
@@ -24,21 +56,24 @@ def metrics_of(
     num_classes: int,
     topk: int = 0,
     evaluated: str = "",
+    *,
     classes: Sequence[str] = (),
+    thresholds: Sequence[float] = (),
     background: int | None = 0,
 ) -> dict[str, Metric]:
-    """Return new metric objects for a task by name: all registered ones, and top-k accuracy.
+    """Return new metric objects for a task by name: all registered ones, and the task's own.
 
     Metrics marked `eval_only` are too slow for every epoch: they are left out unless `evaluated`
-    names the dataset of an evaluation. Only classification has top-k accuracy. A plugin's metric
-    that cannot be built is reported and left out. A metric that has the attribute `classes` or
-    `background` gets the names of the classes, or the number of the background, if there is one.
+    names the dataset of an evaluation. `topk` is for classification. `classes` name the metrics of
+    single classes, by default after their numbers. `thresholds` are those of trained weights. A
+    plugin's metric that cannot be built is reported and left out.
+    A metric that has the attribute `classes` or `background` gets the names of the classes, or the
+    number of the background, if there is one.
 
     Raises:
         UsageError: k is larger than the number of classes.
     """
     from cnn_core import registry
-    from cnn_core.tasks.classification import top_k
     from cnn_core.tasks.plugin_metrics import build
 
     built = {
@@ -51,7 +86,10 @@ def metrics_of(
         for key, value in (("classes", tuple(classes)), ("background", background)):
             if hasattr(metric, key) and classes:
                 setattr(metric, key, value)
-    return {**found, **top_k(num_classes, topk)} if task == "classification" else found
+    extra: dict[str, Metric] = _task(task).extra_metrics(
+        num_classes, topk, classes=classes, thresholds=thresholds, evaluated=bool(evaluated)
+    )
+    return {**found, **extra}
 
 
 def _wanted(spec: MetricSpec, evaluated: str) -> bool:
@@ -65,14 +103,41 @@ def _wanted(spec: MetricSpec, evaluated: str) -> bool:
 
 def loss_of(task: str, recipe: Recipe) -> Loss:
     """Return the recipe's loss function for a task."""
-    if task == "segmentation":
-        from cnn_core.tasks.segmentation import loss_function
-    else:
-        from cnn_core.tasks.classification import loss_function
-    return loss_function(recipe)
+    loss: Loss = _task(task).loss_function(recipe)
+    return loss
 
 
-def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
+def collapse_of(task: str, sums: Mapping[str, Tensor]) -> int | None:
+    """Return the only class that a network predicts though there are others, or None.
+
+    `sums` are those of all metrics of the task, over a split. For multilabel, -1 means that no
+    class was predicted of any image.
+    """
+    found: int | None = _task(task).collapsed(sums)
+    return found
+
+
+def may_have_thresholds(task: str, recipe: Recipe) -> bool:
+    """Return whether thresholds are to be chosen: for multilabel, unless switched off."""
+    return recipe.threshold != "none" if task == "multilabel" else bool(recipe.threshold)
+
+
+def thresholds_of(task: str, sums: Mapping[str, Tensor], recipe: Recipe) -> tuple[float, ...]:
+    """Return the thresholds that are best on a split, one for each class or for class 1 of two.
+
+    `sums` are those of all metrics of the task. () if there are none to choose.
+    """
+    found: tuple[float, ...] = _task(task).chosen_thresholds(sums, recipe.threshold)
+    return found
+
+
+def probabilities_of(task: str, logits: Tensor) -> Tensor:
+    """Return the probabilities of the classes, N x classes, for logits."""
+    found: Tensor = _task(task).probabilities(logits)
+    return found
+
+
+def score_of(task: str, name: str, topk: str, classes: Sequence[str] = ()) -> tuple[str, bool]:
     """Return the name of the metric that selects the best epoch, and whether higher is better.
 
     `name` is the recipe's monitor: "val/loss", "val/top1", …, or "" for the task's default;
@@ -89,7 +154,9 @@ def score_of(task: str, name: str, topk: str) -> tuple[str, bool]:
     # Metrics marked `eval_only` are not computed in any epoch.
     entries = {n: e for n, e in registry.metrics() if e.spec.task == task and not e.spec.eval_only}
     better = {n: entry.spec.higher_is_better for n, entry in entries.items()}
-    known = {"loss": False, **better, **({topk: True} if task == "classification" else {})}
+    known = {"loss": False, **better, **_task(task).monitored(classes, topk)}
+    if split == "train":
+        known = {name: higher for name, higher in known.items() if name not in RANKED}
     if split not in ("val", "train") or metric not in known:
         nearest = did_you_mean(name, [f"val/{metric}" for metric in known])
         raise UsageError(

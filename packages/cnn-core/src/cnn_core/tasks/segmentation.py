@@ -9,7 +9,7 @@ ratio of such counts over the split: averaging the IoU of batches would depend o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,15 +18,20 @@ from torch.nn import functional as F
 from cnn_core.data.augment import IGNORED, Mix
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
-from cnn_core.tasks.classification import Loss, Outputs
+from cnn_core.tasks.classification import Loss, Metric, Outputs
 
 __all__ = [
     "MeanIoU",
     "PixelAccuracy",
     "center_crop",
+    "chosen_thresholds",
+    "collapsed",
     "confusion_matrix",
+    "extra_metrics",
     "loss_function",
+    "monitored",
     "predicted_classes",
+    "probabilities",
     "two_class_logits",
 ]
 
@@ -38,6 +43,41 @@ def center_crop(targets: Tensor, logits: Tensor) -> Tensor:
     return targets[..., top : top + height, left : left + width]
 
 
+def extra_metrics(
+    num_classes: int,
+    topk: int,
+    *,
+    classes: Sequence[str],
+    thresholds: Sequence[float],
+    evaluated: bool,
+) -> dict[str, Metric]:
+    """Return {}: all metrics of segmentation are registered ones."""
+    return {}
+
+
+def monitored(classes: Sequence[str], topk: str) -> dict[str, bool]:
+    """Return {}: `monitor` may name registered metrics only."""
+    return {}
+
+
+def collapsed(sums: Mapping[str, Tensor]) -> int | None:
+    """Return the only class that was predicted, though there are pixels of others; else None."""
+    pixels = sums["miou"].cpu()
+    if (pixels.sum(1) > 0).sum() < 2 or (pixels.sum(0) > 0).sum() != 1:
+        return None
+    return int(pixels.sum(0).argmax())
+
+
+def chosen_thresholds(sums: Mapping[str, Tensor], criterion: str) -> tuple[float, ...]:
+    """Return (): the most likely class of a pixel is predicted."""
+    return ()
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each class, the softmax of the logits."""
+    return logits.softmax(1)
+
+
 def loss_function(recipe: Recipe) -> Loss:
     """Return the recipe's loss function for segmentation, over the pixels that are not ignored.
 
@@ -45,6 +85,12 @@ def loss_function(recipe: Recipe) -> Loss:
         UsageError: a setting of the recipe is only for classification, or the loss does not
             support it.
     """
+    if recipe.class_weights or recipe.sampler or recipe.threshold:
+        raise UsageError(
+            "class_weights, sampler and threshold are for classes of images, and this is "
+            "segmentation",
+            "classes of pixels: --set balance=true",
+        )
     if recipe.loss == "map":
         raise UsageError(f"loss = '{recipe.loss}' is only for classification")
     if recipe.mixup or recipe.cutmix or recipe.policy:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from cnn_core.training.finetuning import finetune
     from cnn_core.training.inference import OptimizedNetwork, optimized
     from cnn_core.training.outputs import (
+        LabelPredictions,
         Predictions,
         SegmentationOutput,
+        label_predictions,
         predictions,
         segmented,
     )
@@ -30,6 +32,7 @@ __all__ = [
     "CrossValidation",
     "Exported",
     "Features",
+    "LabelPredictions",
     "OptimizedNetwork",
     "Prediction",
     "Predictions",
@@ -47,6 +50,7 @@ __all__ = [
     "export",
     "features",
     "finetune",
+    "label_predictions",
     "optimized",
     "predict",
     "predictions",
@@ -73,8 +77,10 @@ __getattr__: Callable[[str], Any] = lazy_names(
         "cnn_core.training.finetuning": ("finetune",),
         "cnn_core.training.inference": ("OptimizedNetwork", "optimized"),
         "cnn_core.training.outputs": (
+            "LabelPredictions",
             "Predictions",
             "SegmentationOutput",
+            "label_predictions",
             "predictions",
             "segmented",
         ),

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from cnn_core.data.batching import batch_sizes
-from cnn_core.data.dataset import Dataset, Files, Split, Subset
+from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
+from cnn_core.tasks.class_weights import own_targets
 from cnn_core.text import printable
 from cnn_core.training.setup import Setup
 
@@ -21,6 +22,7 @@ __all__ = ["checked", "class_counts"]
 
 IMBALANCED = 5  # times as many images in one class as in another
 SHOWN = 5  # class names in a line
+SCORE = {"classification": "balanced_accuracy", "multilabel": "map"}
 
 
 def checked(setup: Setup, *, show: bool = True) -> Setup:
@@ -64,9 +66,11 @@ def _lines(setup: Setup) -> Iterator[str]:
 def class_counts(split: Split | Files, classes: int) -> list[int]:
     """Return the number of images of each class, or [] for masks."""
     targets = split.targets
-    if not isinstance(targets, Tensor) or targets.ndim != 1:
+    if not isinstance(targets, Tensor) or targets.ndim > 2:
         return []
-    own = targets[split.rows] if isinstance(split, Subset) else targets
+    own = own_targets(split)
+    if own.ndim == 2:  # images x classes
+        return own.sum(0, dtype=torch.int64).tolist()
     return own.bincount(minlength=classes).tolist()
 
 
@@ -93,8 +97,8 @@ def _spread(setup: Setup) -> Iterator[str]:
         if len(rarer) > SHOWN:
             listed.insert(SHOWN, "…")
         yield (
-            f"imbalanced training images: {', '.join(listed)}; accuracy hides rare classes: "
-            "cnnzoo viz class_scores RUN"
+            f"imbalanced training images: {', '.join(listed)}; accuracy hides rare classes, "
+            f"{SCORE[setup.dataset.spec.task]} does not"
         )
     for name in ("validation", "test"):
         absent = [printable(names[n]) for n, count in enumerate(counts.get(name, ())) if not count]

@@ -44,6 +44,20 @@ class World:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, in their order; the numbers of rows may differ."""
+        if self.size == 1:
+            return rows
+        own = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.zeros_like(own) for _ in range(self.size)]
+        torch.distributed.all_gather(counts, own)
+        # Pad to the longest: all_gather needs tensors of one shape.
+        padded = rows.new_zeros(max(map(int, counts)), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.zeros_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
         if self.size == 1:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cnn_core import registry
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
+from cnn_core.tasks import probabilities_of
 from cnn_core.tasks.segmentation import two_class_logits
 from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.text import printable
@@ -27,8 +28,8 @@ SHOWN = 3  # class names in an error
 
 
 def task_of(weights: Weights) -> str:
-    """Return the task of the weights' model: "classification" or "segmentation"."""
-    return registry.models().get(weights.model).task
+    """Return the task of weights: "classification", "segmentation" or "multilabel"."""
+    return weights.task or registry.models().get(weights.model).task
 
 
 class Network:
@@ -61,9 +62,10 @@ class Network:
 
     def probabilities(self, inputs: Tensor, flips: bool) -> Tensor:
         """Return probabilities, N x classes; with `flips`, the mean over the mirror image."""
-        found = self.logits(inputs).softmax(1)
+        task = task_of(self.trained.weights)
+        found = probabilities_of(task, self.logits(inputs))
         if flips:
-            found = (found + self.logits(inputs.flip(-1)).softmax(1)) / 2
+            found = (found + probabilities_of(task, self.logits(inputs.flip(-1)))) / 2
         return found if self.order is None else found[:, self.order]
 
     @torch.inference_mode()

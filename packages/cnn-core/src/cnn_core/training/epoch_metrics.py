@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.palette import background_class
 from cnn_core.tasks import metrics_of
+from cnn_core.tasks.classification import Metric
 from cnn_core.tasks.segmentation import center_crop
 
 if TYPE_CHECKING:
-    from cnn_core.specs import DatasetSpec
     from cnn_core.training.distributed import World
 
 __all__ = ["EpochMetrics"]
@@ -37,13 +37,20 @@ class EpochMetrics:
         num_classes: int,
         topk: int,
         evaluated: str = "",
-        spec: DatasetSpec | None = None,
+        classes: Sequence[str] = (),
+        thresholds: Sequence[float] = (),
+        background: str = "",
     ) -> None:
-        names = () if spec is None else spec.classes
-        background = background_class(names, spec.background) if spec is not None else 0
-        self._metrics = metrics_of(
-            task, num_classes, topk, evaluated, classes=names, background=background
+        self._all = metrics_of(
+            task,
+            num_classes,
+            topk,
+            evaluated,
+            classes=classes,
+            thresholds=thresholds,
+            background=background_class(classes, background) if classes else 0,
         )
+        self._metrics = self._all
         self._zeros = {name: metric.sums.clone() for name, metric in self._metrics.items()}
         self._loss, self._count = 0.0, 0
         self._buffer: list[tuple[Tensor, Tensor]] = []
@@ -91,11 +98,22 @@ class EpochMetrics:
         sums = self.sums()
         if world.size > 1:
             sums = {name: tensor.to(device) for name, tensor in sums.items()}
-            world.sum(sums.values())
+            joined = {name for name, metric in self._metrics.items() if _gathers(metric)}
+            world.sum(tensor for name, tensor in sums.items() if name not in joined)
+            sums |= {name: world.gather(sums[name]) for name in sorted(joined)}
         return sums
 
-    def load(self, sums: Mapping[str, Tensor]) -> None:
-        """Continue from the result of `sums` or `total`; reset everything if `sums` is empty."""
+    def load(self, sums: Mapping[str, Tensor], *, training: bool = False) -> None:
+        """Continue from the result of `sums` or `total`; reset everything if `sums` is empty.
+
+        Metrics that need the scores of all images at once are left out in `training`: there may be
+        too many, and their augmented images change while the network does.
+        """
+        self._metrics = {
+            name: metric
+            for name, metric in self._all.items()
+            if not (training and _gathers(metric))
+        }
         loss, count = sums["loss"].tolist() if sums else (0.0, 0)
         self._loss, self._count = loss, int(count)
         for name, metric in self._metrics.items():
@@ -103,8 +121,13 @@ class EpochMetrics:
         self._buffer, self._buffered = [], 0
 
 
+def _gathers(metric: Metric) -> bool:
+    """Return whether processes join the rows of a metric's sums instead of adding them up."""
+    return bool(getattr(metric, "gathers", False))
+
+
 def _loss_count(logits: Tensor, targets: Tensor) -> int:
     """Return the number of images, or of pixels that are not ignored, in a batch."""
-    if targets.ndim == 1:
+    if targets.ndim < 3:
         return len(targets)
     return int((center_crop(targets, logits) != IGNORED).sum())

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.trained import Source, Trained
+from cnn_core.weights.native import Weights
 
 __all__ = [
     "EvalSetup",
@@ -29,6 +31,7 @@ __all__ = [
     "eval_setup",
     "evaluate",
     "evaluate_split",
+    "metrics_for",
     "predictor",
     "require_optimize",
 ]
@@ -53,7 +56,7 @@ def evaluate(
     run: Trained | Source,
     *,
     split: str = "test",
-    data: str | None = None,
+    data: Any = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     optimize: bool = False,
@@ -64,7 +67,8 @@ def evaluate(
 
     Without a split "val" in the dataset, "val" means the images that a run held out of "train".
 
-    `data` is a dataset other than the one that the network was trained on. Its classes are matched
+    `data` is a dataset other than the one that the network was trained on, or that one if it was
+    given as an object. Its classes are matched
     by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
     the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and `compile` are options of it.
 
@@ -100,10 +104,21 @@ def eval_setup(trained: Trained) -> EvalSetup:
         recipe=recipe,
         preprocessing=weights.preprocessing,
         criterion=loss_of(spec.task, recipe),
-        metrics=EpochMetrics(
-            spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data, spec=spec
-        ),
+        metrics=metrics_for(weights, spec.task, recipe),
         device=trained.device,
+    )
+
+
+def metrics_for(weights: Weights, task: str, recipe: Recipe) -> EpochMetrics:
+    """Return the metrics that evaluate trained weights, including the slow ones."""
+    return EpochMetrics(
+        task,
+        weights.num_classes,
+        recipe.topk,
+        evaluated=recipe.data,
+        classes=weights.classes,
+        thresholds=weights.thresholds,
+        background=weights.background,
     )
 
 

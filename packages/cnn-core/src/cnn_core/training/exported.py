@@ -107,6 +107,8 @@ def _described(metadata: dict[str, Any], path: Path) -> Weights:
         mask_values=tuple(metadata.get("mask_values", ())),
         colours=tuple(metadata.get("colours", ())),
         background=metadata.get("background", ""),
+        task=metadata.get("task", ""),
+        thresholds=tuple(metadata.get("thresholds", ())),
         path=path,
         digest=file_digest(path),
     )

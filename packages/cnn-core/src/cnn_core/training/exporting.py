@@ -202,6 +202,7 @@ def _metadata(weights: Weights, pictures: bool) -> dict[str, Any]:
         "mask_values": weights.mask_values,
         "colours": weights.colours,
         "background": weights.background,
+        "thresholds": weights.thresholds,
         "takes": UINT8 if pictures else "normalised float32",
         **asdict(weights.preprocessing),
         "cnn-core": __version__,

@@ -159,7 +159,7 @@ def _endless_batches(setup: Setup) -> Iterator[Batch]:
     recipe, augmentation = setup.recipe, Augmentation.of(setup.recipe)
     epochs = (
         batches(
-            setup.train,
+            setup.drawn(epoch),
             setup.preprocessing,
             recipe.batch_size,
             device=setup.device,
@@ -175,7 +175,7 @@ def _one_step(train_state: TrainState, setup: Setup, batch: Batch, lr: float, st
     recipe = setup.recipe
     images = batch.images.contiguous(memory_format=FORMATS[recipe.memory_format])
     with autocast(setup.device, recipe.precision):
-        loss = setup.criterion(train_state.model(images), batch.targets, batch.mix)
+        loss = setup.criterion(train_state.model(images), batch.targets, batch.mix, batch.weights)
     train_state.scaler.scale(loss).backward()
     value = loss.item()
     # Skip the update if the loss is not finite; `lr_curve` then stops.

@@ -93,7 +93,7 @@ def _train_epoch(
     setup, recipe, train_state = job.setup, job.setup.recipe, job.setup.train_state
     steps = setup.steps
     # Saved sums cover all processes, so only rank 0 continues from them: they must count once.
-    setup.metrics.load(state.epoch_metrics if setup.world.is_first else {})
+    setup.metrics.load(state.epoch_metrics if setup.world.is_first else {}, training=True)
     for step, batch in enumerate(_batches(setup, state.epoch, state.step), state.step):
         lr = learning_rate(recipe, state.epoch + step / steps)
 
@@ -136,8 +136,10 @@ def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:
     All randomness depends only on (seed, epoch, step) and, for dropout, on the rank.
     """
     recipe, world, device = setup.recipe, setup.world, setup.device
+    # With a sampler, `indices` number the draws: an image that is drawn twice is augmented twice.
+    order = setup.order(epoch)
     loader = batches(
-        setup.train,
+        setup.drawn(epoch),
         setup.preprocessing,
         recipe.batch_size,
         device=device,
@@ -158,7 +160,9 @@ def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:
         for generator in generators:
             generator.manual_seed(key + step)
         images = batch.images.contiguous(memory_format=memory_format)
-        yield batch if images is batch.images else replace(batch, images=images)
+        indices = batch.indices if order is None else order[batch.indices]
+        changed = images is not batch.images or order is not None
+        yield replace(batch, images=images, indices=indices) if changed else batch
 
 
 def _micro_batches(
@@ -235,7 +239,7 @@ def _finish_epoch(job: Fit, state: Checkpoint, *, began: float, stop: Stop) -> C
             job.stop_on(stop.signum)
 
     # Compute the training metrics first: validation reuses the same metrics object.
-    setup.metrics.load(sums)
+    setup.metrics.load(sums, training=True)
     line = {
         "epoch": epoch,
         **setup.metrics.compute("train/"),

@@ -38,7 +38,7 @@ def matched(dataset: Dataset, weights: Weights, name: str) -> Dataset:
         UsageError: a class of the dataset is none or several of the network's, two of them are the
             same one, or the network has another task.
     """
-    task = get_spec(weights.model).task
+    task = weights.task or get_spec(weights.model).task
     if dataset.spec.task != task:
         raise UsageError(f"'{name}' is for {dataset.spec.task}, '{weights.model}' for {task}")
     numbers = _numbers(dataset.spec.classes, weights, name)
@@ -52,7 +52,8 @@ def matched(dataset: Dataset, weights: Weights, name: str) -> Dataset:
     own, needed = dataset.spec.image[0], weights.in_channels
     if own != needed and {own, needed} == {1, 3}:
         log.warning("%s: images converted to %s", printable(name), "RGB" if own == 1 else "grey")
-    splits = {key: _renumbered(split, numbers) for key, split in dataset.splits.items()}
+    count = len(weights.classes)
+    splits = {key: _renumbered(split, numbers, count) for key, split in dataset.splits.items()}
     splits = {key: _with_channels(split, weights) for key, split in splits.items()}
     spec = replace(
         dataset.spec,
@@ -102,14 +103,19 @@ def _folded(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
-def _renumbered(split: Split | Files, numbers: list[int]) -> Split | Files:
-    """Return a split with its class numbers replaced."""
-    if numbers == list(range(len(numbers))):
+def _renumbered(split: Split | Files, numbers: list[int], count: int) -> Split | Files:
+    """Return a split with its class numbers replaced by those of a network of `count` classes."""
+    several = isinstance(split.targets, Tensor) and split.targets.ndim == 2
+    if numbers == list(range(count if several else len(numbers))):
         return split
     if isinstance(split, Files) and not isinstance(split.targets, Tensor):
         return replace(split, values=_mapped(split.values, numbers))
     targets = split.targets
     assert isinstance(targets, Tensor)  # in memory, or class numbers of files
+    if targets.ndim == 2:
+        columns = targets.new_zeros(len(targets), count)
+        columns[:, numbers] = targets
+        return replace(split, targets=columns)
     # In masks, 255 and the values above the classes mean "ignored".
     table = torch.full((max(len(numbers), IGNORED + 1),), IGNORED)
     table[: len(numbers)] = torch.tensor(numbers)

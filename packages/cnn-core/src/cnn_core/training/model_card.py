@@ -30,6 +30,7 @@ LONG = 20  # rows; longer tables are folded
 PIPELINE = {"classification": "image-classification", "segmentation": "image-segmentation"}
 METRICS = {  # ours: the hub's identifier and a title
     "top1": ("accuracy", "top-1 accuracy"),
+    "map": ("map", "mean average precision"),
     "miou": ("mean_iou", "mean IoU"),
     "pixel_accuracy": ("accuracy", "pixel accuracy"),
 }
@@ -224,7 +225,7 @@ def _results(trained: Trained, measured: Measured | None) -> str:
     overall = [
         (name, f"{value:.4f}")
         for name, value in measured.metrics.items()
-        if not re.fullmatch(r"iou_\d+", name)  # in the table of classes
+        if not re.match(r"iou_\d|(recall|ap)_", name)  # of single classes
     ]
     by_class = [
         (_cell(name), f"{count:,}" if count else "", f"{value:.4f}")

@@ -12,13 +12,16 @@ from torch import Tensor
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split
 from cnn_core.errors import UsageError
+from cnn_core.tasks.multilabel import predicted_labels
 from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits
 from cnn_core.training.evaluation import eval_batch_size, predictor
 from cnn_core.training.trained import Source, Trained
 
 __all__ = [
+    "LabelPredictions",
     "Predictions",
     "SegmentationOutput",
+    "label_predictions",
     "predictions",
     "segmented",
     "validation_predictions",
@@ -48,6 +51,31 @@ class Predictions:
     def probabilities(self) -> Tensor:
         """Softmax of the logits, N x classes."""
         return self.logits.softmax(1)
+
+
+@dataclass(frozen=True)
+class LabelPredictions:
+    """A multilabel network's outputs for every image of a split.
+
+    `images` are as in `Predictions`. `logits` and `targets`, 0 or 1, have shape N x classes;
+    `thresholds` has one for each class.
+    """
+
+    images: Tensor
+    logits: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+    thresholds: tuple[float, ...]
+
+    @property
+    def predicted(self) -> Tensor:
+        """Whether an image is predicted to be of a class, bool N x classes."""
+        return predicted_labels(self.logits, self.thresholds)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Sigmoid of the logits, N x classes."""
+        return self.logits.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -94,6 +122,26 @@ def predictions(
             f"cnnzoo viz all {trained.path}",
         )
     return _predict(trained, trained.split(split))
+
+
+def label_predictions(
+    run: Trained | Source,
+    *,
+    split: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> LabelPredictions:
+    """Return the outputs of a multilabel run's saved weights for every image of a split.
+
+    Raises:
+        UsageError: the run's task is not multilabel.
+    """
+    trained = Trained.of(run, data_dir=data_dir, device=device)
+    if (task := trained.dataset.spec.task) != "multilabel":
+        raise UsageError(f"{trained.path}: a {task} run, expected multilabel")
+    found, weights = _predict(trained, trained.dataset.split(split)), trained.weights
+    thresholds = weights.thresholds or (0.5,) * len(weights.classes)
+    return LabelPredictions(found.images, found.logits, found.targets, weights.classes, thresholds)
 
 
 def validation_predictions(

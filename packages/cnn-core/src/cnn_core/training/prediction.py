@@ -37,6 +37,12 @@ __all__ = [
 
 MAX_BATCH = 256  # images; more make no network faster, and results come later
 
+USE = {
+    "classification": "use cnn_core.training.predict()",
+    "segmentation": "use cnn_core.training.segment()",
+    "multilabel": "use Predictor.tag()",
+}
+
 OnError = Callable[[ZooError], object]
 
 
@@ -44,8 +50,10 @@ OnError = Callable[[ZooError], object]
 class Prediction:
     """An image and its most likely classes, best first, with their probabilities.
 
-    `index` is the position of the image among all that were given. `path` is its file, or None if
-    it was not given as a file.
+    For multilabel these are all classes whose probability reaches their threshold; there may be
+    none. For two classes with a threshold, the first is the one that the threshold decides for,
+    even if the other is more likely. `index` is the position of the image among all that were
+    given. `path` is its file, or None if it was not given as a file.
     """
 
     path: str | None
@@ -133,7 +141,7 @@ class Predictor:
 
     @property
     def task(self) -> str:
-        """The task: "classification" or "segmentation"."""
+        """The task: "classification", "segmentation" or "multilabel"."""
         return task_of(self.trained.weights)
 
     @cached_property
@@ -149,9 +157,9 @@ class Predictor:
     ) -> list[Prediction] | list[Segmentation]:
         """Return the predictions for all images, or their segmentations; see `stream`."""
         if self.task == "segmentation":
-            _require_top_1(top_k)
+            _require_top_1(top_k, self.task)
             return [*self.segment(images, flips=flips)]
-        return [*self.classify(images, top_k=top_k, flips=flips)]
+        return [*self.decide(images, top_k=top_k, flips=flips)]
 
     def stream(
         self,
@@ -163,11 +171,29 @@ class Predictor:
     ) -> Iterator[Prediction] | Iterator[Segmentation]:
         """Return an iterator over predictions or segmentations, in the order of the images.
 
-        It is `classify` or `segment`, depending on the task of the network.
+        It is `classify`, `tag` or `segment`, depending on the task of the network.
         """
         if self.task == "segmentation":
-            _require_top_1(top_k)
+            _require_top_1(top_k, self.task)
             return self.segment(images, flips=flips, on_error=on_error)
+        return self.decide(images, top_k=top_k, flips=flips, on_error=on_error)
+
+    def decide(
+        self,
+        images: Images,
+        *,
+        top_k: int = 1,
+        flips: bool = False,
+        on_error: OnError | None = None,
+    ) -> Iterator[Prediction]:
+        """Return an iterator over the classes of the images: `classify`, or `tag` if multilabel.
+
+        Raises:
+            UsageError: as for these two, or `top_k` is given for multilabel.
+        """
+        if self.task == "multilabel":
+            _require_top_1(top_k, self.task)
+            return self.tag(images, flips=flips, on_error=on_error)
         return self.classify(images, top_k=top_k, flips=flips, on_error=on_error)
 
     def classify(
@@ -188,13 +214,30 @@ class Predictor:
                 classes, a path does not exist, or an image has the wrong type or shape.
             CorruptError: a file is not a readable image, and there is no `on_error`.
         """
-        self._require_task("classification", "use cnn_core.training.segment()")
+        self._require_task("classification")
         if not 1 <= top_k <= len(self.classes):
             raise UsageError(
                 f"top_k = {top_k}: expected 1 to {len(self.classes)}, the number of classes"
             )
         # Separate generators, so that the errors above are raised here, not at the first image.
         return self._classify(images, top_k, flips, on_error)
+
+    def tag(
+        self, images: Images, *, flips: bool = False, on_error: OnError | None = None
+    ) -> Iterator[Prediction]:
+        """Return an iterator over all classes of each image, for a multilabel network.
+
+        These are the classes whose probability reaches their threshold, the most likely first. The
+        thresholds are those of the weights, of an ensemble those of its first network, or else
+        0.5. `flips` and `on_error` are as for `classify`.
+
+        Raises:
+            UsageError: the task is not multilabel, a path does not exist, or an image has the
+                wrong type or shape.
+            CorruptError: a file is not a readable image, and there is no `on_error`.
+        """
+        self._require_task("multilabel")
+        return self._tag(images, flips, on_error)
 
     def segment(
         self, images: Images, *, flips: bool = False, on_error: OnError | None = None
@@ -212,7 +255,7 @@ class Predictor:
                 wrong type or shape.
             CorruptError: a file is not a readable image, and there is no `on_error`.
         """
-        self._require_task("segmentation", "use cnn_core.training.predict()")
+        self._require_task("segmentation")
         return self._segment(images, flips, on_error)
 
     def logits(self, images: Images) -> Tensor:
@@ -246,16 +289,33 @@ class Predictor:
     def _classify(
         self, images: Images, top_k: int, flips: bool, on_error: OnError | None
     ) -> Iterator[Prediction]:
+        thresholds = self.trained.weights.thresholds
+        for image, probabilities in self._probabilities(images, flips, on_error):
+            best = probabilities.topk(top_k).indices
+            if thresholds:  # of class 1 of two
+                first = int(probabilities[1] >= thresholds[0])
+                best = best.new_tensor([first, 1 - first][:top_k])
+            yield self._prediction(image, best, probabilities)
+
+    def _tag(self, images: Images, flips: bool, on_error: OnError | None) -> Iterator[Prediction]:
+        least = torch.tensor(self.trained.weights.thresholds or (0.5,) * len(self.classes))
+        for image, probabilities in self._probabilities(images, flips, on_error):
+            order = probabilities.argsort(descending=True, stable=True)
+            yield self._prediction(image, order[(probabilities >= least)[order]], probabilities)
+
+    def _prediction(self, image: LoadedImage, order: Tensor, probabilities: Tensor) -> Prediction:
+        """Return the prediction of an image: the classes in `order`."""
+        path = None if image.path is None else str(image.path)
+        names = tuple(self.classes[number] for number in order.tolist())
+        return Prediction(path, names, tuple(probabilities[order].tolist()), image.index)
+
+    def _probabilities(
+        self, images: Images, flips: bool, on_error: OnError | None
+    ) -> Iterator[tuple[LoadedImage, Tensor]]:
+        """Yield each image with the probabilities of its classes, the mean over the networks."""
         for loaded, inputs in self._batches(images, on_error):
-            best = _mean(
-                [net.probabilities(x, flips) for net, x in self._with_inputs(inputs)]
-            ).topk(top_k)
-            for image, indices, values in zip(
-                loaded, best.indices.tolist(), best.values.tolist(), strict=True
-            ):
-                path = None if image.path is None else str(image.path)
-                names = tuple(self.classes[number] for number in indices)
-                yield Prediction(path, names, tuple(values), image.index)
+            found = [net.probabilities(x, flips) for net, x in self._with_inputs(inputs)]
+            yield from zip(loaded, _mean(found), strict=True)
 
     def _segment(
         self, images: Images, flips: bool, on_error: OnError | None
@@ -320,18 +380,19 @@ class Predictor:
             for trained, order in zip((first, *self._others), orders, strict=True)
         ]
 
-    def _require_task(self, task: str, hint: str) -> None:
+    def _require_task(self, task: str, hint: str = "") -> None:
         """Raise UsageError unless the networks do this task and fit together."""
         if self.task != task:
             raise UsageError(
                 f"{self.trained.path}: '{self.trained.weights.model}' is a {self.task} model; "
-                f"{hint}"
+                f"{hint or USE[self.task]}"
             )
         _ = self._networks  # compares the classes of an ensemble
 
     def _only_network(self, method: str) -> Network:
         """Return the network of a classifier; raise UsageError for an ensemble."""
-        self._require_task("classification", f"{method} is for classification")
+        if self.task != "multilabel":
+            self._require_task("classification", f"{method} is for classification")
         if self._others:
             raise UsageError(f"{method}: an ensemble of {len(self._networks)} networks has none")
         return self._networks[0]
@@ -347,9 +408,9 @@ def _stacked(batch: list[LoadedImage]) -> list[Tensor]:
     return [torch.stack(inputs) for inputs in zip(*(image.inputs for image in batch), strict=True)]
 
 
-def _require_top_1(top_k: int) -> None:
+def _require_top_1(top_k: int, task: str) -> None:
     if top_k != 1:
-        raise UsageError(f"top_k = {top_k}: it is for classification, and this is segmentation")
+        raise UsageError(f"top_k = {top_k}: it is for classification, and this is {task}")
 
 
 def predict(
@@ -357,12 +418,14 @@ def predict(
 ) -> list[Prediction]:
     """Classify images with a trained network; see `Predictor` for what images may be.
 
+    For a multilabel network, return all classes of each image; see `Predictor.tag`.
+
     Raises:
-        UsageError: the network's task is not classification, `top_k` is not between 1 and the
+        UsageError: the network's task is segmentation, `top_k` is not between 1 and the
             number of classes, a path does not exist, or an image has the wrong type or shape.
         CorruptError: a file is not an image, or its format or size is not supported.
     """
-    return [*Predictor(run, device=device).classify(images, top_k=top_k)]
+    return [*Predictor(run, device=device).decide(images, top_k=top_k)]
 
 
 def segment(

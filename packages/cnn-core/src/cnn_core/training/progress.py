@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "Plain", "Progress", "Silent", "progress_bar", "progress_for"]
 
+OF_CLASSES = ("balanced_accuracy", "macro_f1", "auc")  # in an epoch's line if monitored
 INTERVAL = 0.25  # seconds between updates of the live line; each update takes about 1 ms
 
 LINE_INTERVAL = 10  # seconds between lines without a terminal
@@ -58,6 +59,8 @@ class Plain(Silent):
 
     def start(self, run: Run, steps: int, done: int) -> None:
         self.epochs: int = run.recipe.epochs
+        names = {f"{split}/{name}" for split in ("train", "val") for name in OF_CLASSES}
+        self.hidden: set[str] = names - {run.recipe.monitor}
         epochs, extra_steps = divmod(done, steps)
         resumed = f", after epoch {epochs}" if done else ""
         resumed = f", after step {extra_steps} of epoch {epochs + 1}" if extra_steps else resumed
@@ -68,6 +71,8 @@ class Plain(Silent):
         parts = [f"epoch {epoch}/{self.epochs}"]
         for split in ("train", "val"):
             metrics = {k: v for k, v in line.items() if k.startswith(f"{split}/")}
+            # A line has no room for all; the log of the run has them.
+            metrics = {k: v for k, v in metrics.items() if k not in self.hidden}
             if metrics:
                 parts.append(f"{split}: {format_metrics(metrics)}")
         speed = line["images_per_second"]
@@ -115,7 +120,7 @@ class Live(Plain):
             epoch=f"epoch {epoch + 1}/{self.epochs}",
             step=f"step {step + 1}/{self.steps}",
             # Call this only for displayed updates: computing metrics synchronises with the device.
-            metrics=format_metrics(metrics()),
+            metrics=format_metrics({k: v for k, v in metrics().items() if k not in OF_CLASSES}),
             speed=f"{self.images / (now - self.started):,.0f} images/s",
             left=_clock((total - self.steps_done) / speed),
         )
@@ -157,11 +162,16 @@ NOT_FRACTIONS = {"loss", "hausdorff", "hd95", "assd"}  # the last three are in p
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Format metrics as "loss 0.1230  top1 95.10 %", with fractions as percentages."""
+    """Format metrics as "loss 0.1230  top1 95.10 %", with fractions as percentages.
+
+    The recall of each class is left out: a line has no room for it.
+    """
     parts = []
     for key, value in metrics.items():
-        # "test/iou/road" is the metric "iou/road"; without a split, "iou/road" is itself.
-        name = key.removeprefix("train/").removeprefix("val/").removeprefix("test/")
+        split, _, rest = key.partition("/")
+        name = rest if split in ("train", "val", "test") else key  # a class's name may have a "/"
+        if name.startswith(("recall_", "ap_")):
+            continue
         text = f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
         parts.append(f"{name} {text}")
     return "  ".join(parts)

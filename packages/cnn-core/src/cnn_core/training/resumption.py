@@ -210,6 +210,7 @@ def _write_weights(run: Run, setup: Setup, state: Checkpoint) -> None:
         mask_values=spec.mask_values,
         colours=spec.colours,
         background=spec.background,
+        task=spec.task,
     )
     write_weights(run.weights, weights)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import create_model, head_tensors
@@ -22,7 +22,14 @@ from cnn_core.files import expanded
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
 from cnn_core.runs.recipe import Recipe, read_recipe
 from cnn_core.specs import ModelSpec
-from cnn_core.tasks import loss_of, score_of
+from cnn_core.tasks import NETWORKS, loss_of, score_of
+from cnn_core.tasks.class_weights import (
+    balanced_order,
+    own_targets,
+    require_known,
+    with_weights,
+)
+from cnn_core.tasks.thresholds import require_binary
 from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
@@ -74,6 +81,17 @@ class Setup(EvalSetup):
         """The number of samples per forward pass on one process."""
         # Round up: rounding down could give more micro-batches than `accumulate`.
         return -(-self.recipe.batch_size // (self.world.size * self.recipe.accumulate))
+
+    def order(self, epoch: int) -> Tensor | None:
+        """The samples of `train` that the recipe's sampler draws in an epoch; None without one."""
+        if not self.recipe.sampler:
+            return None
+        return balanced_order(own_targets(self.train), self.recipe.seed, epoch)
+
+    def drawn(self, epoch: int) -> Split | Files:
+        """The images to train on in an epoch, in the order of `order`."""
+        order = self.order(epoch)
+        return self.train if order is None else self.train.view(order)
 
     @property
     def steps(self) -> int:
@@ -169,10 +187,17 @@ def set_up(
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
     dataset = read_as(recipe, dataset)
     _require_compatible(recipe, dataset, spec)
-    metrics = EpochMetrics(spec.task, len(classes), recipe.topk, spec=dataset.spec)
-    criterion = loss_of(spec.task, recipe)
+    task = dataset.spec.task
+    metrics = EpochMetrics(
+        task,
+        len(classes),
+        recipe.topk,
+        classes=classes,
+        background=dataset.spec.background,
+    )
+    criterion = loss_of(task, recipe)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
-    monitor = score_of(spec.task, recipe.monitor, top_k)
+    monitor = score_of(task, recipe.monitor, top_k, classes)
     recipe, dataset, warning = _choose_validation(recipe, dataset, monitor[0])
     recipe, model, started = _build(recipe, dataset, resuming)
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
@@ -202,7 +227,7 @@ def set_up(
         workers=workers,
         spec=spec,
         dataset=dataset,
-        train=train,
+        train=with_weights(train, recipe, classes),
         validation=validation,
         train_state=train_state,
         monitor=monitor,
@@ -211,12 +236,15 @@ def set_up(
 
 def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
     """Raise UsageError if the recipe, dataset and model are incompatible."""
-    if spec.task != dataset.spec.task:
+    if spec.task != NETWORKS[dataset.spec.task]:
         raise UsageError(
             f"model '{recipe.model}' is for {spec.task}, but dataset '{recipe.data}' is for "
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
+    require_known(recipe, dataset.spec.classes)
+    if dataset.spec.task == "classification":
+        require_binary(recipe, len(dataset.spec.classes))
     if spec.task == "segmentation" and recipe.fit == "crop":
         raise UsageError("fit = 'crop' is for classification: masks are not cropped", "--set tile")
     for key in ("mean", "std"):

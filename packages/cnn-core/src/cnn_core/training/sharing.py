@@ -14,6 +14,8 @@ import torch
 from cnn_core.errors import UsageError
 from cnn_core.files import new_folder, write_new, write_text
 from cnn_core.registry.names import base_name
+from cnn_core.tasks.class_counts import class_keys
+from cnn_core.tasks.class_weights import own_targets
 from cnn_core.text import printable
 from cnn_core.training.evaluation import evaluate
 from cnn_core.training.model_card import Measured, model_card
@@ -145,6 +147,14 @@ def _measured(trained: Trained) -> Measured | None:
             (name, n, hit / n) for name, n, hit in zip(classes, totals, right, strict=True) if n
         ]
         metrics = evaluate(trained, split=SPLIT)
+    elif task_of(trained.weights) == "multilabel":
+        metrics, score = evaluate(trained, split=SPLIT), "recall"
+        totals = own_targets(split).sum(0, dtype=torch.int64).tolist()
+        by_class = [
+            (name, n, metrics[f"recall_{key}"])
+            for name, n, key in zip(classes, totals, class_keys(classes), strict=True)
+            if n
+        ]
     else:
         metrics, score = evaluate(trained, split=SPLIT), "IoU"
         by_class = [

@@ -8,13 +8,14 @@ import re
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import build
-from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
+from cnn_core.data.dataset import Dataset, Files, Split, load_dataset, object_name
 from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import RunError, UsageError
@@ -46,8 +47,8 @@ class Trained:
     files of other libraries `model`
     names the network, and `naming` the library if the names of the parameters are ambiguous. With
     `download`, published weights are fetched if they are not here. `data` replaces the dataset
-    that the network was trained on. Pass the same object to several functions to load everything
-    once.
+    that the network was trained on: its name, or an object as for `load_dataset`. Pass the same
+    `Trained` to several functions to load everything once.
 
     Raises:
         UsageError: the device does not exist; on access, if the run, weights or dataset do not
@@ -63,12 +64,13 @@ class Trained:
         model: str = "",
         naming: str | None = None,
         download: bool = False,
-        data: str | None = None,
+        data: Any = None,
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
         self.path: Path = source.path if isinstance(source, Run) else expanded(source)
-        self.data = data
+        self.data: str | None = None if data is None else object_name(data)
+        self.given: Any = None if isinstance(data, str) else data
         self.data_dir = data_dir
         self.device: torch.device = choose_device(device)
         self._open = partial(open_source, self.path, model=model, naming=naming, download=download)
@@ -81,7 +83,7 @@ class Trained:
         cls,
         source: Trained | Source,
         *,
-        data: str | None = None,
+        data: Any = None,
         data_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> Trained:
@@ -144,7 +146,8 @@ class Trained:
         """The dataset given as `data`, with the classes of the weights; else the run's own."""
         if self.data is None and self.is_run:
             return load_data(self.run, self.data_dir)
-        loaded = load_dataset(self.recipe.data, data_dir=self.data_dir)
+        given = self.recipe.data if self.given is None else self.given
+        loaded = load_dataset(given, data_dir=self.data_dir)
         return matched(loaded, self.weights, self.recipe.data)
 
     def split(self, name: str) -> Split | Files:
@@ -224,10 +227,13 @@ class Trained:
         return model.to(self.device)
 
 
-def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_data(
+    run: Run, data_dir: str | os.PathLike[str] | None = None, given: Any = None
+) -> Dataset:
     """Load a run's dataset from `data_dir`; by default from the path that the run recorded.
 
-    For a dataset such as "imagefolder:PATH", `data_dir` replaces PATH.
+    `given` is the dataset if it was given as an object. For a dataset such as "imagefolder:PATH",
+    `data_dir` replaces PATH.
 
     Raises:
         RunError: the classes or files have changed since the run began.
@@ -235,12 +241,15 @@ def load_data(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Datas
     recorded = run.environment()
     # The path in the recipe may be relative; environment.json has the absolute path.
     name, colon, path = run.recipe.data.partition(":")
-    if colon:
+    if given is not None:
+        data_dir = data_dir or recorded.get("data_dir")
+    elif colon:
         name = f"{name}:{data_dir or (recorded.get('data') or '').partition(':')[2] or path}"
         data_dir = None
     elif data_dir is None and (folder := recorded.get("data_dir")) is not None:
         data_dir = Path(folder)
-    dataset = _as_recorded(load_dataset(name, data_dir=data_dir), recorded.get("data_fingerprint"))
+    loaded = load_dataset(name if given is None else given, data_dir=data_dir)
+    dataset = _as_recorded(loaded, recorded.get("data_fingerprint"))
     if dataset is None:
         raise RunError(
             f"{run.path}: the classes or files of '{name}', or the values of its "
@@ -273,8 +282,8 @@ def _as_recorded(dataset: Dataset, fingerprint: str | None) -> Dataset | None:
     """
     if fingerprint in (None, dataset.fingerprint()):
         return dataset
-    # Runs of before class names had a natural order: 10 before 2.
-    if any(
+    # Runs of folders of before class names had a natural order: 10 before 2.
+    if not dataset.labels and any(
         isinstance(s, Files) and isinstance(s.targets, Tensor) for s in dataset.splits.values()
     ):
         earlier = dataset.with_class_order(tuple(sorted(dataset.spec.classes)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.create import build
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
+from cnn_core.data.dataset import Dataset, Files, load_dataset, object_name
 from cnn_core.data.mask_image import hexadecimal
 from cnn_core.errors import (
     CorruptError,
@@ -32,15 +32,16 @@ from cnn_core.plugins import Observers, plugins
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
+from cnn_core.specs import DatasetSpec
+from cnn_core.tasks import collapse_of, may_have_thresholds, thresholds_of
 from cnn_core.text import printable
 from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
-from cnn_core.training.data_checks import checked, class_counts
+from cnn_core.training.data_checks import checked
 from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, is_restart, join_processes
-from cnn_core.training.epoch_metrics import EpochMetrics
-from cnn_core.training.evaluation import evaluate_split
+from cnn_core.training.evaluation import evaluate_split, metrics_for
 from cnn_core.training.initial_weights import advice, fetch_initial, read_initial
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
@@ -48,7 +49,7 @@ from cnn_core.training.setup import Setup, find_recipe, set_up
 from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
 from cnn_core.training.validation import described
-from cnn_core.weights.native import read_weights
+from cnn_core.weights.native import read_weights, write_weights
 
 __all__ = ["Session", "train"]
 
@@ -57,7 +58,7 @@ log: logging.Logger = logging.getLogger("cnn_core")
 
 def train(
     model: str | None = None,
-    data: str | None = None,
+    data: Any = None,
     *,
     recipe: str | Recipe | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -74,14 +75,17 @@ def train(
 ) -> Run:
     """Train `model` on `data` and return the run; or resume the run at `resume`.
 
+    `data` is the name of a dataset, or an object that `load_dataset` accepts. A run does not
+    record an object: give it again to resume or to evaluate the run.
+
     `recipe` is the name of a recipe or the path of a TOML file; `settings` override its keys. A
     complete `Recipe` is trained as it is. With `download`, a missing dataset and missing published
     weights are fetched. `workers` processes decode files when streaming; their number does not
     affect results.
 
-    With `resume`, only `epochs`, `data_dir`, `device`, `workers`, `progress` and `observers`
-    apply; the recipe is the run's own. On the same CPU, a resumed run gives bit-identical results.
-    More `epochs` need a schedule that does not depend on their number. With
+    With `resume`, only `epochs`, `data_dir`, `device`, `workers`, `progress`, `observers` and an
+    object as `data` apply; the recipe is the run's own. On the same CPU, a resumed run gives
+    bit-identical results. More `epochs` need a schedule that does not depend on their number. With
     `auto_resume`, or when torchrun or SLURM restarts the job, a run with the same recipe in `out`
     is resumed. With `fit_memory`, batches are split into micro-batches that fit in memory.
     `observers` are objects with methods named after the training hooks, for example
@@ -95,12 +99,13 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
+    name = None if data is None else object_name(data)
     new_recipe, epochs = None, None
     if resume is None:
-        new_recipe = _complete(model, data, recipe, settings)
+        new_recipe = _complete(model, name, recipe, settings)
     else:
         epochs = settings.pop("epochs", None)
-        if any((model, data, recipe, out, *settings)):
+        if any((model, isinstance(data, str), recipe, out, *settings)):
             raise UsageError(
                 f"resume = '{resume}': the run has a model, data and a recipe; only epochs apply"
             )
@@ -109,7 +114,9 @@ def train(
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
         resume = out_path if same else None
-    session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
+    given = None if isinstance(data, str) else data
+    options = {"workers": workers, "fit_memory": fit_memory, "given": given}
+    session = _session(device, observers, progress, **options)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
             return session.resume(expanded(resume), data_path, epochs)
@@ -151,6 +158,7 @@ class Session:
     show_progress: bool = True
     observers: Observers = dataclasses.field(default_factory=partial(Observers, None))
     fit_memory: bool = False
+    given: Any = None
 
     def start(
         self,
@@ -206,7 +214,7 @@ class Session:
         if epochs is not None:
             run = resumption.with_epochs(run, state, epochs)
         # Load the dataset even for a finished run: this raises if the data has changed.
-        dataset = load_data(run, data_dir)
+        dataset = load_data(run, data_dir, self.given)
         # If the weights are damaged, `_train` restores them and evaluates them again.
         complete = resumption.is_complete(run.recipe, state)
         if complete and run.finished and resumption.weights_are_intact(run):
@@ -227,7 +235,9 @@ class Session:
         if download and not self.world.is_first:
             self.world.barrier()
         dataset = load_dataset(
-            recipe.data, data_dir=data_dir, download=download and self.world.is_first
+            recipe.data if self.given is None else self.given,
+            data_dir=data_dir,
+            download=download and self.world.is_first,
         )
         if download and self.world.is_first:
             fetch_initial(recipe)
@@ -312,6 +322,9 @@ class Session:
                 raise NumericalError(
                     f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
                 )
+            if self.world.is_first:
+                _warn_without_score(setup, state)
+            self._choose_thresholds(run, setup)
             self._evaluate(run, setup)
         except BaseException as error:
             # A ZooError has its own hint, and resuming would not fix its cause.
@@ -322,6 +335,24 @@ class Session:
             progress.stop()
         return run
 
+    def _choose_thresholds(self, run: Run, setup: Setup) -> None:
+        """Choose thresholds on the validation images, if the task has any, for the saved weights.
+
+        The weights are those of the best epoch, so this comes after the last one.
+        """
+        task, recipe = setup.dataset.spec.task, setup.recipe
+        if not may_have_thresholds(task, recipe):
+            return
+        if len(setup.validation) == 0:
+            log.warning("no validation images to choose thresholds on: each is 0.5")
+            return
+        self.world.barrier()  # wait until rank 0 has written the weights
+        weights = read_weights(run.path)
+        evaluate_split(build(weights).to(self.device), setup.validation, setup)
+        thresholds = thresholds_of(task, setup.metrics.sums(), recipe)
+        if self.world.is_first:
+            write_weights(run.weights, dataclasses.replace(weights, thresholds=thresholds))
+
     def _evaluate(self, run: Run, setup: Setup) -> None:
         """Evaluate the saved weights, usually on the test split; append to metrics.jsonl.
 
@@ -330,56 +361,51 @@ class Session:
         self.world.barrier()  # wait until rank 0 has written the weights
         weights, spec, recipe = read_weights(run.path), setup.dataset.spec, setup.recipe
         # Use new metrics, which include the slow ones that are skipped during training.
-        metrics = EpochMetrics(
-            spec.task, weights.num_classes, recipe.topk, evaluated=recipe.data, spec=spec
-        )
+        metrics = metrics_for(weights, spec.task, recipe)
         final_setup = dataclasses.replace(
             setup, metrics=metrics, preprocessing=weights.preprocessing
         )
         on_test = recipe.evaluate_on == "test"
         split = setup.dataset.split("test") if on_test else setup.validation
         model = build(weights).to(self.device)
-        counts = _count_predictions(model, weights.num_classes, self.device)
         with stop_requests() as stop:
             # With several ranks, a single one must not stop: the others would wait for it forever.
             on_batch = stop.raise_if_requested if self.world.size == 1 else lambda: None
             results = evaluate_split(model, split, final_setup, on_batch)
-        self.world.sum([counts])
-        if self.world.is_first and (collapsed := _collapse(counts, split, weights.classes)):
-            log.warning("%s: %s", run.path, collapsed)
         line = {
             "epoch": weights.epoch,
             **{f"{recipe.evaluate_on}/{name}": v for name, v in results.items()},
         }
         if self.world.is_first:
+            if collapsed := _collapse(spec, metrics.sums()):
+                log.warning("%s: %s", run.path, collapsed)
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
 
 
-def _count_predictions(model: torch.nn.Module, classes: int, device: torch.device) -> Tensor:
-    """Return a tensor that counts the predictions of each class while the model runs."""
-    counts = torch.zeros(classes, dtype=torch.int64, device=device)
-
-    def count(module: object, inputs: object, logits: Tensor) -> None:
-        if logits.shape[1] == classes:
-            counts.add_(logits.argmax(1).flatten().bincount(minlength=classes))
-
-    model.register_forward_hook(count)
-    return counts
+def _warn_without_score(setup: Setup, state: Checkpoint) -> None:
+    """Warn if the monitored metric was never defined, as the recall of a class without images."""
+    name = setup.monitor[0]
+    if len(setup.validation) and not any(name in line for line in state.metrics):
+        log.warning("%s was not defined in any epoch: the last epoch was kept", printable(name))
 
 
-def _collapse(counts: Tensor, split: Split | Files, classes: tuple[str, ...]) -> str:
-    """Return a line if everything was predicted as one class, though the split has several."""
-    own = class_counts(split, len(classes))
-    several = sum(count > 0 for count in own) > 1 if own else True
-    if int((counts > 0).sum()) != 1 or not several:
+def _collapse(spec: DatasetSpec, sums: Mapping[str, Tensor]) -> str:
+    """Return a line if everything was predicted as one class, though the split has several.
+
+    `sums` are those of all metrics of the task, over the test split.
+    """
+    only = collapse_of(spec.task, sums)
+    if only is None:
         return ""
-    what = "test images" if own else "pixels of the test images"
-    name = printable(classes[int(counts.argmax())])
+    pixels = spec.task == "segmentation"
+    what = "pixels of the test images" if pixels else "test images"
+    name = f"'{printable(spec.classes[only])}'" if only >= 0 else "no class"
     return (
-        f"all {what} are predicted as '{name}': nothing else was learned; try another lr, "
-        "more epochs, or more images of the other classes"
+        f"all {what} are predicted as {name}: nothing else was learned; try another lr, "
+        f"more epochs, {'balance=true' if pixels else 'class_weights=balanced'}, or more images "
+        "of the other classes"
     )
 
 

@@ -25,6 +25,7 @@ from cnn_core.files import expanded, write_bytes
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import recorded_name
 from cnn_core.runs.recipe import RESERVED
+from cnn_core.specs import TASKS
 from cnn_core.text import printable
 from cnn_core.weights.blueprint import key_maps
 from cnn_core.weights.keymap import KeyMap
@@ -57,8 +58,18 @@ class Weights:
     mask_values: tuple[int | str, ...] = ()
     colours: tuple[str, ...] = ()
     background: str = ""
+    task: str = ""  # "": that of the model; "multilabel" is done by models for classification
+    thresholds: tuple[float, ...] = ()  # of each class, or of class 1 of two; empty: none
     path: Path | None = None
     digest: str = ""  # SHA-256 of the file's contents; empty if not read from a file
+
+    def __post_init__(self) -> None:
+        # A file may say anything.
+        if self.task not in ("", *TASKS):
+            raise CorruptError(f"{self.path}: unknown task '{printable(str(self.task))}'")
+        numbers = all(isinstance(t, int | float) and 0 <= t <= 1 for t in self.thresholds)
+        if not numbers or len(self.thresholds) not in (0, 1, self.num_classes):
+            raise CorruptError(f"{self.path}: thresholds are not numbers from 0 to 1, one a class")
 
     def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> tuple[str, ...]:
         """Copy the tensors into a model, which must have the same names and shapes.
@@ -166,6 +177,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             mask_values=tuple(fields.get("mask_values", ())),
             colours=tuple(fields.get("colours", ())),
             background=fields.get("background", ""),
+            # Files from before there were these fields have the task of their model.
+            task=fields.get("task", ""),
+            thresholds=tuple(fields.get("thresholds", ())),
             path=file,
             digest=fields["digest"],
         )

@@ -111,7 +111,7 @@ def _require_classifier(trained: Trained) -> None:
     """Raise UsageError unless the network is a classifier with layers to look into."""
     weights = trained.weights
     require_layers(weights)
-    if (task := task_of(weights)) != "classification":
+    if (task := task_of(weights)) == "segmentation":
         raise UsageError(
             f"{trained.path}: '{weights.model}' does {task}",
             f"cnnzoo viz seg_gradcam {trained.path}",

@@ -96,7 +96,7 @@ def viz(view: str, source: str, out: Path | None, pdf: bool, **options: Any) -> 
     if view != "all":
         drawings = iter([draw_one(view, view_inputs, pdf=pdf)])
     else:
-        pairs = views_for(view_inputs.spec.task)
+        pairs = views_for(view_inputs.task)
         drawings = (draw_or_report(*pair, view_inputs, pdf=pdf) for pair in pairs)
     for drawing in drawings:
         if drawing.png:

@@ -105,12 +105,12 @@ def _history(run: Run) -> list[dict[str, float]]:
 
 
 def _metric(histories: Histories) -> str:
-    """Return the metric that all runs share, "top1" or "miou"."""
+    """Return the metric that all runs share: "top1", "miou" or "map"."""
     metrics = {
         metric: name
         for name, history in histories.items()
         for metric in SCORES.values()
-        if f"train/{metric}" in history[0]
+        if f"train/{metric}" in history[0] or f"val/{metric}" in history[0]
     }
     if len(metrics) != 1:
         names = [f"'{name}' by {metric}" for metric, name in metrics.items()]

@@ -153,10 +153,10 @@ def write(drawing: Drawing, folder: Path) -> list[Path]:
 def _find_view(view: str, view_inputs: ViewInputs) -> tuple[str, Entry[ViewSpec]]:
     """Return a view's name and entry; raise UsageError if it does not apply to the network."""
     entry, spec = registry.views().entry(view), view_inputs.spec
-    if spec.task not in entry.spec.tasks:
+    if view_inputs.task not in entry.spec.tasks:
         raise UsageError(
             f"view '{view}' is for {' and '.join(entry.spec.tasks)}, "
-            f"but {spec.name} does {spec.task}",
+            f"but {spec.name} does {view_inputs.task}",
             "cnnzoo list-views",
         )
     view_inputs.require(entry.spec.needs)

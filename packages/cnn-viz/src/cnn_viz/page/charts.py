@@ -15,7 +15,7 @@ __all__ = ["LEFT", "RIGHT", "charts"]
 # The plot area, in the chart's own units: 400 wide and 220 high.
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 390.0, 12.0, 190.0
 
-TITLES = {"top1": "Top-1 accuracy", "miou": "mIoU"}
+TITLES = {"top1": "Top-1 accuracy", "miou": "mIoU", "map": "mAP"}
 
 
 def charts(
@@ -26,8 +26,9 @@ def charts(
         return []
     drawn = [_chart("Loss", {"train": "train/loss", "val": "val/loss"}, history, saved_epoch)]
     for metric in SCORES.values():
-        if f"train/{metric}" in history[0]:
-            keys = {"train": f"train/{metric}", "val": f"val/{metric}"}
+        keys = {"train": f"train/{metric}", "val": f"val/{metric}"}
+        # mAP is not computed in training.
+        if any(key in history[0] for key in keys.values()):
             drawn.append(_chart(f"{TITLES[metric]}, %", keys, history, saved_epoch, 100))
     drawn.append(_chart("Learning rate", {"lr": "lr"}, history, saved_epoch))
     return drawn

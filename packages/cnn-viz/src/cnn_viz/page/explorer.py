@@ -51,6 +51,7 @@ MAX_OFFERED = 100  # with more classes, only for each image's own: a pass for ea
 INTERACTIVE_VIEWS = {  # static views that the page replaces with interactive parts
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
+    "multilabel": ("curves",),
 }
 EMPTY_EXPLORER: dict[str, Any] = dict.fromkeys(
     ("matrix", "table", "cams", "embedding", "explorer")

@@ -24,6 +24,7 @@ from cnn_core.tasks.intervals import wilson
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
 from cnn_core.training import Predictions, Run
+from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.trained import Source
 from cnn_viz import style
 from cnn_viz.drawing.render import Drawing, draw_or_report, views_for, write
@@ -40,6 +41,7 @@ from cnn_viz.page.origin import (
 )
 from cnn_viz.page.svg import inline_svg
 from cnn_viz.results.inputs import ViewInputs
+from cnn_viz.results.labels import label_scores
 from cnn_viz.results.metrics import (
     bootstrap,
     class_scores,
@@ -98,7 +100,7 @@ def write_report(
         write_text(path, json.dumps(_json_safe(content), indent=1) + "\n")
         return path
     drawings = []
-    for name, entry in views_for(view_inputs.spec.task):
+    for name, entry in views_for(view_inputs.task):
         progress(f"drawing {name}")
         drawings.append(draw_or_report(name, entry, view_inputs))
         if drawings[-1].png:
@@ -122,7 +124,7 @@ def write_report(
 
 def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list[Drawing]) -> str:
     """Return the report as one HTML page."""
-    script, task = read_script("report.js"), view_inputs.spec.task
+    script, task = read_script("report.js"), view_inputs.task
     training = template_data["training"]
     return load_template(f"{task}.html").render(
         template_data,
@@ -147,8 +149,7 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
 def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return all data of the report, as in report.json."""
     recipe, spec = view_inputs.recipe, view_inputs.spec
-    results = _classification_results if spec.task == "classification" else _segmentation_results
-    headline, tables = results(view_inputs)
+    headline, tables = RESULTS[view_inputs.task](view_inputs)
     origin = origin_of(view_inputs)
     return {
         "schema": 1,
@@ -218,6 +219,27 @@ def _segmentation_results(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict
     }
     classes = [asdict(row) for row in pixel_scores(segmented.classes, pixels)]
     return headline, {"classes": classes, "confusion": pixels.tolist(), "images": scores}
+
+
+def _multilabel_results(view_inputs: ViewInputs) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headline metrics and the tables of a multilabel report."""
+    found = view_inputs.labelled
+    measured = EpochMetrics(
+        "multilabel", len(found.classes), 0, classes=found.classes, thresholds=found.thresholds
+    )
+    measured.add(0.0, found.logits, found.targets)
+    values = measured.compute()
+    names = ("map", "macro_f1", "micro_f1", "exact_match")
+    headline = {name: values.get(name, math.nan) for name in names}
+    classes = [asdict(score) for score in label_scores(found)]
+    return {"n": len(found.targets), **headline}, {"classes": classes, "confusion": []}
+
+
+RESULTS = {
+    "classification": _classification_results,
+    "segmentation": _segmentation_results,
+    "multilabel": _multilabel_results,
+}
 
 
 def _headline(predictions: Predictions) -> dict[str, Any]:

@@ -14,11 +14,21 @@ from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data import Batch, batches
+from cnn_core.data.dataset import single_classes
+from cnn_core.errors import CorruptError, UsageError
 from cnn_core.specs import ModelSpec
-from cnn_core.training import Predictions, Trained, predictions, segmented
+from cnn_core.training import (
+    LabelPredictions,
+    Predictions,
+    Trained,
+    label_predictions,
+    predictions,
+    segmented,
+)
 from cnn_core.training.evaluation import eval_batch_size
 from cnn_core.training.exported import require_layers
 from cnn_core.training.outputs import validation_predictions
+from cnn_core.training.prediction import task_of
 from cnn_core.training.stage_features import features_of
 from cnn_viz.results.embeddings import METHODS, Embedding, evenly_spaced
 from cnn_viz.results.segmentations import SegmentationResults
@@ -56,6 +66,15 @@ class ViewInputs(Trained):
         # A run without weights knows its model, too: curves of an epoch that failed, say.
         model = self.run.recipe.model if self.is_run else self.weights.model
         return registry.get_spec(model)
+
+    @cached_property
+    def task(self) -> str:
+        """The task of the network; one of a model for classification may be multilabel."""
+        # Views of the log alone work without weights.
+        try:
+            return task_of(self.weights)
+        except (UsageError, CorruptError):
+            return self.spec.task
 
     @property
     def output(self) -> Path:
@@ -99,13 +118,14 @@ class ViewInputs(Trained):
         images that are cut into tiles, only the centre tile is used.
         """
         split, preprocessing = self.dataset.split("test"), self.weights.preprocessing
-        if self.spec.task == "segmentation":
+        if self.task == "segmentation":
             height, width = preprocessing.resize_to
             selected = list(
                 range(min(max(MAX_BATCH_PIXELS // (height * width), 1), BATCH_SIZE, len(split)))
             )
         else:
-            selected = round_robin_by_class(map(int, split.targets), BATCH_SIZE)
+            assert isinstance(split.targets, Tensor)
+            selected = round_robin_by_class(single_classes(split.targets).tolist(), BATCH_SIZE)
         indices = torch.tensor(selected)
         found = next(
             batches(split.subset(indices), preprocessing, len(selected), device=self.device)
@@ -125,6 +145,11 @@ class ViewInputs(Trained):
     def predictions(self) -> Predictions:
         """The network's outputs on the whole test split."""
         return predictions(self)
+
+    @cached_property
+    def labelled(self) -> LabelPredictions:
+        """The outputs of a multilabel network on the whole test split."""
+        return label_predictions(self)
 
     @cached_property
     def validation(self) -> Predictions | None:

@@ -12,7 +12,7 @@ from cnn_core.training import Predictions, Trained
 from cnn_viz import style
 from cnn_viz.results import metrics
 
-__all__ = ["class_scores"]
+__all__ = ["class_scores", "column"]
 
 MAX_CLASSES = 30  # those with the lowest F1
 COLUMNS = {
@@ -51,7 +51,7 @@ def class_scores(trained: Trained, predictions: Predictions) -> Figure:
     )
     axes = figure.subplots(1, len(COLUMNS), sharey=True)
     for ax, (key, title) in zip(axes, COLUMNS.items(), strict=True):
-        _column(ax, title, [getattr(score, key) for score in scores], worst)
+        column(ax, title, [getattr(score, key) for score in scores], worst)
     names = [f"{style.short(scores[k].name, 20)}  ({scores[k].support:,})" for k in worst]
     axes[0].set_yticks(range(len(worst)), names, color=style.INK)
     axes[0].set_ylim(len(worst) - 0.4, -0.6)
@@ -64,7 +64,7 @@ def _sort_key(score: metrics.ClassScore) -> tuple[float, float]:
     return f1, ap
 
 
-def _column(ax: Axes, title: str, values: list[float], drawn: list[int]) -> None:
+def column(ax: Axes, title: str, values: list[float], drawn: list[int]) -> None:
     """Draw one score of the classes in `drawn`, with the mean of all; the ECE is orange."""
     is_error = title.endswith("ECE")
     drawn_values = np.array([values[k] for k in drawn])

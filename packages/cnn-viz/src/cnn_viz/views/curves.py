@@ -28,6 +28,7 @@ LOSSES = {
     "tversky": "1 \N{MINUS SIGN} soft Tversky index",
 }
 PIXEL_METRICS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+LABEL_METRICS = {"map": "mAP", "macro_f1": "macro F1"}  # of multilabel
 COLOURS = {"train": style.BLUE, "val": style.ORANGE}
 NAMES = {"train": "training", "val": "validation"}
 SOLID: dict[str, Any] = {"linestyle": "-"}
@@ -63,11 +64,11 @@ def curves(run: Run) -> Figure:
     accuracies = sorted((name for name in metrics if name.startswith("top")), key=natural)
     # A line at 100 % would compress the other curves.
     accuracies = [name for name in accuracies if not _always_perfect(name, history)]
-    accuracies = accuracies or [name for name in PIXEL_METRICS if name in metrics]
+    other = PIXEL_METRICS if "miou" in metrics else LABEL_METRICS if "map" in metrics else ()
+    accuracies = accuracies or [name for name in other if name in metrics]
     _lines(accuracy, history, accuracies, scale=100)
-    segmentation = "miou" in accuracies
-    accuracy.set(title="Pixels" if segmentation else "Accuracy")
-    accuracy.set_ylabel("%" if segmentation else "% of images")
+    title = "Pixels" if "miou" in accuracies else "Labels" if "map" in accuracies else "Accuracy"
+    accuracy.set(title=title, ylabel="% of images" if title == "Accuracy" else "%")
     learning_rate.plot(*_points(history, "lr", 1), color=style.BLUE, **_marker(history))
     learning_rate.set(title="Learning rate", ylabel="at the start of the epoch")
     for ax in (loss, accuracy, learning_rate):
