@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cnn_core.specs import ModelSpec
 from cnn_core.tasks import loss_of, score_of
 from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
+from cnn_core.training.defaults import FREE, describe, with_optimizer, with_sizes
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, with_sync_batchnorm
 from cnn_core.training.epoch_metrics import EpochMetrics
@@ -32,12 +33,10 @@ from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
 from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
 
-__all__ = ["Setup", "find_recipe", "set_up"]
+__all__ = ["Setup", "find_recipe", "free_keys", "set_up"]
 
 # fit = "crop": the shorter side, relative to the crop, as in the usual 256 for 224 pixels.
 SHORTER_SIDE = 8 / 7
-# Default batch size of a segmentation model without a recipe: 128 large images rarely fit.
-SEGMENTATION_BATCH_SIZE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,8 @@ def find_recipe(
     """Return the recipe called `name`, else the default recipe of the model and dataset.
 
     `defaults` replace the default recipe. If there is neither, start from the defaults of
-    `Recipe`. `model`, `data` and `settings` override the recipe's values.
+    `Recipe`; `set_up` then chooses the `free_keys`. `model`, `data` and `settings` override the
+    recipe's values.
 
     Raises:
         UsageError: the model or dataset is missing, a name or key is unknown, or a value is out of
@@ -101,9 +101,6 @@ def find_recipe(
     for key in ("model", "data"):
         if key not in base:
             raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
-    task = registry.models().get(base["model"]).task
-    if recipe_settings is None and task == "segmentation":
-        base["batch_size"] = SEGMENTATION_BATCH_SIZE
     # Merge tables key by key, so that --set options.width=2 keeps the recipe's other options.
     tables = {
         key: {**base.get(key, {}), **settings[key]}
@@ -111,6 +108,20 @@ def find_recipe(
         if isinstance(settings.get(key), Mapping)
     }
     return Recipe.from_settings({**base, **settings, **tables})
+
+
+def free_keys(
+    model: str | None, data: str | None, name: str | None, settings: Collection[str]
+) -> frozenset[str]:
+    """Return the recipe keys that `set_up` is to choose, since `find_recipe` found no recipe."""
+    if name is not None or model is None or data is None:
+        return frozenset()
+    model, data = (
+        canonical_name(registry.models(), model),
+        canonical_name(registry.datasets(), data),
+    )
+    known = default_recipe(model, data) is not None
+    return frozenset() if known else FREE.difference(settings)
 
 
 def _recipe_settings(name: str | None, given: Mapping[str, str]) -> dict[str, Any] | None:
@@ -147,23 +158,29 @@ def set_up(
     world: World = ALONE,
     workers: int = 0,
     resuming: bool = False,
+    free: Collection[str] = (),
     show_progress: bool = True,
 ) -> Setup:
     """Build the network and optimizer, decode the data, and replace "auto" in the recipe.
 
-    Initial weights are loaded only for a new run, not when resuming. Cheap checks come first,
-    because decoding a dataset may take minutes.
+    `free` are the keys of the recipe to choose from the network and the images; lines say what was
+    chosen. Initial weights are loaded only for a new run, not when resuming. Cheap checks come
+    first, because decoding a dataset may take minutes.
 
     Raises:
         UsageError: the recipe, model and dataset are incompatible.
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
+    _require_task(recipe, dataset, spec)
+    recipe = with_sizes(recipe, dataset, free)
     _require_compatible(recipe, dataset, spec)
     metrics = EpochMetrics(spec.task, len(classes), recipe.topk)
     criterion = loss_of(spec.task, recipe)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
     monitor = score_of(spec.task, recipe.monitor, top_k)
     recipe, model, started = _build(recipe, dataset, resuming)
+    recipe = with_optimizer(recipe, dataset, model, free)
+    notes = [note for note in (started, describe(recipe, dataset, free)) if note]
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
         recipe,
@@ -172,8 +189,8 @@ def set_up(
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
-    if started and show_progress:
-        print(started, file=sys.stderr)
+    if notes and show_progress:
+        print(*notes, sep="\n", file=sys.stderr)
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
     dataset = _decode(recipe, dataset, geometry, show_progress)
     train, validation = dataset.divide(recipe.validation, recipe.seed)
@@ -194,14 +211,18 @@ def set_up(
     )
 
 
-def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
-    """Raise UsageError if the recipe, dataset and model are incompatible."""
+def _require_task(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
+    """Raise UsageError if the model is for another task than the dataset."""
     if spec.task != dataset.spec.task:
         raise UsageError(
             f"model '{recipe.model}' is for {spec.task}, but dataset '{recipe.data}' is for "
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
+
+
+def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
+    """Raise UsageError if a size or the preprocessing does not fit the model or the dataset."""
     if spec.task == "segmentation" and recipe.fit == "crop":
         raise UsageError("fit = 'crop' is for classification: masks are not cropped", "--set tile")
     for key in ("mean", "std"):

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from cnn_core.training.evaluation import evaluate_split
 from cnn_core.training.initial_weights import advice, fetch_initial, read_initial
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
-from cnn_core.training.setup import Setup, find_recipe, set_up
+from cnn_core.training.setup import Setup, find_recipe, free_keys, set_up
 from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
 from cnn_core.weights.native import read_weights
@@ -88,18 +88,26 @@ def train(
         NumericalError: the loss or a gradient is not finite, or the monitored metric was NaN in
             every epoch.
     """
-    new_recipe = None if resume is not None else _complete(model, data, recipe, settings)
+    new_recipe, free = None, frozenset[str]()
+    if resume is None:
+        new_recipe = _complete(model, data, recipe, settings)
+        free = (
+            frozenset() if isinstance(recipe, Recipe) else free_keys(model, data, recipe, settings)
+        )
     data_path, out_path = (None if path is None else Path(path) for path in (data_dir, out))
+    open_keys = free | {"accumulate"} if fit_memory else free
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
-        same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
+        same = resumption.has_run_with(out_path, new_recipe, open_keys)
         resume = out_path if same else None
     session = _session(device, observers, progress, workers=workers, fit_memory=fit_memory)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
             return session.resume(Path(resume), data_path)
         assert new_recipe is not None
-        return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
+        return session.start(
+            new_recipe, free=free, out=out_path, data_dir=data_path, download=download
+        )
 
 
 def _complete(
@@ -141,11 +149,15 @@ class Session:
         self,
         recipe: Recipe,
         *,
+        free: Collection[str] = (),
         out: Path | None = None,
         data_dir: Path | None = None,
         download: bool = False,
     ) -> Run:
-        """Start a new run. Setup errors are raised before anything is written."""
+        """Start a new run, whose recipe is `free` in some keys.
+
+        Setup errors are raised before anything is written.
+        """
         # torchrun restarts the same command. Without `out` each attempt would create a new run.
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         if out is None and self.world.size > 1 and restarts != "0":
@@ -157,7 +169,7 @@ class Session:
         fingerprint = dataset.fingerprint()
         if self.show_progress and (line := advice(recipe, dataset)):
             print(line, file=sys.stderr)
-        setup = self._set_up(recipe, dataset)
+        setup = self._set_up(recipe, dataset, free=free)
         if self.fit_memory:
             setup = self._with_micro_batches(setup)
         run, allocator = None, self._allocator()
@@ -204,14 +216,14 @@ class Session:
             self.world.barrier()
         return dataset
 
-    def _set_up(self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False) -> Setup:
+    def _set_up(self, recipe: Recipe, dataset: Dataset, **options: Any) -> Setup:
         return set_up(
             recipe,
             dataset,
             self.device,
             world=self.world,
             workers=self.workers,
-            resuming=resuming,
+            **options,
             show_progress=self.show_progress,
         )
 
