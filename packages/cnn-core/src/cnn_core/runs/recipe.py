@@ -89,20 +89,20 @@ class Recipe:
         UsageError: a value has the wrong type or is out of range; the message names key and value.
     """
 
-    model: str
-    data: str
-    epochs: int = 10
+    model: str  # the network, one of cnnzoo list-models
+    data: str  # the dataset, one of cnnzoo list-datasets, or imagefolder:PATH, maskfolder:PATH
+    epochs: int = 10  # passes over the training images
     batch_size: int = 128  # images per optimizer step, over all processes
     seed: int = 0  # of the initial weights, the order of the images, augmentation and validation
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # the update rule
     lr: float = 0.05  # peak learning rate
     momentum: float = 0.9  # of SGD and RMSprop; beta1 of AdamW
     nesterov: bool = True  # SGD: Nesterov momentum (Sutskever et al. 2013)
     beta2: float = 0.999  # decay of the squared-gradient average: beta2 of AdamW, alpha of RMSprop
-    eps: float = 1e-8  # AdamW, RMSprop
-    weight_decay: float = 0.0005
+    eps: float = 1e-8  # AdamW, RMSprop: added to the denominator
+    weight_decay: float = 0.0005  # L2 penalty of SGD and RMSprop; decoupled for AdamW
     weight_decay_on: str = "all"  # "weights": exclude biases and normalisation parameters
-    schedule: str = "cosine"
+    schedule: str = "cosine"  # learning rate over time, from lr to final_lr
     warmup_epochs: float = 0.0  # linear warm-up from 0
     step_every: float = 0.0  # schedule = "step": decay interval in epochs
     step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": when to apply a factor
@@ -110,8 +110,8 @@ class Recipe:
     rise: float = 0.3  # schedule = "one_cycle": fraction of training with a rising learning rate
     power: float = 1.0  # schedule = "polynomial": the exponent
     final_lr: float = 0.0  # learning rate at the end of "cosine" and "polynomial"
-    loss: str = "cross_entropy"
-    label_smoothing: float = 0.0
+    loss: str = "cross_entropy"  # map is for classification; all after it are for segmentation
+    label_smoothing: float = 0.0  # share of the target spread over all classes
     map_margin: float = 1.0  # loss = "map": j in LeCun et al. (1998), Eq. 9
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
     border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper

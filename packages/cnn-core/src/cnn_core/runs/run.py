@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import time
@@ -57,7 +58,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run is complete, including the evaluation on the test split."""
-        return any("test/loss" in line for line in self.metrics())
+        return bool(self.test_metrics())
 
     @classmethod
     def create(cls, recipe: Recipe, environment: Mapping[str, Any], out: Path | None) -> Run:
@@ -144,13 +145,14 @@ class Run:
     def test_metrics(self) -> dict[str, float]:
         """Return the metrics on the test split, such as "test/top1"; {} if there are none yet."""
         for line in reversed(self.metrics()):
-            if "test/loss" in line:
-                return {key: value for key, value in line.items() if key.startswith("test/")}
+            if found := {key: value for key, value in line.items() if key.startswith("test/")}:
+                return found
         return {}
 
     def write_metrics(self, lines: list[dict[str, float]]) -> None:
-        """Replace metrics.jsonl and metrics.csv, each atomically."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        """Replace metrics.jsonl and metrics.csv, each atomically, without values not finite."""
+        lines = [{k: v for k, v in line.items() if math.isfinite(v)} for line in lines]
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         table, columns = io.StringIO(), {key: None for line in lines for key in line}
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()

@@ -13,13 +13,16 @@ import statistics
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import nn
 
 from cnn_core import registry
+from cnn_core.create import create_model
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.images import probe_image
-from cnn_core.errors import DatasetCorruptError
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.runs.recipe import Recipe
+from cnn_core.training.initial_weights import sizes_of
 
 __all__ = ["FREE", "describe", "with_optimizer", "with_sizes"]
 
@@ -148,7 +151,21 @@ def _image_size(recipe: Recipe, dataset: Dataset) -> int:
         return 0
     smallest = default / 2 if spec.task == "classification" else SIZE_STEP
     needed = max(largest, spec.min_size, math.ceil(smallest))
-    return default - max(default - needed, 0) // SIZE_STEP * SIZE_STEP
+    size = default - max(default - needed, 0) // SIZE_STEP * SIZE_STEP
+    return size if size == default or _trains_at(recipe, dataset, size) else default
+
+
+def _trains_at(recipe: Recipe, dataset: Dataset, size: int) -> bool:
+    """Whether the network takes images of this size in train mode, with its auxiliary heads."""
+    try:
+        with torch.device("meta"):  # shapes only, which costs next to nothing
+            model = create_model(recipe.model, **sizes_of(dataset), **recipe.options)
+            model.train()(torch.empty(2, dataset.spec.image[0], size, size))
+    except UsageError:
+        return False
+    except Exception:  # a network may do what has no meaning for shapes alone
+        return True
+    return True
 
 
 def _probed_size(dataset: Dataset) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def best_epoch(run: Run) -> int:
     """
     for line in run.metrics():
         # The line of the test split contains the epoch of the weights that were evaluated.
-        if "test/loss" in line:
+        if any(key.startswith("test/") for key in line):
             return int(line["epoch"])
     name, epoch, best = monitored_metric(run), 0, None
     metric = name.partition("/")[2]
@@ -45,7 +45,8 @@ def best_epoch(run: Run) -> int:
     # The registry has neither the loss nor top-k accuracy; of these only the loss should fall.
     higher_is_better = directions.get(metric, metric != "loss")
     for line in run.history():
-        score = line.get(name)
+        # Values that are not finite are not written.
+        score = line.get(name, math.nan if name else None)
         if score is None or is_better(score, best, higher_is_better):
             epoch, best = int(line["epoch"]), score
     return epoch

@@ -35,7 +35,7 @@ from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, is_restart, join_processes
 from cnn_core.training.epoch_metrics import EpochMetrics
-from cnn_core.training.evaluation import evaluate_split
+from cnn_core.training.evaluation import evaluate_split, require_finite
 from cnn_core.training.initial_weights import advice, fetch_initial, read_initial
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
@@ -291,7 +291,9 @@ class Session:
             state = fit(job, state)
             if not state.best_epoch:
                 raise NumericalError(
-                    f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
+                    f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were "
+                    "saved",
+                    "try a lower --lr, --set clip_norm=1, or a smaller --batch-size",
                 )
             self._test(run, setup)
         except BaseException as error:
@@ -328,6 +330,7 @@ class Session:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
+        require_finite(results, "test", str(run.path))
 
 
 def _origins(recipe: Recipe) -> dict[str, Any]:

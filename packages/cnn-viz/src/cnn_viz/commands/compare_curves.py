@@ -121,7 +121,10 @@ def _metric(histories: Histories) -> str:
 def _saved_epoch(run: Run) -> int | None:
     """Return the epoch of the saved weights, or None if the run has not finished."""
     # The line with the test metrics is written last, with the epoch of the saved weights.
-    return next((int(line["epoch"]) for line in run.metrics() if "test/loss" in line), None)
+    for line in run.metrics():
+        if any(key.startswith("test/") for key in line):
+            return int(line["epoch"])
+    return None
 
 
 def _title(runs: Mapping[str, Run]) -> str:
