@@ -155,6 +155,7 @@ class Recipe:
     memory_format: str = "auto"  # auto: channels_last for networks with batch norm
     compile: bool = False  # torch.compile: takes minutes at startup, makes steps faster
     sync_batchnorm: bool = False  # synchronise batch-norm statistics across processes
+    precise_batchnorm: bool = False  # estimate batch-norm statistics anew after each epoch
     save_steps: int = 0  # checkpoint interval in steps; 0: only at the end of each epoch
     keep: int = 2  # number of checkpoints to keep, besides the best epoch's
     image_size: int = 0  # side in pixels; 0: of the initial weights, else the model's default
@@ -177,7 +178,9 @@ class Recipe:
         for key, (low, high) in LIMITS.items():
             value = getattr(self, key)
             if not low <= value <= high:  # true for NaN
-                raise UsageError(f"{key} = {value}: expected {_number(low)} to {_number(high)}")
+                raise UsageError(
+                    f"{key} = {value}: expected {as_number(low)} to {as_number(high)}"
+                )
         for option in RESERVED & set(self.options):
             raise UsageError(f"options.{option} is reserved: cnnzoo sets it itself")
         self._check_augmentation()
@@ -276,7 +279,7 @@ class Recipe:
         return tomli_w.dumps({"recipe": dataclasses.asdict(self)})
 
 
-def _number(value: float) -> str:
+def as_number(value: float) -> str:
     """Return a number as people write it: 1,000,000, 0.9999, 1e-05."""
     return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
@@ -352,7 +355,7 @@ def require_key(key: str, source: str = "") -> None:
     hint = f"an option of the network is set with options.{own}"
     raise UsageError(
         f"{prefix}unknown recipe key '{own}'{suggestion}",
-        hint if suggestion else f"{hint}; keys: {', '.join(known)}",
+        hint if suggestion else f"{hint}; all keys: cnnzoo list-keys",
     )
 
 

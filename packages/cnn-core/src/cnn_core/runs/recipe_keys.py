@@ -11,7 +11,7 @@ import re
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from cnn_core.runs.recipe import CHOICES, LIMITS, Recipe
+from cnn_core.runs.recipe import CHOICES, LIMITS, Recipe, as_number
 
 __all__ = ["Key", "recipe_keys"]
 
@@ -42,6 +42,7 @@ SOURCES = {
     "cutout": "DeVries and Taylor 2017, arXiv:1708.04552",
     "mixup": "Zhang et al. 2018, arXiv:1710.09412",
     "cutmix": "Yun et al. 2019, arXiv:1905.04899",
+    "precise_batchnorm": "Wu and Johnson 2021, arXiv:2105.07576, section 3",
     "tile": "Ronneberger et al. 2015, arXiv:1505.04597, Fig. 2",
 }
 KINDS = {"int": "integer", "float": "number", "bool": "true or false", "str": "text"}
@@ -90,7 +91,7 @@ def _values(key: str) -> str:
     if key not in LIMITS:
         return ""
     low, high = LIMITS[key]
-    return f"{low:g} to {high:,}" if high == int(high) else f"{low:g} to {high:g}"
+    return f"{as_number(low)} to {as_number(high)}"
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
