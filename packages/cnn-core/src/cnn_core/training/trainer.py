@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cnn_core.plugins import Observers, plugins
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
+from cnn_core.text import printable
 from cnn_core.training import resumption
 from cnn_core.training.allocator import keep_memory
 from cnn_core.training.checkpoint import Checkpoint, Checkpoints
@@ -329,8 +331,22 @@ class Session:
         if self.world.is_first:
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
+        if self.world.is_first and (warning := _collapse(results, spec.classes)):
+            log.warning("%s: %s", run.path, warning)
         self.world.barrier()
         require_finite(results, "test", str(run.path))
+
+
+def _collapse(results: Mapping[str, float], classes: Sequence[str]) -> str:
+    """Return a line that says that a segmentation network finds only one class, or ""."""
+    found = {name: value for name, value in results.items() if re.fullmatch(r"iou_\d+", name)}
+    hits = [int(name.removeprefix("iou_")) for name, value in found.items() if value > 0]
+    if len(found) < 2 or len(hits) != 1:
+        return ""
+    return (
+        f"the network finds only the class '{printable(classes[hits[0]])}'\n"
+        "train for more epochs, or weight rare classes: --set balance=true, --set loss=dice_ce"
+    )
 
 
 def _origins(recipe: Recipe) -> dict[str, Any]:
