@@ -48,10 +48,10 @@ def command(setup: Setup, low: float, high: float, steps: int, as_json: bool) ->
         return
     for line in _bar_chart(curve, best):
         click.echo(line)
-    click.echo(
-        f"\nthe loss is lowest at {10 * best:.2g}; suggested, a tenth of it: --lr {best:.2g}"
-    )
-    if curve[-1].smooth <= min(trial.smooth for trial in curve):
+    lowest = min(curve, key=lambda trial: trial.smooth)
+    said = f"the loss is lowest at {lowest.lr:.2g}"
+    click.echo(f"\n{said}; suggested, a tenth of it: --lr {best:.2g}")
+    if lowest is curve[-1]:
         click.echo(f"the loss still falls at the last rate, so try --high {10 * high:g}")
 
 

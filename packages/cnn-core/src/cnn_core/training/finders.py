@@ -65,7 +65,7 @@ def lr_curve(setup: Setup, *, low: float, high: float, steps: int) -> Iterator[L
 
 
 def suggested_lr(curve: list[LrTrial]) -> float:
-    """Return a tenth of the learning rate at which the smoothed loss is lowest.
+    """Return the rate that is nearest to a tenth of that with the lowest smoothed loss.
 
     The lowest loss is where steps begin to be too long (fastai's rule "minimum"; Howard and Gugger
     2020, arXiv:2002.04688). Where the loss falls fastest says less: outputs that are too large at
@@ -79,7 +79,8 @@ def suggested_lr(curve: list[LrTrial]) -> float:
         raise UsageError(
             "the loss falls at no learning rate", "try another range: --low 1e-7 --high 1"
         )
-    return lowest.lr / 10
+    target = lowest.lr / 10
+    return min((trial.lr for trial in curve), key=lambda lr: abs(math.log(lr / target)))
 
 
 def fitting_micro_batches(
