@@ -15,7 +15,7 @@ from cnn_core.errors import UsageError
 from cnn_core.files import new_folder, write_new, write_text
 from cnn_core.registry.names import base_name
 from cnn_core.text import printable
-from cnn_core.training.evaluation import evaluate
+from cnn_core.training.evaluation import evaluate, require_finite
 from cnn_core.training.model_card import Measured, model_card
 from cnn_core.training.outputs import predictions
 from cnn_core.training.prediction import task_of
@@ -147,6 +147,7 @@ def _measured(trained: Trained) -> Measured | None:
         metrics = evaluate(trained, split=SPLIT)
     else:
         metrics, score = evaluate(trained, split=SPLIT), "IoU"
+        require_finite(metrics, SPLIT, str(trained.path))
         by_class = [
             (name, 0, metrics[f"iou_{k}"])
             for k, name in enumerate(classes)
