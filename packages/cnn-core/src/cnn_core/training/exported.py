@@ -123,7 +123,7 @@ def _onnx_metadata(path: Path) -> dict[str, Any] | None:
     found = session.get_modelmeta().custom_metadata_map
     if "cnn-core" not in found:
         return None
-    texts = ("model", "task", "takes", "fit", "interpolation", "cnn-core")
+    texts = ("model", "task", "takes", "fit", "interpolation", "resize_filter", "cnn-core")
     return {name: text if name in texts else json.loads(text) for name, text in found.items()}
 
 
