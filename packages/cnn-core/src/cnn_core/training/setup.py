@@ -180,7 +180,7 @@ def set_up(
     monitor = score_of(spec.task, recipe.monitor, top_k)
     recipe, model, started = _build(recipe, dataset, resuming)
     recipe = with_optimizer(recipe, dataset, model, free)
-    notes = [note for note in (started, describe(recipe, dataset, free)) if note]
+    chosen = describe(recipe, dataset, free)
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
         recipe,
@@ -189,10 +189,12 @@ def set_up(
     )
     head = _head(recipe, dataset)
     train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
-    if notes and show_progress:
-        print(*notes, sep="\n", file=sys.stderr)
+    if started and show_progress:
+        print(started, file=sys.stderr)
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
     dataset = _decode(recipe, dataset, geometry, show_progress)
+    if chosen and show_progress:  # only now, when no broken file can stop it
+        print(chosen, file=sys.stderr)
     train, validation = dataset.divide(recipe.validation, recipe.seed)
     return Setup(
         recipe=recipe,
