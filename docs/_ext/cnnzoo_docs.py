@@ -14,7 +14,6 @@ import os
 import posixpath
 import re
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -25,8 +24,9 @@ from click.testing import CliRunner
 
 from cnn_core import hookspecs, registry, specs
 from cnn_core.cli import app
+from cnn_core.cli.list_keys import as_toml
 from cnn_core.create import create_model
-from cnn_core.runs.recipe import CHOICES, Recipe
+from cnn_core.runs.recipe_keys import recipe_keys
 from cnn_viz import style
 from cnn_viz.drawing.render import encode_figure
 from cnn_viz.views.architecture import stage_by_stage
@@ -205,13 +205,18 @@ def _annotated(cls: type) -> Iterator[str]:
 
 
 def recipe(_: str, page: str) -> str:
-    """Return the recipe keys with their defaults and comments, and the choices that some have."""
-    fields = re.findall(r"^    (?:\w+: .*|# .*)$", inspect.getsource(Recipe), re.M)
-    choices = (
-        f"- `{key}`: {', '.join(f'`{name}`' for name in names if name)}"
-        for key, names in CHOICES.items()
+    """Return the table of recipe keys, of which `cnnzoo list-keys` prints the same."""
+    titles = ("key", "values", "default", "meaning", "source")
+    rows = (
+        (f"`{key.key}`", key.values or key.kind, _default(key.default), key.meaning, key.source)
+        for key in recipe_keys()
     )
-    return "\n\n".join([_block(textwrap.dedent("\n".join(fields)), "python"), "\n".join(choices)])
+    lines = (titles, ["---"] * len(titles), *rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _default(value: object) -> str:
+    return "" if value is None else f"`{as_toml(value)}`"
 
 
 def results(file: str, page: str) -> str:

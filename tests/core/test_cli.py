@@ -18,6 +18,7 @@ READ = {
     "list-models": "models",
     "list-datasets": "datasets",
     "list-recipes": "recipes",
+    "list-keys": "keys",
     "list-views": "views",
     "plugins": "plugins",
 }
@@ -65,6 +66,7 @@ def test_a_pattern_picks_models(cnnzoo):
         (("list-models", "lenet*", "--task", "segmentation"), "segmentation matches 'lenet*'"),
         (("list-datasets", "digitz", "--json"), "unknown dataset 'digitz', did you mean 'digits'"),
         (("list-recipes", "foo*"), "unknown recipe 'foo*'\nsee: cnnzoo list-recipes"),
+        (("list-keys", "clipnorm"), "unknown recipe key 'clipnorm', did you mean 'clip_norm'"),
         (("list-views", "gradcm"), "unknown view 'gradcm', did you mean 'gradcam'"),
         (("list-weights", "foo*"), "unknown weights 'foo*'\nsee: cnnzoo list-weights"),
     ],

@@ -137,6 +137,7 @@ def test_an_onnx_file_says_what_it_holds_and_is_sound(tmp_path):
     facts = {prop.key: prop.value for prop in model.metadata_props}
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in FACTS.items()}
     assert texts.items() <= facts.items()
+    assert facts["resize_filter"].startswith("torch interpolate, bilinear, antialias=True")
     (images,), (logits,) = model.graph.input, model.graph.output
     shapes = [
         [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]

@@ -12,8 +12,9 @@ import torch
 from cnn_core import load_dataset
 from cnn_core.errors import ResourceError, UsageError
 from cnn_core.training import finders, train
-from cnn_core.training.finders import LrTrial, fitting_micro_batches, lr_curve, steepest_lr
+from cnn_core.training.finders import LrTrial, fitting_micro_batches, lr_curve, suggested_lr
 from cnn_core.training.setup import find_recipe, set_up
+from synthetic import mask_folder
 
 CPU = torch.device("cpu")
 
@@ -54,19 +55,34 @@ def test_rates_grow_evenly_until_the_loss_diverges_and_nothing_is_changed():
     assert again == curve
 
 
-def test_the_rate_found_is_where_a_known_curve_is_steepest():
-    rates = [10 ** (-4 + n / 20) for n in range(80)]
-    # Falls as a logistic curve about 0.01, then rises.
-    losses = [2.0 / (1 + math.exp(3 * (math.log10(rate) + 2))) for rate in rates]
-    curve = [LrTrial(rate, loss, loss) for rate, loss in zip(rates, losses, strict=True)]
-    assert math.log10(steepest_lr(curve)) == pytest.approx(-2, abs=0.11)
+def test_an_initial_fall_does_not_decide_the_rate():
+    rates = [10 ** (-5 + n / 20) for n in range(100)]
+
+    # Outputs that are too large shrink at 1e-4. Learning begins at 1e-2 and ends at 0.3.
+    def loss(rate):
+        place = math.log10(rate)
+        fall = 15 / (1 + math.exp(9 * (place + 4))) + 2 / (1 + math.exp(6 * (place + 1.5)))
+        return fall + math.exp(9 * (place + 0.2))
+
+    curve = [LrTrial(rate, loss(rate), loss(rate)) for rate in rates]
+    lowest = min(rates, key=loss)
+    assert 0.05 < lowest < 0.6
+    assert suggested_lr(curve) == pytest.approx(lowest / 10)
     with pytest.raises(UsageError, match="the loss falls at no learning rate"):
-        steepest_lr([LrTrial(rate, rate, rate) for rate in rates])
+        suggested_lr([LrTrial(rate, rate, rate) for rate in rates])
+
+
+def test_the_rate_for_a_segmentation_is_not_that_at_which_outputs_shrink(tmp_path):
+    masks = mask_folder(tmp_path, classes=3, count=24, size=(32, 32))
+    settings = {"options": {"width": 12, "depth": 2}, "batch_size": 2, "image_size": 32}
+    one = set_up(find_recipe("unet_same", masks, None, settings), load_dataset(masks), CPU)
+    curve = list(lr_curve(one, low=1e-5, high=10.0, steps=60))
+    assert suggested_lr(curve) > 1e-3
 
 
 def test_the_rate_that_is_found_trains():
     one = ready(optimizer="sgd", batch_size=64)
-    assert 1e-3 < steepest_lr(list(lr_curve(one, low=1e-5, high=10.0, steps=80))) < 1
+    assert 1e-3 < suggested_lr(list(lr_curve(one, low=1e-5, high=10.0, steps=80))) < 1
 
 
 @pytest.mark.parametrize(("low", "high", "steps"), [(0.0, 1.0, 50), (1.0, 0.1, 50), (0.1, 1.0, 3)])
@@ -166,8 +182,8 @@ def test_a_run_made_to_fit_is_resumed_by_the_same_call(memory, tmp_path):
 def test_the_commands_print_what_to_type(cnnzoo):
     done = cnnzoo("lr-find", "lenet5_modern", "--data", "digits", "--steps", 40)
     assert done.code == 0, done.err
-    assert "<- falls fastest" in done.out
-    assert "the loss falls fastest at" in done.out.splitlines()[-1]
+    assert "<- suggested" in done.out
+    assert "suggested, a tenth of it: --lr" in done.out
     done = cnnzoo("lr-find", "lenet5_modern", "--data", "digits", "--steps", 40, "--json")
     found = json.loads(done.out)
     assert found["schema"] == 1

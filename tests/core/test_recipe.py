@@ -54,7 +54,7 @@ BASE = {"model": "lenet5", "data": "digits"}
         ({"learning_rate": 1.0}, "unknown recipe key 'learning_rate'"),
         (
             {"width": 2},
-            r"'width'\nan option of the network is set with options\.width; keys: model",
+            r"'width'\nan option of the network is set with options\.width; all keys: cnnzoo",
         ),
         ({"epoch": 1}, "unknown recipe key 'epoch', did you mean 'epochs'"),
     ],

@@ -176,8 +176,7 @@ def test_what_is_for_classification_says_so(trained, cnnzoo, tmp_path):
     assert "is for segmentation, but dataset 'digits' is for classification" in done.err
 
 
-def test_without_a_recipe_segmentation_takes_small_batches():
-    assert find_recipe("unet", "digit_scenes", None, {}).batch_size == 2
+def test_a_batch_size_is_the_recipes_or_the_users():
     assert find_recipe("unet", "digit_scenes", None, {"batch_size": 5}).batch_size == 5
     assert find_recipe("unet_same", "digit_scenes", None, {}).batch_size == 16  # its recipe's
     assert find_recipe("lenet5", "mnist", "lenet5-mnist", {}).batch_size == 64

@@ -16,7 +16,15 @@ from cnn_core.plugins import HEAVY
 
 BARE = "import click, pluggy, importlib.metadata"
 MAIN = "from cnn_core.cli import main\nmain([{!r}])"
-LIGHT = ["--help", "--version", "list-models", "list-datasets", "list-recipes", "plugins"]
+LIGHT = [
+    "--help",
+    "--version",
+    "list-models",
+    "list-datasets",
+    "list-recipes",
+    "list-keys",
+    "plugins",
+]
 
 COUNTED = """
 import sys

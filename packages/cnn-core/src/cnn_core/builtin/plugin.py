@@ -13,6 +13,7 @@ COMMANDS = {
     "list-models": "List the architectures",
     "list-datasets": "List the datasets",
     "list-recipes": "List the recipes and their results",
+    "list-keys": "List the recipe keys: meaning, values, default",
     "list-weights": "List the published weights of trained networks",
     "list-views": "List the views: figures of a run",
     "show": "Show a model: paper, stages, shapes, parameters, receptive field",

@@ -55,6 +55,7 @@ def command(
       cnnzoo evaluate resnet50 --data imagefolder:holiday --optimize
     """
     from cnn_core.training import evaluate
+    from cnn_core.training.evaluation import require_finite
     from cnn_core.training.trained import Trained
 
     trained = Trained(
@@ -72,11 +73,12 @@ def command(
     values = {f"{split}/{name}": value for name, value in metrics.items()}
     if as_json:
         emit_json("metrics", values, run=source)
-        return
-    table(
-        ("metric", "value"),
-        [(name, f"{value:.6f}") for name, value in values.items()],
-        right=("value",),
-    )
-    if trained.dataset.spec.task == "segmentation" and trained.weights.preprocessing.scale_note:
-        click.echo(trained.weights.preprocessing.scale_note, err=True)
+    else:
+        rows = [(name, f"{value:.6f}") for name, value in values.items()]
+        table(("metric", "value"), rows, right=("value",))
+        if (
+            trained.dataset.spec.task == "segmentation"
+            and trained.weights.preprocessing.scale_note
+        ):
+            click.echo(trained.weights.preprocessing.scale_note, err=True)
+    require_finite(metrics, split, source)

@@ -44,14 +44,17 @@ def finder(search: Callable[..., None]) -> Callable[..., None]:
         from cnn_core.training.allocator import keep_memory
         from cnn_core.training.data_checks import checked
         from cnn_core.training.device import choose_device
-        from cnn_core.training.setup import find_recipe, set_up
+        from cnn_core.training.setup import find_recipe, free_keys, set_up
 
-        chosen = find_recipe(model, data, recipe, parse_settings(settings))
+        keys = parse_settings(settings)
+        chosen = find_recipe(model, data, recipe, keys)
+        free = free_keys(model, data, recipe, keys)
         chosen_device = choose_device(device)
         if chosen_device.type == "cpu":
             keep_memory()
         dataset = load_dataset(chosen.data, data_dir=data_dir)
-        search(checked(set_up(chosen, dataset, chosen_device), show=False), **own)
+        setup = set_up(chosen, dataset, chosen_device, free=free)
+        search(checked(setup, show=False), **own)
 
     for option in reversed(OPTIONS):
         command = option(command)

@@ -31,7 +31,7 @@ def command(setup: Setup, low: float, high: float, steps: int, as_json: bool) ->
     """Train MODEL with a growing learning rate, and plot the loss.
 
     This is the range test of Smith (2017): the learning rate grows with every step until the loss
-    diverges. The suggestion is the learning rate at which the loss falls fastest. No weights are
+    diverges. The suggestion is a tenth of the learning rate with the lowest loss. No weights are
     saved.
 
     \b
@@ -39,16 +39,20 @@ def command(setup: Setup, low: float, high: float, steps: int, as_json: bool) ->
       cnnzoo lr-find lenet5_modern --data digits
       cnnzoo lr-find resnet20_cifar --data cifar10 --set optimizer=adamw --high 1 --json
     """
-    from cnn_core.training.finders import lr_curve, steepest_lr
+    from cnn_core.training.finders import lr_curve, suggested_lr
 
     curve = list(lr_curve(setup, low=low, high=high, steps=steps))
-    best = steepest_lr(curve)
+    best = suggested_lr(curve)
     if as_json:
         emit_json("curve", [dataclasses.asdict(trial) for trial in curve], suggestion=best)
         return
     for line in _bar_chart(curve, best):
         click.echo(line)
-    click.echo(f"\nthe loss falls fastest at {best:.2g}: --lr {best:.2g}")
+    lowest = min(curve, key=lambda trial: trial.smooth)
+    said = f"the loss is lowest at {lowest.lr:.2g}"
+    click.echo(f"\n{said}; suggested, a tenth of it: --lr {best:.2g}")
+    if lowest is curve[-1]:
+        click.echo(f"the loss still falls at the last rate, so try --high {10 * high:g}")
 
 
 def _bar_chart(curve: list[LrTrial], best: float) -> list[str]:
@@ -60,7 +64,7 @@ def _bar_chart(curve: list[LrTrial], best: float) -> list[str]:
     lines = [f"{'lr':>8}  {'loss':>8}"]
     for trial in sampled:
         fraction = (min(trial.smooth, high) - low) / max(high - low, 1e-12)
-        mark = "  <- falls fastest" if trial is nearest else ""
+        mark = "  <- suggested" if trial is nearest else ""
         bar = "█" * (1 + round(fraction * WIDTH))
         lines.append(f"{trial.lr:8.1e}  {trial.smooth:8.4f}  {bar}{mark}")
     return lines

@@ -29,7 +29,7 @@ from cnn_core.cli.prediction_files import (
     PredictionFile,
     continue_files,
 )
-from cnn_core.errors import CorruptError, Terminated, UsageError, ZooError
+from cnn_core.errors import CorruptError, NumericalError, Terminated, UsageError, ZooError
 from cnn_core.text import printable
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def command(
     a dark background.
 
     Results are printed and written as they come. A file that cannot be read is named on stderr and
-    skipped, and the exit code is then 3.
+    skipped, and the exit code is then 3. The same holds for an image whose output is not finite,
+    with exit code 4.
 
     \b
     Examples:
@@ -239,6 +240,7 @@ class Tally:
     bar: Callable[[int, int], None] | None = None
     done: int = 0
     unreadable: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
 
     def counted(self, results: Iterable[Any]) -> Iterator[Any]:
         """Yield the results and count them."""
@@ -247,8 +249,9 @@ class Tally:
             yield result
 
     def failed(self, error: ZooError) -> None:
-        """Count an unreadable file and name it on stderr."""
-        self.unreadable.append(error.message)
+        """Count an image without a prediction and name it on stderr."""
+        numerical = isinstance(error, NumericalError)
+        (self.not_finite if numerical else self.unreadable).append(error.message)
         self._step()
         print(printable(error.message), file=sys.stderr, flush=True)
 
@@ -257,11 +260,14 @@ class Tally:
         if self.bar is not None:
             self.bar(self.done, self.total)
 
-    def raise_if_unreadable(self) -> None:
-        """Raise CorruptError, for the exit code, if there were unreadable files."""
+    def raise_if_incomplete(self) -> None:
+        """Raise an error, for the exit code, if there were images without a prediction."""
         if self.unreadable:
             count = len(self.unreadable)
             raise CorruptError(f"{count:,} of {self.total:,} images could not be read")
+        if self.not_finite:
+            count = len(self.not_finite)
+            raise NumericalError(f"{count:,} of {self.total:,} images have no finite output")
 
 
 @contextlib.contextmanager
@@ -303,12 +309,13 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
     elif not _uses_stdout(options):
         for output in outputs:
             say_path(output.path)
-    tally.raise_if_unreadable()
+    tally.raise_if_incomplete()
 
 
 def _emit_json(predictor: Predictor, found: list[dict[str, Any]], tally: Tally) -> None:
     run = str(predictor.trained.path)
-    emit_json("predictions", found, run=run, unreadable=tally.unreadable)
+    failed = {"unreadable": tally.unreadable, "not_finite": tally.not_finite}
+    emit_json("predictions", found, run=run, **failed)
 
 
 @contextlib.contextmanager
@@ -399,7 +406,7 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
                 say_path(path)
     if options.as_json:
         _emit_json(predictor, written, tally)
-    tally.raise_if_unreadable()
+    tally.raise_if_incomplete()
 
 
 def _mask_summary(found: Segmentation, paths: list[str]) -> dict[str, Any]:

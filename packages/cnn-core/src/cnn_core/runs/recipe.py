@@ -103,20 +103,20 @@ class Recipe:
         UsageError: a value has the wrong type or is out of range; the message names key and value.
     """
 
-    model: str
-    data: str
-    epochs: int = 10
+    model: str  # the network, one of cnnzoo list-models
+    data: str  # the dataset, one of cnnzoo list-datasets, or imagefolder:PATH, maskfolder:PATH
+    epochs: int = 10  # passes over the training images
     batch_size: int = 128  # images per optimizer step, over all processes
     seed: int = 0  # of the initial weights, the order of the images, and augmentation
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # the update rule
     lr: float = 0.05  # peak learning rate
     momentum: float = 0.9  # of SGD and RMSprop; beta1 of AdamW
     nesterov: bool = True  # SGD: Nesterov momentum (Sutskever et al. 2013)
     beta2: float = 0.999  # decay of the squared-gradient average: beta2 of AdamW, alpha of RMSprop
-    eps: float = 1e-8  # AdamW, RMSprop
-    weight_decay: float = 0.0005
+    eps: float = 1e-8  # AdamW, RMSprop: added to the denominator
+    weight_decay: float = 0.0005  # L2 penalty of SGD and RMSprop; decoupled for AdamW
     weight_decay_on: str = "all"  # "weights": exclude biases and normalisation parameters
-    schedule: str = "cosine"
+    schedule: str = "cosine"  # learning rate over time, from lr to final_lr
     warmup_epochs: float = 0.0  # linear warm-up from 0
     step_every: float = 0.0  # schedule = "step": decay interval in epochs
     step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": when to apply a factor
@@ -124,8 +124,8 @@ class Recipe:
     rise: float = 0.3  # schedule = "one_cycle": fraction of training with a rising learning rate
     power: float = 1.0  # schedule = "polynomial": the exponent
     final_lr: float = 0.0  # learning rate at the end of "cosine" and "polynomial"
-    loss: str = "cross_entropy"
-    label_smoothing: float = 0.0
+    loss: str = "cross_entropy"  # map is for classification; all after it are for segmentation
+    label_smoothing: float = 0.0  # share of the target spread over all classes
     map_margin: float = 1.0  # loss = "map": j in LeCun et al. (1998), Eq. 9
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
     class_weights: str | Mapping[str, float] = ""  # classification: "balanced", or by class name
@@ -175,6 +175,7 @@ class Recipe:
     memory_format: str = "auto"  # auto: channels_last for networks with batch norm
     compile: bool = False  # torch.compile: takes minutes at startup, makes steps faster
     sync_batchnorm: bool = False  # synchronise batch-norm statistics across processes
+    precise_batchnorm: bool = False  # estimate batch-norm statistics anew after each epoch
     save_steps: int = 0  # checkpoint interval in steps; 0: only at the end of each epoch
     keep: int = 2  # number of checkpoints to keep, besides the best epoch's
     image_size: int = 0  # side in pixels; 0: of the initial weights, else the model's default
@@ -202,7 +203,9 @@ class Recipe:
         for key, (low, high) in LIMITS.items():
             value = getattr(self, key)
             if not low <= value <= high:  # true for NaN
-                raise UsageError(f"{key} = {value}: expected {_number(low)} to {_number(high)}")
+                raise UsageError(
+                    f"{key} = {value}: expected {as_number(low)} to {as_number(high)}"
+                )
         for option in RESERVED & set(self.options):
             raise UsageError(f"options.{option} is reserved: cnnzoo sets it itself")
         self._check_augmentation()
@@ -334,7 +337,7 @@ class Recipe:
         return tomli_w.dumps({"recipe": dataclasses.asdict(self)})
 
 
-def _number(value: float) -> str:
+def as_number(value: float) -> str:
     """Return a number as people write it: 1,000,000, 0.9999, 1e-05."""
     return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
@@ -436,7 +439,7 @@ def require_key(key: str, source: str = "") -> None:
     hint = f"an option of the network is set with options.{own}"
     raise UsageError(
         f"{prefix}unknown recipe key '{own}'{suggestion}",
-        hint if suggestion else f"{hint}; keys: {', '.join(known)}",
+        hint if suggestion else f"{hint}; all keys: cnnzoo list-keys",
     )
 
 

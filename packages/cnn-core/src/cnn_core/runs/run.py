@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import time
@@ -153,7 +154,7 @@ class Run:
         They were measured on the test split or, with `evaluate_on` "val", the validation images.
         """
         for line in reversed(self.metrics()):
-            if "train/loss" not in line:
+            if not any(key == "lr" or key.startswith("train/") for key in line):
                 return line
         return {}
 
@@ -162,8 +163,9 @@ class Run:
         write_text(self.path / "recipe.toml", self.recipe.to_toml())
 
     def write_metrics(self, lines: list[dict[str, float]]) -> None:
-        """Replace metrics.jsonl and metrics.csv, each atomically."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        """Replace metrics.jsonl and metrics.csv, each atomically, without values not finite."""
+        lines = [{k: v for k, v in line.items() if math.isfinite(v)} for line in lines]
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         table, columns = io.StringIO(), {key: None for line in lines for key in line}
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()

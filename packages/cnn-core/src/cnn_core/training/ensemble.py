@@ -18,6 +18,7 @@ from cnn_core.tasks.segmentation import two_class_logits
 from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.text import printable
 from cnn_core.training.exported import ExportedNetwork
+from cnn_core.training.numerics import blame_module
 from cnn_core.training.stage_features import stage_features
 from cnn_core.training.trained import Trained
 from cnn_core.weights.native import Weights
@@ -90,6 +91,13 @@ class Network:
         if self.preprocessing.tiled or margin:
             return partial(overlap_tile, model, tile=height, margin=margin)
         return model
+
+    @torch.inference_mode()
+    def blame(self, inputs: Tensor) -> str:
+        """Return the first module whose output for these inputs is not finite, or ""."""
+        is_segmentation = task_of(self.trained.weights) == "segmentation"
+        compute = self._whole_image_logits if is_segmentation else self.model
+        return blame_module(self.model, partial(compute, inputs.to(self.trained.device)))
 
     def features(self, inputs: Tensor, stage: str | None) -> Tensor:
         """Return the outputs of a stage, or the inputs of the last one, as N x D on the CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from cnn_core.data.palette import background_class
 from cnn_core.tasks import metrics_of
 from cnn_core.tasks.classification import Metric
 from cnn_core.tasks.segmentation import center_crop
+from cnn_core.training.numerics import all_finite
 
 if TYPE_CHECKING:
     from cnn_core.training.distributed import World
@@ -28,7 +30,8 @@ class EpochMetrics:
     `spec` names the classes and the background.
 
     Small batches are buffered, because each update has a fixed cost. Use one object for a whole
-    run; `load({})` resets it.
+    run; `load({})` resets it. `not_finite` counts the images with an output that is not finite,
+    which is no prediction: there are no metrics then.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class EpochMetrics:
         )
         self._metrics = self._all
         self._zeros = {name: metric.sums.clone() for name, metric in self._metrics.items()}
-        self._loss, self._count = 0.0, 0
+        self._loss, self._count, self.not_finite = 0.0, 0, 0
         self._buffer: list[tuple[Tensor, Tensor]] = []
         self._buffered = 0
 
     def add(self, loss: float, logits: Tensor, targets: Tensor) -> None:
         """Add a batch's mean loss, targets and logits: N x classes or N x classes x h x w."""
+        if not all_finite(logits):
+            self.not_finite += int((~logits.isfinite().flatten(1).all(1)).sum())
         count = _loss_count(logits, targets)
         self._loss += loss * count
         self._count += count
@@ -78,18 +83,29 @@ class EpochMetrics:
         self._buffer, self._buffered = [], 0
 
     def compute(self, prefix: str = "") -> dict[str, float]:
-        """Return the mean loss and all metrics by name; each name starts with `prefix`."""
+        """Return the mean loss and all metrics by name; each name starts with `prefix`.
+
+        If outputs are not finite, return only the number of such images, as "not_finite", and the
+        loss if it is finite.
+        """
         self._flush()
-        values = {"loss": self._loss / max(self._count, 1)}
-        for name, metric in self._metrics.items():
+        values: dict[str, float] = {"loss": self._loss / max(self._count, 1)}
+        if self.not_finite:
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
+            values["not_finite"] = self.not_finite
+        metrics = {} if self.not_finite else self._metrics
+        for name, metric in metrics.items():
             value = metric.compute()
             values |= value if isinstance(value, dict) else {name: value}
         return {f"{prefix}{name}": value for name, value in values.items()}
 
     def sums(self) -> dict[str, Tensor]:
-        """Return copies of all accumulated sums by name; "loss" holds [sum, count]."""
+        """Return copies of all accumulated sums by name.
+
+        "loss" holds the sum of the losses, their count, and the number of images not finite.
+        """
         self._flush()
-        loss = torch.tensor([self._loss, self._count], dtype=torch.float64)
+        loss = torch.tensor([self._loss, self._count, self.not_finite], dtype=torch.float64)
         copies = {name: metric.sums.clone() for name, metric in self._metrics.items()}
         return {"loss": loss, **copies}
 
@@ -114,8 +130,8 @@ class EpochMetrics:
             for name, metric in self._all.items()
             if not (training and _gathers(metric))
         }
-        loss, count = sums["loss"].tolist() if sums else (0.0, 0)
-        self._loss, self._count = loss, int(count)
+        loss, count, not_finite = sums["loss"].tolist() if sums else (0.0, 0, 0)
+        self._loss, self._count, self.not_finite = loss, int(count), int(not_finite)
         for name, metric in self._metrics.items():
             metric.sums = (sums or self._zeros)[name].clone()
         self._buffer, self._buffered = [], 0

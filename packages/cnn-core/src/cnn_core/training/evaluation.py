@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.errors import UsageError
+from cnn_core.errors import NumericalError, UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of
 from cnn_core.tasks.classification import Loss
@@ -22,6 +23,7 @@ from cnn_core.tasks.tiles import overlap_tile
 from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.epoch_metrics import EpochMetrics
+from cnn_core.training.numerics import blame_module
 from cnn_core.training.trained import Source, Trained
 from cnn_core.weights.native import Weights
 
@@ -33,9 +35,11 @@ __all__ = [
     "evaluate_split",
     "metrics_for",
     "predictor",
+    "require_finite",
     "require_optimize",
 ]
 
+log: logging.Logger = logging.getLogger("cnn_core")
 BATCH_PIXELS = 1_000_000  # large enough to be fast; needs little memory compared with training
 
 
@@ -67,6 +71,7 @@ def evaluate(
 
     Without a split "val" in the dataset, "val" means the images that a run held out of "train".
 
+    If outputs are not finite, only their number is returned, as "not_finite".
     `data` is a dataset other than the one that the network was trained on, or that one if it was
     given as an object. Its classes are matched
     by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
@@ -131,6 +136,9 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Evaluate a model on a split, in eval mode; return the loss and metrics by name.
 
+    If outputs are not finite, warn, name the first module with such an output, and return only
+    the number of these images, as "not_finite".
+
     Each process evaluates its shard, and every process returns the results of the whole split.
     `on_batch` is called after every batch.
     """
@@ -153,11 +161,29 @@ def evaluate_split(
             logits = logits_of(batch.images.contiguous(memory_format=memory_format))
         # Compute the loss in float32: bf16 has only two to three significant digits.
         loss = setup.criterion(logits.float(), batch.targets).item()
+        known = setup.metrics.not_finite
         setup.metrics.add(loss, logits, batch.targets)
+        if setup.metrics.not_finite and not known:
+            _warn_of_module(model, partial(logits_of, batch.images))
         on_batch()
     # Add up sums, not means, because shards may differ in size.
     setup.metrics.load(setup.metrics.total(world, setup.device))
     return setup.metrics.compute()
+
+
+def require_finite(results: Mapping[str, float], split: str, source: str) -> None:
+    """Raise NumericalError, for the exit code, if `evaluate_split` found outputs not finite."""
+    if count := results.get("not_finite"):
+        raise NumericalError(
+            f"{source}: the outputs for {count} images of the split '{split}' are not finite, "
+            "so it has no metrics"
+        )
+
+
+def _warn_of_module(model: nn.Module, forward: Callable[[], object]) -> None:
+    name = blame_module(model, forward)
+    where = f", first in the output of {name}" if name else ""
+    log.warning("outputs of the network are not finite%s; they count as no prediction", where)
 
 
 def eval_batch_size(preprocessing: Preprocessing) -> int:

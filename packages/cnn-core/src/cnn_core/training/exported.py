@@ -134,6 +134,7 @@ def _onnx_metadata(path: Path) -> dict[str, Any] | None:
         "takes",
         "fit",
         "interpolation",
+        "resize_filter",
         "alpha_background",
         "background",
         "cnn-core",

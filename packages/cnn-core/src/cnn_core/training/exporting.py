@@ -205,8 +205,21 @@ def _metadata(weights: Weights, pictures: bool) -> dict[str, Any]:
         "thresholds": weights.thresholds,
         "takes": UINT8 if pictures else "normalised float32",
         **asdict(weights.preprocessing),
+        "resize_filter": _resize_filter(weights.preprocessing),
         "cnn-core": __version__,
     }
+
+
+def _resize_filter(preprocessing: Preprocessing) -> str:
+    """Return how images are resized: another filter changes probabilities by up to a per cent."""
+    if preprocessing.tiled:
+        return "none: images keep their size"
+    if preprocessing.crops:
+        return f"Pillow, {preprocessing.interpolation}, antialiased"
+    return (
+        "torch interpolate, bilinear, antialias=True; pixels of images of another size than "
+        "image_size are then rounded to whole grey levels"
+    )
 
 
 def _require_close(path: Path, difference: float) -> None:

@@ -20,7 +20,7 @@ from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.setup import Setup
 from cnn_core.training.train_state import TrainState
 
-__all__ = ["LrTrial", "fitting_micro_batches", "lr_curve", "steepest_lr"]
+__all__ = ["LrTrial", "fitting_micro_batches", "lr_curve", "suggested_lr"]
 
 SMOOTHING = 0.9  # decay of the running mean of the loss
 DIVERGENCE_FACTOR = 4.0  # stop when the smoothed loss exceeds its minimum by this factor
@@ -64,26 +64,23 @@ def lr_curve(setup: Setup, *, low: float, high: float, steps: int) -> Iterator[L
             yield LrTrial(lr, loss, smooth)
 
 
-def steepest_lr(curve: list[LrTrial]) -> float:
-    """Return the learning rate at which the smoothed loss falls fastest.
+def suggested_lr(curve: list[LrTrial]) -> float:
+    """Return the rate that is nearest to a tenth of that with the lowest smoothed loss.
 
-    The fall is measured over a tenth of the curve, because between neighbouring points it would be
-    mostly noise.
+    The lowest loss is where steps begin to be too long (fastai's rule "minimum"; Howard and Gugger
+    2020, arXiv:2002.04688). Where the loss falls fastest says less: outputs that are too large at
+    first shrink, and the loss with them, at rates that teach nothing else.
 
     Raises:
         UsageError: the loss never falls.
     """
-    width = max(len(curve) // 20, 1)
-    falls = [
-        (after.smooth - before.smooth, point.lr)
-        for before, point, after in zip(curve, curve[width:], curve[2 * width :], strict=False)
-    ]
-    fall, lr = min(falls, default=(0.0, 0.0))
-    if fall >= 0:
+    lowest = min(curve, key=lambda trial: trial.smooth, default=None)
+    if lowest is None or lowest is curve[0]:
         raise UsageError(
             "the loss falls at no learning rate", "try another range: --low 1e-7 --high 1"
         )
-    return lr
+    target = lowest.lr / 10
+    return min((trial.lr for trial in curve), key=lambda lr: abs(math.log(lr / target)))
 
 
 def fitting_micro_batches(

@@ -14,7 +14,7 @@ from cnn_core.registry.names import canonical_name, resolve_for
 from cnn_core.runs.run import Run
 from cnn_core.text import did_you_mean, printable
 from cnn_core.training.initial_weights import require_trainable
-from cnn_core.training.setup import SEGMENTATION_BATCH_SIZE, find_recipe
+from cnn_core.training.setup import find_recipe
 from cnn_core.training.sources import open_source
 from cnn_core.training.trainer import train
 from cnn_core.weights.hub import is_hub_name
@@ -37,6 +37,7 @@ SETTINGS = {
     "weight_decay_on": "weights",
     "schedule": "one_cycle",
 }
+SEGMENTATION_BATCH_SIZE = 2  # more large images rarely fit
 # For colour images. Digits must not be mirrored.
 PHOTOGRAPHS = {"crop": (0.35, 1.0), "flip": True}
 ARGUMENTS = {  # of `train`, beside recipe keys

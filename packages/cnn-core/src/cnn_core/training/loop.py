@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cnn_core.plugins import Observers
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
 from cnn_core.training import resumption
+from cnn_core.training.batchnorm import estimate_statistics, lagging_statistics
 from cnn_core.training.checkpoint import Checkpoint
 from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.epoch_metrics import EpochMetrics
@@ -33,6 +35,8 @@ from cnn_core.training.signals import Stop, stop_requests
 from cnn_core.training.train_state import TrainState
 
 __all__ = ["Fit", "fit"]
+
+log: logging.Logger = logging.getLogger("cnn_core")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,10 @@ def fit(job: Fit, state: Checkpoint) -> Checkpoint:
                 network = setup.world.wrap(setup.model, setup.device)
             _train_epoch(job, network, state, began=began, stop=stop)
             state = _finish_epoch(job, state, began=began, stop=stop)
+        if state.metrics and setup.world.is_first:
+            batches = _batches(setup, max(state.epoch - 1, 0), 0)
+            if line := lagging_statistics(setup, state.metrics[-1], batches):
+                log.warning("%s", line)
     return state
 
 
@@ -238,6 +246,8 @@ def _finish_epoch(job: Fit, state: Checkpoint, *, began: float, stop: Stop) -> C
             )
             job.stop_on(stop.signum)
 
+    if setup.recipe.precise_batchnorm:
+        estimate_statistics(setup, _batches(setup, state.epoch, 0))
     # Compute the training metrics first: validation reuses the same metrics object.
     setup.metrics.load(sums, training=True)
     line = {
@@ -248,6 +258,8 @@ def _finish_epoch(job: Fit, state: Checkpoint, *, began: float, stop: Stop) -> C
         "images_per_second": round(len(setup.train) / train_seconds, 1),
         "seconds": round(time.perf_counter() - began, 3),
     }
+    # Outputs that were not finite leave no score: unlike without validation, none is NaN.
+    line = {setup.monitor[0]: math.nan, **line} if "val/not_finite" in line else line
     state = _after_epoch(train_state, state, line, setup.monitor)
     # Save before notifying, so that a failing observer does not lose the epoch.
     job.save(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from cnn_core.data.batching import Batch
 from cnn_core.errors import NumericalError
 from cnn_core.training.device import autocast
 
-__all__ = ["Step", "gradient_norm", "non_finite_error"]
+__all__ = ["Step", "all_finite", "blame_module", "gradient_norm", "non_finite_error"]
 
 MAX_SAMPLES = 8  # number of sample indices in an error message
 
@@ -43,6 +44,12 @@ def gradient_norm(parameters: list[nn.Parameter]) -> float:
     if gradients[0].device.type == "cpu":
         return math.hypot(*[norm.item() for norm in norms])
     return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity."""
+    # The sum is not finite if a value is not; it is cheaper than a mask, but may overflow.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def non_finite_error(
@@ -81,9 +88,23 @@ def _bad_input(model: nn.Module, batch: Batch) -> str:
     return next((f"the parameter {name}" for name, p in parameters if not p.isfinite().all()), "")
 
 
-@torch.no_grad()
 def _bad_output(model: nn.Module, batch: Batch, precision: str) -> str:
     """Name the first module whose output is not finite, or return an empty string."""
+
+    def forward() -> None:
+        with autocast(batch.images.device, precision):
+            model(batch.images)
+
+    name = blame_module(model, forward)
+    return f"the output of {name}" if name else ""
+
+
+@torch.no_grad()
+def blame_module(model: nn.Module, forward: Callable[[], object]) -> str:
+    """Return the first module with an output that is not finite, or "".
+
+    `forward` calls the network.
+    """
     bad_modules: list[str] = []
     # Check leaf modules only, because a container's output comes from its children.
     leaves = [(name, m) for name, m in model.named_modules() if name and not any(m.children())]
@@ -92,12 +113,11 @@ def _bad_output(model: nn.Module, batch: Batch, precision: str) -> str:
         for name, module in leaves
     ]
     try:
-        with autocast(batch.images.device, precision):
-            model(batch.images)
+        forward()
     finally:
         for handle in handles:
             handle.remove()
-    return f"the output of {bad_modules[0]}" if bad_modules else ""
+    return bad_modules[0] if bad_modules else ""
 
 
 def _record_bad_output(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split
-from cnn_core.errors import UsageError
+from cnn_core.errors import NumericalError, UsageError
 from cnn_core.tasks.multilabel import predicted_labels
 from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits
 from cnn_core.training.evaluation import eval_batch_size, predictor
+from cnn_core.training.numerics import all_finite, blame_module
 from cnn_core.training.trained import Source, Trained
 
 __all__ = [
@@ -114,6 +116,7 @@ def predictions(
 
     Raises:
         UsageError: the run's task is not classification.
+        NumericalError: outputs are not finite.
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     if (task := trained.dataset.spec.task) != "classification":
@@ -178,7 +181,9 @@ def _predict(trained: Trained, split: Split | Files) -> Predictions:
     size = eval_batch_size(preprocessing)
     with torch.inference_mode():
         loader = batches(split, preprocessing, size, device=trained.device)
-        logits = torch.cat([model(batch.images).float().cpu() for batch in loader])
+        logits = torch.cat(
+            [_finite(trained, model, batch.images).float().cpu() for batch in loader]
+        )
     return Predictions(preprocessing.visible(split.images), logits, split.targets, weights.classes)
 
 
@@ -193,11 +198,26 @@ def segmented(
 
     Raises:
         UsageError: the run's task is not segmentation.
+        NumericalError: on iteration, if outputs are not finite.
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     if (task := trained.dataset.spec.task) != "segmentation":
         raise UsageError(f"{trained.path}: a {task} run, expected segmentation")
     return _segment(trained, trained.split(split))
+
+
+def _finite(trained: Trained, logits_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the logits of images.
+
+    Raises:
+        NumericalError: they are not finite; names the first module with such an output.
+    """
+    logits = logits_of(images)
+    if all_finite(logits):
+        return logits
+    name = blame_module(trained.model, partial(logits_of, images))
+    where = f", first in the output of {name}" if name else ""
+    raise NumericalError(f"{trained.path}: outputs of the network are not finite{where}")
 
 
 @torch.inference_mode()
@@ -207,7 +227,7 @@ def _segment(trained: Trained, split: Split | Files) -> Iterator[SegmentationOut
     logits_of = predictor(trained.model, preprocessing)
     size = eval_batch_size(preprocessing)
     for batch in batches(split, preprocessing, size, device=trained.device):
-        logits = two_class_logits(logits_of(batch.images).float())
+        logits = two_class_logits(_finite(trained, logits_of, batch.images).float())
         # Crop targets and images to the logits' size, so that all three cover the same pixels.
         targets = center_crop(batch.targets, logits)
         images = center_crop(preprocessing.denormalise(batch.images), logits)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnn_core.errors import UsageError, ZooError
+from cnn_core.errors import NumericalError, UsageError, ZooError
 from cnn_core.training.ensemble import Network, class_order, task_of
 from cnn_core.training.evaluation import eval_batch_size, require_optimize
 from cnn_core.training.image_stream import (
@@ -22,6 +22,7 @@ from cnn_core.training.image_stream import (
     load_ahead,
     require_distinct_names,
 )
+from cnn_core.training.numerics import all_finite
 from cnn_core.training.trained import Source, Trained
 
 __all__ = [
@@ -132,6 +133,7 @@ class Predictor:
         self.trained: Trained = source
         self._others = [Trained.of(other, device=device) for other in ensemble]
         self._batch_size = batch_size
+        self._blamed: str | None = None  # the first module whose output was not finite
         self._optimized = {"precision": precision, "compile": compile} if optimize else None
 
     @property
@@ -207,12 +209,14 @@ class Predictor:
         """Return an iterator over the `top_k` most likely classes of each image, in order.
 
         With `flips`, probabilities are averaged over the image and its mirror image. `on_error` is
-        called with the error of each unreadable file, which is then skipped.
+        called with the error of each image that is unreadable or has an output that is not finite;
+        it is then skipped.
 
         Raises:
             UsageError: the task is not classification, `top_k` is not between 1 and the number of
                 classes, a path does not exist, or an image has the wrong type or shape.
             CorruptError: a file is not a readable image, and there is no `on_error`.
+            NumericalError: an output is not finite, and there is no `on_error`.
         """
         self._require_task("classification")
         if not 1 <= top_k <= len(self.classes):
@@ -247,8 +251,8 @@ class Predictor:
         A network that was trained on tiles processes images at their original size, tile by tile.
         For any other network, images are resized to its input size, and the logits are resized
         back. With `flips`, probabilities are averaged over the image, its two mirror images, and
-        the image rotated by 180 degrees. `on_error` is called with the error of each unreadable
-        file, which is then skipped.
+        the image rotated by 180 degrees. `on_error` is called with the error of each image
+        that is unreadable or has an output that is not finite; it is then skipped.
 
         Raises:
             UsageError: the task is not segmentation, a path does not exist, or an image has the
@@ -315,7 +319,11 @@ class Predictor:
         """Yield each image with the probabilities of its classes, the mean over the networks."""
         for loaded, inputs in self._batches(images, on_error):
             found = [net.probabilities(x, flips) for net, x in self._with_inputs(inputs)]
-            yield from zip(loaded, _mean(found), strict=True)
+            for image, probabilities in zip(loaded, _mean(found), strict=True):
+                if all_finite(probabilities):
+                    yield image, probabilities
+                else:
+                    self._not_finite(image, inputs, on_error)
 
     def _segment(
         self, images: Images, flips: bool, on_error: OnError | None
@@ -327,6 +335,9 @@ class Predictor:
             maps = _mean(
                 [net.pixel_probabilities(x, size, flips) for net, x in self._with_inputs(inputs)]
             )
+            if not all_finite(maps):
+                self._not_finite(loaded, inputs, on_error)
+                continue
             weights = self.trained.weights
             yield Segmentation(
                 path=loaded.path,
@@ -338,6 +349,21 @@ class Predictor:
                 colours=weights.colours,
                 background=weights.background,
             )
+
+    def _not_finite(
+        self, image: LoadedImage, inputs: list[Tensor], on_error: OnError | None
+    ) -> None:
+        """Report an image whose probabilities are not finite, which are no prediction."""
+        if self._blamed is None:
+            # Once, since each search runs the networks again; the others have the same cause.
+            names = (net.blame(x) for net, x in self._with_inputs(inputs))
+            self._blamed = next(filter(None, names), "")
+        where = f", first in the output of {self._blamed}" if self._blamed else ""
+        name = f"image {image.index}" if image.path is None else image.path
+        error = NumericalError(f"{name}: the output of the network is not finite{where}")
+        if on_error is None:
+            raise error
+        on_error(error)
 
     def _with_inputs(self, inputs: list[Tensor]) -> Iterator[tuple[Network, Tensor]]:
         return zip(self._networks, inputs, strict=True)

@@ -173,6 +173,8 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
         if name.startswith(("recall_", "ap_")):
             continue
         text = f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
+        if name == "not_finite":  # a number of images
+            text = f"{value}"
         parts.append(f"{name} {text}")
     return "  ".join(parts)
 

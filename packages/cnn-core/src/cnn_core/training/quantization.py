@@ -87,8 +87,9 @@ def quantize(
         network = ExportedNetwork(READERS[".onnx"](str(quantized)), preprocessing)
         after = evaluate_split(network, test, setup)
         content = quantized.read_bytes()
-    if not math.isfinite(after["loss"]):
-        raise NumericalError(f"int8 network of '{trained.weights.model}': loss {after['loss']}")
+    # Without finite outputs there is no loss.
+    if not math.isfinite(loss := after.get("loss", math.nan)):
+        raise NumericalError(f"int8 network of '{trained.weights.model}': loss {loss}")
     facts: dict[str, Any] = {
         "data": base_name(trained.recipe.data),
         "calibration_images": count,

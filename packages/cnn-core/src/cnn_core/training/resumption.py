@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from cnn_core.errors import CorruptError, RunError, UsageError
@@ -42,10 +43,10 @@ UNSET = ("auto", (), "", 0, -1)
 log: logging.Logger = logging.getLogger("cnn_core")
 
 
-def has_run_with(path: Path, recipe: Recipe, *, fit_memory: bool = False) -> bool:
+def has_run_with(path: Path, recipe: Recipe, free: Collection[str] = ()) -> bool:
     """Whether the folder `path` contains a run with this recipe.
 
-    With `fit_memory` the run has chosen `accumulate`, which then may differ.
+    The run has chosen the keys in `free`, which then may differ.
 
     Raises:
         UsageError: it contains a run with another recipe; the message names a key that differs.
@@ -59,7 +60,7 @@ def has_run_with(path: Path, recipe: Recipe, *, fit_memory: bool = False) -> boo
             wanted = recorded_source(recipe)
         # For these keys the run records the value that was chosen for "auto" or "not set".
         resolved = key.name in RESOLVED and wanted in UNSET
-        chosen = resolved or (fit_memory and key.name == "accumulate")
+        chosen = resolved or key.name in free
         # Options that the initial weights need are recorded beside those of the recipe.
         if key.name == "options" and recipe.weights:
             chosen = wanted.items() <= recorded.items()

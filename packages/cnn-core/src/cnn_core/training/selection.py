@@ -39,11 +39,13 @@ def best_epoch(run: Run) -> int:
     if final := run.final_metrics():
         return int(final["epoch"])
     name, epoch, best = monitored_metric(run), 0, None
-    rising = higher_is_better(name)
-    for line in run.history():
-        score = line.get(name)
-        if score is None or is_better(score, best, rising):
-            epoch, best = int(line["epoch"]), score
+    rising, history = higher_is_better(name), run.history()
+    # Values that are not finite are not written, and undefined ones neither.
+    if not any(name in line for line in history):
+        return int(history[-1]["epoch"]) if history else 0
+    for line in history:
+        if name in line and is_better(line[name], best, rising):
+            epoch, best = int(line["epoch"]), line[name]
     return epoch
 
 

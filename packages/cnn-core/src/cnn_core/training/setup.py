@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from cnn_core.tasks.class_weights import (
 from cnn_core.tasks.thresholds import require_binary
 from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
+from cnn_core.training.defaults import FREE, describe, with_optimizer, with_sizes
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, with_sync_batchnorm
 from cnn_core.training.epoch_metrics import EpochMetrics
@@ -46,14 +47,12 @@ from cnn_core.training.validation import (
     with_own_part,
 )
 
-__all__ = ["Setup", "find_recipe", "set_up"]
+__all__ = ["Setup", "find_recipe", "free_keys", "set_up"]
 
 log: logging.Logger = logging.getLogger("cnn_core")
 
 # fit = "crop": the shorter side, relative to the crop, as in the usual 256 for 224 pixels.
 SHORTER_SIDE = 8 / 7
-# Default batch size of a segmentation model without a recipe: 128 large images rarely fit.
-SEGMENTATION_BATCH_SIZE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,8 @@ def find_recipe(
     """Return the recipe called `name`, else the default recipe of the model and dataset.
 
     `defaults` replace the default recipe. If there is neither, start from the defaults of
-    `Recipe`. `model`, `data` and `settings` override the recipe's values.
+    `Recipe`; `set_up` then chooses the `free_keys`. `model`, `data` and `settings` override the
+    recipe's values.
 
     Raises:
         UsageError: the model or dataset is missing, a name or key is unknown, or a value is out of
@@ -128,9 +128,6 @@ def find_recipe(
     for key in ("model", "data"):
         if key not in base:
             raise UsageError(f"no {key} is given", "cnnzoo train MODEL --data DATASET")
-    task = registry.models().get(base["model"]).task
-    if recipe_settings is None and task == "segmentation":
-        base["batch_size"] = SEGMENTATION_BATCH_SIZE
     # Merge tables key by key, so that --set options.width=2 keeps the recipe's other options.
     tables = {
         key: {**base.get(key, {}), **settings[key]}
@@ -138,6 +135,20 @@ def find_recipe(
         if isinstance(settings.get(key), Mapping)
     }
     return Recipe.from_settings({**base, **settings, **tables})
+
+
+def free_keys(
+    model: str | None, data: str | None, name: str | None, settings: Collection[str]
+) -> frozenset[str]:
+    """Return the recipe keys that `set_up` is to choose, since `find_recipe` found no recipe."""
+    if name is not None or model is None or data is None:
+        return frozenset()
+    model, data = (
+        canonical_name(registry.models(), model),
+        canonical_name(registry.datasets(), data),
+    )
+    known = default_recipe(model, data) is not None
+    return frozenset() if known else FREE.difference(settings)
 
 
 def _recipe_settings(name: str | None, given: Mapping[str, str]) -> dict[str, Any] | None:
@@ -174,18 +185,22 @@ def set_up(
     world: World = ALONE,
     workers: int = 0,
     resuming: bool = False,
+    free: Collection[str] = (),
     show_progress: bool = True,
 ) -> Setup:
     """Build the network and optimizer, decode the data, and replace "auto" in the recipe.
 
-    Initial weights are loaded only for a new run, not when resuming. Cheap checks come first,
-    because decoding a dataset may take minutes.
+    `free` are the keys of the recipe to choose from the network and the images; lines say what was
+    chosen. Initial weights are loaded only for a new run, not when resuming. Cheap checks come
+    first, because decoding a dataset may take minutes.
 
     Raises:
         UsageError: the recipe, model and dataset are incompatible.
     """
     spec, classes = registry.models().get(recipe.model), dataset.spec.classes
+    _require_task(recipe, dataset, spec)
     dataset = read_as(recipe, dataset)
+    recipe = with_sizes(recipe, dataset, free)
     _require_compatible(recipe, dataset, spec)
     task = dataset.spec.task
     metrics = EpochMetrics(
@@ -200,6 +215,8 @@ def set_up(
     monitor = score_of(task, recipe.monitor, top_k, classes)
     recipe, dataset, warning = _choose_validation(recipe, dataset, monitor[0])
     recipe, model, started = _build(recipe, dataset, resuming)
+    recipe = with_optimizer(recipe, dataset, model, free)
+    chosen = describe(recipe, dataset, free)
     # Replace "auto" by the actual value, so that the run records it and resumes with it.
     recipe = dataclasses.replace(
         recipe,
@@ -216,6 +233,8 @@ def set_up(
     if spec.task == "segmentation" and show_progress and geometry.scale_note:
         log.warning("%s", geometry.scale_note)
     dataset = _decode(recipe, dataset, geometry, show_progress)
+    if chosen and show_progress:  # only now, when no broken file can stop it
+        print(chosen, file=sys.stderr)
     train, validation = dataset.divide(*recipe.part())
     return Setup(
         recipe=recipe,
@@ -234,14 +253,18 @@ def set_up(
     )
 
 
-def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
-    """Raise UsageError if the recipe, dataset and model are incompatible."""
+def _require_task(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
+    """Raise UsageError if the model is for another task than the dataset."""
     if spec.task != NETWORKS[dataset.spec.task]:
         raise UsageError(
             f"model '{recipe.model}' is for {spec.task}, but dataset '{recipe.data}' is for "
             f"{dataset.spec.task}",
             "cnnzoo list-models --task TASK",
         )
+
+
+def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
+    """Raise UsageError if a size or the preprocessing does not fit the model or the dataset."""
     require_known(recipe, dataset.spec.classes)
     if dataset.spec.task == "classification":
         require_binary(recipe, len(dataset.spec.classes))

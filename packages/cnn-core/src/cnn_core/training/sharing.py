@@ -17,7 +17,7 @@ from cnn_core.registry.names import base_name
 from cnn_core.tasks.class_counts import class_keys
 from cnn_core.tasks.class_weights import own_targets
 from cnn_core.text import printable
-from cnn_core.training.evaluation import evaluate
+from cnn_core.training.evaluation import evaluate, require_finite
 from cnn_core.training.model_card import Measured, model_card
 from cnn_core.training.outputs import predictions
 from cnn_core.training.prediction import task_of
@@ -157,6 +157,7 @@ def _measured(trained: Trained) -> Measured | None:
         ]
     else:
         metrics, score = evaluate(trained, split=SPLIT), "IoU"
+        require_finite(metrics, SPLIT, str(trained.path))
         by_class = [
             (name, 0, metrics[f"iou_{k}"])
             for k, name in enumerate(classes)

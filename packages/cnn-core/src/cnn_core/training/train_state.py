@@ -62,6 +62,9 @@ class TrainState:
         self.batchnorms: list[nn.Module] = [
             m for m in model.modules() if isinstance(m, _BatchNorm)
         ]
+        if recipe.precise_batchnorm and (recipe.freeze_batchnorm or not self.batchnorms):
+            reason = "freeze_batchnorm = true" if self.batchnorms else f"{recipe.model} has none"
+            raise UsageError(f"precise_batchnorm = true, but {reason}")
         self.freeze_batchnorm: bool = recipe.freeze_batchnorm
         if self.freeze_batchnorm and not self.batchnorms:
             raise UsageError(

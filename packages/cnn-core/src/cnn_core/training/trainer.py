@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ from cnn_core.training.checkpoint import Checkpoint, Checkpoints
 from cnn_core.training.data_checks import checked
 from cnn_core.training.device import choose_device, environment, numerical_environment
 from cnn_core.training.distributed import World, is_restart, join_processes
-from cnn_core.training.evaluation import evaluate_split, metrics_for
+from cnn_core.training.evaluation import evaluate_split, metrics_for, require_finite
 from cnn_core.training.initial_weights import advice, fetch_initial, read_initial
 from cnn_core.training.loop import Fit, fit
 from cnn_core.training.progress import progress_for
-from cnn_core.training.setup import Setup, find_recipe, set_up
+from cnn_core.training.setup import Setup, find_recipe, free_keys, set_up
 from cnn_core.training.signals import stop_requests
 from cnn_core.training.trained import load_data
 from cnn_core.training.validation import described
@@ -100,9 +100,11 @@ def train(
             every epoch.
     """
     name = None if data is None else object_name(data)
-    new_recipe, epochs = None, None
+    new_recipe, epochs, free = None, None, frozenset[str]()
     if resume is None:
         new_recipe = _complete(model, name, recipe, settings)
+        if not isinstance(recipe, Recipe):
+            free = free_keys(model, name, recipe, settings)
     else:
         epochs = settings.pop("epochs", None)
         if any((model, isinstance(data, str), recipe, out, *settings)):
@@ -110,9 +112,10 @@ def train(
                 f"resume = '{resume}': the run has a model, data and a recipe; only epochs apply"
             )
     data_path, out_path = (None if path is None else expanded(path) for path in (data_dir, out))
+    open_keys = free | {"accumulate"} if fit_memory else free
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
-        same = resumption.has_run_with(out_path, new_recipe, fit_memory=fit_memory)
+        same = resumption.has_run_with(out_path, new_recipe, open_keys)
         resume = out_path if same else None
     given = None if isinstance(data, str) else data
     options = {"workers": workers, "fit_memory": fit_memory, "given": given}
@@ -121,7 +124,9 @@ def train(
         if resume is not None:
             return session.resume(expanded(resume), data_path, epochs)
         assert new_recipe is not None
-        return session.start(new_recipe, out=out_path, data_dir=data_path, download=download)
+        return session.start(
+            new_recipe, free=free, out=out_path, data_dir=data_path, download=download
+        )
 
 
 def _complete(
@@ -164,11 +169,15 @@ class Session:
         self,
         recipe: Recipe,
         *,
+        free: Collection[str] = (),
         out: Path | None = None,
         data_dir: Path | None = None,
         download: bool = False,
     ) -> Run:
-        """Start a new run. Setup errors are raised before anything is written."""
+        """Start a new run, whose recipe is `free` in some keys.
+
+        Setup errors are raised before anything is written.
+        """
         # torchrun restarts the same command. Without `out` each attempt would create a new run.
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         if out is None and self.world.size > 1 and restarts != "0":
@@ -180,7 +189,7 @@ class Session:
         fingerprint = dataset.fingerprint()
         if self.show_progress and (line := advice(recipe, dataset)):
             print(line, file=sys.stderr)
-        setup = self._set_up(recipe, dataset)
+        setup = self._set_up(recipe, dataset, free=free)
         if self.fit_memory:
             setup = self._with_micro_batches(setup)
         run, allocator = None, self._allocator()
@@ -244,7 +253,9 @@ class Session:
             self.world.barrier()
         return dataset
 
-    def _set_up(self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False) -> Setup:
+    def _set_up(
+        self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False, **options: Any
+    ) -> Setup:
         setup = set_up(
             recipe,
             dataset,
@@ -252,6 +263,7 @@ class Session:
             world=self.world,
             workers=self.workers,
             resuming=resuming,
+            **options,
             show_progress=self.show_progress,
         )
         return setup if resuming else checked(setup, show=self.show_progress)
@@ -320,7 +332,9 @@ class Session:
             state = fit(job, state)
             if not state.best_epoch:
                 raise NumericalError(
-                    f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were saved"
+                    f"{run.path}: {setup.monitor[0]} was NaN in every epoch; no weights were "
+                    "saved",
+                    "try a lower --lr, --set clip_norm=1, or a smaller --batch-size",
                 )
             if self.world.is_first:
                 _warn_without_score(setup, state)
@@ -377,11 +391,13 @@ class Session:
             **{f"{recipe.evaluate_on}/{name}": v for name, v in results.items()},
         }
         if self.world.is_first:
-            if collapsed := _collapse(spec, metrics.sums()):
+            collapsed = "" if metrics.not_finite else _collapse(spec, metrics.sums())
+            if collapsed:
                 log.warning("%s: %s", run.path, collapsed)
             run.write_metrics([*run.history(), line])
             self.observers.notify("fit_end", run=run, metrics=line)
         self.world.barrier()
+        require_finite(results, recipe.evaluate_on, str(run.path))
 
 
 def _warn_without_score(setup: Setup, state: Checkpoint) -> None:

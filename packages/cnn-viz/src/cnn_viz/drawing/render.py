@@ -28,6 +28,8 @@ from cnn_viz.results.inputs import ViewInputs
 
 __all__ = ["Drawing", "draw", "draw_one", "draw_or_report", "encode_figure", "views_for", "write"]
 
+# Inputs that exist even if the outputs of the network are not finite.
+WITHOUT_OUTPUTS = frozenset({"run", "trained", "weights", "model"})
 DPI = 150
 
 
@@ -90,7 +92,8 @@ def draw_or_report(
 ) -> Drawing:
     """Draw one of several views; if it fails, log the error and return it in the drawing.
 
-    A view that does not apply (UsageError) is skipped with a warning, and so is one that needs a
+    Once outputs were not finite, views that need more than weights are skipped. A view that does
+    not apply (UsageError) is skipped with a warning, and so is one that needs a
     run or layers where there are none. Errors while preparing the inputs, such as missing weights
     or data, are raised, because every view would fail. The exception is features that cannot be
     embedded: only one view needs them.
@@ -99,6 +102,8 @@ def draw_or_report(
         view_inputs.require(entry.spec.needs)
     except UsageError as error:
         return _skipped(name, entry, error.message)
+    if view_inputs.fault and not WITHOUT_OUTPUTS.issuperset(entry.spec.needs):
+        return Drawing(name=name, entry=entry, skipped=view_inputs.fault)  # logged before
     try:
         arguments = view_inputs.select(entry.spec.needs)
     except Exception as error:  # the network's own code may raise anything

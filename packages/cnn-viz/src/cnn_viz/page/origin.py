@@ -92,6 +92,8 @@ def claims(view_inputs: ViewInputs, headline: Mapping[str, Any]) -> list[dict[st
 
 def _measured(view_inputs: ViewInputs, metric: str, headline: Mapping[str, Any]) -> float | None:
     """Return a metric on the test split, or None if it is neither top-k accuracy nor in there."""
+    if view_inputs.fault:
+        return None
     if (found := TOP_K.fullmatch(metric)) and view_inputs.task == "classification":
         return top_k_accuracy(view_inputs.predictions, int(found[1]))
     return headline.get(metric)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -53,6 +54,7 @@ from cnn_viz.version import __version__
 
 __all__ = ["load_template", "read_script", "script_hash", "write_report"]
 
+log: logging.Logger = logging.getLogger("cnn_core")
 # Copies of other data in a form for display; the JSON in the page leaves them out.
 DERIVED_KEYS = ("test_metrics", "environment_rows", "hardware", "weights_rows")
 MAX_ROWS = 200  # classes in the page's table
@@ -77,8 +79,8 @@ def write_report(
     or `ViewInputs.output`. `form` is the format: "html", a self-contained page; "md", Markdown
     with links to the figures; or "json", the metrics without figures. For html and md, all views
     except costly ones are also drawn into the folder's figures/. The network is evaluated once. If
-    a view fails, the report shows its error. If a plugin's section fails, the error is logged and
-    the section omitted.
+    a view fails, the report shows its error. If outputs are not finite, the report has no results.
+    If a plugin's section fails, the error is logged and the section omitted.
 
     Raises:
         ZooError: there are no weights, or the dataset cannot be loaded.
@@ -126,6 +128,7 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
     """Return the report as one HTML page."""
     script, task = read_script("report.js"), view_inputs.task
     training = template_data["training"]
+    explored = task == "classification" and not view_inputs.fault
     return load_template(f"{task}.html").render(
         template_data,
         rows=_rows_to_show(template_data["classes"]),
@@ -133,7 +136,7 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
         charts=charts(template_data["epochs"], training["best_epoch"]) if training else [],
         left=LEFT,
         right=RIGHT,
-        **(explorer_data(view_inputs) if task == "classification" else EMPTY_EXPLORER),
+        **(explorer_data(view_inputs) if explored else EMPTY_EXPLORER),
         # Skip static figures that have an interactive version, unless there is no drawing but an
         # error to show.
         figures=[
@@ -149,7 +152,13 @@ def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list
 def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
     """Return all data of the report, as in report.json."""
     recipe, spec = view_inputs.recipe, view_inputs.spec
-    headline, tables = RESULTS[view_inputs.task](view_inputs)
+    headline: dict[str, Any] = {}
+    tables: dict[str, Any] = {"classes": [], "confusion": []}
+    with view_inputs.finding_faults():
+        headline, tables = RESULTS[view_inputs.task](view_inputs)
+    if view_inputs.fault:
+        headline = {"fault": view_inputs.fault}
+        log.warning("%s; the report has no results", view_inputs.fault)
     origin = origin_of(view_inputs)
     return {
         "schema": 1,

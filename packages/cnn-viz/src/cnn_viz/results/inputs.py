@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.data import Batch, batches
 from cnn_core.data.dataset import single_classes
-from cnn_core.errors import CorruptError, UsageError
+from cnn_core.errors import CorruptError, NumericalError, UsageError
 from cnn_core.specs import ModelSpec
 from cnn_core.training import (
     LabelPredictions,
@@ -48,6 +49,7 @@ class ViewInputs(Trained):
     """
 
     out: Path | None = None
+    fault: str = ""  # why there are no outputs to draw or measure, once that is known
 
     def fresh(self) -> ViewInputs:
         """Return new inputs of the same source, which read all files again."""
@@ -140,6 +142,14 @@ class ViewInputs(Trained):
         centre = torch.full((len(batch.indices), 2), 0.5)
         images, targets = (preprocessing.cropped(x, centre) for x in (batch.images, batch.targets))
         return Batch(images, targets, batch.indices)
+
+    @contextlib.contextmanager
+    def finding_faults(self) -> Iterator[None]:
+        """Note it in `fault` if outputs are not finite, instead of raising NumericalError."""
+        try:
+            yield
+        except NumericalError as error:
+            self.fault = error.message
 
     @cached_property
     def predictions(self) -> Predictions:
