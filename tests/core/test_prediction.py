@@ -461,16 +461,51 @@ def test_a_file_cut_off_at_any_byte_is_continued_to_the_same_bytes(tmp_path, row
         path.write_bytes(content[:length])
         predicted = written(path, rows, NAMES, resume=True)
         assert path.read_bytes() == content, length
-    assert predicted == 0
+    assert predicted == 5  # of 8 in batches of 3: at least a batch is compared
 
 
-def test_rows_of_other_images_are_kept_and_repeated_images_stay(tmp_path):
+def test_rows_of_other_images_are_refused_and_repeated_images_stay(tmp_path):
     path = tmp_path / "out.csv"
     written(path, CsvRows(2), ["x.png", "y.png"])
     before = path.read_bytes()
-    assert written(path, CsvRows(2), ["a.png", "a.png", "y.png"], resume=True) == 2
+    message = "1 of its 2 rows are of images that are not among those given now, such as x.png"
+    with pytest.raises(UsageError, match=message):
+        written(path, CsvRows(2), ["a.png", "a.png", "y.png"], resume=True)
+    assert path.read_bytes() == before
+    names = ["x.png", "y.png", "a.png", "a.png"]
+    assert written(path, CsvRows(2), names, resume=True) == 4
     assert path.read_bytes().startswith(before)
     assert [line.split(b",")[0] for line in path.read_bytes().splitlines()[3:]] == [b"a.png"] * 2
+
+
+def test_rows_are_compared_before_new_images_are_written(tmp_path):
+    path = tmp_path / "out.csv"
+    written(path, CsvRows(2), ["b.png", "c.png", "d.png", "e.png"], batch=2)
+    before, file = path.read_bytes(), PredictionFile(path, CsvRows(2), 2)
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    todo = continue_files([file], names, resume=True)
+    assert [names[index] for index in todo] == ["d.png", "e.png", "a.png"]
+    with pytest.raises(UsageError, match="d.png is .* there, and now"), file:
+        file.add(prediction("d.png", 3))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("rows", [CsvRows, lambda count: JsonRows()])
+@pytest.mark.parametrize(
+    "values", [(0.9, 0.0995), (0.8998, 0.1), (0.9,)], ids=["second", "first", "fewer"]
+)
+def test_the_last_rows_prove_the_options(tmp_path, rows, values):
+    path = tmp_path / "out"
+    written(path, rows(2), NAMES)
+    before, file = path.read_bytes(), PredictionFile(path, rows(2), 3)
+    index, *_ = continue_files([file], NAMES, resume=True)
+    classes = prediction(NAMES[index]).classes[: len(values)]
+    changed = (values[0] - index / 100, *values[1:])
+    if len(values) == 1 and rows is CsvRows:
+        return  # the columns of a CSV file say it
+    with pytest.raises(UsageError, match="written by another network or with other options"), file:
+        file.add(Prediction(NAMES[index], classes, changed))
+    assert path.read_bytes() == before
 
 
 def test_two_files_are_continued_together(tmp_path):
@@ -478,7 +513,7 @@ def test_two_files_are_continued_together(tmp_path):
     for path, rows in zip(paths, (CsvRows(2), JsonRows()), strict=True):
         written(path, rows, NAMES)
     whole = [path.read_bytes() for path in paths]
-    paths[0].write_bytes(b"".join(whole[0].splitlines(keepends=True)[:4]))
+    paths[0].write_bytes(b"".join(whole[0].splitlines(keepends=True)[:3]))
 
     def files():
         rows = (CsvRows(2), JsonRows())
@@ -709,6 +744,22 @@ def test_resuming_with_another_network_is_noticed(zoo, run, other, folder, tmp_p
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("kind", ["--csv", "--jsonl"])
+@pytest.mark.parametrize("lines", [6, None], ids=["begun", "whole"])
+def test_resuming_with_other_options_is_noticed(zoo, run, folder, tmp_path, kind, lines):
+    path = tmp_path / "out"
+    zoo("predict", run, folder, kind, path)
+    content = b"".join(path.read_bytes().splitlines(keepends=True)[:lines])
+    path.write_bytes(content)
+    more = [("--flips",), ("--top-k", 2)]
+    for options in more:
+        code, _, err = zoo("predict", run, folder, kind, path, "--resume", *options)
+        assert code == 2
+        assert "with other options" in err or "its first line is not" in err
+        assert path.read_bytes() == content
+    assert zoo("predict", run, folder, kind, path, "--resume")[0] == 0
+
+
 @pytest.fixture(scope="module")
 def many(pixels, tmp_path_factory):
     """1,500 images, 20 of them unreadable: the network's batch is 256."""
@@ -818,6 +869,12 @@ def test_masks_keep_sub_folders_and_are_resumed(zoo, scenes_run, tmp_path, monke
     code, out, _ = zoo("predict", scenes_run.path, "in", "--out", "out", "--resume")
     assert set(out.splitlines()) == {name for name in names if name.startswith("out/x.")}
     assert Path("out/b/x.mask.png").stat().st_mtime_ns == before
+    noise = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
+    Image.fromarray(noise).save("in/noise.png")
+    assert zoo("predict", scenes_run.path, "in", "--out", "out", "--resume")[0] == 0
+    code, _, err = zoo("predict", scenes_run.path, "in", "--out", "out", "--resume", "--flips")
+    assert code == 2
+    assert "out: its masks were written by another network or with other options: those of " in err
     code, _, err = zoo("predict", scenes_run.path, "in/x.png", "in/b/x.png", "--out", "out")
     assert code == 2
     assert "have the same name, so their output files would collide" in err

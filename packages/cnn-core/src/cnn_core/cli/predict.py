@@ -373,14 +373,16 @@ def _write_rows(write: Callable[[tuple[object, ...]], None], prediction: Predict
 def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options) -> None:
     """Write the masks of all files, and print their paths, or a summary as JSON."""
     from cnn_core.training.image_stream import require_distinct_names
-    from cnn_core.training.mask_files import mask_paths, write_masks
+    from cnn_core.training.mask_files import has_masks, write_masks
 
     _require_no_json(options)
     out = options.out or predictor.trained.folder / "masks"
     todo = require_distinct_names(files, files)
     if options.resume:
         # Each file is written atomically, so files that exist are complete.
-        todo = [f for f in todo if not all(p.is_file() for p in mask_paths(out, files[f]))]
+        done = [path for path in todo if has_masks(out, files[path])]
+        _require_same_masks(predictor, {path: files[path] for path in done}, options)
+        todo = [path for path in todo if path not in done]
     written = []
     with _tally(len(todo), bar=options.as_json or not sys.stdout.isatty()) as tally:
         results = predictor.segment(todo, flips=options.flips, on_error=tally.failed)
@@ -394,6 +396,24 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
     if options.as_json:
         _emit_json(predictor, written, tally)
     tally.raise_if_unreadable()
+
+
+def _require_same_masks(predictor: Predictor, done: dict[Path, Path], options: Options) -> None:
+    """Raise UsageError if masks are not those of this network with these options."""
+    from cnn_core.training.mask_files import mask_paths, same_masks
+
+    out = options.out or predictor.trained.folder / "masks"
+    if not done:
+        return
+    # One image is enough, the one with the most to see: a blank one is the same with --flips.
+    path = max(done, key=lambda path: mask_paths(out, done[path])[1].stat().st_size)
+    (found,) = predictor.segment([path], flips=options.flips)
+    if not same_masks(found, out, done[path]):
+        raise UsageError(
+            f"{out}: its masks were written by another network or with other options: those of "
+            f"{path} differ",
+            "give another folder, or use the source, options and device of the first start",
+        )
 
 
 def _mask_summary(found: Segmentation, paths: list[str]) -> dict[str, Any]:
