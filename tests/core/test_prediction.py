@@ -485,7 +485,7 @@ def test_rows_are_compared_before_new_images_are_written(tmp_path):
     names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
     todo = continue_files([file], names, resume=True)
     assert [names[index] for index in todo] == ["d.png", "e.png", "a.png"]
-    with pytest.raises(UsageError, match="d.png is .* there, and now"), file:
+    with pytest.raises(UsageError, match=r"d\.png is .* there, and now"), file:
         file.add(prediction("d.png", 3))
     assert path.read_bytes() == before
 

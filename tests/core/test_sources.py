@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,13 @@ from cnn_core import (
     load_dataset,
     predict,
     registry,
+    train,
 )
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.imagenet import CLASSES
 from cnn_core.data.images import read_image
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError, WeightsMissingError
+from cnn_core.tasks.intervals import wilson
 from cnn_core.training import Trained
 from cnn_core.training.matching import matched
 from cnn_core.training.sources import open_source, preprocessing_of
@@ -355,6 +359,65 @@ def test_a_run_is_evaluated_on_other_data_with_classes_matched_by_name(
     # The same images under permuted names: nothing is right any more.
     moved = f"imagefolder:{folder_of(tmp_path / 'moved', names[1:] + names[:1])}"
     assert evaluate(digits_run, data=moved, device="cpu")["top1"] < 0.2
+
+
+@pytest.fixture
+def digit_folder(tmp_path):
+    """Forty digits of the test split, four of each class, in folders of classes only."""
+    digits = load_dataset("digits").split("test")
+    for number in range(10):
+        folder = tmp_path / "new" / str(number)
+        folder.mkdir(parents=True)
+        for index in (digits.targets == number).nonzero().flatten()[:4].tolist():
+            Image.fromarray(digits.images[index, 0].numpy()).save(folder / f"{index}.png")
+    return tmp_path / "new"
+
+
+def test_all_images_of_a_new_folder_are_measured(in_process, digits_run, digit_folder, caplog):
+    data = f"imagefolder:{digit_folder}"
+    found = predict(digits_run, digit_folder)
+    right = sum(Path(str(p.path)).parent.name == p.classes[0] for p in found)
+    code, out, err = in_process("evaluate", digits_run.path, "--data", data, "--json")
+    told = json.loads(out)
+    assert (code, told["split"], told["images"]) == (0, "all", 40)
+    assert told["metrics"]["all/top1"] == right / 40
+    assert tuple(told["intervals"]["all/top1"]) == pytest.approx(wilson(right, 40))
+    _, out, err = in_process("evaluate", digits_run.path, "--data", data)
+    assert f"on {data}, split all: 40 images (no split folders)" in err
+    assert f"{100 * right / 40:.2f} %" in out
+    assert evaluate(digits_run, data=data) == pytest.approx(
+        {name.partition("/")[2]: value for name, value in told["metrics"].items()}
+    )
+    _, _, err = in_process("evaluate", digits_run.path, "--data", data, "--split", "test")
+    assert "split test: 10 images" in err
+    assert "split 'test': 10 of the 40 images of" in caplog.text + err
+
+
+def test_the_folder_of_the_training_is_not_new(digit_folder, tmp_path, caplog):
+    data = f"imagefolder:{digit_folder}"
+    run = train("lenet5_modern", data, epochs=1, out=tmp_path / "run")
+    digit_folder.rename(tmp_path / "moved")
+    for given in (f"imagefolder:{tmp_path / 'moved'}", data):
+        if given == data:
+            (tmp_path / "moved").rename(digit_folder)
+            shutil.copy(next(digit_folder.rglob("*.png")), digit_folder / "0" / "more.png")
+        trained = Trained(run, data=given)
+        assert trained.default_split == "test"
+        assert len(trained.split("all")) == sum(map(len, trained.dataset.splits.values()))
+    assert "split 'test'" not in caplog.text
+
+
+def test_evaluations_say_what_they_measured_beside_the_claim(in_process):
+    _, out, err = in_process("evaluate", "lenet5_modern:digits")
+    head, _, top1, *_ = out.splitlines()
+    assert err == "lenet5_modern:digits on digits, split test: 359 images\n"
+    assert head.split("  ")[-1] == "claimed"
+    low, high = (100 * limit for limit in wilson(355, 359))
+    expected = ["test/top1", "98.89 %", f"{low:.2f} to {high:.2f} %", "98.89 %"]
+    assert re.split(r"  +", top1) == expected
+    _, out, err = in_process("evaluate", "lenet5_modern:digits", "--split", "all", "--json")
+    told = json.loads(out)
+    assert (told["images"], told["claimed"]) == (1797, {})
 
 
 def test_classes_that_the_network_does_not_know_are_named(digits_run, tmp_path):

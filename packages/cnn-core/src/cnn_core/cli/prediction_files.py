@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["CsvRows", "JsonRows", "PredictionFile", "STDOUT", "continue_files"]
 
 STDOUT = Path("-")
-# Of a probability, if the same images are predicted again. In the same batches with the same options
-# the results are the same bits; another number of threads changes them by 1e-6, --flips by far more.
+# Of a probability, if an image is predicted again. In the same batches with the same options the
+# results are the same bits; another number of threads changes them by 1e-6, --flips by far more.
 TOLERANCE = 1e-4
 
 

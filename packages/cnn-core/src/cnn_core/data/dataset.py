@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Dataset", "Files", "Split", "Subset", "load_dataset"]
+__all__ = ["ALL", "Dataset", "Files", "Split", "Subset", "load_dataset"]
+
+
+ALL = "all"  # the name of all splits together
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Dataset:
     """A dataset: its description and its splits by name, in memory or on disk.
 
     `notes` are lines for the user on how its files were understood, and `faults` on files and
-    parts of files that were not, but may be meant. `aliases` are other names of splits.
+    parts of files that were not, but may be meant. `aliases` are other names of splits. `divided`
+    says that the test split is a part of the only folder, since the files have no splits.
     """
 
     spec: DatasetSpec
@@ -100,19 +104,24 @@ class Dataset:
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    divided: bool = False
 
     def split(self, name: str) -> Split | Files:
         """Return the split called `name`; other names, such as "valid", are understood.
+
+        "all" is the images of all splits. In memory, they are copied.
 
         Raises:
             UsageError: there is no such split.
         """
         known = self.split_name(name)
+        if known == ALL and ALL not in self.splits:
+            return _joined(list(self.splits.values()))
         if known not in self.splits:
             nearest = did_you_mean(name, self.splits)
             raise UsageError(
                 f"dataset '{self.spec.name}' has no split '{printable(name)}'{nearest}",
-                f"one of {', '.join(self.splits)}",
+                f"one of {', '.join(self.splits)}; or {ALL}",
             )
         return self.splits[known]
 
@@ -211,6 +220,33 @@ class Dataset:
                 # File names on Linux are bytes that need not be UTF-8.
                 digest.update(names.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
+
+
+def _joined(splits: Sequence[Split | Files]) -> Split | Files:
+    """Return the samples of all splits."""
+    first, *others = splits
+    for other in others:
+        first = _both(first, other)
+    return first
+
+
+def _both(one: Split | Files, two: Split | Files) -> Split | Files:
+    """Return the samples of two splits of a dataset."""
+    if isinstance(one, Files) and isinstance(two, Files):
+        images = one.images + two.images
+        if isinstance(one.targets, Tensor) and isinstance(two.targets, Tensor):
+            return replace(one, images=images, targets=torch.cat([one.targets, two.targets]))
+        return replace(one, images=images, targets=(*one.targets, *two.targets))
+    assert isinstance(one, Split)  # a reader returns one kind
+    assert isinstance(two, Split)
+    if one.images.shape[1:] != two.images.shape[1:]:
+        raise UsageError("the splits have images of different sizes: they cannot be put together")
+    weights = None
+    if one.weights is not None and two.weights is not None:
+        weights = torch.cat([one.weights, two.weights])
+    return Split(
+        torch.cat([one.images, two.images]), torch.cat([one.targets, two.targets]), weights
+    )
 
 
 def load_dataset(

@@ -52,7 +52,7 @@ class EvalSetup:
 def evaluate(
     run: Trained | Source,
     *,
-    split: str = "test",
+    split: str | None = None,
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -62,7 +62,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a trained network on a split; return the loss and all metrics by name.
 
-    `split` is "val" for the images that a run held out of "train".
+    `split` is "val" for the images that a run held out of "train", and "all" for all images. By
+    default it is "all" for a folder without split folders in `data`, since none of its images was
+    trained on, else "test".
 
     `data` is a dataset other than the one that the network was trained on. Its classes are matched
     by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
@@ -75,7 +77,7 @@ def evaluate(
     """
     require_optimize(optimize, precision, compile)
     trained = Trained.of(run, data=data, data_dir=data_dir, device=device)
-    found = trained.split(split)
+    found = trained.split(trained.default_split if split is None else split)
     setup = eval_setup(trained)
     if optimize:
         model: nn.Module = trained.optimized_model(precision=precision, compile=compile)

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from cnn_core.runs.run import Run
 
-__all__ = ["Live", "Plain", "Progress", "Silent", "progress_bar", "progress_for"]
+__all__ = [
+    "Live",
+    "Plain",
+    "Progress",
+    "Silent",
+    "format_metric",
+    "progress_bar",
+    "progress_for",
+]
 
 INTERVAL = 0.25  # seconds between updates of the live line; each update takes about 1 ms
 
@@ -161,9 +169,13 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     parts = []
     for key, value in metrics.items():
         name = key.rpartition("/")[2]
-        text = f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
-        parts.append(f"{name} {text}")
+        parts.append(f"{name} {format_metric(name, value)}")
     return "  ".join(parts)
+
+
+def format_metric(name: str, value: float) -> str:
+    """Format the value of a metric: a fraction as a percentage."""
+    return f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
 
 
 def progress_for(show: bool) -> Progress:

@@ -35,7 +35,6 @@ from cnn_core.weights.timm_files import timm_config, timm_naming
 __all__ = ["Shared", "push"]
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-SPLIT = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +129,13 @@ def _write(
 
 
 def _measured(trained: Trained) -> Measured | None:
-    """Return the results on the test split, or None if there is no dataset to measure on."""
+    """Return the results on the split to measure, or None if there is no dataset for it."""
     if not trained.is_run and trained.data is None:
         return None
-    data, split = base_name(trained.recipe.data), trained.dataset.split(SPLIT)
+    data, split = base_name(trained.recipe.data), trained.default_split
     classes = trained.weights.classes
     if task_of(trained.weights) == "classification":
-        found = predictions(trained, split=SPLIT)
+        found = predictions(trained, split=split)
         totals = torch.bincount(found.targets, minlength=len(classes)).tolist()
         hits = found.targets[found.predicted == found.targets]
         right = torch.bincount(hits, minlength=len(classes)).tolist()
@@ -144,9 +143,9 @@ def _measured(trained: Trained) -> Measured | None:
         by_class = [
             (name, n, hit / n) for name, n, hit in zip(classes, totals, right, strict=True) if n
         ]
-        metrics = evaluate(trained, split=SPLIT)
+        metrics = evaluate(trained, split=split)
     else:
-        metrics, score = evaluate(trained, split=SPLIT), "IoU"
+        metrics, score = evaluate(trained, split=split), "IoU"
         by_class = [
             (name, 0, metrics[f"iou_{k}"])
             for k, name in enumerate(classes)
@@ -154,8 +153,8 @@ def _measured(trained: Trained) -> Measured | None:
         ]
     return Measured(
         data=data,
-        split=SPLIT,
-        count=len(split),
+        split=split,
+        count=len(trained.split(split)),
         metrics=metrics,
         score=score,
         by_class=by_class,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import build
-from cnn_core.data.dataset import Dataset, Files, Split, load_dataset
+from cnn_core.data.dataset import ALL, Dataset, Files, Split, load_dataset
 from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import RunError, UsageError
@@ -70,6 +70,7 @@ class Trained:
         self.path: Path = source.path if isinstance(source, Run) else expanded(source)
         self.data = data
         self.data_dir = data_dir
+        self._splits: dict[str, Split | Files] = {}
         self.device: torch.device = choose_device(device)
         self._open = partial(open_source, self.path, model=model, naming=naming, download=download)
         # Fill the cached property, so that an open run is not read again.
@@ -94,6 +95,14 @@ class Trained:
     def is_run(self) -> bool:
         """Whether the network comes with the run that trained it."""
         return is_run(self.path)
+
+    @property
+    def name(self) -> str:
+        """What the weights are called: a run and its epoch, a published name, or a file."""
+        if self.is_run:
+            return f"{self.path} (epoch {self.weights.epoch})"
+        entry = self.opened.entry
+        return str(self.path) if entry is None else entry.spec.name
 
     @property
     def folder(self) -> Path:
@@ -145,15 +154,47 @@ class Trained:
         if self.data is None and self.is_run:
             return load_data(self.run, self.data_dir)
         loaded = load_dataset(self.recipe.data, data_dir=self.data_dir)
-        return matched(loaded, self.weights, self.recipe.data)
+        found = matched(loaded, self.weights, self.recipe.data)
+        # Of images that are all new to the network, a test split is nothing special.
+        return replace(found, divided=found.divided and not self._trained_on(loaded))
+
+    def _trained_on(self, dataset: Dataset) -> bool:
+        """Return whether `data` is what the run was trained on, here or in another place."""
+        if not self.is_run:
+            return False
+        recorded = self.run.environment()
+        name, _, folder = self.recipe.data.partition(":")
+        # By path, too: since then, images may have been added.
+        same_path = recorded.get("data") == f"{name}:{expanded(folder).absolute()}"
+        return same_path or recorded.get("data_fingerprint") == dataset.fingerprint()
+
+    @property
+    def default_split(self) -> str:
+        """The split to measure: "test", or "all" of other images in a folder without splits."""
+        return ALL if self.data is not None and self.dataset.divided else "test"
 
     def split(self, name: str) -> Split | Files:
         """Return a split of the dataset; "val" may be the images that the run held out.
 
+        "all" is the images of all splits.
+
         Raises:
             UsageError: there is no such split.
         """
+        if name not in self._splits:
+            self._splits[name] = self._split(name)
+        return self._splits[name]
+
+    def _split(self, name: str) -> Split | Files:
         dataset, known = self.dataset, self.dataset.split_name(name)
+        if known == "test" and self.data is not None and dataset.divided:
+            log.warning(
+                "split 'test': %s of the %s images of %s, a fifth of each class, since it has no "
+                "folder test",
+                f"{len(dataset.split(known)):,}",
+                f"{sum(map(len, dataset.splits.values())):,}",
+                printable(self.data),
+            )
         own = self.data is None and self.is_run and split_of(name) == ("val", "")
         if known in dataset.splits or not own or self.recipe.validation == 0:
             if known != name and known in dataset.splits:
