@@ -24,7 +24,7 @@ import cnn_core
 from cnn_core.cli.prediction_files import CsvRows, JsonRows, PredictionFile, continue_files
 from cnn_core.create import build_untrained
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.errors import CorruptError, UnknownNameError, UsageError
+from cnn_core.errors import CorruptError, UnknownNameError, UsageError, WeightsMissingError
 from cnn_core.training import Prediction, Predictor, Trained, export, predict, segment
 from cnn_core.training.image_stream import Loader, read_ahead
 from cnn_core.training.inference import OptimizedNetwork
@@ -301,6 +301,17 @@ def test_errors_come_with_the_call_not_with_the_first_image(run, scenes_run):
 
 
 # --- logits, features, flips, ensembles ----------------------------------------------------
+
+
+def test_a_predictor_names_its_network_and_fails_at_once(run, other, pixels):
+    found = Predictor(run, ensemble=[other])
+    assert repr(found).startswith(f"<Predictor lenet5_modern, weights {run} (epoch ")
+    assert "images resized to 32x32, grey, mean 0.3" in repr(found)
+    assert f"; lenet5_modern, weights {other}: images " in repr(found)
+    assert repr(found).endswith("; 10 classes: '0', '1', '2', …>")
+    for missing in ("hf:nobody/nothing", "resnet152", "runs/none"):
+        with pytest.raises((UsageError, WeightsMissingError)):
+            Predictor(missing)
 
 
 def test_logits_and_features(run, pixels):
@@ -585,7 +596,7 @@ def test_a_failed_write_leaves_whole_lines(tmp_path):
 
 def test_the_table_has_fixed_columns(zoo, run, folder):
     code, out, err = zoo("predict", run, folder, "--top-k", 2)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{Predictor(run).networks[0]}\n")
     head, *rows = out.splitlines()
     assert head.split() == ["image", "rank", "class", "probability"]
     assert len(rows) == 20
@@ -599,7 +610,7 @@ def test_the_table_has_fixed_columns(zoo, run, folder):
 def test_files_of_predictions_and_json_agree(zoo, run, folder, tmp_path):
     files = ("--csv", tmp_path / "new" / "a.csv", "--jsonl", tmp_path / "a.jsonl")
     code, out, err = zoo("predict", run, folder, "--top-k", 3, *files)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{Predictor(run).networks[0]}\n")
     assert out == f"{files[1]}\n{files[3]}\n"
     expected = json.loads(zoo("predict", run, folder, "--top-k", 3, "--json")[1])["predictions"]
     assert [json.loads(line) for line in files[3].read_text().splitlines()] == expected
@@ -622,7 +633,7 @@ def test_unreadable_files_are_named_and_counted(zoo, run, folder, tmp_path):
     (tmp_path / "bad\x1b.png").write_text("not an image")
     code, _, err = zoo("predict", run, tmp_path, folder, "--csv", tmp_path / "o.csv")
     assert code == 3
-    lines = err.splitlines()
+    lines = err.splitlines()[1:]
     assert len(lines) == 3
     assert r"bad\x1b.png: not a readable image" in lines[0]
     assert "empty.png: an empty file" in lines[1]
@@ -645,6 +656,7 @@ def test_stdin_is_a_list_of_paths(run, folder, tmp_path):
     code, images, err = ended(b"1.png\r\nsub\n\ngone.png\n", "--csv", "-")
     assert (code, images) == (3, ["1.png", "sub/8.png", "sub/9.png"])
     assert err == (
+        f"{Predictor(run).networks[0]}\n"
         "gone.png: no such image file or folder\nerror: 1 of 4 images could not be read\n"
     )
     assert ended(b"1.png\0sub/8.png\0", "--null", "--csv", "-")[:2] == (0, ["1.png", "sub/8.png"])
@@ -837,7 +849,8 @@ def test_the_commands_and_the_snippet_of_the_docs_run(
             words.remove("--null")
         assert words[0] == "cnnzoo"
         code, _, err = zoo(*words[1:])
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert all(", weights " in line for line in err.splitlines())
     assert len(Path("photos.csv").read_text().splitlines()) == 11
     assert Path("masks/sub/8.mask.png").is_file()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.S)

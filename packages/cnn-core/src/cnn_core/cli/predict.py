@@ -147,7 +147,7 @@ def command(
         compile=compile,
     )
     chosen = Options(as_json=as_json, **options)
-    task = predictor.task  # reads the source, so that its errors come first
+    task = predictor.task
     files = list(_named_files(images, null))
     if task == "segmentation":
         chosen.require_unused("top_k", "csv_path", "jsonl_path", task=task)
@@ -270,6 +270,11 @@ def _tally(total: int, *, bar: bool) -> Iterator[Tally]:
         yield Tally(total, update)
 
 
+def _say_networks(predictor: Predictor) -> None:
+    for line in predictor.networks:
+        click.echo(printable(line), err=True)
+
+
 def _classify(predictor: Predictor, files: list[Path], options: Options) -> None:
     """Write predictions to files, or print them as a table or as JSON."""
     top_k = 1 if options.top_k is None else options.top_k
@@ -277,6 +282,7 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
     outputs = _prediction_files(predictor, options, top_k)
     names = [str(path) for path in files]
     todo = [files[index] for index in continue_files(outputs, names, resume=options.resume)]
+    _say_networks(predictor)
     as_table = not outputs and not options.as_json
     write_row = _table(predictor, files) if as_table else None
     # A table on the terminal shows the progress itself.
@@ -305,7 +311,14 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
 
 def _emit_json(predictor: Predictor, found: list[dict[str, Any]], tally: Tally) -> None:
     run = str(predictor.trained.path)
-    emit_json("predictions", found, run=run, unreadable=tally.unreadable)
+    emit_json(
+        "predictions",
+        found,
+        run=run,
+        unreadable=tally.unreadable,
+        weights=predictor.trained.name,
+        networks=predictor.networks,
+    )
 
 
 @contextlib.contextmanager
@@ -384,6 +397,7 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
         _require_same_masks(predictor, {path: files[path] for path in done}, options)
         todo = [path for path in todo if path not in done]
     written = []
+    _say_networks(predictor)
     with _tally(len(todo), bar=options.as_json or not sys.stdout.isatty()) as tally:
         results = predictor.segment(todo, flips=options.flips, on_error=tally.failed)
         for found in tally.counted(results):
