@@ -18,8 +18,8 @@ from cnn_core.training.sources import open_source
 
 ROOT = Path(__file__).parents[2]
 LINES = """\
-int8, calibrated on 256 training images of digits, where it differs by {difference:.1e} of the largest \
-output; on its 359 test images:
+int8, calibrated on 256 training images of digits, where it differs by {difference:.1e} of the \
+largest output; on its 359 test images:
   loss: float32 {before[loss]:.4f}, int8 {after[loss]:.4f}
   top1: float32 {before[top1]:.4f}, int8 {after[top1]:.4f}
   top5: float32 {before[top5]:.4f}, int8 {after[top5]:.4f}

@@ -28,6 +28,7 @@ from cnn_core.cli.prediction_files import (
     PredictionFile,
     continue_files,
 )
+from cnn_core.destinations import require_writable
 from cnn_core.errors import CorruptError, Terminated, UsageError, ZooError
 from cnn_core.text import printable
 
@@ -397,6 +398,7 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
         _require_same_masks(predictor, {path: files[path] for path in done}, options)
         todo = [path for path in todo if path not in done]
     written = []
+    require_writable(out)
     _say_networks(predictor)
     with _tally(len(todo), bar=options.as_json or not sys.stdout.isatty()) as tally:
         results = predictor.segment(todo, flips=options.flips, on_error=tally.failed)

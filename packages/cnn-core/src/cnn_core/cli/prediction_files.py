@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
+from cnn_core.destinations import folder_of
 from cnn_core.errors import CorruptError, UsageError
 from cnn_core.text import printable
 
@@ -154,7 +155,7 @@ class PredictionFile:
             self._file: IO[bytes] = sys.stdout.buffer
             self._file.write(self.rows.header)
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder_of(self.path)
             self.path.touch()
             # Unbuffered, so that a batch is a single write.
             self._file = self.path.open("r+b", buffering=0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data.images import read_image
+from cnn_core.destinations import require_writable
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
@@ -66,6 +67,7 @@ def explain_files(
     chosen = _class_index(weights.classes, class_name) if class_name else None
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
+    require_writable(out)
     names = dict(named_files(images))
     files = require_distinct_names(names, names)
     readable = _readable(files, weights, trained.device, on_error)
