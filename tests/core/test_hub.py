@@ -331,7 +331,7 @@ def test_without_permission_nothing_is_asked_for(hub, timms, capsys):
         open_source(NAME)
     assert str(caught.value) == (
         f"hf:me/net: not on this machine: {hub.address}/me/net\n"
-        "--download fetches it, after a line with its size and licence"
+        "--download (in Python: download=True) fetches it, after a line with its size and licence"
     )
     assert hub.asked == []
     open_source(NAME, download=True)

@@ -239,7 +239,7 @@ def test_a_missing_file_says_how_to_get_it_and_nothing_is_fetched(cache, cnnzoo,
     assert done.err == (
         "error: resnet18:imagenet-v1: not on this machine: 46.8 MB, BSD-3-Clause, "
         "https://download.pytorch.org/models/resnet18-f37072fd.pth\n"
-        f"--download fetches it once; or put it into {cache} by hand\n"
+        f"--download (in Python: download=True) fetches it once; or put it into {cache} by hand\n"
     )
     assert not cache.exists()
 
@@ -251,7 +251,7 @@ def test_another_file_of_that_name_is_refused(file, cache, add_weights):
         locate(entry)
     assert str(caught.value) == (
         f"{path}: SHA-256 {digest(file)[:16]}…, but resnet18:imagenet-v1 has f37072fd…\n"
-        "delete it; --download replaces it"
+        "delete it; --download (in Python: download=True) replaces it"
     )
 
 

@@ -101,7 +101,8 @@ def locate_repository(name: object, *, download: bool = False) -> Path:
     if folder is None:
         raise WeightsMissingError(
             f"{repository}: not on this machine: {repository.address}",
-            "--download fetches it, after a line with its size and licence",
+            "--download (in Python: download=True) fetches it, after a line with its size and "
+            "licence",
         )
     if not (folder / WEIGHTS).is_file():
         raise WeightsMissingError(
