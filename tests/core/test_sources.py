@@ -361,6 +361,21 @@ def test_a_run_is_evaluated_on_other_data_with_classes_matched_by_name(
     assert evaluate(digits_run, data=moved, device="cpu")["top1"] < 0.2
 
 
+def test_misspelt_paths_and_folders_get_suggestions(in_process, digits_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    shutil.copytree(digits_run.path, "runs/mine")
+    Path("runs/mienen").mkdir()  # not a run
+    Path("new").mkdir()
+    shutil.copy("runs/mine/weights.safetensors", "mine.safetensors")
+    for given, meant in (("runs/mien", "runs/mine"), ("min.safetensors", "mine.safetensors")):
+        _, _, err = in_process("predict", given, "new")
+        assert err.startswith(f"error: {given}: no such file or run, did you mean '{meant}'?\n")
+    for command in (("evaluate", "runs/mine"), ("train", "lenet5_modern")):
+        _, _, err = in_process(*command, "--data", "new")
+        assert "unknown dataset 'new'\nfor the images in this folder: imagefolder:new; " in err
+
+
 @pytest.fixture
 def digit_folder(tmp_path):
     """Forty digits of the test split, four of each class, in folders of classes only."""
