@@ -224,7 +224,8 @@ def test_a_folder_can_be_looked_at_first(hub, small, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
     assert said.err == (
-        f"for cnnzoo and timm, nothing measured\nto upload it as it is: hf upload me/net {out}\n"
+        "for cnnzoo and timm, nothing measured (--data DATASET measures)\n"
+        f"to upload it as it is: hf upload me/net {out}\n"
     )
     assert hub.asked == []
     assert sorted(path.name for path in out.iterdir()) == [
@@ -273,6 +274,14 @@ def test_published_weights_keep_their_licence(hub, tmp_path, capsys):
     )
     assert not (tmp_path / "out").exists()
     assert main([*args, "mit"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "numbers in the file, parameters\n" in card
+    assert "published with the package cnn-arch-lenet (README of cnn-arch-lenet) under MIT" in card
+    assert "`cnnzoo train lenet5 --data mnist --recipe lenet5-mnist`" in card
+    args[1:2] = ["lenet5_modern:digits"]
+    capsys.readouterr()
+    assert main([*args, "mit", "--force"]) == 0
+    assert "measured: top1 0.9889" in capsys.readouterr().err
 
 
 def test_a_licence_must_be_given(tiny, capsys):

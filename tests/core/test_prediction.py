@@ -635,6 +635,8 @@ def test_unreadable_files_are_named_and_counted(zoo, run, folder, tmp_path):
     assert code == 3
     lines = err.splitlines()[1:]
     assert len(lines) == 3
+    code, out, _ = zoo("predict", run, tmp_path / "empty.png")
+    assert (code, out) == (3, "")  # no table without rows
     assert r"bad\x1b.png: not a readable image" in lines[0]
     assert "empty.png: an empty file" in lines[1]
     assert lines[2] == "error: 2 of 12 images could not be read"

@@ -223,10 +223,11 @@ def test_create_model_takes_weights_by_name(file, cache, add_weights):
 
 
 def test_a_file_is_found_where_people_have_it(file, cache, add_weights, tmp_path, monkeypatch):
-    entry = add_weights(sha256=digest(file)[:8])
+    entry = add_weights(sha256=digest(file)[:8], bytes=file.stat().st_size)
     assert not is_here(entry.spec)
     hub = put(file, tmp_path / "torch" / "hub" / "checkpoints")
     assert (is_here(entry.spec), locate(entry)) == (True, hub)
+    assert not is_here(dataclasses.replace(entry.spec, bytes=entry.spec.bytes + 1))
     mirror = put(file, tmp_path / "mirror")
     monkeypatch.setenv("CNNZOO_WEIGHTS_MIRROR", str(mirror.parent))
     assert locate(entry) == mirror
@@ -361,6 +362,17 @@ def test_a_run_is_evaluated_on_other_data_with_classes_matched_by_name(
     assert evaluate(digits_run, data=moved, device="cpu")["top1"] < 0.2
 
 
+def test_missing_data_names_weights_whose_data_is_here(in_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNZOO_CACHE", str(tmp_path))
+    code, _, err = in_process("evaluate", "lenet5_modern")
+    assert code == 1
+    assert err.startswith("error: dataset 'mnist': no train-images-idx3-ubyte")
+    assert err.endswith("\nweights whose data is here: lenet5_modern:digits\n")
+    assert (
+        "weights whose data" not in in_process("evaluate", "lenet5_modern", "--data", "mnist")[2]
+    )
+
+
 def test_misspelt_paths_and_folders_get_suggestions(in_process, digits_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
@@ -488,6 +500,9 @@ def test_the_list_says_what_is_here_and_imports_nothing_heavy(cache, cnnzoo, sit
         "resnet50:imagenet-v1",
     ]
     assert not any(row["here"] for row in rows)
+    done = cnnzoo("list-weights", "lenet*", CNNZOO_CACHE=cache.parent)
+    assert "lenet5:mnist *" in done.out
+    assert done.err == "* the default weights of a model: its name alone means them\n"
     code = (
         "import sys; from click.testing import CliRunner; from cnn_core.cli.app import main\n"
         "import cnn_core.cli.list_weights as module\n"

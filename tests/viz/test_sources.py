@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cnn_core import create_model, export
 from cnn_core.data import Preprocessing
-from cnn_core.data.dataset import Files, Split
+from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Predictions, Run
@@ -228,7 +228,7 @@ def test_images_in_memory_are_shown_as_far_as_the_network_sees_them(cropping, ph
     inputs = ViewInputs(cropping, device="cpu")
     files = [read_image(path, 3) for path in sorted(photos.rglob("test/*/1.png"))]
     split = Split(torch.stack(files), torch.arange(3))
-    inputs.dataset = type("Data", (), {"split": lambda *_: split, "spec": plugin_task()})()
+    inputs.dataset = Dataset(plugin_task(), {"test": split})
     found = inputs.predictions
     # 32 of 40 pixels of the shorter side, at the images' own resolution.
     assert found.images.shape == (3, 3, 32, 32)
@@ -325,11 +325,14 @@ def quick() -> Callable[[pytest.MonkeyPatch], None]:
     return patch
 
 
-def test_the_report_of_published_weights_says_where_they_come_from(quick, tmp_path, monkeypatch):
+def test_the_report_of_published_weights_says_where_they_come_from(
+    quick, tmp_path, monkeypatch, caplog
+):
     quick(monkeypatch)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     path = write_report("lenet5:digits", out=tmp_path, device="cpu")
+    assert "skipped view" not in caplog.text
     assert path == tmp_path / "report.html"
     assert list((tmp_path / "embeddings").iterdir())
     assert not list((tmp_path / "here").iterdir())  # nothing beside the given folder

@@ -285,7 +285,7 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
     todo = [files[index] for index in continue_files(outputs, names, resume=options.resume)]
     _say_networks(predictor)
     as_table = not outputs and not options.as_json
-    write_row = _table(predictor, files) if as_table else None
+    write_row = None
     # A table on the terminal shows the progress itself.
     bar = not (sys.stdout.isatty() and (as_table or _uses_stdout(options)))
     found = []
@@ -300,7 +300,9 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
                 output.add(prediction)
             if options.as_json:
                 found.append(_as_json(prediction))
-            if write_row is not None:
+            if as_table:
+                # Not before: of files that are all unreadable, there is no table.
+                write_row = write_row or _table(predictor, files)
                 _write_rows(write_row, prediction)
     if options.as_json:
         _emit_json(predictor, found, tally)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cnn_core.destinations import folder_of
-from cnn_core.errors import UsageError
+from cnn_core.errors import DatasetMissingError, UsageError
 from cnn_core.files import new_folder, write_new, write_text
 from cnn_core.registry.names import base_name
 from cnn_core.text import did_you_mean, printable
@@ -69,10 +69,11 @@ def push(
     """Upload a trained network to a repository of the Hugging Face Hub, "hf:owner/name".
 
     The repository gets model.safetensors, under timm's names where timm has the network, then with
-    its config.json, and a model card, README.md. For a run, or if `run` is a `Trained` with
-    `data`, the card has the results on the test split. `licence` is an identifier of the hub, such
-    as "mit" or "cc-by-4.0". With `out`, the files are only written into a new folder. `private`
-    creates a private repository. `force` adds to one that has files, or replaces the folder.
+    its config.json, and a model card, README.md. The card has the results on the test split of
+    the data of a run or of a `Trained`; of published weights, if it is on this machine. `licence`
+    is an identifier of the hub, such as "mit" or "cc-by-4.0"; published weights keep theirs. With
+    `out`, the files are only written into a new folder. `private` creates a private repository.
+    `force` adds to one that has files, or replaces the folder.
 
     Raises:
         UsageError: the name, the licence or the source is invalid, the repository or the folder
@@ -171,7 +172,10 @@ def _write(
 def _measured(trained: Trained) -> Measured | None:
     """Return the results on the split to measure, or None if there is no dataset for it."""
     if not trained.is_run and trained.data is None:
-        return None
+        try:
+            _ = trained.dataset
+        except (UsageError, DatasetMissingError):  # unknown, or not on this machine
+            return None
     data, split = base_name(trained.recipe.data), trained.default_split
     classes = trained.weights.classes
     if task_of(trained.weights) == "classification":

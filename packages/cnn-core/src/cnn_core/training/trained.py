@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from cnn_core.create import build
 from cnn_core.data.dataset import ALL, Dataset, Files, Split, load_dataset
 from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
-from cnn_core.errors import RunError, UsageError
+from cnn_core.errors import DatasetMissingError, RunError, UsageError, ZooError
 from cnn_core.files import expanded
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
@@ -31,6 +32,7 @@ from cnn_core.training.matching import matched
 from cnn_core.training.sources import Opened, is_run, open_source
 from cnn_core.weights.hub import is_hub_name
 from cnn_core.weights.native import Weights
+from cnn_core.weights.published import weights_of
 
 __all__ = ["Source", "Trained", "load_data", "read_as"]
 
@@ -153,10 +155,27 @@ class Trained:
         """The dataset given as `data`, with the classes of the weights; else the run's own."""
         if self.data is None and self.is_run:
             return load_data(self.run, self.data_dir)
-        loaded = load_dataset(self.recipe.data, data_dir=self.data_dir)
+        try:
+            loaded = load_dataset(self.recipe.data, data_dir=self.data_dir)
+        except DatasetMissingError as error:
+            raise self._with_others(error) from error
         found = matched(loaded, self.weights, self.recipe.data)
         # Of images that are all new to the network, a test split is nothing special.
         return replace(found, divided=found.divided and not self._trained_on(loaded))
+
+    def _with_others(self, error: DatasetMissingError) -> DatasetMissingError:
+        """Return the error; for published weights, with others of the model whose data is here."""
+        if self.data is not None or self.opened.entry is None:
+            return error
+        here = []
+        for entry in weights_of(self.weights.model).values():
+            with contextlib.suppress(ZooError):
+                load_dataset(entry.spec.data)
+                here.append(entry.spec.name)
+        if not here:
+            return error
+        hint = f"weights whose data is here: {', '.join(here)}"
+        return DatasetMissingError(error.message, f"{error.hint}\n{hint}".strip())
 
     def _trained_on(self, dataset: Dataset) -> bool:
         """Return whether `data` is what the run was trained on, here or in another place."""

@@ -245,7 +245,9 @@ def _failure(error: BaseException, repository: Repository, action: str) -> ZooEr
         return ResourceError(f"{repository}: no space left on the disk of {_cache()}")
     return kind(
         f"{repository}: cannot be {action}: {describe(error)}",
-        "if it is in the cache: leave out --download" if action == "downloaded" else "",
+        "if it is in the cache: leave out --download"
+        if action == "downloaded"
+        else "to write the files now, and upload them later: --out DIR",
     )
 
 

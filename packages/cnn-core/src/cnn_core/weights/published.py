@@ -91,8 +91,8 @@ def class_names(entry: Entry[WeightsSpec]) -> tuple[str, ...]:
 
 
 def is_here(spec: WeightsSpec) -> bool:
-    """Return whether the file is on this machine; its contents are not checked."""
-    return any(path.is_file() for path in _places(spec))
+    """Return whether the file is on this machine; of its contents, only the size is checked."""
+    return any(path.is_file() and path.stat().st_size == spec.bytes for path in _places(spec))
 
 
 def locate(entry: Entry[WeightsSpec], *, download: bool = False) -> Path:

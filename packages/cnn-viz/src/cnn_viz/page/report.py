@@ -100,6 +100,11 @@ def write_report(
         return path
     drawings = []
     for name, entry in views_for(view_inputs.spec.task):
+        if "run" in entry.spec.needs and not view_inputs.is_run:
+            # On the page only: that weights lack it is no reason for a warning.
+            reason = "weights without a run, so there is no log of the training"
+            drawings.append(Drawing(name=name, entry=entry, skipped=reason))
+            continue
         progress(f"drawing {name}")
         drawings.append(draw_or_report(name, entry, view_inputs))
         if drawings[-1].png:
