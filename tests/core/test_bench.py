@@ -228,3 +228,10 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_bench_is_listed():
     assert "bench" in COMMANDS
+
+
+def test_the_table_says_how_the_latency_was_measured():
+    done = run("lenet5", *SHORT, "--batch-size", "2", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    said = "p50, p90 and p99: latency at batch size 1; 1 thread of the processor\n"
+    assert done.stderr.endswith(said)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -307,3 +308,41 @@ def test_show_has_the_papers_table_beside_what_the_code_does(cnnzoo):
     assert re.search(r"conv5_x +7x7 +3x3, 512", paper)
     assert re.search(r"conv5_x +2048x7x7 +14,964,736 +809,238,528", code)
     assert "FLOPs" in json.loads(cnnzoo("show", "resnet50", "--json").out)["model"]["paper_table"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "predict {source} new --csv {out}/o.csv",
+        "predict {source} new --jsonl {out}/o.jsonl",
+        "features {source} new --out {out}/f.npz",
+        "cam {source} new --out {out}/cam",
+        "export {source} --out {out}/net.pt2",
+        "report {source} --out {out}/report",
+        "show-data digits --out {out}/digits.png",
+        "train lenet5_modern --data digits --epochs 1 --out {out}/run",
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line_before_any_work(
+    in_process, tmp_path, monkeypatch, arguments
+):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").mkdir()
+    for name in ("new/1.png", "photo.png"):
+        Image.new("L", (8, 8)).save(name)
+    before = sorted(map(str, tmp_path.rglob("*")))
+    words = arguments.format(source="lenet5_modern:digits", out="photo.png").split()
+    code, out, err = in_process(*words)
+    given = words[-1]
+    assert code == 2
+    assert out == "" or words[0] == "show-data"  # which prints the dataset first
+    assert err.endswith(f"error: {given}: cannot be written: photo.png is not a folder\n")
+    assert not {"pass", "drawing", "evaluating", "epoch", "hint"} & set(err.split())
+    if Path("/proc/self").is_dir():
+        words[-1] = f"/proc/{Path(given).name}"
+        code, out, err = in_process(*words)
+        assert code == 2
+        assert f"error: {words[-1]}: cannot be written: " in err
+    assert sorted(map(str, tmp_path.rglob("*"))) == before

@@ -27,7 +27,16 @@ from cnn_core.data.images import read_image
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError
 from cnn_core.plugins.discovery import discover
-from cnn_core.training import Recipe, Run, Trained, evaluate, finetune, predict, train
+from cnn_core.training import (
+    Recipe,
+    Run,
+    Trained,
+    evaluate,
+    finetune,
+    initial_weights,
+    predict,
+    train,
+)
 from cnn_core.training.checkpoint import Checkpoints
 from cnn_core.training.optim import make_optimizer
 from cnn_core.training.schedule import learning_rate
@@ -740,14 +749,21 @@ def test_a_line_says_what_is_new_frozen_and_used(tmp_path, flowers, foreign, anc
     of_weights = "mean and std of the weights"
     assert line(*train_, foreign, *chosen) == [f"{head}; frozen: conv1; {of_weights}"]
     model = ["--model", f"resnet20_cifar:{like}", "--naming", "akamaster"]
-    assert line("finetune", foreign, *model) == [f"{head}; {of_weights}"]
+    alone = (
+        "only the head is trained, since head_epochs = epochs = 1; all else stays as it is "
+        "(--set head_epochs=0 trains everything)"
+    )
+    assert line("finetune", foreign, *model) == [f"{head}; {alone}; {of_weights}"]
     assert [recipe.mean for recipe in seen] == [(), published.mean, published.mean]
     assert (seen[2].naming, seen[2].weights_like) == ("akamaster", like)
     assert line(*train_, ancestor, "--set", "mean=[0.5,0.5,0.5]") == [
         f"from {ancestor}; new head: fc.weight, fc.bias; mean as set, std of the weights"
     ]
     own = Path(tmp_path / "3")
-    assert line("finetune", own)[0] == f"from {own}; head kept; {of_weights}"
+    assert line("finetune", own) == [f"from {own}; head kept; {alone}; {of_weights}"]
+    for head_epochs, words in ((1, "epoch 1 trains"), (2, "epochs 1 to 2 train")):
+        recipe = dataclasses.replace(seen[-1], epochs=3, head_epochs=head_epochs)
+        assert [*initial_weights._of_head_epochs(recipe)] == [f"{words} only the head"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from cnn_core.errors import (
     ZooError,
 )
 from cnn_core.runs.recipe import Recipe
-from cnn_core.training import Run, Trained, model_card, push
+from cnn_core.training import Run, Trained, model_card, push, sharing
 from cnn_core.training.sources import open_source
 from cnn_core.weights.blueprint import key_maps
 from cnn_core.weights.native import Weights, read_weights, write_weights
@@ -224,7 +224,8 @@ def test_a_folder_can_be_looked_at_first(hub, small, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
     assert said.err == (
-        f"for cnnzoo and timm, nothing measured\nto upload it as it is: hf upload me/net {out}\n"
+        "for cnnzoo and timm, nothing measured (--data DATASET measures)\n"
+        f"to upload it as it is: hf upload me/net {out}\n"
     )
     assert hub.asked == []
     assert sorted(path.name for path in out.iterdir()) == [
@@ -247,6 +248,9 @@ def test_what_cannot_be_pushed_is_refused(hub, tiny, digits_run, tmp_path):
         ((tiny, "me/net"), {}, "'me/net': expected hf:OWNER/NAME"),
         ((tiny, f"{NAME}@v1"), {}, "uploads go to the main branch"),
         ((tiny, NAME), {"licence": "MIT License"}, "licence = 'MIT License': expected an ident"),
+        ((tiny, NAME), {"licence": "foo"}, "licence = 'foo': expected an identifier of the hub"),
+        ((tiny, NAME), {"licence": "apache2.0"}, "hub, did you mean 'apache-2.0'"),
+        ((tiny, NAME), {"licence": "licenseref-mine"}, "expected an identifier"),
         ((tiny, NAME), {"out": tmp_path / "x", "private": True}, "--private is for uploads"),
     ]
     for arguments, options, message in wrong:
@@ -254,6 +258,30 @@ def test_what_cannot_be_pushed_is_refused(hub, tiny, digits_run, tmp_path):
             push(*arguments, **{"licence": "mit", **options})
     assert (hub.asked, hub.repositories) == ([], {})
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("licence", ["mit", "cc-by-nc-sa-4.0", "openrail", "other", "0bsd"])
+def test_licences_of_spdx_and_of_the_hub_are_known(licence):
+    assert sharing._is_identifier(licence)
+
+
+def test_published_weights_keep_their_licence(hub, tmp_path, capsys):
+    args = ["push", "lenet5:mnist", NAME, "--out", str(tmp_path / "out"), "--licence"]
+    assert main([*args, "apache-2.0"]) == 2
+    assert capsys.readouterr().err == (
+        "error: lenet5:mnist: its publisher gives it under the licence MIT, not apache-2.0\n"
+        "--licence mit\n"
+    )
+    assert not (tmp_path / "out").exists()
+    assert main([*args, "mit"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "numbers in the file, parameters\n" in card
+    assert "published with the package cnn-arch-lenet (README of cnn-arch-lenet) under MIT" in card
+    assert "`cnnzoo train lenet5 --data mnist --recipe lenet5-mnist`" in card
+    args[1:2] = ["lenet5_modern:digits"]
+    capsys.readouterr()
+    assert main([*args, "mit", "--force"]) == 0
+    assert "measured: top1 0.9889" in capsys.readouterr().err
 
 
 def test_a_licence_must_be_given(tiny, capsys):
@@ -312,7 +340,7 @@ def test_without_permission_nothing_is_asked_for(hub, timms, capsys):
         open_source(NAME)
     assert str(caught.value) == (
         f"hf:me/net: not on this machine: {hub.address}/me/net\n"
-        "--download fetches it, after a line with its size and licence"
+        "--download (in Python: download=True) fetches it, after a line with its size and licence"
     )
     assert hub.asked == []
     open_source(NAME, download=True)

@@ -24,7 +24,7 @@ import cnn_core
 from cnn_core.cli.prediction_files import CsvRows, JsonRows, PredictionFile, continue_files
 from cnn_core.create import build_untrained
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.errors import CorruptError, UnknownNameError, UsageError
+from cnn_core.errors import CorruptError, UnknownNameError, UsageError, WeightsMissingError
 from cnn_core.training import Prediction, Predictor, Trained, export, predict, segment
 from cnn_core.training.image_stream import Loader, read_ahead
 from cnn_core.training.inference import OptimizedNetwork
@@ -303,6 +303,17 @@ def test_errors_come_with_the_call_not_with_the_first_image(run, scenes_run):
 # --- logits, features, flips, ensembles ----------------------------------------------------
 
 
+def test_a_predictor_names_its_network_and_fails_at_once(run, other, pixels):
+    found = Predictor(run, ensemble=[other])
+    assert repr(found).startswith(f"<Predictor lenet5_modern, weights {run} (epoch ")
+    assert "images resized to 32x32, grey, mean 0.3" in repr(found)
+    assert f"; lenet5_modern, weights {other}: images " in repr(found)
+    assert repr(found).endswith("; 10 classes: '0', '1', '2', …>")
+    for missing in ("hf:nobody/nothing", "resnet152", "runs/none"):
+        with pytest.raises((UsageError, WeightsMissingError)):
+            Predictor(missing)
+
+
 def test_logits_and_features(run, pixels):
     predictor, model = Predictor(run), Trained(run, device="cpu").model
     logits = predictor.logits(pixels)
@@ -461,16 +472,51 @@ def test_a_file_cut_off_at_any_byte_is_continued_to_the_same_bytes(tmp_path, row
         path.write_bytes(content[:length])
         predicted = written(path, rows, NAMES, resume=True)
         assert path.read_bytes() == content, length
-    assert predicted == 0
+    assert predicted == 5  # of 8 in batches of 3: at least a batch is compared
 
 
-def test_rows_of_other_images_are_kept_and_repeated_images_stay(tmp_path):
+def test_rows_of_other_images_are_refused_and_repeated_images_stay(tmp_path):
     path = tmp_path / "out.csv"
     written(path, CsvRows(2), ["x.png", "y.png"])
     before = path.read_bytes()
-    assert written(path, CsvRows(2), ["a.png", "a.png", "y.png"], resume=True) == 2
+    message = "1 of its 2 rows are of images that are not among those given now, such as x.png"
+    with pytest.raises(UsageError, match=message):
+        written(path, CsvRows(2), ["a.png", "a.png", "y.png"], resume=True)
+    assert path.read_bytes() == before
+    names = ["x.png", "y.png", "a.png", "a.png"]
+    assert written(path, CsvRows(2), names, resume=True) == 4
     assert path.read_bytes().startswith(before)
     assert [line.split(b",")[0] for line in path.read_bytes().splitlines()[3:]] == [b"a.png"] * 2
+
+
+def test_rows_are_compared_before_new_images_are_written(tmp_path):
+    path = tmp_path / "out.csv"
+    written(path, CsvRows(2), ["b.png", "c.png", "d.png", "e.png"], batch=2)
+    before, file = path.read_bytes(), PredictionFile(path, CsvRows(2), 2)
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    todo = continue_files([file], names, resume=True)
+    assert [names[index] for index in todo] == ["d.png", "e.png", "a.png"]
+    with pytest.raises(UsageError, match=r"d\.png is .* there, and now"), file:
+        file.add(prediction("d.png", 3))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("rows", [CsvRows, lambda count: JsonRows()])
+@pytest.mark.parametrize(
+    "values", [(0.9, 0.0995), (0.8998, 0.1), (0.9,)], ids=["second", "first", "fewer"]
+)
+def test_the_last_rows_prove_the_options(tmp_path, rows, values):
+    path = tmp_path / "out"
+    written(path, rows(2), NAMES)
+    before, file = path.read_bytes(), PredictionFile(path, rows(2), 3)
+    index, *_ = continue_files([file], NAMES, resume=True)
+    classes = prediction(NAMES[index]).classes[: len(values)]
+    changed = (values[0] - index / 100, *values[1:])
+    if len(values) == 1 and rows is CsvRows:
+        return  # the columns of a CSV file say it
+    with pytest.raises(UsageError, match="written by another network or with other options"), file:
+        file.add(Prediction(NAMES[index], classes, changed))
+    assert path.read_bytes() == before
 
 
 def test_two_files_are_continued_together(tmp_path):
@@ -478,7 +524,7 @@ def test_two_files_are_continued_together(tmp_path):
     for path, rows in zip(paths, (CsvRows(2), JsonRows()), strict=True):
         written(path, rows, NAMES)
     whole = [path.read_bytes() for path in paths]
-    paths[0].write_bytes(b"".join(whole[0].splitlines(keepends=True)[:4]))
+    paths[0].write_bytes(b"".join(whole[0].splitlines(keepends=True)[:3]))
 
     def files():
         rows = (CsvRows(2), JsonRows())
@@ -550,7 +596,7 @@ def test_a_failed_write_leaves_whole_lines(tmp_path):
 
 def test_the_table_has_fixed_columns(zoo, run, folder):
     code, out, err = zoo("predict", run, folder, "--top-k", 2)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{Predictor(run).networks[0]}\n")
     head, *rows = out.splitlines()
     assert head.split() == ["image", "rank", "class", "probability"]
     assert len(rows) == 20
@@ -564,7 +610,7 @@ def test_the_table_has_fixed_columns(zoo, run, folder):
 def test_files_of_predictions_and_json_agree(zoo, run, folder, tmp_path):
     files = ("--csv", tmp_path / "new" / "a.csv", "--jsonl", tmp_path / "a.jsonl")
     code, out, err = zoo("predict", run, folder, "--top-k", 3, *files)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{Predictor(run).networks[0]}\n")
     assert out == f"{files[1]}\n{files[3]}\n"
     expected = json.loads(zoo("predict", run, folder, "--top-k", 3, "--json")[1])["predictions"]
     assert [json.loads(line) for line in files[3].read_text().splitlines()] == expected
@@ -587,8 +633,10 @@ def test_unreadable_files_are_named_and_counted(zoo, run, folder, tmp_path):
     (tmp_path / "bad\x1b.png").write_text("not an image")
     code, _, err = zoo("predict", run, tmp_path, folder, "--csv", tmp_path / "o.csv")
     assert code == 3
-    lines = err.splitlines()
+    lines = err.splitlines()[1:]
     assert len(lines) == 3
+    code, out, _ = zoo("predict", run, tmp_path / "empty.png")
+    assert (code, out) == (3, "")  # no table without rows
     assert r"bad\x1b.png: not a readable image" in lines[0]
     assert "empty.png: an empty file" in lines[1]
     assert lines[2] == "error: 2 of 12 images could not be read"
@@ -610,6 +658,7 @@ def test_stdin_is_a_list_of_paths(run, folder, tmp_path):
     code, images, err = ended(b"1.png\r\nsub\n\ngone.png\n", "--csv", "-")
     assert (code, images) == (3, ["1.png", "sub/8.png", "sub/9.png"])
     assert err == (
+        f"{Predictor(run).networks[0]}\n"
         "gone.png: no such image file or folder\nerror: 1 of 4 images could not be read\n"
     )
     assert ended(b"1.png\0sub/8.png\0", "--null", "--csv", "-")[:2] == (0, ["1.png", "sub/8.png"])
@@ -709,6 +758,22 @@ def test_resuming_with_another_network_is_noticed(zoo, run, other, folder, tmp_p
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("kind", ["--csv", "--jsonl"])
+@pytest.mark.parametrize("lines", [6, None], ids=["begun", "whole"])
+def test_resuming_with_other_options_is_noticed(zoo, run, folder, tmp_path, kind, lines):
+    path = tmp_path / "out"
+    zoo("predict", run, folder, kind, path)
+    content = b"".join(path.read_bytes().splitlines(keepends=True)[:lines])
+    path.write_bytes(content)
+    more = [("--flips",), ("--top-k", 2)]
+    for options in more:
+        code, _, err = zoo("predict", run, folder, kind, path, "--resume", *options)
+        assert code == 2
+        assert "with other options" in err or "its first line is not" in err
+        assert path.read_bytes() == content
+    assert zoo("predict", run, folder, kind, path, "--resume")[0] == 0
+
+
 @pytest.fixture(scope="module")
 def many(pixels, tmp_path_factory):
     """1,500 images, 20 of them unreadable: the network's batch is 256."""
@@ -786,7 +851,8 @@ def test_the_commands_and_the_snippet_of_the_docs_run(
             words.remove("--null")
         assert words[0] == "cnnzoo"
         code, _, err = zoo(*words[1:])
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert all(", weights " in line for line in err.splitlines())
     assert len(Path("photos.csv").read_text().splitlines()) == 11
     assert Path("masks/sub/8.mask.png").is_file()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.S)
@@ -818,6 +884,12 @@ def test_masks_keep_sub_folders_and_are_resumed(zoo, scenes_run, tmp_path, monke
     code, out, _ = zoo("predict", scenes_run.path, "in", "--out", "out", "--resume")
     assert set(out.splitlines()) == {name for name in names if name.startswith("out/x.")}
     assert Path("out/b/x.mask.png").stat().st_mtime_ns == before
+    noise = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
+    Image.fromarray(noise).save("in/noise.png")
+    assert zoo("predict", scenes_run.path, "in", "--out", "out", "--resume")[0] == 0
+    code, _, err = zoo("predict", scenes_run.path, "in", "--out", "out", "--resume", "--flips")
+    assert code == 2
+    assert "out: its masks were written by another network or with other options: those of " in err
     code, _, err = zoo("predict", scenes_run.path, "in/x.png", "in/b/x.png", "--out", "out")
     assert code == 2
     assert "have the same name, so their output files would collide" in err

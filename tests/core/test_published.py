@@ -59,7 +59,9 @@ def test_a_file_is_fetched_once_and_verified(entry, cache, mirror, server, capsy
 
 def test_without_permission_nothing_is_asked_for(entry, cache, mirror, server):
     mirror("good")
-    with pytest.raises(WeightsMissingError, match="--download fetches it once"):
+    with pytest.raises(
+        WeightsMissingError, match=r"--download \(in Python: download=True\) fetches it once"
+    ):
         locate(entry)
     assert server.asked == []
 

@@ -18,7 +18,8 @@ from cnn_core.training.sources import open_source
 
 ROOT = Path(__file__).parents[2]
 LINES = """\
-int8, calibrated on 256 training images of digits; on its 359 test images:
+int8, calibrated on 256 training images of digits, where it differs by {difference:.1e} of the \
+largest output; on its 359 test images:
   loss: float32 {before[loss]:.4f}, int8 {after[loss]:.4f}
   top1: float32 {before[top1]:.4f}, int8 {after[top1]:.4f}
   top5: float32 {before[top5]:.4f}, int8 {after[top5]:.4f}
@@ -43,6 +44,15 @@ def test_the_cost_is_what_evaluation_measures(done, digits_run):
     written = json.loads(props["int8"])
     assert written["int8"] == cost.int8
     assert written["float32"] == cost.float32
+    trained = Trained(digits_run, device="cpu")
+    inputs, _ = quantization._calibration_inputs(done.path, trained, None, False)
+    images = torch.cat([torch.from_numpy(part) for part in inputs])
+    with torch.inference_mode():
+        expected = trained.model(images)
+        found = Trained(done.path, device="cpu").model(images)
+    difference = (found - expected).abs().max() / expected.abs().max()
+    assert cost.difference == pytest.approx(difference.item(), rel=1e-3)
+    assert cost.difference > 100 * done.difference
 
 
 def test_it_is_calibrated_on_training_images_from_the_whole_split(done, digits_run):
@@ -117,7 +127,9 @@ def test_the_command_prints_the_cost(digits_run, capsys):
     before["loss"], after["loss"] = (
         json.loads(props["int8"])[kind]["loss"] for kind in ("float32", "int8")
     )
-    assert LINES.format(before=before, after=after) in said.err
+    told = json.loads(props["int8"])["difference"]
+    assert LINES.format(before=before, after=after, difference=told) in said.err
+    assert said.err.splitlines()[1].startswith("in float32, before int8, the file differed from ")
     assert "  size: float32 0.26 MB, int8 0.08 MB\n" in said.err
     assert main(["export", str(digits_run.path), "--int8", "--force", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["export"]["int8"]["test_images"] == 359

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,13 @@ from cnn_core import (
     load_dataset,
     predict,
     registry,
+    train,
 )
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.imagenet import CLASSES
 from cnn_core.data.images import read_image
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError, WeightsMissingError
+from cnn_core.tasks.intervals import wilson
 from cnn_core.training import Trained
 from cnn_core.training.matching import matched
 from cnn_core.training.sources import open_source, preprocessing_of
@@ -219,10 +223,11 @@ def test_create_model_takes_weights_by_name(file, cache, add_weights):
 
 
 def test_a_file_is_found_where_people_have_it(file, cache, add_weights, tmp_path, monkeypatch):
-    entry = add_weights(sha256=digest(file)[:8])
+    entry = add_weights(sha256=digest(file)[:8], bytes=file.stat().st_size)
     assert not is_here(entry.spec)
     hub = put(file, tmp_path / "torch" / "hub" / "checkpoints")
     assert (is_here(entry.spec), locate(entry)) == (True, hub)
+    assert not is_here(dataclasses.replace(entry.spec, bytes=entry.spec.bytes + 1))
     mirror = put(file, tmp_path / "mirror")
     monkeypatch.setenv("CNNZOO_WEIGHTS_MIRROR", str(mirror.parent))
     assert locate(entry) == mirror
@@ -235,7 +240,7 @@ def test_a_missing_file_says_how_to_get_it_and_nothing_is_fetched(cache, cnnzoo,
     assert done.err == (
         "error: resnet18:imagenet-v1: not on this machine: 46.8 MB, BSD-3-Clause, "
         "https://download.pytorch.org/models/resnet18-f37072fd.pth\n"
-        f"--download fetches it once; or put it into {cache} by hand\n"
+        f"--download (in Python: download=True) fetches it once; or put it into {cache} by hand\n"
     )
     assert not cache.exists()
 
@@ -247,7 +252,7 @@ def test_another_file_of_that_name_is_refused(file, cache, add_weights):
         locate(entry)
     assert str(caught.value) == (
         f"{path}: SHA-256 {digest(file)[:16]}…, but resnet18:imagenet-v1 has f37072fd…\n"
-        "delete it; --download replaces it"
+        "delete it; --download (in Python: download=True) replaces it"
     )
 
 
@@ -357,6 +362,91 @@ def test_a_run_is_evaluated_on_other_data_with_classes_matched_by_name(
     assert evaluate(digits_run, data=moved, device="cpu")["top1"] < 0.2
 
 
+def test_missing_data_names_weights_whose_data_is_here(in_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNZOO_CACHE", str(tmp_path))
+    code, _, err = in_process("evaluate", "lenet5_modern")
+    assert code == 1
+    assert err.startswith("error: dataset 'mnist': no train-images-idx3-ubyte")
+    assert err.endswith("\nweights whose data is here: lenet5_modern:digits\n")
+    assert (
+        "weights whose data" not in in_process("evaluate", "lenet5_modern", "--data", "mnist")[2]
+    )
+
+
+def test_misspelt_paths_and_folders_get_suggestions(in_process, digits_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    shutil.copytree(digits_run.path, "runs/mine")
+    Path("runs/mienen").mkdir()  # not a run
+    Path("new").mkdir()
+    shutil.copy("runs/mine/weights.safetensors", "mine.safetensors")
+    for given, meant in (("runs/mien", "runs/mine"), ("min.safetensors", "mine.safetensors")):
+        _, _, err = in_process("predict", given, "new")
+        assert err.startswith(f"error: {given}: no such file or run, did you mean '{meant}'?\n")
+    for command in (("evaluate", "runs/mine"), ("train", "lenet5_modern")):
+        _, _, err = in_process(*command, "--data", "new")
+        assert "unknown dataset 'new'\nfor the images in this folder: imagefolder:new; " in err
+
+
+@pytest.fixture
+def digit_folder(tmp_path):
+    """Forty digits of the test split, four of each class, in folders of classes only."""
+    digits = load_dataset("digits").split("test")
+    for number in range(10):
+        folder = tmp_path / "new" / str(number)
+        folder.mkdir(parents=True)
+        for index in (digits.targets == number).nonzero().flatten()[:4].tolist():
+            Image.fromarray(digits.images[index, 0].numpy()).save(folder / f"{index}.png")
+    return tmp_path / "new"
+
+
+def test_all_images_of_a_new_folder_are_measured(in_process, digits_run, digit_folder, caplog):
+    data = f"imagefolder:{digit_folder}"
+    found = predict(digits_run, digit_folder)
+    right = sum(Path(str(p.path)).parent.name == p.classes[0] for p in found)
+    code, out, err = in_process("evaluate", digits_run.path, "--data", data, "--json")
+    told = json.loads(out)
+    assert (code, told["split"], told["images"]) == (0, "all", 40)
+    assert told["metrics"]["all/top1"] == right / 40
+    assert tuple(told["intervals"]["all/top1"]) == pytest.approx(wilson(right, 40))
+    _, out, err = in_process("evaluate", digits_run.path, "--data", data)
+    assert f"on {data}, split all: 40 images (no split folders)" in err
+    assert f"{100 * right / 40:.2f} %" in out
+    assert evaluate(digits_run, data=data) == pytest.approx(
+        {name.partition("/")[2]: value for name, value in told["metrics"].items()}
+    )
+    _, _, err = in_process("evaluate", digits_run.path, "--data", data, "--split", "test")
+    assert "split test: 10 images" in err
+    assert "split 'test': 10 of the 40 images of" in caplog.text + err
+
+
+def test_the_folder_of_the_training_is_not_new(digit_folder, tmp_path, caplog):
+    data = f"imagefolder:{digit_folder}"
+    run = train("lenet5_modern", data, epochs=1, out=tmp_path / "run")
+    digit_folder.rename(tmp_path / "moved")
+    for given in (f"imagefolder:{tmp_path / 'moved'}", data):
+        if given == data:
+            (tmp_path / "moved").rename(digit_folder)
+            shutil.copy(next(digit_folder.rglob("*.png")), digit_folder / "0" / "more.png")
+        trained = Trained(run, data=given)
+        assert trained.default_split == "test"
+        assert len(trained.split("all")) == sum(map(len, trained.dataset.splits.values()))
+    assert "split 'test'" not in caplog.text
+
+
+def test_evaluations_say_what_they_measured_beside_the_claim(in_process):
+    _, out, err = in_process("evaluate", "lenet5_modern:digits")
+    head, _, top1, *_ = out.splitlines()
+    assert err == "lenet5_modern:digits on digits, split test: 359 images\n"
+    assert head.split("  ")[-1] == "claimed"
+    low, high = (100 * limit for limit in wilson(355, 359))
+    expected = ["test/top1", "98.89 %", f"{low:.2f} to {high:.2f} %", "98.89 %"]
+    assert re.split(r"  +", top1) == expected
+    _, out, err = in_process("evaluate", "lenet5_modern:digits", "--split", "all", "--json")
+    told = json.loads(out)
+    assert (told["images"], told["claimed"]) == (1797, {})
+
+
 def test_classes_that_the_network_does_not_know_are_named(digits_run, tmp_path):
     data = f"imagefolder:{folder_of(tmp_path / 'new', ['1', 'cat', 'dog'])}"
     with pytest.raises(UsageError) as caught:
@@ -410,6 +500,9 @@ def test_the_list_says_what_is_here_and_imports_nothing_heavy(cache, cnnzoo, sit
         "resnet50:imagenet-v1",
     ]
     assert not any(row["here"] for row in rows)
+    done = cnnzoo("list-weights", "lenet*", CNNZOO_CACHE=cache.parent)
+    assert "lenet5:mnist *" in done.out
+    assert done.err == "* the default weights of a model: its name alone means them\n"
     code = (
         "import sys; from click.testing import CliRunner; from cnn_core.cli.app import main\n"
         "import cnn_core.cli.list_weights as module\n"

@@ -20,7 +20,6 @@ from cnn_core.errors import (
     NumericalError,
     RunError,
     UsageError,
-    ZooError,
 )
 from cnn_core.tasks.classification import map_losses
 from cnn_core.training import (
@@ -430,7 +429,7 @@ def test_a_run_in_a_full_folder_is_refused_and_nothing_is_lost(tmp_path):
 
 def test_an_unwritable_run_directory_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ZooError, match=r"cannot write the run .*file/run"):
+    with pytest.raises(UsageError, match=r"file/run: cannot be written: .*file is not a folder"):
         train("lenet5", "digits", out=tmp_path / "file" / "run", progress=False)
 
 

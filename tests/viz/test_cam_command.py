@@ -14,6 +14,7 @@ from cnn_core.create import build
 from cnn_core.data import load_dataset
 from cnn_core.data.images import read_image
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError
+from cnn_core.training import predict
 from cnn_core.weights.native import read_weights
 from cnn_viz import grad_cam
 from cnn_viz.commands import cli as commands
@@ -52,8 +53,13 @@ def test_each_file_becomes_an_image_and_the_cost_is_printed_first(
 ):
     done = invoke(run.path, *image_files, "--method", method, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert done.stderr == f"{said}\n"
     paths = [tmp_path / "out" / f"digit{number}.{method}.png" for number in range(2)]
+    found = predict(run, image_files)
+    lines = [
+        f"{path}: {p.classes[0]}, {100 * p.probabilities[0]:.2f} %"
+        for path, p in zip(paths, found, strict=True)
+    ]
+    assert done.stderr.splitlines() == [said, *lines]
     assert done.stdout == "".join(f"{path}\n" for path in paths)
     for path in paths:
         with Image.open(path) as image:
@@ -101,6 +107,12 @@ def test_stage_and_class_can_be_chosen(run, image_files, tmp_path):
         assert invoke(run.path, image_files[0], "--out", out, *options).exit_code == 0
         images.append((out / "digit0.grad-cam.png").read_bytes())
     assert len(set(images)) == 3
+    (found,) = predict(run, image_files[0], top_k=10)
+    for name, probability in [*zip(found.classes, found.probabilities, strict=True)][:3]:
+        said = invoke(run.path, image_files[0], "--out", tmp_path / "x", "--class", name).stderr
+        explained = f"; the map is for {name}, {100 * probability:.2f} %"
+        assert said.rstrip().endswith("%" if name == found.classes[0] else explained)
+        assert f": {found.classes[0]}, {100 * found.probabilities[0]:.2f} %" in said
     assert not (run.path / "cam").exists()
     assert invoke(run.path, image_files[0]).exit_code == 0
     assert [path.name for path in (run.path / "cam").iterdir()] == ["digit0.grad-cam.png"]

@@ -325,11 +325,14 @@ def quick() -> Callable[[pytest.MonkeyPatch], None]:
     return patch
 
 
-def test_the_report_of_published_weights_says_where_they_come_from(quick, tmp_path, monkeypatch):
+def test_the_report_of_published_weights_says_where_they_come_from(
+    quick, tmp_path, monkeypatch, caplog
+):
     quick(monkeypatch)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     path = write_report("lenet5:digits", out=tmp_path, device="cpu")
+    assert "skipped view" not in caplog.text
     assert path == tmp_path / "report.html"
     assert list((tmp_path / "embeddings").iterdir())
     assert not list((tmp_path / "here").iterdir())  # nothing beside the given folder

@@ -109,7 +109,7 @@ def command(
         peer=peer or "",
         **options,
     )
-    with benchmark.threads(threads):
+    with benchmark.threads(threads) as count:
         rows = _measured(models, setting)
     if csv_file is not None:
         _write_csv(csv_file, rows)
@@ -119,6 +119,8 @@ def command(
         emit_json("benchmark", [dataclasses.asdict(row) for row in rows])
     else:
         _print(rows, peer)
+        used = f"{count} thread{'s' * (count > 1)} of the processor"
+        click.echo(f"p50, p90 and p99: latency at batch size 1; {used}", err=True)
 
 
 def _measured(models: tuple[str, ...], setting: Any) -> list[Measured]:

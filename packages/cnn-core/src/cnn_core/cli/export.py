@@ -111,8 +111,9 @@ def command(
     count = "any number of" if batch_size is None else batch_size
     shape = "x".join(map(str, done.input))
     click.echo(f"takes {count} images, {done.dtype} {shape}", err=True)
+    network = "differs" if done.int8 is None else "in float32, before int8, the file differed"
     click.echo(
-        f"differs from the network by {done.difference:.1e} of the largest output, "
+        f"{network} from the network by {done.difference:.1e} of the largest output, "
         f"in batches of {', '.join(map(str, done.batches))}",
         err=True,
     )
@@ -124,8 +125,9 @@ def command(
 def _say_cost(cost: Quantized) -> None:
     """Print metrics and size of the float32 and the int8 network."""
     click.echo(
-        f"int8, calibrated on {cost.calibration_images:,} training images of {cost.data}; on its "
-        f"{cost.test_images:,} test images:",
+        f"int8, calibrated on {cost.calibration_images:,} training images of {cost.data}, where "
+        f"it differs by {cost.difference:.1e} of the largest output; on its {cost.test_images:,} "
+        "test images:",
         err=True,
     )
     for name, value in cost.float32.items():

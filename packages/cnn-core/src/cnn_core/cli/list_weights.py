@@ -47,6 +47,8 @@ def command(pattern: str, as_json: bool) -> None:
             for name, e in found
         ],
     )
+    if any(e.spec.default for _, e in found):
+        click.echo("* the default weights of a model: its name alone means them", err=True)
 
 
 def _accuracy(spec: WeightsSpec) -> str:

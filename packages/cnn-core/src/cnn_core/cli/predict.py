@@ -29,6 +29,7 @@ from cnn_core.cli.prediction_files import (
     PredictionFile,
     continue_files,
 )
+from cnn_core.destinations import require_writable
 from cnn_core.errors import CorruptError, NumericalError, Terminated, UsageError, ZooError
 from cnn_core.text import printable
 
@@ -150,7 +151,7 @@ def command(
         compile=compile,
     )
     chosen = Options(as_json=as_json, **options)
-    task = predictor.task  # reads the source, so that its errors come first
+    task = predictor.task
     files = list(_named_files(images, null))
     if task == "segmentation":
         chosen.require_unused("top_k", "csv_path", "jsonl_path", task=task)
@@ -279,6 +280,11 @@ def _tally(total: int, *, bar: bool) -> Iterator[Tally]:
         yield Tally(total, update)
 
 
+def _say_networks(predictor: Predictor) -> None:
+    for line in predictor.networks:
+        click.echo(printable(line), err=True)
+
+
 def _classify(predictor: Predictor, files: list[Path], options: Options) -> None:
     """Write predictions to files, or print them as a table or as JSON."""
     top_k = 1 if options.top_k is None else options.top_k
@@ -286,8 +292,9 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
     outputs = _prediction_files(predictor, options, top_k)
     names = [str(path) for path in files]
     todo = [files[index] for index in continue_files(outputs, names, resume=options.resume)]
+    _say_networks(predictor)
     as_table = not outputs and not options.as_json
-    write_row = _table(predictor, files) if as_table else None
+    write_row = None
     # A table on the terminal shows the progress itself.
     bar = not (sys.stdout.isatty() and (as_table or _uses_stdout(options)))
     found = []
@@ -302,7 +309,9 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
                 output.add(prediction)
             if options.as_json:
                 found.append(_as_json(prediction))
-            if write_row is not None:
+            if as_table:
+                # Not before: of files that are all unreadable, there is no table.
+                write_row = write_row or _table(predictor, files)
                 _write_rows(write_row, prediction)
     if options.as_json:
         _emit_json(predictor, found, tally)
@@ -314,8 +323,15 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
 
 def _emit_json(predictor: Predictor, found: list[dict[str, Any]], tally: Tally) -> None:
     run = str(predictor.trained.path)
-    failed = {"unreadable": tally.unreadable, "not_finite": tally.not_finite}
-    emit_json("predictions", found, run=run, **failed)
+    emit_json(
+        "predictions",
+        found,
+        run=run,
+        unreadable=tally.unreadable,
+        not_finite=tally.not_finite,
+        weights=predictor.trained.name,
+        networks=predictor.networks,
+    )
 
 
 @contextlib.contextmanager
@@ -386,15 +402,19 @@ def _write_rows(write: Callable[[tuple[object, ...]], None], prediction: Predict
 def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options) -> None:
     """Write the masks of all files, and print their paths, or a summary as JSON."""
     from cnn_core.training.image_stream import require_distinct_names
-    from cnn_core.training.mask_files import mask_paths, write_masks
+    from cnn_core.training.mask_files import has_masks, write_masks
 
     _require_no_json(options)
     out = options.out or predictor.trained.folder / "masks"
     todo = require_distinct_names(files, files)
     if options.resume:
         # Each file is written atomically, so files that exist are complete.
-        todo = [f for f in todo if not all(p.is_file() for p in mask_paths(out, files[f]))]
+        done = [path for path in todo if has_masks(out, files[path])]
+        _require_same_masks(predictor, {path: files[path] for path in done}, options)
+        todo = [path for path in todo if path not in done]
     written = []
+    require_writable(out)
+    _say_networks(predictor)
     with _tally(len(todo), bar=options.as_json or not sys.stdout.isatty()) as tally:
         results = predictor.segment(todo, flips=options.flips, on_error=tally.failed)
         for found in tally.counted(results):
@@ -407,6 +427,24 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
     if options.as_json:
         _emit_json(predictor, written, tally)
     tally.raise_if_incomplete()
+
+
+def _require_same_masks(predictor: Predictor, done: dict[Path, Path], options: Options) -> None:
+    """Raise UsageError if masks are not those of this network with these options."""
+    from cnn_core.training.mask_files import mask_paths, same_masks
+
+    out = options.out or predictor.trained.folder / "masks"
+    if not done:
+        return
+    # One image is enough, the one with the most to see: a blank one is the same with --flips.
+    path = max(done, key=lambda path: mask_paths(out, done[path])[1].stat().st_size)
+    (found,) = predictor.segment([path], flips=options.flips)
+    if not same_masks(found, out, done[path]):
+        raise UsageError(
+            f"{out}: its masks were written by another network or with other options: those of "
+            f"{path} differ",
+            "give another folder, or use the source, options and device of the first start",
+        )
 
 
 def _mask_summary(found: Segmentation, paths: list[str]) -> dict[str, Any]:

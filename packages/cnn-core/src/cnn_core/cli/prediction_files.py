@@ -1,9 +1,9 @@
 """CSV and JSON Lines files of predictions, written batch by batch, that survive a kill.
 
 A batch is one write of whole lines. A killed process leaves at most one incomplete line, which is
-removed when the file is continued. The last batch in the file is then predicted again: batches are
-the same as without the kill, so the file is the same to the byte, and rows of another network are
-noticed.
+removed when the file is continued. The last rows, at least a batch of them, are then predicted
+again, first of all: batches are the same as without the kill, so the file is the same to the byte,
+and rows of another network or with other options are noticed before anything is written.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
+from cnn_core.destinations import folder_of
 from cnn_core.errors import CorruptError, UsageError
 from cnn_core.text import printable
 
@@ -27,16 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["CsvRows", "JsonRows", "LabelRows", "PredictionFile", "STDOUT", "continue_files"]
 
 STDOUT = Path("-")
-TOLERANCE = 0.01  # of a probability, if the same images are predicted again, on any device
+# Of a probability, if an image is predicted again. In the same batches with the same options the
+# results are the same bits; another number of threads changes them by 1e-6, --flips by far more.
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a file: the image, its most likely class with the probability, and the bytes."""
+    """A line of a file: the image, its most likely class, all probabilities, and the bytes."""
 
     image: str
     best: str
-    probability: float
+    probabilities: tuple[float, ...]
     content: bytes
 
 
@@ -71,14 +74,14 @@ class CsvRows:
         image, cells = _text(str(prediction.path)), []
         for name, value in zip(prediction.classes, prediction.probabilities, strict=True):
             cells += [_text(name), f"{value:.6g}"]
-        return Row(image, cells[0], float(cells[1]), _csv_line([image, *cells]))
+        return Row(image, cells[0], _numbers(cells[1::2]), _csv_line([image, *cells]))
 
     def decode(self, content: bytes) -> Row:
         """Return the row of a complete line; raise ValueError if it has another format."""
         (cells,) = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
         if len(cells) != self.header.count(b",") + 1:
             raise ValueError
-        return Row(cells[0], cells[1], float(cells[2]), content)
+        return Row(cells[0], cells[1], _numbers(cells[2::2]), content)
 
     def is_complete(self, line: bytes) -> bool:
         """Return whether a line is whole."""
@@ -94,21 +97,17 @@ class LabelRows(CsvRows):
     def encode(self, prediction: Prediction) -> Row:
         """Return the row of a prediction."""
         image, names = _text(str(prediction.path)), "|".join(map(_text, prediction.classes))
-        values = "|".join(f"{value:.6g}" for value in prediction.probabilities)
-        line = _csv_line([image, names, values])
-        return Row(image, names, _first(values), line)
+        values = [f"{value:.6g}" for value in prediction.probabilities]
+        line = _csv_line([image, names, "|".join(values)])
+        return Row(image, names, _numbers(values), line)
 
     def decode(self, content: bytes) -> Row:
         """Return the row of a complete line; raise ValueError if it has another format."""
         (cells,) = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
         if len(cells) != 3:
             raise ValueError
-        return Row(cells[0], cells[1], _first(cells[2]), content)
-
-
-def _first(values: str) -> float:
-    """Return the first number of a list such as 0.9|0.8; 0 if it is empty."""
-    return float(values.partition("|")[0] or 0)
+        values = cells[2].split("|") if cells[2] else ()
+        return Row(cells[0], cells[1], _numbers(values), content)
 
 
 class JsonRows:
@@ -121,15 +120,15 @@ class JsonRows:
         path, classes = str(prediction.path), prediction.classes
         found = {"path": path, "classes": classes, "probabilities": prediction.probabilities}
         content = json.dumps(found).encode() + b"\n"
-        best = prediction.probabilities[0] if classes else 0.0
-        return Row(_text(path), _text(classes[0]) if classes else "", best, content)
+        best = _text(classes[0]) if classes else ""
+        return Row(_text(path), best, prediction.probabilities, content)
 
     def decode(self, content: bytes) -> Row:
         """Return the row of a complete line; raise ValueError if it has another format."""
         try:
             found = json.loads(content)
             path, best = found["path"], [*found["classes"], ""][0]
-            return Row(_text(path), _text(best), float([*found["probabilities"], 0][0]), content)
+            return Row(_text(path), _text(best), _numbers(found["probabilities"]), content)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError from error
 
@@ -143,6 +142,10 @@ def _csv_line(cells: Sequence[str]) -> bytes:
     # With its default line ending, the writer also quotes carriage returns.
     csv.writer(buffer).writerow(cells)
     return buffer.getvalue().removesuffix("\r\n").encode() + b"\n"
+
+
+def _numbers(cells: Iterable[str | float]) -> tuple[float, ...]:
+    return tuple(map(float, cells))
 
 
 def _text(name: str) -> str:
@@ -175,7 +178,7 @@ class PredictionFile:
             self._file: IO[bytes] = sys.stdout.buffer
             self._file.write(self.rows.header)
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder_of(self.path)
             self.path.touch()
             # Unbuffered, so that a batch is a single write.
             self._file = self.path.open("r+b", buffering=0)
@@ -188,7 +191,8 @@ class PredictionFile:
         if (before := self._expected.pop(row.image, None)) is not None:
             _require_same(self.path, before, row)
         self._pending.append(row.content)
-        if len(self._pending) == self.batch_size:
+        # The first write replaces the rows of `again`, so it waits until all of them are compared.
+        if len(self._pending) == max(self.batch_size, len(self.again)):
             self._write_batch()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -233,13 +237,22 @@ class PredictionFile:
 
 def _require_same(path: Path, before: Row, now: Row) -> None:
     """Raise UsageError if an image that was predicted again has another result."""
-    if before.best == now.best and abs(before.probability - now.probability) <= TOLERANCE:
+    same_count = len(before.probabilities) == len(now.probabilities)
+    pairs = zip(before.probabilities, now.probabilities, strict=same_count)
+    if same_count and before.best == now.best and all(abs(a - b) <= TOLERANCE for a, b in pairs):
         return
+    if same_count:
+        was, is_now = (
+            f"'{printable(row.best)}' ({max(row.probabilities, default=0):.6f})"
+            for row in (before, now)
+        )
+        found = f"is {was} there, and now {is_now}"
+    else:
+        found = f"has {len(before.probabilities)} classes there, and now {len(now.probabilities)}"
     raise UsageError(
-        f"{path}: was written by another network or with other options: {printable(now.image)} is "
-        f"'{printable(before.best)}' ({before.probability:.4f}) there, and now "
-        f"'{printable(now.best)}' ({now.probability:.4f})",
-        "write another file, or use the source and options of the first start",
+        f"{path}: was written by another network or with other options: {printable(now.image)} "
+        f"{found}",
+        "write another file, or use the source, options and device of the first start",
     )
 
 
@@ -248,10 +261,12 @@ def continue_files(
 ) -> list[int]:
     """Return the indices of the images to predict; set the rows that the files keep.
 
-    With `resume`, images in all of the files are skipped, except for those of the last batch.
+    With `resume`, images in all of the files are skipped, except for the last rows, which come
+    first.
 
     Raises:
-        UsageError: a file exists and `resume` is false, or it has other columns or another order.
+        UsageError: a file exists and `resume` is false, or it has other columns, another order, or
+            images that are not given.
         CorruptError: a line of a file cannot be read.
     """
     for file in files:
@@ -267,15 +282,27 @@ def continue_files(
     _require_alike(files, found, count)
     names = [_text(image) for image in images]
     rows = [row.image for row in found[0][:count]]
-    if not _not_among(names, rows):
-        split = count  # nothing is left to do
-    else:
-        split = max(count - 1, 0) // files[0].batch_size * files[0].batch_size
-        # Rows of images that are not given now cannot be predicted again.
-        split = count if Counter(rows[split:]) - Counter(names) else split
+    _require_given(files[0].path, names, rows)
+    # A batch or more: a single row might be the same with other options by chance.
+    size = files[0].batch_size
+    split = max(count - size, 0) // size * size
     for file, own in zip(files, found, strict=True):
         file.kept, file.again = own[:split], own[split:count]
-    return _not_among(names, rows[:split])
+    left = _not_among(names, rows[:split])
+    new = set(_not_among(names, rows))
+    # First the rows that are compared. Images added since may come before them in order.
+    return sorted(left, key=lambda index: index in new)
+
+
+def _require_given(path: Path, names: Sequence[str], rows: Sequence[str]) -> None:
+    """Raise UsageError if a file has rows of images that are not among the names."""
+    others = list((Counter(rows) - Counter(names)).elements())
+    if others:
+        raise UsageError(
+            f"{path}: {len(others):,} of its {len(rows):,} rows are of images that are not among "
+            f"those given now, such as {printable(others[0])}",
+            "give the images of the first start, in the same words, or write another file",
+        )
 
 
 def _not_among(names: Sequence[str], done: Sequence[str]) -> list[int]:
@@ -295,7 +322,7 @@ def _require_alike(
     """Raise UsageError unless all files have the same images, except for the last batch."""
     for file, rows in zip(files, found, strict=True):
         same = [row.image for row in rows[:count]] == [row.image for row in found[0][:count]]
-        if not same or len(rows) > count + file.batch_size:
+        if not same or len(rows) >= count + 2 * file.batch_size:
             raise UsageError(
                 f"{file.path}: its images are not those of "
                 f"{' and '.join(str(other.path) for other in files if other is not file)}",

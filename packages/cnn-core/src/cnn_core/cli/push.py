@@ -15,6 +15,7 @@ from cnn_core.cli.params import (
     device_option,
     source_options,
 )
+from cnn_core.errors import UsageError
 
 __all__ = ["command"]
 
@@ -24,7 +25,6 @@ __all__ = ["command"]
 @click.argument("repository", metavar="hf:OWNER/NAME")
 @click.option(
     "--licence",
-    required=True,
     help="Licence of the weights, an identifier of the hub: mit, apache-2.0, cc-by-4.0, other, …",
 )
 @click.option(
@@ -45,7 +45,7 @@ __all__ = ["command"]
 def command(
     source: str,
     repository: str,
-    licence: str,
+    licence: str | None,
     out: Path | None,
     private: bool,
     force: bool,
@@ -62,7 +62,8 @@ def command(
     SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
     (with --model). The repository gets the weights, under timm's names where timm has the
     network, and a model card with the recipe of a run and its results on the test split. For
-    other sources, --data names a dataset to measure on. Needs pip install "cnn-core[hub]" and
+    published weights, they are measured if their data is here; for other sources, --data names a
+    dataset to measure on. --licence must be given. Needs pip install "cnn-core[hub]" and
     hf auth login. Everybody can then use the network: cnnzoo predict hf:OWNER/NAME photo.jpg
     --download.
 
@@ -74,6 +75,12 @@ def command(
     from cnn_core.training.sharing import push
     from cnn_core.training.trained import Trained
 
+    if licence is None:
+        raise UsageError(
+            "--licence is missing: on which terms may others use these weights?",
+            "for example: --licence mit, apache-2.0 or cc-by-4.0; of published weights, their "
+            "publisher's: cnnzoo list-weights",
+        )
     trained = Trained(
         source,
         model=model,
@@ -88,7 +95,11 @@ def command(
         emit_json("shared", dataclasses.asdict(done), run=source)
         return
     read_by = "cnnzoo and timm" if done.timm else "cnnzoo"
-    measured = f", measured: {_first(done.metrics)}" if done.metrics else ", nothing measured"
+    measured = (
+        f", measured: {_first(done.metrics)}"
+        if done.metrics
+        else ", nothing measured (--data DATASET measures)"
+    )
     click.echo(f"for {read_by}{measured}", err=True)
     if out is not None:
         click.echo(f"to upload it as it is: hf upload {repository[3:]} {out}", err=True)

@@ -10,6 +10,7 @@ import click
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, say_path
 from cnn_core.cli.params import DATASET, PATH
+from cnn_core.destinations import folder_of
 from cnn_core.errors import DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -105,6 +106,6 @@ def _draw(dataset: Dataset | None, missing: str, split: str, out: Path) -> None:
         raise UsageError(f"--out {out}: expected a name that ends in .png")
     from cnn_core.data.contact_sheet import draw_sheet
 
+    folder_of(out)
     picture = draw_sheet(dataset, split)
-    out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)

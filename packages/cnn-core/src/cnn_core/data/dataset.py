@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cnn_core.specs import DatasetSpec
 from cnn_core.text import did_you_mean, printable
 
 __all__ = [
+    "ALL",
     "Dataset",
     "Files",
     "Given",
@@ -46,6 +47,7 @@ TARGETS = {  # by task: dtype, number of dimensions, and both in words
 }
 
 WHOLE = (0, 0)  # no folds
+ALL = "all"  # the name of all splits together
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,8 @@ class Dataset:
     `notes` are lines for the user on how its files were understood, and `faults` on files and
     parts of files that were not, but may be meant. `aliases` are other names of splits. `labels`
     is a digest of labels that are not in the names of the files, or "".
+    parts of files that were not, but may be meant. `aliases` are other names of splits. `divided`
+    says that the test split is a part of the only folder, since the files have no splits.
     """
 
     spec: DatasetSpec
@@ -185,19 +189,25 @@ class Dataset:
     faults: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     labels: str = ""
+    divided: bool = False
 
     def split(self, name: str) -> Split | Files:
         """Return the split called `name`; other names, such as "valid", are understood.
+
+        "all" is the images of all splits. In memory, they are copied.
 
         Raises:
             UsageError: there is no such split.
         """
         known = self.split_name(name)
+        if known == ALL and ALL not in self.splits:
+            everything: Split | Files = _joined(list(self.splits.values()))
+            return everything
         if known not in self.splits:
             nearest = did_you_mean(name, self.splits)
             raise UsageError(
                 f"dataset '{self.spec.name}' has no split '{printable(name)}'{nearest}",
-                f"one of {', '.join(self.splits)}",
+                f"one of {', '.join(self.splits)}; or {ALL}",
             )
         return self.splits[known]
 
@@ -297,7 +307,7 @@ class Dataset:
         splits = dict(self.splits)
         if (val := splits.pop("val", None)) is None:
             return self
-        splits["train"] = _joined(splits["train"], val)
+        splits["train"] = _joined([splits["train"], val])
         counts = {name: len(split) for name, split in splits.items()}
         return replace(self, spec=replace(self.spec, splits=counts), splits=splits)
 
@@ -322,15 +332,24 @@ class Dataset:
         return digest.hexdigest()[:16]
 
 
-def _joined(first: Any, second: Any) -> Any:
-    """Return the samples of two splits of the same kind, in this order."""
-    joined = {
-        name: one + other if isinstance(one, tuple) else torch.cat([one, other])
-        for name in ("images", "targets", "weights", "groups")
-        if (one := getattr(first, name)) is not None
-        and (other := getattr(second, name)) is not None
-    }
-    return replace(first, **joined)
+def _joined(splits: Sequence[Any]) -> Any:
+    """Return the samples of several splits of the same kind, in this order.
+
+    Raises:
+        UsageError: their images have different sizes.
+    """
+    first, *others = splits
+    for other in others:
+        if isinstance(first, Split) and first.images.shape[1:] != other.images.shape[1:]:
+            raise UsageError("the splits have images of different sizes: they cannot be joined")
+        joined = {
+            name: one + two if isinstance(one, tuple) else torch.cat([one, two])
+            for name in ("images", "targets", "weights", "groups")
+            if (one := getattr(first, name)) is not None
+            and (two := getattr(other, name)) is not None
+        }
+        first = replace(first, **joined)
+    return first
 
 
 def single_classes(targets: Tensor) -> Tensor:

@@ -55,6 +55,21 @@ class Preprocessing:
     alpha_background: str = "white"
 
     @property
+    def summary(self) -> str:
+        """The settings in one line: "resized to 32x32, grey, mean 0.306, std 0.377"."""
+        (height, width), channels = self.size, len(self.mean)
+        fitted = {
+            "resize": f"resized to {height}x{width}",
+            "pad": f"resized to {'x'.join(map(str, self.resize_to))}, padded to {height}x{width}",
+            "tile": f"in tiles of {height}x{width}",
+            "crop": f"shorter side resized to {self.resize} ({self.interpolation}), centre of "
+            f"{height}x{width}",
+        }
+        mean, std = (" ".join(f"{v:.3g}" for v in values) for values in (self.mean, self.std))
+        colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+        return f"{fitted[self.fit]}, {colours}, mean {mean}, std {std}"
+
+    @property
     def reading(self) -> Reading:
         """How image files are read."""
         return Reading(self.value_range, self.alpha_background)

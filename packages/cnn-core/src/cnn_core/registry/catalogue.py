@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
@@ -201,6 +202,11 @@ class Catalogue(Generic[S]):
 
     def _missing(self, name: str) -> Exception:
         """Return an error that explains why the name is missing and how to get it."""
+        if self.kind == "dataset" and Path(name).is_dir():
+            hint = (
+                f"for the images in this folder: imagefolder:{name}; with masks: maskfolder:{name}"
+            )
+            return UnknownNameError(self.kind, name, (), hint)
         requested, _, base = name.rpartition("/")
         # The directory also knows the names in distributions that are not installed.
         known = directory().get(self.kind, {})

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnn_core.destinations import folder_of, require_writable
 from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.files import expanded, new_folder, sweep, write_new, write_text
 from cnn_core.runs.recipe import Recipe, read_recipe
@@ -60,21 +61,27 @@ class Run:
         """Whether the run is complete, including the evaluation of its saved weights."""
         return bool(self.final_metrics())
 
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Raise UsageError unless a run directory can be created at `path`."""
+        if path.is_dir() and any(path.iterdir()):
+            raise UsageError(
+                f"{path}: is not empty", f"cnnzoo train --resume {path}, or use another --out"
+            )
+        require_writable(path.parent, path)
+
     @classmethod
     def create(cls, recipe: Recipe, environment: Mapping[str, Any], out: Path | None) -> Run:
         """Create a run directory at `out`, or by default at runs/<model>-<dataset>-<time>.
 
         Raises:
-            UsageError: `out` exists and is not empty.
+            UsageError: `out` exists and is not empty, or cannot be written.
             ZooError: the directory cannot be written.
         """
         path = out if out is not None else _default_path(recipe)
         try:
-            if path.is_dir() and any(path.iterdir()):
-                raise UsageError(
-                    f"{path}: is not empty", f"cnnzoo train --resume {path}, or use another --out"
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
+            cls.require_free(path)
+            folder_of(path)
             files = {
                 "recipe.toml": recipe.to_toml(),
                 "environment.json": json.dumps(environment, indent=2) + "\n",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_core import registry
+from cnn_core.destinations import folder_of
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.files import new_folder, write_text
 from cnn_core.plugins import plugins
@@ -97,7 +98,7 @@ def write_plugin(name: str, kind: str = "", out: Path | None = None) -> Path:
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} already exists", f"cnnzoo new {name} --out ANOTHER")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder_of(path)
         with new_folder(path, replace=False) as folder:  # renamed to `path` once it is complete
             for part, text in _files(kind, words):
                 file = folder / part

@@ -178,12 +178,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 @contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Compute with `count` threads in the block; None leaves the number as it is."""
+def threads(count: int | None) -> Iterator[int]:
+    """Compute with `count` threads in the block, and yield it; None leaves it as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:
-        yield
+        yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 

@@ -59,7 +59,7 @@ class EvalSetup:
 def evaluate(
     run: Trained | Source,
     *,
-    split: str = "test",
+    split: str | None = None,
     data: Any = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -69,7 +69,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a trained network on a split; return the loss and all metrics by name.
 
-    Without a split "val" in the dataset, "val" means the images that a run held out of "train".
+    Without a split "val" in the dataset, "val" means the images that a run held out of "train";
+    "all" means all images. The default is "all" for a folder without split folders in `data`,
+    since none of its images was trained on, else "test".
 
     If outputs are not finite, only their number is returned, as "not_finite".
     `data` is a dataset other than the one that the network was trained on, or that one if it was
@@ -84,7 +86,7 @@ def evaluate(
     """
     require_optimize(optimize, precision, compile)
     trained = Trained.of(run, data=data, data_dir=data_dir, device=device)
-    found = trained.split(split)
+    found = trained.split(trained.default_split if split is None else split)
     setup = eval_setup(trained)
     if optimize:
         model: nn.Module = trained.optimized_model(precision=precision, compile=compile)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.destinations import folder_of, require_writable
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import expanded, write_atomically
 from cnn_core.plugins.discovery import describe
@@ -104,6 +105,7 @@ def export(
     trained, model = _opened(run, int8)
     weights = trained.weights
     path = _output_path(trained, out, ("-int8" if int8 else "") + FORMATS[kind], force)
+    require_writable(path.parent, path)
     batches = (batch_size,) if batch_size else TEST_BATCH_SIZES
     # Pillow, which crops, cannot be exported: the file takes images that are cropped already.
     preprocessing = weights.preprocessing.after_cropping
@@ -112,7 +114,7 @@ def export(
     examples = images if pictures else inputs
     exported = WithPreprocessing(model, preprocessing).eval() if pictures else model
     program = _program(weights, exported, examples[0], dynamic_batch=batch_size is None)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder_of(path)
     metadata, cost = _metadata(weights, pictures), None
     with write_atomically(path) as file, torch.no_grad():
         WRITERS[kind](program, file, metadata)

@@ -19,6 +19,7 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split, load_dataset
+from cnn_core.destinations import folder_of
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.files import expanded, write_atomically
 from cnn_core.text import did_you_mean, printable
@@ -190,8 +191,7 @@ class Extraction:
         `weights_sha256`. It is read with `numpy.load(path, allow_pickle=False)`.
         """
         rows, width = _Rows(), 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent) as spool:
+        with tempfile.TemporaryFile(dir=folder_of(path)) as spool:
             for part, indices, batch in self._all([*parts], on_error, progress):
                 rows.add(part, indices)
                 width = batch.shape[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -259,13 +259,26 @@ def start_from(
     if initial.preprocessing is not None:
         recipe = _with_preprocessing(recipe, initial.preprocessing, dataset.spec.image[0])
     head = f"new head: {', '.join(new_head)}" if new_head else "head kept"
-    frozen = [f"frozen: {', '.join(recipe.freeze)}"] if recipe.freeze else []
+    frozen = [*_of_head_epochs(recipe)]
+    frozen += [f"frozen: {', '.join(recipe.freeze)}"] if recipe.freeze else []
     statistics = _origin_of_statistics(given, recipe, dataset, loaded.naming)
     return (
         recipe,
         model,
         printable("; ".join([f"from {initial.source}", head, *frozen, statistics])),
     )
+
+
+def _of_head_epochs(recipe: Recipe) -> Iterator[str]:
+    """Yield in words when only the head is trained, if it is."""
+    if 0 < recipe.head_epochs < recipe.epochs:
+        last = recipe.head_epochs
+        yield f"{'epoch 1 trains' if last == 1 else f'epochs 1 to {last} train'} only the head"
+    elif recipe.head_epochs:
+        yield (
+            f"only the head is trained, since head_epochs = epochs = {recipe.epochs}; all else "
+            "stays as it is (--set head_epochs=0 trains everything)"
+        )
 
 
 def _origin_of_statistics(given: Recipe, recipe: Recipe, dataset: Dataset, naming: str) -> str:

@@ -10,12 +10,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from cnn_core.data.palette import background_class, class_colours
+from cnn_core.errors import CorruptError
 from cnn_core.files import write_bytes
 from cnn_core.training.prediction import Segmentation
 
-__all__ = ["mask_paths", "write_masks"]
+__all__ = ["has_masks", "mask_paths", "same_masks", "write_masks"]
 
 OVERLAY_OPACITY = 0.45
+TOLERANCE = 2e-3  # of a probability computed again: float16 has three digits
 SUFFIXES = ("mask.png", "overlay.png", "probabilities.npy")
 PALETTE = 256  # entries; masks with larger values are 16-bit grey
 
@@ -23,6 +25,26 @@ PALETTE = 256  # entries; masks with larger values are 16-bit grey
 def mask_paths(folder: Path, name: Path) -> list[Path]:
     """Return the paths of the three files for an image in `folder`; `name` has no suffix."""
     return [folder / name.parent / f"{name.name}.{suffix}" for suffix in SUFFIXES]
+
+
+def has_masks(folder: Path, name: Path) -> bool:
+    """Return whether all three files of an image are in `folder`."""
+    return all(path.is_file() for path in mask_paths(folder, name))
+
+
+def same_masks(segmentation: Segmentation, folder: Path, name: Path) -> bool:
+    """Return whether the probabilities in a folder are those of a segmentation.
+
+    Raises:
+        CorruptError: the file cannot be read.
+    """
+    path = mask_paths(folder, name)[2]
+    try:
+        before = np.load(path, allow_pickle=False).astype(np.float32)
+    except (ValueError, EOFError) as error:
+        raise CorruptError(f"{path}: not an array", "delete it, to write it again") from error
+    now = segmentation.probabilities.numpy()
+    return before.shape == now.shape and bool(np.abs(before - now).max() <= TOLERANCE)
 
 
 def write_masks(segmentation: Segmentation, folder: Path, name: Path) -> list[Path]:

@@ -147,13 +147,21 @@ def model_card(
         training=_training(trained),
         limits=_limits(weights, data, measured),
         licence=licence,
-        publisher="" if published is None else _publisher(published.spec),
+        publisher="" if published is None else _publisher(published),
         citation="\n\n".join(_citations(entry.spec.paper, data)),
     )
 
 
-def _publisher(spec: WeightsSpec) -> str:
-    return f" They were published at {spec.source} under {spec.licence}."
+def _publisher(entry: Entry[WeightsSpec]) -> str:
+    return f" They were published {_where(entry)} under {entry.spec.licence}."
+
+
+def _where(entry: Entry[WeightsSpec]) -> str:
+    """Return where the source of published weights is: an address, or a page of a package."""
+    source = entry.spec.source
+    if source.startswith("http"):
+        return f"at {source}"
+    return f"with the package {entry.plugin.distribution} ({source})"
 
 
 def _data_of(trained: Trained) -> str:
@@ -221,11 +229,12 @@ def _results(trained: Trained, measured: Measured | None) -> str:
         if entry is None or not entry.spec.accuracy:
             return "Not measured."
         rows = [(name, f"{value:.4f}") for name, value in entry.spec.accuracy.items()]
-        return f"As claimed at {entry.spec.source}:\n\n{_table(('metric', 'value'), rows)}"
+        table = _table(("metric", "value"), rows)
+        return f"As claimed by those who published them {_where(entry)}:\n\n{table}"
     overall = [
         (name, f"{value:.4f}")
         for name, value in measured.metrics.items()
-        if not re.match(r"iou_\d|(recall|ap)_", name)  # of single classes
+        if not re.match(r"iou/|(recall|ap)_", name)  # of single classes
     ]
     by_class = [
         (_cell(name), f"{count:,}" if count else "", f"{value:.4f}")
@@ -260,11 +269,13 @@ def _cell(text: str) -> str:
 
 def _network(entry: Entry[ModelSpec], weights: Weights) -> str:
     spec = entry.spec
+    has_running = any(name.endswith("running_mean") for name in weights.tensors)
+    running = " and running statistics" if has_running else ""
     params = sum(tensor.numel() for tensor in weights.tensors.values())
     options = ", ".join(f"{key} = {value!r}" for key, value in sorted(weights.options.items()))
     lines = [
         f"{spec.family}, variant {spec.variant}, from the package {entry.plugin.distribution}",
-        f"{params:,} numbers in the file, parameters and running statistics",
+        f"{params:,} numbers in the file, parameters{running}",
         *([f"options: {options}"] if options else []),
         *(f"departs from the paper: {departure}" for departure in spec.departures),
     ]
@@ -308,6 +319,12 @@ def _training(trained: Trained) -> str:
     if not trained.is_run:
         entry = trained.opened.entry
         how = "" if entry is None else entry.spec.recipe
+        if registry.recipes().claims(how):
+            recipe = registry.recipes().get(how)
+            return (
+                f"By the recipe {how}: `cnnzoo train {recipe.model} --data {recipe.dataset} "
+                f"--recipe {how}`"
+            )
         return f"As its publisher describes: {how}" if how else "Not known."
     run = trained.run
     recorded = run.environment()

@@ -36,6 +36,7 @@ __all__ = [
     "task_of",
 ]
 
+SHOWN = 3  # class names in the representation
 MAX_BATCH = 256  # images; more make no network faster, and results come later
 
 USE = {
@@ -88,7 +89,7 @@ class Segmentation:
 
 
 class Predictor:
-    """Apply a trained network, or the mean of several, to images; loaded on first use.
+    """Apply a trained network, or the mean of several, to images.
 
     `source` is a run, the name of published weights, "hf:owner/name", a weights file or an
     exported file, and
@@ -105,10 +106,10 @@ class Predictor:
 
     Raises:
         UsageError: the device does not exist, `batch_size` is not positive, or `precision` or
-            `compile` is given without `optimize`; on use, if the source does not exist, an option
-            does not apply, or networks of an ensemble differ in their task or their classes.
-        WeightsMissingError: on use, if published weights are not here.
-        CorruptError: on use, if a weights file is damaged.
+            `compile` is given without `optimize`, the source does not exist, an option does not
+            apply, or networks of an ensemble differ in their task or their classes.
+        WeightsMissingError: published weights are not here.
+        CorruptError: a weights file is damaged.
     """
 
     def __init__(
@@ -135,6 +136,22 @@ class Predictor:
         self._batch_size = batch_size
         self._blamed: str | None = None  # the first module whose output was not finite
         self._optimized = {"precision": precision, "compile": compile} if optimize else None
+        _ = (
+            self._networks
+        )  # reads the weights, so that errors come here and not at the first image
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(repr, self.classes[:SHOWN])) + ", …" * (len(self.classes) > SHOWN)
+        return f"<Predictor {'; '.join(self.networks)}; {len(self.classes):,} classes: {names}>"
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """For each network, its name, which weights it has, and the preprocessing."""
+        return tuple(
+            f"{net.trained.weights.model}, weights {net.trained.name}: images "
+            f"{net.preprocessing.summary}"
+            for net in self._networks
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from cnn_core.runs.run import Run
 
-__all__ = ["Live", "Plain", "Progress", "Silent", "progress_bar", "progress_for"]
+__all__ = [
+    "Live",
+    "Plain",
+    "Progress",
+    "Silent",
+    "format_metric",
+    "progress_bar",
+    "progress_for",
+]
 
 OF_CLASSES = ("balanced_accuracy", "macro_f1", "auc")  # in an epoch's line if monitored
 INTERVAL = 0.25  # seconds between updates of the live line; each update takes about 1 ms
@@ -170,13 +178,16 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     for key, value in metrics.items():
         split, _, rest = key.partition("/")
         name = rest if split in ("train", "val", "test") else key  # a class's name may have a "/"
-        if name.startswith(("recall_", "ap_")):
-            continue
-        text = f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
-        if name == "not_finite":  # a number of images
-            text = f"{value}"
-        parts.append(f"{name} {text}")
+        if not name.startswith(("recall_", "ap_")):
+            parts.append(f"{name} {format_metric(name, value)}")
     return "  ".join(parts)
+
+
+def format_metric(name: str, value: float) -> str:
+    """Format the value of a metric: a fraction as a percentage."""
+    if name == "not_finite":  # a number of images
+        return f"{value:g}"
+    return f"{value:.4f}" if name in NOT_FRACTIONS else f"{100 * value:.2f} %"
 
 
 def progress_for(show: bool) -> Progress:

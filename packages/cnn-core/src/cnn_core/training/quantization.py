@@ -38,8 +38,10 @@ CPU = torch.device("cpu")
 class Quantized:
     """What int8 costs: metrics on the `test_images` of the test split, and sizes in bytes.
 
-    `calibration_images` of the training split of `data` gave the ranges of the activations. The
-    file's metadata has all of it under the key "int8", without the sizes.
+    `calibration_images` of the training split of `data` gave the ranges of the activations. For
+    them, `difference` is the largest difference between an output of the int8 and the float32
+    network, as a fraction of the largest output. The file's metadata has all of it under the key
+    "int8", without the sizes.
     """
 
     data: str
@@ -49,6 +51,7 @@ class Quantized:
     int8: Mapping[str, float]
     float32_bytes: int
     int8_bytes: int
+    difference: float
 
 
 def require_images(trained: Trained) -> None:
@@ -86,6 +89,7 @@ def quantize(
         preprocessing = _included(trained, pictures)
         network = ExportedNetwork(READERS[".onnx"](str(quantized)), preprocessing)
         after = evaluate_split(network, test, setup)
+        difference = _difference(path, quantized, inputs)
         content = quantized.read_bytes()
     # Without finite outputs there is no loss.
     if not math.isfinite(loss := after.get("loss", math.nan)):
@@ -96,6 +100,7 @@ def quantize(
         "test_images": len(test),
         "float32": before,
         "int8": after,
+        "difference": difference,
     }
     content = _with_metadata(content, {**metadata, "int8": facts})
     sizes = {"float32_bytes": path.stat().st_size, "int8_bytes": len(content)}
@@ -167,6 +172,17 @@ def _quantize_file(path: Path, out: Path, inputs: list[np.ndarray], model: str) 
         )
     except Exception as error:  # it raises many types of exception
         raise ZooError(f"onnxruntime cannot quantise '{model}': {describe(error)}") from error
+
+
+def _difference(path: Path, quantized: Path, inputs: list[np.ndarray]) -> float:
+    """Return the largest difference between outputs of two files, relative to the largest."""
+    before, after = (READERS[".onnx"](str(file)) for file in (path, quantized))
+    largest = highest = 0.0
+    for batch in map(torch.from_numpy, inputs):
+        expected = before(batch)
+        largest = max(largest, (after(batch) - expected).abs().max().item())
+        highest = max(highest, expected.abs().max().item())
+    return largest / max(highest, 1e-30)
 
 
 def _with_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:

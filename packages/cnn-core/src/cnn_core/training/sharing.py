@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from cnn_core.errors import UsageError
+from cnn_core.destinations import folder_of
+from cnn_core.errors import DatasetMissingError, UsageError
 from cnn_core.files import new_folder, write_new, write_text
 from cnn_core.registry.names import base_name
 from cnn_core.tasks.class_counts import class_keys
 from cnn_core.tasks.class_weights import own_targets
-from cnn_core.text import printable
+from cnn_core.text import did_you_mean, printable
 from cnn_core.training.evaluation import evaluate, require_finite
 from cnn_core.training.model_card import Measured, model_card
 from cnn_core.training.outputs import predictions
@@ -36,8 +38,16 @@ from cnn_core.weights.timm_files import timm_config, timm_naming
 
 __all__ = ["Shared", "push"]
 
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-SPLIT = "test"
+IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# The hub's identifiers that SPDX lacks: https://huggingface.co/docs/hub/repositories-licenses
+OF_THE_HUB = {
+    *("apple-amlr", "apple-ascl", "bigcode-openrail-m", "bigscience-bloom-rail-1.0", "bsd"),
+    *("bigscience-openrail-m", "c-uda", "cc", "creativeml-openrail-m", "deepfloyd-if-license"),
+    *("fair-noncommercial-research-license", "gemma", "gpl", "grok2-community", "h-research"),
+    *("intel-research", "lgpl", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3"),
+    *("llama4", "open-mdw", "openmdw-1.0", "openrail", "openrail++", "other", "unknown"),
+}
+USUAL = ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +71,11 @@ def push(
     """Upload a trained network to a repository of the Hugging Face Hub, "hf:owner/name".
 
     The repository gets model.safetensors, under timm's names where timm has the network, then with
-    its config.json, and a model card, README.md. For a run, or if `run` is a `Trained` with
-    `data`, the card has the results on the test split. `licence` is an identifier of the hub, such
-    as "mit" or "cc-by-4.0". With `out`, the files are only written into a new folder. `private`
-    creates a private repository. `force` adds to one that has files, or replaces the folder.
+    its config.json, and a model card, README.md. The card has the results on the test split of
+    the data of a run or of a `Trained`; of published weights, if it is on this machine. `licence`
+    is an identifier of the hub, such as "mit" or "cc-by-4.0"; published weights keep theirs. With
+    `out`, the files are only written into a new folder. `private` creates a private repository.
+    `force` adds to one that has files, or replaces the folder.
 
     Raises:
         UsageError: the name, the licence or the source is invalid, the repository or the folder
@@ -80,6 +91,7 @@ def push(
             f"{trained.path}: an exported file, which cannot be pushed",
             "give the run or the weights that it was exported from",
         )
+    _require_same_licence(trained, licence)
     if out is not None:
         folder = _new(Path(out), force)
         with new_folder(folder) as temporary:
@@ -97,14 +109,42 @@ def _require_valid(
 ) -> None:
     if target.revision is not None:
         raise UsageError(f"{target}: uploads go to the main branch", f"hf:{target.id}")
-    if not LICENCE.fullmatch(licence):
+    if not _is_identifier(licence):
         raise UsageError(
-            f"licence = '{printable(licence)}': expected an identifier of the hub",
-            "such as mit, apache-2.0, cc-by-4.0 or other: "
-            "https://huggingface.co/docs/hub/repositories-licenses",
+            f"licence = '{printable(licence)}': expected an identifier of the hub"
+            f"{did_you_mean(licence, USUAL)}",
+            f"such as {', '.join(USUAL)}: https://huggingface.co/docs/hub/repositories-licenses",
         )
     if out is not None and private:
         raise UsageError("--private is for uploads, and --out only writes a folder")
+
+
+def _is_identifier(licence: str) -> bool:
+    """Return whether a licence is one of SPDX or of the hub, in lower case."""
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+    if licence in OF_THE_HUB:
+        return True
+    # SPDX allows names of one's own, such as LicenseRef-mine.
+    if not IDENTIFIER.fullmatch(licence) or licence.startswith("licenseref-"):
+        return False
+    with contextlib.suppress(InvalidLicenseExpression):
+        return bool(canonicalize_license_expression(licence))
+    return False
+
+
+def _require_same_licence(trained: Trained, licence: str) -> None:
+    """Raise UsageError if published weights would get another licence than their publisher's."""
+    entry = None if trained.is_run else trained.opened.entry
+    if entry is None or entry.spec.licence.lower() == licence:
+        return
+    own = entry.spec.licence
+    if licence == "other" and not _is_identifier(own.lower()):
+        return
+    raise UsageError(
+        f"{entry.spec.name}: its publisher gives it under the licence {own}, not {licence}",
+        f"--licence {own.lower() if _is_identifier(own.lower()) else 'other'}",
+    )
 
 
 def _new(folder: Path, force: bool) -> Path:
@@ -112,7 +152,7 @@ def _new(folder: Path, force: bool) -> Path:
     if folder.exists() and not (folder.is_dir() and (force or not any(folder.iterdir()))):
         hint = "--force replaces it" if folder.is_dir() else ""
         raise UsageError(f"{folder}: already exists", hint)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder_of(folder)
     return folder
 
 
@@ -132,13 +172,16 @@ def _write(
 
 
 def _measured(trained: Trained) -> Measured | None:
-    """Return the results on the test split, or None if there is no dataset to measure on."""
+    """Return the results on the split to measure, or None if there is no dataset for it."""
     if not trained.is_run and trained.data is None:
-        return None
-    data, split = base_name(trained.recipe.data), trained.dataset.split(SPLIT)
+        try:
+            _ = trained.dataset
+        except (UsageError, DatasetMissingError):  # unknown, or not on this machine
+            return None
+    data, split = base_name(trained.recipe.data), trained.default_split
     classes = trained.weights.classes
     if task_of(trained.weights) == "classification":
-        found = predictions(trained, split=SPLIT)
+        found = predictions(trained, split=split)
         totals = torch.bincount(found.targets, minlength=len(classes)).tolist()
         hits = found.targets[found.predicted == found.targets]
         right = torch.bincount(hits, minlength=len(classes)).tolist()
@@ -146,27 +189,25 @@ def _measured(trained: Trained) -> Measured | None:
         by_class = [
             (name, n, hit / n) for name, n, hit in zip(classes, totals, right, strict=True) if n
         ]
-        metrics = evaluate(trained, split=SPLIT)
+        metrics = evaluate(trained, split=split)
     elif task_of(trained.weights) == "multilabel":
-        metrics, score = evaluate(trained, split=SPLIT), "recall"
-        totals = own_targets(split).sum(0, dtype=torch.int64).tolist()
+        metrics, score = evaluate(trained, split=split), "recall"
+        totals = own_targets(trained.split(split)).sum(0, dtype=torch.int64).tolist()
         by_class = [
             (name, n, metrics[f"recall_{key}"])
             for name, n, key in zip(classes, totals, class_keys(classes), strict=True)
             if n
         ]
     else:
-        metrics, score = evaluate(trained, split=SPLIT), "IoU"
-        require_finite(metrics, SPLIT, str(trained.path))
+        metrics, score = evaluate(trained, split=split), "IoU"
+        require_finite(metrics, split, str(trained.path))
         by_class = [
-            (name, 0, metrics[f"iou_{k}"])
-            for k, name in enumerate(classes)
-            if f"iou_{k}" in metrics
+            (name, 0, metrics[f"iou/{name}"]) for name in classes if f"iou/{name}" in metrics
         ]
     return Measured(
         data=data,
-        split=SPLIT,
-        count=len(split),
+        split=split,
+        count=len(trained.split(split)),
         metrics=metrics,
         score=score,
         by_class=by_class,

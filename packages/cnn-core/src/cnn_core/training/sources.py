@@ -160,6 +160,15 @@ def _require_exists(path: Path) -> None:
         raise UsageError(f"{printable(str(path))}: no such file or run", "ls runs/")
 
 
+def _runs_beside(path: Path) -> list[str]:
+    """Return the runs and weights files in the folder of a path, which may be misspelt."""
+    try:
+        found = [path.with_name(other.name) for other in path.parent.iterdir()]
+        return [str(other) for other in found if other.suffix in FILES or is_run(other)]
+    except (OSError, ValueError):  # no such folder, or a path without a name
+        return []
+
+
 def _open_published(name: str, download: bool) -> Opened:
     """Open published weights; raise UsageError if there is neither such a name nor such a path."""
     if not registry.models().claims(name.partition(":")[0].rpartition("/")[2]):
@@ -167,8 +176,9 @@ def _open_published(name: str, download: bool) -> Opened:
         if path.exists():
             return Opened(read_weights(path))  # raises the error that explains what is missing
         if path.suffix in FILES or os.sep in name:
-            _require_exists(path)
-        nearest = did_you_mean(name, registry.models().names())
+            nearest = did_you_mean(name, _runs_beside(path))
+            raise UsageError(f"{printable(name)}: no such file or run{nearest}", "ls runs/")
+        nearest = did_you_mean(name, [*registry.models().names(), *_runs_beside(path)])
         raise UsageError(
             f"'{printable(name)}' is neither a run, a file nor a model{nearest}",
             "trained networks: ls runs/, cnnzoo list-weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import build
-from cnn_core.data.dataset import Dataset, Files, Split, load_dataset, object_name
+from cnn_core.data.dataset import ALL, Dataset, Files, Split, load_dataset, object_name
 from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
-from cnn_core.errors import RunError, UsageError
+from cnn_core.errors import DatasetMissingError, RunError, UsageError, ZooError
 from cnn_core.files import expanded
 from cnn_core.registry.recorded import open_run
 from cnn_core.runs.recipe import Recipe
@@ -32,6 +33,7 @@ from cnn_core.training.matching import matched
 from cnn_core.training.sources import Opened, is_run, open_source
 from cnn_core.weights.hub import is_hub_name
 from cnn_core.weights.native import Weights
+from cnn_core.weights.published import weights_of
 
 __all__ = ["Source", "Trained", "load_data", "read_as"]
 
@@ -72,6 +74,7 @@ class Trained:
         self.data: str | None = None if data is None else object_name(data)
         self.given: Any = None if isinstance(data, str) else data
         self.data_dir = data_dir
+        self._splits: dict[str, Split | Files] = {}
         self.device: torch.device = choose_device(device)
         self._open = partial(open_source, self.path, model=model, naming=naming, download=download)
         # Fill the cached property, so that an open run is not read again.
@@ -96,6 +99,14 @@ class Trained:
     def is_run(self) -> bool:
         """Whether the network comes with the run that trained it."""
         return is_run(self.path)
+
+    @property
+    def name(self) -> str:
+        """What the weights are called: a run and its epoch, a published name, or a file."""
+        if self.is_run:
+            return f"{self.path} (epoch {self.weights.epoch})"
+        entry = self.opened.entry
+        return str(self.path) if entry is None else entry.spec.name
 
     @property
     def folder(self) -> Path:
@@ -146,17 +157,66 @@ class Trained:
         """The dataset given as `data`, with the classes of the weights; else the run's own."""
         if self.data is None and self.is_run:
             return load_data(self.run, self.data_dir)
-        given = self.recipe.data if self.given is None else self.given
-        loaded = load_dataset(given, data_dir=self.data_dir)
-        return matched(loaded, self.weights, self.recipe.data)
+        try:
+            given = self.recipe.data if self.given is None else self.given
+            loaded = load_dataset(given, data_dir=self.data_dir)
+        except DatasetMissingError as error:
+            raise self._with_others(error) from error
+        found = matched(loaded, self.weights, self.recipe.data)
+        # Of images that are all new to the network, a test split is nothing special.
+        return replace(found, divided=found.divided and not self._trained_on(loaded))
+
+    def _with_others(self, error: DatasetMissingError) -> DatasetMissingError:
+        """Return the error; for published weights, with others of the model whose data is here."""
+        if self.data is not None or self.opened.entry is None:
+            return error
+        here = []
+        for entry in weights_of(self.weights.model).values():
+            with contextlib.suppress(ZooError):
+                load_dataset(entry.spec.data)
+                here.append(entry.spec.name)
+        if not here:
+            return error
+        hint = f"weights whose data is here: {', '.join(here)}"
+        return DatasetMissingError(error.message, f"{error.hint}\n{hint}".strip())
+
+    def _trained_on(self, dataset: Dataset) -> bool:
+        """Return whether `data` is what the run was trained on, here or in another place."""
+        if not self.is_run:
+            return False
+        recorded = self.run.environment()
+        name, _, folder = self.recipe.data.partition(":")
+        # By path, too: since then, images may have been added.
+        same_path = recorded.get("data") == f"{name}:{expanded(folder).absolute()}"
+        return same_path or recorded.get("data_fingerprint") == dataset.fingerprint()
+
+    @property
+    def default_split(self) -> str:
+        """The split to measure: "test", or "all" of other images in a folder without splits."""
+        return ALL if self.data is not None and self.dataset.divided else "test"
 
     def split(self, name: str) -> Split | Files:
         """Return a split of the dataset; "val" may be the images that the run held out.
 
+        "all" is the images of all splits.
+
         Raises:
             UsageError: there is no such split.
         """
+        if name not in self._splits:
+            self._splits[name] = self._split(name)
+        return self._splits[name]
+
+    def _split(self, name: str) -> Split | Files:
         dataset, known = self.dataset, self.dataset.split_name(name)
+        if known == "test" and self.data is not None and dataset.divided:
+            log.warning(
+                "split 'test': %s of the %s images of %s, a fifth of each class, since it has no "
+                "folder test",
+                f"{len(dataset.split(known)):,}",
+                f"{sum(map(len, dataset.splits.values())):,}",
+                printable(self.data),
+            )
         own = self.data is None and self.is_run and split_of(name) == ("val", "")
         if known in dataset.splits or not own or self.recipe.validation == 0:
             if known != name and known in dataset.splits:

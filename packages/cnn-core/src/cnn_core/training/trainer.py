@@ -184,6 +184,9 @@ class Session:
             raise UsageError(
                 "torchrun with --max-restarts needs an explicit run directory", "--out DIR"
             )
+        # Before anything is said or loaded. Only here: the first process creates the directory.
+        if out is not None and self.world.is_first:
+            Run.require_free(out)
         dataset = self._load_dataset(recipe, data_dir, download)
         # Fingerprint the files before decoding, which may skip unreadable ones.
         fingerprint = dataset.fingerprint()

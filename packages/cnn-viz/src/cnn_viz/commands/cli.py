@@ -178,8 +178,9 @@ def cam(
     (with --model). A map shows which parts of an image are evidence for a class. IMAGES are files
     or directories. Directories are searched recursively, and maps of images in sub-directories are
     written to sub-directories. score-cam and ablation-cam run the network once for every feature
-    map of the stage. The number of passes is printed first. Unreadable files are listed and
-    skipped, and the exit code is then 3.
+    map of the stage. The number of passes is printed first, and with each path, on stderr, the
+    predicted class and its probability. Unreadable files are listed and skipped, and the exit code
+    is then 3.
 
     \b
     Examples:
@@ -199,7 +200,7 @@ def cam(
             method=method,
             stage=stage,
             class_name=class_name,
-            progress=lambda line: click.echo(line, err=True),
+            progress=lambda line: click.echo(printable(line), err=True),
             on_error=on_error,
         )
         for path in paths:

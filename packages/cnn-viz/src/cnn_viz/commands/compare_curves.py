@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from cnn_core.cli.compare import differences
+from cnn_core.destinations import folder_of
 from cnn_core.errors import UsageError
 from cnn_core.files import write_bytes
 from cnn_core.tasks import SCORES
@@ -57,7 +58,7 @@ def write_overlay(runs: Mapping[str, Run], path: Path) -> None:
     with style.applied():
         figure = overlay(runs)
         figure.savefig(file, format=suffix[1:], dpi=DPI, metadata=NO_DATE[suffix])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder_of(path)
     write_bytes(path, file.getvalue())
 
 

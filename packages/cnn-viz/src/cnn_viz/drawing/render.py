@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from cnn_core import registry
+from cnn_core.destinations import make_folder
 from cnn_core.errors import PluginError, UsageError, ZooError
 from cnn_core.files import write_bytes
 from cnn_core.plugins import isolated
@@ -143,7 +144,7 @@ def views_for(task: str) -> list[tuple[str, Entry[ViewSpec]]]:
 
 def write(drawing: Drawing, folder: Path) -> list[Path]:
     """Write a drawing's PNG, SVG and PDF into a directory, each atomically; return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # A name that two plugins use is "distribution/name".
     stem = drawing.name.replace("/", "--")
     files = {"png": drawing.png, "svg": drawing.svg, "pdf": drawing.pdf}

@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from cnn_core.destinations import make_folder, require_writable
 from cnn_core.files import expanded, write_text
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import base_name
@@ -90,19 +91,24 @@ def write_report(
         if isinstance(run, ViewInputs)
         else ViewInputs(run, data=data, data_dir=data_dir, device=device)
     )
-    model, dataset = view_inputs.recipe.model, view_inputs.recipe.data
-    progress(f"evaluating {model} on the test split of {dataset}")
-    content = _report_data(view_inputs)
     if out is not None:
         view_inputs.out = expanded(out)
     folder = view_inputs.out or view_inputs.output
-    path = folder / f"report.{form}"
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
+    model, dataset = view_inputs.recipe.model, view_inputs.recipe.data
+    progress(f"evaluating {model} on the test split of {dataset}")
+    content = _report_data(view_inputs)
+    path = make_folder(folder) / f"report.{form}"
     if form == "json":
         write_text(path, json.dumps(_json_safe(content), indent=1) + "\n")
         return path
     drawings = []
     for name, entry in views_for(view_inputs.task):
+        if "run" in entry.spec.needs and not view_inputs.is_run:
+            # On the page only: that weights lack it is no reason for a warning.
+            reason = "weights without a run, so there is no log of the training"
+            drawings.append(Drawing(name=name, entry=entry, skipped=reason))
+            continue
         progress(f"drawing {name}")
         drawings.append(draw_or_report(name, entry, view_inputs))
         if drawings[-1].png:

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnn_core.destinations import make_folder
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
 
@@ -131,7 +132,7 @@ class Embedding:
         placement = place_features(self.features, self.labels, method, self.label_name == "class")
         file = io.BytesIO()
         np.savez(file, indices=placement.indices, xy=placement.xy, **_scalars(placement.quality))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_bytes(self._file(method), file.getvalue())
         return placement
 

@@ -126,7 +126,8 @@ def _find(spec: DatasetSpec, root: Path) -> tuple[Layout, Path]:
                 missing, closest, most_present = absent[0], folder, present
     raise DatasetMissingError(
         f"dataset '{spec.name}': no {missing} in {closest}",
-        f"give its folder with --data-dir DIR, or fetch it with --download ({spec.homepage})",
+        "give its folder with --data-dir DIR, or fetch it with --download, in Python "
+        f"download=True ({spec.homepage})",
     )
 
 

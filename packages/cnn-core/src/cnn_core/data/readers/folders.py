@@ -123,9 +123,10 @@ def with_test_split(
     """Return the dataset with a test split, and with a spec completed from the files."""
     found = dataclasses.replace(spec, classes=classes, image=image)
     splits, aliases = dict(splits), {}
+    divided = not splits.keys() & {"test", "val"}
     if "test" not in splits and "val" in splits:
         splits["test"], aliases = splits.pop("val"), {"val": "test"}
-    if "test" not in splits:
+    if divided:
         # Always seed 0: the test split must not change with the seed of a run.
         kept, held_out = Dataset(found, splits).hold_out(TEST_FRACTION, seed=0)
         if len(held_out) == 0:
@@ -135,7 +136,8 @@ def with_test_split(
             )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
     counts = {name: len(split) for name, split in splits.items()}
-    return Dataset(dataclasses.replace(found, splits=counts), splits, aliases=aliases)
+    spec = dataclasses.replace(found, splits=counts)
+    return Dataset(spec, splits, aliases=aliases, divided=divided)
 
 
 def _labelled(folder: Path, classes: list[str], layout: Layout, training: bool) -> Files:

@@ -64,5 +64,6 @@ def _find(spec: DatasetSpec, root: Path, name: str) -> Path:
                 return path
     raise DatasetMissingError(
         f"dataset '{spec.name}': no {name} or {name}.gz in {root}",
-        f"give its folder with --data-dir DIR, or fetch it with --download ({spec.homepage})",
+        "give its folder with --data-dir DIR, or fetch it with --download, in Python "
+        f"download=True ({spec.homepage})",
     )

@@ -92,8 +92,8 @@ def _folders(spec: DatasetSpec, root: Path, download: bool) -> tuple[Path, Path]
         if folder is None:
             raise DatasetMissingError(
                 f"dataset '{spec.name}': no folder {part} in {root}",
-                f"give its folder with --data-dir DIR, or fetch it with --download "
-                f"({spec.homepage})",
+                "give its folder with --data-dir DIR, or fetch it with --download, in Python "
+                f"download=True ({spec.homepage})",
             )
         found.append(folder)
     return found[0], found[1]

@@ -112,7 +112,8 @@ def _find(root: Path, name: str) -> Path:
             return folder / name
     raise DatasetMissingError(
         f"dataset 'stl10': no {name} in {root}",
-        f"give its folder with --data-dir DIR, or fetch it with --download ({HOMEPAGE})",
+        "give its folder with --data-dir DIR, or fetch it with --download, in Python "
+        f"download=True ({HOMEPAGE})",
     )
 
 
