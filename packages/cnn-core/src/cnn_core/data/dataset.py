@@ -178,9 +178,8 @@ class Dataset:
 
     `notes` are lines for the user on how its files were understood, and `faults` on files and
     parts of files that were not, but may be meant. `aliases` are other names of splits. `labels`
-    is a digest of labels that are not in the names of the files, or "".
-    parts of files that were not, but may be meant. `aliases` are other names of splits. `divided`
-    says that the test split is a part of the only folder, since the files have no splits.
+    is a digest of labels that are not in the names of the files, or "". `divided` says that the
+    test split is a part of the only folder, since the files have no splits.
     """
 
     spec: DatasetSpec
