@@ -194,7 +194,7 @@ def test_a_segmentation_has_its_results_by_class(hub, scenes_run):
     measured = evaluate(scenes_run, device="cpu")
     assert {r.metric_type for r in card.data.eval_results} == {"mean_iou", "accuracy"}
     assert f"| background |  | {measured['iou/background']:.4f} |" in card.text
-    assert "iou_0" not in card.text
+    assert "iou/background" not in card.text
     opened = open_source(NAME, download=True)
     assert opened.weights.model == "unet_same"
     assert opened.weights.options == {"width": 4, "depth": 2}
