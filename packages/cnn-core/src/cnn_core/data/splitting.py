@@ -1,4 +1,4 @@
-"""Divide samples at random: class by class, and without tearing groups apart.
+"""Divide samples at random: class by class, and keeping groups together.
 
 A group is what several images have in common, such as a patient, a film or a place. Images of one
 group are so alike that a network that was trained on some of them recognises the others.
@@ -30,7 +30,7 @@ def held_out(labels: Tensor, fraction: float, seed: int, groups: Tensor | None =
 
 
 def fold_numbers(labels: Tensor, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
-    """Return the number of each sample's fold, int64 N, from 0; the arguments as in `held_out`.
+    """Return the number of each sample's fold, int64 N, from 0; arguments are as in `held_out`.
 
     Without groups, folds differ by at most one sample, overall and in each class.
     """

@@ -71,11 +71,11 @@ def evaluate(
 
     Without a split "val" in the dataset, "val" means the images that a run held out of "train".
 
-    If outputs are not finite, only their number is returned, as "not_finite".
-    `data` is a dataset other than the one that the network was trained on, or that one if it was
-    given as an object. Its classes are matched
-    by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
-    the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and `compile` are options of it.
+    If outputs are not finite, only their number is returned, as "not_finite". `data` is a dataset
+    other than the one that the network was trained on, or that one if it was given as an object.
+    Its classes are matched by name, and it may lack some of them. With `optimize`, a faster copy
+    of the network computes the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and
+    `compile` are options of it.
 
     Raises:
         UsageError: the run, split or device does not exist, the run has no weights yet, or an
