@@ -40,7 +40,7 @@ def fold_numbers(labels: Tensor, folds: int, seed: int, groups: Tensor | None = 
     shuffled = [
         members[torch.randperm(len(members), generator=generator)] for members in _by_class(labels)
     ]
-    # Deal the classes out one after another, as cards: a new class goes on where the last stopped.
+    # Deal the classes out like cards: each class continues at the fold after the last one dealt.
     numbers = torch.empty(len(labels), dtype=torch.int64)
     numbers[torch.cat(shuffled)] = torch.arange(len(labels)) % folds
     return numbers

@@ -189,7 +189,7 @@ def _folder(out: str | os.PathLike[str] | None, recipe: Recipe, what: str) -> Pa
 
 
 def _run(path: Path, recipe: Recipe, arguments: Settings) -> Run:
-    """Train a run at `path`, go on with it, or return it if it is finished."""
+    """Train a run at `path`, continue it, or return it if it is finished."""
     try:
         return train(recipe=recipe, out=path, auto_resume=True, **arguments)
     except (KeyboardInterrupt, Terminated) as stop:
