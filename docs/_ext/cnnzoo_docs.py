@@ -205,7 +205,7 @@ def _annotated(cls: type) -> Iterator[str]:
 
 
 def recipe(_: str, page: str) -> str:
-    """Return the table of recipe keys, of which `cnnzoo list-keys` prints the same."""
+    """Return the table of recipe keys, as `cnnzoo list-keys` prints it."""
     titles = ("key", "values", "default", "meaning", "source")
     rows = (
         (f"`{key.key}`", key.values or key.kind, _default(key.default), key.meaning, key.source)

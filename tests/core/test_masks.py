@@ -243,7 +243,11 @@ def test_the_layouts_of_the_documentation_are_read(tmp_path, tree):
         assert all("test" in path.parts for path in tested)
 
 
-@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", DOCS, re.M | re.S))
+OWN_IMAGES = (Path(__file__).parents[2] / "docs" / "own-images.md").read_text(encoding="utf-8")
+DESCRIPTIONS = re.findall(r"^```toml\n(.*?)^```", DOCS + OWN_IMAGES, re.M | re.S)
+
+
+@pytest.mark.parametrize("text", DESCRIPTIONS)
 def test_the_descriptions_of_the_documentation_are_valid(tmp_path, text):
     (tmp_path / "dataset.toml").write_text(text)
     read_description(tmp_path, "classification" if "tench" in text else "segmentation")

@@ -332,7 +332,7 @@ def test_a_file_with_another_task_or_wrong_thresholds_is_refused(run):
     with pytest.raises(CorruptError, match="unknown task 'os'"):
         replace(weights, task="os")
     for thresholds in ((0.5, 0.5), (2.0, 0.5, 0.5), ("a", "b", "c")):
-        with pytest.raises(CorruptError, match="thresholds are not numbers from 0 to 1"):
+        with pytest.raises(CorruptError, match="thresholds: expected numbers from 0 to 1"):
             replace(weights, thresholds=thresholds)
 
 

@@ -236,7 +236,7 @@ def test_the_same_image_in_two_classes_is_a_fault(tmp_path):
 
 def test_classes_that_differ_in_case_only_are_a_fault(tmp_path):
     tree(tmp_path, "Cat", "cat", "dog")
-    assert "classes with the same name but for case: ['Cat', 'cat']" in load(tmp_path).faults[0]
+    assert "classes whose names differ only in case: ['Cat', 'cat']" in load(tmp_path).faults[0]
 
 
 def test_absent_classes_are_one_line(tmp_path):

@@ -28,7 +28,7 @@ Data = bytes | memoryview
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home folder in place of a leading "~" or "~user".
 
-    Shells do not do it behind a colon or an equals sign, as in imagefolder:~/photos.
+    Shells do not do this after a colon or an equals sign, as in imagefolder:~/photos.
     """
     return Path(os.path.expanduser(path))
 

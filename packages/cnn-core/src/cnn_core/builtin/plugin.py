@@ -18,7 +18,7 @@ COMMANDS = {
     "list-views": "List the views: figures of a run",
     "show": "Show a model: paper, stages, shapes, parameters, receptive field",
     "show-data": "Show a dataset: classes, sizes, source, and samples as an image",
-    "describe-data": "Write a start of dataset.toml for your own data",
+    "describe-data": "Write a draft of dataset.toml for your own data",
     "verify-data": "Read a whole dataset and report its faults",
     "train": "Train a model on a dataset, or resume a run",
     "finetune": "Fine-tune trained weights on a dataset",

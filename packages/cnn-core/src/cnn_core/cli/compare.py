@@ -206,11 +206,11 @@ def _machines(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _parts(named: Mapping[str, Run]) -> Iterator[str]:
-    """Yield a line for each dataset of which runs were validated on different images."""
+    """Yield a line for each dataset whose runs were validated on different images."""
     recorded = [run.environment().get("validation", {}).get("digest") for run in named.values()]
     by_data: dict[str, dict[str, list[str]]] = {}
     for (name, run), digest in zip(named.items(), recorded, strict=True):
-        # Runs of before this was recorded have only the choice.
+        # Older runs have no digest: compare what chose their images.
         part = digest if all(recorded) else str(run.recipe.part())
         by_data.setdefault(run.recipe.data, {}).setdefault(part, []).append(name)
     for data, parts in by_data.items():
@@ -234,7 +234,7 @@ def _print(
 
 
 def _print_differences(recipes: Mapping[str, Sequence[str | None]], names: Sequence[str]) -> None:
-    """Print the table of the recipes, and the heading of that of the results."""
+    """Print the table of recipes, and the heading of the table of results."""
     if recipes:
         heading("Differences between the recipes")
         rows = [(key, *(MISSING if v is None else v for v in row)) for key, row in recipes.items()]
@@ -256,7 +256,7 @@ def _grouped(named: Mapping[str, Run]) -> dict[str, list[Run]]:
 
 
 def _without_seeds(run: Run) -> Run:
-    # As many folds: halves of the images are another experiment than tenths.
+    # The number of folds stays: it determines how many images a run is trained on.
     fold = re.sub(r"^\d+", "1", run.recipe.fold)
     recipe = dataclasses.replace(run.recipe, seed=0, split_seed=0, fold=fold)
     return dataclasses.replace(run, recipe=recipe)

@@ -24,12 +24,12 @@ __all__ = ["command"]
 def command(
     model: str, data: str, settings: tuple[str, ...], folds: int, as_json: bool, **options: Any
 ) -> None:
-    """Train MODEL once for each fold of the training images, and validate on this fold.
+    """Train MODEL once for each fold of the training images, and validate on that fold.
 
-    Each fold has its share of every class; a split val is divided, too. The test split is not
-    used. The runs are in --out, by default runs/MODEL-DATASET-5folds. Repeat the command after
-    an interruption: it goes on. Metrics are those of the best epoch on the fold's images, which
-    chose the epoch: compare settings by them, and measure the final network on the test split.
+    Each fold has its share of every class; a split val is divided together with train. The test
+    split is not used. The runs are in --out, by default runs/MODEL-DATASET-5folds. Repeat the
+    command to continue after an interruption. Metrics are those of the best epoch, which the same
+    images chose: use them to compare settings, and measure the final network on the test split.
 
     \b
     Examples:

@@ -19,16 +19,16 @@ __all__ = ["command"]
 @click.option(
     "--classes",
     type=click.Path(path_type=Path),
-    help="A file of class names, one a line, in the order of the values; or R G B NAME.",
+    help="A file of class names in the order of the values, one per line; or R G B NAME.",
 )
-@click.option("--ignore", multiple=True, metavar="VALUE", help="A value that counts in nothing.")
-@click.option("--threshold", type=int, default=0, help="Two classes: below it, and from it on.")
+@click.option("--ignore", multiple=True, metavar="VALUE", help="A value of ignored pixels.")
+@click.option("--threshold", type=int, default=0, help="Make two classes: below it, and the rest.")
 @click.option(
     "--turn-masks/--no-turn-masks",
     default=None,
     help="Masks were drawn on pixels as stored, or on upright images (EXIF).",
 )
-@click.option("--colours", is_flag=True, help="Take masks with a palette by colour.")
+@click.option("--colours", is_flag=True, help="Read masks with a palette by colour.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file instead.")
 def command(
     data: str,
@@ -39,10 +39,10 @@ def command(
     colours: bool,
     out: Path | None,
 ) -> None:
-    """Write a start of dataset.toml for your own data: classes, values of masks, counts.
+    """Write a draft of dataset.toml for your own data: classes, values of masks, counts.
 
-    The file is written beside the data, where every command finds it. It says what files cannot:
-    names of classes, ignored values, colours, licence. Edit it as you like.
+    The file is written beside the data, where every command finds it. It says what the files
+    cannot: names of classes, ignored values, colours, licence. Edit it as you like.
 
     \b
     Examples:

@@ -79,7 +79,7 @@ def command(
     compared with the network's. Prints the path on stdout.
 
     With --int8 the file is a quarter of the size, and faster where the processor has instructions
-    for it. What this costs is measured on the test split, printed, and written into the file.
+    for it. The loss of accuracy is measured on the test split, printed, and written into the file.
     --data and --data-dir are for --int8 only.
 
     \b

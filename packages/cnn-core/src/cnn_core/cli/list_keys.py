@@ -20,9 +20,9 @@ __all__ = ["as_toml", "command"]
 def command(pattern: str, as_json: bool) -> None:
     """List the recipe keys with names that match the shell pattern PATTERN.
 
-    --set KEY=VALUE of cnnzoo train sets a key. The default is that of a recipe; without a recipe,
-    cnnzoo train chooses some keys from the network and the images, and prints them. --json also
-    gives the publication that defines a key.
+    cnnzoo train --set KEY=VALUE sets a key. The defaults are those of a recipe file; without a
+    recipe, cnnzoo train chooses some keys from the network and the images, and prints them. --json
+    also gives the publication that defines a key.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def command(pattern: str, as_json: bool) -> None:
 
 
 def as_toml(value: Any) -> str:
-    """Return a default as it is written in a recipe."""
+    """Return a default value as TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

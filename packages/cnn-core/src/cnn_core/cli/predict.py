@@ -120,15 +120,15 @@ def command(
     (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories, which are
     searched recursively, or - for a list of paths on stdin. For classification, print the
     predicted classes; for multilabel, all classes whose probability reaches their threshold.
-    For segmentation, write a mask (PNG with class indices and a palette), an overlay and
+    For segmentation, write a mask (PNG, with the values of the training masks), an overlay and
     probabilities (float16, classes x H x W) for each image, at its original size, and print
     the paths. Masks of images in sub-directories are written to sub-directories. Images are
     converted to greyscale or RGB to match training. MNIST-like models expect light digits on
     a dark background.
 
     Results are printed and written as they come. A file that cannot be read is named on stderr and
-    skipped, and the exit code is then 3. The same holds for an image whose output is not finite,
-    with exit code 4.
+    skipped, and the exit code is then 3. So is an image whose output is not finite; the exit code
+    is then 4.
 
     \b
     Examples:

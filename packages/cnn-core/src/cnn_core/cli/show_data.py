@@ -43,7 +43,7 @@ def command(data: str, data_dir: Path | None, split: str, out: Path | None, as_j
         dataset = load_dataset(data, data_dir=data_dir)
     except DatasetMissingError as error:
         if entry.spec.folder:
-            raise  # of your own data, nothing is known without the files
+            raise  # without the files, nothing is known about your own data
         missing = str(error)
     if dataset is not None:
         dataset.split(split)  # raises if there is no such split, also without --out

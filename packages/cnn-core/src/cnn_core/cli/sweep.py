@@ -23,7 +23,11 @@ __all__ = ["command"]
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per combination."
 )
 @click.option(
-    "--random", "count", type=click.IntRange(1), help="Draw this many of the combinations."
+    "--random",
+    "count",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Train only N random combinations.",
 )
 @click.option(
     "--test", is_flag=True, help="Evaluate the chosen runs on the test split at the end."
@@ -41,9 +45,10 @@ def command(
 ) -> None:
     """Train MODEL with all combinations of the values in --set KEY=VALUE,VALUE.
 
-    The combination with the best mean validation score is chosen; the test split is not used, and
-    measured with --test only. The runs are in --out, by default runs/MODEL-DATASET-sweep. Repeat
-    the command after an interruption: it goes on. Runs that diverge are left out.
+    The combination with the best mean validation score is chosen. The test split is used only with
+    --test, to evaluate the chosen runs. The runs are in --out, by default
+    runs/MODEL-DATASET-sweep. Repeat the command to continue after an interruption. Runs that
+    diverge are left out.
 
     \b
     Examples:

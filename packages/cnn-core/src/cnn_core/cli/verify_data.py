@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.command("verify-data")
 @click.argument("data", type=DATASET)
 @click.option("--data-dir", type=PATH, help="Directory that contains the dataset.")
-@click.option("--near", is_flag=True, help="Also find images that look like others: slow.")
+@click.option("--near", is_flag=True, help="Also find images that look alike (slow).")
 @json_option
 def command(data: str, data_dir: Path | None, near: bool, as_json: bool) -> None:
     """Read every file of a dataset and list its faults; exit with code 3 if there are any.

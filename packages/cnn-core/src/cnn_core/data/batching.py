@@ -30,8 +30,8 @@ class Batch:
     Under mixup and CutMix, `mix` holds the second image's targets and the mixing weights.
     `loss_weight` scales the batch's mean loss so that the average over all ranks is the mean over
     all samples. It is 1 with a single process, and 0 on a rank that repeats a sample because it
-    has none of its own. `weights` are the weights in the loss of the images, N, of their classes,
-    N x classes, or of the pixels, N H W; None weights all equally.
+    has none of its own. `weights` are loss weights: of images, N; of their classes, N x classes;
+    or of pixels, N H W. None weights all equally.
     """
 
     images: Tensor

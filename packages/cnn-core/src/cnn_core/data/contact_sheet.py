@@ -99,7 +99,7 @@ def _sample(part: Split | Files, index: int) -> tuple[Tensor, Tensor]:
 
 def _cell(pixels: Tensor, target: Tensor, palette: Tensor | None) -> Image.Image:
     """Return an image scaled to fit a cell; a mask is overlaid in colour."""
-    # Of other channels than grey or RGB, the first or the first three are shown.
+    # Of images that are neither grey nor RGB, the first or the first three channels are shown.
     rgb = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
     image = Image.fromarray(rgb.permute(1, 2, 0).contiguous().numpy())
     if palette is not None:

@@ -56,10 +56,9 @@ class Split:
 
     Targets are class numbers from 0: int64, N, for classification, and uint8, N H W, for
     segmentation, where 255 marks ignored pixels. For multilabel they are uint8, N x classes: 1 if
-    an image is of the class, else 0. `weights`, float32, are the weights in the loss of the
-    images, N, or of the pixels, N H W; None weights all equally. `groups`, int64 N, are numbers of
-    what images have in common, such as a patient: images of one group are never divided between
-    training and validation.
+    an image is of the class, else 0. `weights`, float32, are loss weights of images, N, or of
+    pixels, N H W; None weights all equally. `groups`, int64 N, number what images have in common,
+    such as a patient: the images of one group are never divided between training and validation.
     """
 
     images: Tensor
@@ -176,10 +175,10 @@ class Given:
 class Dataset:
     """A dataset: its description and its splits by name, in memory or on disk.
 
-    `notes` are lines for the user on how its files were understood, and `faults` on files and
-    parts of files that were not, but may be meant. `aliases` are other names of splits. `labels`
-    is a digest of labels that are not in the names of the files, or "". `divided` says that the
-    test split is a part of the only folder, since the files have no splits.
+    `notes` are lines for the user on how its files were understood. `faults` are lines on files
+    and parts of files that are not read, although the user may want them. `aliases` are other
+    names of splits. `labels` is a digest of labels that are not in the names of the files, or "".
+    `divided` says that the test split is a part of the only folder, since the files have no splits.
     """
 
     spec: DatasetSpec
@@ -324,7 +323,7 @@ class Dataset:
                 names = "\n".join(os.path.relpath(path, root) for path in split.images)
                 # File names on Linux are bytes that need not be UTF-8.
                 digest.update(names.encode("utf-8", "surrogateescape"))
-            # Values that mean something else make other targets of the same files.
+            # If the values mean something else, the same files have other targets.
             if isinstance(split, Files) and self.spec.mask_values:
                 meaning = (sorted(split.values.items()), split.in_colour, split.turn_masks)
                 digest.update(repr(meaning).encode())
@@ -352,7 +351,7 @@ def _joined(splits: Sequence[Any]) -> Any:
 
 
 def single_classes(targets: Tensor) -> Tensor:
-    """Return the class of each image, N; of several classes the rarest, after them if none."""
+    """Return one class for each image, N: of several the rarest; a number of its own for none."""
     if targets.ndim == 1:
         return targets
     counts = targets.sum(0, dtype=torch.int64)

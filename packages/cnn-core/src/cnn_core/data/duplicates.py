@@ -18,7 +18,7 @@ from cnn_core.errors import DatasetCorruptError
 __all__ = ["duplicates", "near_duplicates"]
 
 SIDE = 16  # of the thumbnails that are compared, in pixels
-ALIKE = 0.99  # correlation of thumbnails: 9 of the 1,797 digits are above, beside another one
+ALIKE = 0.99  # correlation of thumbnails; 9 of the 1,797 digits are as similar to another one
 SHOWN = 20  # pairs to list
 ROWS = 1024  # thumbnails to compare with all others at once
 
@@ -32,7 +32,7 @@ class _Sample:
     label: int | None
 
     def relation(self, first: _Sample) -> str:
-        """Return how it is described beside the same image that came before it."""
+        """Return how a message about this image names `first`, an equal or similar one."""
         if self.split != first.split:
             return f"{first.name} of split '{first.split}'"
         return first.name + (", of another class" if self.label != first.label else "")
@@ -135,7 +135,7 @@ def _images(dataset: Dataset) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _thumbnail(image: Tensor) -> Tensor:
-    """Return a small grey image as a vector of mean 0 and length 1, or 0 if it has one colour."""
+    """Return a small grey image as a vector of mean 0 and length 1; zeros if it has one colour."""
     grey = image.float().mean(0)[None, None]
     small = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True).flatten()
     centred = small - small.mean()
@@ -146,8 +146,8 @@ def _thumbnail(image: Tensor) -> Tensor:
 def _pairs(thumbnails: Tensor, splits: Tensor) -> Iterator[tuple[int, int, float]]:
     """Yield (later, first, correlation) of each image that is like one before it.
 
-    `splits` are numbers of the splits, N. Of several images the most similar one counts, but one
-    of another split before all others.
+    `splits` are numbers of the splits, N. Of several images the most similar one counts, but
+    images of another split come first.
     """
     for start in range(0, len(thumbnails), ROWS):
         rows = slice(start, start + ROWS)

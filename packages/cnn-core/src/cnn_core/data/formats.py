@@ -61,7 +61,7 @@ OTHER_IMAGES = {
     "video": rb".{4}ftyp|RIFF.{4}AVI |\x1a\x45\xdf\xa3",
     "icon": rb"\0\0\x01\0",
 }
-# A raw photograph is a TIFF to look at, and Pillow would read its small preview.
+# Camera raw files begin like a TIFF, and Pillow would read their small preview.
 RAW = {".nef", ".cr2", ".cr3", ".dng", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 BY_SUFFIX = {
     **dict.fromkeys(RAW, "camera raw"),
@@ -117,7 +117,7 @@ def conversion(head: bytes, path: Path) -> str:
     """Return how to convert a file of a format that is not read."""
     if _other_image(head, path) == "video":
         return "extract its frames: ffmpeg -i FILE frame%05d.png"
-    if path.suffix.lower() in ("", *SUFFIXES):  # others of this name may be as they should
+    if path.suffix.lower() in ("", *SUFFIXES):  # other files with this suffix may be sound
         return f"convert it: magick {path.name} {path.stem}.png"
     return f"convert it: magick mogrify -format png *{path.suffix}"
 

@@ -334,7 +334,7 @@ def _array(path: Path) -> np.ndarray:
     """Open an array, H W or H W C, without reading its values."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python, so errors of any kind
+    except Exception as error:  # numpy parses the header as Python, so any error is possible
         raise ValueError(str(error)) from error
     numbers = array.dtype.kind in "biuf"
     channels = array.shape[2] if array.ndim == 3 else 1

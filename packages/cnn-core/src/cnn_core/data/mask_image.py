@@ -38,11 +38,11 @@ __all__ = [
 ]
 
 GREY, PALETTE, COLOUR = "grey", "palette", "colour"
-WHITE = 0x010101  # times a grey level, it is the level's colour
+WHITE = 0x010101  # a grey level times this is its colour
 WHITE_LEVEL = 255  # ignored pixels in most masks
 DEPTH = 1 << 16  # values of a 16-bit mask
 FULL = (255, DEPTH - 1)  # white in grey levels that Pillow does not rescale
-MAX_COLOURS = 4096  # that are counted in one mask; real masks have few
+MAX_COLOURS = 4096  # counted in one mask, at most; real masks have few
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 
 Pixels = npt.NDArray[np.int32] | npt.NDArray[np.uint8]
@@ -56,9 +56,9 @@ class MaskFacts:
     `palette` each index in use to its colour. `lossy` is the name of a file format that changes
     pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2.
 
-    `ramps` counts, by its value, pixels between a lower and a higher value of which one goes on:
-    1 in the rows 0 0 1 3. `jumps` counts neighbours that differ by 2 or more. Where masks were
-    blurred, edges between 0 and 3 are ramps; elsewhere they are jumps.
+    `ramps` counts, by value, pixels between a lower and a higher neighbour, where the mask is flat
+    beyond one of them: the 1 in the row 0 0 1 3. `jumps` counts neighbours that differ by 2 or
+    more. In blurred masks, edges between 0 and 3 are ramps; in others they are jumps.
     """
 
     path: Path
@@ -75,7 +75,7 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
     """Read a mask, H W, upright: its grey values or palette indices, or with `in_colour` colours.
 
     The result is uint8, or int32 for colours and for 16 bits. A 1-bit mask has the values 0 and
-    255. A GIF whose palette is grey has grey levels, because programs number its entries anew.
+    255. A GIF with a grey palette has grey levels, because programs renumber its entries.
 
     Raises:
         DatasetCorruptError: the file is missing, not an image, broken or too large; is an array;
@@ -97,7 +97,7 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
 
 
 def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
-    """Return what a mask holds, without `edges` no ramps and jumps, which take the most time.
+    """Return what a mask holds; with `edges` also ramps and jumps, which take the most time.
 
     Raises:
         DatasetCorruptError, ResourceError: as `read_mask`, except for colour.

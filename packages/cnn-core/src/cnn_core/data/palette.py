@@ -27,7 +27,7 @@ BACKGROUND_NAMES = ("background", "bg", "backgr", "back ground", "ground", "void
 def background_class(classes: Sequence[str], declared: str = "") -> int | None:
     """Return the class that is background, or None: the declared one, else by its name.
 
-    Of two classes without such a name, the first is: masks of two values mark one thing.
+    Of two classes without such a name, it is the first: masks of two values mark one thing.
     """
     if declared in classes:
         return list(classes).index(declared)

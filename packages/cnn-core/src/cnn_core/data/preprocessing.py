@@ -111,7 +111,7 @@ class Preprocessing:
         (height, width), (own_height, own_width) = self.resize_to, self.image_size
         line = f"resized to {height}x{width}: distances, such as hd95, are in pixels of that size"
         if not own_height:
-            return f"images of various sizes are {line}, and shapes that are not so change"
+            return f"images of various sizes are {line}, and their shapes may change"
         same = abs(height * own_width / (width * own_height) - 1) < SAME_SHAPE
         shape = "" if same else ", and their shape changes"
         return f"images of {own_height}x{own_width} are {line}{shape}"

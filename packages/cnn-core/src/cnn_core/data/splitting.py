@@ -1,4 +1,4 @@
-"""Divide samples at random: class by class, and without tearing groups apart.
+"""Divide samples at random: class by class, and keeping groups together.
 
 A group is what several images have in common, such as a patient, a film or a place. Images of one
 group are so alike that a network that was trained on some of them recognises the others.
@@ -30,7 +30,7 @@ def held_out(labels: Tensor, fraction: float, seed: int, groups: Tensor | None =
 
 
 def fold_numbers(labels: Tensor, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
-    """Return the number of each sample's fold, int64 N, from 0; the arguments as in `held_out`.
+    """Return the number of each sample's fold, int64 N, from 0; arguments are as in `held_out`.
 
     Without groups, folds differ by at most one sample, overall and in each class.
     """
@@ -40,7 +40,7 @@ def fold_numbers(labels: Tensor, folds: int, seed: int, groups: Tensor | None = 
     shuffled = [
         members[torch.randperm(len(members), generator=generator)] for members in _by_class(labels)
     ]
-    # Deal the classes out one after another, as cards: a new class goes on where the last stopped.
+    # Deal the classes out like cards: each class continues at the fold after the last one dealt.
     numbers = torch.empty(len(labels), dtype=torch.int64)
     numbers[torch.cat(shuffled)] = torch.arange(len(labels)) % folds
     return numbers

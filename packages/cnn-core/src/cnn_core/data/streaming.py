@@ -120,7 +120,7 @@ class Decoder:
 
 
 def _exif_note(path: Path) -> str:
-    """Return that EXIF turns an image, which may be why its mask has another size, or ""."""
+    """Return a hint if EXIF turns an image, so that its mask may have another size, else ""."""
     turns = exif_orientation(path) != 1
     return " after EXIF turned it; see turn_masks in dataset.toml" if turns else ""
 

@@ -104,7 +104,7 @@ class Recipe:
     """
 
     model: str  # the network, one of cnnzoo list-models
-    data: str  # the dataset, one of cnnzoo list-datasets, or imagefolder:PATH, maskfolder:PATH
+    data: str  # a dataset of cnnzoo list-datasets, imagefolder:PATH, maskfolder:PATH or csv:FILE
     epochs: int = 10  # passes over the training images
     batch_size: int = 128  # images per optimizer step, over all processes
     seed: int = 0  # of the initial weights, the order of the images, and augmentation
@@ -124,13 +124,13 @@ class Recipe:
     rise: float = 0.3  # schedule = "one_cycle": fraction of training with a rising learning rate
     power: float = 1.0  # schedule = "polynomial": the exponent
     final_lr: float = 0.0  # learning rate at the end of "cosine" and "polynomial"
-    loss: str = "cross_entropy"  # map is for classification; all after it are for segmentation
+    loss: str = "cross_entropy"  # map: classification only; dice*, tversky: segmentation only
     label_smoothing: float = 0.0  # share of the target spread over all classes
     map_margin: float = 1.0  # loss = "map": j in LeCun et al. (1998), Eq. 9
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
-    class_weights: str | Mapping[str, float] = ""  # classification: "balanced", or by class name
-    sampler: str = ""  # classification: "balanced" draws equally many images of each class
-    threshold: str = ""  # chosen on validation by f1 or balanced_accuracy; "": f1 if multilabel
+    class_weights: str | Mapping[str, float] = ""  # of images: "balanced", or by class name
+    sampler: str = ""  # classification: "balanced" draws the same number from each class
+    threshold: str = ""  # chosen on validation: f1, balanced_accuracy, none; "": f1 if multilabel
     border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper
     border_sigma: float = 5.0  # decay length of the border weight, in pixels
     focal_gamma: float = 2.0  # loss = "focal": the exponent
@@ -167,7 +167,7 @@ class Recipe:
     pipeline: str = "auto"  # memory or streaming; auto: depends on the size of the dataset
     on_bad_sample: str = "fail"  # "skip:N": skip up to N unreadable files
     validation: float = 0.1  # fraction of the training split held out for validation
-    split_seed: int = -1  # of the choice of these images; -1: of the run in `weights`, else 0
+    split_seed: int = -1  # chooses these images; -1: as the run in `weights` did, else 0
     fold: str = ""  # "2/5": validate on the second of 5 folds of train and val instead
     evaluate_on: str = "test"  # val: evaluate the saved weights on the validation images instead
     topk: int = 0  # k of top-k accuracy; 0: 5, or the number of classes if that is smaller
@@ -185,8 +185,8 @@ class Recipe:
     tile: int = 0  # segmentation: side of the tiles in pixels; 0: resize whole images instead
     mean: tuple[float, ...] = ()  # empty: from the initial weights, the dataset, or computed
     std: tuple[float, ...] = ()  # as for `mean`
-    value_range: tuple[float, ...] = ()  # of values of more than 8 bits: black and white
-    alpha_background: str = ""  # behind transparent parts; "": white; "drop": hidden colours
+    value_range: tuple[float, ...] = ()  # values that are black and white, for more than 8 bits
+    alpha_background: str = ""  # behind transparent parts; "": white; "drop": keep hidden colours
     options: Mapping[str, Any] = field(default_factory=dict)  # of the model's constructor
 
     def __post_init__(self) -> None:

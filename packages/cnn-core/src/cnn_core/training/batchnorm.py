@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation: estimate them anew, and find out that they lag.
+"""Running statistics of batch normalisation: estimate them anew, and detect that they lag.
 
 They are exponential averages over the steps of training. After few steps, or while weights change
 quickly, they describe neither the images nor the weights, and evaluation uses them.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["estimate_statistics", "lagging_statistics"]
 
 BATCHES = 64  # for an estimate; more change little (Wu and Johnson 2021, section 3)
-GAP = 0.5  # a score below this part of that in training asks for a reason
+GAP = 0.5  # a score below this fraction of the training score asks for a reason
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def _average(setup: Setup, layers: Iterable[_BatchNorm]) -> None:
 
 
 def lagging_statistics(setup: Setup, line: Mapping[str, float], batches: Iterable[Batch]) -> str:
-    """Return a line that says that running statistics lag, or "".
+    """Return a warning if running statistics lag behind the weights, else "".
 
     `line` are the metrics of the last epoch. Where validation is much worse than training, the
     network is evaluated on a batch of training images in both modes: an overfitted network is good

@@ -156,7 +156,7 @@ def _require_normalisable_batches(setup: Setup) -> None:
             f"per channel, and feature maps become 1x1 at {_size(preprocessing)} pixels",
             "use batch_size = 2 or more, a larger image_size, or freeze_batchnorm = true",
         ) from error
-    except Exception:  # a network of others that cannot run without values
+    except Exception:  # a plugin's network that cannot run on shapes alone
         return
 
 

@@ -32,23 +32,23 @@ FREE = frozenset(
         *("clip_norm", "warmup_epochs"),
     }
 )
-# Rates of networks with normalisation. AdamW: Kingma and Ba (2015), algorithm 1. RMSprop does not
-# divide its momentum by 1 / (1 - 0.9), so its steps are ten times as long.
+# Rates of networks with normalisation. AdamW: Kingma and Ba (2015), algorithm 1. RMSprop's
+# momentum of 0.9 adds steps up instead of averaging them, so they become ten times as long.
 RATES = {"adamw": 1e-3, "sgd": 0.05, "rmsprop": 1e-4}
 WIDE = 1024  # inputs of a unit, above which an unnormalised network gets a lower rate
 CLIP_NORM = 1.0
-WARMUP = 20  # one step in so many
+WARMUP = 20  # the warm-up is one step in 20
 SIZE_STEP = 32  # pixels; the total stride of most networks
 # Largest batches, and pixels of a batch. A U-Net needs far more memory per pixel.
 BATCHES = {"classification": (128, 2**21), "segmentation": (16, 2**19)}
 SMALLEST_BATCH = {"classification": 16, "segmentation": 2}  # batch norm needs several images
-STEPS = 16  # of an epoch, before batches get smaller
+STEPS = 16  # per epoch, at least: otherwise the batches get smaller
 PROBES = 64  # images whose size is read if sizes differ
 FEW_STEPS = 200
 
 
 def with_sizes(recipe: Recipe, dataset: Dataset, free: Collection[str]) -> Recipe:
-    """Choose `image_size` and `batch_size`, as far as they are free.
+    """Choose `image_size` and `batch_size`, if they are free.
 
     The input has the network's default size; for smaller images, that size less a multiple of 32
     pixels, but not less than half of it for classification, whose feature maps would shrink to a

@@ -73,11 +73,11 @@ def evaluate(
     "all" means all images. The default is "all" for a folder without split folders in `data`,
     since none of its images was trained on, else "test".
 
-    If outputs are not finite, only their number is returned, as "not_finite".
-    `data` is a dataset other than the one that the network was trained on, or that one if it was
-    given as an object. Its classes are matched
-    by name, and it may lack some of them. With `optimize`, a faster copy of the network computes
-    the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and `compile` are options of it.
+    If outputs are not finite, only their number is returned, as "not_finite". `data` is a dataset
+    other than the one that the network was trained on, or that one if it was given as an object.
+    Its classes are matched by name, and it may lack some of them. With `optimize`, a faster copy
+    of the network computes the outputs, equal to 1e-4; `precision` ("fp32" or "bf16") and
+    `compile` are options of it.
 
     Raises:
         UsageError: the run, split or device does not exist, the run has no weights yet, or an

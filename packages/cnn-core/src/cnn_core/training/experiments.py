@@ -41,7 +41,7 @@ class Runs:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation(Runs):
-    """The runs of a cross-validation, one a fold, in the folder `path`."""
+    """The runs of a cross-validation, one per fold, in the folder `path`."""
 
     path: Path
 
@@ -80,11 +80,11 @@ def cross_validate(
     out: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> CrossValidation:
-    """Train once for each fold of the images of train and val, and validate on this fold.
+    """Train once for each fold of the images of train and val, and validate on that fold.
 
     Each class is divided evenly, and groups of images stay together. The test split is not used.
     The runs are `out`/fold-1 and so on; `out` is runs/MODEL-DATASET-FOLDSfolds by default. The
-    same call goes on where an earlier one was interrupted. `settings` are recipe keys and
+    same call continues where an earlier one was interrupted. `settings` are recipe keys and
     arguments of `train`.
 
     Raises:
@@ -119,9 +119,9 @@ def sweep(
     """Train with all combinations of values, with several seeds; choose by the validation score.
 
     `grid` has the values of each recipe key; "options.width" is a key of a table. With
-    `random_cells`, only as many combinations, drawn at random, always the same, are trained. Runs
-    that diverge are left out. The test split is not used. `out`, resuming and `settings` are as
-    in `cross_validate`.
+    `random_cells`, only that many combinations are trained, drawn at random but always the same.
+    Runs that diverge are left out. The test split is not used. `out`, resuming and `settings` are
+    as in `cross_validate`.
 
     Raises:
         UsageError: a key or value is invalid, or `out` has runs with another recipe.
@@ -154,7 +154,7 @@ def sweep(
 
 
 def _cell(cell: Settings, path: Path, recipes: Mapping[str, Recipe], arguments: Settings) -> Cell:
-    """Train the runs of one combination, one a seed."""
+    """Train the runs of one combination, one per seed."""
     runs, diverged = [], []
     for name, recipe in recipes.items():
         try:
@@ -171,7 +171,7 @@ def _chosen(path: Path, cells: Sequence[Cell]) -> Sweep:
         raise NumericalError(f"{path}: every run diverged: {cells[0].diverged[0]}", "a lower lr")
     score = score_name(finished[0].runs[0])
     sign = 1 if higher_is_better(score) else -1
-    # A cell of which a seed diverged is worse than any other.
+    # A cell in which a seed diverged is worse than any without.
     best = max(finished, key=lambda cell: (-len(cell.diverged), sign * cell.metrics[score].mean))
     return Sweep(path, score, tuple(cells), best)
 
@@ -189,11 +189,11 @@ def _folder(out: str | os.PathLike[str] | None, recipe: Recipe, what: str) -> Pa
 
 
 def _run(path: Path, recipe: Recipe, arguments: Settings) -> Run:
-    """Train a run at `path`, go on with it, or return it if it is finished."""
+    """Train a run at `path`, continue it, or return it if it is finished."""
     try:
         return train(recipe=recipe, out=path, auto_resume=True, **arguments)
     except (KeyboardInterrupt, Terminated) as stop:
-        stop.add_note("or repeat the command: it goes on with this run")
+        stop.add_note("or repeat the command: it continues this run")
         raise
 
 
@@ -204,7 +204,7 @@ def _combinations(grid: Mapping[str, Sequence[Any]], count: int) -> list[dict[st
         raise UsageError(f"{count} random combinations: there are {len(cells)}")
     if not count:
         return cells
-    # Always the same ones: the call is repeated to go on.
+    # Always the same ones, so that a repeated call continues.
     return [cells[n] for n in sorted(random.Random(0).sample(range(len(cells)), count))]
 
 

@@ -349,8 +349,8 @@ def _without_paths(recipe: Recipe) -> Recipe:
 def _limits(weights: Weights, data: str, measured: Measured | None) -> str:
     kind = f"images like those of {data}" if data else "images like those it was trained on"
     lines = [
-        f"For {kind}; for others it was not measured.",
-        f"It answers with one of its {weights.num_classes:,} classes, also where none is right; "
+        f"It is for {kind}; it was not measured on others.",
+        f"It knows only its {weights.num_classes:,} classes, whatever an image shows; "
         "its probabilities were not calibrated.",
         "Do not use it for decisions about people or safety without an evaluation of your own.",
     ]

@@ -92,9 +92,9 @@ class Predictor:
     """Apply a trained network, or the mean of several, to images.
 
     `source` is a run, the name of published weights, "hf:owner/name", a weights file or an
-    exported file, and
-    `model`, `naming` and `download` say how to open it, as for `Trained`. The probabilities of the
-    networks in `ensemble` are averaged with its own; their classes must have the same names.
+    exported file; `model`, `naming` and `download` say how to open it, as for `Trained`. The
+    probabilities of the networks in `ensemble` are averaged with its own; their classes must have
+    the same names.
 
     Images may be paths, folders, PIL images, arrays (H W or H W C), tensors (C H W or N C H W),
     or iterables of any of them. Arrays and tensors are uint8, or floats in [0, 1]. Images are

@@ -214,7 +214,7 @@ class _Lines:
 def progress_bar(title: str, show: bool) -> Iterator[Callable[[int, int], None] | None]:
     """Yield a function of (done, total) that updates a bar, or None if `show` is false.
 
-    Without a terminal, it prints a line now and then.
+    Without a terminal, it prints a line every ten seconds.
     """
     if not show:
         yield None

@@ -129,7 +129,7 @@ def _calibration_inputs(
         inputs.extend(part.numpy() for part in images.split(batch_size or len(images)))
         return compute(images)
 
-    # The way of evaluation, so that inputs are uint8 images, or tiles, where the network's are.
+    # As in evaluation, so that inputs are uint8 images, or tiles, if those of the network are.
     logits_of = predictor(ExportedNetwork(record, _included(trained, pictures)), preprocessing)
     subset = train.subset(chosen)
     with torch.inference_mode():

@@ -46,7 +46,7 @@ log: logging.Logger = logging.getLogger("cnn_core")
 def has_run_with(path: Path, recipe: Recipe, free: Collection[str] = ()) -> bool:
     """Whether the folder `path` contains a run with this recipe.
 
-    The run has chosen the keys in `free`, which then may differ.
+    The keys in `free`, which the run chose itself, may differ.
 
     Raises:
         UsageError: it contains a run with another recipe; the message names a key that differs.
@@ -79,7 +79,7 @@ def require_unedited(run: Run) -> None:
     Other `epochs` are allowed where they change nothing in the epochs that were trained.
     """
     recorded = run.environment().get("recipe")
-    if not isinstance(recorded, dict):  # a run of before it was recorded
+    if not isinstance(recorded, dict):  # a run from before it was recorded
         return
     # Not `run.recipe`, in which the names of model and dataset may have been updated.
     began, now = Recipe.from_settings(recorded), Run.open(run.path).recipe
@@ -92,7 +92,7 @@ def require_unedited(run: Run) -> None:
     if edited:
         raise UsageError(
             f"{run.path / 'recipe.toml'}: was edited after training began: {'; '.join(edited)}",
-            f"undo this; other settings: {_from_weights(run)}",
+            f"undo this; to train on with other settings: {_from_weights(run)}",
         )
 
 

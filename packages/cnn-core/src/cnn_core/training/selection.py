@@ -40,7 +40,7 @@ def best_epoch(run: Run) -> int:
         return int(final["epoch"])
     name, epoch, best = monitored_metric(run), 0, None
     rising, history = higher_is_better(name), run.history()
-    # Values that are not finite are not written, and undefined ones neither.
+    # Neither non-finite nor undefined values are written.
     if not any(name in line for line in history):
         return int(history[-1]["epoch"]) if history else 0
     for line in history:

@@ -46,11 +46,10 @@ class Trained:
 
     `source` is a run or its directory, the name of published weights ("MODEL" or "MODEL:NAME"), a
     repository ("hf:owner/name"), a weights file, or an exported .pt2 or .onnx file. For weights
-    files of other libraries `model`
-    names the network, and `naming` the library if the names of the parameters are ambiguous. With
-    `download`, published weights are fetched if they are not here. `data` replaces the dataset
-    that the network was trained on: its name, or an object as for `load_dataset`. Pass the same
-    `Trained` to several functions to load everything once.
+    files of other libraries, `model` names the network, and `naming` the library if the names of
+    the parameters are ambiguous. With `download`, published weights are fetched if they are not
+    here. `data` replaces the dataset that the network was trained on: its name, or an object as
+    for `load_dataset`. Pass the same `Trained` to several functions to load everything once.
 
     Raises:
         UsageError: the device does not exist; on access, if the run, weights or dataset do not
@@ -342,7 +341,7 @@ def _as_recorded(dataset: Dataset, fingerprint: str | None) -> Dataset | None:
     """
     if fingerprint in (None, dataset.fingerprint()):
         return dataset
-    # Runs of folders of before class names had a natural order: 10 before 2.
+    # Runs on folders from before classes had a natural order: 10 before 2.
     if not dataset.labels and any(
         isinstance(s, Files) and isinstance(s.targets, Tensor) for s in dataset.splits.values()
     ):

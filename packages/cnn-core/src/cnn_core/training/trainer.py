@@ -422,7 +422,7 @@ def _collapse(spec: DatasetSpec, sums: Mapping[str, Tensor]) -> str:
     what = "pixels of the test images" if pixels else "test images"
     name = f"'{printable(spec.classes[only])}'" if only >= 0 else "no class"
     return (
-        f"all {what} are predicted as {name}: nothing else was learned; try another lr, "
+        f"all {what} are predicted as {name}; try another lr, "
         f"more epochs, {'balance=true' if pixels else 'class_weights=balanced'}, or more images "
         "of the other classes"
     )

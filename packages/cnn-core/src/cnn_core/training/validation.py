@@ -62,7 +62,7 @@ def with_own_part(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, str]:
         moved = recorded.get("data") != recorded_location(recipe.data)
         return own, "" if moved else (
             f"{origin.path}: {recipe.data} has changed since: it may have been trained on images "
-            "that validate now"
+            "that are now for validation"
         )
     kept = replace(
         recipe,

@@ -113,7 +113,7 @@ def locate_repository(name: object, *, download: bool = False) -> Path:
 
 
 def _cached(hub: Any, repository: Repository, revision: str | None = None) -> Path | None:
-    """Return a repository's folder in the cache if it is complete; ask nobody."""
+    """Return a repository's folder in the cache if it is complete; do not ask the hub."""
     with _explained(repository):
         try:
             folder = hub.snapshot_download(
@@ -144,7 +144,7 @@ def _fetch(hub: Any, repository: Repository) -> Path:
 
 @contextlib.contextmanager
 def _no_bars_in_pipes(hub: Any) -> Iterator[None]:
-    """Switch off progress bars unless stderr is a terminal: some do not look."""
+    """Switch off progress bars unless stderr is a terminal: some do not check."""
     bars = hub.utils
     if sys.stderr.isatty() or bars.are_progress_bars_disabled():
         yield

@@ -69,7 +69,9 @@ class Weights:
             raise CorruptError(f"{self.path}: unknown task '{printable(str(self.task))}'")
         numbers = all(isinstance(t, int | float) and 0 <= t <= 1 for t in self.thresholds)
         if not numbers or len(self.thresholds) not in (0, 1, self.num_classes):
-            raise CorruptError(f"{self.path}: thresholds are not numbers from 0 to 1, one a class")
+            raise CorruptError(
+                f"{self.path}: thresholds: expected numbers from 0 to 1, one per class"
+            )
 
     def load_into(self, model: nn.Module, fresh: Collection[str] = ()) -> tuple[str, ...]:
         """Copy the tensors into a model, which must have the same names and shapes.

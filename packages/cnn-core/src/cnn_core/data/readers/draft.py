@@ -1,4 +1,4 @@
-"""Write a start of dataset.toml from what is in the folders, for a user to complete."""
+"""Write a draft of dataset.toml from what is in the folders, for the user to complete."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEADER = re.compile(r"name\W+r\W+g\W+b", re.IGNORECASE)
 
 
 def read_names(path: Path) -> tuple[list[str], dict[MaskValue, str]]:
-    """Return names, one a line, and their colours if the lines have them: "R G B NAME" and alike.
+    """Return names, one per line, and their colours, if any: "R G B NAME" or the like.
 
     Raises:
         UsageError: there is no such file, it has no lines, or some lines have a colour.
@@ -78,7 +78,7 @@ def draft_of_masks(
 ) -> str:
     """Return dataset.toml for a folder of images and masks, checked against all masks.
 
-    `names` is a file of names; `ignore` are the values that count in nothing. `colours` reads
+    `names` is a file of names; `ignore` are the values of ignored pixels. `colours` reads
     masks with a palette by colour.
 
     Raises:
@@ -162,7 +162,7 @@ def _masks_text(layout: Layout, found: Survey, description: Description) -> str:
     ]
     if description.threshold:
         lines.append(
-            f"threshold = {description.threshold}  # values from it on are the second class"
+            f"threshold = {description.threshold}  # this value and above: the second class"
         )
     if description.turn_masks is not None:
         text = "drawn on the pixels as stored" if description.turn_masks else "already upright"

@@ -1,4 +1,4 @@
-"""Read your own images with a folder per class, `imagefolder:PATH`; what all folders share."""
+"""Read your own images with a folder per class, `imagefolder:PATH`; helpers for all readers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _classes(root: Path, layout: Layout) -> list[str]:
     spelling = {name: unicodedata.normalize("NFKC", name).casefold() for name in classes}
     same = Counter(spelling.values())
     if alike := [printable(name) for name in classes if same[spelling[name]] > 1]:
-        layout.faults.append(f"{train}: classes with the same name but for case: {alike}")
+        layout.faults.append(f"{train}: classes whose names differ only in case: {alike}")
     return classes
 
 

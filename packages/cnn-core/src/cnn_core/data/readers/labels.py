@@ -187,7 +187,7 @@ def _from_flags(table: Table, columns: tuple[str, ...], task: str) -> Labels:
     columns_of_numbers = [[float(v) > 0 for v in table.values(column)] for column in columns]
     targets = torch.tensor(columns_of_numbers).T.to(torch.uint8)
     if task != "multilabel" and bool((targets.sum(1) == 1).all()):
-        note = f"each row has exactly one 1 in {len(columns)} columns: they are its class"
+        note = f"each row has exactly one 1 in {len(columns)} columns: it is the class"
         return Labels("classification", columns, targets.argmax(1), (note,))
     if task == "classification":
         many = (targets.sum(1) != 1).nonzero().flatten().tolist()
@@ -200,7 +200,7 @@ def _from_flags(table: Table, columns: tuple[str, ...], task: str) -> Labels:
 
 def _unlabelled(targets: Tensor) -> list[str]:
     none = int((targets.sum(1) == 0).sum())
-    return [f"{none:,} images have no label: they are images of no class"] if none else []
+    return [f"{none:,} images have no label: they belong to no class"] if none else []
 
 
 def _alike(classes: Iterable[str]) -> list[str]:

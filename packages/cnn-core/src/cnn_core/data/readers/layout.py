@@ -74,8 +74,8 @@ def _by_split(folders: Iterable[Path]) -> dict[str, Path]:
 def find_layout(root: Path) -> Layout:
     """Find the splits of PATH/CLASS/FILE or PATH/SPLIT/CLASS/FILE.
 
-    A folder with the name of a split is a class if it has no folders but images, and other folders
-    of images are beside it.
+    A folder with the name of a split is a class if it contains only images, and other folders of
+    images are beside it.
 
     Raises:
         UsageError: there is no such folder.

@@ -145,7 +145,7 @@ def _undeclared_colours(found: Survey) -> DatasetCorruptError:
 
 
 def _require_one_kind(found: Survey) -> None:
-    """Raise DatasetCorruptError for one mask in colour among others, or for unlike palettes."""
+    """Raise DatasetCorruptError for one mask in colour among others, or for differing palettes."""
     for mask in found.masks:
         if mask.kind == "colour":
             count = sum(m.kind == "colour" for m in found.masks)

@@ -24,7 +24,7 @@ class Rule:
     mask: tuple[str, str] = ("", "")
 
     def core(self, name: str, affixes: tuple[str, str]) -> str | None:
-        """Return the shared part of a name, or None if it has not these affixes."""
+        """Return the shared part of a name, or None if it lacks these affixes."""
         before, after = affixes
         fits = name.startswith(before) and name.endswith(after)
         enough = len(name) > len(before) + len(after)
@@ -70,7 +70,7 @@ def best_rule(images: Iterable[str], masks: Iterable[str]) -> Rule:
 
 
 def _common_affixes(images: Sequence[str], masks: Sequence[str]) -> list[Rule]:
-    """Return the rule of what all images and what all masks have in common around a name."""
+    """Return the rule made of what all images, and all masks, have around the shared name."""
     # A single name would have only affixes, and any two files would be a pair.
     if min(len(images), len(masks)) < 2:
         return []

@@ -1,4 +1,4 @@
-"""Find images and their masks in folders, in the layouts in which people have them."""
+"""Find images and their masks in folders of many layouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Layout", "NAMES", "Pairs", "find_pairs"]
 
 Pairs = tuple[tuple[Path, ...], tuple[Path, ...]]  # images and their masks, in the same order
 Source = Sequence[Path]  # image files, below one folder
-NAMES = "classes.txt"  # beside the folders: the names of the classes, one a line
+NAMES = "classes.txt"  # beside the folders: the names of the classes, one per line
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "frames")
 MASKS = (
@@ -47,7 +47,7 @@ class Layout:
     unmeasured: list[Path] = field(default_factory=list)
 
     def add_rule(self, images: Path, masks: Path, rule: Rule) -> None:
-        """Keep how images go with masks, unless it is as a user would write it first."""
+        """Note how images pair with masks, unless it is the plainest layout."""
         parts = [
             f"{folder.relative_to(self.root) / f'{before}NAME{after}'}"
             for folder, (before, after) in ((images, rule.image), (masks, rule.mask))
@@ -154,7 +154,7 @@ def _declared(root: Path, found: Description, layout: Layout) -> dict[str, tuple
 
 
 def _listed(path: Path, images: Path, masks: Path) -> tuple[Source, Source]:
-    """Return the images and masks that a list names, one a line, with or without suffix."""
+    """Return the images and masks that a list names, one per line, with or without suffix."""
     by_image, by_mask = _names(sorted_files(images), images), _names(sorted_files(masks), masks)
     rule = best_rule(by_image, by_mask)
     parts: tuple[list[Path], list[Path]] = ([], [])

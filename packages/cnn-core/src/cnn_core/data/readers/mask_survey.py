@@ -173,7 +173,7 @@ def _halfway(found: Survey) -> str:
 def advice(found: Survey) -> str:
     return (
         f"name each value in {found.root / FILE} (cnnzoo describe-data maskfolder:{found.root} "
-        "writes a start of it), or the classes 0, 1, … in classes.txt"
+        "writes a draft), or the classes 0, 1, … in classes.txt"
     )
 
 

@@ -26,8 +26,8 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
     `find_pairs` lists the other layouts. Masks are class numbers, grey levels, palette indices or
     colours; PATH/dataset.toml says which value is which class, PATH/classes.txt names the classes,
-    one a line. Files that are not read, and what is not obvious, are in the dataset's `notes` and
-    `faults`.
+    one per line. Files that are not read, and what is not obvious, are in the dataset's `notes`
+    and `faults`.
 
     Raises:
         UsageError: there is no such folder, or dataset.toml or classes.txt do not fit the masks.
@@ -75,7 +75,7 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """Return the names in classes.txt, one a line, in the order of the classes.
+    """Return the names in classes.txt, one per line, in the order of the classes.
 
     Raises:
         UsageError: a name is given twice, or the file is not UTF-8.

@@ -197,7 +197,7 @@ def _of_pairs(name: str, source: Any) -> Samples:
         return Samples(name, partial(_pair_image, source), labels, classes, paths)
     columns: list[Any] = [getattr(source, key, None) for key in ("targets", "labels")]
     labels = next((list(column) for column in columns if _is_column(column, source)), [])
-    # Otherwise only the samples themselves say; this reads all images once.
+    # Otherwise only the samples have the labels; this reads all images once.
     labels = labels or [_pair(source[index])[1] for index in range(len(source))]
     return Samples(name, partial(_pair_image, source), labels, classes)
 
@@ -285,7 +285,7 @@ def _several(
     rows = [row for column in labels.values() for row in column]
     lengths = {len(row) for row in rows}
     flags = len(lengths) == 1 and all(value in (0, 1) for row in rows for value in row)
-    # A list [0, 1] of two classes may be both flags and numbers: of as many as classes, flags.
+    # With two classes, [0, 1] may be flags or numbers: a list as long as the classes is flags.
     if flags and (not classes or lengths == {len(classes)}):
         count = lengths.pop()
         names = classes or tuple(map(str, range(count)))
@@ -387,7 +387,7 @@ def _as_image(image: Any, name: str) -> Image.Image:
 
 
 def _channels(part: Samples) -> int:
-    """Return 1 if some images, evenly spaced, are grey, else 3."""
+    """Return 1 if all images of a sample, evenly spaced, are grey, else 3."""
     return 1 if all(image.mode in GREY for image in _some_images(part)) else 3
 
 
