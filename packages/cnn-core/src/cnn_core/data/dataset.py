@@ -178,7 +178,7 @@ class Dataset:
     `notes` are lines for the user on how its files were understood. `faults` are lines on files
     and parts of files that are not read, although the user may want them. `aliases` are other
     names of splits. `labels` is a digest of labels that are not in the names of the files, or "".
-    `divided` says that the test split is a part of the only folder, since the files have no splits.
+    `divided` says that the test split was taken from the only folder, which has no splits.
     """
 
     spec: DatasetSpec
