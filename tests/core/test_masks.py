@@ -987,3 +987,44 @@ def test_names_with_colours_describe_masks_in_colour(tmp_path):
     (root / "dataset.toml").unlink()
     CliRunner().invoke(describe_data, [f"maskfolder:{root}", "--classes", str(tmp_path / "a")])
     assert load(root).spec.classes == ("road", "car", "tree")
+
+
+# --- what people also have -------------------------------------------------------------------
+
+
+def numbered(root, counts):
+    """Masks of objects 1 to n, each a square of its own, on 0."""
+    for number, count in enumerate(counts):
+        image(root / "images" / f"{number}.png", number, (32, 32))
+        drawn = np.zeros((32, 32), np.uint8)
+        for value in range(count):
+            y, x = 10 * (value // 3), 10 * (value % 3)
+            drawn[y + 1 : y + 8, x + 1 : x + 8] = value + 1
+        (root / "masks").mkdir(exist_ok=True)
+        Image.fromarray(drawn).save(root / "masks" / f"{number}.png")
+    return root
+
+
+def test_numbers_of_objects_are_not_classes(tmp_path):
+    root = numbered(tmp_path / "cells", (4, 5, 7, 8, 6, 4))
+    with pytest.raises(DatasetCorruptError, match="1 to 4 up to 1 to 8") as caught:
+        load(root)
+    assert "threshold = 1" in str(caught.value.hint)
+    drafted = CliRunner().invoke(describe_data, [f"maskfolder:{root}"])
+    assert "numbers of objects" in str(drafted.exception)
+    (root / "dataset.toml").write_text("threshold = 1\n")
+    data = load(root)
+    assert data.spec.mask_values == (0, 1)
+    assert {*first_target(data).unique().tolist()} == {0, 1}
+
+
+def test_classes_that_are_blobs_stay_classes(tmp_path):
+    load(numbered(tmp_path / "same", (4, 4, 4, 4, 4, 4)))  # all images have all classes
+    load(numbered(tmp_path / "organs", (1, 2, 2, 1, 2, 1)))  # a tumour is not in each
+
+
+def test_one_blob_has_no_hole_and_no_second_part(tmp_path):
+    drawn = np.zeros((12, 12), np.uint8)
+    drawn[1:4, 1:4], drawn[5:9, 5:9], drawn[6, 6], drawn[0, 8], drawn[10, 0] = 1, 2, 0, 3, 3
+    Image.fromarray(drawn).save(tmp_path / "one.png")
+    assert mask_facts(tmp_path / "one.png").whole & {1, 2, 3} == {1}
