@@ -54,8 +54,8 @@ class MaskFacts:
 
     `kind` is "grey", "palette" or "colour"; `counts` maps each value to its number of pixels,
     `palette` each index in use to its colour. `lossy` is the name of a file format that changes
-    pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2, `whole`
-    those whose pixels are one connected blob without holes.
+    pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2,
+    `whole` those whose pixels are one connected blob without holes.
 
     `ramps` counts, by its value, pixels between a lower and a higher value of which one goes on:
     1 in the rows 0 0 1 3. `jumps` counts neighbours that differ by 2 or more. Where masks were
@@ -99,7 +99,7 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
 
 
 def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
-    """Return what a mask holds; without `edges` no ramps, jumps and blobs, which take the most time.
+    """Return what a mask holds; without `edges` no ramps, jumps and blobs, which take time.
 
     Raises:
         DatasetCorruptError, ResourceError: as `read_mask`, except for colour.
@@ -217,11 +217,22 @@ def _deep(path: Path, values: npt.NDArray[np.int64]) -> Pixels:
 def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
     """Drop an opaque alpha channel; refuse another one, which may be where the mask is."""
     if mask.getchannel("A").getextrema() != (255, 255):
+        if all(low == high for low, high in _colour_bounds(mask)):
+            raise DatasetCorruptError(
+                f"{path}: mode {mask.mode}, in one colour: the classes seem to be in the alpha "
+                "channel",
+                "save it as grey, in Python: Image.open(FILE).getchannel('A').save(FILE)",
+            )
         raise DatasetCorruptError(
             f"{path}: mode {mask.mode}: a mask that is partly transparent",
             "flatten it: what is transparent has no class that cnnzoo could know",
         )
     return mask.convert("L" if mask.mode == "LA" else "RGB")
+
+
+def _colour_bounds(mask: Image.Image) -> list[tuple[float, float]]:
+    """Return the lowest and highest value of each channel but alpha."""
+    return [mask.getchannel(name).getextrema() for name in mask.getbands()[:-1]]  # type: ignore[misc]
 
 
 def _in_colour(path: Path, kind: str, pixels: Pixels, palette: list[int]) -> Pixels:
