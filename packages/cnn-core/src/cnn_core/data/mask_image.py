@@ -216,8 +216,9 @@ def _deep(path: Path, values: npt.NDArray[np.int64]) -> Pixels:
 
 def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
     """Drop an opaque alpha channel; refuse another one, which may be where the mask is."""
-    if mask.getchannel("A").getextrema() != (255, 255):
-        if all(low == high for low, high in _colour_bounds(mask)):
+    lowest, highest = mask.getchannel("A").getextrema()
+    if (lowest, highest) != (255, 255):
+        if lowest != highest and all(low == high for low, high in _colour_bounds(mask)):
             raise DatasetCorruptError(
                 f"{path}: mode {mask.mode}, in one colour: the classes seem to be in the alpha "
                 "channel",

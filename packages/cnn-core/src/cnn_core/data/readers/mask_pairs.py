@@ -28,6 +28,7 @@ MASKS = (
     *("masks", "mask", "annotations", "annotation", "annots", "annot", "labels", "label"),
     *("segmentations", "segmentation", "segmentationclass", "segs", "seg", "groundtruth", "gt"),
 )
+NUMBERS = re.compile(r"\d+( [\d.]+){4}").match  # a line of YOLO: a class and its box or polygon
 ORDER = ("train", "val", "test")
 # Longer ones first: "segmentation" ends a name that "seg" only begins.
 ROLES = ("", *sorted((*IMAGES, *MASKS), key=len, reverse=True))
@@ -252,7 +253,7 @@ def _require_masks(root: Path) -> None:
                 f"maximum of all files in {inside[0].name}/masks",
             )
     pictures = {path.stem for path in sorted_files(root)}
-    texts = sorted(path for path in root.rglob("*.txt") if path.stem in pictures)
+    texts = sorted(p for p in root.rglob("*.txt") if p.stem in pictures and NUMBERS(_start(p)))
     if texts:
         raise DatasetCorruptError(
             f"{texts[0].parent}: holds .txt files, such as {printable(texts[0].name)}, as for "
@@ -261,6 +262,11 @@ def _require_masks(root: Path) -> None:
             "class + 1 and 0 for the background (PIL.ImageDraw), or export masks (PNG) from the "
             "labelling tool",
         )
+
+
+def _start(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(200)
 
 
 def _require_all(
