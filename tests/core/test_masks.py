@@ -991,3 +991,125 @@ def test_names_with_colours_describe_masks_in_colour(tmp_path):
     (root / "dataset.toml").unlink()
     CliRunner().invoke(describe_data, [f"maskfolder:{root}", "--classes", str(tmp_path / "a")])
     assert load(root).spec.classes == ("road", "car", "tree")
+
+
+# --- what people also have -------------------------------------------------------------------
+
+
+def numbered(root, counts):
+    """Masks of objects 1 to n, each a square of its own, on 0."""
+    for number, count in enumerate(counts):
+        image(root / "images" / f"{number}.png", number, (32, 32))
+        drawn = np.zeros((32, 32), np.uint8)
+        for value in range(count):
+            y, x = 10 * (value // 3), 10 * (value % 3)
+            drawn[y + 1 : y + 8, x + 1 : x + 8] = value + 1
+        (root / "masks").mkdir(exist_ok=True)
+        Image.fromarray(drawn).save(root / "masks" / f"{number}.png")
+    return root
+
+
+def test_numbers_of_objects_are_not_classes(tmp_path):
+    root = numbered(tmp_path / "cells", (4, 5, 7, 8, 6, 4))
+    with pytest.raises(DatasetCorruptError, match="1 to 4 up to 1 to 8") as caught:
+        load(root)
+    assert "threshold = 1" in str(caught.value.hint)
+    drafted = CliRunner().invoke(describe_data, [f"maskfolder:{root}"])
+    assert "numbers of objects" in str(drafted.exception)
+    (root / "dataset.toml").write_text("threshold = 1\n")
+    data = load(root)
+    assert data.spec.mask_values == (0, 1)
+    assert {*first_target(data).unique().tolist()} == {0, 1}
+
+
+def test_classes_that_are_blobs_stay_classes(tmp_path):
+    load(numbered(tmp_path / "same", (4, 4, 4, 4, 4, 4)))  # all images have all classes
+    load(numbered(tmp_path / "organs", (1, 2, 2, 1, 2, 1)))  # a tumour is not in each
+
+
+def test_one_blob_has_no_hole_and_no_second_part(tmp_path):
+    drawn = np.zeros((12, 12), np.uint8)
+    drawn[1:4, 1:4], drawn[5:9, 5:9], drawn[6, 6], drawn[0, 8], drawn[10, 0] = 1, 2, 0, 3, 3
+    Image.fromarray(drawn).save(tmp_path / "one.png")
+    assert mask_facts(tmp_path / "one.png").whole & {1, 2, 3} == {1}
+
+
+def test_a_class_that_training_lacks_is_a_fault(tmp_path):
+    for split, values in (("train", (0, 1, 2)), ("test", (0, 1, 2, 3))):
+        for number in range(4):
+            image(tmp_path / split / "images" / f"{number}.png", number)
+            mask(tmp_path / split / "masks" / f"{number}.png", values)
+    (fault,) = load(tmp_path).faults
+    assert "value 3, class '3', is in masks of test" in fault
+    (tmp_path / "dataset.toml").write_text("ignore = [3]\n")
+    assert load(tmp_path).faults == ()
+
+
+def folder_per_class(root):
+    for name, (path, drawn) in {
+        f"{kind}{n}": (f"masks/{kind}/{n}.png", (0, 255))
+        for kind in ("road", "car")
+        for n in "123"
+    }.items():
+        image(root / "images" / f"{name[-1]}.png")
+        mask(root / path, drawn)
+
+
+def polygons(root):
+    for number in range(3):
+        image(root / "images" / "train" / f"{number}.png")
+        (root / "labels" / "train").mkdir(parents=True, exist_ok=True)
+        (root / "labels" / "train" / f"{number}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+
+
+def polygons_beside(root):
+    image(root / "images" / "1.png")
+    (root / "images" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+
+
+def mask_per_object(root):
+    for name in ("a1", "b2"):
+        image(root / name / "images" / f"{name}.png")
+        for number in range(2):
+            mask(root / name / "masks" / f"{name}{number}c.png", (0, 255))
+
+
+def stack(root):
+    for name in ("images/volume.tif", "labels/labels.tif"):
+        pages = [Image.fromarray(stripes((0, 255))) for _ in range(3)]
+        (root / name).parent.mkdir(parents=True)
+        pages[0].save(root / name, save_all=True, append_images=pages[1:])
+
+
+def alpha(root):
+    pairs(root, (0, 1))
+    for path in (root / "masks").iterdir():
+        drawn = np.zeros((*SIZE, 4), np.uint8)
+        drawn[..., 3] = stripes((0, 255))
+        Image.fromarray(drawn).save(path)
+
+
+def two_suffixes(root):
+    pairs(root, (0, 1))
+    image(root / "images" / "3.jpg")
+
+
+@pytest.mark.parametrize(
+    ("build", "problem", "way_out"),
+    [
+        (folder_per_class, "folders car, road", "merge them into one mask per image"),
+        (polygons, "train: holds .txt files, such as 0.txt", "draw the polygons"),
+        (polygons_beside, "images: holds .txt files, such as 1.txt", "draw the polygons"),
+        (mask_per_object, "2 folders, such as a1", "pixelwise maximum of all files in a1/masks"),
+        (stack, "volume.tif: a stack", "save each page"),
+        (alpha, "the classes seem to be in the alpha channel", "save it as grey"),
+        (two_suffixes, "3.png: same name as 3.jpg", "a name of its own"),
+    ],
+)
+def test_what_people_have_instead_is_named(tmp_path, build, problem, way_out):
+    build(tmp_path)
+    with pytest.raises(DatasetCorruptError) as caught:
+        load(tmp_path)
+    assert problem in caught.value.message
+    assert way_out in caught.value.hint
+    assert caught.value.exit_code == 3

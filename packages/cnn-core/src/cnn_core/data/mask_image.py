@@ -54,7 +54,8 @@ class MaskFacts:
 
     `kind` is "grey", "palette" or "colour"; `counts` maps each value to its number of pixels,
     `palette` each index in use to its colour. `lossy` is the name of a file format that changes
-    pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2.
+    pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2,
+    `whole` those whose pixels are one connected blob without holes.
 
     `ramps` counts, by value, pixels between a lower and a higher neighbour, where the mask is flat
     beyond one of them: the 1 in the row 0 0 1 3. `jumps` counts neighbours that differ by 2 or
@@ -69,6 +70,7 @@ class MaskFacts:
     filled: frozenset[int]
     ramps: Mapping[int, int] = field(default_factory=dict)
     jumps: int = 0
+    whole: frozenset[int] = frozenset()
 
 
 def read_mask(path: Path, in_colour: bool = False) -> Tensor:
@@ -97,7 +99,7 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
 
 
 def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
-    """Return what a mask holds; with `edges` also ramps and jumps, which take the most time.
+    """Return what a mask holds; without `edges` no ramps, jumps and blobs, which take time.
 
     Raises:
         DatasetCorruptError, ResourceError: as `read_mask`, except for colour.
@@ -114,7 +116,8 @@ def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
         counts = {int(values[i]): int(totals[i]) for i in order}
     used = {index: palette[index] for index in counts} if kind == PALETTE else {}
     ramps, jumps = _edges(pixels) if edges and kind == GREY and len(counts) > 2 else ({}, 0)
-    return MaskFacts(path, kind, counts, used, lossy, _filled(pixels), ramps, jumps)
+    whole = _whole(pixels) if edges and kind != COLOUR else frozenset()
+    return MaskFacts(path, kind, counts, used, lossy, _filled(pixels), ramps, jumps, whole)
 
 
 def exif_orientation(path: Path) -> int:
@@ -213,12 +216,24 @@ def _deep(path: Path, values: npt.NDArray[np.int64]) -> Pixels:
 
 def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
     """Drop an opaque alpha channel; refuse another one, which may be where the mask is."""
-    if mask.getchannel("A").getextrema() != (255, 255):
+    lowest, highest = mask.getchannel("A").getextrema()
+    if (lowest, highest) != (255, 255):
+        if lowest != highest and all(low == high for low, high in _colour_bounds(mask)):
+            raise DatasetCorruptError(
+                f"{path}: mode {mask.mode}, in one colour: the classes seem to be in the alpha "
+                "channel",
+                "save it as grey, in Python: Image.open(FILE).getchannel('A').save(FILE)",
+            )
         raise DatasetCorruptError(
             f"{path}: mode {mask.mode}: a mask that is partly transparent",
             "flatten it: what is transparent has no class that cnnzoo could know",
         )
     return mask.convert("L" if mask.mode == "LA" else "RGB")
+
+
+def _colour_bounds(mask: Image.Image) -> list[tuple[float, float]]:
+    """Return the lowest and highest value of each channel but alpha."""
+    return [mask.getchannel(name).getextrema() for name in mask.getbands()[:-1]]  # type: ignore[misc]
 
 
 def _in_colour(path: Path, kind: str, pixels: Pixels, palette: list[int]) -> Pixels:
@@ -239,6 +254,18 @@ def _filled(pixels: Pixels) -> frozenset[int]:
     if inside.dtype == np.uint8:  # ten times faster than sorting
         return frozenset(np.bincount(inside, minlength=256).nonzero()[0].tolist())
     return frozenset(np.unique(inside)[:MAX_COLOURS].tolist())
+
+
+def _whole(pixels: Pixels) -> frozenset[int]:
+    """Return the values with Euler number 1: pixels - pairs + squares, that is blobs - holes."""
+    corner = pixels[:-1, :-1]
+    across, down = pixels[:, :-1] == pixels[:, 1:], pixels[:-1] == pixels[1:]
+    square = across[:-1] & across[1:] & down[:, :-1]
+    parts = (pixels.ravel(), 1), (pixels[:, :-1][across], -1), (pixels[:-1][down], -1)
+    euler = np.zeros(int(pixels.max()) + 1, np.int64)
+    for values, sign in (*parts, (corner[square], 1)):
+        euler += sign * np.bincount(values, minlength=len(euler))
+    return frozenset((euler == 1).nonzero()[0].tolist())
 
 
 def _edges(pixels: Pixels) -> tuple[dict[int, int], int]:

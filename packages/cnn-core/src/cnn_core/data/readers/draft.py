@@ -18,6 +18,7 @@ from cnn_core.data.readers.mask_classes import classes_of
 from cnn_core.data.readers.mask_pairs import Layout, find_pairs
 from cnn_core.data.readers.mask_survey import (
     Survey,
+    require_classes,
     require_edges,
     require_sharp,
     require_unmixed,
@@ -131,6 +132,7 @@ def _labels(
         ignored = (IGNORED,)
     kept = [value for value in values if value not in ignored]
     if not names:
+        require_classes(found)
         require_sharp(found, kept)
         require_edges(found)
         require_wide(found, kept)

@@ -19,6 +19,7 @@ from cnn_core.data.readers.mask_survey import (
     WHITE,
     Survey,
     advice,
+    require_classes,
     require_edges,
     require_lossless,
     require_sharp,
@@ -79,10 +80,12 @@ def _by_threshold(found: Survey, description: Description, names: Sequence[str])
         raise UsageError(f"{path}: threshold = {limit}: all pixels are on one side of it")
     # The value that most pixels of a side have is the one that was drawn.
     drawn = [max(side, key=lambda v: found.pixels[v]) for side in sides]
+    if 2 * found.pixels[drawn[1]] < sum(found.pixels[v] for v in sides[1]):
+        drawn[1] = limit  # many objects, each with a number of its own
     labels = description.labels or dict(zip(drawn, names or map(str, drawn), strict=False))
     if len(labels) != 2 or (names and len(names) != 2):
         raise UsageError(f"{path}: threshold makes two classes: give two names")
-    share = 1 - sum(found.pixels[v] for v in drawn) / sum(found.pixels.values())
+    share = 1 - sum(found.pixels.get(v, 0) for v in drawn) / sum(found.pixels.values())
     note = (
         f"{found.where}: threshold {limit} decides on the {100 * share:.3g} % of the pixels that "
         f"are neither {drawn[0]} nor {drawn[1]}"
@@ -181,6 +184,8 @@ def _counted(found: Survey, description: Description, names: Sequence[str]) -> C
         raise _one_class(found)
     if given is None:
         require_unmixed(found, kept)
+    if not names:
+        require_classes(found)
     require_edges(found)
     labels = _named(found, kept, names) if names else _unnamed(found, kept, given is not None)
     numbers = {value: number for number, value in enumerate(labels)}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cnn_core.data.images import image_facts
 from cnn_core.data.readers.description import FILE, Description
 from cnn_core.data.readers.layout import folders_in, split_folders
 from cnn_core.data.readers.listing import UNMASKED, UNUSED, LeftOut, sorted_files, subfolders
@@ -27,6 +28,7 @@ MASKS = (
     *("masks", "mask", "annotations", "annotation", "annots", "annot", "labels", "label"),
     *("segmentations", "segmentation", "segmentationclass", "segs", "seg", "groundtruth", "gt"),
 )
+NUMBERS = re.compile(r"\d+( [\d.]+){4}").match  # a line of YOLO: a class and its box or polygon
 ORDER = ("train", "val", "test")
 # Longer ones first: "segmentation" ends a name that "seg" only begins.
 ROLES = ("", *sorted((*IMAGES, *MASKS), key=len, reverse=True))
@@ -179,19 +181,92 @@ def _listed(path: Path, images: Path, masks: Path) -> tuple[Source, Source]:
 
 def _paired(images: Source, masks: Source, layout: Layout) -> Pairs:
     """Return images and masks that go together by one rule for all names."""
+    _require_single(images, masks)
     for ours, theirs, missing in ((images, masks, "masks"), (masks, images, "images")):
         if ours and not theirs:
+            _require_masks(layout.root)
             raise DatasetCorruptError(
                 f"{_common(ours)}: {len(ours)} files, but the folder of {missing} has no images"
             )
     image_folder, mask_folder = _common(images), _common(masks)
     by_image, by_mask = _names(images, image_folder), _names(masks, mask_folder)
     rule = best_rule(by_image, by_mask)
+    _require_merged(by_image, by_mask, mask_folder)
     partners = {name: partner(rule, name, of_mask=False) for name in by_image}
     _require_all(by_image, by_mask, rule, mask_folder, of_mask=False)
     _require_all(by_mask, by_image, rule, image_folder, of_mask=True)
     layout.add_rule(image_folder, mask_folder, rule)
     return tuple(by_image.values()), tuple(by_mask[partners[name]] for name in by_image)
+
+
+def _require_merged(
+    by_image: Mapping[str, Path], by_mask: Mapping[str, Path], folder: Path
+) -> None:
+    """Raise DatasetCorruptError for a folder of masks for each class: road/1.png, car/1.png."""
+    if any("/" in name for name in by_image) or any("/" not in name for name in by_mask):
+        return
+    groups: dict[str, set[str]] = {}
+    for name in by_mask:
+        group, _, rest = name.partition("/")
+        groups.setdefault(group, set()).add(rest)
+    shared = [group for group, names in groups.items() if names & by_image.keys()]
+    if len(shared) < 2 or len(set.union(*groups.values())) == len(by_mask):
+        return
+    listed = ", ".join(printable(group) for group in shared[:8])
+    raise DatasetCorruptError(
+        f"{folder}: an image has a mask in each of the folders {listed}: one folder per class?",
+        f"merge them into one mask per image, {folder / 'NAME.png'}: 0 where nothing is, and 1, "
+        f"2, … where {shared[0]}, {shared[1]}, … are",
+    )
+
+
+def _require_single(images: Source, masks: Source) -> None:
+    """Raise DatasetCorruptError if images and masks are stacks: files of many pages."""
+    if not images or not masks:
+        return
+    if not all(_is_stack(files[0]) for files in (images, masks)):
+        return
+    raise DatasetCorruptError(
+        f"{images[0]}: a stack: it and {masks[0]} have several pages, and only the first is read",
+        "save each page as an image and a mask of its own, for example with ImageMagick: "
+        f"magick {images[0].name} {images[0].stem}_%04d.png",
+    )
+
+
+def _is_stack(path: Path) -> bool:
+    try:
+        return "pages" in image_facts(path).lost
+    except DatasetCorruptError:
+        return False  # broken files are reported when all are decoded
+
+
+def _require_masks(root: Path) -> None:
+    """Raise DatasetCorruptError for what people have instead of a mask for each image."""
+    for folder in (root, *subfolders(root)):
+        parts = {f: _within(f) for f in subfolders(folder) if not _role(f.name)[0]}
+        inside = [f for f, pair in parts.items() if pair]
+        if any(pair and len(pair[1]) > len(pair[0]) for pair in parts.values()):
+            raise DatasetCorruptError(
+                f"{folder}: {len(inside)} folders, such as {printable(inside[0].name)}, "
+                "have images and masks of their own, as in DSB2018: one mask per object",
+                "make one mask per image: images/ID.png, and as masks/ID.png the pixelwise "
+                f"maximum of all files in {inside[0].name}/masks",
+            )
+    pictures = {path.stem for path in sorted_files(root)}
+    texts = sorted(p for p in root.rglob("*.txt") if p.stem in pictures and NUMBERS(_start(p)))
+    if texts:
+        raise DatasetCorruptError(
+            f"{texts[0].parent}: holds .txt files, such as {printable(texts[0].name)}, as for "
+            "YOLO: boxes or polygons are not masks",
+            "draw the polygons into one mask per image, masks/NAME.png, with the number of the "
+            "class + 1 and 0 for the background (PIL.ImageDraw), or export masks (PNG) from the "
+            "labelling tool",
+        )
+
+
+def _start(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(200)
 
 
 def _require_all(
@@ -223,7 +298,11 @@ def _names(files: Source, folder: Path) -> dict[str, Path]:
     for path in files:
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            raise DatasetCorruptError(f"{path}: same name as {found[name].name}")
+            raise DatasetCorruptError(
+                f"{path}: same name as {found[name].name}",
+                "names without suffix pair images with masks: move one of the two away, or give "
+                "it a name of its own, and a mask of that name",
+            )
         found[name] = path
     return found
 
@@ -299,7 +378,12 @@ def _common(files: Source) -> Path:
 
 
 def _missing(root: Path, present: Path | None) -> UsageError:
-    """Return the error for folders of images or masks that are not there."""
+    """Return the error for folders of images or masks that are not there.
+
+    Raises:
+        DatasetCorruptError: there is something else instead, such as polygons in text files.
+    """
+    _require_masks(root)
     there = ", ".join(printable(f.name) for f in subfolders(root)[:8]) or "no folders"
     lacks = "masks" if present is not None and _plain(present.name) not in MASKS else "images"
     return UsageError(

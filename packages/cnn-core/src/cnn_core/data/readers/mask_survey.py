@@ -19,6 +19,7 @@ __all__ = [
     "Survey",
     "WHITE",
     "advice",
+    "require_classes",
     "require_edges",
     "require_lossless",
     "require_sharp",
@@ -37,6 +38,8 @@ MANY = 64  # values; more are no classes
 RAMPS = 0.2
 MIN_RAMPS = 20
 MAX_EDGES = 200  # masks whose edges are looked at, evenly spaced
+NUMBERED = 0.9  # of masks, and of values in them: with more, they are numbers of objects
+MIN_HIGHEST = 3  # highest values that masks have; an organ with or without a tumour has two
 SPECKS = 0.05  # of all pixels: more are no by-product of resizing or JPEG
 
 
@@ -174,6 +177,26 @@ def advice(found: Survey) -> str:
     return (
         f"name each value in {found.root / FILE} (cnnzoo describe-data maskfolder:{found.root} "
         "writes a draft), or the classes 0, 1, … in classes.txt"
+    )
+
+
+def require_classes(found: Survey) -> None:
+    """Raise DatasetCorruptError for numbers of objects: 1 to n, each one blob, n of each image."""
+    looked_at = [mask for mask in found.masks if mask.whole and mask.kind != "colour"]
+    objects = [sorted(mask.counts.keys() - {0, WHITE}) for mask in looked_at]
+    # A single object is no sign of anything.
+    gapless = sum(values == [*range(1, len(values) + 1)] for values in objects)
+    blobs = sum(len(mask.whole & {*v}) for mask, v in zip(looked_at, objects, strict=True))
+    highest = {len(values) for values in objects if values}
+    enough = len(highest) >= MIN_HIGHEST and gapless >= NUMBERED * len(objects)
+    if not enough or blobs < NUMBERED * sum(map(len, objects)):
+        return
+    raise DatasetCorruptError(
+        f"{found.where}: these look like numbers of objects, not classes: masks hold 1 to "
+        f"{min(highest)} up to 1 to {max(highest)}, and each value is one connected blob",
+        f"to tell objects from background: threshold = 1 in {found.root / FILE} (cnnzoo "
+        f"describe-data maskfolder:{found.root} --threshold 1)\n"
+        "if they are classes, name 0, 1, … in classes.txt, one a line",
     )
 
 

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.images import probe_image
-from cnn_core.data.mask_image import exif_orientation
+from cnn_core.data.mask_image import exif_orientation, hexadecimal
 from cnn_core.data.readers.description import FILE, Description, described, read_description
 from cnn_core.data.readers.folders import held_out_note, survey_images, with_test_split
 from cnn_core.data.readers.mask_classes import Classes, classes_of
 from cnn_core.data.readers.mask_pairs import NAMES, Layout, find_pairs
-from cnn_core.data.readers.mask_survey import survey
+from cnn_core.data.readers.mask_survey import Survey, survey
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -39,7 +40,8 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     require_turned(layout, found)
     masks = [mask for _, part in layout.pairs.values() for mask in part]
     names = () if found.labels else class_names(root)
-    classes = classes_of(survey(root, masks, found.in_colour), found, names)
+    held = survey(root, masks, found.in_colour)
+    classes = classes_of(held, found, names)
     images = survey_images(image for part, _ in layout.pairs.values() for image in part)
     how = Files(
         (),
@@ -68,10 +70,31 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     )
     faults = (
         *layout.left_out.lines(missed=True),
+        *_untrained(layout, held, classes),
         *(*images.faults(found.reading), *survey_images(masks).unread()),
     )
     spec = described(loaded.spec, found)
     return dataclasses.replace(loaded, spec=spec, notes=notes, faults=faults)
+
+
+def _untrained(layout: Layout, held: Survey, classes: Classes) -> list[str]:
+    """Return a line for each class that masks of another split have, and none for training."""
+    by_path = {mask.path: mask for mask in held.masks}
+    seen: dict[int, str] = {}
+    lines = []
+    for split, (_, masks) in layout.pairs.items():  # train comes first
+        for mask in (by_path[path] for path in masks if path in by_path):
+            for value in mask.counts:
+                number = classes.numbers.get(value, IGNORED)
+                if number == IGNORED or seen.setdefault(number, split) == "train":
+                    continue
+                shown = hexadecimal(value) if classes.in_colour else value
+                lines.append(
+                    f"{mask.path}: the value {shown}, class '{printable(classes.names[number])}', "
+                    f"is in masks of {split} but in none of train: no network can learn it"
+                )
+                seen[number] = "train"  # said once
+    return lines
 
 
 def class_names(root: Path) -> tuple[str, ...]:
