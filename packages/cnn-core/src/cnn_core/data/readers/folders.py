@@ -130,9 +130,12 @@ def with_test_split(
         # Always seed 0: the test split must not change with the seed of a run.
         kept, held_out = Dataset(found, splits).hold_out(TEST_FRACTION, seed=0)
         if len(held_out) == 0:
+            own = "add a folder test beside train"
+            if spec.name in ("csv", "object"):
+                own = "say in a column 'split' which rows are train and which are test"
             raise DatasetCorruptError(
                 f"{len(kept)} images are too few to hold out a fifth of each class for testing",
-                "add images until each class has three, or add a folder test beside train",
+                f"add images until each class has three, or {own}",
             )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
     counts = {name: len(split) for name, split in splits.items()}

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.pixels import AS_USUAL, Reading
-from cnn_core.data.readers.columns import Choice, Columns, Table, find_columns
+from cnn_core.data.readers.columns import SEPARATORS, Choice, Columns, Table, find_columns
 from cnn_core.data.readers.folders import survey_images, with_test_split
 from cnn_core.data.readers.listing import sorted_files
 from cnn_core.data.split_names import UNDERSTOOD, splits_among
-from cnn_core.errors import DatasetCorruptError
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
 
@@ -39,6 +39,7 @@ class Labels:
     classes: tuple[str, ...]
     targets: Tensor
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 def labelled(
@@ -82,7 +83,7 @@ def labelled(
     return dataclasses.replace(
         dataset,
         notes=tuple(notes),
-        faults=tuple(images.faults(reading)),
+        faults=(*labels.faults, *images.faults(reading)),
         labels=_digest(dataset),
     )
 
@@ -110,17 +111,80 @@ def labels_of(table: Table, columns: Columns, choice: Choice) -> Labels:
     """Return the classes and targets of a table.
 
     Several columns of 0 and 1 are several classes of an image; if each row has exactly one 1, they
-    are one class. Values such as a|b are several classes. Everything else is the name of a class.
+    are one class. Values such as a|b are several classes; with task multilabel or a separator, also
+    those such as "a b". Everything else is the name of a class.
+
+    Raises:
+        UsageError: a separator was chosen for columns of 0 and 1.
+        DatasetCorruptError: the labels cannot be read; the message gives the line.
     """
     if len(columns.labels) > 1:
+        if choice.separator:
+            raise UsageError(
+                f"separator: the labels are in {len(columns.labels)} columns, not in one",
+                "leave it out, or choose a column: csv:FILE#label=NAME",
+            )
         return _from_flags(table, columns.labels, choice.task)
     (column,) = columns.labels
     values = table.values(column)
     if choice.threshold is not None:
         return _from_threshold(table, column, choice.threshold)
-    if choice.task == "multilabel" or (not choice.task and any("|" in v for v in values)):
-        return _from_lists(values)
-    return _from_names(table, column)
+    piped = any("|" in value for value in values)
+    if choice.separator or (piped and choice.task != "classification"):
+        return _from_lists(values, SEPARATORS[choice.separator or "pipe"])
+    if choice.task == "multilabel":
+        return _split_as_seen(table, column)
+    labels = _from_names(table, column)
+    if choice.task or not (name := _evident_separator(values)):
+        return labels
+    fault = (
+        f"{_quoted(column)}: cells look like several labels separated by '{SEPARATORS[name]}', but "
+        f"each is taken as one class: csv:FILE#separator={name}, or #task=classification"
+    )
+    return dataclasses.replace(labels, faults=(fault,))
+
+
+def _split_as_seen(table: Table, column: str) -> Labels:
+    """Return the labels in the cells of a column without "|", and say what separates them.
+
+    Raises:
+        DatasetCorruptError: cells hold another separator, but do not look like lists.
+    """
+    values = table.values(column)
+    if name := _evident_separator(values):
+        labels = _from_lists(values, mark := SEPARATORS[name])
+        line = f"{_quoted(column)}: cells are split by '{mark}'; to keep them: #separator=pipe"
+        return dataclasses.replace(labels, notes=(line, *labels.notes))
+    marks = {name: mark for name, mark in SEPARATORS.items() if any(mark in v for v in values)}
+    if not marks:
+        return _from_lists(values, "|")
+    name, mark = list(marks.items())[-1]
+    rows = [row for row, value in enumerate(values) if mark in value]
+    raise DatasetCorruptError(
+        _rows(table, rows, f"one label or several? No cell holds '|', some hold '{mark}'"),
+        f"several: csv:FILE#separator={name}; one: csv:FILE#separator=pipe",
+    )
+
+
+def _evident_separator(values: Iterable[str]) -> str:
+    """Return the key in SEPARATORS of the mark between labels, if cells look like lists, or "".
+
+    They do if most of their words are in other cells, too. Names of classes such as "black cat" and
+    "black dog" have spaces: with spaces, one of the words must also be a cell of its own.
+    """
+    distinct = set(values)
+    for name in ("semicolon", "comma", "space"):
+        lists = {value: set(_words(value, SEPARATORS[name])) for value in distinct}
+        counts = Counter(word for words in lists.values() for word in words)
+        inside = {word for words in lists.values() if len(words) > 1 for word in words}
+        shared = sum(counts[word] > 1 for word in inside)
+        if 2 * shared > len(inside) and (name != "space" or inside & distinct):
+            return name
+    return ""
+
+
+def _words(value: str, mark: str) -> list[str]:
+    return [word.strip() for word in value.split(mark) if word.strip()]
 
 
 def _from_names(table: Table, column: str) -> Labels:
@@ -171,9 +235,9 @@ def _from_threshold(table: Table, column: str, threshold: float) -> Labels:
     return Labels("classification", classes, torch.tensor(above).long())
 
 
-def _from_lists(values: Sequence[str]) -> Labels:
-    """Return all names in values such as a|b, and which of them each row has."""
-    lists = [[name.strip() for name in v.split("|") if name.strip()] for v in values]
+def _from_lists(values: Sequence[str], mark: str) -> Labels:
+    """Return all names in values such as a|b, where `mark` is "|", and which of them each row has."""
+    lists = [_words(value, mark) for value in values]
     classes = _sorted({name for names in lists for name in names})
     numbers = {name: number for number, name in enumerate(classes)}
     targets = torch.zeros(len(values), len(classes), dtype=torch.uint8)
