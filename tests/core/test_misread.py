@@ -102,3 +102,102 @@ def test_a_name_with_a_comma_is_quoted(table, tmp_path):
 def test_a_small_table_is_told_of_a_column(table):
     with pytest.raises(DatasetCorruptError, match="column 'split'"):
         table(["a", "b"])
+
+
+# --- links to folders above -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../../flowers"])
+def test_a_link_to_a_folder_above_reads_nothing_twice(tmp_path, target):
+    root = tree(tmp_path / "flowers", "cat", "dog")
+    (root / "cat" / "loop").symlink_to(target)
+    dataset = load_dataset(f"imagefolder:{root}")
+    images = [path for split in dataset.splits.values() for path in split.images]
+    assert len(images) == 8
+    assert not any("loop" in path.parts for path in images)
+    assert any("that contain this one" in line for line in dataset.faults)
+
+
+def test_a_linked_class_does_not_lead_back(tmp_path):
+    root = tree(tmp_path / "flowers", "cat", "dog")
+    shutil.move(root / "cat", tmp_path / "elsewhere")
+    (root / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(root)
+    dataset = load_dataset(f"imagefolder:{root}")
+    assert sum(map(len, dataset.splits.values())) == 8
+
+
+# --- no label, and names of splits ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", ["nan", "NaN", "NA", "None", "null"])
+def test_what_programs_write_for_an_empty_cell_is_no_label(table, empty):
+    with pytest.raises(DatasetCorruptError, match=rf"csv:14: no label in 'label' but '{empty}'"):
+        table([*["cat", "dog"] * 6, empty])
+    dataset = table([*["cat|dog", "dog"] * 6, empty])
+    assert dataset.spec.classes == ("cat", "dog")
+    assert "1 images have no label: they are images of no class" in dataset.notes
+
+
+def test_holdout_is_said_to_be_the_test_split(table, tmp_path):
+    splits = ["train", "train", "train", "holdout"]
+    labels = [f"{'ab'[n % 2]},{splits[n // 2 % 4]}" for n in range(16)]
+    dataset = table(labels, header="path,label,split")
+    assert len(dataset.split("test")) == 4
+    assert "'split': 'holdout' is taken as the split 'test'" in dataset.notes
+    with pytest.raises(DatasetCorruptError, match="holdout; another column"):
+        table([label.replace("holdout", "x") for label in labels], header="path,label,split")
+    root = tree(tmp_path / "own", "train/a", "train/b", "holdout/a", "holdout/b")
+    dataset = load_dataset(f"imagefolder:{root}")
+    assert len(dataset.split("test")) == 8
+    assert f"{root / 'holdout'}: taken as the split 'test'" in dataset.notes
+
+
+# --- files of a table -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sites(tmp_path):
+    """Return a function that loads rows of paths; there are siteA/000.png to 005.png and siteB."""
+    tree(tmp_path / "images", "siteA", "siteB", count=6)
+
+    def load(paths):
+        rows = "".join(f"{path},{'ab'[n % 2]}\n" for n, path in enumerate(paths))
+        (tmp_path / "images" / "labels.csv").write_text(f"path,label\n{rows}")
+        return load_dataset(f"csv:{tmp_path / 'images' / 'labels.csv'}")
+
+    return load
+
+
+def found(dataset):
+    return {
+        f"{p.parent.name}/{p.name}" for split in dataset.splits.values() for p in split.images
+    }
+
+
+def test_a_file_of_another_folder_is_not_taken(sites, tmp_path):
+    (tmp_path / "images" / "siteB" / "3.png").unlink()
+    paths = [f"siteB/{n}.png" for n in range(6)]
+    with pytest.raises(DatasetCorruptError, match=r"csv:5: siteB/3.png: no such file"):
+        sites(paths)
+
+
+@pytest.mark.parametrize(
+    "start", ["siteA/", "C:\\data\\images\\siteA\\", "/mnt/x/siteA/", "images/siteA/"]
+)
+@pytest.mark.parametrize("end", ["", ".png"])
+def test_folders_choose_among_files_of_one_name(sites, start, end):
+    dataset = sites([f"{start}{n}{end}" for n in [*range(6), 0]][:6])
+    assert found(dataset) == {f"siteA/{n}.png" for n in range(6)}
+
+
+def test_a_name_that_is_in_two_folders_is_an_error_that_says_so(sites):
+    with pytest.raises(DatasetCorruptError) as caught:
+        sites([f"{n}.png" for n in range(6)])
+    assert "0.png, 1.png, 2.png: found in siteA and siteB (6 rows)" in str(caught.value)
+    assert "give the folder, such as siteA/0.png" in str(caught.value)
+
+
+def test_images_found_by_name_are_counted_not_rows(sites):
+    dataset = sites([f"C:\\siteA\\{n}.png" for n in (0, 1, 2, 3, 4, 5, 0, 1, 0)][:8])
+    assert "6 images were found by their names in siteA" in dataset.notes

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cnn_core.data.pixels import AS_USUAL, Reading
 from cnn_core.data.readers.columns import SEPARATORS, Choice, Columns, Table, find_columns
 from cnn_core.data.readers.folders import survey_images, with_test_split
 from cnn_core.data.readers.listing import sorted_files
-from cnn_core.data.split_names import UNDERSTOOD, splits_among
+from cnn_core.data.split_names import UNDERSTOOD, held_out_names, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -28,6 +28,8 @@ from cnn_core.text import printable
 __all__ = ["Labels", "labelled", "labels_of"]
 
 SHOWN = 3  # rows in an error
+# What programs write for an empty cell.
+NO_LABEL = ("", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "null", "NULL")
 GRADES = 10  # distinct fractions that still are classes
 
 
@@ -73,6 +75,7 @@ def labelled(
     dataset = with_test_split(known, labels.classes, splits, (images.channels, *images.size))
     notes = [
         *_understood(table, columns),
+        *_called_test(table, columns.split),
         *labels.notes,
         *found,
         *repeated,
@@ -190,9 +193,13 @@ def _words(value: str, mark: str) -> list[str]:
 def _from_names(table: Table, column: str) -> Labels:
     """Return a class for each distinct value of a column; numbers are sorted as numbers."""
     values = table.values(column)
-    if empty := [number for number, value in enumerate(values) if not value]:
+    if empty := [number for number, value in enumerate(values) if value in NO_LABEL]:
+        found = sorted({values[number] for number in empty} - {""})
+        said = f" but {', '.join(map(_quoted, found))}" if found else ""
+        other = "; if it is a class, give it another name" if found else ""
         raise DatasetCorruptError(
-            _rows(table, empty, f"no label in {_quoted(column)}"), "leave out rows without a label"
+            _rows(table, empty, f"no label in {_quoted(column)}{said}"),
+            f"leave out rows without a label{other}",
         )
     values = _one_spelling(values)
     classes = _sorted(set(values))
@@ -236,8 +243,11 @@ def _from_threshold(table: Table, column: str, threshold: float) -> Labels:
 
 
 def _from_lists(values: Sequence[str], mark: str) -> Labels:
-    """Return all names in values such as a|b, where `mark` is "|", and which of them each row has."""
-    lists = [_words(value, mark) for value in values]
+    """Return all names in values such as a|b, where `mark` is "|", and which of them each row has.
+
+    NaN, None and alike are no names.
+    """
+    lists = [[] if value in NO_LABEL else _words(value, mark) for value in values]
     classes = _sorted({name for names in lists for name in names})
     numbers = {name: number for number, name in enumerate(classes)}
     targets = torch.zeros(len(values), len(classes), dtype=torch.uint8)
@@ -307,20 +317,40 @@ def _files(table: Table, column: str, root: Path) -> tuple[list[Path], list[str]
     values = table.values(column)
     paths: list[Path | None] = [_beside(root, value) for value in values]
     missing = [row for row, path in enumerate(paths) if path is None]
-    found = _found_by_name(root, [values[row] for row in missing]) if missing else {}
+    if not missing:
+        return [path for path in paths if path is not None], []
+    found = _found_by_name(root, [values[row] for row in missing])
+    _require_one(table, root, {row: values[row] for row in missing}, found)
     for row in missing:
-        paths[row] = found.get(values[row])
-    if lost := [row for row in missing if paths[row] is None]:
+        (paths[row],) = found[values[row]]
+    images = {path for same in found.values() for path in same}
+    folders = sorted({str(path.parent.relative_to(root)) for path in images})
+    line = (
+        f"{len(images):,} images were found by their names in {', '.join(folders[:3])}"
+        f"{', …' if len(folders) > 3 else ''}"
+    )
+    return [path for path in paths if path is not None], [line]
+
+
+def _require_one(
+    table: Table, root: Path, values: Mapping[int, str], found: Mapping[str, list[Path]]
+) -> None:
+    """Raise DatasetCorruptError unless one file was found for each value, by row."""
+    if lost := [row for row, value in values.items() if not found[value]]:
         raise DatasetCorruptError(
             _rows(table, lost, "no such file", [values[row] for row in lost]),
             f"paths are relative to {printable(str(root))}; correct them, or remove the rows",
         )
-    folders = sorted({str(path.parent.relative_to(root)) for path in found.values()})
-    notes = [
-        f"{len(missing):,} images were found by their names in {', '.join(folders[:3])}"
-        f"{', …' if len(folders) > 3 else ''}"
-    ]
-    return [path for path in paths if path is not None], notes if missing else []
+    if several := [row for row, value in values.items() if len(found[value]) > 1]:
+        same = [path.relative_to(root) for path in found[values[several[0]]]]
+        folders, missing = [str(path.parent) for path in same], "folder"
+        if len(set(folders)) < len(same):
+            folders, missing = list(map(str, same)), "whole name"
+        where = printable(" and ".join(folders[:SHOWN]))
+        raise DatasetCorruptError(
+            _rows(table, several, f"found in {where}", [values[row] for row in several]),
+            f"give the {missing}, such as {printable(str(same[0]))}",
+        )
 
 
 def _beside(root: Path, value: str) -> Path | None:
@@ -331,18 +361,30 @@ def _beside(root: Path, value: str) -> Path | None:
     return None
 
 
-def _found_by_name(root: Path, values: Iterable[str]) -> dict[str, Path]:
-    """Return the only image below `root` of each name, with or without its suffix."""
+def _found_by_name(root: Path, values: Iterable[str]) -> dict[str, list[Path]]:
+    """Return the images below `root` of each name, with or without its suffix.
+
+    If the value names folders, those of the image must be the same.
+    """
     by_name: dict[str, list[Path]] = {}
     for path in sorted_files(root):
         for name in {path.name, path.stem}:
             by_name.setdefault(name, []).append(path)
     found = {}
     for value in values:
-        same = by_name.get(value.replace("\\", "/").rpartition("/")[2], [])
-        if len(same) == 1:
-            found[value] = same[0]
+        *folders, name = value.replace("\\", "/").split("/")
+        same = by_name.get(name, [])
+        found[value] = [path for path in same if _in_folders(path, root, folders)]
     return found
+
+
+def _in_folders(path: Path, root: Path, folders: list[str]) -> bool:
+    """Return whether a file is in these folders: at their end, or they at the end of its own."""
+    named = [folder for folder in folders if folder not in ("", ".")]
+    own = list(path.absolute().parent.parts)
+    # The path may be that of another machine; the folder of the table says where it goes on here.
+    inner = own[len(root.absolute().parts) :] or own[-1:]
+    return not named or own[-len(named) :] == named or named[-len(inner) :] == inner
 
 
 def _unlisted(table: Table, paths: Sequence[Path], root: Path) -> Iterator[str]:
@@ -378,6 +420,12 @@ def _splits(table: Table, column: str) -> list[str]:
         found = ", ".join(sorted(set(names)))
         raise DatasetCorruptError(f"{printable(table.name)}: has {found}, but no row of 'train'")
     return names
+
+
+def _called_test(table: Table, column: str) -> Iterator[str]:
+    """Say which names are taken as the test split, if it is not evident."""
+    for name in held_out_names(sorted(set(table.values(column)))) if column else ():
+        yield f"{_quoted(column)}: {_quoted(name)} is taken as the split 'test'"
 
 
 def _weights(table: Table, column: str) -> Tensor | None:
