@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,9 +169,7 @@ def sites(tmp_path):
 
 
 def found(dataset):
-    return {
-        f"{p.parent.name}/{p.name}" for split in dataset.splits.values() for p in split.images
-    }
+    return {f"{p.parent.name}/{p.name}" for split in dataset.splits.values() for p in split.images}
 
 
 def test_a_file_of_another_folder_is_not_taken(sites, tmp_path):
@@ -201,3 +198,61 @@ def test_a_name_that_is_in_two_folders_is_an_error_that_says_so(sites):
 def test_images_found_by_name_are_counted_not_rows(sites):
     dataset = sites([f"C:\\siteA\\{n}.png" for n in (0, 1, 2, 3, 4, 5, 0, 1, 0)][:8])
     assert "6 images were found by their names in siteA" in dataset.notes
+
+
+# --- copies, names and how images are read ----------------------------------------------------
+
+
+def copies(root):
+    return [line for line in verify(f"imagefolder:{root}") if " is also " in line]
+
+
+@pytest.mark.parametrize("where", ["test/dog/copy.bmp", "train/dog/copy.bmp", "test/cat/copy.tif"])
+def test_the_same_pixels_in_another_format_are_a_fault(tmp_path, where):
+    tree(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog")
+    assert copies(tmp_path) == []
+    original = tmp_path / "train" / "cat" / "0.png"
+    Image.open(original).save(tmp_path / where)
+    (fault,) = copies(tmp_path)
+    assert str(tmp_path / where) in fault
+    assert str(original) in fault
+
+
+def test_images_of_one_colour_are_not_copies(tmp_path):
+    tree(tmp_path, "train/cat", "train/dog")
+    for name in ("cat/plain.bmp", "dog/plain.png"):
+        Image.new("RGB", (8, 6), (9, 9, 9)).save(tmp_path / "train" / name)
+    assert copies(tmp_path) == []
+
+
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def test_names_that_differ_in_their_unicode_form_are_said(tmp_path, table):
+    root = tree(tmp_path / "a", f"train/{NFC}", "train/2", "train/10", f"val/{NFD}")
+    with pytest.raises(DatasetCorruptError, match=r"Unicode NFC or NFD\): give both"):
+        load_dataset(f"imagefolder:{root}")
+    (root / "val" / NFD).rename(root / "val" / "x")
+    with pytest.raises(DatasetCorruptError, match=rf"the classes of training: 2, 10, {NFC}"):
+        load_dataset(f"imagefolder:{root}")
+    root = tree(tmp_path / "b", NFC, NFD)
+    assert "but for case or Unicode form" in load_dataset(f"imagefolder:{root}").faults[0]
+    assert any("NFC and NFD" in line for line in table([NFC, NFD] * 4).notes)
+
+
+def test_tables_beside_class_folders_are_named(tmp_path):
+    root = tree(tmp_path, "train/cat", "train/dog")
+    for path in (root / "labels.csv", root / "train" / "metadata.csv"):
+        path.write_text("file_name,label\n")
+        line = f"{path}: not read, since folders are the classes; csv:{path} reads it"
+        assert line in load_dataset(f"imagefolder:{root}").notes
+
+
+def test_turned_and_squashed_images_are_counted(tmp_path):
+    tree(tmp_path, "cat", "dog")
+    exif = Image.Exif()
+    exif[0x112] = 6
+    put(tmp_path / "cat" / "turned.jpg", size=(8, 8), exif=exif)
+    notes = load_dataset(f"imagefolder:{tmp_path}").notes
+    assert "1 of 9 images are turned upright, as their EXIF data say" in notes
+    assert any(line.startswith("8 of 9 images are not square, and sizes differ") for line in notes)

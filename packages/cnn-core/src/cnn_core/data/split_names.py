@@ -14,7 +14,9 @@ WORDS = {
     "eval": r"eval(uation)?",  # a test split, or a val split beside one
 }
 FILLERS = r"sets?|data(sets?)?|images?|imgs?|pictures?|photos?|splits?|folders?|dir|the|my|of|for"
-UNDERSTOOD = "train, training, train_set; val, valid, validation, dev; test, testing, eval, holdout"
+UNDERSTOOD = (
+    "train, training, train_set; val, valid, validation, dev; test, testing, eval, holdout"
+)
 
 
 def split_of(name: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -281,12 +282,19 @@ def _alike(classes: Iterable[str]) -> list[str]:
     """Name classes that differ in their spelling only."""
     spellings: dict[str, list[str]] = {}
     for name in classes:
-        spellings.setdefault(re.sub(r"[\s_-]+", "", name).casefold(), []).append(name)
+        form = unicodedata.normalize("NFC", name)
+        spellings.setdefault(re.sub(r"[\s_-]+", "", form).casefold(), []).append(name)
     return [
-        f"different classes: {' and '.join(_quoted(name) for name in same)}"
+        f"different classes: {' and '.join(_quoted(name) for name in same)}{_unlike(same)}"
         for same in spellings.values()
         if len(same) > 1
     ]
+
+
+def _unlike(names: Sequence[str]) -> str:
+    """Return what to say of different names that look the same."""
+    forms = {unicodedata.normalize("NFC", name) for name in names}
+    return " (of the same look: Unicode NFC and NFD)" if len(forms) < len(names) else ""
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
