@@ -460,7 +460,7 @@ def broken():
         "half a header": (sound[:20], "not a readable image"),
         "a wrong checksum": (sound[:20] + b"\x99" + sound[21:], "not a readable image"),
         "nothing wide": (png(4, 0, 8, 0, b"\0" * 4), "not a readable image|0 x 4 pixels"),
-        "a bomb": (png(20_000, 20_000, 1, 0, b""), "not a readable image: .*bomb"),
+        "a bomb": (png(20_000, 20_000, 1, 0, b""), "too many pixels: expected 1 to 100,000,000"),
         "a small bomb": (
             png(9_500, 11_000, 1, 0, b""),
             "11000 x 9500 pixels: expected 1 to 100,000,000",

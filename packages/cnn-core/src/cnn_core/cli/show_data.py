@@ -78,7 +78,8 @@ def _facts(name: str, spec: DatasetSpec, counts: dict[str, int]) -> None:
     click.echo(f"images    {channels}, {size}")
     for split, count in (counts or dict(spec.splits)).items():
         click.echo(f"{split:<9} {count:,}{'' if counts else ' (not on disk)'}")
-    shown = [printable(label) for label in spec.classes[:40]]
+    # Quoted if a name has the comma that separates names.
+    shown = [f'"{printable(c)}"' if "," in c else printable(c) for c in spec.classes[:40]]
     more = f", … {len(spec.classes) - 40} more" if len(spec.classes) > 40 else ""
     click.echo(f"classes   {', '.join(shown)}{more}")
     if spec.mask_values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.images import read_image
 from cnn_core.errors import DatasetCorruptError
 
-__all__ = ["duplicates", "near_duplicates"]
+__all__ = ["digest_of", "duplicates", "near_duplicates"]
 
 SIDE = 16  # of the thumbnails that are compared, in pixels
 ALIKE = 0.99  # correlation of thumbnails; 9 of the 1,797 digits are as similar to another one
@@ -38,8 +38,13 @@ class _Sample:
         return first.name + (", of another class" if self.label != first.label else "")
 
 
-def duplicates(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """Return faults and notes on images with the same file or, in memory, the same pixels.
+def duplicates(
+    dataset: Dataset, pixels: Mapping[str, bytes] | None = None
+) -> tuple[list[str], list[str]]:
+    """Return faults and notes on images with the same file or the same pixels.
+
+    `pixels` are digests of the decoded pixels of files, by path, which find copies in another
+    format; pixels in memory need none.
 
     It is a fault if they are in several splits, since testing on training images is meaningless,
     or in several classes. Repetitions in one class are noted.
@@ -47,8 +52,11 @@ def duplicates(dataset: Dataset) -> tuple[list[str], list[str]]:
     faults, repeated = [], dict[str, list[str]]()
     seen: dict[bytes, _Sample] = {}
     for sample, digest in _digests(dataset):
-        first = seen.setdefault(digest, sample)
-        if first is sample:
+        same = (pixels or {}).get(sample.name, digest)
+        first = seen.get(digest) or seen.get(same)
+        seen.setdefault(digest, sample)
+        seen.setdefault(same, sample)
+        if first is None:
             continue
         line = f"{sample.name} is also {sample.relation(first)}"
         if (sample.split, sample.label) == (first.split, first.label):
@@ -109,8 +117,16 @@ def _digests(dataset: Dataset) -> Iterator[tuple[_Sample, bytes]]:
             data = _bytes(image) if isinstance(image, Path) else image.numpy().tobytes()
             title = str(image) if isinstance(image, Path) else f"sample {number}"
             if data:
-                digest = hashlib.blake2b(data, digest_size=16).digest()
-                yield _Sample(name, title, label), digest
+                yield _Sample(name, title, label), _digest(data)
+
+
+def digest_of(image: Tensor) -> bytes:
+    """Return a digest of the pixels and the shape of an image, C H W, uint8."""
+    return _digest(str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes())
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _bytes(path: Path) -> bytes:

@@ -323,6 +323,9 @@ def open_image(path: Path, channels: int = 1, pixels: bool = True) -> Iterator[A
                 yield image
     except MemoryError as error:
         raise ResourceError(f"{path}: out of memory for {size or 'its header'}") from error
+    except Image.DecompressionBombError as error:
+        found = f"too many pixels: expected 1 to {MAX_PIXELS:,}"
+        raise _corrupt(path, head, found) from error
     except PILLOW_ERRORS as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "" if unknown else printable(str(error)) or type(error).__name__

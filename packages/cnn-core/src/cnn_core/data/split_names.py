@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["UNDERSTOOD", "split_of", "splits_among"]
+__all__ = ["UNDERSTOOD", "held_out_names", "split_of", "splits_among"]
 
 WORDS = {
     "train": r"tra?in(ing|val)?|trn",
@@ -14,7 +14,9 @@ WORDS = {
     "eval": r"eval(uation)?",  # a test split, or a val split beside one
 }
 FILLERS = r"sets?|data(sets?)?|images?|imgs?|pictures?|photos?|splits?|folders?|dir|the|my|of|for"
-UNDERSTOOD = "train, training, train_set; val, valid, validation, dev; test, testing, eval"
+UNDERSTOOD = (
+    "train, training, train_set; val, valid, validation, dev; test, testing, eval, holdout"
+)
 
 
 def split_of(name: str) -> tuple[str, str]:
@@ -33,6 +35,11 @@ def split_of(name: str) -> tuple[str, str]:
         elif not re.fullmatch(FILLERS, word):
             others.append(word)
     return (found.pop() if len(found) == 1 else ""), " ".join(others)
+
+
+def held_out_names(names: Iterable[str]) -> list[str]:
+    """Return the names such as "holdout", which mean the test split here, elsewhere another one."""
+    return [name for name in names if split_of(name)[0] == "test" and "out" in name.lower()]
 
 
 def _split_of_word(word: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, Files, load_dataset
-from cnn_core.data.duplicates import duplicates, near_duplicates
+from cnn_core.data.duplicates import digest_of, duplicates, near_duplicates
 from cnn_core.data.images import probe_image
 from cnn_core.data.streaming import BadSamples, Decoder, Progress, usable_samples
 from cnn_core.errors import CorruptError, DatasetCorruptError
@@ -47,12 +47,16 @@ def verify(
     notes = [] if notes is None else notes
     notes += dataset.notes
     faults = [*dataset.faults, *_wrong_counts(dataset)]
+    pixels: dict[str, bytes] = {}
     for split_name, split in dataset.splits.items():
         values = _Values()
         if isinstance(split, Files):
             bad = BadSamples(allowed=len(split))
             for number, (image, _) in usable_samples(Decoder(split, None), threads, bad, progress):
-                values.add(image, split.images[number])
+                path = split.images[number]
+                # Images of one colour repeat without being copies.
+                if not values.add(image, path):
+                    pixels[str(path)] = digest_of(image)
             faults += bad.messages
             # One line per file: a file that cannot be decoded is often truncated as well.
             reported = {line.partition(": ")[0] for line in bad.messages}
@@ -63,7 +67,7 @@ def verify(
                 values.add(image, Path(f"sample {number}"))
         notes += values.lines(split_name)
     faults += _wrong_sizes(dataset)
-    copies, unusual = duplicates(dataset)
+    copies, unusual = duplicates(dataset, pixels)
     notes += [*unusual, *(near_duplicates(dataset) if near else ())]
     return list(dict.fromkeys([*faults, *copies]))
 
@@ -77,14 +81,15 @@ class _Values:
         self.plain: list[Path] = []
         self.count = 0
 
-    def add(self, image: Tensor, path: Path) -> None:
-        """Add an image, C H W."""
+    def add(self, image: Tensor, path: Path) -> bool:
+        """Add an image, C H W; return whether it has a single colour."""
         low, high = image.flatten(1).amin(1), image.flatten(1).amax(1)
-        if bool((low == high).all()):
+        if plain := bool((low == high).all()):
             self.plain.append(path)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
         self.count += 1
+        return plain
 
     def lines(self, split: str) -> Iterator[str]:
         """Yield a line for each channel that is constant, and one for images of one colour."""

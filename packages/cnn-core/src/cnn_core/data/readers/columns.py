@@ -12,7 +12,7 @@ from cnn_core.data.formats import SUFFIXES
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import did_you_mean, printable
 
-__all__ = ["Choice", "Columns", "Table", "find_columns", "is_header"]
+__all__ = ["Choice", "Columns", "SEPARATORS", "Table", "find_columns", "is_header"]
 
 _NAMES = {  # without case, spaces, hyphens and underscores
     "path": (
@@ -28,11 +28,15 @@ _NAMES = {  # without case, spaces, hyphens and underscores
 }
 NAMES: dict[str, tuple[str, ...]] = {kind: tuple(n.split()) for kind, n in _NAMES.items()}
 SHOWN = 8  # columns in an error
+SEPARATORS = {"pipe": "|", "space": " ", "comma": ",", "semicolon": ";"}  # of labels in a cell
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user chose of a table: columns by name or number, a threshold, the task."""
+    """What a user chose of a table: columns by name or number, a threshold, the task, what separates labels.
+
+    `separator` is a key of SEPARATORS; it makes the task multilabel.
+    """
 
     path: str = ""
     label: str = ""
@@ -40,13 +44,15 @@ class Choice:
     weight: str = ""
     threshold: float | None = None
     task: str = ""
+    separator: str = ""
 
     @classmethod
     def of(cls, choices: Mapping[str, Any]) -> Choice:
         """Return the choices; a threshold is text or a number.
 
         Raises:
-            UsageError: the threshold is not a number, or there is no such task.
+            UsageError: the threshold is not a number, or there is no such task or separator, or two choices exclude each
+                other.
         """
         found = dict(choices)
         if "threshold" in found:
@@ -58,7 +64,20 @@ class Choice:
             raise UsageError(
                 f"task = '{printable(found['task'])}'", "classification, or multilabel"
             )
+        _check_separator(found)
         return cls(**found)
+
+
+def _check_separator(found: Mapping[str, Any]) -> None:
+    if "separator" not in found:
+        return
+    if found["separator"] not in SEPARATORS:
+        raise UsageError(f"separator = '{printable(found['separator'])}'", ", ".join(SEPARATORS))
+    if found.get("task") == "classification" or "threshold" in found:
+        raise UsageError(
+            "separator is for several labels of an image (multilabel)",
+            "leave out separator, or task=classification and threshold",
+        )
 
 
 @dataclass(frozen=True)

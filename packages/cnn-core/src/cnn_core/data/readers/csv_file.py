@@ -23,7 +23,7 @@ __all__ = ["load", "read_table"]
 SEPARATORS = (",", ";", "\t", " ")  # in this order, if several give rows of one length
 LOOKED_AT = 200  # rows that choose the separator
 MAX_BYTES = 2**30
-OPTIONS = ("path", "label", "split", "weight", "threshold", "task")
+OPTIONS = ("path", "label", "split", "weight", "threshold", "task", "separator")
 
 
 def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:

@@ -76,6 +76,7 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
             *layout.left_out.lines(missed=False),
             *layout.notes,
             *held_out_note(dataset, layout.splits),
+            *_tables(root, layout),
             *found.notes(reading),
         ),
         faults=(*layout.left_out.lines(missed=True), *layout.faults, *found.faults(reading)),
@@ -98,8 +99,17 @@ def _classes(root: Path, layout: Layout) -> list[str]:
     spelling = {name: unicodedata.normalize("NFKC", name).casefold() for name in classes}
     same = Counter(spelling.values())
     if alike := [printable(name) for name in classes if same[spelling[name]] > 1]:
-        layout.faults.append(f"{train}: classes whose names differ only in case: {alike}")
+        folded = len({name.casefold() for name in alike}) < len(alike)
+        what = "case" if folded else "case or Unicode form (NFC, NFD)"
+        layout.faults.append(f"{train}: classes whose names differ only in {what}: {alike}")
     return classes
+
+
+def _tables(root: Path, layout: Layout) -> Iterator[str]:
+    """Name the tables beside the folders, which may have other labels."""
+    for folder in dict.fromkeys((root, *layout.splits.values())):
+        for path in sorted(folder.glob("*.csv")):
+            yield f"{path}: not read, since folders are the classes; csv:{path} reads it"
 
 
 def held_out_note(dataset: Dataset, found: Mapping[str, object]) -> list[str]:
@@ -130,9 +140,12 @@ def with_test_split(
         # Always seed 0: the test split must not change with the seed of a run.
         kept, held_out = Dataset(found, splits).hold_out(TEST_FRACTION, seed=0)
         if len(held_out) == 0:
+            own = "add a folder test beside train"
+            if spec.name in ("csv", "object"):
+                own = "say in a column 'split' which rows are train and which are test"
             raise DatasetCorruptError(
                 f"{len(kept)} images are too few to hold out a fifth of each class for testing",
-                "add images until each class has three, or add a folder test beside train",
+                f"add images until each class has three, or {own}",
             )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
     counts = {name: len(split) for name, split in splits.items()}
@@ -146,10 +159,7 @@ def _labelled(folder: Path, classes: list[str], layout: Layout, training: bool) 
     # Every split uses the class numbers of train: other classes have no output unit.
     for name in names:
         if name not in classes:
-            raise DatasetCorruptError(
-                f"{folder}: class '{printable(name)}' is not in the training split",
-                f"the classes of training: {', '.join(map(printable, classes[:8]))}",
-            )
+            raise _unknown_class(folder, name, classes)
     images, targets = [], []
     for number, name in enumerate(classes):
         files = sorted_files(folder / name, layout.left_out) if name in names else []
@@ -164,6 +174,22 @@ def _labelled(folder: Path, classes: list[str], layout: Layout, training: bool) 
     return Files(tuple(images), torch.tensor(targets, dtype=torch.int64))
 
 
+def _unknown_class(folder: Path, name: str, classes: list[str]) -> DatasetCorruptError:
+    """Return the error for a class that is not in the training split."""
+    shown = sorted(classes, key=natural)[:8]
+    hint = f"the classes of training: {', '.join(map(printable, shown))}"
+    form = unicodedata.normalize("NFC", name)
+    for known in classes:
+        if unicodedata.normalize("NFC", known) == form:
+            hint = (
+                f"'{printable(known)}' there has other characters that look the same (Unicode "
+                "NFC or NFD): give both folders one name"
+            )
+    return DatasetCorruptError(
+        f"{folder}: class '{printable(name)}' is not in the training split", hint
+    )
+
+
 @dataclasses.dataclass
 class ImageSurvey:
     """What the headers of images say together.
@@ -173,6 +199,7 @@ class ImageSurvey:
 
     channels: int = 3
     size: tuple[int, int] = (0, 0)
+    oblong: int = 0
     total: int = 0
     alpha: int = 0
     turned: int = 0
@@ -183,6 +210,16 @@ class ImageSurvey:
     def notes(self, reading: Reading) -> list[str]:
         """Return lines on how images are read."""
         lines = []
+        if self.turned:
+            lines.append(
+                f"{self.turned:,} of {self.total:,} images are turned upright, as their EXIF data "
+                "say"
+            )
+        if self.oblong:
+            lines.append(
+                f"{self.oblong:,} of {self.total:,} images are not square, and sizes differ: they are "
+                "squashed to a square, unless fit = crop or tile"
+            )
         if self.alpha:
             how = f"are shown on {reading.alpha_background}"
             if reading.alpha_background == "drop":
@@ -243,6 +280,7 @@ def survey_images(paths: Iterable[Path]) -> ImageSurvey:
             continue
         channels.setdefault(facts.channels, path)
         sizes.add(facts.size)
+        result.oblong += facts.size[0] != facts.size[1]
         result.alpha += facts.alpha
         result.deep += facts.deep
         result.sixteen += [path] * (facts.mode == "uint16" or facts.mode.startswith("I;16"))
@@ -251,6 +289,8 @@ def survey_images(paths: Iterable[Path]) -> ImageSurvey:
             count, first = result.lost.get(facts.lost, (0, path))
             result.lost[facts.lost] = (count + 1, first)
     result.channels = _channels(channels)
+    # If all have one size, training says what becomes of their shape.
+    result.oblong *= len(sizes) > 1
     result.size = sizes.pop() if len(sizes) == 1 else (0, 0)
     return result
 

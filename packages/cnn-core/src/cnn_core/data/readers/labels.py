@@ -7,8 +7,9 @@ import hashlib
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +18,19 @@ from torch import Tensor
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.pixels import AS_USUAL, Reading
-from cnn_core.data.readers.columns import Choice, Columns, Table, find_columns
+from cnn_core.data.readers.columns import SEPARATORS, Choice, Columns, Table, find_columns
 from cnn_core.data.readers.folders import survey_images, with_test_split
 from cnn_core.data.readers.listing import sorted_files
-from cnn_core.data.split_names import UNDERSTOOD, splits_among
-from cnn_core.errors import DatasetCorruptError
+from cnn_core.data.split_names import UNDERSTOOD, held_out_names, splits_among
+from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
 
 __all__ = ["Labels", "labelled", "labels_of"]
 
 SHOWN = 3  # rows in an error
+# What programs write for an empty cell.
+NO_LABEL = ("", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "null", "NULL")
 GRADES = 10  # distinct fractions that still are classes
 
 
@@ -39,6 +42,7 @@ class Labels:
     classes: tuple[str, ...]
     targets: Tensor
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 def labelled(
@@ -72,6 +76,7 @@ def labelled(
     dataset = with_test_split(known, labels.classes, splits, (images.channels, *images.size))
     notes = [
         *_understood(table, columns),
+        *_called_test(table, columns.split),
         *labels.notes,
         *found,
         *repeated,
@@ -82,7 +87,7 @@ def labelled(
     return dataclasses.replace(
         dataset,
         notes=tuple(notes),
-        faults=tuple(images.faults(reading)),
+        faults=(*labels.faults, *images.faults(reading)),
         labels=_digest(dataset),
     )
 
@@ -110,25 +115,92 @@ def labels_of(table: Table, columns: Columns, choice: Choice) -> Labels:
     """Return the classes and targets of a table.
 
     Several columns of 0 and 1 are several classes of an image; if each row has exactly one 1, they
-    are one class. Values such as a|b are several classes. Everything else is the name of a class.
+    are one class. Values such as a|b are several classes; with task multilabel or a separator, also
+    those such as "a b". Everything else is the name of a class.
+
+    Raises:
+        UsageError: a separator was chosen for columns of 0 and 1.
+        DatasetCorruptError: the labels cannot be read; the message gives the line.
     """
     if len(columns.labels) > 1:
+        if choice.separator:
+            raise UsageError(
+                f"separator: the labels are in {len(columns.labels)} columns, not in one",
+                "leave it out, or choose a column: csv:FILE#label=NAME",
+            )
         return _from_flags(table, columns.labels, choice.task)
     (column,) = columns.labels
     values = table.values(column)
     if choice.threshold is not None:
         return _from_threshold(table, column, choice.threshold)
-    if choice.task == "multilabel" or (not choice.task and any("|" in v for v in values)):
-        return _from_lists(values)
-    return _from_names(table, column)
+    piped = any("|" in value for value in values)
+    if choice.separator or (piped and choice.task != "classification"):
+        return _from_lists(values, SEPARATORS[choice.separator or "pipe"])
+    if choice.task == "multilabel":
+        return _split_as_seen(table, column)
+    labels = _from_names(table, column)
+    if choice.task or not (name := _evident_separator(values)):
+        return labels
+    fault = (
+        f"{_quoted(column)}: cells look like several labels separated by '{SEPARATORS[name]}', but "
+        f"each is taken as one class: csv:FILE#separator={name}, or #task=classification"
+    )
+    return dataclasses.replace(labels, faults=(fault,))
+
+
+def _split_as_seen(table: Table, column: str) -> Labels:
+    """Return the labels in the cells of a column without "|", and say what separates them.
+
+    Raises:
+        DatasetCorruptError: cells hold another separator, but do not look like lists.
+    """
+    values = table.values(column)
+    if name := _evident_separator(values):
+        labels = _from_lists(values, mark := SEPARATORS[name])
+        line = f"{_quoted(column)}: cells are split by '{mark}'; to keep them: #separator=pipe"
+        return dataclasses.replace(labels, notes=(line, *labels.notes))
+    marks = {name: mark for name, mark in SEPARATORS.items() if any(mark in v for v in values)}
+    if not marks:
+        return _from_lists(values, "|")
+    name, mark = list(marks.items())[-1]
+    rows = [row for row, value in enumerate(values) if mark in value]
+    raise DatasetCorruptError(
+        _rows(table, rows, f"one label or several? No cell holds '|', some hold '{mark}'"),
+        f"several: csv:FILE#separator={name}; one: csv:FILE#separator=pipe",
+    )
+
+
+def _evident_separator(values: Iterable[str]) -> str:
+    """Return the key in SEPARATORS of the mark between labels, if cells look like lists, or "".
+
+    They do if most of their words are in other cells, too. Names of classes such as "black cat" and
+    "black dog" have spaces: with spaces, one of the words must also be a cell of its own.
+    """
+    distinct = set(values)
+    for name in ("semicolon", "comma", "space"):
+        lists = {value: set(_words(value, SEPARATORS[name])) for value in distinct}
+        counts = Counter(word for words in lists.values() for word in words)
+        inside = {word for words in lists.values() if len(words) > 1 for word in words}
+        shared = sum(counts[word] > 1 for word in inside)
+        if 2 * shared > len(inside) and (name != "space" or inside & distinct):
+            return name
+    return ""
+
+
+def _words(value: str, mark: str) -> list[str]:
+    return [word.strip() for word in value.split(mark) if word.strip()]
 
 
 def _from_names(table: Table, column: str) -> Labels:
     """Return a class for each distinct value of a column; numbers are sorted as numbers."""
     values = table.values(column)
-    if empty := [number for number, value in enumerate(values) if not value]:
+    if empty := [number for number, value in enumerate(values) if value in NO_LABEL]:
+        found = sorted({values[number] for number in empty} - {""})
+        said = f" but {', '.join(map(_quoted, found))}" if found else ""
+        other = "; if it is a class, give it another name" if found else ""
         raise DatasetCorruptError(
-            _rows(table, empty, f"no label in {_quoted(column)}"), "leave out rows without a label"
+            _rows(table, empty, f"no label in {_quoted(column)}{said}"),
+            f"leave out rows without a label{other}",
         )
     values = _one_spelling(values)
     classes = _sorted(set(values))
@@ -171,9 +243,12 @@ def _from_threshold(table: Table, column: str, threshold: float) -> Labels:
     return Labels("classification", classes, torch.tensor(above).long())
 
 
-def _from_lists(values: Sequence[str]) -> Labels:
-    """Return all names in values such as a|b, and which of them each row has."""
-    lists = [[name.strip() for name in v.split("|") if name.strip()] for v in values]
+def _from_lists(values: Sequence[str], mark: str) -> Labels:
+    """Return all names in values such as a|b, where `mark` is "|", and which of them each row has.
+
+    NaN, None and alike are no names.
+    """
+    lists = [[] if value in NO_LABEL else _words(value, mark) for value in values]
     classes = _sorted({name for names in lists for name in names})
     numbers = {name: number for number, name in enumerate(classes)}
     targets = torch.zeros(len(values), len(classes), dtype=torch.uint8)
@@ -207,12 +282,19 @@ def _alike(classes: Iterable[str]) -> list[str]:
     """Name classes that differ in their spelling only."""
     spellings: dict[str, list[str]] = {}
     for name in classes:
-        spellings.setdefault(re.sub(r"[\s_-]+", "", name).casefold(), []).append(name)
+        form = unicodedata.normalize("NFC", name)
+        spellings.setdefault(re.sub(r"[\s_-]+", "", form).casefold(), []).append(name)
     return [
-        f"different classes: {' and '.join(_quoted(name) for name in same)}"
+        f"different classes: {' and '.join(_quoted(name) for name in same)}{_unlike(same)}"
         for same in spellings.values()
         if len(same) > 1
     ]
+
+
+def _unlike(names: Sequence[str]) -> str:
+    """Return what to say of different names that look the same."""
+    forms = {unicodedata.normalize("NFC", name) for name in names}
+    return " (of the same look: Unicode NFC and NFD)" if len(forms) < len(names) else ""
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
@@ -243,20 +325,40 @@ def _files(table: Table, column: str, root: Path) -> tuple[list[Path], list[str]
     values = table.values(column)
     paths: list[Path | None] = [_beside(root, value) for value in values]
     missing = [row for row, path in enumerate(paths) if path is None]
-    found = _found_by_name(root, [values[row] for row in missing]) if missing else {}
+    if not missing:
+        return [path for path in paths if path is not None], []
+    found = _found_by_name(root, [values[row] for row in missing])
+    _require_one(table, root, {row: values[row] for row in missing}, found)
     for row in missing:
-        paths[row] = found.get(values[row])
-    if lost := [row for row in missing if paths[row] is None]:
+        (paths[row],) = found[values[row]]
+    images = {path for same in found.values() for path in same}
+    folders = sorted({str(path.parent.relative_to(root)) for path in images})
+    line = (
+        f"{len(images):,} images were found by their names in {', '.join(folders[:3])}"
+        f"{', …' if len(folders) > 3 else ''}"
+    )
+    return [path for path in paths if path is not None], [line]
+
+
+def _require_one(
+    table: Table, root: Path, values: Mapping[int, str], found: Mapping[str, list[Path]]
+) -> None:
+    """Raise DatasetCorruptError unless one file was found for each value, by row."""
+    if lost := [row for row, value in values.items() if not found[value]]:
         raise DatasetCorruptError(
             _rows(table, lost, "no such file", [values[row] for row in lost]),
             f"paths are relative to {printable(str(root))}; correct them, or remove the rows",
         )
-    folders = sorted({str(path.parent.relative_to(root)) for path in found.values()})
-    notes = [
-        f"{len(missing):,} images were found by their names in {', '.join(folders[:3])}"
-        f"{', …' if len(folders) > 3 else ''}"
-    ]
-    return [path for path in paths if path is not None], notes if missing else []
+    if several := [row for row, value in values.items() if len(found[value]) > 1]:
+        same = [path.relative_to(root) for path in found[values[several[0]]]]
+        folders, missing = [str(path.parent) for path in same], "folder"
+        if len(set(folders)) < len(same):
+            folders, missing = list(map(str, same)), "whole name"
+        where = printable(" and ".join(folders[:SHOWN]))
+        raise DatasetCorruptError(
+            _rows(table, several, f"found in {where}", [values[row] for row in several]),
+            f"give the {missing}, such as {printable(str(same[0]))}",
+        )
 
 
 def _beside(root: Path, value: str) -> Path | None:
@@ -267,18 +369,30 @@ def _beside(root: Path, value: str) -> Path | None:
     return None
 
 
-def _found_by_name(root: Path, values: Iterable[str]) -> dict[str, Path]:
-    """Return the only image below `root` of each name, with or without its suffix."""
+def _found_by_name(root: Path, values: Iterable[str]) -> dict[str, list[Path]]:
+    """Return the images below `root` of each name, with or without its suffix.
+
+    If the value names folders, those of the image must be the same.
+    """
     by_name: dict[str, list[Path]] = {}
     for path in sorted_files(root):
         for name in {path.name, path.stem}:
             by_name.setdefault(name, []).append(path)
     found = {}
     for value in values:
-        same = by_name.get(value.replace("\\", "/").rpartition("/")[2], [])
-        if len(same) == 1:
-            found[value] = same[0]
+        *folders, name = value.replace("\\", "/").split("/")
+        same = by_name.get(name, [])
+        found[value] = [path for path in same if _in_folders(path, root, folders)]
     return found
+
+
+def _in_folders(path: Path, root: Path, folders: list[str]) -> bool:
+    """Return whether a file is in these folders: at their end, or they at the end of its own."""
+    named = [folder for folder in folders if folder not in ("", ".")]
+    own = list(path.absolute().parent.parts)
+    # The path may be that of another machine; the folder of the table says where it goes on here.
+    inner = own[len(root.absolute().parts) :] or own[-1:]
+    return not named or own[-len(named) :] == named or named[-len(inner) :] == inner
 
 
 def _unlisted(table: Table, paths: Sequence[Path], root: Path) -> Iterator[str]:
@@ -314,6 +428,12 @@ def _splits(table: Table, column: str) -> list[str]:
         found = ", ".join(sorted(set(names)))
         raise DatasetCorruptError(f"{printable(table.name)}: has {found}, but no row of 'train'")
     return names
+
+
+def _called_test(table: Table, column: str) -> Iterator[str]:
+    """Say which names are taken as the test split, if it is not evident."""
+    for name in held_out_names(sorted(set(table.values(column)))) if column else ():
+        yield f"{_quoted(column)}: {_quoted(name)} is taken as the split 'test'"
 
 
 def _weights(table: Table, column: str) -> Tensor | None:

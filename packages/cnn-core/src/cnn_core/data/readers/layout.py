@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cnn_core.data.readers.description import FILE
 from cnn_core.data.readers.listing import BESIDE, UNLABELLED, LeftOut, sorted_files, subfolders
-from cnn_core.data.split_names import UNDERSTOOD, split_of, splits_among
+from cnn_core.data.split_names import UNDERSTOOD, held_out_names, split_of, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import printable
 
@@ -102,6 +102,8 @@ def find_layout(root: Path) -> Layout:
         layout.splits = split_folders(root)
     else:
         layout.splits = _splits(root, folders, others, layout)
+    if held_out_names([layout.splits.get("test", root / "test").name]):
+        layout.notes.append(f"{layout.splits['test']}: taken as the split 'test'")
     return layout
 
 

@@ -34,7 +34,7 @@ SYSTEM = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recy
 COPIES = (".part", ".crdownload", ".download", ".tmp", ".bak", ".orig", ".old", "~")
 HIDDEN = "hidden files and folders"
 UNREADABLE = "unreadable files and folders"
-REPEATED = "links to folders that are read already"
+REPEATED = "links to folders that are read already, or that contain this one"
 NOT_READ = "images of a format that is not read"
 COPY = "unfinished or old copies"
 LOOSE = "images beside the class folders"
@@ -109,7 +109,7 @@ def sorted_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """Return the image files in a folder and its subfolders, sorted; count the others.
 
     A file is an image if its first bytes or its suffix are those of a format that is read. Linked
-    folders are entered once.
+    folders are entered once, and not at all if they contain `folder`.
 
     Sorted, since file systems list files in different orders, and random splits depend on it.
     """
@@ -133,16 +133,16 @@ def count_loose(folder: Path, left_out: LeftOut) -> None:
 
 def _files(folder: Path, others: LeftOut) -> Iterator[Path]:
     """Yield the visible files in a folder and its subfolders."""
-    entered: set[tuple[int, int]] = set()
+    # A link to a folder above leads to the images of other classes.
+    above = {*folder.absolute().parents, *folder.resolve().parents}
+    entered = {_identity(parent) for parent in above}
 
     def unreadable(error: OSError) -> None:
         others.add(UNREADABLE, Path(error.filename))
 
     for name, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         here = Path(name)
-        info = here.stat()
-        # A link may lead to a folder above it.
-        if (identity := (info.st_dev, info.st_ino)) in entered:
+        if (identity := _identity(here)) in entered:
             others.add(REPEATED, here)
             folders.clear()
             continue
@@ -151,6 +151,11 @@ def _files(folder: Path, others: LeftOut) -> Iterator[Path]:
             others.add(HIDDEN, here / hidden)
         folders[:] = sorted(entry for entry in folders if not is_hidden(entry))
         yield from (here / entry for entry in sorted(files) if not is_hidden(entry))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    info = folder.stat()
+    return info.st_dev, info.st_ino
 
 
 def _is_image(path: Path, others: LeftOut) -> bool:
