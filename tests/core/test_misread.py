@@ -61,6 +61,8 @@ def test_cells_that_look_like_lists_are_said_and_can_be_split(table, name, mark)
     dataset = table(cells(mark))
     assert (dataset.spec.task, len(dataset.spec.classes)) == ("classification", 6)
     assert f"csv:FILE#separator={name}" in dataset.faults[0]
+    with pytest.raises(DatasetCorruptError, match=rf"too few(.|\n)*separator={name}"):
+        table(cells(mark)[:6])
     assert table(cells(mark), "#task=classification").faults == ()
     for choice in (f"#separator={name}", "#task=multilabel"):
         split = table(cells(mark), choice)
