@@ -103,7 +103,7 @@ def _said(faults: Sequence[str]) -> Iterator[None]:
     except DatasetCorruptError as error:
         if not faults:
             raise
-        raise DatasetCorruptError(str(error).splitlines()[0], faults[0]) from None
+        raise DatasetCorruptError(error.message, faults[0]) from None
 
 
 # Columns
