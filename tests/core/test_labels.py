@@ -211,6 +211,17 @@ def test_few_fractions_are_classes_and_a_threshold_makes_two(loaded):
     assert all((found[f] == "0.5 or more") == (grades(n) >= 0.5) for n, f in enumerate(NAMES))
 
 
+def test_a_description_beside_the_file_names_its_classes(folder, loaded):
+    text = rows(lambda n, f: f"images/{f},{'cb'[n % 2]}", "path,label\n")
+    description = folder / "dataset.toml"
+    description.write_text('licence = "MIT"\n[labels]\nc = "crack"\n')
+    found = loaded(text)
+    assert (found.spec.classes, found.spec.licence) == (("b", "crack"), "MIT")
+    description.write_text('[labels]\nd = "dent"\n')
+    with pytest.raises(UsageError, match="labels: no folder 'd'"):
+        loaded(text)
+
+
 def test_columns_are_chosen_by_name_or_number(loaded):
     text = rows(lambda n, f: f"images/{f} {grades(n)} {label(n)}")
     assert labels_of(loaded(text, "#label=3")) == EXPECTED

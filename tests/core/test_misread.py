@@ -61,6 +61,8 @@ def test_cells_that_look_like_lists_are_said_and_can_be_split(table, name, mark)
     dataset = table(cells(mark))
     assert (dataset.spec.task, len(dataset.spec.classes)) == ("classification", 6)
     assert f"csv:FILE#separator={name}" in dataset.faults[0]
+    with pytest.raises(DatasetCorruptError, match=rf"too few(.|\n)*separator={name}"):
+        table(cells(mark)[:6])
     assert table(cells(mark), "#task=classification").faults == ()
     for choice in (f"#separator={name}", "#task=multilabel"):
         split = table(cells(mark), choice)
@@ -71,11 +73,11 @@ def test_cells_that_look_like_lists_are_said_and_can_be_split(table, name, mark)
 
 
 def test_names_with_spaces_are_names(table):
-    names = ["black cat", "black dog", "white cat"] * 4
+    names = ["black cat", "black dog", "white cat", "white dog"] * 4
     assert table(names).faults == ()
     with pytest.raises(DatasetCorruptError, match=r"some hold ' '(.|\n)*#separator=space"):
         table(names, "#task=multilabel")
-    assert len(table(names, "#separator=pipe").spec.classes) == 3
+    assert len(table(names, "#separator=pipe").spec.classes) == 4
     assert table(["cat", "dog"] * 6, "#task=multilabel").spec.classes == ("cat", "dog")
 
 
@@ -135,7 +137,7 @@ def test_what_programs_write_for_an_empty_cell_is_no_label(table, empty):
         table([*["cat", "dog"] * 6, empty])
     dataset = table([*["cat|dog", "dog"] * 6, empty])
     assert dataset.spec.classes == ("cat", "dog")
-    assert "1 images have no label: they are images of no class" in dataset.notes
+    assert "1 images have no label: they belong to no class" in dataset.notes
 
 
 def test_holdout_is_said_to_be_the_test_split(table, tmp_path):
@@ -236,7 +238,7 @@ def test_names_that_differ_in_their_unicode_form_are_said(tmp_path, table):
     with pytest.raises(DatasetCorruptError, match=rf"the classes of training: 2, 10, {NFC}"):
         load_dataset(f"imagefolder:{root}")
     root = tree(tmp_path / "b", NFC, NFD)
-    assert "but for case or Unicode form" in load_dataset(f"imagefolder:{root}").faults[0]
+    assert "only in case or Unicode form" in load_dataset(f"imagefolder:{root}").faults[0]
     assert any("NFC and NFD" in line for line in table([NFC, NFD] * 4).notes)
 
 

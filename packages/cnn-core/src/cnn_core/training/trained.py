@@ -211,7 +211,7 @@ class Trained:
         if known == "test" and self.data is not None and dataset.divided:
             log.warning(
                 "split 'test': %s of the %s images of %s, a fifth of each class, since it has no "
-                "folder test",
+                "test split",
                 f"{len(dataset.split(known)):,}",
                 f"{sum(map(len, dataset.splits.values())):,}",
                 printable(self.data),

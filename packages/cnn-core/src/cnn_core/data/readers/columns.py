@@ -33,9 +33,10 @@ SEPARATORS = {"pipe": "|", "space": " ", "comma": ",", "semicolon": ";"}  # of l
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user chose of a table: columns by name or number, a threshold, the task, what separates labels.
+    """What a user chose of a table: columns by name or number, a threshold, the task, a separator.
 
-    `separator` is a key of SEPARATORS; it makes the task multilabel.
+    `separator` is a key of SEPARATORS, of what separates labels in a cell: the task is
+    multilabel.
     """
 
     path: str = ""
@@ -51,8 +52,8 @@ class Choice:
         """Return the choices; a threshold is text or a number.
 
         Raises:
-            UsageError: the threshold is not a number, or there is no such task or separator, or two choices exclude each
-                other.
+            UsageError: the threshold is not a number, there is no such task or
+                separator, or two choices exclude each other.
         """
         found = dict(choices)
         if "threshold" in found:

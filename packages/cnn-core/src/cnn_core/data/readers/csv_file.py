@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.readers.columns import Choice, Table, is_header
-from cnn_core.data.readers.description import read_description
+from cnn_core.data.readers.description import read_description, with_description
 from cnn_core.data.readers.labels import labelled
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
@@ -45,13 +45,9 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         raise DatasetMissingError(
             f"{printable(str(file))}: no such file{found}", f"give its path: {spec.name}:FILE"
         )
-    return labelled(
-        spec,
-        read_table(file),
-        file.parent,
-        choice,
-        read_description(file.parent, "classification").reading,
-    )
+    description = read_description(file.parent, "classification")
+    dataset = labelled(spec, read_table(file), file.parent, choice, description.reading)
+    return with_description(dataset, description)
 
 
 def _with_choice(root: Path) -> tuple[Path, Choice]:

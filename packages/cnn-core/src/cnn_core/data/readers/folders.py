@@ -217,8 +217,8 @@ class ImageSurvey:
             )
         if self.oblong:
             lines.append(
-                f"{self.oblong:,} of {self.total:,} images are not square, and sizes differ: they are "
-                "squashed to a square, unless fit = crop or tile"
+                f"{self.oblong:,} of {self.total:,} images are not square, and sizes differ: they "
+                "are squashed to a square, unless fit = crop or tile"
             )
         if self.alpha:
             how = f"are shown on {reading.alpha_background}"

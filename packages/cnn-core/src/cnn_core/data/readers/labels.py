@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -66,14 +67,16 @@ def labelled(
         )
         for name, rows in _by_split(kept, names).items()
     }
-    _check_classes(table, labels, splits)
+    with _said(labels.faults):
+        _check_classes(table, labels, splits)
     images = survey_images(paths[row] for row in kept)
     splits = {
         name: dataclasses.replace(split, channels=images.channels, reading=reading)
         for name, split in splits.items()
     }
     known = dataclasses.replace(spec, task=labels.task)
-    dataset = with_test_split(known, labels.classes, splits, (images.channels, *images.size))
+    with _said(labels.faults):
+        dataset = with_test_split(known, labels.classes, splits, (images.channels, *images.size))
     notes = [
         *_understood(table, columns),
         *_called_test(table, columns.split),
@@ -90,6 +93,17 @@ def labelled(
         faults=(*labels.faults, *images.faults(reading)),
         labels=_digest(dataset),
     )
+
+
+@contextlib.contextmanager
+def _said(faults: Sequence[str]) -> Iterator[None]:
+    """Give the first fault of the labels, which may be the cause, as the way out of an error."""
+    try:
+        yield
+    except DatasetCorruptError as error:
+        if not faults:
+            raise
+        raise DatasetCorruptError(error.message, faults[0]) from None
 
 
 # Columns
@@ -115,8 +129,8 @@ def labels_of(table: Table, columns: Columns, choice: Choice) -> Labels:
     """Return the classes and targets of a table.
 
     Several columns of 0 and 1 are several classes of an image; if each row has exactly one 1, they
-    are one class. Values such as a|b are several classes; with task multilabel or a separator, also
-    those such as "a b". Everything else is the name of a class.
+    are one class. Values such as a|b are several classes, and those such as "a b" with a separator
+    or the task multilabel. Everything else is the name of a class.
 
     Raises:
         UsageError: a separator was chosen for columns of 0 and 1.
@@ -142,8 +156,8 @@ def labels_of(table: Table, columns: Columns, choice: Choice) -> Labels:
     if choice.task or not (name := _evident_separator(values)):
         return labels
     fault = (
-        f"{_quoted(column)}: cells look like several labels separated by '{SEPARATORS[name]}', but "
-        f"each is taken as one class: csv:FILE#separator={name}, or #task=classification"
+        f"{_quoted(column)}: cells look like several labels separated by '{SEPARATORS[name]}', "
+        f"but each is taken as one class: csv:FILE#separator={name}, or #task=classification"
     )
     return dataclasses.replace(labels, faults=(fault,))
 
@@ -173,8 +187,8 @@ def _split_as_seen(table: Table, column: str) -> Labels:
 def _evident_separator(values: Iterable[str]) -> str:
     """Return the key in SEPARATORS of the mark between labels, if cells look like lists, or "".
 
-    They do if most of their words are in other cells, too. Names of classes such as "black cat" and
-    "black dog" have spaces: with spaces, one of the words must also be a cell of its own.
+    They do if most of their words are in other cells, too. Names of classes such as "black cat"
+    and "black dog" have spaces: with spaces, one of the words must also be a cell of its own.
     """
     distinct = set(values)
     for name in ("semicolon", "comma", "space"):
