@@ -11,10 +11,10 @@ import dataclasses
 import fnmatch
 import functools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from cnn_core.errors import PluginError, SpecError, UnknownNameError, UsageError
@@ -202,7 +202,8 @@ class Catalogue(Generic[S]):
 
     def _missing(self, name: str) -> Exception:
         """Return an error that explains why the name is missing and how to get it."""
-        if self.kind == "dataset" and Path(name).is_dir():
+        # os.path: pathlib raises for names that are too long to be files.
+        if self.kind == "dataset" and os.path.isdir(name):
             hint = (
                 f"for the images in this folder: imagefolder:{name}; with masks: maskfolder:{name}"
             )
