@@ -29,8 +29,8 @@ from cnn_core.cli.prediction_files import (
     PredictionFile,
     continue_files,
 )
-from cnn_core.destinations import require_writable
 from cnn_core.errors import CorruptError, NumericalError, Terminated, UsageError, ZooError
+from cnn_core.runs.destinations import require_writable
 from cnn_core.text import printable
 
 if TYPE_CHECKING:

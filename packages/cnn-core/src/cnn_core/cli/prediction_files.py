@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-from cnn_core.destinations import folder_of
 from cnn_core.errors import CorruptError, UsageError
+from cnn_core.runs.destinations import folder_of
 from cnn_core.text import printable
 
 if TYPE_CHECKING:

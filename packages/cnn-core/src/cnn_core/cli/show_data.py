@@ -10,8 +10,8 @@ import click
 from cnn_core import registry
 from cnn_core.cli.output import emit_json, heading, json_option, say_path
 from cnn_core.cli.params import DATASET, PATH
-from cnn_core.destinations import folder_of
 from cnn_core.errors import DatasetMissingError, UsageError
+from cnn_core.runs.destinations import folder_of
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
 

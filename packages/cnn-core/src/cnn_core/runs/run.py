@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnn_core.destinations import folder_of, require_writable
 from cnn_core.errors import RunError, UsageError, ZooError
 from cnn_core.files import expanded, new_folder, sweep, write_new, write_text
+from cnn_core.runs.destinations import folder_of, require_writable
 from cnn_core.runs.recipe import Recipe, read_recipe
 
 __all__ = ["Run", "default_name"]

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from cnn_core import registry
-from cnn_core.destinations import folder_of
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.files import new_folder, write_text
 from cnn_core.plugins import plugins
 from cnn_core.plugins.directory import directory
 from cnn_core.plugins.discovery import discover
+from cnn_core.runs.destinations import folder_of
 from cnn_core.text import printable
 from cnn_core.version import __version__
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.data.preprocessing import Preprocessing
-from cnn_core.destinations import folder_of, require_writable
 from cnn_core.errors import NumericalError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import expanded, write_atomically
 from cnn_core.plugins.discovery import describe
+from cnn_core.runs.destinations import folder_of, require_writable
 from cnn_core.training.exported import METADATA, READERS, UINT8, ExportedNetwork, require_onnx
 from cnn_core.training.prediction import task_of
 from cnn_core.training.quantization import Quantized, quantize, require_images

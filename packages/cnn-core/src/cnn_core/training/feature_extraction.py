@@ -19,9 +19,9 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Files, Split, load_dataset
-from cnn_core.destinations import folder_of
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.files import expanded, write_atomically
+from cnn_core.runs.destinations import folder_of
 from cnn_core.text import did_you_mean, printable
 from cnn_core.training.evaluation import eval_batch_size
 from cnn_core.training.exported import ExportedNetwork

@@ -202,30 +202,15 @@ def set_up(
     dataset = read_as(recipe, dataset)
     recipe = with_sizes(recipe, dataset, free)
     _require_compatible(recipe, dataset, spec)
-    task = dataset.spec.task
-    metrics = EpochMetrics(
-        task,
-        len(classes),
-        recipe.topk,
-        classes=classes,
-        background=dataset.spec.background,
-    )
-    criterion = loss_of(task, recipe)
+    metrics, criterion = _metrics(recipe, dataset), loss_of(dataset.spec.task, recipe)
     top_k = f"top{recipe.topk or min(5, len(classes))}"
-    monitor = score_of(task, recipe.monitor, top_k, classes)
+    monitor = score_of(dataset.spec.task, recipe.monitor, top_k, classes)
     recipe, dataset, warning = _choose_validation(recipe, dataset, monitor[0])
     recipe, model, started = _build(recipe, dataset, resuming)
-    recipe = with_optimizer(recipe, dataset, model, free)
+    recipe = _without_auto(with_optimizer(recipe, dataset, model, free), dataset, model, device)
     chosen = describe(recipe, dataset, free)
-    # Replace "auto" by the actual value, so that the run records it and resumes with it.
-    recipe = dataclasses.replace(
-        recipe,
-        precision=choose_precision(recipe.precision, device),
-        memory_format=choose_memory_format(recipe.memory_format, model),
-        **asdict(dataset.reading),
-    )
-    head = _head(recipe, dataset)
-    train_state = TrainState(_prepare(model, recipe, device, world), recipe, device, head)
+    network, head = _prepare(model, recipe, device, world), _head(recipe, dataset)
+    train_state = TrainState(network, recipe, device, head)
     for line in (started, warning):
         if line and show_progress and not resuming:
             print(line, file=sys.stderr)
@@ -250,6 +235,30 @@ def set_up(
         validation=validation,
         train_state=train_state,
         monitor=monitor,
+    )
+
+
+def _metrics(recipe: Recipe, dataset: Dataset) -> EpochMetrics:
+    """Return the metrics of training and validation."""
+    spec = dataset.spec
+    return EpochMetrics(
+        spec.task,
+        len(spec.classes),
+        recipe.topk,
+        classes=spec.classes,
+        background=spec.background,
+    )
+
+
+def _without_auto(
+    recipe: Recipe, dataset: Dataset, model: nn.Module, device: torch.device
+) -> Recipe:
+    """Replace "auto" by the actual value, so that the run records it and resumes with it."""
+    return dataclasses.replace(
+        recipe,
+        precision=choose_precision(recipe.precision, device),
+        memory_format=choose_memory_format(recipe.memory_format, model),
+        **asdict(dataset.reading),
     )
 
 

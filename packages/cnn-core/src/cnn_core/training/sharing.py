@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from cnn_core.destinations import folder_of
 from cnn_core.errors import DatasetMissingError, UsageError
 from cnn_core.files import new_folder, write_new, write_text
 from cnn_core.registry.names import base_name
+from cnn_core.runs.destinations import folder_of
 from cnn_core.tasks.class_counts import class_keys
 from cnn_core.tasks.class_weights import own_targets
 from cnn_core.text import did_you_mean, printable

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.data.images import read_image
-from cnn_core.destinations import require_writable
 from cnn_core.errors import CorruptError, UnknownNameError, UsageError, ZooError
 from cnn_core.files import write_bytes
+from cnn_core.runs.destinations import require_writable
 from cnn_core.text import printable
 from cnn_core.training.exported import require_layers
 from cnn_core.training.image_stream import named_files, require_distinct_names

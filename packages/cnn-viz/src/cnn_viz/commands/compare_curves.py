@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from cnn_core.cli.compare import differences
-from cnn_core.destinations import folder_of
 from cnn_core.errors import UsageError
 from cnn_core.files import write_bytes
+from cnn_core.runs.destinations import folder_of
 from cnn_core.tasks import SCORES
 from cnn_core.training import Run
 from cnn_viz import style

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from cnn_core import registry
-from cnn_core.destinations import make_folder
 from cnn_core.errors import PluginError, UsageError, ZooError
 from cnn_core.files import write_bytes
 from cnn_core.plugins import isolated
 from cnn_core.plugins.discovery import describe, log
 from cnn_core.registry import Entry
+from cnn_core.runs.destinations import make_folder
 from cnn_core.specs import ViewSpec
 from cnn_core.training.trained import Source
 from cnn_viz import style

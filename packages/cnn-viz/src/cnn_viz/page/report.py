@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -18,10 +18,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cnn_core.destinations import make_folder, require_writable
 from cnn_core.files import expanded, write_text
 from cnn_core.plugins import plugins
 from cnn_core.registry.names import base_name
+from cnn_core.runs.destinations import make_folder, require_writable
 from cnn_core.tasks.intervals import wilson
 from cnn_core.tasks.regions import Overlap
 from cnn_core.text import printable
@@ -103,16 +103,10 @@ def write_report(
         write_text(path, json.dumps(_json_safe(content), indent=1) + "\n")
         return path
     drawings = []
-    for name, entry in views_for(view_inputs.task):
-        if "run" in entry.spec.needs and not view_inputs.is_run:
-            # On the page only: that weights lack it is no reason for a warning.
-            reason = "weights without a run, so there is no log of the training"
-            drawings.append(Drawing(name=name, entry=entry, skipped=reason))
-            continue
-        progress(f"drawing {name}")
-        drawings.append(draw_or_report(name, entry, view_inputs))
-        if drawings[-1].png:
-            write(drawings[-1], folder / "figures")
+    for drawing in _drawings(view_inputs, progress):
+        drawings.append(drawing)
+        if drawing.png:
+            write(drawing, folder / "figures")
     template_data = {
         **content,
         "test_metrics": _recorded_metrics(view_inputs),
@@ -128,6 +122,18 @@ def write_report(
     # Names are untrusted: remove control characters and bidirectional overrides.
     write_text(path, "\n".join(map(printable, text.split("\n"))))
     return path
+
+
+def _drawings(view_inputs: ViewInputs, progress: Callable[[str], object]) -> Iterator[Drawing]:
+    """Yield the views of the task, drawn."""
+    for name, entry in views_for(view_inputs.task):
+        if "run" in entry.spec.needs and not view_inputs.is_run:
+            # On the page only: that weights lack it is no reason for a warning.
+            reason = "weights without a run, so there is no log of the training"
+            yield Drawing(name=name, entry=entry, skipped=reason)
+        else:
+            progress(f"drawing {name}")
+            yield draw_or_report(name, entry, view_inputs)
 
 
 def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list[Drawing]) -> str:

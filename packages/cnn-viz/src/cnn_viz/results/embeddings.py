@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnn_core.destinations import make_folder
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.files import write_bytes
+from cnn_core.runs.destinations import make_folder
 
 __all__ = [
     "Embedding",
