@@ -122,6 +122,7 @@ class _Found:
 
     @property
     def images(self) -> int:
+        """The number of images."""
         return len(self.trained.split(self.split))
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -96,15 +96,8 @@ def command(
     trained = Trained(
         source, model=model, naming=naming, download=download, data=data, data_dir=data_dir
     )
-    done = export(
-        trained,
-        out,
-        format=format,
-        batch_size=batch_size,
-        pictures=pictures,
-        int8=int8,
-        force=force,
-    )
+    how: Any = {"batch_size": batch_size, "pictures": pictures, "int8": int8, "force": force}
+    done = export(trained, out, format=format, **how)
     if as_json:
         emit_json("export", dataclasses.asdict(done), run=source)
         return

@@ -50,6 +50,7 @@ class PathType(click.Path):
     """A path in which a leading "~" stands for the home folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path with the home folder in place of "~"."""
         return super().convert(expanded(value), param, ctx)
 
 
@@ -80,6 +81,7 @@ class Source(click.types.StringParamType):
     name = "source"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the source with the home folder in place of "~"."""
         return os.path.expanduser(super().convert(value, param, ctx))
 
     def shell_complete(

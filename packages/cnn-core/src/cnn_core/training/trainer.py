@@ -106,20 +106,16 @@ def train(
         if not isinstance(recipe, Recipe):
             free = free_keys(model, name, recipe, settings)
     else:
-        epochs = settings.pop("epochs", None)
-        if any((model, isinstance(data, str), recipe, out, *settings)):
-            raise UsageError(
-                f"resume = '{resume}': the run has a model, data and a recipe; only epochs apply"
-            )
+        fixed = (model, isinstance(data, str), recipe, out)
+        epochs = _epochs_alone(resume, fixed, settings)
     data_path, out_path = (None if path is None else expanded(path) for path in (data_dir, out))
     open_keys = free | {"accumulate"} if fit_memory else free
     # Decide before the processes synchronise: none can have created the run yet, so all agree.
     if new_recipe and out_path and (auto_resume or is_restart()):
         same = resumption.has_run_with(out_path, new_recipe, open_keys)
         resume = out_path if same else None
-    given = None if isinstance(data, str) else data
-    options = {"workers": workers, "fit_memory": fit_memory, "given": given}
-    session = _session(device, observers, progress, **options)
+    options = {"workers": workers, "given": None if isinstance(data, str) else data}
+    session = _session(device, observers, progress, fit_memory=fit_memory, **options)
     with torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else []):
         if resume is not None:
             return session.resume(expanded(resume), data_path, epochs)
@@ -127,6 +123,17 @@ def train(
         return session.start(
             new_recipe, free=free, out=out_path, data_dir=data_path, download=download
         )
+
+
+def _epochs_alone(
+    resume: str | os.PathLike[str], fixed: Iterable[object], settings: Mapping[str, Any]
+) -> int | None:
+    """Return `epochs` of the settings; raise UsageError if they or `fixed` have anything else."""
+    if any((*fixed, *(settings.keys() - {"epochs"}))):
+        raise UsageError(
+            f"resume = '{resume}': the run has a model, data and a recipe; only epochs apply"
+        )
+    return settings.get("epochs")
 
 
 def _complete(

@@ -142,18 +142,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         PluginError: the model is from a plugin that is not installed.
         CorruptError: the file was damaged or changed, or was not written by cnnzoo.
     """
-    file = expanded(path)
-    if file.is_dir():
-        if not (file / "recipe.toml").is_file() and not (file / "weights.safetensors").is_file():
-            raise UsageError(
-                f"{file}: not a run: recipe.toml is missing", "give a run or a weights file"
-            )
-        if not (file / "weights.safetensors").is_file():
-            raise UsageError(
-                f"{file}: no weights.safetensors: this run has not finished an epoch yet",
-                f"cnnzoo train --resume {file}",
-            )
-        file = file / "weights.safetensors"
+    file = _weights_file(expanded(path))
     tensors, fields = _read(file)
     try:
         origin = fields.get("origin")
@@ -187,6 +176,23 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{file}: its metadata is incomplete or invalid: {error}") from error
+
+
+def _weights_file(path: Path) -> Path:
+    """Return the weights file of a run, or the path of a file itself."""
+    if not path.is_dir():
+        return path
+    file = path / "weights.safetensors"
+    if not (path / "recipe.toml").is_file() and not file.is_file():
+        raise UsageError(
+            f"{path}: not a run: recipe.toml is missing", "give a run or a weights file"
+        )
+    if not file.is_file():
+        raise UsageError(
+            f"{path}: no weights.safetensors: this run has not finished an epoch yet",
+            f"cnnzoo train --resume {path}",
+        )
+    return file
 
 
 def is_ours(path: Path) -> bool:

@@ -24,8 +24,8 @@ from cnn_core.specs import DatasetSpec
 from cnn_core.text import natural, printable
 
 __all__ = [
-    "SUFFIXES",
     "ImageSurvey",
+    "SUFFIXES",
     "held_out_note",
     "image_type",
     "load_images",

@@ -174,6 +174,7 @@ def _halfway(found: Survey) -> str:
 
 
 def advice(found: Survey) -> str:
+    """Return what to do if values of masks have no obvious meaning."""
     return (
         f"name each value in {found.root / FILE} (cnnzoo describe-data maskfolder:{found.root} "
         "writes a draft), or the classes 0, 1, … in classes.txt"

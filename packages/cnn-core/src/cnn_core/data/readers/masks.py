@@ -43,19 +43,7 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     held = survey(root, masks, found.in_colour)
     classes = classes_of(held, found, names)
     images = survey_images(image for part, _ in layout.pairs.values() for image in part)
-    how = Files(
-        (),
-        (),
-        channels=images.channels,
-        values=classes.numbers,
-        in_colour=classes.in_colour,
-        turn_masks=bool(found.turn_masks),
-        reading=found.reading,
-    )
-    splits = {
-        name: dataclasses.replace(how, images=pair[0], targets=pair[1])
-        for name, pair in layout.pairs.items()
-    }
+    splits = _splits(layout, classes, found, images.channels)
     spec = dataclasses.replace(
         spec,
         mask_values=classes.values,
@@ -75,6 +63,22 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     )
     spec = described(loaded.spec, found)
     return dataclasses.replace(loaded, spec=spec, notes=notes, faults=faults)
+
+
+def _splits(
+    layout: Layout, classes: Classes, found: Description, channels: int
+) -> dict[str, Files]:
+    return {
+        name: Files(
+            *pair,
+            channels=channels,
+            values=classes.numbers,
+            in_colour=classes.in_colour,
+            turn_masks=bool(found.turn_masks),
+            reading=found.reading,
+        )
+        for name, pair in layout.pairs.items()
+    }
 
 
 def _untrained(layout: Layout, held: Survey, classes: Classes) -> list[str]:
