@@ -23,7 +23,8 @@ class ClassCounts:
     """
 
     def __init__(self, num_classes: int, recalls: dict[int, str] | None = None) -> None:
-        self.num_classes, self.recalls = num_classes, recalls or {}
+        self.num_classes: int = num_classes
+        self.recalls: dict[int, str] = recalls or {}
         self.sums: Tensor = torch.zeros(3, num_classes, dtype=torch.int64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:

@@ -150,7 +150,8 @@ class LabelCounts:
         thresholds: Sequence[float] = (),
         recalls: dict[int, str] | None = None,
     ) -> None:
-        self.thresholds, self.recalls = thresholds, recalls or {}
+        self.thresholds: Sequence[float] = thresholds
+        self.recalls: dict[int, str] = recalls or {}
         self.sums: Tensor = torch.zeros(num_classes + 1, 3, dtype=torch.int64)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -191,7 +192,7 @@ class LabelRanking(Rows):
 
     def __init__(self, num_classes: int, named: dict[int, str] | None = None) -> None:
         super().__init__(2 * num_classes)
-        self.named = named or {}
+        self.named: dict[int, str] = named or {}
 
     def compute(self) -> dict[str, float]:
         """Return "map" and "auc", from 0 to 1, and average precisions.

@@ -55,7 +55,8 @@ class EpochMetrics:
         )
         self._metrics = self._all
         self._zeros = {name: metric.sums.clone() for name, metric in self._metrics.items()}
-        self._loss, self._count, self.not_finite = 0.0, 0, 0
+        self._loss, self._count = 0.0, 0
+        self.not_finite: int = 0
         self._buffer: list[tuple[Tensor, Tensor]] = []
         self._buffered = 0
 
@@ -131,7 +132,8 @@ class EpochMetrics:
             if not (training and _gathers(metric))
         }
         loss, count, not_finite = sums["loss"].tolist() if sums else (0.0, 0, 0)
-        self._loss, self._count, self.not_finite = loss, int(count), int(not_finite)
+        self._loss, self._count = loss, int(count)
+        self.not_finite = int(not_finite)
         for name, metric in self._metrics.items():
             metric.sums = (sums or self._zeros)[name].clone()
         self._buffer, self._buffered = [], 0
