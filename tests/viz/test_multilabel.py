@@ -34,8 +34,10 @@ def run(tmp_path_factory):
         Image.fromarray(pixels).save(root / f"{number}.png")
         lines.append(f"{number}.png,{','.join(map(str, flags))}")
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
-    settings = {"epochs": 3, "batch_size": 8, "lr": 0.03, "progress": False, "device": "cpu"}
-    return train("lenet5_modern", f"csv:{root / 'labels.csv'}", out=root / "run", **settings)
+    settings = {"epochs": 3, "batch_size": 8, "optimizer": "sgd", "lr": 0.03, "progress": False}
+    return train(
+        "lenet5_modern", f"csv:{root / 'labels.csv'}", out=root / "run", device="cpu", **settings
+    )
 
 
 def test_scores_by_label_are_those_of_scikit_learn(run):
