@@ -16,7 +16,7 @@ from cnn_core.training import finders
 from cnn_core.training.defaults import FREE
 from cnn_core.training.schedule import learning_rate
 from cnn_core.training.setup import find_recipe, free_keys, set_up
-from synthetic import image_folder, mask_folder
+from easy_images import image_folder, mask_folder
 
 CPU = torch.device("cpu")
 STEPS = 200

@@ -14,7 +14,7 @@ from cnn_core.errors import ResourceError, UsageError
 from cnn_core.training import finders, train
 from cnn_core.training.finders import LrTrial, fitting_micro_batches, lr_curve, suggested_lr
 from cnn_core.training.setup import find_recipe, set_up
-from synthetic import mask_folder
+from easy_images import mask_folder
 
 CPU = torch.device("cpu")
 
