@@ -18,7 +18,7 @@ from cnn_core.errors import DatasetCorruptError
 __all__ = ["digest_of", "duplicates", "near_duplicates"]
 
 SIDE = 16  # of the thumbnails that are compared, in pixels
-ALIKE = 0.99  # correlation of thumbnails; 9 of the 1,797 digits are as similar to another one
+ALIKE = 0.99  # correlation of thumbnails
 SHOWN = 20  # pairs to list
 ROWS = 1024  # thumbnails to compare with all others at once
 
