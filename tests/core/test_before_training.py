@@ -13,12 +13,12 @@ from torch import nn
 
 from cnn_core import evaluate, load_dataset, train
 from cnn_core.data.dataset import Subset
+from cnn_core.data.progress_bar import progress_bar
 from cnn_core.errors import RunError, UsageError
 from cnn_core.training import Run
 from cnn_core.training.data_checks import _smallest_batch, checked, class_counts
 from cnn_core.training.distributed import World
 from cnn_core.training.epoch_metrics import EpochMetrics
-from cnn_core.training.progress import progress_bar
 from cnn_core.training.setup import find_recipe, set_up
 from cnn_core.training.trained import load_data
 from cnn_core.training.trainer import _collapse

@@ -12,7 +12,8 @@ from PIL import Image
 from cnn_core import load_dataset
 from cnn_core.data import Files
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.streaming import Decoder, decode_to_memory
+from cnn_core.data.decoder import Decoder
+from cnn_core.data.streaming import decode_to_memory
 from cnn_core.errors import (
     DatasetCorruptError,
     DatasetMissingError,

@@ -19,11 +19,12 @@ from cnn_core.cli.show_data import command as show_data
 from cnn_core.cli.verify_data import command as verify_data
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.contact_sheet import draw_sheet
+from cnn_core.data.decoder import Decoder
 from cnn_core.data.mask_image import mask_facts, read_mask, turned
 from cnn_core.data.palette import background_class, class_colours
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.readers.description import read_description
-from cnn_core.data.streaming import Decoder, decode_to_memory
+from cnn_core.data.streaming import decode_to_memory
 from cnn_core.data.verify import verify
 from cnn_core.errors import CorruptError, DatasetCorruptError, UsageError
 from cnn_core.tasks import metrics_of

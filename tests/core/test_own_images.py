@@ -14,9 +14,10 @@ from PIL import Image
 
 from cnn_core import load_dataset
 from cnn_core.cli.app import main
+from cnn_core.data.decoder import Decoder
 from cnn_core.data.readers.listing import LeftOut, sorted_files
 from cnn_core.data.split_names import split_of, splits_among
-from cnn_core.data.streaming import Decoder, statistics
+from cnn_core.data.streaming import statistics
 from cnn_core.data.verify import verify
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import natural

@@ -16,16 +16,12 @@ from torchvision.transforms.v2 import functional as tv
 from cnn_core import registry
 from cnn_core.data import Dataset, Files, Preprocessing, Split, batches
 from cnn_core.data.augment import IGNORED, Augmentation
+from cnn_core.data.bad_samples import BadSamples
 from cnn_core.data.batching import Batch, batch_sizes, permutation, shard
 from cnn_core.data.colour import jitter, rotate_hue
 from cnn_core.data.counter_rng import key_of, normal, uniform
-from cnn_core.data.streaming import (
-    BadSamples,
-    decode_to_memory,
-    drop_bad_files,
-    load_splits,
-    statistics,
-)
+from cnn_core.data.pipeline import load_splits
+from cnn_core.data.streaming import decode_to_memory, drop_bad_files, statistics
 from cnn_core.errors import DatasetCorruptError
 
 EVERYTHING = {
@@ -519,7 +515,7 @@ def test_statistics_are_those_of_all_pixels(files):
 
 
 def test_pipeline_auto_keeps_what_fits_in_memory(files, monkeypatch):
-    from cnn_core.data import streaming
+    from cnn_core.data import pipeline as pipelines
 
     spec = registry.datasets().get("imagefolder")
     dataset = Dataset(spec, {"train": files[1]})
@@ -527,5 +523,5 @@ def test_pipeline_auto_keeps_what_fits_in_memory(files, monkeypatch):
     for pipeline in ("auto", "memory", "streaming"):
         kinds[pipeline] = type(load_splits(dataset, prepare(), pipeline).split("train"))
     assert kinds == {"auto": Split, "memory": Split, "streaming": Files}
-    monkeypatch.setattr(streaming, "IN_MEMORY", 1000)
+    monkeypatch.setattr(pipelines, "IN_MEMORY", 1000)
     assert isinstance(load_splits(dataset, prepare(), "auto").split("train"), Files)

@@ -22,7 +22,7 @@ from torchmetrics.segmentation import DiceScore
 
 from cnn_core import load_dataset
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.streaming import Decoder
+from cnn_core.data.decoder import Decoder
 from cnn_core.errors import UsageError
 from cnn_core.tasks import boundaries, curves, em, regions
 from cnn_core.tasks.segmentation import MeanIoU, PixelAccuracy

@@ -19,6 +19,7 @@ COMMANDS = {
     "show": "Show a model: paper, stages, shapes, parameters, receptive field",
     "show-data": "Show a dataset: classes, sizes, source, and samples as an image",
     "describe-data": "Write a draft of dataset.toml for your own data",
+    "pack": "Decode a dataset once, into a file that training maps",
     "verify-data": "Read a whole dataset and report its faults",
     "train": "Train a model on a dataset, or resume a run",
     "finetune": "Fine-tune trained weights on a dataset",

@@ -126,8 +126,8 @@ def command(
 def _measured(models: tuple[str, ...], setting: Any) -> list[Measured]:
     """Measure all networks, with a progress bar on a terminal."""
     from cnn_core import registry
+    from cnn_core.data.progress_bar import progress_bar
     from cnn_core.training.benchmark import benchmark
-    from cnn_core.training.progress import progress_bar
 
     for name in models:  # a misspelt name must not cost the measurements before it
         registry.models().entry(name)

@@ -33,8 +33,8 @@ def command(distribution: str, slow: bool, data_dir: Path | None, as_json: bool)
       cnnzoo check cnn-arch-lenet --slow --json
       cnnzoo check cnn-data-kmnist --data-dir kmnist
     """
+    from cnn_core.data.progress_bar import progress_bar
     from cnn_core.testing import run_checks
-    from cnn_core.training.progress import progress_bar
 
     with progress_bar("checking", show=True) as progress:
         results = list(run_checks(distribution, slow=slow, data_dir=data_dir, progress=progress))

@@ -92,8 +92,8 @@ def command(
       cnnzoo features resnet50:imagenet-v2 imagefolder:flowers --out flowers.npz
       cnnzoo features runs/lenet5-digits-20260101-120000 digits --stage c3 --out c3.npz
     """
+    from cnn_core.data.progress_bar import progress_bar
     from cnn_core.training.feature_extraction import Extraction
-    from cnn_core.training.progress import progress_bar
     from cnn_core.training.trained import Trained
 
     trained = Trained(source, model=model, naming=naming, download=download, device=device)

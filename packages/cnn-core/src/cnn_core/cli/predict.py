@@ -274,7 +274,7 @@ class Tally:
 @contextlib.contextmanager
 def _tally(total: int, *, bar: bool) -> Iterator[Tally]:
     """Yield a tally; with `bar`, show a progress bar on a terminal."""
-    from cnn_core.training.progress import progress_bar
+    from cnn_core.data.progress_bar import progress_bar
 
     with progress_bar("images", bar) as update:
         yield Tally(total, update)

@@ -60,8 +60,8 @@ def command(
       cnnzoo probe resnet50 imagefolder:flowers
       cnnzoo probe resnet50:imagenet-v1 cifar10 --shots 10 --seed 1
     """
+    from cnn_core.data.progress_bar import progress_bar
     from cnn_core.training.probing import probe
-    from cnn_core.training.progress import progress_bar
     from cnn_core.training.trained import Trained
 
     trained = Trained(source, model=model, naming=naming, download=download, device=device)

@@ -81,8 +81,8 @@ OPTIONS = (
     ),
     click.option(
         "--pipeline",
-        type=Choice(("auto", "memory", "streaming")),
-        help="Decode into memory, or stream from disk.",
+        type=Choice(("auto", "memory", "streaming", "packed")),
+        help="Decode into memory, stream from disk, or decode once into a file (see cnnzoo pack).",
     ),
     click.option(
         "--on-bad-sample", metavar="fail|skip:N", help="Fail on a broken file, or skip up to N."

@@ -33,8 +33,8 @@ def command(data: str, data_dir: Path | None, near: bool, as_json: bool) -> None
     """
     import torch
 
+    from cnn_core.data.progress_bar import progress_bar
     from cnn_core.data.verify import verify
-    from cnn_core.training.progress import progress_bar
 
     notes: list[str] = []
     with progress_bar("reading files", show=True) as progress:

@@ -193,13 +193,17 @@ def _from_disk(
     decoded = stream(files, [indices for indices, _ in shards], preprocessing, draws, workers)
     if draws is not None and crops_while_decoding(preprocessing, draws):
         draws = draws.without_crop()  # otherwise `collate` would crop a second time
-    for (indices, weight), (images, targets) in zip(shards, decoded, strict=True):
+    for (indices, weight), batch in zip(shards, decoded, strict=True):
+        if batch is None:
+            continue
+        weights = None if files.weights is None or draws is None else files.weights[batch.indices]
         raw = Batch(
-            images=images.to(device),
-            targets=targets.to(device),
-            indices=indices,
+            images=batch.images.to(device),
+            targets=batch.targets.to(device),
+            # In training, they determine the random numbers, also of samples in another's place.
+            indices=batch.indices if draws is None else indices,
             loss_weight=weight,
-            weights=None if files.weights is None or draws is None else files.weights[indices],
+            weights=weights,
         )
         yield collate(raw, preprocessing.after_cropping, draws)
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from cnn_core import registry
+from cnn_core.data.bad_samples import BadSamples
+from cnn_core.data.compact import Compact
 from cnn_core.data.fetching.cache import cache_dir
 from cnn_core.data.images import read_image
 from cnn_core.data.pixels import AS_USUAL, Reading
@@ -33,6 +35,7 @@ __all__ = [
     "Item",
     "Split",
     "Subset",
+    "below_common_folder",
     "load_dataset",
     "object_name",
     "read_pixels",
@@ -105,11 +108,12 @@ class Files:
     become 8 bits. `values` maps mask values to class numbers, or to 255 for ignored pixels; with
     `in_colour` they are colours, 0xRRGGBB. With `turn_masks`, masks without an EXIF orientation
     are turned by that of their image. `groups` are as in `Split`.
-    `weights`, float32 N, are the weights of the images in the loss, or None.
+    `weights`, float32 N, are the weights of the images in the loss, or None. `bad` records the
+    files that cannot be decoded, and says how many may be skipped; None: none of them.
     """
 
-    images: tuple[Path, ...]
-    targets: Tensor | tuple[Path, ...]
+    images: Sequence[Path]
+    targets: Tensor | Sequence[Path]
     channels: int = 3
     values: Mapping[int, int] = field(default_factory=dict)
     in_colour: bool = False
@@ -117,25 +121,31 @@ class Files:
     reading: Reading = field(default_factory=Reading)
     groups: Tensor | None = None
     weights: Tensor | None = None
+    bad: BadSamples | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, indices: Tensor) -> Files:
         """Return the samples at `indices`."""
-        numbers = indices.tolist()
-        images = tuple(self.images[n] for n in numbers)
+        images = _taken(self.images, indices)
         weights, groups = (
             None if values is None else values[indices] for values in (self.weights, self.groups)
         )
-        targets: Tensor | tuple[Path, ...]
+        targets: Tensor | Sequence[Path]
         if isinstance(self.targets, Tensor):
             targets = self.targets[indices]
         else:
-            targets = tuple(self.targets[n] for n in numbers)
+            targets = _taken(self.targets, indices)
         return replace(self, images=images, targets=targets, weights=weights, groups=groups)
 
     view = subset
+
+
+def _taken(paths: Sequence[Path], indices: Tensor) -> Sequence[Path]:
+    if isinstance(paths, Compact):
+        return paths.take(indices)
+    return tuple(paths[n] for n in indices.tolist())
 
 
 @dataclass(frozen=True)
@@ -156,11 +166,16 @@ class Item:
         return f"/{self.name}/{self.index}"
 
 
-def read_pixels(image: Path | Item, channels: int, reading: Reading = AS_USUAL) -> Tensor:
-    """Return an image of a split on disk, uint8 C H W."""
+def read_pixels(
+    image: Path | Item,
+    channels: int,
+    reading: Reading = AS_USUAL,
+    reduction: Callable[[int, int], int] | None = None,
+) -> Tensor:
+    """Return an image of a split on disk, uint8 C H W; for `reduction`, see `read_image`."""
     if isinstance(image, Item):
         return image.read(image.index, channels, reading)
-    return read_image(image, channels, reading)
+    return read_image(image, channels, reading, reduction)
 
 
 @dataclass(frozen=True)
@@ -179,6 +194,7 @@ class Dataset:
     and parts of files that are not read, although the user may want them. `aliases` are other
     names of splits. `labels` is a digest of labels that are not in the names of the files, or "".
     `divided` says that the test split was taken from the only folder, which has no splits.
+    `broken` are images whose headers cannot be read, or that are cut off, with the errors.
     """
 
     spec: DatasetSpec
@@ -188,6 +204,7 @@ class Dataset:
     aliases: Mapping[str, str] = field(default_factory=dict)
     labels: str = ""
     divided: bool = False
+    broken: Mapping[Path, str] = field(default_factory=dict)
 
     def split(self, name: str) -> Split | Files:
         """Return the split called `name`; other names, such as "valid", are understood.
@@ -319,8 +336,7 @@ class Dataset:
             digest.update(f"{name}/{len(split)}".encode())
             # Relative to the common folder, so that moving the dataset changes nothing.
             if isinstance(split, Files) and len(split) > 1:
-                root = os.path.commonpath(split.images)
-                names = "\n".join(os.path.relpath(path, root) for path in split.images)
+                names = "\n".join(below_common_folder(split.images))
                 # File names on Linux are bytes that need not be UTF-8.
                 digest.update(names.encode("utf-8", "surrogateescape"))
             # If the values mean something else, the same files have other targets.
@@ -328,6 +344,17 @@ class Dataset:
                 meaning = (sorted(split.values.items()), split.in_colour, split.turn_masks)
                 digest.update(repr(meaning).encode())
         return digest.hexdigest()[:16]
+
+
+def below_common_folder(paths: Sequence[Path]) -> list[str]:
+    """Return paths relative to the last folder that contains all of them."""
+    names = [os.fspath(path) for path in paths]
+    # What the first and the last have in common, all have.
+    root = os.path.commonpath([min(names), max(names)])
+    if any(".." in name for name in names):
+        return [os.path.relpath(name, root) for name in names]
+    start = len(os.path.join(root, ""))
+    return [name[start:] for name in names]
 
 
 def _joined(splits: Sequence[Any]) -> Any:
@@ -341,7 +368,7 @@ def _joined(splits: Sequence[Any]) -> Any:
         if isinstance(first, Split) and first.images.shape[1:] != other.images.shape[1:]:
             raise UsageError("the splits have images of different sizes: they cannot be joined")
         joined = {
-            name: one + two if isinstance(one, tuple) else torch.cat([one, two])
+            name: torch.cat([one, two]) if isinstance(one, Tensor) else (*one, *two)
             for name in ("images", "targets", "weights", "groups")
             if (one := getattr(first, name)) is not None
             and (two := getattr(other, name)) is not None

@@ -118,14 +118,14 @@ class Preprocessing:
 
     def center_cropped(self, image: Tensor) -> Tensor:
         """Return the centre of an image, uint8 C h w, at the input's size, if `fit` is "crop"."""
-        return self._center_of(self._by_shorter_side(image))
+        return self._center_of(self.by_shorter_side(image))
 
     def center_square(self, image: Tensor) -> Tensor:
         """Return a square of `resize` pixels whose `center_cropped` is exactly the image's own.
 
         It replaces the image in memory: squares of images of any size can be stacked.
         """
-        resized, side = self._by_shorter_side(image), self.resize
+        resized, side = self.by_shorter_side(image), self.resize
         inner = _center((side, side), self.size)
         outer = _center(resized.shape[-2:], self.size)
         top, left = outer[0] - inner[0], outer[1] - inner[1]
@@ -135,7 +135,8 @@ class Preprocessing:
         top, left = _center(images.shape[-2:], self.size)
         return images[..., top : top + self.size[0], left : left + self.size[1]]
 
-    def _by_shorter_side(self, image: Tensor) -> Tensor:
+    def by_shorter_side(self, image: Tensor) -> Tensor:
+        """Return an image, uint8 C h w, with its shorter side resized, if `fit` is "crop"."""
         size = self._resized_size(image)
         resized = image.shape[-2:] == size
         return image if resized else resize_image(image, size, self.interpolation)

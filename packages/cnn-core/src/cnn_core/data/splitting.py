@@ -48,7 +48,8 @@ def fold_numbers(labels: Tensor, folds: int, seed: int, groups: Tensor | None = 
 
 def _by_class(labels: Tensor) -> list[Tensor]:
     """Return the indices of the samples of each class."""
-    return [(labels == number).nonzero().squeeze(1) for number in labels.unique()]
+    counts = labels.unique(return_counts=True)[1]
+    return list(labels.argsort(stable=True).split(counts.tolist()))
 
 
 def _parts(labels: Tensor, groups: Tensor, shares: tuple[float, ...], seed: int) -> Tensor:

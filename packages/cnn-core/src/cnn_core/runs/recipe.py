@@ -38,7 +38,7 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "memory_format": ("auto", "contiguous", "channels_last"),
     "policy": ("", "randaugment", "trivialaugment"),
-    "pipeline": ("auto", "memory", "streaming"),
+    "pipeline": ("auto", "memory", "streaming", "packed"),
     "fit": ("", "resize", "pad", "crop"),
     "interpolation": ("", "bilinear", "bicubic"),
     "sampler": ("", "balanced"),
@@ -164,7 +164,7 @@ class Recipe:
     cutout: int = 0  # side of the square in pixels; 0: no cutout
     mixup: float = 0.0  # alpha; 0: no mixup
     cutmix: float = 0.0  # alpha; 0: no CutMix
-    pipeline: str = "auto"  # memory or streaming; auto: depends on the size of the dataset
+    pipeline: str = "auto"  # where images come from; auto: memory, or streaming if above 2 GiB
     on_bad_sample: str = "fail"  # "skip:N": skip up to N unreadable files
     validation: float = 0.1  # fraction of the training split held out for validation
     split_seed: int = -1  # chooses these images; -1: as the run in `weights` did, else 0

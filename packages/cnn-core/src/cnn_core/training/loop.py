@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cnn_core.data.augment import Augmentation
 from cnn_core.data.batching import Batch, batches
 from cnn_core.data.counter_rng import key_of
+from cnn_core.errors import DatasetCorruptError
 from cnn_core.plugins import Observers
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run
@@ -102,7 +103,8 @@ def _train_epoch(
     steps = setup.steps
     # Saved sums cover all processes, so only rank 0 continues from them: they must count once.
     setup.metrics.load(state.epoch_metrics if setup.world.is_first else {}, training=True)
-    for step, batch in enumerate(_batches(setup, state.epoch, state.step), state.step):
+    loader = _saving_on_bad_files(job, state, _batches(setup, state.epoch, state.step), began)
+    for step, batch in enumerate(loader, state.step):
         lr = learning_rate(recipe, state.epoch + step / steps)
 
         # The gradients of the micro-batches add up in .grad, so one step covers the whole batch
@@ -136,6 +138,31 @@ def _train_epoch(
             seconds = time.perf_counter() - began
             job.save(train_state.state(state, step=step + 1, seconds=seconds, epoch_metrics=sums))
             job.stop_on(signum)
+
+
+def _saving_on_bad_files(
+    job: Fit, state: Checkpoint, loader: Iterator[Batch], began: float
+) -> Iterator[Batch]:
+    """Yield the batches; if a file cannot be decoded, save a checkpoint before raising the error.
+
+    A stream finds broken files only when it reads them, which may be hours after the start.
+    """
+    setup, step = job.setup, state.step
+    try:
+        for batch in loader:
+            yield batch
+            step += 1
+    except DatasetCorruptError as error:
+        # With several processes, only this one would wait for the sum of all metrics.
+        if setup.world.size > 1:
+            raise
+        sums = setup.metrics.total(setup.world, setup.device)
+        seconds = time.perf_counter() - began
+        job.save(setup.train_state.state(state, step=step, seconds=seconds, epoch_metrics=sums))
+        raise DatasetCorruptError(
+            error.message,
+            f"put a sound file in its place, then: cnnzoo train --resume {job.run.path}",
+        ) from error
 
 
 def _batches(setup: Setup, epoch: int, first: int) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from cnn_core.create import create_model, head_tensors
 from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.progress_bar import progress_bar
 from cnn_core.errors import UsageError
 from cnn_core.files import expanded
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name
@@ -38,7 +39,6 @@ from cnn_core.training.distributed import ALONE, World, with_sync_batchnorm
 from cnn_core.training.epoch_metrics import EpochMetrics
 from cnn_core.training.evaluation import EvalSetup
 from cnn_core.training.initial_weights import read_initial, sizes_of, start_from
-from cnn_core.training.progress import progress_bar
 from cnn_core.training.train_state import TrainState
 from cnn_core.training.trained import read_as
 from cnn_core.training.validation import (
@@ -217,7 +217,7 @@ def set_up(
     geometry = _geometry(recipe, spec, dataset, model=train_state.model)
     if spec.task == "segmentation" and show_progress and geometry.scale_note:
         log.warning("%s", geometry.scale_note)
-    dataset = _decode(recipe, dataset, geometry, show_progress)
+    recipe, dataset = _decode(recipe, dataset, geometry, show_progress)
     if chosen and show_progress:  # only now, when no broken file can stop it
         print(chosen, file=sys.stderr)
     train, validation = dataset.divide(*recipe.part())
@@ -353,22 +353,24 @@ def _prepare(model: nn.Module, recipe: Recipe, device: torch.device, world: Worl
 
 def _decode(
     recipe: Recipe, dataset: Dataset, geometry: Preprocessing, show_progress: bool
-) -> Dataset:
-    """Check every file, decode into memory unless streaming, and add pixel weights if needed.
+) -> tuple[Recipe, Dataset]:
+    """Decode files into memory unless streaming, and add pixel weights if needed.
 
-    Files are checked even when streaming, so that an unreadable file is found now and not in the
-    middle of an epoch.
+    The returned recipe says which of the two it is.
     """
     in_memory = all(isinstance(split, Split) for split in dataset.splits.values())
-    if recipe.pipeline == "streaming" or not in_memory:
-        from cnn_core.data.streaming import BadSamples, load_splits
+    pipeline = "memory"
+    if recipe.pipeline in ("streaming", "packed") or not in_memory:
+        from cnn_core.data.bad_samples import BadSamples
+        from cnn_core.data.pipeline import load_splits, pipeline_of
 
+        pipeline = pipeline_of(dataset, geometry, recipe.pipeline)
         bad = BadSamples(recipe.bad_samples())
         with progress_bar("reading files", show_progress) as progress:
             dataset = load_splits(
                 dataset,
                 geometry,
-                pipeline=recipe.pipeline,
+                pipeline=pipeline,
                 threads=torch.get_num_threads(),
                 bad=bad,
                 progress=progress,
@@ -376,9 +378,10 @@ def _decode(
         if bad.messages:
             names = "; ".join(map(printable, bad.messages[:5]))
             print(f"skipped {len(bad.messages)} unreadable samples: {names}", file=sys.stderr)
+    recipe = dataclasses.replace(recipe, pipeline=pipeline)
     if recipe.balance or recipe.border_weight:
-        return _with_pixel_weights(recipe, dataset, geometry, show_progress)
-    return dataset
+        return recipe, _with_pixel_weights(recipe, dataset, geometry, show_progress)
+    return recipe, dataset
 
 
 def _with_pixel_weights(

@@ -317,8 +317,10 @@ def load_data(
         )
     dataset = read_as(run.recipe, dataset)
     if allowed := run.recipe.bad_samples():
+        streamed = run.recipe.pipeline in ("streaming", "packed")
         splits = {
-            name: _without_bad_files(split, allowed) for name, split in dataset.splits.items()
+            name: _without_bad_files(split, allowed, streamed)
+            for name, split in dataset.splits.items()
         }
         dataset = replace(dataset, splits=splits)
     return dataset.pooled() if run.recipe.fold else dataset
@@ -350,10 +352,17 @@ def _as_recorded(dataset: Dataset, fingerprint: str | None) -> Dataset | None:
     return None
 
 
-def _without_bad_files(split: Split | Files, allowed: int) -> Split | Files:
-    """Return a split without the unreadable files that the run skipped."""
+def _without_bad_files(split: Split | Files, allowed: int, streamed: bool) -> Split | Files:
+    """Return a split without the unreadable files that the run skipped.
+
+    A run that `streamed` them kept their places, so they are left out only when they are read.
+    """
     if not isinstance(split, Files):
         return split
-    from cnn_core.data.streaming import BadSamples, drop_bad_files
+    from cnn_core.data.bad_samples import BadSamples
+    from cnn_core.data.streaming import drop_bad_files
 
-    return drop_bad_files(split, torch.get_num_threads(), BadSamples(allowed))
+    bad = BadSamples(allowed)
+    if streamed:
+        return replace(split, bad=bad)
+    return drop_bad_files(split, torch.get_num_threads(), bad)

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.formats import SUFFIXES
-from cnn_core.data.images import Facts, image_facts, value_bounds
-from cnn_core.data.pixels import UINT16, Reading
 from cnn_core.data.readers.description import read_description, with_description
 from cnn_core.data.readers.layout import Layout, find_layout, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
+from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import natural, printable
 
 __all__ = [
-    "ImageSurvey",
     "SUFFIXES",
     "held_out_note",
-    "image_type",
     "load_images",
     "sorted_files",
     "split_folders",
-    "survey_images",
     "with_test_split",
 ]
 
-MAX_DECODED = 20  # images of more than 8 bits whose values are looked at
 TEST_FRACTION = 0.2  # of each class, for the test split if there is no folder test or val
 
 
@@ -80,6 +74,7 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
             *found.notes(reading),
         ),
         faults=(*layout.left_out.lines(missed=True), *layout.faults, *found.faults(reading)),
+        broken=found.broken,
     )
 
 
@@ -188,130 +183,3 @@ def _unknown_class(folder: Path, name: str, classes: list[str]) -> DatasetCorrup
     return DatasetCorruptError(
         f"{folder}: class '{printable(name)}' is not in the training split", hint
     )
-
-
-@dataclasses.dataclass
-class ImageSurvey:
-    """What the headers of images say together.
-
-    `channels` and `size`, which is (0, 0) if sizes differ, are those of the dataset.
-    """
-
-    channels: int = 3
-    size: tuple[int, int] = (0, 0)
-    oblong: int = 0
-    total: int = 0
-    alpha: int = 0
-    turned: int = 0
-    deep: int = 0
-    sixteen: list[Path] = dataclasses.field(default_factory=list)  # of those, of 16 bits
-    lost: dict[str, tuple[int, Path]] = dataclasses.field(default_factory=dict)
-
-    def notes(self, reading: Reading) -> list[str]:
-        """Return lines on how images are read."""
-        lines = []
-        if self.turned:
-            lines.append(
-                f"{self.turned:,} of {self.total:,} images are turned upright, as their EXIF data "
-                "say"
-            )
-        if self.oblong:
-            lines.append(
-                f"{self.oblong:,} of {self.total:,} images are not square, and sizes differ: they "
-                "are squashed to a square, unless fit = crop or tile"
-            )
-        if self.alpha:
-            how = f"are shown on {reading.alpha_background}"
-            if reading.alpha_background == "drop":
-                how = "show their hidden colours"
-            lines.append(
-                f"{self.alpha:,} of {self.total:,} images may have transparent parts, which {how} "
-                "(alpha_background)"
-            )
-        if self.deep:
-            low, high = reading.value_range or UINT16
-            lines.append(
-                f"{self.deep:,} of {self.total:,} images have more than 8 bits per channel: "
-                f"{low:g} to {high:g} becomes 0 to 255 (value_range)"
-            )
-        return lines
-
-    def faults(self, reading: Reading) -> list[str]:
-        """Return lines on parts of images that are not read, and on a range that is too wide."""
-        return [*self.unread(), *(() if reading.value_range else self._unused_range())]
-
-    def unread(self) -> list[str]:
-        """Return a line for each kind of part that is not read, such as pages."""
-        return [
-            f"left out: {what}, in {count:,} images, such as {path}"
-            for what, (count, path) in self.lost.items()
-        ]
-
-    def _unused_range(self) -> Iterator[str]:
-        """Yield a line if 16-bit images hold values of fewer bits, as of a camera with 12."""
-        seen = self.sixteen[:: -(-len(self.sixteen) // MAX_DECODED) or 1]
-        highest = 0.0
-        for path in seen:
-            # Broken files are reported when all are decoded.
-            with contextlib.suppress(DatasetCorruptError):
-                highest = max(highest, value_bounds(path)[1])
-        if 0 < highest < UINT16[1] / 4:
-            bits = int(highest).bit_length()
-            yield (
-                f"values up to {highest:g} in {len(seen):,} images, read as 0 to 65535, become "
-                f"very dark: value_range = [0, {2**bits - 1}] may be meant"
-            )
-
-
-def survey_images(paths: Iterable[Path]) -> ImageSurvey:
-    """Return what the headers of images say together.
-
-    Files that cannot be read are skipped: all of them are reported later, when each is decoded.
-
-    Raises:
-        DatasetCorruptError: arrays differ in their channels.
-    """
-    result, channels, sizes = ImageSurvey(), dict[int, Path](), set()
-    for path in paths:
-        result.total += 1
-        try:
-            facts: Facts = image_facts(path)
-        except DatasetCorruptError:
-            continue
-        channels.setdefault(facts.channels, path)
-        sizes.add(facts.size)
-        result.oblong += facts.size[0] != facts.size[1]
-        result.alpha += facts.alpha
-        result.deep += facts.deep
-        result.sixteen += [path] * (facts.mode == "uint16" or facts.mode.startswith("I;16"))
-        result.turned += facts.turned
-        if facts.lost:
-            count, first = result.lost.get(facts.lost, (0, path))
-            result.lost[facts.lost] = (count + 1, first)
-    result.channels = _channels(channels)
-    # If all have one size, training says what becomes of their shape.
-    result.oblong *= len(sizes) > 1
-    result.size = sizes.pop() if len(sizes) == 1 else (0, 0)
-    return result
-
-
-def _channels(found: Mapping[int, Path]) -> int:
-    """Return the number of channels of a dataset with these numbers of channels."""
-    if len(found) == 1:
-        return next(iter(found))
-    # One colour image makes the dataset RGB: grey images can be read as RGB without loss.
-    if found.keys() <= {1, 3, 4}:
-        return 3
-    first, second = sorted(found)[:2]
-    raise DatasetCorruptError(
-        f"{found[second]}: {second} channels, but {found[first]} has {first}"
-    )
-
-
-def image_type(paths: Iterable[Path]) -> tuple[int, tuple[int, int]]:
-    """Return the number of channels and the (height, width), which is (0, 0) if sizes differ.
-
-    Files that cannot be read are skipped: all of them are reported later, when each is decoded.
-    """
-    found = survey_images(paths)
-    return found.channels, found.size

@@ -20,8 +20,9 @@ from torch import Tensor
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.pixels import AS_USUAL, Reading
 from cnn_core.data.readers.columns import SEPARATORS, Choice, Columns, Table, find_columns
-from cnn_core.data.readers.folders import survey_images, with_test_split
+from cnn_core.data.readers.folders import with_test_split
 from cnn_core.data.readers.listing import sorted_files
+from cnn_core.data.readers.survey import survey_images
 from cnn_core.data.split_names import UNDERSTOOD, held_out_names, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
@@ -92,6 +93,7 @@ def labelled(
         notes=tuple(notes),
         faults=(*labels.faults, *images.faults(reading)),
         labels=_digest(dataset),
+        broken=images.broken,
     )
 
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnn_core.data.readers.description import FILE
-from cnn_core.data.readers.listing import BESIDE, UNLABELLED, LeftOut, sorted_files, subfolders
+from cnn_core.data.readers.listing import (
+    BESIDE,
+    UNLABELLED,
+    LeftOut,
+    has_images,
+    sorted_files,
+    subfolders,
+)
 from cnn_core.data.split_names import UNDERSTOOD, held_out_names, split_of, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import printable
@@ -85,7 +92,7 @@ def find_layout(root: Path) -> Layout:
     left_out = LeftOut(known={root / FILE})
     folders = folders_in(root, left_out)
     named = [name for names in splits_among(f.name for f in folders).values() for name in names]
-    others = [f for f in folders if f.name not in named and _has_images(f)]
+    others = [f for f in folders if f.name not in named and has_images(f)]
     layout = Layout({"train": root}, left_out)
     nested = [name for name in named if subfolders(root / name)]
     if not named:
@@ -97,7 +104,7 @@ def find_layout(root: Path) -> Layout:
             f"{_listed(f.name for f in others)}: a split has a folder for each class in it"
         )
     elif not nested:
-        if any(map(_has_images, (root / name for name in named))):
+        if any(map(has_images, (root / name for name in named))):
             raise _no_classes(root, named)
         layout.splits = split_folders(root)
     else:
@@ -196,10 +203,6 @@ def _check_classes(root: Path, folders: list[Path], layout: Layout) -> None:
             f"{root}: {count} of {len(folders)} classes have folders in them, whose images belong "
             f"to the class, such as {example}"
         )
-
-
-def _has_images(folder: Path) -> bool:
-    return bool(sorted_files(folder))
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:

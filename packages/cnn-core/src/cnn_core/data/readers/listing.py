@@ -24,6 +24,7 @@ __all__ = [
     "UNMASKED",
     "UNUSED",
     "count_loose",
+    "has_images",
     "is_hidden",
     "sorted_files",
     "subfolders",
@@ -98,7 +99,8 @@ def is_hidden(name: str) -> bool:
 
 def subfolders(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """Return the folders in a folder, sorted, without hidden ones, which are counted."""
-    found = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    with os.scandir(folder) as entries:  # knows folders from files without asking for each
+        found = sorted(folder / entry.name for entry in entries if entry.is_dir())
     for entry in found:
         if is_hidden(entry.name) and left_out is not None:
             left_out.add(HIDDEN, entry)
@@ -115,6 +117,11 @@ def sorted_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """
     others = LeftOut() if left_out is None else left_out
     return sorted(path for path in _files(folder, others) if _is_image(path, others))
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether there is an image file in a folder or its subfolders."""
+    return any(_is_image(path, LeftOut()) for path in _files(folder, LeftOut()))
 
 
 def count_loose(folder: Path, left_out: LeftOut) -> None:

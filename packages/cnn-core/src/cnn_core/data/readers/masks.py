@@ -11,10 +11,11 @@ from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.images import probe_image
 from cnn_core.data.mask_image import exif_orientation, hexadecimal
 from cnn_core.data.readers.description import FILE, Description, described, read_description
-from cnn_core.data.readers.folders import held_out_note, survey_images, with_test_split
+from cnn_core.data.readers.folders import held_out_note, with_test_split
 from cnn_core.data.readers.mask_classes import Classes, classes_of
 from cnn_core.data.readers.mask_pairs import NAMES, Layout, find_pairs
 from cnn_core.data.readers.mask_survey import Survey, survey
+from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
@@ -62,7 +63,7 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         *(*images.faults(found.reading), *survey_images(masks).unread()),
     )
     spec = described(loaded.spec, found)
-    return dataclasses.replace(loaded, spec=spec, notes=notes, faults=faults)
+    return dataclasses.replace(loaded, spec=spec, notes=notes, faults=faults, broken=images.broken)
 
 
 def _splits(

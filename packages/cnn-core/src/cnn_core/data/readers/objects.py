@@ -21,8 +21,9 @@ from cnn_core.data.dataset import Dataset, Files, Given, Item, Split, read_pixel
 from cnn_core.data.images import upright_copy
 from cnn_core.data.pixels import DEEP_MODES, Reading, has_alpha, image_pixels
 from cnn_core.data.readers.columns import Choice, Table
-from cnn_core.data.readers.folders import image_type, survey_images, with_test_split
+from cnn_core.data.readers.folders import with_test_split
 from cnn_core.data.readers.labels import labelled
+from cnn_core.data.readers.survey import image_type, survey_images
 from cnn_core.data.split_names import UNDERSTOOD, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
@@ -347,6 +348,7 @@ def _in_memory(dataset: Dataset) -> Dataset:
             spec=replace(dataset.spec, image=(dataset.spec.image[0], *seen.size)),
             notes=tuple(seen.notes(dataset.reading)),
             faults=tuple(seen.faults(dataset.reading)),
+            broken=seen.broken,
         )
     if len(items) * read_pixels(items[0], dataset.spec.image[0]).numel() > IN_MEMORY:
         return dataset
