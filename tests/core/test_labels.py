@@ -278,7 +278,7 @@ FAULTS = {
     ),
     "many numbers": (
         rows(lambda n, f: f"images/{f},{n / 7}", "path,label\n"),
-        "12 different numbers, such as 0.14.*: they are no classes",
+        "12 different numbers, such as 0.14.*: they are not classes",
     ),
     "twice": (
         rows(lambda n, f: f"images/{f},a,b", "path,label,label\n"),

@@ -97,7 +97,7 @@ def command(
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open runs; return a dict. The keys are the last parts of the paths, as few as differ.
+    """Open runs; return them by name: the last parts of their paths, as few as tell them apart.
 
     Raises:
         UsageError: there are fewer than two runs, one is given twice, or a path is not a run.

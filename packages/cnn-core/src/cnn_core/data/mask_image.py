@@ -99,7 +99,7 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
 
 
 def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
-    """Return what a mask holds; without `edges` no ramps, jumps and blobs, which take time.
+    """Return what a mask holds; ramps, jumps and blobs, which are slow to find, only with `edges`.
 
     Raises:
         DatasetCorruptError, ResourceError: as `read_mask`, except for colour.
@@ -226,7 +226,7 @@ def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
             )
         raise DatasetCorruptError(
             f"{path}: mode {mask.mode}: a mask that is partly transparent",
-            "flatten it: what is transparent has no class that cnnzoo could know",
+            "flatten it: transparent pixels have no class",
         )
     return mask.convert("L" if mask.mode == "LA" else "RGB")
 

@@ -1,4 +1,4 @@
-"""Choose the probability from which on a class is predicted, on validation images."""
+"""Choose on validation images how high a probability must be for its class to be predicted."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CRITERIA = ("f1", "balanced_accuracy")
 def best_threshold(probabilities: Tensor, positive: Tensor, criterion: str) -> float:
     """Return the threshold with the highest F1 or balanced accuracy; 0.5 if it is undefined.
 
-    `probabilities`, float64, and `positive`, bool, have shape N. Images from the threshold on are
-    predicted positive. The threshold is halfway between two neighbouring probabilities; of equally
-    good ones it is the highest.
+    `probabilities`, float64, and `positive`, bool, have shape N. Images that reach the threshold
+    are predicted positive. The threshold is halfway between two neighbouring probabilities; of
+    equally good ones it is the highest.
     """
     if not positive.any() or positive.all() or probabilities.isnan().any():
         return 0.5
@@ -49,7 +49,7 @@ def require_binary(recipe: Recipe, num_classes: int) -> None:
 
 
 class ThresholdCounts:
-    """Accuracy, precision, recall and F1 of class 1 of two, predicted from a threshold on.
+    """Accuracy, precision, recall and F1 of class 1 of two, predicted if it reaches a threshold.
 
     `sums` counts true positives, false positives, false negatives and true negatives.
     """

@@ -125,7 +125,7 @@ def _parts(dataset: Dataset, shots: int, seed: int) -> list[Part]:
     splits = {"train": dataset.split("train"), "test": dataset.split("test")}
     if shots:
         splits["train"] = splits["train"].subset(_few(dataset, shots, seed))
-    elif "val" in dataset.splits:  # with shots it would add labels to the few
+    elif "val" in dataset.splits:  # with shots, it would add to the few labels
         splits["val"] = dataset.splits["val"]
     classes = dataset.spec.classes
     return [Part(name=name, images=split, classes=classes) for name, split in splits.items()]

@@ -181,7 +181,7 @@ def upload_folder(
     hub = require_hub()
     with _explained(repository, action="uploaded"):
         api = hub.HfApi()
-        # First, because a repository that was created for nothing stays.
+        # Before the repository is created, which an invalid card would leave behind empty.
         hub.ModelCard.load(folder / CARD).validate()
         api.create_repo(repository.id, private=private or None, exist_ok=True)
         info = api.model_info(repository.id)

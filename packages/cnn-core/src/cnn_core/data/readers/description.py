@@ -1,8 +1,8 @@
 """Read dataset.toml, the description of your own data that lies beside them.
 
-The file says what pixels and folders cannot: names of classes, ignored values, colours, splits,
-ranges of values, normalisation, licence. Every key is optional, and a key that is not known, or is
-for other data, is an error.
+The file gives what cannot be seen from the files: names of classes, ignored values, colours,
+splits, ranges of values, normalisation, licence. Every key is optional, and a key that is not
+known, or is for other data, is an error.
 """
 
 from __future__ import annotations

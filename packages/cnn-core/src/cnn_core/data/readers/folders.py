@@ -116,7 +116,7 @@ def held_out_note(dataset: Dataset, found: Mapping[str, object]) -> list[str]:
     """Return a line on the test split if it is not among the splits that were found."""
     if "val" in dataset.aliases:
         where = found["val"] if isinstance(found["val"], Path) else "val"
-        return [f"{where}: measured as the split 'test', since there is no other"]
+        return [f"{where}: used as the split 'test', since there is no other"]
     if "test" in found:
         return []
     whole = " of each class" if dataset.spec.task == "classification" else ""
@@ -192,7 +192,7 @@ def _unknown_class(folder: Path, name: str, classes: list[str]) -> DatasetCorrup
 
 @dataclasses.dataclass
 class ImageSurvey:
-    """What the headers of images say together.
+    """What the headers of all images say.
 
     `channels` and `size`, which is (0, 0) if sizes differ, are those of the dataset.
     """
@@ -264,7 +264,7 @@ class ImageSurvey:
 
 
 def survey_images(paths: Iterable[Path]) -> ImageSurvey:
-    """Return what the headers of images say together.
+    """Return what the headers of all images say.
 
     Files that cannot be read are skipped: all of them are reported later, when each is decoded.
 

@@ -63,9 +63,9 @@ MISSED = (
 
 @dataclass
 class LeftOut:
-    """The files that a reader does not take: by kind, how many, and the first of each.
+    """The files that a reader leaves out: for each kind their number, and the first of them.
 
-    `known` are files that it takes for something else, such as dataset.toml.
+    `known` are files that it reads for another purpose, such as dataset.toml.
     """
 
     found: dict[str, tuple[int, Path]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Decide which value of masks is which class; refuse what could be meant in several ways.
 
-Nothing is renumbered without a line that says so, and a network's predictions have the values of
-the masks again.
+Nothing is renumbered without a line that says so, and predicted masks have the values of the
+training masks.
 """
 
 from __future__ import annotations
