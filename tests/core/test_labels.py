@@ -256,7 +256,7 @@ FAULTS = {
     ),
     "weight": (
         rows(lambda n, f: f"images/{f},{label(n)},{'x' if n == 3 else 1}", "path,y,weight\n"),
-        "csv:5: 'weight' is not a number from 0 on",
+        "csv:5: 'weight' is not a number of 0 or more",
     ),
     "one class": (rows(lambda n, f: f"images/{f},dark", "path,label\n"), "1 classes, expected"),
     "only in test": (

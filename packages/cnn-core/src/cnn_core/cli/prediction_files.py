@@ -327,7 +327,7 @@ def _require_alike(
             raise UsageError(
                 f"{file.path}: its images are not those of "
                 f"{' and '.join(str(other.path) for other in files if other is not file)}",
-                "continue each file by itself",
+                "continue each file with a command of its own",
             )
 
 

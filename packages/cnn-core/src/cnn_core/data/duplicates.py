@@ -43,8 +43,8 @@ def duplicates(
 ) -> tuple[list[str], list[str]]:
     """Return faults and notes on images with the same file or the same pixels.
 
-    `pixels` are digests of the decoded pixels of files, by path, which find copies in another
-    format; pixels in memory need none.
+    `pixels` maps paths of files to digests of their decoded pixels, to find copies in another
+    format. Images in memory do not need it.
 
     It is a fault if they are in several splits, since testing on training images is meaningless,
     or in several classes. Repetitions in one class are noted.

@@ -390,7 +390,7 @@ def parse_choices(text: str) -> tuple[str, list[Any]]:
     A list among several is written in brackets: "crop=[0.5, 1],[0.8, 1]".
 
     Raises:
-        UsageError: there is no "=", the key is empty or unknown, or a value is there twice.
+        UsageError: there is no "=", the key is empty or unknown, or a value occurs twice.
     """
     key, _, values = text.partition("=")
     require_key(parse_setting(text)[0])

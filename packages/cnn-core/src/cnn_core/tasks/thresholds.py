@@ -32,7 +32,7 @@ def best_threshold(probabilities: Tensor, positive: Tensor, criterion: str) -> f
         negatives = count - all_positives
         specificity = 1 - (predicted - positives) / negatives.double()
         scores = (positives / all_positives.double() + specificity) / 2
-    best = int(scores.argmax())  # of equal ones the first: the highest threshold
+    best = int(scores.argmax())  # if several, the first: the highest threshold
     descending = distinct.flip(0)
     below = descending[best + 1] if best + 1 < len(descending) else descending.new_zeros(())
     return float((descending[best] + below) / 2)

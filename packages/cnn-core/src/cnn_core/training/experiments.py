@@ -165,7 +165,7 @@ def _cell(cell: Settings, path: Path, recipes: Mapping[str, Recipe], arguments: 
 
 
 def _chosen(path: Path, cells: Sequence[Cell]) -> Sweep:
-    """Return the sweep with its best cell: the one with the best mean, the first of equal ones."""
+    """Return the sweep with its best cell: the one with the best mean; if several, the first."""
     finished = [cell for cell in cells if cell.runs]
     if not finished:
         raise NumericalError(f"{path}: every run diverged: {cells[0].diverged[0]}", "a lower lr")

@@ -69,7 +69,7 @@ def finetune(
 
     Raises:
         UsageError: the source, the dataset or a key is invalid, or they do not fit together.
-        WeightsMissingError: the published weights are not here, and `download` is false.
+        WeightsMissingError: the published weights are missing, and `download` is false.
         NumericalError: as for `train`.
     """
     arguments = {name: settings.pop(name) for name in ARGUMENTS & settings.keys()}

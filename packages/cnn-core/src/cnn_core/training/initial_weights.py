@@ -123,7 +123,7 @@ def read_initial(recipe: Recipe) -> InitialWeights:
 
     Raises:
         UsageError: there is no such file or name, or it is not for this model.
-        WeightsMissingError: the published weights are not here.
+        WeightsMissingError: the published weights are not on this machine.
         CorruptError: the file was damaged, or it is not the one in `weights_digest`.
     """
     found = _read(recipe)

@@ -77,8 +77,8 @@ def probe(
     Two classifiers are fitted to the features of the training split: k nearest neighbours by
     cosine similarity, and multinomial logistic regression on standardised features. k and the
     penalty are chosen on the split "val", or on a fifth of the training images, which then join
-    the others again. With `shots`, only so many training images of each class are used, chosen by
-    `seed`. `on_error` is called with the error of each unreadable file, which is left out.
+    the others again. With `shots`, only this many training images of each class are used, chosen
+    by `seed`. `on_error` is called with the error of each unreadable file, which is left out.
 
     Raises:
         UsageError: scikit-learn is not installed, the dataset is not for classification, or a

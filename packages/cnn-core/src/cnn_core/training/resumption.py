@@ -97,7 +97,7 @@ def require_unedited(run: Run) -> None:
 
 
 def with_epochs(run: Run, state: Checkpoint, epochs: int) -> Run:
-    """Return the run with another number of epochs, which is the same as one begun with them.
+    """Return the run with another number of epochs; the result is as if begun with this number.
 
     Raises:
         UsageError: the run has trained more, has stopped by `patience`, or has a schedule that

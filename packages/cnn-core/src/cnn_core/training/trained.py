@@ -54,7 +54,7 @@ class Trained:
     Raises:
         UsageError: the device does not exist; on access, if the run, weights or dataset do not
             exist, or an option does not apply to the source.
-        WeightsMissingError: on access, if published weights are not here.
+        WeightsMissingError: on access, if published weights are not on this machine.
         CorruptError: on access, if a file has changed since it was written. The message names it.
     """
 

@@ -191,7 +191,8 @@ class Session:
             raise UsageError(
                 "torchrun with --max-restarts needs an explicit run directory", "--out DIR"
             )
-        # Before anything is said or loaded. Only here: the first process creates the directory.
+        # Check this before anything is printed or loaded. Only the first process does: it will
+        # create the directory.
         if out is not None and self.world.is_first:
             Run.require_free(out)
         dataset = self._load_dataset(recipe, data_dir, download)

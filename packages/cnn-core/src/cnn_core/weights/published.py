@@ -103,7 +103,7 @@ def locate(entry: Entry[WeightsSpec], *, download: bool = False) -> Path:
     is an address is tried before the publisher's.
 
     Raises:
-        WeightsMissingError: the file is not here, and `download` is false or cannot help.
+        WeightsMissingError: the file is missing, and `download` is false or cannot help.
         CorruptError: the file is here, but it is damaged or not the published one.
     """
     spec = entry.spec

@@ -357,7 +357,7 @@ def _files(table: Table, column: str, root: Path) -> tuple[list[Path], list[str]
 def _require_one(
     table: Table, root: Path, values: Mapping[int, str], found: Mapping[str, list[Path]]
 ) -> None:
-    """Raise DatasetCorruptError unless one file was found for each value, by row."""
+    """Raise DatasetCorruptError unless exactly one file was found for the path in each row."""
     if lost := [row for row, value in values.items() if not found[value]]:
         raise DatasetCorruptError(
             _rows(table, lost, "no such file", [values[row] for row in lost]),
@@ -458,7 +458,7 @@ def _weights(table: Table, column: str) -> Tensor | None:
     numbers = [_number(value) for value in table.values(column)]
     if wrong := [row for row, n in enumerate(numbers) if n is None or n < 0]:
         raise DatasetCorruptError(
-            _rows(table, wrong, f"{_quoted(column)} is not a number from 0 on"),
+            _rows(table, wrong, f"{_quoted(column)} is not a number of 0 or more"),
             "give each image a weight",
         )
     return torch.tensor(numbers, dtype=torch.float32)

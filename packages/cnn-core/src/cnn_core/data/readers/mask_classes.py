@@ -71,7 +71,7 @@ def classes_of(found: Survey, description: Description, names: Sequence[str]) ->
 
 
 def _by_threshold(found: Survey, description: Description, names: Sequence[str]) -> Classes:
-    """Return two classes: the values below the threshold, and those from it on."""
+    """Return two classes: the values below the threshold, and all others."""
     path, limit = description.path, description.threshold
     if found.in_colour:
         raise UsageError(f"{path}: threshold is for grey masks, and these are in colour")
