@@ -117,8 +117,8 @@ def command(
     """Predict image files, or all images in directories, with a trained network.
 
     SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
-    (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories, which are
-    searched recursively, or - for a list of paths on stdin. For classification, print the
+    (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories (searched
+    recursively), or - for a list of paths on stdin. For classification, print the
     predicted classes; for multilabel, all classes whose probability reaches their threshold.
     For segmentation, write a mask (PNG, with the values of the training masks), an overlay and
     probabilities (float16, classes x H x W) for each image, at its original size, and print

@@ -215,7 +215,7 @@ def _deep(path: Path, values: npt.NDArray[np.int64]) -> Pixels:
 
 
 def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
-    """Drop an opaque alpha channel; refuse another one, which may be where the mask is."""
+    """Drop an opaque alpha channel; refuse any other, since the mask may be in it."""
     lowest, highest = mask.getchannel("A").getextrema()
     if (lowest, highest) != (255, 255):
         if lowest != highest and all(low == high for low, high in _colour_bounds(mask)):

@@ -65,7 +65,7 @@ def lr_curve(setup: Setup, *, low: float, high: float, steps: int) -> Iterator[L
 
 
 def suggested_lr(curve: list[LrTrial]) -> float:
-    """Return a tenth of the rate with the lowest smoothed loss, or the rate tried nearest to it.
+    """Return a tenth of the rate with the lowest smoothed loss, rounded to a rate of the curve.
 
     Above the rate with the lowest loss, steps are too long (fastai's rule "minimum"; Howard and
     Gugger 2020, arXiv:2002.04688). The rate at which the loss falls fastest says less: if the

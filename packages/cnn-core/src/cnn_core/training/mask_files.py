@@ -17,7 +17,7 @@ from cnn_core.training.prediction import Segmentation
 __all__ = ["has_masks", "mask_paths", "same_masks", "write_masks"]
 
 OVERLAY_OPACITY = 0.45
-TOLERANCE = 2e-3  # of a probability computed again: float16 has three digits
+TOLERANCE = 2e-3  # difference of a probability that is computed again: float16 has three digits
 SUFFIXES = ("mask.png", "overlay.png", "probabilities.npy")
 PALETTE = 256  # entries; masks with larger values are 16-bit grey
 

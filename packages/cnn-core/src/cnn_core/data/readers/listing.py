@@ -182,7 +182,7 @@ def _kind(path: Path) -> str:
     except OSError:
         return UNREADABLE
     if is_readable(head, path):
-        # Whole or not, it is not the original.
+        # Even a complete copy is not the original.
         return COPY if path.name.lower().endswith(COPIES) else ""
     if is_other_image(head, path):
         return NOT_READ
