@@ -68,7 +68,7 @@ def test_an_initial_fall_does_not_decide_the_rate():
     lowest = min(rates, key=loss)
     assert 0.05 < lowest < 0.6
     assert suggested_lr(curve) == pytest.approx(lowest / 10)
-    with pytest.raises(UsageError, match="the loss falls at no learning rate"):
+    with pytest.raises(UsageError, match="the loss never falls at these learning rates"):
         suggested_lr([LrTrial(rate, rate, rate) for rate in rates])
 
 

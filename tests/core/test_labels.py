@@ -256,7 +256,7 @@ FAULTS = {
     ),
     "weight": (
         rows(lambda n, f: f"images/{f},{label(n)},{'x' if n == 3 else 1}", "path,y,weight\n"),
-        "csv:5: 'weight' is not a number from 0 on",
+        "csv:5: 'weight' is not a number of 0 or more",
     ),
     "one class": (rows(lambda n, f: f"images/{f},dark", "path,label\n"), "1 classes, expected"),
     "only in test": (
@@ -278,7 +278,7 @@ FAULTS = {
     ),
     "many numbers": (
         rows(lambda n, f: f"images/{f},{n / 7}", "path,label\n"),
-        "12 different numbers, such as 0.14.*: they are no classes",
+        "12 different numbers, such as 0.14.*: they are not classes",
     ),
     "twice": (
         rows(lambda n, f: f"images/{f},a,b", "path,label,label\n"),

@@ -399,7 +399,7 @@ def test_validation_without_a_test_folder_has_both_names(tmp_path, run):
     for name in ("val", "valid", "validation", "dev", "test"):
         assert len(dataset.split(name)) == 4
         assert run("show-data", f"imagefolder:{tmp_path}", "--split", name)[0] == 0
-    assert any("measured as the split 'test'" in note for note in dataset.notes)
+    assert any("used as the split 'test'" in note for note in dataset.notes)
     for name in ("nonsense", "tset", "flowers_val"):
         code, _, err = run("show-data", f"imagefolder:{tmp_path}", "--split", name)
         assert code == 2

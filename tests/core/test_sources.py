@@ -502,7 +502,7 @@ def test_the_list_says_what_is_here_and_imports_nothing_heavy(cache, cnnzoo, sit
     assert not any(row["here"] for row in rows)
     done = cnnzoo("list-weights", "lenet*", CNNZOO_CACHE=cache.parent)
     assert "lenet5:mnist *" in done.out
-    assert done.err == "* the default weights of a model: its name alone means them\n"
+    assert done.err == "* the default weights of a model: used if only the model is named\n"
     code = (
         "import sys; from click.testing import CliRunner; from cnn_core.cli.app import main\n"
         "import cnn_core.cli.list_weights as module\n"

@@ -105,7 +105,8 @@ def test_a_finished_run_says_so_in_a_line_and_what_to_type(in_process, runs, nam
     code, out, err = in_process("train", "--resume", path)
     line, test = err.splitlines()
     assert (code, out) == (0, f"{path}\n")
-    assert line == f"{path}: is finished, 1 of 1 epochs; to train on: {command.format(path=path)}"
+    longer = command.format(path=path)
+    assert line == f"{path}: is finished, 1 of 1 epochs; to train longer: {longer}"
     assert test.startswith("test: loss ")
 
 

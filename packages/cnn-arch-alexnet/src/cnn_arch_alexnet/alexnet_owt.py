@@ -1,7 +1,8 @@
 """AlexNet in one tower, as in torchvision.
 
 A. Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014,
-arXiv:1404.5997, section 5. The paper gives the number of kernels in words:
+arXiv:1404.5997, section 5. The paper has no table; this one has the numbers of kernels from its
+text:
 
     layer   kernels             stride   maps @ size    trainable   multiply-adds
     input   image                          3 @ 224x224

@@ -10,7 +10,7 @@ LAYERS = range(48)  # the deepest block, the third of densenet201, has 48 layers
 
 
 def torchvision(dot: str, timm: str = "") -> KeyMap:
-    """Return the key map of torchvision; with dot = ".", of its published files ("norm.1").
+    """Return the key map of torchvision's code ("norm1") or, with dot = ".", files ("norm.1").
 
     torchvision counts layers from 1; here they count from 0. timm has torchvision's names.
     """

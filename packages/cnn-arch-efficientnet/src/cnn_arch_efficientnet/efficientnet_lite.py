@@ -29,7 +29,7 @@ Departures from the paper:
   Those of the model card: no squeeze-and-excitation; ReLU6 instead of Swish; the width does not
   scale stages 1 and 9, and the depth does not scale stages 2 and 8.
   The network returns logits; the softmax is part of the loss.
-The paper leaves some details open, which follow the authors' code here:
+Where the paper leaves details open, the network follows the authors' code:
   padding: TensorFlow's "SAME"
   epsilon of batch normalisation: 0.001
   dropout: before the last layer

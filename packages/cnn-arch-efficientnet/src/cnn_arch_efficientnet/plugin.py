@@ -60,7 +60,7 @@ def cnnzoo_weights() -> list[WeightsSpec]:
         WeightsSpec(
             name="efficientnet_lite0:imagenet",
             model="efficientnet_lite0",
-            summary="TensorFlow's weights, converted by ML Illustrated; accuracy before that",
+            summary="TensorFlow's weights and accuracy; the file was converted by ML Illustrated",
             data="imagenet",
             num_classes=1000,
             classes="cnn_core.data.imagenet:CLASSES",

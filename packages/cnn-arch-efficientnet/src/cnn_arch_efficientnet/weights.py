@@ -41,7 +41,7 @@ def _timm() -> list[tuple[str, str]]:
     pairs = [("fc", "classifier")]
     pairs += _layer("stage1", "conv_stem", "bn1")
     pairs += _layer("stage9", "conv_head", "bn2")
-    # The block without expansion has one layer fewer, so timm's numbers differ from the others'.
+    # The block without expansion has one layer fewer, so timm numbers its layers differently.
     pairs += _layer("stage2.0.depthwise", "blocks.0.0.conv_dw", "blocks.0.0.bn1")
     pairs += _layer("stage2.0.project", "blocks.0.0.conv_pw", "blocks.0.0.bn2")
     for stage in range(3, 9):

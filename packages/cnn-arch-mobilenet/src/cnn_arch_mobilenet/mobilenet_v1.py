@@ -39,7 +39,8 @@ Departures from the paper:
   authors' TensorFlow code pads only at the right and the bottom, which shifts all receptive fields
   by a pixel.
   Initialised after He et al. (2015), by fan-out; the paper gives no initialisation.
-The authors' TensorFlow code and timm have ReLU6 where the paper has ReLU: activation="relu6".
+The authors' TensorFlow code and timm have ReLU6 where the paper has ReLU; activation="relu6"
+builds their network.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def akamaster_weights() -> list[WeightsSpec]:
 def chenyaofo_weights() -> list[WeightsSpec]:
     """Return the CIFAR-10 and CIFAR-100 networks of Y. Chen, with option B.
 
-    Of each training, the epoch with the best accuracy on the test images was published.
+    Of each training run, the epoch with the best accuracy on the test images was published.
     """
     cifar10 = [
         _chenyaofo(
@@ -95,7 +95,7 @@ def chenyaofo_weights() -> list[WeightsSpec]:
         _chenyaofo(
             layers,
             digits,
-            size=sizes[layers] + 90 * (64 + 1) * FLOAT,  # 90 rows of fc more
+            size=sizes[layers] + 90 * (64 + 1) * FLOAT,  # fc has 90 more rows
             top1=top1,
             top5=top5,
             classes=100,
@@ -122,7 +122,7 @@ def _chenyaofo(
     return WeightsSpec(
         name=f"resnet{layers}_cifar_b:{data}",
         model=f"resnet{layers}_cifar_b",
-        summary="Y. Chen's, 200 epochs; of these, the best one on the test images",
+        summary="Y. Chen's, the best of 200 epochs on the test images",
         data=data,
         num_classes=classes,
         classes=CLASSES.format(data.upper()),

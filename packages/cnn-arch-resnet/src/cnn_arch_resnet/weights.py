@@ -27,8 +27,8 @@ def key_maps(model: str) -> dict[str, KeyMap]:
 
     "torchvision": the ImageNet networks (timm uses the same names). "akamaster":
     github.com/akamaster/pytorch_resnet_cifar10, followed by most CIFAR checkpoints. "chenyaofo":
-    github.com/chenyaofo/pytorch-cifar-models, which has option B. "kuangliu":
-    github.com/kuangliu/pytorch-cifar, the networks with the 3x3 stem.
+    github.com/chenyaofo/pytorch-cifar-models, for the networks with option B. "kuangliu":
+    github.com/kuangliu/pytorch-cifar, for the networks with the 3x3 stem.
     """
     if model in ("resnet18_cifar", "resnet50_cifar"):
         return {"kuangliu": _key_map(4, "shortcut", "linear", preprocessing=KUANGLIU)}

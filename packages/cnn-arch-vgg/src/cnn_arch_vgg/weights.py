@@ -45,7 +45,7 @@ def _features_bn(column: str) -> list[tuple[str, str]]:
 
 
 def _convolutions(column: str, layers: int) -> list[tuple[str, int]]:
-    """Return (our name, their number) of each convolution, which advances it by `layers`."""
+    """Return (our name, their number) of each convolution, which takes up `layers` numbers."""
     pairs, index = [], 0
     for stage, depth in enumerate(TABLE_1[column], start=1):
         for i in range(depth):

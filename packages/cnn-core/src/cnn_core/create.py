@@ -257,7 +257,7 @@ def _require_same(model: str, entry: registry.Entry[ModelSpec], path: Path | Non
 
 
 def _options_of(source: Weights | _Foreign, blueprint: Blueprint) -> Mapping[str, Any]:
-    """Return the options of a model with which weights compute their function."""
+    """Return the options of the model that weights were trained with, as far as known."""
     if not isinstance(source, _Foreign):
         return source.options
     from cnn_core.weights.blueprint import key_maps
@@ -271,7 +271,7 @@ def _options_of(source: Weights | _Foreign, blueprint: Blueprint) -> Mapping[str
 
 
 def _clashes(needed: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each option that the caller set to another value than weights need."""
+    """Yield a line for each option that the caller set to another value than the weights need."""
     for option, value in needed.items():
         if options[option] != value:
             yield f"{option} = {options[option]!r}, but the weights are for {option} = {value!r}"
@@ -293,7 +293,7 @@ def _load(
         read_as, notes, new = load_foreign(model, file, maps, naming=source.naming, fresh=fresh)
     except MismatchError as error:
         raise UsageError(error.message, hint_for(error, blueprint, file)) from None
-    # The contents of a published file are known, so do not list what it has beside the weights.
+    # The contents of a published file are known, so do not list its other entries.
     shown = () if source.published else notes
     return read_as, tuple(f"{file.path}: {note}" for note in shown), new
 

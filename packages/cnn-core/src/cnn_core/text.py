@@ -32,7 +32,7 @@ def natural(name: str) -> tuple[tuple[int | str, ...], str]:
     return tuple(int(part) if n % 2 else part for n, part in enumerate(parts)), name
 
 
-NEAR = 0.05  # of the best similarity, 0 to 1: names below that are no suggestion beside the best
+NEAR = 0.05  # names less similar than the best one by more than this (of 0 to 1) are not suggested
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = sorted((n for n in by_lower if wanted and n.startswith(wanted)), key=len)
     if not near:
         near = difflib.get_close_matches(wanted, by_lower, n=3, cutoff=0.6)
-        # In this order, since the similarity is not symmetric.
+        # Keep this order of arguments: the similarity is not symmetric.
         scores = [difflib.SequenceMatcher(None, lower, wanted).ratio() for lower in near]
         near = [n for n, score in zip(near, scores, strict=True) if score >= scores[0] - NEAR]
     if not near:

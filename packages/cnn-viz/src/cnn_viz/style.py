@@ -188,7 +188,7 @@ def signed(value: float, form: str) -> str:
 
 
 def label(text: str, limit: int = 14) -> str:
-    """Return `short` as a label: matplotlib leaves those with a "_" in front out of legends."""
+    """Return `short` as a label: matplotlib leaves labels that begin with "_" out of legends."""
     shown = short(text, limit)
     return f"{LTR_MARK}{shown}" if shown.startswith("_") else shown
 

@@ -129,7 +129,7 @@ def _measured(models: tuple[str, ...], setting: Any) -> list[Measured]:
     from cnn_core.data.progress_bar import progress_bar
     from cnn_core.training.benchmark import benchmark
 
-    for name in models:  # a misspelt name must not cost the measurements before it
+    for name in models:  # find a misspelt name before measuring, which takes minutes
         registry.models().entry(name)
     total, done = len(models) * (1 + len(setting.batch_sizes)), 0
     rows = []

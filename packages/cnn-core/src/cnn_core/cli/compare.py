@@ -97,7 +97,7 @@ def command(
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open runs; return a dict. The keys are the last parts of the paths, as few as differ.
+    """Open runs; return them by name: the last parts of their paths, as few as tell them apart.
 
     Raises:
         UsageError: there are fewer than two runs, one is given twice, or a path is not a run.
@@ -210,7 +210,7 @@ def _parts(named: Mapping[str, Run]) -> Iterator[str]:
     recorded = [run.environment().get("validation", {}).get("digest") for run in named.values()]
     by_data: dict[str, dict[str, list[str]]] = {}
     for (name, run), digest in zip(named.items(), recorded, strict=True):
-        # Older runs have no digest: compare what chose their images.
+        # Older runs have no digest: compare the settings that chose their images.
         part = digest if all(recorded) else str(run.recipe.part())
         by_data.setdefault(run.recipe.data, {}).setdefault(part, []).append(name)
     for data, parts in by_data.items():

@@ -26,10 +26,11 @@ def command(
 ) -> None:
     """Train MODEL once for each fold of the training images, and validate on that fold.
 
-    Each fold has its share of every class; a split val is divided together with train. The test
-    split is not used. The runs are in --out, by default runs/MODEL-DATASET-5folds. Repeat the
-    command to continue after an interruption. Metrics are those of the best epoch, which the same
-    images chose: use them to compare settings, and measure the final network on the test split.
+    Each fold has its share of every class. If there is a split val, it is divided together with
+    train. The test split is not used. The runs are in --out, by default
+    runs/MODEL-DATASET-5folds. Repeat the command to continue after an interruption. Metrics are
+    those of the best epoch. The same images chose this epoch, so use the metrics to compare
+    settings, and measure the final network on the test split.
 
     \b
     Examples:

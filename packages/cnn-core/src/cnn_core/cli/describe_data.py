@@ -22,7 +22,9 @@ __all__ = ["command"]
     help="A file of class names in the order of the values, one per line; or R G B NAME.",
 )
 @click.option("--ignore", multiple=True, metavar="VALUE", help="A value of ignored pixels.")
-@click.option("--threshold", type=int, default=0, help="Make two classes: below it, and the rest.")
+@click.option(
+    "--threshold", type=int, default=0, help="Make two classes: values below this, and the rest."
+)
 @click.option(
     "--turn-masks/--no-turn-masks",
     default=None,
@@ -41,8 +43,8 @@ def command(
 ) -> None:
     """Write a draft of dataset.toml for your own data: classes, values of masks, counts.
 
-    The file is written beside the data, where every command finds it. It says what the files
-    cannot: names of classes, ignored values, colours, licence. Edit it as you like.
+    The file is written beside the data, where every command finds it. It gives what cannot be seen
+    from the files: names of classes, ignored values, colours, licence. Edit it as you like.
 
     \b
     Examples:

@@ -58,7 +58,7 @@ def command(
 
     SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
     (with --model), or an exported .pt2 or .onnx file. Accuracies come with their 95 % interval
-    (Wilson), and beside the accuracy that is claimed for published weights on the same images.
+    (Wilson). For published weights on their own dataset, the claimed accuracy is beside them.
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def command(
 
 @dataclass(frozen=True)
 class _Found:
-    """The metrics of a split, and what they are worth."""
+    """The metrics of a split, with their intervals and the claims for published weights."""
 
     trained: Trained
     split: str
@@ -127,7 +127,7 @@ class _Found:
 
     @property
     def counted(self) -> str:
-        """The number of images; of all splits together, also that of each."""
+        """The number of images; for all splits together, also the number in each."""
         dataset = self.trained.dataset
         images = f"{self.images:,} images"
         if self.split in dataset.splits or self.split != "all":

@@ -77,7 +77,7 @@ def command(
     """Write the features that a trained network computes of images to a .npz file.
 
     SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
-    (with --model). Then follow image files and directories, or one dataset, such as cifar10 or
+    (with --model). After it, give image files and directories, or one dataset, such as cifar10 or
     imagefolder:PATH; write ./cifar10 for a directory with the name of a dataset. Feature maps
     are averaged over their positions. Unreadable files are listed and skipped, and the
     exit code is then 3.

@@ -48,7 +48,7 @@ def command(pattern: str, as_json: bool) -> None:
         ],
     )
     if any(e.spec.default for _, e in found):
-        click.echo("* the default weights of a model: its name alone means them", err=True)
+        click.echo("* the default weights of a model: used if only the model is named", err=True)
 
 
 def _accuracy(spec: WeightsSpec) -> str:

@@ -134,8 +134,7 @@ def source_options(command: Any) -> Any:
         click.option(
             "--download",
             is_flag=True,
-            help="Fetch published weights that are not here yet, or the newest files of "
-            "hf:OWNER/NAME.",
+            help="Fetch published weights that are missing, or the newest files of hf:OWNER/NAME.",
         ),
     )
     return functools.reduce(

@@ -117,8 +117,8 @@ def command(
     """Predict image files, or all images in directories, with a trained network.
 
     SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), a weights file
-    (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories, which are
-    searched recursively, or - for a list of paths on stdin. For classification, print the
+    (with --model), or an exported .pt2 or .onnx file. IMAGES are files, directories (searched
+    recursively), or - for a list of paths on stdin. For classification, print the
     predicted classes; for multilabel, all classes whose probability reaches their threshold.
     For segmentation, write a mask (PNG, with the values of the training masks), an overlay and
     probabilities (float16, classes x H x W) for each image, at its original size, and print
@@ -185,11 +185,11 @@ class Options:
 def _open_all(
     sources: tuple[str, ...], model: str, naming: str | None, download: bool, device: str
 ) -> list[Any]:
-    """Open all sources; of several, each takes the options that apply to it."""
+    """Open all sources; if there are several, each gets only the options that apply to it."""
     from cnn_core.training.sources import is_foreign
     from cnn_core.training.trained import Trained
 
-    # Without any such source, the options are passed on, and opening the source explains them.
+    # If an option applies to no source, it is passed to all: opening one then explains the error.
     files = [source for source in sources if is_foreign(source)] or sources
     names = [source for source in sources if not Path(source).exists()] or sources
     return [
@@ -310,7 +310,7 @@ def _classify(predictor: Predictor, files: list[Path], options: Options) -> None
             if options.as_json:
                 found.append(_as_json(prediction))
             if as_table:
-                # Not before: of files that are all unreadable, there is no table.
+                # Only now, so that no heading is printed if all files are unreadable.
                 write_row = write_row or _table(predictor, files)
                 _write_rows(write_row, prediction)
     if options.as_json:
@@ -336,7 +336,7 @@ def _emit_json(predictor: Predictor, found: list[dict[str, Any]], tally: Tally) 
 
 @contextlib.contextmanager
 def _resume_hint(outputs: list[PredictionFile]) -> Iterator[None]:
-    """Add to an interruption how to go on."""
+    """Add a note to an interruption that says how to continue."""
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
@@ -436,7 +436,8 @@ def _require_same_masks(predictor: Predictor, done: dict[Path, Path], options: O
     out = options.out or predictor.trained.folder / "masks"
     if not done:
         return
-    # One image is enough, the one with the most to see: a blank one is the same with --flips.
+    # One image is enough. Take the most detailed one: of a blank image, even the results with and
+    # without --flips are equal.
     path = max(done, key=lambda path: mask_paths(out, done[path])[1].stat().st_size)
     (found,) = predictor.segment([path], flips=options.flips)
     if not same_masks(found, out, done[path]):

@@ -1,9 +1,10 @@
 """CSV and JSON Lines files of predictions, written batch by batch, that survive a kill.
 
 A batch is one write of whole lines. A killed process leaves at most one incomplete line, which is
-removed when the file is continued. The last rows, at least a batch of them, are then predicted
-again, first of all: batches are the same as without the kill, so the file is the same to the byte,
-and rows of another network or with other options are noticed before anything is written.
+removed when the file is continued. Then the last rows, at least a batch of them, are predicted
+again, before all others. So batches are the same as without the kill, and the file is the same to
+the byte. If the rows are from another network or other options, this is noticed before anything is
+written.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["CsvRows", "JsonRows", "LabelRows", "PredictionFile", "STDOUT", "continue_files"]
 
 STDOUT = Path("-")
-# Of a probability, if an image is predicted again. In the same batches with the same options the
-# results are the same bits; another number of threads changes them by 1e-6, --flips by far more.
+# Largest difference of a probability when an image is predicted again. With the same batches and
+# options it is 0; another number of threads changes results by 1e-6, --flips by far more.
 TOLERANCE = 1e-4
 
 
@@ -155,8 +156,8 @@ def _text(name: str) -> str:
 class PredictionFile:
     """A file of predictions, or stdout, that is written batch by batch; a context manager.
 
-    `continue_files` sets `kept`, the rows to keep of an existing file, and `again`, those after
-    them, whose images are predicted again. They are replaced with the first batch.
+    `continue_files` sets `kept`, the rows to keep of an existing file, and `again`, the rows after
+    them, whose images are predicted again. The first write replaces the rows in `again`.
 
     Raises:
         UsageError: on `add`, if the existing rows were written by another network.
@@ -261,8 +262,8 @@ def continue_files(
 ) -> list[int]:
     """Return the indices of the images to predict; set the rows that the files keep.
 
-    With `resume`, images in all of the files are skipped, except for the last rows, which come
-    first.
+    With `resume`, images that are in all files are skipped, except those of the last rows: these
+    are predicted again, before all others.
 
     Raises:
         UsageError: a file exists and `resume` is false, or it has other columns, another order, or
@@ -290,7 +291,7 @@ def continue_files(
         file.kept, file.again = own[:split], own[split:count]
     left = _not_among(names, rows[:split])
     new = set(_not_among(names, rows))
-    # First the rows that are compared. Images added since may come before them in order.
+    # The rows to compare come first, even if images added since come before them in order.
     return sorted(left, key=lambda index: index in new)
 
 
@@ -301,7 +302,7 @@ def _require_given(path: Path, names: Sequence[str], rows: Sequence[str]) -> Non
         raise UsageError(
             f"{path}: {len(others):,} of its {len(rows):,} rows are of images that are not among "
             f"those given now, such as {printable(others[0])}",
-            "give the images of the first start, in the same words, or write another file",
+            "give the same paths as when the file was begun, or write another file",
         )
 
 
@@ -326,7 +327,7 @@ def _require_alike(
             raise UsageError(
                 f"{file.path}: its images are not those of "
                 f"{' and '.join(str(other.path) for other in files if other is not file)}",
-                "continue each file by itself",
+                "continue each file with a command of its own",
             )
 
 

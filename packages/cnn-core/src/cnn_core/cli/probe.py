@@ -27,7 +27,7 @@ __all__ = ["command"]
     "--shots",
     type=click.IntRange(1),
     default=None,
-    help="Use only so many training images of each class.",
+    help="Use only this many training images of each class.",
 )
 @click.option("--seed", default=0, show_default=True, help="Chooses images for --shots.")
 @data_dir_option

@@ -61,8 +61,8 @@ def command(
 
     SOURCE is a run, published weights (MODEL, MODEL:NAME or hf:OWNER/NAME), or a weights file
     (with --model). The repository gets the weights, under timm's names where timm has the
-    network, and a model card with the recipe of a run and its results on the test split. For
-    published weights, they are measured if their data is here; for other sources, --data names a
+    network, and a model card with the recipe of a run and its results on the test split. Published
+    weights are measured if their dataset is on this machine; for other sources, --data names a
     dataset to measure on. --licence must be given. Needs pip install "cnn-core[hub]" and
     hf auth login. Everybody can then use the network: cnnzoo predict hf:OWNER/NAME photo.jpg
     --download.
@@ -78,8 +78,8 @@ def command(
     if licence is None:
         raise UsageError(
             "--licence is missing: on which terms may others use these weights?",
-            "for example: --licence mit, apache-2.0 or cc-by-4.0; of published weights, their "
-            "publisher's: cnnzoo list-weights",
+            "for example: --licence mit, apache-2.0 or cc-by-4.0; for published weights, the "
+            "licence of their publisher",
         )
     trained = Trained(
         source,

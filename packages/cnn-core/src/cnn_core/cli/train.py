@@ -161,8 +161,8 @@ def command(
 ) -> None:
     """Train MODEL on a dataset, or resume a run.
 
-    Without --recipe, the default recipe for the model and dataset is used. --resume takes its
-    recipe from the run; more --epochs are possible if the schedule does not depend on them.
+    Without --recipe, the default recipe for the model and dataset is used. --resume takes the
+    recipe of the run. With --epochs it trains longer, if the schedule allows a larger number.
     Ctrl-C or SIGTERM stops the run after the current step and saves a checkpoint; a second one
     stops it at once. Prints the run directory on stdout; progress goes to stderr. For several
     processes: torchrun -m cnnzoo train …

@@ -195,9 +195,9 @@ class Draws:
     def crop_boxes(self, indices: Indices, aspect: float = 1.0) -> Tensor:
         """Return random crops, N x 4: top, left, height, width, as fractions of the image's sides.
 
-        Aspect ratios range from 3/4 to 4/3 (Szegedy et al. 2015, section 6): of the fractions, or
-        in pixels if `aspect` is the image's height / width. Without `crop` each box is the whole
-        image.
+        Aspect ratios range from 3/4 to 4/3 (Szegedy et al. 2015, section 6). They are ratios of
+        the fractions, or of pixels if `aspect` is the image's height / width. Without `crop` each
+        box is the whole image.
         """
         u = self.uniform("crop", indices, 4)
         low, high = self.augmentation.crop or (1.0, 1.0)

@@ -150,7 +150,7 @@ def _taken(paths: Sequence[Path], indices: Tensor) -> Sequence[Path]:
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a Python object, in the place of a path.
+    """An image of a Python object, used where files have a path.
 
     `read(index, channels, reading)` decodes it.
     """
@@ -193,7 +193,7 @@ class Dataset:
     `notes` are lines for the user on how its files were understood. `faults` are lines on files
     and parts of files that are not read, although the user may want them. `aliases` are other
     names of splits. `labels` is a digest of labels that are not in the names of the files, or "".
-    `divided` says that the test split was taken from the only folder, which has no splits.
+    `divided` is true if the test split was held out from a folder that has no folders of splits.
     `broken` are images whose headers cannot be read, or that are cut off, with the errors.
     """
 
@@ -229,8 +229,8 @@ class Dataset:
     def split_name(self, name: str) -> str:
         """Return the name in `splits` of the split that `name` means, or `name` if there is none.
 
-        "valid" and "dev" mean "val", and "val" the split of that folder, even if it is the "test"
-        split, since there is no other.
+        "valid" and "dev" mean "val". "val" means the images of the folder val, even if these
+        became the "test" split because there is no other.
         """
         if name in self.splits:
             return name
@@ -241,8 +241,8 @@ class Dataset:
     def with_class_order(self, classes: tuple[str, ...]) -> Dataset:
         """Return the dataset with its classes, and the samples on disk, in another order.
 
-        The samples of a class keep their order; if images may be of several classes, all samples
-        do. For labelled files only.
+        The samples of a class keep their order. If images may have several classes, all samples
+        keep theirs. For labelled files only.
         """
         if classes == self.spec.classes:
             return self
@@ -307,7 +307,7 @@ class Dataset:
         return files[0].reading if files else Reading()
 
     def held_out(self, fraction: float, seed: int, fold: tuple[int, int] = WHOLE) -> Tensor:
-        """Return which training images validate, bool N; the arguments are as in `hold_out`."""
+        """Return which training images to hold out, bool N; the arguments are as in `hold_out`."""
         train = self.split("train")
         labels = torch.zeros(len(train), dtype=torch.int64)
         if isinstance(train.targets, Tensor) and train.targets.ndim < 3:
@@ -318,7 +318,7 @@ class Dataset:
         return held_out(labels, fraction, seed, train.groups)
 
     def pooled(self) -> Dataset:
-        """Return the dataset with the images of val among those of train, to be divided anew."""
+        """Return the dataset with val joined to train, so that both can be divided into folds."""
         splits = dict(self.splits)
         if (val := splits.pop("val", None)) is None:
             return self
@@ -378,7 +378,7 @@ def _joined(splits: Sequence[Any]) -> Any:
 
 
 def single_classes(targets: Tensor) -> Tensor:
-    """Return one class for each image, N: of several the rarest; a number of its own for none."""
+    """Return one class for each image, N: the rarest of several; without any, a further number."""
     if targets.ndim == 1:
         return targets
     counts = targets.sum(0, dtype=torch.int64)

@@ -32,7 +32,7 @@ class _Sample:
     label: int | None
 
     def relation(self, first: _Sample) -> str:
-        """Return how a message about this image names `first`, an equal or similar one."""
+        """Return the words with which a message refers to `first`, an equal or similar image."""
         if self.split != first.split:
             return f"{first.name} of split '{first.split}'"
         return first.name + (", of another class" if self.label != first.label else "")
@@ -43,8 +43,8 @@ def duplicates(
 ) -> tuple[list[str], list[str]]:
     """Return faults and notes on images with the same file or the same pixels.
 
-    `pixels` are digests of the decoded pixels of files, by path, which find copies in another
-    format; pixels in memory need none.
+    `pixels` maps paths of files to digests of their decoded pixels, to find copies in another
+    format. Images in memory do not need it.
 
     It is a fault if they are in several splits, since testing on training images is meaningless,
     or in several classes. Repetitions in one class are noted.
@@ -74,8 +74,9 @@ def near_duplicates(dataset: Dataset) -> list[str]:
     """Return notes on images that look like another one but are not its copy, at most SHOWN.
 
     Grey thumbnails of 16x16 pixels are compared by their correlation, which brightness, contrast,
-    size and compression hardly change. Every image is named with the most similar one before it,
-    those in different splits first. The time grows with the square of the number of images.
+    size and compression hardly change. Each line names an image and the most similar one before
+    it; pairs in different splits come first. The time grows with the square of the number of
+    images.
     """
     samples, digests = [], list[bytes]()
     for sample, digest in _digests(dataset):
@@ -162,8 +163,8 @@ def _thumbnail(image: Tensor) -> Tensor:
 def _pairs(thumbnails: Tensor, splits: Tensor) -> Iterator[tuple[int, int, float]]:
     """Yield (later, first, correlation) of each image that is like one before it.
 
-    `splits` are numbers of the splits, N. Of several images the most similar one counts, but
-    images of another split come first.
+    `splits` are numbers of the splits, N. If several images are alike, the most similar one
+    counts, but images of another split take precedence.
     """
     for start in range(0, len(thumbnails), ROWS):
         rows = slice(start, start + ROWS)

@@ -197,7 +197,7 @@ def _reduce(image: JpegImageFile, reduction: Callable[[int, int], int]) -> None:
 
 
 def _depth(path: Path, image: Image.Image, reading: Reading) -> Reading:
-    """Return `reading` with the range of the file; raise if Pillow drops declared bits."""
+    """Return `reading` with the file's range; raise if Pillow drops bits of the declared range."""
     raw = raw_mode(image)
     if ";16" in raw and image.mode not in DEEP_MODES and reading.value_range not in ((), UINT16):
         # Pillow keeps the upper 8 bits of each channel.
@@ -322,11 +322,11 @@ def may_be_cut_off(path: Path) -> bool:
 
 
 def _lost(image: Image.Image, raw: str) -> str:
-    """Return what of an image file is not read, or "" if all of it is."""
+    """Return which part of an image file is not read, or "" if all of it is."""
     if "X" in raw:
         return "channels beside colour and alpha"
     # The second image of an MPO is a preview, or the same scene for another display.
-    # The first frame may be sound if those behind it are not.
+    # Errors are ignored: the first frame may be sound even if later ones are broken.
     with contextlib.suppress(*PILLOW_ERRORS):
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             return "frames or pages after the first"
@@ -448,11 +448,11 @@ def _require_mode(path: Path | str, mode: str) -> None:
 
 
 def wrong_mode(path: Path | str, mode: str, expected: str) -> DatasetCorruptError:
-    """Return the error for an image whose mode, or description of it, is not as expected."""
+    """Return the error for an image whose `mode`, Pillow's or a phrase, is not as expected."""
     return DatasetCorruptError(f"{path}: {kind_name(mode)}: expected {expected}", "convert it")
 
 
 def _corrupt(path: Path | str, head: bytes, found: str = "") -> DatasetCorruptError:
-    """Return the error for a file; without `found`, for one that is not an image that is read."""
+    """Return the error for a file; without `found`, it says what the file is, if not an image."""
     text = found or described(head, Path(path))
     return DatasetCorruptError(f"{path}: {text}", READ)

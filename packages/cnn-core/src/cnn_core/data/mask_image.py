@@ -99,7 +99,7 @@ def read_mask(path: Path, in_colour: bool = False) -> Tensor:
 
 
 def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
-    """Return what a mask holds; without `edges` no ramps, jumps and blobs, which take time.
+    """Return what a mask holds; ramps, jumps and blobs, which are slow to find, only with `edges`.
 
     Raises:
         DatasetCorruptError, ResourceError: as `read_mask`, except for colour.
@@ -215,7 +215,7 @@ def _deep(path: Path, values: npt.NDArray[np.int64]) -> Pixels:
 
 
 def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
-    """Drop an opaque alpha channel; refuse another one, which may be where the mask is."""
+    """Drop an opaque alpha channel; refuse any other, since the mask may be in it."""
     lowest, highest = mask.getchannel("A").getextrema()
     if (lowest, highest) != (255, 255):
         if lowest != highest and all(low == high for low, high in _colour_bounds(mask)):
@@ -226,7 +226,7 @@ def _without_alpha(path: Path, mask: Image.Image) -> Image.Image:
             )
         raise DatasetCorruptError(
             f"{path}: mode {mask.mode}: a mask that is partly transparent",
-            "flatten it: what is transparent has no class that cnnzoo could know",
+            "flatten it: transparent pixels have no class",
         )
     return mask.convert("L" if mask.mode == "LA" else "RGB")
 

@@ -37,10 +37,10 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 class Reading:
     """How pixels become 8 bits without transparency.
 
-    `value_range` is the (lowest, highest) possible value of images with more than 8 bits per
-    channel, which become 0 and 255; empty: 0 to 65535 for unsigned 16-bit integers, otherwise an
-    error. `alpha_background` is the colour behind transparent parts: "white", "black", or "drop"
-    to keep the hidden colours.
+    `value_range` holds the lowest and the highest possible value of images with more than 8 bits
+    per channel; these become 0 and 255. If it is empty, unsigned 16-bit integers have the range 0
+    to 65535, and other types are an error. `alpha_background` is the colour behind transparent
+    parts: "white", "black", or "drop" to keep the hidden colours.
     """
 
     value_range: tuple[float, ...] = ()

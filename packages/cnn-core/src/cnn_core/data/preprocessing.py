@@ -17,7 +17,7 @@ from cnn_core.data.windows import crop_reflected
 __all__ = ["Preprocessing"]
 
 
-SAME_SHAPE = 0.02  # relative difference of two aspect ratios that nobody sees
+SAME_SHAPE = 0.02  # relative difference of two aspect ratios that is too small to see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Preprocessing:
 
     @property
     def scale_note(self) -> str:
-        """How images are resized, and distances with them; empty if they keep their own pixels."""
+        """How images, and thus distances, are resized; empty if images keep their own pixels."""
         if self.tiled or self.resize_to == self.image_size:
             return ""
         (height, width), (own_height, own_width) = self.resize_to, self.image_size

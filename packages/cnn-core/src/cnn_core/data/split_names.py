@@ -38,7 +38,7 @@ def split_of(name: str) -> tuple[str, str]:
 
 
 def held_out_names(names: Iterable[str]) -> list[str]:
-    """Return the names such as "holdout", that mean the test split, elsewhere another one."""
+    """Return the names such as "holdout": here the test split, elsewhere often another one."""
     return [name for name in names if split_of(name)[0] == "test" and "out" in name.lower()]
 
 

@@ -53,7 +53,7 @@ def _by_class(labels: Tensor) -> list[Tensor]:
 
 
 def _parts(labels: Tensor, groups: Tensor, shares: tuple[float, ...], seed: int) -> Tensor:
-    """Return the part of each sample, int64 N, for parts of the sizes `shares`, by whole groups.
+    """Divide whole groups into parts of the sizes `shares`; return the part of each sample, N.
 
     The largest groups come first, each to the part in which the classes fit best: the choice
     minimises the sum over parts and classes of n^2 / share, where n is the part's fraction of the

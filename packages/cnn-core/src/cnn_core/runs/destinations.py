@@ -51,6 +51,6 @@ def _refused(given: Path, error: OSError) -> ZooError:
     """Return the error with the path that the user gave, not that of a temporary file."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{given}: cannot be written: {error.strerror}", "free some space")
-    # Of /proc, whose folders take no files, the system says that there is no such file.
+    # For /proc, whose folders take no files, the system says that there is no such file.
     reason = "no files can be created there" if error.errno == errno.ENOENT else error.strerror
     return UsageError(f"{given}: cannot be written: {reason}", "choose another path")

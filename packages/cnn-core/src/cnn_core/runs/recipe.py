@@ -119,7 +119,7 @@ class Recipe:
     schedule: str = "cosine"  # learning rate over time, from lr to final_lr
     warmup_epochs: float = 0.0  # linear warm-up from 0
     step_every: float = 0.0  # schedule = "step": decay interval in epochs
-    step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": when to apply a factor
+    step_epochs: tuple[int, ...] = ()  # schedule = "multi_step": epochs at which to apply a factor
     step_factors: tuple[float, ...] = (0.1,)  # learning-rate multipliers: one, or one per epoch
     rise: float = 0.3  # schedule = "one_cycle": fraction of training with a rising learning rate
     power: float = 1.0  # schedule = "polynomial": the exponent
@@ -130,7 +130,7 @@ class Recipe:
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
     class_weights: str | Mapping[str, float] = ""  # of images: "balanced", or by class name
     sampler: str = ""  # classification: "balanced" draws the same number from each class
-    threshold: str = ""  # chosen on validation: f1, balanced_accuracy, none; "": f1 if multilabel
+    threshold: str = ""  # maximises f1 or balanced_accuracy; none: 0.5; "": f1 if multilabel
     border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper
     border_sigma: float = 5.0  # decay length of the border weight, in pixels
     focal_gamma: float = 2.0  # loss = "focal": the exponent
@@ -144,13 +144,13 @@ class Recipe:
     weights: str = ""  # initial weights: a run, a weights file, or a name such as "default"
     naming: str = ""  # library whose parameter names a weights file has; "": the best match
     weights_like: str = ""  # published weights whose preprocessing and classes a weights file has
-    weights_digest: str = ""  # their SHA-256, recorded when training starts; "": any
+    weights_digest: str = ""  # SHA-256 of the initial weights, recorded at the start; "": any
     freeze: tuple[str, ...] = ()  # stages to keep fixed
     freeze_batchnorm: bool = False  # keep running statistics; scales and shifts are still trained
     head_epochs: int = 0  # first train only the head: the tensors that depend on the classes
-    head_lr: float = 0.0  # constant learning rate of these epochs; 0: lr
-    stage_lr: Mapping[str, float] = field(default_factory=dict)  # learning-rate multipliers
-    layer_decay: float = 1.0  # another multiplier, once for each stage below the last
+    head_lr: float = 0.0  # constant learning rate of the head epochs; 0: lr
+    stage_lr: Mapping[str, float] = field(default_factory=dict)  # learning-rate factors by stage
+    layer_decay: float = 1.0  # learning-rate factor, applied once per stage below the last
     # Augmentation, see cnn_core.data.augment.
     shift: int = 0  # maximum translation in pixels, in each direction
     flip: bool = False  # random horizontal flip
@@ -167,7 +167,7 @@ class Recipe:
     pipeline: str = "auto"  # where images come from; auto: memory, or streaming if above 2 GiB
     on_bad_sample: str = "fail"  # "skip:N": skip up to N unreadable files
     validation: float = 0.1  # fraction of the training split held out for validation
-    split_seed: int = -1  # chooses these images; -1: as the run in `weights` did, else 0
+    split_seed: int = -1  # chooses the validation images; -1: as the run in `weights` did, else 0
     fold: str = ""  # "2/5": validate on the second of 5 folds of train and val instead
     evaluate_on: str = "test"  # val: evaluate the saved weights on the validation images instead
     topk: int = 0  # k of top-k accuracy; 0: 5, or the number of classes if that is smaller
@@ -390,7 +390,7 @@ def parse_choices(text: str) -> tuple[str, list[Any]]:
     A list among several is written in brackets: "crop=[0.5, 1],[0.8, 1]".
 
     Raises:
-        UsageError: there is no "=", the key is empty or unknown, or a value is there twice.
+        UsageError: there is no "=", the key is empty or unknown, or a value occurs twice.
     """
     key, _, values = text.partition("=")
     require_key(parse_setting(text)[0])

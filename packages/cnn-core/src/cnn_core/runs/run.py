@@ -199,7 +199,7 @@ _RESTORE = "restore it from a backup, or train again: cnnzoo train MODEL --data 
 def default_name(recipe: Recipe) -> str:
     """Return "<model>-<dataset>", a file name.
 
-    For a dataset with a path, use only the last component. Replace other characters than letters,
+    For a dataset with a path, use only the last component. Replace characters other than letters,
     digits and underscores by dashes.
     """
     # A file name has at most 255 bytes. The end of a path tells more than its beginning.

@@ -111,7 +111,7 @@ def collapse_of(task: str, sums: Mapping[str, Tensor]) -> int | None:
     """Return the only class that a network predicts though there are others, or None.
 
     `sums` are those of all metrics of the task, over a split. For multilabel, -1 means that no
-    class was predicted of any image.
+    class was predicted for any image.
     """
     found: int | None = _task(task).collapsed(sums)
     return found

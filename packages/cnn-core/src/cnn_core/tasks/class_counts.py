@@ -18,8 +18,8 @@ class ClassCounts:
     """Balanced accuracy, macro F1 and the recall of each class, from counts of images by class.
 
     `sums`, 3 x classes, counts the correct images, the images, and the predictions of each class;
-    an image with a logit that is NaN is no prediction. `recalls` names the classes whose recall is
-    returned, by number.
+    an image with a logit that is NaN has no prediction. `recalls` names the classes whose recall
+    is returned, by number.
     """
 
     def __init__(self, num_classes: int, recalls: dict[int, str] | None = None) -> None:

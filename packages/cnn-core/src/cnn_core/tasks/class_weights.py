@@ -97,12 +97,12 @@ def balanced_order(targets: Tensor, seed: int, epoch: int) -> Tensor:
     """Return the samples that an epoch draws: as many as there are, equally many of each class.
 
     The numbers of draws of two classes, and of two images of one class, differ by at most one.
-    Shuffled by (seed, epoch), and a function of nothing else: a resumed run draws the same.
+    The order depends only on (seed, epoch), so a resumed run draws the same samples.
     """
     generator = torch.Generator().manual_seed(key_of(seed, epoch, "sampler") >> 1)
     members = [(targets == number).nonzero().squeeze(1) for number in targets.unique()]
     quota, rest = divmod(len(targets), len(members))
-    # Another random choice of classes gets one draw more in each epoch.
+    # In each epoch, other randomly chosen classes get one draw more.
     extra = torch.randperm(len(members), generator=generator) < rest
     drawn = [
         _drawn(own, quota + int(more), generator) for own, more in zip(members, extra, strict=True)
@@ -111,7 +111,7 @@ def balanced_order(targets: Tensor, seed: int, epoch: int) -> Tensor:
 
 
 def _drawn(members: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` members in random order; none a second time before all came once."""
+    """Return `count` members in random order; none is repeated before all have been drawn."""
     rounds = -(-count // len(members))
     orders = [torch.randperm(len(members), generator=generator) for _ in range(rounds)]
     return members[torch.cat([members.new_zeros(0), *orders])[:count]]

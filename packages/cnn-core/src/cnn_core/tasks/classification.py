@@ -206,7 +206,7 @@ def loss_function(recipe: Recipe) -> Loss:
     def head_loss(
         logits: Tensor, targets: Tensor, mix: Mix | None, weights: Tensor | None
     ) -> Tensor:
-        # One call of torch is faster than a mean of its losses, which has other last bits.
+        # One call of torch is faster than the mean of separate losses, and its last bits differ.
         if recipe.loss == "cross_entropy" and mix is None and weights is None:
             return mean(logits, targets)
         losses = _weighted(each(logits, targets), weights)

@@ -50,7 +50,7 @@ def loss_function(recipe: Recipe) -> Loss:
         expected = targets.to(logits.dtype)
         smoothed = expected * (1 - recipe.label_smoothing) + recipe.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
-        if gamma:  # Lin et al. 2017, Eq. 4: p is the probability of what is true
+        if gamma:  # Lin et al. 2017, Eq. 4: p is the probability of the true label
             missed = (expected - logits.sigmoid()).abs()
             losses = missed**gamma * losses
         if weights is not None:
@@ -120,7 +120,7 @@ def monitored(classes: Sequence[str], topk: str) -> dict[str, bool]:
 
 
 def collapsed(sums: Mapping[str, Tensor]) -> int | None:
-    """Return -1 if no class is predicted of any image, though there are some; else None."""
+    """Return -1 if no class is predicted for any image, though images have classes; else None."""
     _, actual, predicted = sums["labels"][:-1].cpu().unbind(1)
     return -1 if actual.any() and not predicted.any() else None
 
@@ -197,8 +197,8 @@ class LabelRanking(Rows):
     def compute(self) -> dict[str, float]:
         """Return "map" and "auc", from 0 to 1, and average precisions.
 
-        Classes without images are left out, in "auc" also those that all images have. {} if there
-        is no such class, or a logit is NaN.
+        Classes without images are left out; "auc" also leaves out classes that all images have.
+        {} if no class is left, or a logit is NaN.
         """
         logits, targets = _logits_and_targets(self.sums)
         if logits.isnan().any():

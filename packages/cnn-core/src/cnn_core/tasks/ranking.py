@@ -78,7 +78,7 @@ class Auc(Rows):
     """Area under the ROC curve, each class against all others, averaged over classes.
 
     Scores are the probabilities, in float64. With two classes it is the area of class 1. Classes
-    without images, or that all images are of, are left out of the mean.
+    that no image or every image belongs to are left out of the mean.
     """
 
     def __init__(self, num_classes: int) -> None:

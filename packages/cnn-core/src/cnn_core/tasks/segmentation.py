@@ -124,7 +124,7 @@ def two_class_logits(logits: Tensor) -> Tensor:
 
 
 def predicted_classes(logits: Tensor) -> Tensor:
-    """Return the most likely class, N h w, for logits, N classes h w; the first of equal ones."""
+    """Return the most likely class, N h w, for logits, N classes h w; if several, the first."""
     return logits.max(1).indices  # argmax(1) is equal, but ten times slower over channels
 
 

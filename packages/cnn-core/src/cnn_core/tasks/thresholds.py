@@ -1,4 +1,4 @@
-"""Choose the probability from which on a class is predicted, on validation images."""
+"""Choose on validation images how high a probability must be for its class to be predicted."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CRITERIA = ("f1", "balanced_accuracy")
 def best_threshold(probabilities: Tensor, positive: Tensor, criterion: str) -> float:
     """Return the threshold with the highest F1 or balanced accuracy; 0.5 if it is undefined.
 
-    `probabilities`, float64, and `positive`, bool, have shape N. Images from the threshold on are
-    predicted positive. The threshold is halfway between two neighbouring probabilities; of equally
-    good ones it is the highest.
+    `probabilities`, float64, and `positive`, bool, have shape N. Images that reach the threshold
+    are predicted positive. The threshold is halfway between two neighbouring probabilities; of
+    equally good ones it is the highest.
     """
     if not positive.any() or positive.all() or probabilities.isnan().any():
         return 0.5
@@ -32,7 +32,7 @@ def best_threshold(probabilities: Tensor, positive: Tensor, criterion: str) -> f
         negatives = count - all_positives
         specificity = 1 - (predicted - positives) / negatives.double()
         scores = (positives / all_positives.double() + specificity) / 2
-    best = int(scores.argmax())  # of equal ones the first: the highest threshold
+    best = int(scores.argmax())  # if several, the first: the highest threshold
     descending = distinct.flip(0)
     below = descending[best + 1] if best + 1 < len(descending) else descending.new_zeros(())
     return float((descending[best] + below) / 2)
@@ -49,7 +49,7 @@ def require_binary(recipe: Recipe, num_classes: int) -> None:
 
 
 class ThresholdCounts:
-    """Accuracy, precision, recall and F1 of class 1 of two, predicted from a threshold on.
+    """Accuracy, precision, recall and F1 of class 1 of two, predicted if it reaches a threshold.
 
     `sums` counts true positives, false positives, false negatives and true negatives.
     """

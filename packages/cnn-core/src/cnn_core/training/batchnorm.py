@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["estimate_statistics", "lagging_statistics"]
 
 BATCHES = 64  # for an estimate; more change little (Wu and Johnson 2021, section 3)
-GAP = 0.5  # a score below this fraction of the training score asks for a reason
+GAP = 0.5  # a score below this fraction of the training score is suspicious
 
 
 @torch.no_grad()
@@ -77,9 +77,9 @@ def _average(setup: Setup, layers: Iterable[_BatchNorm]) -> None:
 def lagging_statistics(setup: Setup, line: Mapping[str, float], batches: Iterable[Batch]) -> str:
     """Return a warning if running statistics lag behind the weights, else "".
 
-    `line` are the metrics of the last epoch. Where validation is much worse than training, the
+    `line` are the metrics of the last epoch. If validation is much worse than training, the
     network is evaluated on a batch of training images in both modes: an overfitted network is good
-    at them in both.
+    in both, but lagging statistics spoil eval mode.
     """
     name = SCORES[setup.spec.task]
     trained, validated = line.get(f"train/{name}"), line.get(f"val/{name}")

@@ -283,7 +283,7 @@ def _timed(
 
 
 def _ratio(seconds: Sequence[Sequence[float]]) -> float:
-    """Return the median of the peer's time divided by ours, of calls that followed each other."""
+    """Return the peer's time divided by ours: the median over pairs of consecutive calls."""
     ratio: float = statistics.median(theirs / ours for ours, theirs in zip(*seconds, strict=True))
     return ratio
 

@@ -50,10 +50,10 @@ FEW_STEPS = 200
 def with_sizes(recipe: Recipe, dataset: Dataset, free: Collection[str]) -> Recipe:
     """Choose `image_size` and `batch_size`, if they are free.
 
-    The input has the network's default size; for smaller images, that size less a multiple of 32
-    pixels, but not less than half of it for classification, whose feature maps would shrink to a
-    pixel. A batch is a power of two: as many images as fit into a fixed number of pixels, and few
-    enough for 16 steps in an epoch.
+    The input has the network's default size. For smaller images it is reduced in steps of 32
+    pixels, for classification to half at most: otherwise feature maps would shrink to one pixel. A
+    batch is a power of two: as many images as fit into a fixed number of pixels, and few enough
+    for 16 steps in an epoch.
     """
     # Initial weights determine the size, and with tiles images keep theirs.
     if "image_size" in free and not (recipe.weights or recipe.tile):
@@ -67,7 +67,7 @@ def with_sizes(recipe: Recipe, dataset: Dataset, free: Collection[str]) -> Recip
 def with_optimizer(
     recipe: Recipe, dataset: Dataset, model: nn.Module, free: Collection[str]
 ) -> Recipe:
-    """Choose the optimizer, its rate, weight decay, clipping and warm-up, as far as free."""
+    """Choose those of optimizer, rate, weight decay, clipping and warm-up that are free."""
     name = "adamw" if "optimizer" in free else recipe.optimizer
     chosen: dict[str, Any] = {
         "optimizer": name,
@@ -130,8 +130,8 @@ def _text(size: tuple[int, int]) -> str:
 def _rate(optimizer: str, model: nn.Module) -> float:
     """Return the learning rate: lower for wide layers in a network without normalisation.
 
-    An optimizer that divides by the size of gradients moves every weight by about the rate, and
-    with it a sum over n inputs by the rate times the square root of n, which nothing normalises.
+    An optimizer that divides by the size of gradients moves every weight by about the rate. A sum
+    over n inputs then moves by the rate times the square root of n, and nothing normalises it.
     """
     rate = RATES[optimizer]
     if any(isinstance(module, NORMALISED) for module in model.modules()):
@@ -163,7 +163,7 @@ def _trains_at(recipe: Recipe, dataset: Dataset, size: int) -> bool:
             model.train()(torch.empty(2, dataset.spec.image[0], size, size))
     except UsageError:
         return False
-    except Exception:  # a network may do what has no meaning for shapes alone
+    except Exception:  # a network that cannot run on shapes alone
         return True
     return True
 

@@ -34,7 +34,7 @@ def task_of(weights: Weights) -> str:
 
 
 class Network:
-    """One network of a `Predictor`; `order` has its number for each of the predictor's classes.
+    """One network of a `Predictor`; `order` has the number here of each class of the predictor.
 
     With `optimized`, an optimised copy made with these options computes the logits.
     """

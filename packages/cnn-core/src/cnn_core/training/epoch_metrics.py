@@ -30,8 +30,8 @@ class EpochMetrics:
     `spec` names the classes and the background.
 
     Small batches are buffered, because each update has a fixed cost. Use one object for a whole
-    run; `load({})` resets it. `not_finite` counts the images with an output that is not finite,
-    which is no prediction: there are no metrics then.
+    run; `load({})` resets it. `not_finite` counts the images with an output that is not finite.
+    Such an output is no prediction, so then there are no metrics.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Several runs of one model by one call: cross-validation, and sweeps over recipe keys."""
+"""Train several runs of one model in one call: cross-validation, and sweeps over recipe keys."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _cell(cell: Settings, path: Path, recipes: Mapping[str, Recipe], arguments: 
 
 
 def _chosen(path: Path, cells: Sequence[Cell]) -> Sweep:
-    """Return the sweep with its best cell: the one with the best mean, the first of equal ones."""
+    """Return the sweep with its best cell: the one with the best mean; if several, the first."""
     finished = [cell for cell in cells if cell.runs]
     if not finished:
         raise NumericalError(f"{path}: every run diverged: {cells[0].diverged[0]}", "a lower lr")
@@ -177,14 +177,14 @@ def _chosen(path: Path, cells: Sequence[Cell]) -> Sweep:
 
 
 def _arguments(settings: dict[str, Any], taken: set[str], by: str) -> dict[str, Any]:
-    """Take the arguments of `train` out of the settings; refuse keys that are set by something."""
+    """Take the arguments of `train` out of the settings; refuse the keys that `by` has `taken`."""
     for key in taken & settings.keys():
         raise UsageError(f"{key} = {settings[key]!r}: {by} set it already", f"leave out {key}")
     return {name: settings.pop(name) for name in ARGUMENTS & settings.keys()}
 
 
 def _folder(out: str | os.PathLike[str] | None, recipe: Recipe, what: str) -> Path:
-    """Return the folder of the runs; without `out` it depends on the call, to find it again."""
+    """Return the folder of the runs; without `out`, the same call gives the same folder."""
     return Path("runs") / f"{default_name(recipe)}-{what}" if out is None else Path(out)
 
 

@@ -168,7 +168,7 @@ def _read_torch(path: str) -> Compute:
         program = torch.export.load(file)
     names = program.graph_signature.user_inputs
     (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == names[0])
-    # The method: the module itself as part of a network would forbid `network.eval()`.
+    # Keep only the method: with the module as a submodule, `network.eval()` would raise an error.
     return _in_batches(program.module().__call__, shape[0])
 
 
@@ -176,7 +176,7 @@ def _read_onnx(path: str) -> Compute:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Else onnxruntime takes all cores, also where torch was told to use fewer.
+    # Otherwise onnxruntime takes all cores, even if torch was told to use fewer.
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     return _in_batches(

@@ -138,7 +138,7 @@ def _opened(run: Trained | Source, int8: bool) -> tuple[Trained, nn.Module]:
     if isinstance(model, ExportedNetwork):
         raise UsageError(f"{trained.path}: is an exported file already", "export the run instead")
     if int8:
-        require_images(trained)  # now, because the export takes its time
+        require_images(trained)  # now, before the slow export
     return trained, model
 
 

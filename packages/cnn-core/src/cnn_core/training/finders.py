@@ -65,11 +65,12 @@ def lr_curve(setup: Setup, *, low: float, high: float, steps: int) -> Iterator[L
 
 
 def suggested_lr(curve: list[LrTrial]) -> float:
-    """Return the rate that is nearest to a tenth of that with the lowest smoothed loss.
+    """Return a tenth of the rate with the lowest smoothed loss, rounded to a rate of the curve.
 
-    The lowest loss is where steps begin to be too long (fastai's rule "minimum"; Howard and Gugger
-    2020, arXiv:2002.04688). Where the loss falls fastest says less: outputs that are too large at
-    first shrink, and the loss with them, at rates that teach nothing else.
+    Above the rate with the lowest loss, steps are too long (fastai's rule "minimum"; Howard and
+    Gugger 2020, arXiv:2002.04688). The rate at which the loss falls fastest says less: if the
+    initial outputs are too large, the loss falls just because they shrink, and a rate that is
+    enough for this may be too low to learn anything else.
 
     Raises:
         UsageError: the loss never falls.
@@ -77,7 +78,8 @@ def suggested_lr(curve: list[LrTrial]) -> float:
     lowest = min(curve, key=lambda trial: trial.smooth, default=None)
     if lowest is None or lowest is curve[0]:
         raise UsageError(
-            "the loss falls at no learning rate", "try another range: --low 1e-7 --high 1"
+            "the loss never falls at these learning rates",
+            "try another range: --low 1e-7 --high 1",
         )
     target = lowest.lr / 10
     return min((trial.lr for trial in curve), key=lambda lr: abs(math.log(lr / target)))
@@ -146,7 +148,8 @@ def _trial_state(setup: Setup) -> Iterator[TrainState]:
     device = setup.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         train_state = TrainState(copy.deepcopy(setup.model), setup.recipe, device)
-        # All parameters, also with head epochs: those need less memory and a rate of their own.
+        # Train all parameters, even if the recipe has head epochs: these need less memory, and
+        # have a learning rate of their own.
         train_state.train()
         yield train_state
 

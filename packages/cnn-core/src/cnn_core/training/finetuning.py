@@ -57,10 +57,10 @@ def finetune(
     """Fine-tune trained weights on a dataset; return the run.
 
     `source` is a run, the name of published weights, "MODEL" or "MODEL:NAME", a repository,
-    "hf:owner/name", or a weights file. For another library's file, `model` names the network, or
-    with "MODEL:NAME" also the published weights whose preprocessing it has, and the recipe key
-    `naming` the library. The head is new unless the classes are the same. The preprocessing is
-    that of the weights, if it is known.
+    "hf:owner/name", or a weights file. For another library's file, `model` names the network.
+    "MODEL:NAME" also names published weights with the same preprocessing as the file, and the
+    recipe key `naming` gives the library. The head is new unless the classes are the same. The
+    preprocessing is that of the weights, if it is known.
 
     `settings` are recipe keys and the arguments of `train`; they override the defaults: 10 epochs,
     the first of them for the head alone, AdamW with a lower rate for the stages further down, and
@@ -69,7 +69,7 @@ def finetune(
 
     Raises:
         UsageError: the source, the dataset or a key is invalid, or they do not fit together.
-        WeightsMissingError: the published weights are not here, and `download` is false.
+        WeightsMissingError: the published weights are missing, and `download` is false.
         NumericalError: as for `train`.
     """
     arguments = {name: settings.pop(name) for name in ARGUMENTS & settings.keys()}

@@ -54,8 +54,8 @@ R = TypeVar("R")
 def named_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[Path, Path]]:
     """Yield the given files, and for each folder its image files, with names for output files.
 
-    The name of a file is its path below the given folder, and its last part if it was given
-    itself, without the suffix.
+    The name has no suffix. For a file in a given folder it is the path below that folder; for a
+    file that was given itself, only the last part of its path.
 
     Raises:
         UsageError: a path does not exist, or a folder contains no images.

@@ -123,7 +123,7 @@ def read_initial(recipe: Recipe) -> InitialWeights:
 
     Raises:
         UsageError: there is no such file or name, or it is not for this model.
-        WeightsMissingError: the published weights are not here.
+        WeightsMissingError: the published weights are not on this machine.
         CorruptError: the file was damaged, or it is not the one in `weights_digest`.
     """
     found = _read(recipe)
@@ -165,7 +165,7 @@ def _read(recipe: Recipe) -> InitialWeights:
 
 
 def _refuse_keys_for_foreign_files(recipe: Recipe) -> None:
-    """Raise UsageError if the recipe describes weights that describe themselves."""
+    """Raise UsageError if the recipe sets keys that are only for files of other libraries."""
     for key in ("naming", "weights_like"):
         if getattr(recipe, key):
             raise UsageError(
@@ -246,13 +246,13 @@ def start_from(
         new_head=True,
         **recipe.options,
     )
-    # What a publisher's file contains beside the weights is known.
+    # The contents of a published file are known, so its notes would tell nothing new.
     for note in () if initial.published else loaded.notes:
         log.warning("%s", note)
     # Record options that the weights need: the saved weights are rebuilt with them.
     given, new_head = recipe, loaded.new_head
     recipe, model = replace(recipe, options=dict(loaded.options)), loaded.model
-    # With as many classes the old head fits, but its outputs stand for other classes.
+    # With the same number of classes the old head fits, but its outputs stand for other classes.
     if initial.classes and initial.classes != dataset.spec.classes:
         new_head = _renew_head(model, recipe, sizes)
     recipe = replace(recipe, weights=initial.source, weights_digest=initial.digest)
@@ -270,7 +270,7 @@ def start_from(
 
 
 def _of_head_epochs(recipe: Recipe) -> Iterator[str]:
-    """Yield in words when only the head is trained, if it is."""
+    """Yield words that say in which epochs only the head is trained, if there are such epochs."""
     if 0 < recipe.head_epochs < recipe.epochs:
         last = recipe.head_epochs
         yield f"{'epoch 1 trains' if last == 1 else f'epochs 1 to {last} train'} only the head"
@@ -282,7 +282,10 @@ def _of_head_epochs(recipe: Recipe) -> Iterator[str]:
 
 
 def _origin_of_statistics(given: Recipe, recipe: Recipe, dataset: Dataset, naming: str) -> str:
-    """Return in words whose mean and std training uses; `recipe` has those of the weights."""
+    """Return words that say where mean and std come from: `given`, the weights or the dataset.
+
+    In `recipe`, those of the weights are filled in.
+    """
     known = "dataset"
     if any(getattr(recipe, key) and not getattr(given, key) for key in ("mean", "std")):
         known = "weights"

@@ -285,7 +285,8 @@ def _finish_epoch(job: Fit, state: Checkpoint, *, began: float, stop: Stop) -> C
         "images_per_second": round(len(setup.train) / train_seconds, 1),
         "seconds": round(time.perf_counter() - began, 3),
     }
-    # Outputs that are not finite leave no score: NaN, as no entry would mean no validation.
+    # Outputs that are not finite give no score. Record NaN: without an entry, it would look as if
+    # there were no validation.
     line = {setup.monitor[0]: math.nan, **line} if "val/not_finite" in line else line
     state = _after_epoch(train_state, state, line, setup.monitor)
     # Save before notifying, so that a failing observer does not lose the epoch.

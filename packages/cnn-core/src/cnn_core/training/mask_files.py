@@ -1,4 +1,4 @@
-"""Write a segmentation to files: a mask with the values of the training's masks, and more."""
+"""Write a segmentation to files: a mask with the values of the training masks, and more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnn_core.training.prediction import Segmentation
 __all__ = ["has_masks", "mask_paths", "same_masks", "write_masks"]
 
 OVERLAY_OPACITY = 0.45
-TOLERANCE = 2e-3  # of a probability computed again: float16 has three digits
+TOLERANCE = 2e-3  # difference of a probability that is computed again: float16 has three digits
 SUFFIXES = ("mask.png", "overlay.png", "probabilities.npy")
 PALETTE = 256  # entries; masks with larger values are 16-bit grey
 
@@ -51,7 +51,7 @@ def write_masks(segmentation: Segmentation, folder: Path, name: Path) -> list[Pa
     """Write NAME.mask.png, NAME.overlay.png and NAME.probabilities.npy; return their paths.
 
     `name` may have parent folders, which are created in `folder`. The mask has the values of the
-    masks of the training: a palette PNG of numbers, 16-bit grey for numbers above 255, or RGB for
+    training masks: a palette PNG of numbers, 16-bit grey for numbers above 255, or RGB for
     colours. Probabilities are float16, classes x H x W.
     """
     paths = mask_paths(folder, name)
@@ -69,7 +69,7 @@ def write_masks(segmentation: Segmentation, folder: Path, name: Path) -> list[Pa
 
 
 def _mask(segmentation: Segmentation, colours: list[tuple[int, int, int]]) -> Image.Image:
-    """Return the mask in the values of the masks of the training."""
+    """Return the mask in the values of the training masks."""
     classes = segmentation.mask.numpy()
     values = segmentation.mask_values or tuple(range(len(segmentation.classes)))
     if any(isinstance(value, str) for value in values):

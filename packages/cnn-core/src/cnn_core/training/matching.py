@@ -35,8 +35,8 @@ def matched(dataset: Dataset, weights: Weights, name: str) -> Dataset:
     may lack some of the network's classes. `name` is the dataset's name for error messages.
 
     Raises:
-        UsageError: a class of the dataset is none or several of the network's, two of them are the
-            same one, or the network has another task.
+        UsageError: a class of the dataset matches no class of the network, or several; two classes
+            match the same one; or the network has another task.
     """
     task = weights.task or get_spec(weights.model).task
     if dataset.spec.task != task:
@@ -70,7 +70,7 @@ def _numbers(classes: tuple[str, ...], weights: Weights, name: str) -> list[int]
     if classes == weights.classes:
         return list(range(len(classes)))
     exact, folded = _by_name(weights.classes), _by_name(map(_folded, weights.classes))
-    # In another spelling only if no class has exactly this name.
+    # Other spellings count only if no class has exactly this name.
     found = [exact.get(own) or folded.get(_folded(own), []) for own in classes]
     listed = [f"'{printable(own)}'" for own, n in zip(classes, found, strict=True) if len(n) != 1]
     if listed:

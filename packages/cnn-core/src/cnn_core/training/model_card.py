@@ -101,7 +101,8 @@ model = timm.create_model("hf-hub:{id}", pretrained=True).eval()
 ```
 {note}"""
 OTHER_FIT = """
-Its own transform stretches images, and these were padded: prepare them as below.
+timm's own transform stretches images, but this network was trained on padded ones: prepare images
+as described below.
 """
 
 

@@ -108,7 +108,7 @@ class Predictor:
         UsageError: the device does not exist, `batch_size` is not positive, or `precision` or
             `compile` is given without `optimize`, the source does not exist, an option does not
             apply, or networks of an ensemble differ in their task or their classes.
-        WeightsMissingError: published weights are not here.
+        WeightsMissingError: published weights are not on this machine.
         CorruptError: a weights file is damaged.
     """
 

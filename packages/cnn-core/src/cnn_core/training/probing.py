@@ -77,8 +77,8 @@ def probe(
     Two classifiers are fitted to the features of the training split: k nearest neighbours by
     cosine similarity, and multinomial logistic regression on standardised features. k and the
     penalty are chosen on the split "val", or on a fifth of the training images, which then join
-    the others again. With `shots`, only so many training images of each class are used, chosen by
-    `seed`. `on_error` is called with the error of each unreadable file, which is left out.
+    the others again. With `shots`, only this many training images of each class are used, chosen
+    by `seed`. `on_error` is called with the error of each unreadable file, which is left out.
 
     Raises:
         UsageError: scikit-learn is not installed, the dataset is not for classification, or a
@@ -125,7 +125,7 @@ def _parts(dataset: Dataset, shots: int, seed: int) -> list[Part]:
     splits = {"train": dataset.split("train"), "test": dataset.split("test")}
     if shots:
         splits["train"] = splits["train"].subset(_few(dataset, shots, seed))
-    elif "val" in dataset.splits:  # with shots it would add labels to the few
+    elif "val" in dataset.splits:  # with shots, it would add to the few labels
         splits["val"] = dataset.splits["val"]
     classes = dataset.spec.classes
     return [Part(name=name, images=split, classes=classes) for name, split in splits.items()]

@@ -118,7 +118,7 @@ def _included(trained: Trained, pictures: bool) -> Preprocessing | None:
 def _calibration_inputs(
     path: Path, trained: Trained, batch_size: int | None, pictures: bool
 ) -> tuple[list[np.ndarray], int]:
-    """Return what the float32 file gets for training images, and the number of these images."""
+    """Return the inputs of the float32 file for training images, and the number of images."""
     train, preprocessing = trained.dataset.split("train"), trained.weights.preprocessing
     # Evenly over the whole split, which is often sorted by class.
     chosen = torch.linspace(0, len(train) - 1, min(IMAGES, len(train))).round().long()

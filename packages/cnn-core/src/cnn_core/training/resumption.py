@@ -92,12 +92,12 @@ def require_unedited(run: Run) -> None:
     if edited:
         raise UsageError(
             f"{run.path / 'recipe.toml'}: was edited after training began: {'; '.join(edited)}",
-            f"undo this; to train on with other settings: {_from_weights(run)}",
+            f"undo this; to continue with other settings: {_from_weights(run)}",
         )
 
 
 def with_epochs(run: Run, state: Checkpoint, epochs: int) -> Run:
-    """Return the run with another number of epochs, which is the same as one begun with them.
+    """Return the run with another number of epochs; the result is as if begun with this number.
 
     Raises:
         UsageError: the run has trained more, has stopped by `patience`, or has a schedule that
@@ -112,17 +112,18 @@ def with_epochs(run: Run, state: Checkpoint, epochs: int) -> Run:
     if recipe.schedule in OPEN_ENDED:
         reason = f"stopped after {recipe.patience} epochs without improvement"
     if recipe.schedule not in OPEN_ENDED or out_of_patience(recipe, state):
-        raise UsageError(f"{run.path}: {reason}", f"train on: {_from_weights(run)} --epochs N")
+        hint = f"to train longer: {_from_weights(run)} --epochs N"
+        raise UsageError(f"{run.path}: {reason}", hint)
     return dataclasses.replace(run, recipe=dataclasses.replace(recipe, epochs=epochs))
 
 
 def finished_line(run: Run, state: Checkpoint) -> str:
-    """Return what to tell the user of a run that is finished: how to train on."""
+    """Return what to tell the user of a run that is finished: how to train longer."""
     longer = f"cnnzoo train --resume {run.path} --epochs N"
     if run.recipe.schedule not in OPEN_ENDED or out_of_patience(run.recipe, state):
         longer = f"{_from_weights(run)} --epochs N"
     done = f"{state.epoch} of {run.recipe.epochs} epochs"
-    return printable(f"{run.path}: is finished, {done}; to train on: {longer}")
+    return printable(f"{run.path}: is finished, {done}; to train longer: {longer}")
 
 
 def _from_weights(run: Run) -> str:

@@ -70,9 +70,10 @@ def push(
 ) -> Shared:
     """Upload a trained network to a repository of the Hugging Face Hub, "hf:owner/name".
 
-    The repository gets model.safetensors, under timm's names where timm has the network, then with
-    its config.json, and a model card, README.md. The card has the results on the test split of
-    the data of a run or of a `Trained`; of published weights, if it is on this machine. `licence`
+    The repository gets model.safetensors and a model card, README.md. If timm has the network, the
+    tensors have timm's names, and timm's config.json is added. The card has the results on the
+    test split of the dataset of the run or `Trained`; for published weights, only if their dataset
+    is on this machine. `licence`
     is an identifier of the hub, such as "mit" or "cc-by-4.0"; published weights keep theirs. With
     `out`, the files are only written into a new folder. `private` creates a private repository.
     `force` adds to one that has files, or replaces the folder.

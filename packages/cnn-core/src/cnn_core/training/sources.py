@@ -80,11 +80,11 @@ def open_source(
     weights, "MODEL" or "MODEL:NAME", or a repository, "hf:owner/name", or a folder like it.
     `model` says which network the weights file of another library is for, unless the file is known
     by its hash, and `naming` which library's names its parameters have. With `download`, published
-    weights are fetched if they are not here, and of a repository the newest version.
+    weights are fetched if they are missing, and so is the newest version of a repository.
 
     Raises:
         UsageError: there is no such file or name, or an option does not apply to this source.
-        WeightsMissingError: the published weights are not here, and may not be fetched.
+        WeightsMissingError: the published weights are not on this machine, and may not be fetched.
         CorruptError: the file was damaged or changed, or cannot be loaded safely.
     """
     path = Path(source)
@@ -97,7 +97,7 @@ def open_source(
             f"{printable(str(source))}: {option} is for weights files of other libraries",
             f"leave out --{option}",
         )
-    # A folder called like the model is something else.
+    # A folder that happens to have the model's name is not a source.
     here = path.is_file() or is_run(path) or (path / WEIGHTS).is_file()
     if download and here:
         raise UsageError(f"{path}: is here already: there is nothing to download")

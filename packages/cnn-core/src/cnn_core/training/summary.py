@@ -14,7 +14,7 @@ __all__ = ["Summary", "score_name", "summarised"]
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of `n` values, and their sample standard deviation, None for a single one."""
+    """The mean of `n` values and their sample standard deviation; `std` is None if `n` is 1."""
 
     mean: float
     std: float | None
@@ -32,7 +32,7 @@ class Summary:
 
 
 def summarised(results: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
-    """Return the summary of each metric over results; each counts where it has the metric."""
+    """Return the summary of each metric, over those results that have it."""
     values: dict[str, list[float]] = {}
     for result in results:
         for name, value in result.items():
@@ -41,9 +41,9 @@ def summarised(results: Iterable[Mapping[str, float]]) -> dict[str, Summary]:
 
 
 def score_name(run: Run) -> str:
-    """Return the validation metric by which a finished run is compared: its monitor, if it is one.
+    """Return the validation metric by which finished runs are compared, such as "val/top1".
 
-    Otherwise, and with a monitor on training images, it is the task's.
+    It is the recipe's monitor if this is a validation metric, else the default of the task.
     """
     names = [run.recipe.monitor, *(f"val/{metric}" for metric in SCORES.values())]
     return next(n for n in names if n.startswith("val/") and n in run.final_metrics())

@@ -29,8 +29,8 @@ class TrainState:
     as a copy of it. `head` are the parameters to train in the recipe's `head_epochs`.
 
     Raises:
-        UsageError: the recipe freezes an unknown stage, or all stages, or what it needs is not
-            there: batch normalisation, or a head to train.
+        UsageError: the recipe freezes an unknown stage, or all stages, or it needs something that
+            the network lacks: batch normalisation, or a head to train.
     """
 
     def __init__(

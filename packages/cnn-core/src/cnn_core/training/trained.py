@@ -54,7 +54,7 @@ class Trained:
     Raises:
         UsageError: the device does not exist; on access, if the run, weights or dataset do not
             exist, or an option does not apply to the source.
-        WeightsMissingError: on access, if published weights are not here.
+        WeightsMissingError: on access, if published weights are not on this machine.
         CorruptError: on access, if a file has changed since it was written. The message names it.
     """
 
@@ -109,7 +109,7 @@ class Trained:
 
     @property
     def folder(self) -> Path:
-        """The default folder for output: the run, the weights file's, or one named like them."""
+        """The default folder for output: the run, that of a weights file, or one of their name."""
         if self.path.is_file():
             return self.path.parent
         entry = None if self.is_run else self.opened.entry
@@ -162,11 +162,11 @@ class Trained:
         except DatasetMissingError as error:
             raise self._with_others(error) from error
         found = matched(loaded, self.weights, self.recipe.data)
-        # Of images that are all new to the network, a test split is nothing special.
+        # If all images are new to the network, there is no reason to measure only the test split.
         return replace(found, divided=found.divided and not self._trained_on(loaded))
 
     def _with_others(self, error: DatasetMissingError) -> DatasetMissingError:
-        """Return the error; for published weights, with others of the model whose data is here."""
+        """Add a hint for published weights: other weights of the model whose dataset is here."""
         if self.data is not None or self.opened.entry is None:
             return error
         here = []
@@ -337,13 +337,13 @@ def read_as(recipe: Recipe, dataset: Dataset) -> Dataset:
 
 
 def _as_recorded(dataset: Dataset, fingerprint: str | None) -> Dataset | None:
-    """Return the dataset in the order that has a fingerprint; None if no order has it.
+    """Return the dataset with the order of classes that gives this fingerprint; None if none does.
 
-    The fingerprint covers all files, also bad ones.
+    The fingerprint covers all files, even bad ones.
     """
     if fingerprint in (None, dataset.fingerprint()):
         return dataset
-    # Runs on folders from before classes had a natural order: 10 before 2.
+    # In older runs on folders, classes are not in natural order: 10 comes before 2.
     if not dataset.labels and any(
         isinstance(s, Files) and isinstance(s.targets, Tensor) for s in dataset.splits.values()
     ):

@@ -85,11 +85,11 @@ def train(
 
     With `resume`, only `epochs`, `data_dir`, `device`, `workers`, `progress`, `observers` and an
     object as `data` apply; the recipe is the run's own. On the same CPU, a resumed run gives
-    bit-identical results. More `epochs` need a schedule that does not depend on their number. With
-    `auto_resume`, or when torchrun or SLURM restarts the job, a run with the same recipe in `out`
-    is resumed. With `fit_memory`, batches are split into micro-batches that fit in memory.
-    `observers` are objects with methods named after the training hooks, for example
-    `cnnzoo_epoch_end(run, epoch, metrics)`.
+    bit-identical results. A larger `epochs` is possible only if the schedule does not depend on
+    the number of epochs. With `auto_resume`, or when torchrun or SLURM restarts the job, a run
+    with the same recipe in `out` is resumed. With `fit_memory`, batches are split into
+    micro-batches that fit in memory. `observers` are objects with methods named after the training
+    hooks, for example `cnnzoo_epoch_end(run, epoch, metrics)`.
 
     SIGTERM and SIGINT stop the run after the current step and save a checkpoint. The caller's
     random state is restored.
@@ -181,7 +181,7 @@ class Session:
         data_dir: Path | None = None,
         download: bool = False,
     ) -> Run:
-        """Start a new run, whose recipe is `free` in some keys.
+        """Start a new run; `set_up` chooses the recipe keys in `free`.
 
         Setup errors are raised before anything is written.
         """
@@ -191,7 +191,8 @@ class Session:
             raise UsageError(
                 "torchrun with --max-restarts needs an explicit run directory", "--out DIR"
             )
-        # Before anything is said or loaded. Only here: the first process creates the directory.
+        # Check this before anything is printed or loaded. Only the first process does: it will
+        # create the directory.
         if out is not None and self.world.is_first:
             Run.require_free(out)
         dataset = self._load_dataset(recipe, data_dir, download)

@@ -22,9 +22,9 @@ __all__ = ["count_validated", "described", "require_validation", "with_own_part"
 
 
 def described(recipe: Recipe, dataset: Dataset, fingerprint: str) -> dict[str, Any]:
-    """Return what a run records of its validation images: their number, and a digest of which.
+    """Return what a run records of its validation images: their number, and a digest.
 
-    `fingerprint` is that of the dataset. Equal digests mean the same images.
+    `fingerprint` is that of the dataset. Equal digests mean that the images are the same.
     """
     mask = _validated(recipe, dataset)
     digest = hashlib.sha256(fingerprint.encode() + mask.numpy().tobytes())
@@ -37,7 +37,7 @@ def count_validated(recipe: Recipe, dataset: Dataset) -> int:
 
 
 def _validated(recipe: Recipe, dataset: Dataset) -> Tensor:
-    """Return which of the images of train and val validate, bool N."""
+    """Return which of the images of train and val are for validation, bool N."""
     if recipe.fold or "val" not in dataset.splits:
         return dataset.pooled().held_out(*recipe.part())
     counts = [len(dataset.split(name)) for name in ("train", "val")]

@@ -20,7 +20,7 @@ ANEW = "new_head=True loads all but the head, as cnnzoo train --weights does"
 
 
 def hint_for(error: MismatchError, blueprint: Blueprint, file: ForeignFile) -> str:
-    """Return how to load a file that does not fit a model, as well as it can be known."""
+    """Return how to load a file that does not fit a model, as far as the file shows it."""
     heads = blueprint.dimensions_of("num_classes")
     if error.key in heads and heads[error.key] < len(error.shape):
         classes = error.shape[heads[error.key]]

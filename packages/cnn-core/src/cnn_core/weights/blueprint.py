@@ -1,4 +1,4 @@
-"""Know the parameters of a model without building it: their shapes, and which are the head's."""
+"""Find the shapes of a model's parameters, and which belong to the head, without allocating it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def sizes_in_file(
         tensors = (
             (file.tensors[found[key]], dimension)
             for key, dimension in blueprint.dimensions_of(size).items()
-            # Of several dimensions that grow, that of the size itself, not of a multiple.
+            # A dimension may grow as a multiple of the size: take one that equals the size.
             if key in found and shapes[key][dimension] == own
         )
         there = (t.shape[dimension] for t, dimension in tensors if dimension < t.ndim)

@@ -88,7 +88,7 @@ def require_hub() -> Any:
 def locate_repository(name: object, *, download: bool = False) -> Path:
     """Return the folder of a repository in the cache; with `download`, fetch its newest version.
 
-    Without `download` nothing is asked of the network. Of the repository's files, only weights and
+    Without `download`, the network is not used. Of the repository's files, only weights and
     configuration are fetched.
 
     Raises:
@@ -128,7 +128,7 @@ def _cached(hub: Any, repository: Repository, revision: str | None = None) -> Pa
 
 
 def _fetch(hub: Any, repository: Repository) -> Path:
-    """Download the files that the cache lacks, after a line that says how much this is."""
+    """Print a line with the size of the files that the cache lacks, and download them."""
     with _explained(repository):
         info = hub.HfApi().model_info(
             repository.id, revision=repository.revision, files_metadata=True
@@ -181,7 +181,7 @@ def upload_folder(
     hub = require_hub()
     with _explained(repository, action="uploaded"):
         api = hub.HfApi()
-        # First, because a repository that was created for nothing stays.
+        # Check the card first: otherwise an invalid one would leave an empty repository behind.
         hub.ModelCard.load(folder / CARD).validate()
         api.create_repo(repository.id, private=private or None, exist_ok=True)
         info = api.model_info(repository.id)
@@ -214,7 +214,7 @@ def _explained(repository: Repository, action: str = "downloaded") -> Iterator[N
         raise
     except Exception as error:
         local = isinstance(error, require_hub().errors.LocalEntryNotFoundError)
-        # "not in the cache" is raised after the error that says why it could not be fetched.
+        # The hub raises "not in the cache" from the error that says why the download failed.
         cause = error.__cause__ if local and error.__cause__ else error
         raise _failure(cause, repository, action) from error
 

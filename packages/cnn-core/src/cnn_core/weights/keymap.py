@@ -22,11 +22,11 @@ class KeyMap:
     Without pairs nothing is renamed. `ignored_prefixes` are prefixes of keys in their files that
     the model does not use. A `warning` explains why their weights are for a different network
     although names and shapes match; the weights then load only if the caller names the key map.
-    `options` are arguments of the model's constructor with which it computes their function, such
-    as another activation; the caller's own options come first. `preprocessing` are the fields of
-    `cnn_core.data.Preprocessing` with which that library trains, without the sizes; they are used
-    for files that nobody has published with their own. `timm` is timm's name of the network, if
-    that library has it under these names; it then reads what `cnnzoo push` uploads.
+    `options` are arguments of the model's constructor, such as another activation, with which it
+    computes the same as their network; options of the caller take precedence. `preprocessing` are
+    the fields of `cnn_core.data.Preprocessing` with which that library trains, without the sizes;
+    they are used for files whose own preprocessing is unknown. `timm` is timm's name of the
+    network, if timm has it under these names; timm can then read what `cnnzoo push` uploads.
     """
 
     def __init__(

@@ -21,7 +21,8 @@ SHOWN = 5  # names in a line
 class MismatchError(UsageError):
     """A file has other tensors than a model.
 
-    `missing` are keys that the file lacks; `key` has another shape, the file's is `shape`.
+    `missing` are keys that the file lacks. If a shape differs, `key` is the tensor, and `shape` is
+    its shape in the file.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ def _group(key: str, prefix: str) -> str:
     last = key.rpartition(".")[2]
     if last in COUNTS:
         return last
-    # Behind a part of the prefix, as "state_dict.criterion.weight" is, or in another dictionary.
+    # The key shares the first parts of the prefix, like "state_dict.criterion.weight", or none.
     parts, depth = key.split("."), 0
     while depth < len(parts) - 1 and prefix.startswith(".".join(parts[: depth + 1]) + "."):
         depth += 1

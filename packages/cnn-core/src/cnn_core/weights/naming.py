@@ -37,8 +37,9 @@ PREFERRED = (
 # Optimizers keep tensors of the parameters' names and shapes, too: these are never chosen first.
 STATES = re.compile(r"(.*_)?(optim|optimi[sz]er|grads?|gradients?|momentum|exp_avg(_sq)?)s?(_.*)?")
 
-# Beside the network's parameters: of losses, metrics, trainings and averages (the first part of a
-# key), and of the counter of operations `thop` (the last part).
+# Tensors that are not the network's parameters: those of losses, metrics, training loops and
+# averages, by the first part of their keys (BESIDE), and those of `thop`, which counts operations,
+# by the last part (COUNTS).
 BESIDE = re.compile(
     r"(.*_)?(criterion|loss|losses)(_fn|_func|_function|_module)?"
     r"|(.*_)?(optim|optimi[sz]er|scheduler|metric)s?"
@@ -55,7 +56,7 @@ class Match:
     `found` maps the model's keys to the file's; `missing` are those that the file lacks, under the
     file's names without prefix. `unexpected` are the file's keys behind the prefix that the model
     has no place for, `beside` those that are no parameters. `same_shape` is the number of found
-    tensors with the model's shape. `rivals` are prefixes behind which as much was found.
+    tensors with the model's shape. `rivals` are prefixes behind which equally many were found.
     """
 
     naming: str

@@ -103,8 +103,8 @@ def locate(entry: Entry[WeightsSpec], *, download: bool = False) -> Path:
     is an address is tried before the publisher's.
 
     Raises:
-        WeightsMissingError: the file is not here, and `download` is false or cannot help.
-        CorruptError: the file is here, but it is another or a damaged one.
+        WeightsMissingError: the file is missing, and `download` is false or cannot help.
+        CorruptError: the file is here, but it is damaged or not the published one.
     """
     spec = entry.spec
     path = next((place for place in _places(spec) if place.is_file()), None)

@@ -82,14 +82,14 @@ def timm_config(weights: Weights, naming: str) -> dict[str, Any]:
 def _crop_pct(preprocessing: Preprocessing) -> float:
     """Return the fraction that the crop is of the resized side."""
     side, resized = preprocessing.size[0], preprocessing.resize
-    # Rounded down: timm divides by it and rounds down, too, and would else be a pixel short.
+    # Rounded down: timm divides by it and rounds down, and would otherwise be a pixel short.
     return math.floor(10_000 * side / resized) / 10_000
 
 
 def read_shared_folder(folder: Path) -> Weights | TimmFolder:
-    """Read the folder of a repository: weights of ours, or a network of timm that is ours, too.
+    """Read the folder of a repository: our weights, or timm's for a network that we have, too.
 
-    Strangers write these files: a network is not larger than its file.
+    Strangers write these files, so a network is built only in the sizes of the file's tensors.
 
     Raises:
         ZooError: the files are broken, or do not fit together.
@@ -133,7 +133,7 @@ def _read_timm_folder(folder: Path) -> TimmFolder:
         raise CorruptError(f"{path}: not a description of a network by timm: {error!r}") from error
     entry, naming = _ours(path, architecture)
     file = read_foreign(folder / WEIGHTS)
-    # The sizes of the file, because the other file could declare any.
+    # The sizes of the tensors in the file: config.json could declare any.
     count, channels = sizes_in_file(entry, file, naming)
     if channels != len(preprocessing.mean):
         raise CorruptError(

@@ -141,7 +141,7 @@ def randomised(
 ) -> nn.Module:
     """Return a copy of a model with the parameters of `stages` (default: all) shuffled.
 
-    Each tensor is shuffled by itself. Shuffling keeps the distribution of the
+    Each tensor is shuffled separately. Shuffling keeps the distribution of the
     trained weights, so signals neither vanish nor explode, as they could with new random weights.
 
     Raises:

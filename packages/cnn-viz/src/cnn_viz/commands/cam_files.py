@@ -94,7 +94,7 @@ def explain_files(
 
 
 def _in_words(cam: Cam, classes: tuple[str, ...]) -> str:
-    """Return the predicted class with its probability, and the explained one if it is another."""
+    """Return the predicted class with its probability, and the explained class if it differs."""
     probabilities = cam.logits.softmax(1)[0]
     explained, predicted = int(cam.classes[0]), int(probabilities.argmax())
     words = f"{classes[predicted]}, {100 * float(probabilities[predicted]):.2f} %"

@@ -106,7 +106,7 @@ def _describe_step(name: str, conv: nn.Conv2d, tracer: _ConvolutionTracer) -> Co
     flat = torch.tensor(tracer.flat_index)
     channel, row, column = (int(n) for n in torch.unravel_index(flat, y[0].shape))
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    # The padding in pixels as PyTorch resolves it, also for padding="same".
+    # The padding in pixels as PyTorch resolves it, even for padding="same".
     padding = conv._reversed_padding_repeated_twice  # left, right, top, bottom
     # In float64, so that any difference from the output is the network's rounding, not ours.
     padded = F.pad(x, padding, mode=mode)[0].double().cpu()

@@ -15,7 +15,7 @@ __all__ = ["eval_mode", "inspection_mode", "preserved_random_state"]
 def eval_mode(model: nn.Module, except_for: Collection[nn.Module] = ()) -> Iterator[None]:
     """Set a model to eval mode, but modules in `except_for` to training mode; restore on exit.
 
-    Each flag is saved and restored by itself: `Module.train()` would overwrite the flags of
+    Each flag is saved and restored separately: `Module.train()` would overwrite the flags of
     submodules that were deliberately frozen.
     """
     modes = {module: module.training for module in model.modules()}

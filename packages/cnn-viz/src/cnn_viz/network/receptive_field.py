@@ -1,7 +1,7 @@
 """The receptive field of a stage: theoretical, from its layers, and effective, from gradients.
 
 The theoretical field of a position is the region of the image that can influence it. The effective
-field measures how strongly each pixel does: W. Luo, Y. Li, R. Urtasun, R. Zemel,
+field says how strongly each pixel influences it: W. Luo, Y. Li, R. Urtasun, R. Zemel,
 "Understanding the effective receptive field in deep convolutional neural networks", NIPS 2016,
 arXiv:1701.04128.
 """
@@ -20,17 +20,19 @@ from cnn_viz.network.inspection import inspection_mode
 
 __all__ = ["ReceptiveField", "THRESHOLD", "pick_evenly", "receptive_fields"]
 
-THRESHOLD = 1 - 0.9545  # of the effective field, as a fraction of its maximum (section 3)
+# The paper counts pixels above this fraction of the maximum as the effective field (section 3).
+THRESHOLD = 1 - 0.9545
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReceptiveField:
     """The receptive field of the middle position of a stage's maps.
 
-    `position` is its row and column in the maps. `effective` is the absolute gradient of the mean
-    over the maps' channels, summed over the image's channels and averaged over images: H W,
-    float32. `start` is the (row, column) of the first pixel of the theoretical field, which is
-    `size` pixels high and wide and may extend beyond the image.
+    `position` is its row and column in the maps. `effective`, float32 H W, is the absolute
+    gradient of the output at this position (the mean over channels) with respect to each pixel,
+    summed over the image's channels and averaged over images. `start` is the (row, column) of the
+    first pixel of the theoretical field, which is `size` pixels high and wide and may extend
+    beyond the image.
     """
 
     position: tuple[int, int]

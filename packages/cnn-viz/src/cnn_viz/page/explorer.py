@@ -47,7 +47,9 @@ NEIGHBOURS = 5  # at most this many for each image in the embedding
 MAX_MAP_SIDE = 16  # largest height or width of a map, in positions
 CAM_IMAGES = 12  # images with maps; at most half of them are mistakes
 MAX_CLASSES = 10  # with more classes, maps are only for those that occur in these images
-MAX_OFFERED = 100  # with more classes, only for each image's own: a pass for each takes minutes
+# With more classes, maps are only for each image's predicted and true class: one pass for each
+# class would take minutes.
+MAX_OFFERED = 100
 INTERACTIVE_VIEWS = {  # static views that the page replaces with interactive parts
     "classification": ("curves", "confusion", "gradcam", "cam_methods", "embedding"),
     "segmentation": ("curves",),
@@ -222,7 +224,7 @@ def _lists(offered: list[int], predicted: list[int], targets: list[int]) -> list
 def _raw_maps(
     model: nn.Module, images: Tensor, stages: Sequence[str], explained: Sequence[list[int]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return signed maps by method and stage, (lists · images) h w, for lists of their classes."""
+    """Return signed maps by method and stage: N h w for each list of classes, joined."""
     by_class = [
         cams_by_method(model, images, stages, classes, tuple(NAMES)) for classes in explained
     ]

@@ -91,7 +91,7 @@ def claims(view_inputs: ViewInputs, headline: Mapping[str, Any]) -> list[dict[st
 
 
 def _measured(view_inputs: ViewInputs, metric: str, headline: Mapping[str, Any]) -> float | None:
-    """Return a metric on the test split, or None if it is neither top-k accuracy nor in there."""
+    """Return a metric on the test split: top-k accuracy, one of `headline`, or None for others."""
     if view_inputs.fault:
         return None
     if (found := TOP_K.fullmatch(metric)) and view_inputs.task == "classification":

@@ -128,7 +128,7 @@ def _drawings(view_inputs: ViewInputs, progress: Callable[[str], object]) -> Ite
     """Yield the views of the task, drawn."""
     for name, entry in views_for(view_inputs.task):
         if "run" in entry.spec.needs and not view_inputs.is_run:
-            # On the page only: that weights lack it is no reason for a warning.
+            # Only the page says this: weights without a run are no reason for a warning.
             reason = "weights without a run, so there is no log of the training"
             yield Drawing(name=name, entry=entry, skipped=reason)
         else:
@@ -202,7 +202,7 @@ def _recorded_metrics(view_inputs: ViewInputs) -> dict[str, float]:
 
 
 def _rows_to_show(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the page's table: of very many classes, those with the lowest F1."""
+    """Return the rows of the page's table; if there are too many, those with the lowest F1."""
     if len(classes) <= MAX_ROWS or "f1" not in classes[0]:
         return classes
     with_images = [row for row in classes if row["support"]]
@@ -210,7 +210,7 @@ def _rows_to_show(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _page_numbers(template_data: dict[str, Any]) -> dict[str, Any]:
-    """Return the data of the page's JSON: no derived data, and of the confusion the most."""
+    """Return the data of the page's JSON: no derived data, only the largest cells of confusion."""
     numbers = {key: template_data[key] for key in template_data if key not in DERIVED_KEYS}
     cells = numbers["confusion"]
     if len(cells) > MAX_CELLS:

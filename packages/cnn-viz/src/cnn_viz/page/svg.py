@@ -16,7 +16,8 @@ from cnn_viz import style
 __all__ = ["inline_svg"]
 
 LARGEST_SVG = 400_000  # in bytes; a larger SVG is replaced by a WebP image if that is smaller
-MAP_COLOURS, DATA_PIXELS = 256, 128 * 128  # an image with more colours or pixels is not data
+# An image with more colours or pixels is taken for a photograph, not for data in a colour map.
+MAP_COLOURS, DATA_PIXELS = 256, 128 * 128
 LOSSLESS_RATIO = 1.3  # how many times larger than a lossy image a lossless one may be
 QUALITY = 75  # of WebP, from 0 to 100
 

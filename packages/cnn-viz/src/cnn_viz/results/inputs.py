@@ -71,7 +71,7 @@ class ViewInputs(Trained):
 
     @cached_property
     def task(self) -> str:
-        """The task of the network; one of a model for classification may be multilabel."""
+        """The task of the network; networks for classification also do multilabel."""
         # Views of the log alone work without weights.
         try:
             return task_of(self.weights)
@@ -82,9 +82,9 @@ class ViewInputs(Trained):
     def output(self) -> Path:
         """The default folder for figures and reports.
 
-        It is the run; for a weights file, a folder beside it of the same name; for published
-        weights, one named like them. With `data`, it is a folder in there, so that results on
-        other data replace nothing.
+        It is the run, or a folder beside a weights file with the file's name, or a folder with the
+        name of published weights. With `data`, it is a subfolder of this folder, so that results
+        on other data replace nothing.
         """
         folder = self.folder
         if self.path.is_file():
@@ -145,7 +145,7 @@ class ViewInputs(Trained):
 
     @contextlib.contextmanager
     def finding_faults(self) -> Iterator[None]:
-        """Note it in `fault` if outputs are not finite, instead of raising NumericalError."""
+        """Record outputs that are not finite in `fault`, instead of raising NumericalError."""
         try:
             yield
         except NumericalError as error:

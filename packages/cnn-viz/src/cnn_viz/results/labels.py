@@ -15,8 +15,8 @@ __all__ = ["LabelScore", "label_scores"]
 class LabelScore:
     """The scores of one class, from 0 to 1; NaN where one is undefined.
 
-    `support` is the number of images of the class, `threshold` the probability from which on it is
-    predicted.
+    `support` is the number of images of the class. The class is predicted if its probability
+    reaches `threshold`.
     """
 
     name: str

@@ -116,8 +116,8 @@ def confusion_table(counts: NDArray[np.int64], limit: int) -> ConfusionTable:
     """Return the whole confusion matrix if it has up to `limit` classes, else a part of it.
 
     The part has the 40 classes with the most mistakes, as true or predicted class, among those
-    with images. If there are fewer with images, it has columns for the most frequent predictions
-    besides them.
+    with images. If fewer classes have images, it has further columns for the most frequent
+    predictions.
     """
     if len(counts) <= limit:
         # Few classes stay in their own order, which readers know.

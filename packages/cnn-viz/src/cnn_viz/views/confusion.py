@@ -113,7 +113,7 @@ def _selection_note(table: ConfusionTable) -> str:
 def _name_axes(ax: Axes, names: Sequence[str], rows: int, cell: float) -> None:
     """Label the axes with the classes, and draw lines between cells of `cell` inches.
 
-    The first `rows` of the names, those of the columns, are also those of the rows.
+    `names` are the names of the columns; the first `rows` of them are also those of the rows.
     """
     # A character is about 0.1 inches wide.
     upright = 0.1 * max(map(len, names), default=0) < cell

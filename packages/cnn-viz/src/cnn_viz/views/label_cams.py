@@ -28,7 +28,7 @@ LABEL_ROOM = 0.24  # inches above each pair
 
 
 def label_cams(trained: Trained, weights: Weights, model: nn.Module, batch: Batch) -> Figure:
-    """Draw images beside their Grad-CAM for one class: for each, the images it is likeliest in."""
+    """Draw for each class the images in which it is most likely, beside their Grad-CAM for it."""
     stage = registry.get_spec(trained.recipe.model).cam_stage
     with torch.no_grad():
         chances = probabilities(model(batch.images).float()).cpu()
@@ -44,8 +44,8 @@ def label_cams(trained: Trained, weights: Weights, model: nn.Module, batch: Batc
         10.5,
         0.95 + len(pairs) / columns * 2 * (unit * (1 + GAP) + LABEL_ROOM),
         f"Grad-CAM by label at stage {stage}: {trained.recipe.model} on {trained.recipe.data}",
-        f"For each class, those of {len(chances)} test images where it is the most likely, with "
-        "its probability. Orange: the image does not have this label.\nA map is the evidence for "
+        f"For each class, the images in which it is most likely (of {len(chances)}), with its "
+        "probability. Orange: the image does not have this label.\nA map is the evidence for "
         "that class alone. Brightness is relative to each map's own maximum.",
     )
     ax = figure.subplots()
@@ -65,7 +65,7 @@ def label_cams(trained: Trained, weights: Weights, model: nn.Module, batch: Batc
 
 
 def _pairs(chances: Tensor) -> list[tuple[int, int]]:
-    """Return (image, class) of the likeliest images of the classes that are likely somewhere."""
+    """Return pairs (image, class): up to six classes, each with its most likely images."""
     likely = chances.max(0).values.argsort(descending=True, stable=True)[:CLASSES].sort().values
     count = min(IMAGES, len(chances))
     return [(n, k) for k in likely.tolist() for n in chances[:, k].topk(count).indices.tolist()]

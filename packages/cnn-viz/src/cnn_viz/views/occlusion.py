@@ -114,7 +114,7 @@ def _largest(logits: Tensor, background: int | None = 0) -> tuple[Tensor, Tensor
     masks = predicted_classes(logits)
     counts = torch.stack([mask.flatten().bincount(minlength=logits.shape[1]) for mask in masks])
     if background is not None:
-        # Only where there is nothing else.
+        # The background wins only if nothing else is predicted.
         counts[:, background] = (counts.sum(1) == counts[:, background]).long()
     classes = counts.argmax(1)
     return classes, masks == classes[:, None, None]

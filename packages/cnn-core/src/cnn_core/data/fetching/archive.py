@@ -185,7 +185,7 @@ class _Rules:
             self.refuse(f"at most {self.max_ratio} bytes for each byte of the archive", "more")
 
     def _add_names(self, parts: list[str], kind: str) -> None:
-        """Refuse a path that is taken, differs only in case, or has a file as a folder."""
+        """Refuse a path that exists, even in other case, or that uses a file as a folder."""
         for depth in range(1, len(parts) + 1):
             name = "/".join(parts[:depth])
             wanted = kind if depth == len(parts) else FOLDER

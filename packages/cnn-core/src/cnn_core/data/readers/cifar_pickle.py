@@ -54,7 +54,7 @@ ALLOWED: dict[str, Callable[..., object]] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Look up one of ALLOWED: the scan before has refused every other name."""
+        """Look up one of ALLOWED: the scan has already refused every other name."""
         return ALLOWED[f"{module} {name}"]
 
 

@@ -33,9 +33,9 @@ SEPARATORS = {"pipe": "|", "space": " ", "comma": ",", "semicolon": ";"}  # of l
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user chose of a table: columns by name or number, a threshold, the task, a separator.
+    """A user's choices for a table: columns by name or number, a threshold, a task, a separator.
 
-    `separator` is a key of SEPARATORS, of what separates labels in a cell: the task is
+    `separator`, a key of SEPARATORS, names what separates labels in a cell; the task is then
     multilabel.
     """
 
@@ -111,7 +111,7 @@ class Columns:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """All of them."""
+        """The names of all these columns."""
         return tuple(filter(None, (self.path, *self.labels, self.split, self.weight)))
 
 
@@ -126,7 +126,7 @@ def is_header(first: Sequence[str], second: Sequence[str] | None) -> bool:
 
 
 def find_columns(table: Table, choice: Choice) -> Columns:
-    """Return the columns that a user chose, else those of known names, else by their content.
+    """Return the columns that a user chose, else those with known names, else by their content.
 
     Raises:
         UsageError: there is no such column.
@@ -142,7 +142,10 @@ def find_columns(table: Table, choice: Choice) -> Columns:
 
 
 def _label_columns(table: Table, rest: list[str]) -> tuple[str, ...]:
-    """Return the columns of 0 and 1 in a table without a column of labels, or the only other."""
+    """Return the columns of 0 and 1; if there are none, the only column that is left.
+
+    For a table in which no column has a usual name for labels.
+    """
     if not table.header:
         return (_only(table, rest[:1]),)  # names say nothing here: the label follows the path
     flags = tuple(c for c in rest if {_flag(v) for v in set(table.values(c))} <= {"0", "1"})
@@ -152,7 +155,7 @@ def _label_columns(table: Table, rest: list[str]) -> tuple[str, ...]:
 
 
 def _flag(value: str) -> str:
-    """Return "0", "1" or "-1" for such a number, however it is written."""
+    """Return a number without zeros after the point: "1" for "1.0", too."""
     return re.sub(r"\.0*$", "", value)
 
 

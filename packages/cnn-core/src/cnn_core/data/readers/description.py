@@ -1,8 +1,8 @@
 """Read dataset.toml, the description of your own data that lies beside them.
 
-The file says what pixels and folders cannot: names of classes, ignored values, colours, splits,
-ranges of values, normalisation, licence. Every key is optional, and a key that is not known, or is
-for other data, is an error.
+The file gives what cannot be seen from the files: names of classes, ignored values, colours,
+splits, ranges of values, normalisation, licence. Every key is optional, and a key that is not
+known, or is for other data, is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Description:
 
     For masks, `labels` maps values to names of classes, `ignore` are the values that count in no
     loss and no metric, `background` is the name of a class, and `colours` maps names to "#rrggbb".
-    Grey levels from `threshold` on are class 1, those below it class 0. `turn_masks` says whether
+    Grey levels of `threshold` or more are class 1, lower ones class 0. `turn_masks` says whether
     masks were drawn on pixels as stored, before an EXIF orientation turns them. `images` and
     `masks` are folders, `splits` maps train, val and test to folders or to lists of names. For
     folders of classes, `labels` maps folders to names.

@@ -56,7 +56,7 @@ def read_names(path: Path) -> tuple[list[str], dict[MaskValue, str]]:
         raise UsageError(f"{path}: expected a name, or a colour and a name, in every line")
     names = [row["name"].strip() for row in coloured] or lines
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"{path}: '{printable(twice[0])}' is there twice")
+        raise UsageError(f"{path}: '{printable(twice[0])}' occurs twice")
     return names, {_colour(row): row["name"].strip() for row in coloured}
 
 

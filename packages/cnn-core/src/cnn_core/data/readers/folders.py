@@ -111,7 +111,7 @@ def held_out_note(dataset: Dataset, found: Mapping[str, object]) -> list[str]:
     """Return a line on the test split if it is not among the splits that were found."""
     if "val" in dataset.aliases:
         where = found["val"] if isinstance(found["val"], Path) else "val"
-        return [f"{where}: measured as the split 'test', since there is no other"]
+        return [f"{where}: used as the split 'test', since there is no other"]
     if "test" in found:
         return []
     whole = " of each class" if dataset.spec.task == "classification" else ""

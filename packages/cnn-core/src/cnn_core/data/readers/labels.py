@@ -99,7 +99,7 @@ def labelled(
 
 @contextlib.contextmanager
 def _said(faults: Sequence[str]) -> Iterator[None]:
-    """Give the first fault of the labels, which may be the cause, as the way out of an error."""
+    """Make the first fault of the labels, which may be the cause of an error, the error's hint."""
     try:
         yield
     except DatasetCorruptError as error:
@@ -225,7 +225,7 @@ def _from_names(table: Table, column: str) -> Labels:
         if len(classes) > GRADES:
             raise DatasetCorruptError(
                 f"{printable(table.name)}: {_quoted(column)} has {len(classes):,} different "
-                f"numbers, such as {printable(fractions[0])}: they are no classes",
+                f"numbers, such as {printable(fractions[0])}: they are not classes",
                 "two classes, below and above a threshold: csv:FILE#threshold=0.5",
             )
         notes.append(
@@ -262,7 +262,7 @@ def _from_threshold(table: Table, column: str, threshold: float) -> Labels:
 def _from_lists(values: Sequence[str], mark: str) -> Labels:
     """Return all names in values such as a|b, where `mark` is "|", and which of them each row has.
 
-    NaN, None and alike are no names.
+    NaN, None and the like are not names.
     """
     lists = [[] if value in NO_LABEL else _words(value, mark) for value in values]
     classes = _sorted({name for names in lists for name in names})
@@ -295,7 +295,7 @@ def _unlabelled(targets: Tensor) -> list[str]:
 
 
 def _alike(classes: Iterable[str]) -> list[str]:
-    """Name classes that differ in their spelling only."""
+    """Report classes whose names differ only in spelling."""
     spellings: dict[str, list[str]] = {}
     for name in classes:
         form = unicodedata.normalize("NFC", name)
@@ -308,9 +308,9 @@ def _alike(classes: Iterable[str]) -> list[str]:
 
 
 def _unlike(names: Sequence[str]) -> str:
-    """Return what to say of different names that look the same."""
+    """Return what a message adds about different names that look the same."""
     forms = {unicodedata.normalize("NFC", name) for name in names}
-    return " (of the same look: Unicode NFC and NFD)" if len(forms) < len(names) else ""
+    return " (they look the same: Unicode NFC and NFD)" if len(forms) < len(names) else ""
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
@@ -359,7 +359,7 @@ def _files(table: Table, column: str, root: Path) -> tuple[list[Path], list[str]
 def _require_one(
     table: Table, root: Path, values: Mapping[int, str], found: Mapping[str, list[Path]]
 ) -> None:
-    """Raise DatasetCorruptError unless one file was found for each value, by row."""
+    """Raise DatasetCorruptError unless exactly one file was found for the path in each row."""
     if lost := [row for row, value in values.items() if not found[value]]:
         raise DatasetCorruptError(
             _rows(table, lost, "no such file", [values[row] for row in lost]),
@@ -403,10 +403,11 @@ def _found_by_name(root: Path, values: Iterable[str]) -> dict[str, list[Path]]:
 
 
 def _in_folders(path: Path, root: Path, folders: list[str]) -> bool:
-    """Return whether a file is in these folders: at their end, or they at the end of its own."""
+    """Return whether a file lies in these folders: one list of folders ends with the other."""
     named = [folder for folder in folders if folder not in ("", ".")]
     own = list(path.absolute().parent.parts)
-    # The path may be that of another machine; the folder of the table says where it goes on here.
+    # The folders may be those of another machine: then they end with the file's folders below
+    # that of the table.
     inner = own[len(root.absolute().parts) :] or own[-1:]
     return not named or own[-len(named) :] == named or named[-len(inner) :] == inner
 
@@ -459,7 +460,7 @@ def _weights(table: Table, column: str) -> Tensor | None:
     numbers = [_number(value) for value in table.values(column)]
     if wrong := [row for row, n in enumerate(numbers) if n is None or n < 0]:
         raise DatasetCorruptError(
-            _rows(table, wrong, f"{_quoted(column)} is not a number from 0 on"),
+            _rows(table, wrong, f"{_quoted(column)} is not a number of 0 or more"),
             "give each image a weight",
         )
     return torch.tensor(numbers, dtype=torch.float32)
@@ -524,7 +525,7 @@ def _check_classes(table: Table, labels: Labels, splits: dict[str, Files]) -> No
 
 def _held_out(dataset: Dataset, splits: dict[str, Files]) -> Iterator[str]:
     if "val" in dataset.aliases:
-        yield "val: measured as the split 'test', since there is no other"
+        yield "val: used as the split 'test', since there is no other"
     elif set(splits) == {"train"}:
         held = len(dataset.splits["test"])
         yield f"no splits: {held:,} of {held + len(dataset.splits['train']):,} are the test split"

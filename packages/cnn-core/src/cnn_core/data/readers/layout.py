@@ -87,7 +87,7 @@ def find_layout(root: Path) -> Layout:
     Raises:
         UsageError: there is no such folder.
         DatasetCorruptError: the folders can be understood in two ways, or there is no training
-            split. The message says how to write either.
+            split. The message says how to arrange the files for either.
     """
     left_out = LeftOut(known={root / FILE})
     folders = folders_in(root, left_out)

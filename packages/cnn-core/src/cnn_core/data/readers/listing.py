@@ -64,9 +64,9 @@ MISSED = (
 
 @dataclass
 class LeftOut:
-    """The files that a reader does not take: by kind, how many, and the first of each.
+    """The files that a reader leaves out: for each kind their number, and the first of them.
 
-    `known` are files that it takes for something else, such as dataset.toml.
+    `known` are files that it reads for another purpose, such as dataset.toml.
     """
 
     found: dict[str, tuple[int, Path]] = field(default_factory=dict)
@@ -189,7 +189,7 @@ def _kind(path: Path) -> str:
     except OSError:
         return UNREADABLE
     if is_readable(head, path):
-        # Whole or not, it is not the original.
+        # Even a complete copy is not the original.
         return COPY if path.name.lower().endswith(COPIES) else ""
     if is_other_image(head, path):
         return NOT_READ

@@ -1,7 +1,7 @@
 """Decide which value of masks is which class; refuse what could be meant in several ways.
 
-Nothing is renumbered without a line that says so, and a network's predictions have the values of
-the masks again.
+Nothing is renumbered without a line that says so, and predicted masks have the values of the
+training masks.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def classes_of(found: Survey, description: Description, names: Sequence[str]) ->
 
 
 def _by_threshold(found: Survey, description: Description, names: Sequence[str]) -> Classes:
-    """Return two classes: the values below the threshold, and those from it on."""
+    """Return two classes: the values below the threshold, and all others."""
     path, limit = description.path, description.threshold
     if found.in_colour:
         raise UsageError(f"{path}: threshold is for grey masks, and these are in colour")

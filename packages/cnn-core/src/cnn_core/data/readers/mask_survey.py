@@ -31,16 +31,16 @@ __all__ = [
 SHOWN = 8  # values or colours that a message lists
 WHITE = 255
 TWO_PEAKS = 0.6  # of all pixels: with less, two values are no sign of two classes
-MANY = 64  # values; more are no classes
+MANY = 64  # values; with more, they are not classes
 # Of the edges between classes whose numbers differ by 2 or more, the share that are ramps: at most
 # 1 % in masks of 3 to 20 classes as they were drawn, and 30 % to 100 % in the same masks resized
 # bilinearly or saved as JPEG.
 RAMPS = 0.2
 MIN_RAMPS = 20
 MAX_EDGES = 200  # masks whose edges are looked at, evenly spaced
-NUMBERED = 0.9  # of masks, and of values in them: with more, they are numbers of objects
-MIN_HIGHEST = 3  # highest values that masks have; an organ with or without a tumour has two
-SPECKS = 0.05  # of all pixels: more are no by-product of resizing or JPEG
+NUMBERED = 0.9  # share of masks, and of their values, that must look like numbers of objects
+MIN_HIGHEST = 3  # different highest values of masks; an organ with or without a tumour has two
+SPECKS = 0.05  # share of all pixels; more cannot be a by-product of resizing or JPEG
 
 
 @dataclass
@@ -182,10 +182,10 @@ def advice(found: Survey) -> str:
 
 
 def require_classes(found: Survey) -> None:
-    """Raise DatasetCorruptError for numbers of objects: 1 to n, each one blob, n of each image."""
+    """Raise DatasetCorruptError for numbers of objects: 1 to n, one blob each, n varies."""
     looked_at = [mask for mask in found.masks if mask.whole and mask.kind != "colour"]
     objects = [sorted(mask.counts.keys() - {0, WHITE}) for mask in looked_at]
-    # A single object is no sign of anything.
+    # A mask with a single object proves nothing, so masks must differ in their highest value.
     gapless = sum(values == [*range(1, len(values) + 1)] for values in objects)
     blobs = sum(len(mask.whole & {*v}) for mask, v in zip(looked_at, objects, strict=True))
     highest = {len(values) for values in objects if values}

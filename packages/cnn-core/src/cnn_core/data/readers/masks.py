@@ -117,7 +117,7 @@ def class_names(root: Path) -> tuple[str, ...]:
         raise UsageError(f"{path}: not UTF-8: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"{path}: '{printable(twice[0])}' is there twice")
+        raise UsageError(f"{path}: '{printable(twice[0])}' occurs twice")
     return names
 
 

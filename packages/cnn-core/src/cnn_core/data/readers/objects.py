@@ -286,7 +286,7 @@ def _several(
     rows = [row for column in labels.values() for row in column]
     lengths = {len(row) for row in rows}
     flags = len(lengths) == 1 and all(value in (0, 1) for row in rows for value in row)
-    # With two classes, [0, 1] may be flags or numbers: a list as long as the classes is flags.
+    # With two classes, [0, 1] may be flags or numbers: a list with one entry per class is flags.
     if flags and (not classes or lengths == {len(classes)}):
         count = lengths.pop()
         names = classes or tuple(map(str, range(count)))
@@ -370,7 +370,7 @@ def _in_memory(dataset: Dataset) -> Dataset:
 
 
 def _as_image(image: Any, name: str) -> Image.Image:
-    """Return an image of Pillow, an array H W (C) or a tensor C H W as an image of Pillow."""
+    """Return a Pillow image, an array H W (C) or a tensor C H W as a Pillow image."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, Tensor):

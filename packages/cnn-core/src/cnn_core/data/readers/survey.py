@@ -24,7 +24,7 @@ MAX_WORKERS = 16  # more would wait for the disk
 
 @dataclasses.dataclass
 class ImageSurvey:
-    """What the headers of images say together.
+    """What the headers of all images say.
 
     `kinds` are the numbers of channels, each with an image that has it. `broken` are images whose
     header cannot be read, or that are cut off, with the errors.
@@ -155,7 +155,7 @@ class ImageSurvey:
 
 
 def survey_images(paths: Iterable[Path]) -> ImageSurvey:
-    """Return what the headers of images say together.
+    """Return what the headers of all images say.
 
     Many files are read by worker processes, with a progress bar on a terminal.
     """
