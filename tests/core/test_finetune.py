@@ -472,7 +472,7 @@ def test_a_random_part_is_cut_from_the_whole_image_and_then_resized():
     indices = np.arange(200)
     found, _ = draws.resample(ramp, indices, (16, 16))
     assert found.shape == (200, 1, 16, 16)
-    boxes = draws.crop_boxes(indices)
+    boxes = torch.from_numpy(draws.crop_boxes(indices)).float()
     centre = (boxes[:, 1] + boxes[:, 3] / 2) * 40 / 39 - 0.5 / 39
     assert torch.allclose(found.mean((1, 2, 3)), centre, atol=2e-3)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -183,7 +184,7 @@ class Draws:
         """
         u = self.uniform("affine", indices, 2)
         boxes = self.crop_boxes(indices, aspect if true_aspect else 1.0)
-        top, left, down, across = boxes.unbind(1)
+        top, left, down, across = torch.from_numpy(boxes).float().unbind(1)
         # Uniform in the logarithm: zooming in by a factor is as likely as zooming out by it.
         zoom = torch.exp((2 * u[:, 0] - 1) * math.log(self.augmentation.zoom))
         angle = (2 * u[:, 1] - 1) * math.radians(self.augmentation.rotate)
@@ -192,20 +193,21 @@ class Draws:
         y = [across * sin / aspect, down * cos, 2 * top + down - 1]
         return torch.stack([*x, *y], dim=1).view(-1, 2, 3)
 
-    def crop_boxes(self, indices: Indices, aspect: float = 1.0) -> Tensor:
+    def crop_boxes(self, indices: Indices, aspect: float = 1.0) -> npt.NDArray[np.float64]:
         """Return random crops, N x 4: top, left, height, width, as fractions of the image's sides.
 
         Aspect ratios range from 3/4 to 4/3 (Szegedy et al. 2015, section 6). They are ratios of
         the fractions, or of pixels if `aspect` is the image's height / width. Without `crop` each
         box is the whole image.
         """
-        u = self.uniform("crop", indices, 4)
+        u = uniform(self._key("crop"), indices, 4)
         low, high = self.augmentation.crop or (1.0, 1.0)
         area = low + (high - low) * u[:, 0]
         widest = 4 / 3 if self.augmentation.crop else 1.0
-        ratio = torch.exp((2 * u[:, 1] - 1) * math.log(widest)) * aspect
-        across, down = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-        return torch.stack([u[:, 2] * (1 - down), u[:, 3] * (1 - across), down, across], dim=1)
+        ratio = np.exp((2 * u[:, 1] - 1) * math.log(widest)) * aspect
+        across = np.minimum(np.sqrt(area * ratio), 1)
+        down = np.minimum(np.sqrt(area / ratio), 1)
+        return np.stack([u[:, 2] * (1 - down), u[:, 3] * (1 - across), down, across], axis=1)
 
     def without_crop(self) -> Draws:
         """Return the same changes without the crop, for images that are already cropped."""

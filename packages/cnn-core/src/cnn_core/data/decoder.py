@@ -67,7 +67,8 @@ class Decoder:
             self._require_size(path, (height, width))
             return 1 if crop is None or size is None else crop.reduction(size, height, width)
 
-        image = read_pixels(path, files.channels, files.reading, reduction)
+        asked = None if crop is None else reduction
+        image = read_pixels(path, files.channels, files.reading, asked)
         if crop is None or not crop.fractions:  # not asked, or of a format that is not reduced
             self._require_size(path, image.shape)
         return image

@@ -183,17 +183,41 @@ def read_image(
             return array_pixels(path, image, channels, reading)
         _require_mode(path, image.mode)
         declared = _depth(path, image, reading)
+        pixels = None
         if reduction is not None and isinstance(image, JpegImageFile):
-            _reduce(image, reduction)
+            factor = _reduce(image, reduction)
+            pixels = _decoded_quickly(image, channels) if factor == 1 else None
+        if pixels is not None:
+            return pixels
         return image_pixels(upright(image), channels, declared, path)
 
 
-def _reduce(image: JpegImageFile, reduction: Callable[[int, int], int]) -> None:
-    """Let the decoder scale an image down, in the frequency domain."""
+def _reduce(image: JpegImageFile, reduction: Callable[[int, int], int]) -> int:
+    """Let the decoder scale an image down, in the frequency domain; return by what factor."""
     width, height = image.size
     upright_size = (width, height) if (orientation_of(image) or 1) >= 5 else (height, width)
     factor = reduction(*upright_size)
     image.draft(image.mode, (width // factor, height // factor))
+    return factor
+
+
+def _decoded_quickly(image: JpegImageFile, channels: int) -> Tensor | None:
+    """Return an RGB image from torchvision's decoder, or None if Pillow has to decode it.
+
+    The pixels are those of Pillow, which copies them twice on their way to a tensor.
+    """
+    file = image.fp
+    if file is None or image.mode != "RGB" or channels != 3 or (orientation_of(image) or 1) != 1:
+        return None
+    from torchvision.io import decode_jpeg
+
+    file.seek(0)
+    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    try:
+        pixels: Tensor = decode_jpeg(data)
+    except RuntimeError:  # Pillow has better messages, and reads some more files
+        return None
+    return pixels
 
 
 def _depth(path: Path, image: Image.Image, reading: Reading) -> Reading:

@@ -243,7 +243,6 @@ class Session:
             return run
         setup = self._set_up(run.recipe, dataset, resuming=bool(state.model))
         self._warn_of_other_weights(run)
-        self._allocator()
         self._warn_of_changes(run, state)
         if epochs is not None and self.world.is_first:
             run.write_recipe()
@@ -267,6 +266,7 @@ class Session:
     def _set_up(
         self, recipe: Recipe, dataset: Dataset, *, resuming: bool = False, **options: Any
     ) -> Setup:
+        self._allocator()  # first, because decoding gains from it, too
         setup = set_up(
             recipe,
             dataset,
