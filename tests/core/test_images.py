@@ -78,7 +78,7 @@ def test_pixels_come_back_channel_by_channel_and_row_by_row(tmp_path, suffix, ch
     found = read_image(path, channels)
     assert found.shape == (channels, 5, 7)
     assert found.dtype == torch.uint8
-    assert found.is_contiguous()
+    assert found.permute(1, 2, 0).is_contiguous()  # channels last, as decoded
     colours = image.convert("RGB")
     if channels == 1:
         expected = [[colours.convert("L").getpixel((x, y)) for x in range(7)] for y in range(5)]

@@ -17,7 +17,7 @@ from cnn_core.data.augment import Augmentation
 from cnn_core.data.bad_samples import BadSamples
 from cnn_core.data.compact import compact_paths
 from cnn_core.data.dataset import below_common_folder, load_dataset
-from cnn_core.data.images import may_be_cut_off, read_image
+from cnn_core.data.images import image_facts, read_image
 from cnn_core.data.pipeline import load_splits
 from cnn_core.data.readers import survey as surveys
 from cnn_core.data.splitting import held_out
@@ -157,8 +157,10 @@ def test_a_broken_header_and_a_missing_end_are_known_before_the_first_step(folde
 def test_data_behind_the_end_marker_is_no_fault(folder):
     for path, more in ((folder / "a" / "04.jpg", 9000), (folder / "a" / "06.png", 20)):
         path.write_bytes(path.read_bytes() + b"\0" * more)
-    assert may_be_cut_off(folder / "a" / "04.jpg")  # so it is decoded, and found to be sound
-    assert not may_be_cut_off(folder / "a" / "06.png")
+    assert not image_facts(
+        folder / "a" / "04.jpg"
+    ).whole  # so it is decoded, and found to be sound
+    assert image_facts(folder / "a" / "06.png").whole
     streamed(folder)
 
 

@@ -51,7 +51,6 @@ __all__ = [
     "MAX_PIXELS",
     "TRANSPOSES",
     "image_facts",
-    "may_be_cut_off",
     "open_image",
     "orientation_of",
     "probe_image",
@@ -73,7 +72,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 # Colour profiles and texts, which the pixels do not need.
 PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 
-END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
+END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 TRAILER = 4096  # bytes at the end of a file in which its end marker is looked for
 
 # Undocumented: Pillow's decoders raise these exceptions on broken and on malicious files.
@@ -147,7 +146,8 @@ class Facts:
     `size` is (height, width), upright. `mode` is Pillow's, or the type of an array's values.
     `channels` is 1 for grey, 3 for colour, or those of an array. `turned` says that the EXIF
     orientation turns or mirrors it, `alpha` that it may have transparent parts, `deep` that
-    it has more than 8 bits per channel, and `lost` what is not read, or "".
+    it has more than 8 bits per channel, and `lost` what is not read, or "". `whole` is false if a
+    JPEG or PNG file may be cut off.
     """
 
     size: tuple[int, int]
@@ -157,6 +157,7 @@ class Facts:
     alpha: bool = False
     deep: bool = False
     lost: str = ""
+    whole: bool = True
 
 
 def read_image(
@@ -326,23 +327,30 @@ def image_facts(path: Path) -> Facts:
             alpha=has_alpha(image),
             deep=image.mode in DEEP_MODES or ";16" in raw,
             lost=_lost(image, raw),
+            whole=_is_whole(path, image),
         )
 
 
 GREY = ("1", "L", "LA", "La")
 
 
-def may_be_cut_off(path: Path) -> bool:
-    """Return whether a JPEG or PNG file lacks its end marker, as after a broken download.
+def _is_whole(path: Path, image: Image.Image) -> bool:
+    """Return whether a JPEG or PNG file has its end marker; True for other formats.
 
-    Other formats, and files with much data behind the image, cannot be told without decoding.
+    After a broken download, it has not. If there is much data behind the image, it is not found.
     """
+    marker = END_MARKERS.get(image.format or "")
+    if marker is None:
+        return True
+    if isinstance(image, JpegImageFile) and image.fp is not None:  # saves opening it again
+        return marker in _end_of(image.fp)
     with path.open("rb") as file:
-        marker = END_MARKERS.get(file.read(2))
-        if marker is None:
-            return False
-        file.seek(max(file.seek(0, io.SEEK_END) - TRAILER, 0))
-        return marker not in file.read()
+        return marker in _end_of(file)
+
+
+def _end_of(file: IO[bytes]) -> bytes:
+    file.seek(max(file.seek(0, io.SEEK_END) - TRAILER, 0))
+    return file.read()
 
 
 def _lost(image: Image.Image, raw: str) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cnn_core.data.images import image_facts, may_be_cut_off, read_image, value_bounds
+from cnn_core.data.images import image_facts, read_image, value_bounds
 from cnn_core.data.pixels import UINT16, Reading
 from cnn_core.data.progress_bar import progress_bar
 from cnn_core.errors import DatasetCorruptError
@@ -123,7 +123,7 @@ class ImageSurvey:
         self.total += 1
         try:
             facts = image_facts(path)
-            if may_be_cut_off(path):
+            if not facts.whole:
                 read_image(path, facts.channels)
         except DatasetCorruptError as error:
             self.broken[path] = error.message
