@@ -78,6 +78,14 @@ _FILE = PathType(path_type=Path, dir_okay=False, allow_dash=True)
     help="Continue existing files of --csv and --jsonl, or skip images that have all their masks.",
 )
 @click.option(
+    "--threshold",
+    type=float,
+    metavar="T",
+    help="Two classes: predict the second one, of an image or a pixel, if its probability is at "
+    "least T, from 0 to 1; multilabel: each class. [default: as kept with the weights, else the "
+    "most likely class, for multilabel 0.5]",
+)
+@click.option(
     "--flips",
     is_flag=True,
     help="Average probabilities over the image and its mirror image; for segmentation, over four "
@@ -104,6 +112,7 @@ def command(
     images: tuple[Path, ...],
     others: tuple[str, ...],
     null: bool,
+    threshold: float | None,
     device: str,
     as_json: bool,
     model: str,
@@ -146,6 +155,7 @@ def command(
     predictor = Predictor(
         trained[0],
         ensemble=trained[1:],
+        threshold=threshold,
         optimize=optimize,
         precision=precision,
         compile=compile,
@@ -283,6 +293,9 @@ def _tally(total: int, *, bar: bool) -> Iterator[Tally]:
 def _say_networks(predictor: Predictor) -> None:
     for line in predictor.networks:
         click.echo(printable(line), err=True)
+    if predictor.thresholds and predictor.task != "multilabel":
+        name = printable(predictor.classes[1])
+        click.echo(f"'{name}' from a probability of {predictor.thresholds[0]:.4g} on", err=True)
 
 
 def _classify(predictor: Predictor, files: list[Path], options: Options) -> None:

@@ -130,7 +130,7 @@ class Recipe:
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
     class_weights: str | Mapping[str, float] = ""  # of images: "balanced", or by class name
     sampler: str = ""  # classification: "balanced" draws the same number from each class
-    threshold: str = ""  # chosen on validation: f1, balanced_accuracy, none; "": f1 if multilabel
+    threshold: str = ""  # two classes or multilabel: chosen on validation; "": f1 if multilabel
     border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper
     border_sigma: float = 5.0  # decay length of the border weight, in pixels
     focal_gamma: float = 2.0  # loss = "focal": the exponent

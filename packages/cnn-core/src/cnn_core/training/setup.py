@@ -29,7 +29,7 @@ from cnn_core.tasks.class_weights import (
     require_known,
     with_weights,
 )
-from cnn_core.tasks.thresholds import require_binary
+from cnn_core.tasks.thresholds import CRITERIA, require_binary
 from cnn_core.tasks.tiles import tile_margin
 from cnn_core.text import printable
 from cnn_core.training.defaults import FREE, describe, with_optimizer, with_sizes
@@ -275,8 +275,8 @@ def _require_task(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
 def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
     """Raise UsageError if a size or the preprocessing does not fit the model or the dataset."""
     require_known(recipe, dataset.spec.classes)
-    if dataset.spec.task == "classification":
-        require_binary(recipe, len(dataset.spec.classes))
+    if dataset.spec.task != "multilabel" and recipe.threshold in CRITERIA:
+        require_binary(f"'{recipe.threshold}'", len(dataset.spec.classes))
     if spec.task == "segmentation" and recipe.fit == "crop":
         raise UsageError("fit = 'crop' is for classification: masks are not cropped", "--set tile")
     for key in ("mean", "std"):
