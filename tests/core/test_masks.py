@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -976,6 +977,12 @@ def test_the_sheet_draws_each_class_in_its_colour_with_its_name(camvid):
 def test_resizing_and_what_it_does_to_distances_is_said(fit, size, own, words):
     note = Preprocessing(size=size, image_size=own, fit=fit, mean=(0.0,), std=(1.0,)).scale_note
     assert re.search(words, note)
+
+
+def test_evaluate_says_in_which_pixels_distances_are(scenes_run, cnnzoo):
+    note = "resized to 32x32: distances, such as hd95, are in pixels of that size"
+    assert note in cnnzoo("evaluate", scenes_run.path).err
+    assert note in json.loads(cnnzoo("evaluate", scenes_run.path, "--json").out)["scale_note"]
 
 
 def test_names_with_colours_describe_masks_in_colour(tmp_path):

@@ -59,7 +59,8 @@ SEGMENTATION_EVAL_ONLY = {  # too slow to compute in every epoch
     ),
     "boundaries": (
         "cnn_core.tasks.boundaries:Boundaries",
-        "boundary F1 and IoU, Hausdorff and surface distances in pixels, averaged over images",
+        "boundary F1 and IoU, Hausdorff and surface distances in pixels of the network's input, "
+        "averaged over images",
     ),
 }
 
