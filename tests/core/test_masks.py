@@ -110,7 +110,7 @@ def test_one_rule_pairs_images_with_masks_and_is_said(tmp_path, layout):
 
 def test_the_plain_layout_needs_no_line(tmp_path):
     data = load(pairs(tmp_path, [0, 1, 2]))
-    held_out = "test: a fifth (1 images), since there is no folder test"
+    held_out = "test: a fifth (1 image), since there is no folder test"
     assert (data.notes, data.faults) == ((held_out,), ())
 
 
@@ -652,6 +652,8 @@ def test_what_may_be_meant_and_is_not_read_is_a_fault(tmp_path):
     assert all(line in done.output for line in (*data.faults, *data.notes))
     done = CliRunner().invoke(verify_data, [f"maskfolder:{root}"])
     assert done.exception.exit_code == 3
+    done = CliRunner().invoke(describe_data, [f"maskfolder:{root}", "--out", f"{tmp_path}.toml"])
+    assert done.stderr.splitlines() == list(data.faults)
 
 
 def test_folders_outside_are_accounted_for_too(tmp_path):
@@ -702,7 +704,7 @@ def test_pages_of_masks_are_a_fault(tmp_path):
     (root / "masks" / "0.png").unlink()
     pages[0].save(root / "masks" / "0.tif", save_all=True, append_images=pages[1:])
     (fault,) = verify(f"maskfolder:{root}")
-    assert fault.startswith("left out: frames or pages after the first, in 1 images")
+    assert fault.startswith("left out: frames or pages after the first, in 1 image,")
 
 
 @pytest.mark.parametrize(("maximum", "fine"), [(255, True), (65535, True), (3, False)])
@@ -747,7 +749,7 @@ def test_an_array_is_no_mask(tmp_path):
         ("turn_masks = 'yes'", "expected true or false"),
         ("threshold = -1", "expected a grey level"),
         ("mean = [0.5]", "mean and std go together"),
-        ("mean = [0.5]\nstd = [0.5]", "1 numbers, but images have 3 channels"),
+        ("mean = [0.5]\nstd = [0.5]", "1 number, but images have 3 channels"),
         ("colours = {a = 'red'}", "'red': expected '#rrggbb'"),
         ("licence = 3", "licence: 3: expected text"),
         ("value_range = [1, 0]", "dataset.toml: value_range = .*: expected two numbers"),

@@ -479,7 +479,7 @@ def test_rows_of_other_images_are_refused_and_repeated_images_stay(tmp_path):
     path = tmp_path / "out.csv"
     written(path, CsvRows(2), ["x.png", "y.png"])
     before = path.read_bytes()
-    message = "1 of its 2 rows are of images that are not among those given now, such as x.png"
+    message = "1 of its 2 rows is of an image that is not among those given now, such as x.png"
     with pytest.raises(UsageError, match=message):
         written(path, CsvRows(2), ["a.png", "a.png", "y.png"], resume=True)
     assert path.read_bytes() == before

@@ -19,7 +19,7 @@ from cnn_core.cli.params import (
     source_options,
 )
 from cnn_core.tasks.intervals import wilson
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 if TYPE_CHECKING:
     from cnn_core.training.trained import Trained
@@ -129,7 +129,7 @@ class _Found:
     def counted(self) -> str:
         """The number of images; of all splits together, also that of each."""
         dataset = self.trained.dataset
-        images = f"{self.images:,} images"
+        images = counted(self.images, "image")
         if self.split in dataset.splits or self.split != "all":
             return images
         parts = (f"{name} {len(part):,}" for name, part in dataset.splits.items())

@@ -31,7 +31,7 @@ from cnn_core.cli.prediction_files import (
 )
 from cnn_core.errors import CorruptError, NumericalError, Terminated, UsageError, ZooError
 from cnn_core.runs.destinations import require_writable
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 if TYPE_CHECKING:
     from cnn_core.training.prediction import Prediction, Predictor, Segmentation
@@ -277,8 +277,8 @@ class Tally:
             count = len(self.unreadable)
             raise CorruptError(f"{count:,} of {self.total:,} images could not be read")
         if self.not_finite:
-            count = len(self.not_finite)
-            raise NumericalError(f"{count:,} of {self.total:,} images have no finite output")
+            count, of = len(self.not_finite), f"of {self.total:,} images"
+            raise NumericalError(f"{counted(count, f'{of} has', f'{of} have')} no finite output")
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from cnn_core.data.mask_image import DEPTH, exif_orientation, hexadecimal, read_
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import shifted
 from cnn_core.errors import DatasetCorruptError, UsageError
+from cnn_core.text import counted
 
 __all__ = [
     "BadSamples",
@@ -238,7 +239,7 @@ class BadSamples:
         if count > self.allowed:
             listed = "; ".join(self.messages[:MAX_NAMED]) + ("; …" if count > MAX_NAMED else "")
             raise DatasetCorruptError(
-                f"{count} samples cannot be used: {listed}",
+                f"{counted(count, 'sample')} cannot be used: {listed}",
                 f"fix them, or skip them: --on-bad-sample skip:{count}",
             )
 

@@ -31,7 +31,7 @@ from cnn_core.tasks.class_weights import (
 )
 from cnn_core.tasks.thresholds import CRITERIA, require_binary
 from cnn_core.tasks.tiles import tile_margin
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 from cnn_core.training.defaults import FREE, describe, with_optimizer, with_sizes
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, with_sync_batchnorm
@@ -282,7 +282,8 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
     for key in ("mean", "std"):
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))
         if given not in (0, channels):
-            raise UsageError(f"{key} has {given} value(s), but images have {channels} channel(s)")
+            has = f"{key} has {counted(given, 'value')}"
+            raise UsageError(f"{has}, but images have {counted(channels, 'channel')}")
     key = "tile" if recipe.tile else "image_size"
     if (recipe.tile or recipe.image_size or min(spec.input[1:])) < spec.min_size:
         raise UsageError(
@@ -375,7 +376,8 @@ def _decode(
             )
         if bad.messages:
             names = "; ".join(map(printable, bad.messages[:5]))
-            print(f"skipped {len(bad.messages)} unreadable samples: {names}", file=sys.stderr)
+            skipped = counted(len(bad.messages), "unreadable sample")
+            print(f"skipped {skipped}: {names}", file=sys.stderr)
     if recipe.balance or recipe.border_weight:
         return _with_pixel_weights(recipe, dataset, geometry, show_progress)
     return dataset

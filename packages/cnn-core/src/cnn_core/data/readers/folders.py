@@ -21,7 +21,7 @@ from cnn_core.data.readers.layout import Layout, find_layout, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import natural, printable
+from cnn_core.text import counted, natural, printable
 
 __all__ = [
     "ImageSurvey",
@@ -93,7 +93,8 @@ def _classes(root: Path, layout: Layout) -> list[str]:
         if folders and subfolders(folders[0]):
             hint = f"the classes may be one folder further down: imagefolder:{folders[0]}"
         raise DatasetCorruptError(
-            f"{train}: {len(classes)} folders of images, expected at least 2, one for each class",
+            f"{train}: {counted(len(classes), 'folder')} of images, expected at least 2, one for "
+            "each class",
             hint,
         )
     spelling = {name: unicodedata.normalize("NFKC", name).casefold() for name in classes}
@@ -120,8 +121,8 @@ def held_out_note(dataset: Dataset, found: Mapping[str, object]) -> list[str]:
     if "test" in found:
         return []
     whole = " of each class" if dataset.spec.task == "classification" else ""
-    count = len(dataset.split("test"))
-    return [f"test: a fifth{whole} ({count:,} images), since there is no folder test"]
+    count = counted(len(dataset.split("test")), "image")
+    return [f"test: a fifth{whole} ({count}), since there is no folder test"]
 
 
 def with_test_split(
@@ -144,7 +145,8 @@ def with_test_split(
             if spec.name in ("csv", "object"):
                 own = "say in a column 'split' which rows are train and which are test"
             raise DatasetCorruptError(
-                f"{len(kept)} images are too few to hold out a fifth of each class for testing",
+                f"{counted(len(kept), 'image is', 'images are')} too few to hold out a fifth of "
+                "each class for testing",
                 f"add images until each class has three, or {own}",
             )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]
@@ -209,29 +211,26 @@ class ImageSurvey:
 
     def notes(self, reading: Reading) -> list[str]:
         """Return lines on how images are read."""
-        lines = []
+        lines, of = [], f"of {self.total:,} images"
         if self.turned:
-            lines.append(
-                f"{self.turned:,} of {self.total:,} images are turned upright, as their EXIF data "
-                "say"
-            )
+            one, many = f"{of} is turned upright, as its", f"{of} are turned upright, as their"
+            lines.append(f"{counted(self.turned, one, many)} EXIF data say")
         if self.oblong:
             lines.append(
-                f"{self.oblong:,} of {self.total:,} images are not square, and sizes differ: they "
-                "are squashed to a square, unless fit = crop or tile"
+                f"{counted(self.oblong, f'{of} is', f'{of} are')} not square, and sizes differ: "
+                "all are squashed to a square, unless fit = crop or tile"
             )
         if self.alpha:
             how = f"are shown on {reading.alpha_background}"
             if reading.alpha_background == "drop":
                 how = "show their hidden colours"
             lines.append(
-                f"{self.alpha:,} of {self.total:,} images may have transparent parts, which {how} "
-                "(alpha_background)"
+                f"{self.alpha:,} {of} may have transparent parts, which {how} (alpha_background)"
             )
         if self.deep:
             low, high = reading.value_range or UINT16
             lines.append(
-                f"{self.deep:,} of {self.total:,} images have more than 8 bits per channel: "
+                f"{counted(self.deep, f'{of} has', f'{of} have')} more than 8 bits per channel: "
                 f"{low:g} to {high:g} becomes 0 to 255 (value_range)"
             )
         return lines
@@ -243,7 +242,7 @@ class ImageSurvey:
     def unread(self) -> list[str]:
         """Return a line for each kind of part that is not read, such as pages."""
         return [
-            f"left out: {what}, in {count:,} images, such as {path}"
+            f"left out: {what}, in {counted(count, 'image')}, such as {path}"
             for what, (count, path) in self.lost.items()
         ]
 
@@ -258,8 +257,8 @@ class ImageSurvey:
         if 0 < highest < UINT16[1] / 4:
             bits = int(highest).bit_length()
             yield (
-                f"values up to {highest:g} in {len(seen):,} images, read as 0 to 65535, become "
-                f"very dark: value_range = [0, {2**bits - 1}] may be meant"
+                f"values up to {highest:g} in {counted(len(seen), 'image')}, read as 0 to 65535, "
+                f"become very dark: value_range = [0, {2**bits - 1}] may be meant"
             )
 
 
