@@ -414,6 +414,7 @@ def _write_rows(write: Callable[[tuple[object, ...]], None], prediction: Predict
 
 def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options) -> None:
     """Write the masks of all files, and print their paths, or a summary as JSON."""
+    from cnn_core.data.mask_image import exif_orientation
     from cnn_core.training.image_stream import require_distinct_names
     from cnn_core.training.mask_files import has_masks, write_masks
 
@@ -425,18 +426,23 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
         done = [path for path in todo if has_masks(out, files[path])]
         _require_same_masks(predictor, {path: files[path] for path in done}, options)
         todo = [path for path in todo if path not in done]
-    written = []
+    written, turned = [], 0
     require_writable(out)
     _say_networks(predictor)
     with _tally(len(todo), bar=options.as_json or not sys.stdout.isatty()) as tally:
         results = predictor.segment(todo, flips=options.flips, on_error=tally.failed)
         for found in tally.counted(results):
+            turned += exif_orientation(found.path) != 1
             paths = [str(path) for path in write_masks(found, out, files[found.path])]
             if options.as_json:
                 written.append(_mask_summary(found, paths))
                 continue
             for path in paths:
                 say_path(path)
+    if turned:
+        one, many = "image is turned upright, as its", "images are turned upright, as their"
+        note = f"{counted(turned, one, many)} EXIF data say, and so are the files written"
+        click.echo(note, err=True)
     if options.as_json:
         _emit_json(predictor, written, tally)
     tally.raise_if_incomplete()

@@ -16,6 +16,7 @@ from cnn_core import registry
 from cnn_core.create import create_model, head_tensors
 from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.palette import background_class
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.files import expanded
@@ -277,6 +278,8 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
     require_known(recipe, dataset.spec.classes)
     if dataset.spec.task != "multilabel" and recipe.threshold in CRITERIA:
         require_binary(f"'{recipe.threshold}'", len(dataset.spec.classes))
+    if spec.task == "segmentation":
+        _require_background(recipe, dataset)
     if spec.task == "segmentation" and recipe.fit == "crop":
         raise UsageError("fit = 'crop' is for classification: masks are not cropped", "--set tile")
     for key in ("mean", "std"):
@@ -288,6 +291,17 @@ def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> No
     if (recipe.tile or recipe.image_size or min(spec.input[1:])) < spec.min_size:
         raise UsageError(
             f"{key} = {getattr(recipe, key)}: {recipe.model} needs at least {spec.min_size}"
+        )
+
+
+def _require_background(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise UsageError if a setting needs a background, and no class is known to be it."""
+    found = background_class(dataset.spec.classes, dataset.spec.background)
+    if recipe.border_weight and found is None:
+        raise UsageError(
+            f"border_weight = {recipe.border_weight:g} is for the background between objects, and "
+            f"'{recipe.data}' does not say which class that is",
+            'background = "NAME" in dataset.toml',
         )
 
 
@@ -394,9 +408,11 @@ def _with_pixel_weights(
         raise UsageError(
             "balance and border_weight need pipeline = memory", "--set pipeline=memory"
         )
-    masks, classes = geometry.resized_masks(train.targets), len(dataset.spec.classes)
+    masks, classes = geometry.resized_masks(train.targets), dataset.spec.classes
+    # `_require_compatible` refuses border_weight without a background.
+    background = background_class(classes, dataset.spec.background) or 0
     with progress_bar("computing pixel weights", show_progress) as progress:
-        weights = pixel_weights(recipe, masks, classes, progress)
+        weights = pixel_weights(recipe, masks, len(classes), progress, background)
     weighted = dataclasses.replace(train, weights=weights)
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": weighted})
 
