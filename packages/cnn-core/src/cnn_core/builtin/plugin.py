@@ -23,7 +23,7 @@ COMMANDS = {
     "train": "Train a model on a dataset, or resume a run",
     "finetune": "Fine-tune trained weights on a dataset",
     "cross-validate": "Train and validate a model on every fold of a dataset",
-    "sweep": "Train with all combinations of settings, and choose by validation",
+    "sweep": "Train with combinations of settings, and choose by validation",
     "lr-find": "Try a range of learning rates, and suggest one",
     "batch-find": "Find the largest micro-batch that fits in memory",
     "evaluate": "Evaluate a trained network on a split",
