@@ -49,7 +49,7 @@ def test_different_images_are_no_duplicates(folder):
     [
         ("test/cat/9.png", "is also {original} of split 'train'", ""),
         ("train/dog/9.png", "is also {original}, of another class", ""),
-        ("train/cat/9.png", "", "1 images repeat others, such as: {copy} is also {original}"),
+        ("train/cat/9.png", "", "1 image repeats another, such as: {copy} is also {original}"),
     ],
 )
 def test_a_copy_is_found_wherever_it_is(folder, copy, fault, note):

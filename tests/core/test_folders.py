@@ -261,7 +261,7 @@ def test_a_broken_file_is_named_before_the_first_epoch_or_left_out(flowers, tmp_
     assert "epoch" not in done.err
     done = cnnzoo(*arguments, "--out", str(tmp_path / "b"), "--on-bad-sample", "skip:1")
     assert done.code == 0, done.err
-    assert "skipped 1 unreadable samples" in done.err
+    assert "skipped 1 unreadable sample: " in done.err
     done = cnnzoo(*arguments, "--on-bad-sample", "skip")
     assert done.code == 2
 

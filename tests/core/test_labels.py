@@ -248,7 +248,7 @@ FAULTS = {
         rows(
             lambda n, f: f"images/{f},{label(n)},{'trian' if n == 3 else 'train'}", "path,y,set\n"
         ),
-        r"csv:5: unknown splits in 'set': 'trian' \(1 rows\)",
+        r"csv:5: unknown splits in 'set': 'trian' \(1 row\)",
     ),
     "no train": (
         rows(lambda n, f: f"images/{f},{label(n)},test", "path,y,set\n"),
@@ -258,7 +258,7 @@ FAULTS = {
         rows(lambda n, f: f"images/{f},{label(n)},{'x' if n == 3 else 1}", "path,y,weight\n"),
         "csv:5: 'weight' is not a number of 0 or more",
     ),
-    "one class": (rows(lambda n, f: f"images/{f},dark", "path,label\n"), "1 classes, expected"),
+    "one class": (rows(lambda n, f: f"images/{f},dark", "path,label\n"), "1 class, expected"),
     "only in test": (
         rows(
             lambda n, f: (

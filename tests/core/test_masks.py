@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_one_rule_pairs_images_with_masks_and_is_said(tmp_path, layout):
 
 def test_the_plain_layout_needs_no_line(tmp_path):
     data = load(pairs(tmp_path, [0, 1, 2]))
-    held_out = "test: a fifth (1 images), since there is no folder test"
+    held_out = "test: a fifth (1 image), since there is no folder test"
     assert (data.notes, data.faults) == ((held_out,), ())
 
 
@@ -652,6 +653,8 @@ def test_what_may_be_meant_and_is_not_read_is_a_fault(tmp_path):
     assert all(line in done.output for line in (*data.faults, *data.notes))
     done = CliRunner().invoke(verify_data, [f"maskfolder:{root}"])
     assert done.exception.exit_code == 3
+    done = CliRunner().invoke(describe_data, [f"maskfolder:{root}", "--out", f"{tmp_path}.toml"])
+    assert done.stderr.splitlines() == list(data.faults)
 
 
 def test_folders_outside_are_accounted_for_too(tmp_path):
@@ -702,7 +705,7 @@ def test_pages_of_masks_are_a_fault(tmp_path):
     (root / "masks" / "0.png").unlink()
     pages[0].save(root / "masks" / "0.tif", save_all=True, append_images=pages[1:])
     (fault,) = verify(f"maskfolder:{root}")
-    assert fault.startswith("left out: frames or pages after the first, in 1 images")
+    assert fault.startswith("left out: frames or pages after the first, in 1 image,")
 
 
 @pytest.mark.parametrize(("maximum", "fine"), [(255, True), (65535, True), (3, False)])
@@ -747,7 +750,7 @@ def test_an_array_is_no_mask(tmp_path):
         ("turn_masks = 'yes'", "expected true or false"),
         ("threshold = -1", "expected a grey level"),
         ("mean = [0.5]", "mean and std go together"),
-        ("mean = [0.5]\nstd = [0.5]", "1 numbers, but images have 3 channels"),
+        ("mean = [0.5]\nstd = [0.5]", "1 number, but images have 3 channels"),
         ("colours = {a = 'red'}", "'red': expected '#rrggbb'"),
         ("licence = 3", "licence: 3: expected text"),
         ("value_range = [1, 0]", "dataset.toml: value_range = .*: expected two numbers"),
@@ -977,6 +980,12 @@ def test_the_sheet_draws_each_class_in_its_colour_with_its_name(camvid):
 def test_resizing_and_what_it_does_to_distances_is_said(fit, size, own, words):
     note = Preprocessing(size=size, image_size=own, fit=fit, mean=(0.0,), std=(1.0,)).scale_note
     assert re.search(words, note)
+
+
+def test_evaluate_says_in_which_pixels_distances_are(scenes_run, cnnzoo):
+    note = "resized to 32x32: distances, such as hd95, are in pixels of that size"
+    assert note in cnnzoo("evaluate", scenes_run.path).err
+    assert note in json.loads(cnnzoo("evaluate", scenes_run.path, "--json").out)["scale_note"]
 
 
 def test_names_with_colours_describe_masks_in_colour(tmp_path):

@@ -137,7 +137,7 @@ def test_what_programs_write_for_an_empty_cell_is_no_label(table, empty):
         table([*["cat", "dog"] * 6, empty])
     dataset = table([*["cat|dog", "dog"] * 6, empty])
     assert dataset.spec.classes == ("cat", "dog")
-    assert "1 images have no label: they belong to no class" in dataset.notes
+    assert "1 image has no label: it belongs to no class" in dataset.notes
 
 
 def test_holdout_is_said_to_be_the_test_split(table, tmp_path):
@@ -256,5 +256,5 @@ def test_turned_and_squashed_images_are_counted(tmp_path):
     exif[0x112] = 6
     put(tmp_path / "cat" / "turned.jpg", size=(8, 8), exif=exif)
     notes = load_dataset(f"imagefolder:{tmp_path}").notes
-    assert "1 of 9 images are turned upright, as their EXIF data say" in notes
+    assert "1 of 9 images is turned upright, as its EXIF data say" in notes
     assert any(line.startswith("8 of 9 images are not square, and sizes differ") for line in notes)

@@ -20,7 +20,7 @@ from cnn_core.data.split_names import split_of, splits_among
 from cnn_core.data.streaming import statistics
 from cnn_core.data.verify import verify
 from cnn_core.errors import DatasetCorruptError, UsageError
-from cnn_core.text import natural
+from cnn_core.text import counted, natural
 from cnn_core.training.prediction import image_files
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
@@ -115,9 +115,10 @@ def test_what_may_be_an_image_and_is_not_read_is_a_fault(tmp_path, name, run):
     assert fault.startswith("left out 1: ")
     assert re.search(found, fault)
     assert str(tmp_path / "cat" / name) in fault
-    code, _, err = run("show-data", f"imagefolder:{tmp_path}")
-    assert code == 0
-    assert fault in err
+    for command in ("show-data", "describe-data"):
+        code, _, err = run(command, f"imagefolder:{tmp_path}")
+        assert code == 0
+        assert fault in err
 
 
 @pytest.mark.parametrize("name", ["0.jpg.part", "0.png.bak", "0.png~", "0.png.crdownload"])
@@ -206,7 +207,7 @@ def test_several_pages_are_a_fault(tmp_path):
     pages[0].save(tmp_path / "cat" / "stack.tif", save_all=True, append_images=pages[1:])
     faults = verify(f"imagefolder:{tmp_path}")
     assert faults == [
-        "left out: frames or pages after the first, in 1 images, such as "
+        "left out: frames or pages after the first, in 1 image, such as "
         f"{tmp_path / 'cat' / 'stack.tif'}"
     ]
 
@@ -334,7 +335,7 @@ def test_the_way_out_for_such_a_class_works(tmp_path):
         (("train/a", "train/b", "test/c", "test/d"), "class 'c' is not in the training split"),
         (("cat/train", "cat/test", "dog/train", "dog/test"), "has the splits .* in a class"),
         (("train/a", "train/b", "test/a", "testing/a"), "a second test split"),
-        (("flowers/a", "flowers/b"), "1 folders of images"),
+        (("flowers/a", "flowers/b"), "1 folder of images"),
     ],
 )
 def test_an_ambiguous_layout_is_an_error_that_says_how_to_write_it(tmp_path, folders, problem):
@@ -389,7 +390,7 @@ def test_folders_in_a_class_are_noted(tmp_path):
     tree(tmp_path, "cat/indoors", "cat/outdoors", "dog")
     dataset = load(tmp_path)
     assert dataset.spec.classes == ("cat", "dog")
-    assert any("1 of 2 classes have folders in them" in note for note in dataset.notes)
+    assert any("1 of 2 classes has folders in it" in note for note in dataset.notes)
 
 
 def test_validation_without_a_test_folder_has_both_names(tmp_path, run):
@@ -437,6 +438,12 @@ def test_another_order_keeps_every_split_as_it_was(tmp_path):
     for name, split in dataset.splits.items():
         assert set(earlier.split(name).images) == set(split.images)
     assert earlier.with_class_order(dataset.spec.classes).fingerprint() == dataset.fingerprint()
+
+
+def test_one_is_counted_as_one():
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert counted(1, "class", "classes") == "1 class"
+    assert counted(1234, "of 2,000 is", "of 2,000 are") == "1,234 of 2,000 are"
 
 
 # --- values -----------------------------------------------------------------------------------

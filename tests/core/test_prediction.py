@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 import cnn_core
 from cnn_core.cli.prediction_files import CsvRows, JsonRows, PredictionFile, continue_files
@@ -479,7 +479,7 @@ def test_rows_of_other_images_are_refused_and_repeated_images_stay(tmp_path):
     path = tmp_path / "out.csv"
     written(path, CsvRows(2), ["x.png", "y.png"])
     before = path.read_bytes()
-    message = "1 of its 2 rows are of images that are not among those given now, such as x.png"
+    message = "1 of its 2 rows is of an image that is not among those given now, such as x.png"
     with pytest.raises(UsageError, match=message):
         written(path, CsvRows(2), ["a.png", "a.png", "y.png"], resume=True)
     assert path.read_bytes() == before
@@ -893,3 +893,23 @@ def test_masks_keep_sub_folders_and_are_resumed(zoo, scenes_run, tmp_path, monke
     code, _, err = zoo("predict", scenes_run.path, "in/x.png", "in/b/x.png", "--out", "out")
     assert code == 2
     assert "have the same name, so their output files would collide" in err
+
+
+def test_masks_of_photos_that_exif_turns_are_upright_and_said(zoo, scenes_run, tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(32, 48), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "turned.png", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(folder / "upright.png")
+    code, _, err = zoo("predict", scenes_run.path, folder, "--out", tmp_path)
+    assert code == 0
+    line = "1 image is turned upright, as its EXIF data say, and so are the files written"
+    assert err.splitlines()[-1] == line
+    for suffix in ("mask.png", "overlay.png"):
+        turned, upright = (Image.open(tmp_path / f"{n}.{suffix}") for n in ("turned", "upright"))
+        assert turned.size == (32, 48)
+        assert np.array_equal(turned, upright)
+    with Image.open(folder / "turned.png") as photo:
+        assert ImageOps.exif_transpose(photo).size == turned.size

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from cnn_core import create_model, train
+from cnn_core import create_model, load_dataset, train
 from cnn_core.data.augment import IGNORED, Augmentation
 from cnn_core.data.batching import batches
 from cnn_core.data.dataset import Split
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.windows import crop_reflected
+from cnn_core.errors import UsageError
 from cnn_core.tasks.pixel_weights import balance_weights, border_weights
 from cnn_core.tasks.segmentation import loss_function
 from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.training import Recipe, segment
+from cnn_core.training.setup import set_up
 
 
 def valid(width=4):
@@ -193,6 +196,36 @@ def test_border_weights_are_those_of_all_pairs_of_pixels():
         expected = math.exp(-((near[0] + near[1]) ** 2) / 50) if mask[y, x] == 0 else 0.0
         assert float(found[y, x]) == pytest.approx(expected, abs=1e-6)
     assert not border_weights((mask > 5).to(torch.uint8), 5.0).any()
+    renumbered = torch.tensor([2, 0])[mask.long()].to(torch.uint8)
+    renumbered[-1] = IGNORED
+    expected = found * (renumbered != IGNORED)
+    assert torch.equal(border_weights(renumbered, 5.0, background=2), expected)
+
+
+@pytest.mark.parametrize("background", ["", "c"])
+def test_border_weights_need_a_background(tmp_path, background):
+    for number in range(6):
+        mask = np.full((32, 32), 2, np.uint8)
+        mask[4:12, 4:12], mask[4:12, 14:22], mask[20:28, 4:12] = 0, 0, 1
+        for folder, pixels in (("images", mask * 90), ("masks", mask)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    labels = '[labels]\n0 = "a"\n1 = "b"\n2 = "c"\n'
+    declared = f"background = '{background}'\n" if background else ""
+    (tmp_path / "dataset.toml").write_text(declared + labels)
+    settings = {"data": f"maskfolder:{tmp_path}", "border_weight": 10.0, "image_size": 32}
+    asked = Recipe(model="unet_same", options={"width": 4, "depth": 2}, **settings)
+    data, device = load_dataset(asked.data), torch.device("cpu")
+    act = partial(set_up, asked, data, device, show_progress=False)
+    if not background:
+        with pytest.raises(UsageError, match=r"border_weight = 10 .*not say which class that is"):
+            act()
+        return
+    weights = act().dataset.split("train").weights[0]
+    between = weights[8, 13]
+    assert between > 5
+    assert weights[8, 8] == weights[24, 8] == 1  # objects
+    assert weights[30, 30] < between
 
 
 def test_balanced_classes_weigh_the_same():

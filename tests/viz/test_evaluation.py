@@ -140,7 +140,7 @@ def test_calibration_fits_on_the_images_that_training_held_out(view_inputs):
 def test_calibration_without_validation_says_so(run):
     with style.applied():
         figure = calibration(run, noisy(100, 3), None)
-    assert drawn(figure).count("held out no images to fit a temperature on") == 1
+    assert drawn(figure).count("no validation images to fit a temperature on") == 1
     assert "recipe: validation = 0" in drawn(figure)
     assert not figure.axes[1].patches
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cnn_core.data import Preprocessing
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.images import read_image
 from cnn_core.errors import UnknownNameError, UsageError
-from cnn_core.training import Predictions, Run
+from cnn_core.training import Predictions, Run, evaluate, train
 from cnn_core.weights.native import Weights, write_weights
 from cnn_viz import draw, plugin, style, write_report
 from cnn_viz.commands.cam_files import _class_index, explain_files
@@ -378,6 +379,58 @@ def test_a_report_on_other_data_keeps_the_training_but_not_its_test(
     assert content["test"]["n"] == 8
     page = write_report(digits_run, data=data, device="cpu").read_text("utf-8")
     assert "<dt>Trained on</dt><dd>digits</dd>" in page
+
+
+@pytest.fixture
+def others(tmp_path):
+    """A folder of images of four of the digits' classes, five of each, without splits."""
+    china = Image.fromarray(load_sample_image("china.jpg"))
+    for name in "0123":
+        (tmp_path / "other" / name).mkdir(parents=True)
+        for k in range(5):
+            part = china.crop((8 * k, 8 * int(name), 8 * k + 8, 8 * int(name) + 8))
+            part.save(tmp_path / "other" / name / f"{k}.png")
+    return tmp_path / "other"
+
+
+def test_views_on_other_images_without_splits_take_all_as_evaluate_does(
+    quick, digits_run, monkeypatch, others, caplog
+):
+    quick(monkeypatch)
+    data = f"imagefolder:{others}"
+    inputs = ViewInputs(digits_run, data=data, device="cpu")
+    right = inputs.predictions.predicted == inputs.predictions.targets
+    assert len(right) == len(inputs.dataset.split("test")) == 20
+    line = f"{data}: all 20 images, since there are no split folders and none was trained on"
+    said = [record.getMessage() for record in caplog.records]
+    assert [one for one in said if "split" in one] == [f"split 'test': {line}"]
+    measured = evaluate(digits_run, data=data, device="cpu")
+    assert float(right.double().mean()) == pytest.approx(measured["top1"])
+    assert len(inputs.batch.images) == 20
+    assert inputs.validation is None
+    for form in ("json", "html", "md"):
+        page = write_report(digits_run, data=data, form=form, device="cpu").read_text("utf-8")
+        assert "all 20 images, since there are no split folders" in page
+
+
+def test_views_of_the_own_images_and_of_folders_of_splits_take_the_test_split(
+    digits_run, others, tmp_path, caplog
+):
+    data, settings = f"imagefolder:{others}", {"epochs": 1, "batch_size": 8, "progress": False}
+    run = train("lenet5_modern", data, out=tmp_path / "run", device="cpu", **settings)
+    for given in (None, data):  # the fifth that it left out
+        own = ViewInputs(run, data=given, device="cpu")
+        assert (len(own.predictions.targets), own.measured) == (4, "")
+    for split, last in (("train", 2), ("test", 4)):
+        for path in others.glob("*/*.png"):
+            copy = tmp_path / "divided" / split / path.relative_to(others)
+            if last - 2 <= int(path.stem) <= last:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy)
+    caplog.clear()
+    inputs = ViewInputs(digits_run, data=f"imagefolder:{tmp_path / 'divided'}", device="cpu")
+    assert (len(inputs.predictions.targets), inputs.measured) == (12, "")
+    assert not [record for record in caplog.records if "split" in record.getMessage()]
 
 
 # Very many classes

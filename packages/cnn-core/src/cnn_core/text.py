@@ -8,7 +8,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "natural", "paper_table", "printable"]
+__all__ = ["counted", "did_you_mean", "natural", "paper_table", "printable"]
 
 
 def printable(text: str) -> str:
@@ -24,6 +24,15 @@ def printable(text: str) -> str:
         c.encode("unicode_escape").decode() if unicodedata.category(c) in unsafe else c
         for c in text
     )
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with what it counts; `many` is by default `one` and an s.
+
+    >>> counted(1, "image"), counted(1200, "image"), counted(1, "of 9 is", "of 9 are")
+    ('1 image', '1,200 images', '1 of 9 is')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def natural(name: str) -> tuple[tuple[int | str, ...], str]:

@@ -24,7 +24,7 @@ COMMANDS = {
     "train": "Train a model on a dataset, or resume a run",
     "finetune": "Fine-tune trained weights on a dataset",
     "cross-validate": "Train and validate a model on every fold of a dataset",
-    "sweep": "Train with all combinations of settings, and choose by validation",
+    "sweep": "Train with combinations of settings, and choose by validation",
     "lr-find": "Try a range of learning rates, and suggest one",
     "batch-find": "Find the largest micro-batch that fits in memory",
     "evaluate": "Evaluate a trained network on a split",
@@ -60,7 +60,8 @@ SEGMENTATION_EVAL_ONLY = {  # too slow to compute in every epoch
     ),
     "boundaries": (
         "cnn_core.tasks.boundaries:Boundaries",
-        "boundary F1 and IoU, Hausdorff and surface distances in pixels, averaged over images",
+        "boundary F1 and IoU, Hausdorff and surface distances in pixels of the network's input, "
+        "averaged over images",
     ),
 }
 

@@ -8,6 +8,7 @@ import click
 
 from cnn_core.cli.find import finder
 from cnn_core.cli.output import emit_json, json_option
+from cnn_core.text import counted
 
 if TYPE_CHECKING:
     from cnn_core.training.setup import Setup
@@ -35,7 +36,8 @@ def command(setup: Setup, as_json: bool) -> None:
 
     def on_trial(size: int, fits: bool) -> None:
         tried.append({"images": size, "fits": fits})
-        click.echo(f"{size} images: {'fit' if fits else 'do not fit'}", err=True)
+        one, many = ("fits", "fit") if fits else ("does not fit", "do not fit")
+        click.echo(counted(size, f"image: {one}", f"images: {many}"), err=True)
 
     micro_batches = fitting_micro_batches(setup, on_trial)
     if as_json:

@@ -12,6 +12,7 @@ import click
 from cnn_core.cli.output import emit_json, json_option, table
 from cnn_core.cli.params import MODEL, PATH, Choice, device_option
 from cnn_core.errors import UsageError
+from cnn_core.text import counted
 
 if TYPE_CHECKING:
     from cnn_core.training.benchmark import Measured
@@ -119,7 +120,7 @@ def command(
         emit_json("benchmark", [dataclasses.asdict(row) for row in rows])
     else:
         _print(rows, peer)
-        used = f"{count} thread{'s' * (count > 1)} of the processor"
+        used = f"{counted(count, 'thread')} of the processor"
         click.echo(f"p50, p90 and p99: latency at batch size 1; {used}", err=True)
 
 

@@ -10,6 +10,7 @@ from cnn_core import registry
 from cnn_core.cli.output import say_path
 from cnn_core.cli.params import DATASET
 from cnn_core.errors import UsageError
+from cnn_core.text import printable
 
 __all__ = ["command"]
 
@@ -44,7 +45,8 @@ def command(
     """Write a draft of dataset.toml for your own data: classes, values of masks, counts.
 
     The file is written beside the data, where every command finds it. It gives what cannot be seen
-    from the files: names of classes, ignored values, colours, licence. Edit it as you like.
+    from the files: names of classes, ignored values, colours, licence. Edit it as you like. What
+    was left out of the data is said on stderr.
 
     \b
     Examples:
@@ -66,7 +68,7 @@ def command(
     if path.exists():
         raise UsageError(f"{path}: already exists", "edit it, or write another with --out FILE")
     if spec.task == "segmentation":
-        text = draft_of_masks(
+        text, faults = draft_of_masks(
             root,
             names=classes,
             ignore=ignore,
@@ -77,6 +79,9 @@ def command(
     elif classes or ignore or threshold or turn_masks is not None or colours:
         raise UsageError("these options are for masks", f"cnnzoo describe-data {data}")
     else:
-        text = draft_of_classes(root, load_dataset(data))
+        dataset = load_dataset(data)
+        text, faults = draft_of_classes(root, dataset), dataset.faults
     write_bytes(path, text.encode())
+    for line in faults:
+        click.echo(printable(line), err=True)
     say_path(path)

@@ -15,7 +15,7 @@ from cnn_core.cli.output import emit_json, json_option, table
 from cnn_core.cli.plugin_report import REPORT
 from cnn_core.errors import PluginError
 from cnn_core.plugins.discovery import Plugin, discover
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["command"]
 
@@ -69,7 +69,7 @@ def command(verbose: bool, timeout: float, as_json: bool) -> None:
     if bad or clashes:
         count = len(bad) + len(clashes)
         raise PluginError(
-            f"{count} finding{'s' if count > 1 else ''}: {', '.join([*bad, *clashes])}",
+            f"{counted(count, 'finding')}: {', '.join([*bad, *clashes])}",
             "disable a plugin with --no-plugin NAME, or pip uninstall its distribution",
         )
 

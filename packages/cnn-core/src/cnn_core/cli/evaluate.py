@@ -19,7 +19,7 @@ from cnn_core.cli.params import (
     source_options,
 )
 from cnn_core.tasks.intervals import wilson
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 if TYPE_CHECKING:
     from cnn_core.training.trained import Trained
@@ -96,13 +96,13 @@ def command(
             images=found.images,
             intervals=found.intervals,
             claimed=found.claimed,
+            scale_note=found.scale_note,
         )
     else:
         click.echo(printable(found.title), err=True)
         _print(found)
-        scale_note = trained.weights.preprocessing.scale_note
-        if scale_note and trained.dataset.spec.task == "segmentation":
-            click.echo(scale_note, err=True)
+        if found.scale_note:
+            click.echo(found.scale_note, err=True)
     require_finite(metrics, found.split, source)
 
 
@@ -129,7 +129,7 @@ class _Found:
     def counted(self) -> str:
         """The number of images; for all splits together, also the number in each."""
         dataset = self.trained.dataset
-        images = f"{self.images:,} images"
+        images = counted(self.images, "image")
         if self.split in dataset.splits or self.split != "all":
             return images
         parts = (f"{name} {len(part):,}" for name, part in dataset.splits.items())
@@ -143,6 +143,13 @@ class _Found:
             for name, value in self.metrics.items()
             if re.fullmatch(r"top\d+", name)
         }
+
+    @property
+    def scale_note(self) -> str:
+        """In which pixels the distances of segmentation are, if images are resized; else ""."""
+        trained = self.trained
+        is_segmentation = trained.dataset.spec.task == "segmentation"
+        return trained.weights.preprocessing.scale_note if is_segmentation else ""
 
     @property
     def claimed(self) -> dict[str, float]:

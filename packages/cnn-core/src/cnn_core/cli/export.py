@@ -18,6 +18,7 @@ from cnn_core.cli.params import (
     source_options,
 )
 from cnn_core.errors import UsageError
+from cnn_core.text import counted
 
 if TYPE_CHECKING:
     from cnn_core.training.quantization import Quantized
@@ -101,9 +102,9 @@ def command(
     if as_json:
         emit_json("export", dataclasses.asdict(done), run=source)
         return
-    count = "any number of" if batch_size is None else batch_size
+    takes = "any number of images" if batch_size is None else counted(batch_size, "image")
     shape = "x".join(map(str, done.input))
-    click.echo(f"takes {count} images, {done.dtype} {shape}", err=True)
+    click.echo(f"takes {takes}, {done.dtype} {shape}", err=True)
     network = "differs" if done.int8 is None else "in float32, before int8, the file differed"
     click.echo(
         f"{network} from the network by {done.difference:.1e} of the largest output, "

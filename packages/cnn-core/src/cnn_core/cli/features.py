@@ -18,7 +18,7 @@ from cnn_core.cli.params import (
     source_options,
 )
 from cnn_core.errors import CorruptError, ZooError
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["command", "left_out", "stage_option"]
 
@@ -44,7 +44,7 @@ def left_out() -> Iterator[Callable[[ZooError], None]]:
 
     yield on_error
     if errors:
-        raise CorruptError(f"{len(errors):,} unreadable file{'s' * (len(errors) > 1)} left out")
+        raise CorruptError(f"{counted(len(errors), 'unreadable file')} left out")
 
 
 @click.command("features")

@@ -31,7 +31,7 @@ from cnn_core.cli.prediction_files import (
 )
 from cnn_core.errors import CorruptError, NumericalError, Terminated, UsageError, ZooError
 from cnn_core.runs.destinations import require_writable
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 if TYPE_CHECKING:
     from cnn_core.training.prediction import Prediction, Predictor, Segmentation
@@ -78,6 +78,14 @@ _FILE = PathType(path_type=Path, dir_okay=False, allow_dash=True)
     help="Continue existing files of --csv and --jsonl, or skip images that have all their masks.",
 )
 @click.option(
+    "--threshold",
+    type=float,
+    metavar="T",
+    help="Two classes: predict the second one, of an image or a pixel, if its probability is at "
+    "least T, from 0 to 1; multilabel: each class. [default: as kept with the weights, else the "
+    "most likely class, for multilabel 0.5]",
+)
+@click.option(
     "--flips",
     is_flag=True,
     help="Average probabilities over the image and its mirror image; for segmentation, over four "
@@ -104,6 +112,7 @@ def command(
     images: tuple[Path, ...],
     others: tuple[str, ...],
     null: bool,
+    threshold: float | None,
     device: str,
     as_json: bool,
     model: str,
@@ -146,6 +155,7 @@ def command(
     predictor = Predictor(
         trained[0],
         ensemble=trained[1:],
+        threshold=threshold,
         optimize=optimize,
         precision=precision,
         compile=compile,
@@ -267,8 +277,8 @@ class Tally:
             count = len(self.unreadable)
             raise CorruptError(f"{count:,} of {self.total:,} images could not be read")
         if self.not_finite:
-            count = len(self.not_finite)
-            raise NumericalError(f"{count:,} of {self.total:,} images have no finite output")
+            count, of = len(self.not_finite), f"of {self.total:,} images"
+            raise NumericalError(f"{counted(count, f'{of} has', f'{of} have')} no finite output")
 
 
 @contextlib.contextmanager
@@ -283,6 +293,9 @@ def _tally(total: int, *, bar: bool) -> Iterator[Tally]:
 def _say_networks(predictor: Predictor) -> None:
     for line in predictor.networks:
         click.echo(printable(line), err=True)
+    if predictor.thresholds and predictor.task != "multilabel":
+        name = printable(predictor.classes[1])
+        click.echo(f"'{name}' from a probability of {predictor.thresholds[0]:.4g} on", err=True)
 
 
 def _classify(predictor: Predictor, files: list[Path], options: Options) -> None:
@@ -401,6 +414,7 @@ def _write_rows(write: Callable[[tuple[object, ...]], None], prediction: Predict
 
 def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options) -> None:
     """Write the masks of all files, and print their paths, or a summary as JSON."""
+    from cnn_core.data.mask_image import exif_orientation
     from cnn_core.training.image_stream import require_distinct_names
     from cnn_core.training.mask_files import has_masks, write_masks
 
@@ -412,18 +426,23 @@ def _write_masks(predictor: Predictor, files: dict[Path, Path], options: Options
         done = [path for path in todo if has_masks(out, files[path])]
         _require_same_masks(predictor, {path: files[path] for path in done}, options)
         todo = [path for path in todo if path not in done]
-    written = []
+    written, turned = [], 0
     require_writable(out)
     _say_networks(predictor)
     with _tally(len(todo), bar=options.as_json or not sys.stdout.isatty()) as tally:
         results = predictor.segment(todo, flips=options.flips, on_error=tally.failed)
         for found in tally.counted(results):
+            turned += exif_orientation(found.path) != 1
             paths = [str(path) for path in write_masks(found, out, files[found.path])]
             if options.as_json:
                 written.append(_mask_summary(found, paths))
                 continue
             for path in paths:
                 say_path(path)
+    if turned:
+        one, many = "image is turned upright, as its", "images are turned upright, as their"
+        note = f"{counted(turned, one, many)} EXIF data say, and so are the files written"
+        click.echo(note, err=True)
     if options.as_json:
         _emit_json(predictor, written, tally)
     tally.raise_if_incomplete()

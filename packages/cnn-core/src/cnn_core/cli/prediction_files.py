@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from cnn_core.errors import CorruptError, UsageError
 from cnn_core.runs.destinations import folder_of
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 if TYPE_CHECKING:
     from cnn_core.training.prediction import Prediction
@@ -299,9 +299,11 @@ def _require_given(path: Path, names: Sequence[str], rows: Sequence[str]) -> Non
     """Raise UsageError if a file has rows of images that are not among the names."""
     others = list((Counter(rows) - Counter(names)).elements())
     if others:
+        of = f"of its {len(rows):,} rows"
+        one, many = f"{of} is of an image that is not", f"{of} are of images that are not"
         raise UsageError(
-            f"{path}: {len(others):,} of its {len(rows):,} rows are of images that are not among "
-            f"those given now, such as {printable(others[0])}",
+            f"{path}: {counted(len(others), one, many)} among those given now, such as "
+            f"{printable(others[0])}",
             "give the same paths as when the file was begun, or write another file",
         )
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cnn_core.cli.output import emit_json, heading, json_option, table
+from cnn_core.cli.params import Choice
 from cnn_core.cli.train import experiment_options, recipe_keys
 from cnn_core.errors import UsageError
+from cnn_core.runs.ranges import parse_range
 from cnn_core.runs.recipe import parse_choices
 
 if TYPE_CHECKING:
@@ -27,7 +29,20 @@ __all__ = ["command"]
     "count",
     metavar="N",
     type=click.IntRange(1),
-    help="Train only N random combinations.",
+    help="Train only N random combinations of the values.",
+)
+@click.option(
+    "--samples",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Train N combinations that are drawn from ranges, KEY=LOW..HIGH or KEY=LOW..HIGH:log, "
+    "and values.",
+)
+@click.option(
+    "--search",
+    type=Choice(["random", "tpe"]),
+    help="How to draw them: at random, or by optuna's TPE, which learns from the runs before.  "
+    "[default: random]",
 )
 @click.option(
     "--test", is_flag=True, help="Evaluate the chosen runs on the test split at the end."
@@ -39,6 +54,8 @@ def command(
     settings: tuple[str, ...],
     seeds: int,
     count: int | None,
+    samples: int | None,
+    search: str | None,
     test: bool,
     as_json: bool,
     **options: Any,
@@ -50,22 +67,27 @@ def command(
     runs/MODEL-DATASET-sweep. Repeat the command to continue after an interruption. Runs that
     diverge are left out.
 
+    With --samples, combinations are drawn from ranges, KEY=LOW..HIGH, evenly or, with :log after
+    the range, evenly in the logarithm. --seed chooses which; more samples begin with the same
+    ones. --search tpe needs pip install "cnn-core[tune]" and keeps its study in --out.
+
     \b
     Examples:
       cnnzoo sweep lenet5_modern --data digits --set lr=0.01,0.1 --seeds 3
       cnnzoo sweep unet_same --data maskfolder:cells --set loss=dice,focal --seeds 3 --test
       cnnzoo sweep resnet18 --data pets --set lr=0.001,0.01,0.1 --set mixup=0,0.2 --random 4
+      cnnzoo sweep lenet5_modern --data digits --set lr=0.0001..0.1:log --samples 20
+      cnnzoo sweep lenet5_modern --data digits --set lr=0.0001..0.1:log --samples 20 --search tpe
     """
-    choices = dict(map(parse_choices, settings))
-    if len(choices) < len(settings):
-        raise UsageError("a key is set twice", "--set KEY=VALUE,VALUE")
+    choices = _grid(settings)
     keys = recipe_keys((), options)
     if both := choices.keys() & keys.keys():
         raise UsageError(f"{min(both)} is set twice: by --set and by an option")
 
     from cnn_core.training.experiments import sweep
 
-    found = sweep(model, data, choices, seeds=seeds, random_cells=count or 0, **keys)
+    how: Any = {"random_cells": count or 0, "samples": samples or 0, "search": search or ""}
+    found = sweep(model, data, choices, seeds=seeds, **how, **keys)
     location = {name: keys[name] for name in ("data_dir", "device")}
     tested = found.test(**location) if test else {}
     summaries = {name: vars(summary) for name, summary in tested.items()}
@@ -85,6 +107,14 @@ def command(
             [(n, str(s)) for n, s in tested.items()],
             right=("mean ± std",),
         )
+
+
+def _grid(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values or the range of each key."""
+    found: dict[str, Any] = dict(parse_range(text) or parse_choices(text) for text in settings)
+    if len(found) < len(settings):
+        raise UsageError("a key is set twice", "--set KEY=VALUE,VALUE")
+    return found
 
 
 def _facts(cell: Cell) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import click
 from cnn_core.cli.output import emit_json, json_option
 from cnn_core.cli.params import DATASET, PATH
 from cnn_core.errors import DatasetCorruptError
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["command"]
 
@@ -54,6 +54,6 @@ def command(data: str, data_dir: Path | None, near: bool, as_json: bool) -> None
     for note in notes:
         click.echo(printable(note), err=True)
     if faults:
-        raise DatasetCorruptError(f"{data}: {len(faults)} fault{'s' * (len(faults) > 1)}")
+        raise DatasetCorruptError(f"{data}: {counted(len(faults), 'fault')}")
     if not as_json:
         click.echo(printable(f"{data}: no faults"))

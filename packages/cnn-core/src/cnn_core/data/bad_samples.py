@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cnn_core.errors import DatasetCorruptError
+from cnn_core.text import counted
 
 __all__ = ["BadSamples"]
 
@@ -23,8 +24,7 @@ class BadSamples:
         count = len(self.messages)
         if count > self.allowed:
             listed = "; ".join(self.messages[:MAX_NAMED]) + ("; …" if count > MAX_NAMED else "")
-            samples = "1 sample" if count == 1 else f"{count:,} samples"
             raise DatasetCorruptError(
-                f"{samples} cannot be used: {listed}",
+                f"{counted(count, 'sample')} cannot be used: {listed}",
                 f"fix them, or skip them: --on-bad-sample skip:{count}",
             )

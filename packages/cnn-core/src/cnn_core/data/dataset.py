@@ -25,7 +25,7 @@ from cnn_core.files import expanded
 from cnn_core.plugins import isolated, required
 from cnn_core.plugins.discovery import Plugin
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import did_you_mean, printable
+from cnn_core.text import counted, did_you_mean, printable
 
 __all__ = [
     "ALL",
@@ -496,7 +496,8 @@ def _check(spec: DatasetSpec, name: str, split: Split | Files) -> None:
     location = f"dataset '{spec.name}', split '{name}'"
     images, targets = split.images, split.targets
     if len(images) != len(targets):
-        raise DatasetCorruptError(f"{location}: {len(images)} images but {len(targets)} labels")
+        labels = counted(len(targets), "label")
+        raise DatasetCorruptError(f"{location}: {counted(len(images), 'image')} but {labels}")
     if len(images) == 0:
         raise DatasetCorruptError(f"{location}: no images")
     if isinstance(images, Tensor):

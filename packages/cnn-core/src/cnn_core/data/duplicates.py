@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from cnn_core.data.dataset import Dataset, Files, Split
 from cnn_core.data.images import read_image
 from cnn_core.errors import DatasetCorruptError
+from cnn_core.text import counted
 
 __all__ = ["digest_of", "duplicates", "near_duplicates"]
 
@@ -64,7 +65,8 @@ def duplicates(
         else:
             faults.append(f"split '{sample.split}': {line}")
     notes = [
-        f"split '{name}': {len(lines):,} images repeat others, such as: {lines[0]}"
+        f"split '{name}': {counted(len(lines), 'image repeats another', 'images repeat others')}, "
+        f"such as: {lines[0]}"
         for name, lines in repeated.items()
     ]
     return faults, notes
@@ -99,8 +101,9 @@ def near_duplicates(dataset: Dataset) -> list[str]:
         f"{samples[later].relation(samples[first])} (correlation {-alike:.3f})"
         for _, alike, later, first in sorted(found)
     ]
-    more = [f"{len(lines) - SHOWN:,} more images look like others"] if len(lines) > SHOWN else []
-    return [*lines[:SHOWN], *more]
+    rest = len(lines) - SHOWN
+    more = counted(rest, "more image looks like another", "more images look like others")
+    return [*lines[:SHOWN], *([more] if rest > 0 else [])]
 
 
 def _ordered(dataset: Dataset) -> list[tuple[str, Split | Files]]:

@@ -36,6 +36,8 @@ from cnn_core.data.pixels import (
     AS_USUAL,
     CHANNELS,
     DEEP_MODES,
+    MAX_CHANNELS,
+    MAX_PIXELS,
     UINT16,
     Reading,
     array_pixels,
@@ -43,6 +45,7 @@ from cnn_core.data.pixels import (
     image_pixels,
     kind_name,
 )
+from cnn_core.data.tiff import Page, multichannel_page
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
 
@@ -64,10 +67,7 @@ __all__ = [
     "wrong_mode",
 ]
 
-MAX_PIXELS = 100_000_000  # 300 MB as RGB
-
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr")
-MAX_CHANNELS = 64  # of an array; more is an array of another layout, such as C H W
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # Colour profiles and texts, which the pixels do not need.
 PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
@@ -144,10 +144,10 @@ class Facts:
     """What the header of an image file says.
 
     `size` is (height, width), upright. `mode` is Pillow's, or the type of an array's values.
-    `channels` is 1 for grey, 3 for colour, or those of an array. `turned` says that the EXIF
-    orientation turns or mirrors it, `alpha` that it may have transparent parts, `deep` that
-    it has more than 8 bits per channel, and `lost` what is not read, or "". `whole` is false if a
-    JPEG or PNG file may be cut off.
+    `channels` is 1 for grey, 3 for colour, or those of an array or a TIFF of several channels.
+    `turned` says that the EXIF orientation turns or mirrors it, `alpha` that it may have
+    transparent parts, `deep` that it has more than 8 bits per channel, and `lost` what is not
+    read, or "". `whole` is false if a JPEG or PNG file may be cut off.
     """
 
     size: tuple[int, int]
@@ -168,13 +168,15 @@ def read_image(
 ) -> Tensor:
     """Read an image as uint8, C H W, upright, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
-    An array in a .npy file is H W or H W C and may have other numbers of channels. Of an
-    animation, only the first frame is read. `reading` says how more than 8 bits and transparency
-    are read. `reduction` returns, for a height and a width, by what factor the image may be scaled
-    down while it is decoded. JPEG files are, by 2, 4 or 8, which takes a fraction of the time.
+    An array in a .npy file is H W or H W C and may have other numbers of channels; so may a TIFF,
+    all of which are read. Of an animation, only the first frame is read. `reading` says how more
+    than 8 bits and transparency are read. `reduction` returns, for a height and a width, by what
+    factor the image may be scaled down while it is decoded. JPEG files are, by 2, 4 or 8, which
+    takes a fraction of the time.
 
     Raises:
-        UsageError: `channels` is not 1, 3 or 4, and the file is not an array.
+        UsageError: `channels` is not from 1 to 64, or tifffile, which reads TIFFs of several
+            channels, is not installed.
         DatasetCorruptError: the file is missing, not an image, broken or too large, or has values
             of an undeclared range.
         ResourceError: there is not enough memory for the pixels.
@@ -182,6 +184,13 @@ def read_image(
     with open_image(path, channels) as image:
         if isinstance(image, np.ndarray):
             return array_pixels(path, image, channels, reading)
+        if isinstance(image, Page):
+            # Nothing says that the fourth channel is alpha, as in an array beside RGB images.
+            if image.shape[2] != channels:
+                raise DatasetCorruptError(
+                    f"{path}: {image.shape[2]} channels, expected {channels}"
+                )
+            return array_pixels(path, image.pixels(), channels, reading)
         _require_mode(path, image.mode)
         declared = _depth(path, image, reading)
         pixels = None
@@ -290,7 +299,7 @@ def value_bounds(path: Path) -> tuple[float, float]:
         DatasetCorruptError: as for `read_image`.
     """
     with open_image(path) as image:
-        values = np.asarray(image)
+        values = image.pixels() if isinstance(image, Page) else np.asarray(image)
         return float(values.min()), float(values.max())
 
 
@@ -316,6 +325,10 @@ def image_facts(path: Path) -> Facts:
             channels = 1 if image.ndim == 2 else image.shape[2]
             deep = image.dtype not in (np.uint8, np.bool_)
             return Facts(image.shape[:2], str(image.dtype), channels, deep=deep)
+        if isinstance(image, Page):
+            deep, lost = image.dtype != np.uint8, PAGES if image.more else ""
+            kind, own = str(image.dtype), image.shape[2]
+            return Facts(image.shape[:2], kind, own, deep=deep, lost=lost)
         orientation = orientation_of(image) or 1
         turned, quarter = 2 <= orientation <= 8, 5 <= orientation <= 8
         raw = raw_mode(image)
@@ -326,12 +339,13 @@ def image_facts(path: Path) -> Facts:
             turned=turned,
             alpha=has_alpha(image),
             deep=image.mode in DEEP_MODES or ";16" in raw,
-            lost=_lost(image, raw),
+            lost=_lost(image),
             whole=_is_whole(path, image),
         )
 
 
 GREY = ("1", "L", "LA", "La")
+PAGES = "frames or pages after the first"
 
 
 def _is_whole(path: Path, image: Image.Image) -> bool:
@@ -353,15 +367,13 @@ def _end_of(file: IO[bytes]) -> bytes:
     return file.read()
 
 
-def _lost(image: Image.Image, raw: str) -> str:
+def _lost(image: Image.Image) -> str:
     """Return which part of an image file is not read, or "" if all of it is."""
-    if "X" in raw:
-        return "channels beside colour and alpha"
     # The second image of an MPO is a preview, or the same scene for another display.
     # Errors are ignored: the first frame may be sound even if later ones are broken.
     with contextlib.suppress(*PILLOW_ERRORS):
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            return "frames or pages after the first"
+            return PAGES
     return ""
 
 
@@ -369,7 +381,8 @@ def _lost(image: Image.Image, raw: str) -> str:
 def open_image(path: Path, channels: int = 1, pixels: bool = True) -> Iterator[Any]:
     """Open an image without decoding it; turn Pillow's exceptions into DatasetCorruptError.
 
-    Yield an `Image.Image`, or an array, H W or H W C, for a .npy file.
+    Yield an `Image.Image`, or an array, H W or H W C, for a .npy file, or a `Page` for a TIFF of
+    several channels.
     """
     size, head = "", b""
     try:
@@ -383,8 +396,11 @@ def open_image(path: Path, channels: int = 1, pixels: bool = True) -> Iterator[A
             if head.startswith(b"\x93NUMPY"):
                 yield _array(path)
                 return
-            if channels not in CHANNELS:
-                raise UsageError(f"channels = {channels}: an image file has 1, 3 or 4")
+            if page := multichannel_page(path, file, head):
+                yield page
+                return
+            file.seek(0)
+            _require_channels(path, channels)
             with Image.open(_without_metadata(file, head, pixels), formats=FORMATS) as image:
                 size = f"{image.width} x {image.height} pixels"
                 if not 0 < image.width * image.height <= MAX_PIXELS:
@@ -400,6 +416,17 @@ def open_image(path: Path, channels: int = 1, pixels: bool = True) -> Iterator[A
         reason = "" if unknown else printable(str(error)) or type(error).__name__
         found = f"not a readable image: {reason or 'damaged or cut off'}"
         raise _corrupt(path, head, found) from error
+
+
+def _require_channels(path: Path, channels: int) -> None:
+    """Raise an error unless Pillow's images have so many channels."""
+    if not 0 < channels <= MAX_CHANNELS:
+        raise UsageError(f"channels = {channels}: expected 1 to {MAX_CHANNELS}")
+    if channels not in CHANNELS:
+        raise DatasetCorruptError(
+            f"{path}: an image of 1, 3 or 4 channels, expected {channels}",
+            "images of other numbers of channels are TIFFs or arrays (.npy), H W C",
+        )
 
 
 def _array(path: Path) -> np.ndarray:

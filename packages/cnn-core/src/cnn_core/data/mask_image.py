@@ -25,6 +25,7 @@ from cnn_core.data.images import (
     upright,
     wrong_mode,
 )
+from cnn_core.data.tiff import Page
 from cnn_core.errors import DatasetCorruptError
 
 __all__ = [
@@ -127,7 +128,7 @@ def exif_orientation(path: Path) -> int:
         DatasetCorruptError: the file is not an image.
     """
     with open_image(path, pixels=False) as image:
-        found = 1 if isinstance(image, np.ndarray) else orientation_of(image)
+        found = orientation_of(image) if isinstance(image, Image.Image) else 1
         return found if found in TRANSPOSES else 1
 
 
@@ -156,10 +157,13 @@ def hexadecimal(colour: int) -> str:
     return f"#{colour:06x}"
 
 
-def _decoded(path: Path, image: Image.Image | npt.NDArray[Any]) -> tuple[str, Pixels, list[int]]:
+def _decoded(
+    path: Path, image: Image.Image | npt.NDArray[Any] | Page
+) -> tuple[str, Pixels, list[int]]:
     """Return a mask's kind, its pixels, H W, upright, and the colours of its palette."""
-    if isinstance(image, np.ndarray):
-        raise DatasetCorruptError(f"{path}: an array, expected a mask", "save it as a PNG")
+    if isinstance(image, np.ndarray | Page):
+        kind = "an array" if isinstance(image, np.ndarray) else "a TIFF of several channels"
+        raise DatasetCorruptError(f"{path}: {kind}, expected a mask", "save it as a PNG")
     if (raw := raw_mode(image)).startswith(("L;2", "L;4")):
         raise wrong_mode(path, f"{raw[2]}-bit grey ({raw})", "1, 8 or 16 bits, or a palette")
     if (maximum := _maximum(image)) not in FULL:

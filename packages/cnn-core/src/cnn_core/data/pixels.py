@@ -17,6 +17,8 @@ __all__ = [
     "AS_USUAL",
     "CHANNELS",
     "DEEP_MODES",
+    "MAX_CHANNELS",
+    "MAX_PIXELS",
     "Reading",
     "UINT16",
     "array_pixels",
@@ -25,6 +27,8 @@ __all__ = [
     "kind_name",
 ]
 
+MAX_PIXELS = 100_000_000  # 300 MB as RGB
+MAX_CHANNELS = 64  # of an array; more is an array of another layout, such as C H W
 CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")

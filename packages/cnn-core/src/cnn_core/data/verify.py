@@ -17,6 +17,7 @@ from cnn_core.data.duplicates import digest_of, duplicates, near_duplicates
 from cnn_core.data.images import probe_image
 from cnn_core.data.streaming import Progress, usable_samples
 from cnn_core.errors import CorruptError, DatasetCorruptError
+from cnn_core.text import counted
 
 __all__ = ["verify"]
 
@@ -101,8 +102,9 @@ class _Values:
             if low == high:
                 yield f"split '{split}': channel {number} is {int(low)} in every pixel"
         if self.plain:
+            of = f"of {self.count:,} images"
             yield (
-                f"split '{split}': {len(self.plain):,} of {self.count:,} images have a single "
+                f"split '{split}': {counted(len(self.plain), f'{of} has', f'{of} have')} a single "
                 f"colour, such as {self.plain[0]}"
             )
 
@@ -113,7 +115,7 @@ def _wrong_counts(dataset: Dataset) -> Iterator[str]:
     for name, split in dataset.splits.items():
         expected = dataset.spec.splits.get(name, len(split))
         if len(split) != expected:
-            yield f"split '{name}': {len(split):,} samples, expected {expected:,}"
+            yield f"split '{name}': {counted(len(split), 'sample')}, expected {expected:,}"
         if isinstance(split.targets, Tensor) and split.targets.ndim < 3:
             several = split.targets.ndim == 2  # images x classes
             own = split.targets.any(0).nonzero() if several else split.targets.unique()
@@ -124,8 +126,8 @@ def _wrong_counts(dataset: Dataset) -> Iterator[str]:
         where = ", ".join(f"'{name}'" for name in splits)
         what = ", ".join(f"'{label}'" for label in classes)
         if classes:
-            counted = "class" if len(classes) == 1 else f"{len(classes)} classes:"
-            yield f"split{'s' * (len(splits) > 1)} {where}: no sample of {counted} {what}"
+            of = "class" if len(classes) == 1 else f"{len(classes)} classes:"
+            yield f"split{'s' * (len(splits) > 1)} {where}: no sample of {of} {what}"
 
 
 def _odd_modes(files: Files) -> Iterator[str]:

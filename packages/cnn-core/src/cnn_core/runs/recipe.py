@@ -130,8 +130,8 @@ class Recipe:
     balance: bool = False  # segmentation: weight classes by inverse pixel frequency
     class_weights: str | Mapping[str, float] = ""  # of images: "balanced", or by class name
     sampler: str = ""  # classification: "balanced" draws the same number from each class
-    threshold: str = ""  # maximises f1 or balanced_accuracy; none: 0.5; "": f1 if multilabel
-    border_weight: float = 0.0  # extra weight of pixels between two objects; 10 in the U-Net paper
+    threshold: str = ""  # two classes or multilabel: chosen on validation; "": f1 if multilabel
+    border_weight: float = 0.0  # extra weight of background between two objects; 10 in the paper
     border_sigma: float = 5.0  # decay length of the border weight, in pixels
     focal_gamma: float = 2.0  # loss = "focal": the exponent
     tversky: tuple[float, ...] = (0.3, 0.7)  # weights of false positives and false negatives

@@ -119,13 +119,13 @@ def collapse_of(task: str, sums: Mapping[str, Tensor]) -> int | None:
 
 def may_have_thresholds(task: str, recipe: Recipe) -> bool:
     """Return whether thresholds are to be chosen: for multilabel, unless switched off."""
-    return recipe.threshold != "none" if task == "multilabel" else bool(recipe.threshold)
+    return (recipe.threshold or ("f1" if task == "multilabel" else "none")) != "none"
 
 
 def thresholds_of(task: str, sums: Mapping[str, Tensor], recipe: Recipe) -> tuple[float, ...]:
     """Return the thresholds that are best on a split, one for each class or for class 1 of two.
 
-    `sums` are those of all metrics of the task. () if there are none to choose.
+    `sums` are those of the metrics of an evaluation. () if there are none to choose.
     """
     found: tuple[float, ...] = _task(task).chosen_thresholds(sums, recipe.threshold)
     return found

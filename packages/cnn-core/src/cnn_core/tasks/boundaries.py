@@ -1,4 +1,7 @@
-"""Segmentation: distances between boundaries, in pixels.
+"""Segmentation: distances between boundaries, in pixels of the masks that are given.
+
+In training and evaluation, masks have the size of the network's input: where images are resized,
+so are their masks, and distances are in pixels of that size (`Preprocessing.scale_note`).
 
 A boundary pixel is a pixel of the mask with at least one of its four neighbours outside the mask.
 Everything beyond the image is outside the mask.
@@ -20,7 +23,7 @@ from cnn_core.tasks.regions import Means
 
 __all__ = ["Boundaries", "boundary", "boundary_iou", "surface_scores"]
 
-TOLERANCE = 2.0  # pixels
+TOLERANCE = 2.0  # pixels of the masks, like all distances
 BAND = 0.02  # fraction of the image diagonal: Cheng et al. 2021, section 5.1
 
 
@@ -95,6 +98,8 @@ def surface_scores(
 
 class Boundaries(Means):
     """Means of `surface_scores` and Boundary IoU over all images and their foreground classes.
+
+    Distances are in pixels of the network's input, not of images that are resized to it.
 
     `background` is the number of the class that is background, 0 until `metrics_of` sets it, or
     None. A class counts for an image if its target or prediction contains it. Ignored pixels

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cnn_core.data.augment import IGNORED
-from cnn_core.tasks.segmentation import center_crop, two_class_logits
+from cnn_core.tasks.segmentation import counted_pixels
+from cnn_core.tasks.thresholds import BINS, LIMIT
 
 __all__ = [
     "Calibration",
@@ -25,24 +25,7 @@ __all__ = [
     "roc",
 ]
 
-BINS = 4096
-LIMIT = 16  # log-odds of 1 - 1.1e-7, about the largest float32 below 1
 CONFIDENCE_BINS = 15  # as in Guo et al. 2017, Table 1
-
-
-def _pixels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return float64 logits, pixels x classes, and targets, without ignored pixels."""
-    logits = two_class_logits(logits)
-    targets = center_crop(targets, logits)
-    counted = targets != IGNORED
-    logits = logits.movedim(1, -1)
-    if counted.all():  # usually true, and a reshape is many times faster than masking
-        logits, targets = logits.reshape(-1, logits.shape[-1]), targets.flatten()
-    else:
-        logits, targets = logits[counted], targets[counted]
-    if logits.device.type == "mps":  # MPS has no float64
-        logits, targets = logits.cpu(), targets.cpu()
-    return logits.double(), targets
 
 
 def log_odds_bins(logits: Tensor) -> Tensor:
@@ -120,7 +103,7 @@ class Curves:
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
-        logits, targets = _pixels(logits, targets)
+        logits, targets = counted_pixels(logits, targets)
         classes = torch.arange(self.num_classes, device=logits.device)
         others = targets[:, None] != classes
         # Count all histograms at once: each (class, bin, positive or negative) is a cell.
@@ -156,7 +139,7 @@ class Calibration:
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: logits N x classes x h x w, or N x 1 x h x w; targets N x H x W."""
-        logits, targets = _pixels(logits, targets)
+        logits, targets = counted_pixels(logits, targets)
         highest, predicted = logits.max(1)
         confidence = 1 / (logits - highest[:, None]).exp().sum(1)  # the softmax's maximum
         confidence, hits = confidence.nan_to_num(nan=0.0), (predicted == targets).double()

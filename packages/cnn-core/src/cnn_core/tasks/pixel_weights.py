@@ -2,8 +2,8 @@
 
     w(x) = w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2))
 
-w_c balances the classes. d_1 and d_2 are the distances of a background pixel (class 0) to the
-nearest and second nearest object, so the weight is largest in thin gaps between objects. Such gaps
+w_c balances the classes. d_1 and d_2 are the distances of a background pixel to the nearest and
+second nearest object, so the weight is largest in thin gaps between objects. Such gaps
 are only a few pixels: without weights, closing them hardly changes the loss.
 """
 
@@ -30,12 +30,17 @@ def pixel_weights(
     masks: Tensor,
     num_classes: int,
     progress: Callable[[int, int], object] | None = None,
+    background: int = 0,
 ) -> Tensor:
-    """Return the pixel weights of a recipe, float32 N H W, for masks, uint8 N H W."""
+    """Return the pixel weights of a recipe, float32 N H W, for masks, uint8 N H W.
+
+    `background` is the class that is no object.
+    """
     weights = balance_weights(masks, num_classes) if recipe.balance else torch.ones(masks.shape)
     if recipe.border_weight:
         for number, mask in enumerate(masks):
-            weights[number] += recipe.border_weight * border_weights(mask, recipe.border_sigma)
+            border = border_weights(mask, recipe.border_sigma, background)
+            weights[number] += recipe.border_weight * border
             if progress is not None:
                 progress(number + 1, len(masks))
     return weights
@@ -50,23 +55,23 @@ def balance_weights(masks: Tensor, num_classes: int) -> Tensor:
     return class_weights[masks.long()]
 
 
-def border_weights(mask: Tensor, sigma: float) -> Tensor:
+def border_weights(mask: Tensor, sigma: float, background: int = 0) -> Tensor:
     """Return exp(-(d_1 + d_2)^2 / (2 sigma^2)) at background pixels of a mask, uint8 H W, else 0.
 
-    Objects are the 4-connected components of each foreground class. With fewer than two objects
-    all weights are 0.
+    Objects are the 4-connected components of each class but the background. With fewer than two
+    objects all weights are 0.
     """
-    first, second = nearest_distances(_objects(mask.numpy()), round(REACH * sigma))
-    border = np.exp(-((first + second) ** 2) / (2 * sigma**2)) * (mask.numpy() == 0)
+    first, second = nearest_distances(_objects(mask.numpy(), background), round(REACH * sigma))
+    border = np.exp(-((first + second) ** 2) / (2 * sigma**2)) * (mask.numpy() == background)
     return torch.from_numpy(border.astype(np.float32))
 
 
-def _objects(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+def _objects(mask: npt.NDArray[np.uint8], background: int) -> npt.NDArray[np.int32]:
     """Return the number of each pixel's object, from 1, or 0 for background and ignored pixels."""
     from scipy.ndimage import label
 
     objects = np.zeros(mask.shape, np.int32)
-    for number in np.unique(mask[(mask != 0) & (mask != IGNORED)]):
+    for number in np.unique(mask[(mask != background) & (mask != IGNORED)]):
         found, _ = label(mask == number)
         objects = np.where(found > 0, found + objects.max(), objects)
     return objects

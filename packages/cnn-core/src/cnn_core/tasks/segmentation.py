@@ -19,14 +19,17 @@ from cnn_core.data.augment import IGNORED, Mix
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks.classification import Loss, Metric, Outputs
+from cnn_core.tasks.thresholds import CRITERIA, ThresholdCounts, binned_threshold
 
 __all__ = [
     "MeanIoU",
     "PixelAccuracy",
+    "PixelThresholdCounts",
     "center_crop",
     "chosen_thresholds",
     "collapsed",
     "confusion_matrix",
+    "counted_pixels",
     "extra_metrics",
     "loss_function",
     "monitored",
@@ -51,8 +54,8 @@ def extra_metrics(
     thresholds: Sequence[float],
     evaluated: bool,
 ) -> dict[str, Metric]:
-    """Return {}: all metrics of segmentation are registered ones."""
-    return {}
+    """Return the metrics at the threshold, if there is one; all others are registered ones."""
+    return {"threshold": PixelThresholdCounts(thresholds[0])} if thresholds else {}
 
 
 def monitored(classes: Sequence[str], topk: str) -> dict[str, bool]:
@@ -69,8 +72,14 @@ def collapsed(sums: Mapping[str, Tensor]) -> int | None:
 
 
 def chosen_thresholds(sums: Mapping[str, Tensor], criterion: str) -> tuple[float, ...]:
-    """Return (): the most likely class of a pixel is predicted."""
-    return ()
+    """Return the best threshold of the pixels of class 1 of two, or () if the recipe wants none.
+
+    `sums` are those of the metrics of an evaluation over a split.
+    """
+    if criterion not in CRITERIA:
+        return ()
+    positives, negatives = sums["curves"][1].cpu().unbind(1)
+    return (binned_threshold(positives, negatives, criterion),)
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -85,10 +94,9 @@ def loss_function(recipe: Recipe) -> Loss:
         UsageError: a setting of the recipe is only for classification, or the loss does not
             support it.
     """
-    if recipe.class_weights or recipe.sampler or recipe.threshold:
+    if recipe.class_weights or recipe.sampler:
         raise UsageError(
-            "class_weights, sampler and threshold are for classes of images, and this is "
-            "segmentation",
+            "class_weights and sampler are for classes of images, and this is segmentation",
             "classes of pixels: --set balance=true",
         )
     if recipe.loss == "map":
@@ -121,6 +129,21 @@ def two_class_logits(logits: Tensor) -> Tensor:
     their own.
     """
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def counted_pixels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float64 logits, pixels x classes, and targets, without ignored pixels."""
+    logits = two_class_logits(logits)
+    targets = center_crop(targets, logits)
+    counted = targets != IGNORED
+    logits = logits.movedim(1, -1)
+    if counted.all():  # usually true, and a reshape is many times faster than masking
+        logits, targets = logits.reshape(-1, logits.shape[-1]), targets.flatten()
+    else:
+        logits, targets = logits[counted], targets[counted]
+    if logits.device.type == "mps":  # MPS has no float64
+        logits, targets = logits.cpu(), targets.cpu()
+    return logits.double(), targets
 
 
 def predicted_classes(logits: Tensor) -> Tensor:
@@ -237,6 +260,14 @@ class Confusion:
         logits, targets = two_class_logits(logits), center_crop(targets, logits)
         counts = confusion_matrix(predicted_classes(logits), targets, self.num_classes)
         self.sums = self.sums.to(counts.device) + counts
+
+
+class PixelThresholdCounts(ThresholdCounts):
+    """Accuracy, precision, recall and F1 of the pixels of class 1 of two, from a threshold on."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits N x 2 x h x w, or N x 1 x h x w; targets N x H x W."""
+        super().update(*counted_pixels(logits, targets))
 
 
 class PixelAccuracy(Confusion):

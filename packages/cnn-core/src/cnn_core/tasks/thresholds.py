@@ -6,11 +6,20 @@ import torch
 from torch import Tensor
 
 from cnn_core.errors import UsageError
-from cnn_core.runs.recipe import Recipe
 
-__all__ = ["CRITERIA", "ThresholdCounts", "best_threshold", "require_binary"]
+__all__ = [
+    "BINS",
+    "CRITERIA",
+    "LIMIT",
+    "ThresholdCounts",
+    "best_threshold",
+    "binned_threshold",
+    "require_binary",
+]
 
 CRITERIA = ("f1", "balanced_accuracy")
+BINS = 4096  # of log-odds, between -LIMIT and LIMIT
+LIMIT = 16  # log-odds of 1 - 1.1e-7, about the largest float32 below 1
 
 
 def best_threshold(probabilities: Tensor, positive: Tensor, criterion: str) -> float:
@@ -23,8 +32,38 @@ def best_threshold(probabilities: Tensor, positive: Tensor, criterion: str) -> f
     if not positive.any() or positive.all() or probabilities.isnan().any():
         return 0.5
     distinct, places = probabilities.unique(return_inverse=True)
-    positives = torch.bincount(places[positive], minlength=len(distinct)).flip(0).cumsum(0)
-    predicted = torch.bincount(places, minlength=len(distinct)).flip(0).cumsum(0)
+    positives, negatives = (
+        torch.bincount(places[kind], minlength=len(distinct)) for kind in (positive, ~positive)
+    )
+    best = _best_place(positives, negatives, criterion)
+    below = distinct[best - 1] if best else distinct.new_zeros(())
+    return float((distinct[best] + below) / 2)
+
+
+def binned_threshold(positives: Tensor, negatives: Tensor, criterion: str) -> float:
+    """Return the best probability from which on to predict positive; 0.5 if it is undefined.
+
+    `positives` and `negatives` are histograms of log-odds, BINS each; `criterion` is as for
+    `best_threshold`. In log-odds, the threshold is halfway between two bins that are not empty.
+    """
+    if not positives.any() or not negatives.any():
+        return 0.5
+    occupied = (positives + negatives).nonzero().flatten()
+    best = _best_place(positives[occupied], negatives[occupied], criterion)
+    if best == 0:
+        return 0.0  # the lowest bin may also hold everything below -LIMIT
+    # Bins reach from `bin` to `bin + 1`: between neighbours, this is their border.
+    edge = (occupied[best] + occupied[best - 1] + 1).double() / 2
+    return float((edge * (2 * LIMIT / BINS) - LIMIT).sigmoid())
+
+
+def _best_place(positives: Tensor, negatives: Tensor, criterion: str) -> int:
+    """Return the place in two histograms from which on to predict positive, the highest of equals.
+
+    Both have shape N and count scores, ascending; `positives` and `negatives` each have some.
+    """
+    positives = positives.flip(0).cumsum(0)
+    predicted = positives + negatives.flip(0).cumsum(0)
     all_positives, count = positives[-1], predicted[-1]
     if criterion == "f1":
         scores = 2 * positives / (predicted + all_positives).double()
@@ -32,17 +71,14 @@ def best_threshold(probabilities: Tensor, positive: Tensor, criterion: str) -> f
         negatives = count - all_positives
         specificity = 1 - (predicted - positives) / negatives.double()
         scores = (positives / all_positives.double() + specificity) / 2
-    best = int(scores.argmax())  # if several, the first: the highest threshold
-    descending = distinct.flip(0)
-    below = descending[best + 1] if best + 1 < len(descending) else descending.new_zeros(())
-    return float((descending[best] + below) / 2)
+    return len(scores) - 1 - int(scores.argmax())  # if several, the highest threshold
 
 
-def require_binary(recipe: Recipe, num_classes: int) -> None:
-    """Raise UsageError if a recipe wants a threshold, but there are more than two classes."""
-    if recipe.threshold in CRITERIA and num_classes != 2:
+def require_binary(threshold: str, num_classes: int) -> None:
+    """Raise UsageError if there are more than two exclusive classes, which have no threshold."""
+    if num_classes != 2:
         raise UsageError(
-            f"threshold = '{recipe.threshold}' is for two classes or multilabel, and there are "
+            f"threshold = {threshold} is for two classes or multilabel, and there are "
             f"{num_classes} classes",
             "the most likely of them is predicted",
         )
@@ -67,7 +103,7 @@ class ThresholdCounts:
         self.sums = self.sums.cpu() + found
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics; those without any image to count are left out."""
+        """Return the metrics; those without anything to count are left out."""
         hits, alarms, misses, rejections = self.sums.tolist()
         ratios = {
             "accuracy": (hits + rejections, sum(self.sums.tolist())),

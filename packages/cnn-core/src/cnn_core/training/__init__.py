@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from cnn_core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cnn_core.runs.ranges import Range
     from cnn_core.runs.recipe import Recipe
     from cnn_core.runs.run import Run
     from cnn_core.training.evaluation import evaluate
@@ -38,6 +39,7 @@ __all__ = [
     "Predictions",
     "Predictor",
     "ProbeResult",
+    "Range",
     "Recipe",
     "Run",
     "Segmentation",
@@ -93,6 +95,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
         ),
         "cnn_core.training.probing": ("ProbeResult", "probe"),
         "cnn_core.training.sharing": ("Shared", "push"),
+        "cnn_core.runs.ranges": ("Range",),
         "cnn_core.runs.recipe": ("Recipe",),
         "cnn_core.runs.run": ("Run",),
         "cnn_core.training.trained": ("Trained",),

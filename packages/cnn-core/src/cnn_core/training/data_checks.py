@@ -15,7 +15,7 @@ from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks.class_weights import own_targets
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 from cnn_core.training.setup import Setup
 
 __all__ = ["checked", "class_counts"]
@@ -44,8 +44,9 @@ def _no_validation(setup: Setup) -> str:
     if fraction == 0:
         return "validation = 0"
     each = " of each class" if class_counts(setup.train, 1) else ""
+    images = counted(len(setup.train), "image")
     return (
-        f"a fraction of {fraction:g}{each} rounds to none of {len(setup.train):,} images; set "
+        f"a fraction of {fraction:g}{each} rounds to none of {images}; set "
         "validation higher, or add a folder val"
     )
 

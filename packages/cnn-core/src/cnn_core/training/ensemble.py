@@ -15,6 +15,7 @@ from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import UsageError
 from cnn_core.tasks import probabilities_of
 from cnn_core.tasks.segmentation import two_class_logits
+from cnn_core.tasks.thresholds import require_binary
 from cnn_core.tasks.tiles import flip_tta, overlap_tile, tile_margin
 from cnn_core.text import printable
 from cnn_core.training.exported import ExportedNetwork
@@ -23,7 +24,7 @@ from cnn_core.training.stage_features import stage_features
 from cnn_core.training.trained import Trained
 from cnn_core.weights.native import Weights
 
-__all__ = ["Network", "class_order", "task_of"]
+__all__ = ["Network", "class_order", "task_of", "thresholds_for"]
 
 SHOWN = 3  # class names in an error
 
@@ -31,6 +32,22 @@ SHOWN = 3  # class names in an error
 def task_of(weights: Weights) -> str:
     """Return the task of weights: "classification", "segmentation" or "multilabel"."""
     return weights.task or registry.models().get(weights.model).task
+
+
+def thresholds_for(weights: Weights, given: float | None) -> tuple[float, ...]:
+    """Return the thresholds to predict with: `given`, of every class, else those of the weights.
+
+    Raises:
+        UsageError: `given` is not from 0 to 1, or there are more than two exclusive classes.
+    """
+    if given is None:
+        return weights.thresholds
+    if not 0 <= given <= 1:
+        raise UsageError(f"threshold = {given:g}: expected a probability, from 0 to 1")
+    if task_of(weights) == "multilabel":
+        return (given,) * len(weights.classes)
+    require_binary(f"{given:g}", len(weights.classes))
+    return (given,)
 
 
 class Network:

@@ -20,6 +20,7 @@ from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of
 from cnn_core.tasks.classification import Loss
 from cnn_core.tasks.tiles import overlap_tile
+from cnn_core.text import counted
 from cnn_core.training.device import FORMATS, autocast
 from cnn_core.training.distributed import ALONE, World
 from cnn_core.training.epoch_metrics import EpochMetrics
@@ -177,7 +178,8 @@ def require_finite(results: Mapping[str, float], split: str, source: str) -> Non
     """Raise NumericalError, for the exit code, if `evaluate_split` found outputs not finite."""
     if count := results.get("not_finite"):
         raise NumericalError(
-            f"{source}: the outputs for {count} images of the split '{split}' are not finite, "
+            f"{source}: the outputs for {counted(int(count), 'image')} of the split '{split}' are "
+            "not finite, "
             "so it has no metrics"
         )
 

@@ -6,24 +6,29 @@ import itertools
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnn_core.errors import NumericalError, Terminated, UsageError
+from cnn_core.runs.ranges import Range, draw_cells
 from cnn_core.runs.recipe import Recipe
 from cnn_core.runs.run import Run, default_name
+from cnn_core.text import printable
 from cnn_core.training.evaluation import evaluate
 from cnn_core.training.selection import higher_is_better
 from cnn_core.training.setup import find_recipe
 from cnn_core.training.summary import Summary, score_name, summarised
 from cnn_core.training.trainer import train
+from cnn_core.training.tuning import Study
 
 __all__ = ["Cell", "CrossValidation", "Sweep", "cross_validate", "sweep"]
 
 ARGUMENTS = {"data_dir", "download", "device", "workers", "progress", "fit_memory"}  # of `train`
+SEARCHES = ("", "random", "tpe")
 Settings = Mapping[str, Any]
+Grid = Mapping[str, Sequence[Any] | Range]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,49 +113,96 @@ def cross_validate(
 def sweep(
     model: str,
     data: str,
-    grid: Mapping[str, Sequence[Any]],
+    grid: Grid,
     *,
     seeds: int = 1,
     random_cells: int = 0,
+    samples: int = 0,
+    search: str = "",
     recipe: str | None = None,
     out: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Sweep:
     """Train with all combinations of values, with several seeds; choose by the validation score.
 
-    `grid` has the values of each recipe key; "options.width" is a key of a table. With
-    `random_cells`, only that many combinations are trained, drawn at random but always the same.
-    Runs that diverge are left out. The test split is not used. `out`, resuming and `settings` are
-    as in `cross_validate`.
+    `grid` has the values of each recipe key, or their `Range`; "options.width" is a key of a
+    table. With `random_cells`, only that many combinations are trained, drawn at random but always
+    the same. With `samples`, that many are drawn from the ranges and the values: at random, or,
+    if `search` is "tpe", by optuna, which learns from the runs before. Draws depend on the `seed`
+    of the recipe. Runs that diverge are left out. The test split is not used. `out`, resuming and
+    `settings` are as in `cross_validate`.
 
     Raises:
-        UsageError: a key or value is invalid, or `out` has runs with another recipe.
+        UsageError: a key or value is invalid, an option does not apply, `out` has runs with
+            another recipe, or optuna is not installed.
         NumericalError: every run diverged.
     """
-    if "seed" in grid:
-        raise UsageError("seed has several values: give a number of seeds", "--seeds 3")
+    _require_search(grid, random_cells, samples, search)
     arguments = _arguments(settings, {"evaluate_on", *grid}, "the sweep")
-    combinations = _combinations(grid, random_cells)
     base = find_recipe(model, data, recipe, settings)
-    # All recipes before the first run, so that a wrong value is an error at once.
-    recipes = [
-        {
-            f"{_name(cell)}seed={seed}": find_recipe(
-                model,
-                data,
-                recipe,
-                {**_merged(settings, cell), "seed": seed, "evaluate_on": "val"},
-            )
+
+    def recipes(cell: Settings) -> dict[str, Recipe]:
+        fixed = {**_merged(settings, cell), "evaluate_on": "val"}
+        return {
+            f"{_name(cell)}seed={seed}": find_recipe(model, data, recipe, {**fixed, "seed": seed})
             for seed in range(base.seed, base.seed + seeds)
         }
-        for cell in combinations
-    ]
+
     path = _folder(out, base, "sweep")
-    cells = [
-        _cell(cell, path, each, arguments)
-        for cell, each in zip(combinations, recipes, strict=True)
-    ]
-    return _chosen(path, cells)
+    if search == "tpe":
+        for cell in _extremes(grid):
+            recipes(cell)  # so that a wrong value is an error at once
+        study = Study(path, grid, base.seed, seeds)
+        return _tuned(study, samples, lambda cell: _cell(cell, path, recipes(cell), arguments))
+    drawn = draw_cells(grid, samples, base.seed) if samples else _combinations(grid, random_cells)
+    # All recipes before the first run, so that a wrong value is an error at once.
+    planned = [(cell, recipes(cell)) for cell in drawn]
+    return _chosen(path, [_cell(cell, path, each, arguments) for cell, each in planned])
+
+
+def _require_search(grid: Grid, random_cells: int, samples: int, search: str) -> None:
+    """Raise UsageError if what to search and how do not fit together."""
+    ranges = [key for key, values in grid.items() if isinstance(values, Range)]
+    if "seed" in grid:
+        raise UsageError("seed has several values: give a number of seeds", "--seeds 3")
+    if search not in SEARCHES:
+        raise UsageError(f"search = '{printable(search)}'", f"one of {', '.join(SEARCHES[1:])}")
+    if samples < 0 or (search and not samples):
+        raise UsageError(f"search = '{search}': how many samples?", "--samples 20")
+    if ranges and not samples:
+        raise UsageError(f"{ranges[0]} is a range: how many samples of it?", "--samples 20")
+    if samples and random_cells:
+        raise UsageError(f"{random_cells} random combinations and {samples} samples: give one")
+    if samples and not (ranges or (grid and search == "tpe")):
+        raise UsageError(
+            f"samples = {samples}: there is no range to draw from, such as lr=0.001..0.1:log",
+            "--random N draws combinations of values",
+        )
+
+
+def _extremes(grid: Grid) -> Iterator[dict[str, Any]]:
+    """Yield combinations with each value, and with both ends of each range."""
+    ends = {k: [v.low, v.high] if isinstance(v, Range) else v for k, v in grid.items()}
+    first = {key: values[0] for key, values in ends.items()}
+    for key, values in ends.items():
+        yield from ({**first, key: value} for value in values)
+
+
+def _tuned(study: Study, samples: int, train_cell: Callable[[Settings], Cell]) -> Sweep:
+    """Train what a study suggests until it has so many trials; finished runs are only read."""
+    cells = {_name(settings): train_cell(settings) for settings in study.cells()}
+    for _ in range(samples - len(study.cells())):
+        settings = study.ask()
+        cell = cells[_name(settings)] = train_cell(settings)
+        study.tell(None if cell.diverged else _value(cell))
+    return _chosen(study.path, list(cells.values()))
+
+
+def _value(cell: Cell) -> float:
+    """Return the mean score of a cell, or its opposite if lower is better."""
+    score = score_name(cell.runs[0])
+    mean = cell.metrics[score].mean
+    return mean if higher_is_better(score) else -mean
 
 
 def _cell(cell: Settings, path: Path, recipes: Mapping[str, Recipe], arguments: Settings) -> Cell:
@@ -197,7 +249,7 @@ def _run(path: Path, recipe: Recipe, arguments: Settings) -> Run:
         raise
 
 
-def _combinations(grid: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+def _combinations(grid: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """Return all combinations of values, or `count` of them at random, in their order."""
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if not 0 <= count <= len(cells):

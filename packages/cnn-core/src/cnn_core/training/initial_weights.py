@@ -20,7 +20,7 @@ from cnn_core.errors import CorruptError, UsageError
 from cnn_core.registry import Entry
 from cnn_core.runs.recipe import Recipe
 from cnn_core.specs import WeightsSpec
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 from cnn_core.training.exported import SUFFIXES
 from cnn_core.training.sources import FILES, preprocessing_of
 from cnn_core.weights.hub import is_hub_name, locate_repository
@@ -342,6 +342,6 @@ def advice(recipe: Recipe, dataset: Dataset) -> str:
     if recipe.weights or count >= SMALL or entry is None or entry.spec.data == dataset.spec.name:
         return ""
     return (
-        f"hint: only {count:,} training images: --weights default starts from {entry.spec.name}, "
-        f"trained on {entry.spec.data}"
+        f"hint: only {counted(count, 'training image')}: --weights default starts from "
+        f"{entry.spec.name}, trained on {entry.spec.data}"
     )

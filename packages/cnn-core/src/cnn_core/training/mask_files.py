@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cnn_core.data.palette import background_class, class_colours
 from cnn_core.errors import CorruptError
@@ -19,6 +20,7 @@ __all__ = ["has_masks", "mask_paths", "same_masks", "write_masks"]
 OVERLAY_OPACITY = 0.45
 TOLERANCE = 2e-3  # difference of a probability that is computed again: float16 has three digits
 SUFFIXES = ("mask.png", "overlay.png", "probabilities.npy")
+THRESHOLD = "threshold"  # a text in a mask's PNG
 PALETTE = 256  # entries; masks with larger values are 16-bit grey
 
 
@@ -33,12 +35,14 @@ def has_masks(folder: Path, name: Path) -> bool:
 
 
 def same_masks(segmentation: Segmentation, folder: Path, name: Path) -> bool:
-    """Return whether the probabilities in a folder are those of a segmentation.
+    """Return whether the probabilities and the threshold in a folder are those of a segmentation.
 
     Raises:
-        CorruptError: the file cannot be read.
+        CorruptError: a file cannot be read.
     """
-    path = mask_paths(folder, name)[2]
+    mask, _, path = mask_paths(folder, name)
+    if _threshold_in(mask) != _threshold_text(segmentation):
+        return False
     try:
         before = np.load(path, allow_pickle=False).astype(np.float32)
     except (ValueError, EOFError) as error:
@@ -52,7 +56,7 @@ def write_masks(segmentation: Segmentation, folder: Path, name: Path) -> list[Pa
 
     `name` may have parent folders, which are created in `folder`. The mask has the values of the
     training masks: a palette PNG of numbers, 16-bit grey for numbers above 255, or RGB for
-    colours. Probabilities are float16, classes x H x W.
+    colours. Probabilities are float16, classes x H x W. A threshold is noted in the mask's PNG.
     """
     paths = mask_paths(folder, name)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,11 @@ def write_masks(segmentation: Segmentation, folder: Path, name: Path) -> list[Pa
     values = segmentation.probabilities.numpy().astype(np.float16)
     np.save(probabilities, values, allow_pickle=False)
     mask, overlay = _mask(segmentation, colours), _overlay(segmentation, colours, background)
-    contents = (_png(mask), _png(overlay), probabilities.getvalue())
+    contents = (
+        _png(mask, _threshold_text(segmentation)),
+        _png(overlay),
+        probabilities.getvalue(),
+    )
     for path, content in zip(paths, contents, strict=True):
         write_bytes(path, content)
     return paths
@@ -98,7 +106,25 @@ def _overlay(
     return Image.fromarray(tinted.round().astype(np.uint8))
 
 
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
+def _png(image: Image.Image, threshold: str = "") -> bytes:
+    file, info = io.BytesIO(), PngInfo()
+    if threshold:
+        info.add_text(THRESHOLD, threshold)
+    image.save(file, format="PNG", pnginfo=info)
     return file.getvalue()
+
+
+def _threshold_text(segmentation: Segmentation) -> str:
+    return "" if segmentation.threshold is None else repr(segmentation.threshold)
+
+
+def _threshold_in(path: Path) -> str:
+    """Return the threshold that a mask was written with, or "".
+
+    The probabilities are the same with any, so they do not show it.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return str(image.info.get(THRESHOLD, ""))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise CorruptError(f"{path}: not a PNG", "delete it, to write it again") from error

@@ -19,6 +19,7 @@ from cnn_core.registry.names import base_name
 from cnn_core.runs.recipe import Recipe
 from cnn_core.specs import ModelSpec, Paper, WeightsSpec
 from cnn_core.tasks.intervals import wilson
+from cnn_core.text import counted
 from cnn_core.training.trained import Trained
 from cnn_core.version import __version__
 from cnn_core.weights.hub import Repository, require_hub
@@ -242,7 +243,7 @@ def _results(trained: Trained, measured: Measured | None) -> str:
         for name, count, value in measured.by_class
     ]
     return (
-        f"On the split `{measured.split}` of {measured.data}, {measured.count:,} images"
+        f"On the split `{measured.split}` of {measured.data}, {counted(measured.count, 'image')}"
         f"{_interval(measured)}:\n\n{_table(('metric', 'value'), overall)}\n\n"
         f"{_table(('class', 'images', measured.score), by_class)}"
     )

@@ -156,11 +156,11 @@ def validation_predictions(
     """Return the outputs for the validation images, or None if there are none.
 
     These are the dataset's "val" split if it has one, else, for a run, the held-out fraction of
-    "train". Other weights may have been trained on any image of "train".
+    "train", if there is any. Other weights may have been trained on any image of "train".
     """
     trained = Trained.of(run, data_dir=data_dir, device=device)
     dataset, recipe = trained.dataset, trained.recipe
-    if not trained.is_run and "val" not in dataset.splits:
+    if "val" not in dataset.splits and not (trained.is_run and "train" in dataset.splits):
         return None
     # The same images as in training. Do not use `divide`: its
     # parts share the tensors of the whole split, so `images` would not match the logits.

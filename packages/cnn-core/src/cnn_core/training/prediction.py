@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cnn_core.errors import NumericalError, UsageError, ZooError
-from cnn_core.training.ensemble import Network, class_order, task_of
+from cnn_core.training.ensemble import Network, class_order, task_of, thresholds_for
 from cnn_core.training.evaluation import eval_batch_size, require_optimize
 from cnn_core.training.image_stream import (
     Images,
@@ -71,6 +71,7 @@ class Segmentation:
     `image` is uint8, C H W. `probabilities` are classes x H x W, in [0, 1]. `index` is the
     position of the image among all that were given. `path` is its file, or None if it was not
     given as a file. `mask_values`, `colours` and `background` are those of the weights.
+    `threshold` is the probability from which on a pixel is of class 1 of two, if there is one.
     """
 
     path: Path | None
@@ -81,10 +82,13 @@ class Segmentation:
     mask_values: tuple[int | str, ...] = ()
     colours: tuple[str, ...] = ()
     background: str = ""
+    threshold: float | None = None
 
     @property
     def mask(self) -> Tensor:
-        """The index of the most likely class of each pixel, uint8, H W."""
+        """The index of the predicted class of each pixel, uint8, H W: by default the likeliest."""
+        if self.threshold is not None:
+            return (self.probabilities[1] >= self.threshold).to(torch.uint8)
         return self.probabilities.argmax(0).to(torch.uint8)
 
 
@@ -104,6 +108,10 @@ class Predictor:
     With `optimize`, faster copies of the networks compute the outputs, equal to 1e-4; `precision`
     ("fp32" or "bf16") and `compile` are options of it. `embed` always uses the network itself.
 
+    `threshold`, from 0 to 1, replaces the thresholds of the weights: class 1 of two, or each class
+    if multilabel, is predicted if its probability is at least this. `thresholds` are those in use;
+    () means that the most likely class is predicted, of a pixel, too.
+
     Raises:
         UsageError: the device does not exist, `batch_size` is not positive, or `precision` or
             `compile` is given without `optimize`, the source does not exist, an option does not
@@ -122,6 +130,7 @@ class Predictor:
         download: bool = False,
         device: str = "auto",
         batch_size: int | None = None,
+        threshold: float | None = None,
         optimize: bool = False,
         precision: str = "fp32",
         compile: bool = False,
@@ -133,6 +142,7 @@ class Predictor:
             source = Trained(source, model=model, naming=naming, download=download, device=device)
         self.trained: Trained = source
         self._others = [Trained.of(other, device=device) for other in ensemble]
+        self.thresholds: tuple[float, ...] = thresholds_for(source.weights, threshold)
         self._batch_size = batch_size
         self._blamed: str | None = None  # the first module whose output was not finite
         self._optimized = {"precision": precision, "compile": compile} if optimize else None
@@ -250,7 +260,7 @@ class Predictor:
 
         These are the classes whose probability reaches their threshold, the most likely first. The
         thresholds are those of the weights, of an ensemble those of its first network, or else
-        0.5. `flips` and `on_error` are as for `classify`.
+        0.5, unless one is given. `flips` and `on_error` are as for `classify`.
 
         Raises:
             UsageError: the task is not multilabel, a path does not exist, or an image has the
@@ -310,16 +320,15 @@ class Predictor:
     def _classify(
         self, images: Images, top_k: int, flips: bool, on_error: OnError | None
     ) -> Iterator[Prediction]:
-        thresholds = self.trained.weights.thresholds
         for image, probabilities in self._probabilities(images, flips, on_error):
             best = probabilities.topk(top_k).indices
-            if thresholds:  # of class 1 of two
-                first = int(probabilities[1] >= thresholds[0])
+            if self.thresholds:  # of class 1 of two
+                first = int(probabilities[1] >= self.thresholds[0])
                 best = best.new_tensor([first, 1 - first][:top_k])
             yield self._prediction(image, best, probabilities)
 
     def _tag(self, images: Images, flips: bool, on_error: OnError | None) -> Iterator[Prediction]:
-        least = torch.tensor(self.trained.weights.thresholds or (0.5,) * len(self.classes))
+        least = torch.tensor(self.thresholds or (0.5,) * len(self.classes))
         for image, probabilities in self._probabilities(images, flips, on_error):
             order = probabilities.argsort(descending=True, stable=True)
             yield self._prediction(image, order[(probabilities >= least)[order]], probabilities)
@@ -365,6 +374,7 @@ class Predictor:
                 mask_values=weights.mask_values,
                 colours=weights.colours,
                 background=weights.background,
+                threshold=next(iter(self.thresholds), None),
             )
 
     def _not_finite(

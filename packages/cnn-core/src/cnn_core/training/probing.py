@@ -18,7 +18,7 @@ from torch import Tensor
 from cnn_core.data.dataset import Dataset, load_dataset
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.tasks.intervals import wilson
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 from cnn_core.training.feature_extraction import Extraction, OnError, Part, Progress
 from cnn_core.training.trained import Source, Trained
 
@@ -140,7 +140,8 @@ def _few(dataset: Dataset, shots: int, seed: int) -> Tensor:
         members = (targets == number).nonzero().squeeze(1)
         if len(members) < shots:
             raise UsageError(
-                f"shots = {shots}: class '{printable(name)}' has {len(members)} training images"
+                f"shots = {shots}: class '{printable(name)}' has "
+                f"{counted(len(members), 'training image')}"
             )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])
     return torch.cat(chosen).sort().values
@@ -150,8 +151,8 @@ def _require_classes(data: str, split: str, labels: Labels, at_least: int) -> No
     found = len(np.unique(labels))
     if found < at_least:
         raise UsageError(
-            f"'{printable(data)}': readable images of {found} class{'es' * (found != 1)} in split "
-            f"'{split}', expected {at_least} or more"
+            f"'{printable(data)}': readable images of {counted(found, 'class', 'classes')} in "
+            f"split '{split}', expected {at_least} or more"
         )
 
 

@@ -163,7 +163,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
 
-NOT_FRACTIONS = {"loss", "hausdorff", "hd95", "assd"}  # the last three are in pixels
+NOT_FRACTIONS = {"loss", "hausdorff", "hd95", "assd"}  # the last three: pixels of the input
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

@@ -24,6 +24,7 @@ from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.errors import NumericalError, UsageError, ZooError
 from cnn_core.plugins.discovery import describe
 from cnn_core.registry.names import base_name
+from cnn_core.text import counted
 from cnn_core.training.evaluation import eval_batch_size, eval_setup, evaluate_split, predictor
 from cnn_core.training.exported import READERS, ExportedNetwork
 from cnn_core.training.trained import Trained
@@ -138,8 +139,8 @@ def _calibration_inputs(
     full = [part for part in inputs if batch_size in (None, len(part))]
     if not full:
         raise UsageError(
-            f"batch_size = {batch_size}: calibration needs a full batch, and there are only "
-            f"{len(chosen)} images"
+            f"batch_size = {batch_size}: calibration needs a full batch, and there "
+            f"{'is' if len(chosen) == 1 else 'are'} only {counted(len(chosen), 'image')}"
         )
     return full, len(chosen)
 

@@ -16,6 +16,7 @@ from cnn_core import registry
 from cnn_core.create import create_model, head_tensors
 from cnn_core.data.batching import batch_sizes
 from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.palette import background_class
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.progress_bar import progress_bar
 from cnn_core.errors import UsageError
@@ -30,9 +31,9 @@ from cnn_core.tasks.class_weights import (
     require_known,
     with_weights,
 )
-from cnn_core.tasks.thresholds import require_binary
+from cnn_core.tasks.thresholds import CRITERIA, require_binary
 from cnn_core.tasks.tiles import tile_margin
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 from cnn_core.training.defaults import FREE, describe, with_optimizer, with_sizes
 from cnn_core.training.device import FORMATS, choose_memory_format, choose_precision
 from cnn_core.training.distributed import ALONE, World, with_sync_batchnorm
@@ -275,18 +276,32 @@ def _require_task(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
 def _require_compatible(recipe: Recipe, dataset: Dataset, spec: ModelSpec) -> None:
     """Raise UsageError if a size or the preprocessing does not fit the model or the dataset."""
     require_known(recipe, dataset.spec.classes)
-    if dataset.spec.task == "classification":
-        require_binary(recipe, len(dataset.spec.classes))
+    if dataset.spec.task != "multilabel" and recipe.threshold in CRITERIA:
+        require_binary(f"'{recipe.threshold}'", len(dataset.spec.classes))
+    if spec.task == "segmentation":
+        _require_background(recipe, dataset)
     if spec.task == "segmentation" and recipe.fit == "crop":
         raise UsageError("fit = 'crop' is for classification: masks are not cropped", "--set tile")
     for key in ("mean", "std"):
         channels, given = dataset.spec.image[0], len(getattr(recipe, key))
         if given not in (0, channels):
-            raise UsageError(f"{key} has {given} value(s), but images have {channels} channel(s)")
+            has = f"{key} has {counted(given, 'value')}"
+            raise UsageError(f"{has}, but images have {counted(channels, 'channel')}")
     key = "tile" if recipe.tile else "image_size"
     if (recipe.tile or recipe.image_size or min(spec.input[1:])) < spec.min_size:
         raise UsageError(
             f"{key} = {getattr(recipe, key)}: {recipe.model} needs at least {spec.min_size}"
+        )
+
+
+def _require_background(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise UsageError if a setting needs a background, and no class is known to be it."""
+    found = background_class(dataset.spec.classes, dataset.spec.background)
+    if recipe.border_weight and found is None:
+        raise UsageError(
+            f"border_weight = {recipe.border_weight:g} is for the background between objects, and "
+            f"'{recipe.data}' does not say which class that is",
+            'background = "NAME" in dataset.toml',
         )
 
 
@@ -377,7 +392,8 @@ def _decode(
             )
         if bad.messages:
             names = "; ".join(map(printable, bad.messages[:5]))
-            print(f"skipped {len(bad.messages)} unreadable samples: {names}", file=sys.stderr)
+            skipped = counted(len(bad.messages), "unreadable sample")
+            print(f"skipped {skipped}: {names}", file=sys.stderr)
     recipe = dataclasses.replace(recipe, pipeline=pipeline)
     if recipe.balance or recipe.border_weight:
         return recipe, _with_pixel_weights(recipe, dataset, geometry, show_progress)
@@ -395,9 +411,11 @@ def _with_pixel_weights(
         raise UsageError(
             "balance and border_weight need pipeline = memory", "--set pipeline=memory"
         )
-    masks, classes = geometry.resized_masks(train.targets), len(dataset.spec.classes)
+    masks, classes = geometry.resized_masks(train.targets), dataset.spec.classes
+    # `_require_compatible` refuses border_weight without a background.
+    background = background_class(classes, dataset.spec.background) or 0
     with progress_bar("computing pixel weights", show_progress) as progress:
-        weights = pixel_weights(recipe, masks, classes, progress)
+        weights = pixel_weights(recipe, masks, len(classes), progress, background)
     weighted = dataclasses.replace(train, weights=weights)
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": weighted})
 

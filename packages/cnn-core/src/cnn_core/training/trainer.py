@@ -373,8 +373,11 @@ class Session:
             return
         self.world.barrier()  # wait until rank 0 has written the weights
         weights = read_weights(run.path)
-        evaluate_split(build(weights).to(self.device), setup.validation, setup)
-        thresholds = thresholds_of(task, setup.metrics.sums(), recipe)
+        # Those of an evaluation, since for pixels the metrics of an epoch keep no scores.
+        metrics = metrics_for(weights, task, recipe)
+        scored = dataclasses.replace(setup, metrics=metrics)
+        evaluate_split(build(weights).to(self.device), setup.validation, scored)
+        thresholds = thresholds_of(task, metrics.sums(), recipe)
         if self.world.is_first:
             write_weights(run.weights, dataclasses.replace(weights, thresholds=thresholds))
 

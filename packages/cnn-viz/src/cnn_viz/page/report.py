@@ -189,6 +189,7 @@ def _report_data(view_inputs: ViewInputs) -> dict[str, Any]:
             or None,
         },
         "data": recipe.data,
+        "measured": view_inputs.measured,
         "test": {**headline, **_recorded_metrics(view_inputs)},
         **tables,
         **(training_data(view_inputs.run) if view_inputs.is_run else NO_TRAINING),

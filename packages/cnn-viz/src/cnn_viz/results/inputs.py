@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data import Batch, batches
-from cnn_core.data.dataset import single_classes
+from cnn_core.data.dataset import ALL, Dataset, single_classes
 from cnn_core.errors import CorruptError, NumericalError, UsageError
 from cnn_core.specs import ModelSpec
+from cnn_core.text import counted, printable
 from cnn_core.training import (
     LabelPredictions,
     Predictions,
@@ -36,6 +39,7 @@ from cnn_viz.results.segmentations import SegmentationResults
 
 __all__ = ["ViewInputs", "round_robin_by_class"]
 
+log: logging.Logger = logging.getLogger("cnn_core")
 BATCH_SIZE = 64
 MAX_NAME = 60  # characters of a dataset's name or path in the name of a folder
 MAX_BATCH_PIXELS = 2**20  # of a batch for segmentation, where images may be large
@@ -44,11 +48,13 @@ MAX_BATCH_PIXELS = 2**20  # of a batch for segmentation, where images may be lar
 class ViewInputs(Trained):
     """A trained network and its outputs on the test split, computed at first use.
 
+    Of other images in a folder without split folders, all are the test split, as in `evaluate`.
     Errors for missing or damaged files, as in `read_weights` and `load_dataset`, are raised then.
     With `out`, nothing is written to the default folder of weights without a run.
     """
 
     out: Path | None = None
+    measured: str = ""  # why the test split is all images, if it is, once they are read
     fault: str = ""  # why there are no outputs to draw or measure, once that is known
 
     def fresh(self) -> ViewInputs:
@@ -61,6 +67,20 @@ class ViewInputs(Trained):
     def trained(self) -> Trained:
         """The trained network itself, for views that need the names of its model and dataset."""
         return self
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset; of other images in a folder without split folders, all are "test"."""
+        found: Dataset = super().dataset
+        if self.data is None or not found.divided:
+            return found
+        everything = found.split(ALL)
+        self.measured = (
+            f"{'' if len(everything) == 1 else 'all '}{counted(len(everything), 'image')}, since "
+            f"there are no split folders{' and none was trained on' if self.is_run else ''}"
+        )
+        log.warning("split 'test': %s: %s", printable(self.data), self.measured)
+        return replace(found, splits={"test": everything}, divided=False)
 
     @cached_property
     def spec(self) -> ModelSpec:

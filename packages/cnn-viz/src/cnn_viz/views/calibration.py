@@ -28,7 +28,7 @@ def calibration(
     trained: Trained, predictions: Predictions, validation: Predictions | None
 ) -> Figure:
     """Draw reliability diagrams before and, with validation images, after temperature scaling."""
-    note, temperature = "Training held out no images to fit a temperature on.", None
+    note, temperature = "There are no validation images to fit a temperature on.", None
     # Fitting on the test split would make the result look better than it is.
     if validation is not None:
         temperature = fit_temperature(validation.logits, validation.targets)
@@ -107,8 +107,8 @@ def _no_temperature(axes: Sequence[Axes]) -> None:
     ax.text(
         0.5,
         0.5,
-        "No temperature could be fitted:\ntraining held out no images for validation\n"
-        "(recipe: validation = 0).",
+        "No temperature could be fitted:\nthere are no validation images\n"
+        "(recipe: validation = 0, or other data).",
         transform=ax.transAxes,
         ha="center",
         color=style.MUTED,

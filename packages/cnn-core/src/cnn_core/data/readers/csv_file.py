@@ -16,7 +16,7 @@ from cnn_core.data.readers.description import read_description, with_description
 from cnn_core.data.readers.labels import labelled
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, UsageError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import did_you_mean, printable
+from cnn_core.text import counted, did_you_mean, printable
 
 __all__ = ["load", "read_table"]
 
@@ -83,7 +83,7 @@ def read_table(file: Path) -> Table:
     for line, row in rows:
         if len(row) != width:
             raise DatasetCorruptError(
-                f"{file}:{line}: {len(row)} fields, but line {first_line} has {width}",
+                f"{file}:{line}: {counted(len(row), 'field')}, but line {first_line} has {width}",
                 "put fields that contain the separator in double quotes",
             )
     if not is_header(first, rows[1][1] if len(rows) > 1 else None):

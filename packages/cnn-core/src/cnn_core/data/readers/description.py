@@ -19,7 +19,7 @@ from cnn_core.data.dataset import Dataset
 from cnn_core.data.pixels import Reading
 from cnn_core.errors import UsageError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import did_you_mean, printable
+from cnn_core.text import counted, did_you_mean, printable
 
 __all__ = [
     "Description",
@@ -153,7 +153,8 @@ def described(spec: DatasetSpec, found: Description) -> DatasetSpec:
     }
     for key in ("mean", "std"):
         if len(given.get(key, ())) not in (0, spec.image[0]):
-            numbers = f"{len(given[key])} numbers, but images have {spec.image[0]} channels"
+            channels = counted(spec.image[0], "channel")
+            numbers = f"{counted(len(given[key]), 'number')}, but images have {channels}"
             raise UsageError(f"{found.path}: {key}: {numbers}")
     return dataclasses.replace(spec, **given)
 

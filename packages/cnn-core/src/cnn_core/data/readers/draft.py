@@ -25,9 +25,10 @@ from cnn_core.data.readers.mask_survey import (
     require_wide,
     survey,
 )
-from cnn_core.data.readers.masks import fits_as_stored, require_turned
+from cnn_core.data.readers.masks import faults_of, fits_as_stored, require_turned
+from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import UsageError
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["draft_of_classes", "draft_of_masks", "read_names"]
 
@@ -76,8 +77,10 @@ def draft_of_masks(
     threshold: int = 0,
     turn_masks: bool | None = None,
     colours: bool = False,
-) -> str:
-    """Return dataset.toml for a folder of images and masks, checked against all masks.
+) -> tuple[str, tuple[str, ...]]:
+    """Return dataset.toml for a folder of images and masks, and the faults of the dataset.
+
+    The draft is checked against all masks.
 
     `names` is a file of names; `ignore` are the values of ignored pixels. `colours` reads
     masks with a palette by colour.
@@ -108,8 +111,10 @@ def draft_of_masks(
     description = Description(
         path=empty.path, labels=labels, ignore=ignored, threshold=threshold, turn_masks=turn_masks
     )
-    classes_of(found, description, ())  # raises for what the draft would not explain
-    return _masks_text(layout, found, description)
+    classes = classes_of(found, description, ())  # raises for what the draft would not explain
+    images = survey_images(image for part, _ in layout.pairs.values() for image in part)
+    faults = faults_of(layout, found, classes, images.faults(description.reading))
+    return _masks_text(layout, found, description), faults
 
 
 def _labels(
@@ -149,7 +154,8 @@ def _numbered(
         if len(candidate) == count and set(kept) <= set(candidate):
             return candidate
     raise UsageError(
-        f"{found.where}: {count} names for {len(kept)} values: {found.listed(kept)}",
+        f"{found.where}: {counted(count, 'name')} for {counted(len(kept), 'value')}: "
+        f"{found.listed(kept)}",
         "give a line for each value, in their order, or leave some out with --ignore VALUE",
     )
 
@@ -208,7 +214,7 @@ def draft_of_classes(root: Path, dataset: Dataset) -> str:
     ]
     for name, count in zip(dataset.spec.classes, counts.values(), strict=True):
         text = json.dumps(name, ensure_ascii=False)
-        lines.append(f"{text} = {text}  # {count:,} images")
+        lines.append(f"{text} = {text}  # {counted(count, 'image')}")
     return "\n".join([*lines, ""])
 
 

@@ -19,7 +19,7 @@ from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
 from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import natural, printable
+from cnn_core.text import counted, natural, printable
 
 __all__ = [
     "SUFFIXES",
@@ -88,7 +88,8 @@ def _classes(root: Path, layout: Layout) -> list[str]:
         if folders and subfolders(folders[0]):
             hint = f"the classes may be one folder further down: imagefolder:{folders[0]}"
         raise DatasetCorruptError(
-            f"{train}: {len(classes)} folders of images, expected at least 2, one for each class",
+            f"{train}: {counted(len(classes), 'folder')} of images, expected at least 2, one for "
+            "each class",
             hint,
         )
     spelling = {name: unicodedata.normalize("NFKC", name).casefold() for name in classes}
@@ -115,8 +116,8 @@ def held_out_note(dataset: Dataset, found: Mapping[str, object]) -> list[str]:
     if "test" in found:
         return []
     whole = " of each class" if dataset.spec.task == "classification" else ""
-    count = len(dataset.split("test"))
-    return [f"test: a fifth{whole} ({count:,} images), since there is no folder test"]
+    count = counted(len(dataset.split("test")), "image")
+    return [f"test: a fifth{whole} ({count}), since there is no folder test"]
 
 
 def with_test_split(
@@ -139,7 +140,8 @@ def with_test_split(
             if spec.name in ("csv", "object"):
                 own = "say in a column 'split' which rows are train and which are test"
             raise DatasetCorruptError(
-                f"{len(kept)} images are too few to hold out a fifth of each class for testing",
+                f"{counted(len(kept), 'image is', 'images are')} too few to hold out a fifth of "
+                "each class for testing",
                 f"add images until each class has three, or {own}",
             )
         splits = {"train": kept, "test": held_out}  # type: ignore[dict-item]

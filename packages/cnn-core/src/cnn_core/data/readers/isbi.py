@@ -10,6 +10,7 @@ from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.readers.folders import sorted_files
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
+from cnn_core.text import counted
 
 __all__ = ["load"]
 
@@ -35,7 +36,7 @@ def load(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     stems = sorted(images, key=lambda stem: (len(stem), stem))  # so that 2 comes before 10
     if images.keys() != masks.keys() or len(stems) != sum(spec.splits.values()):
         raise DatasetCorruptError(
-            f"{folder}: {len(images)} images and {len(masks)} masks, "
+            f"{folder}: {counted(len(images), 'image')} and {counted(len(masks), 'mask')}, "
             f"expected {sum(spec.splits.values())} of each, with the same names"
         )
     pairs = tuple(images[stem] for stem in stems), tuple(masks[stem] for stem in stems)

@@ -26,7 +26,7 @@ from cnn_core.data.readers.survey import survey_images
 from cnn_core.data.split_names import UNDERSTOOD, held_out_names, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["Labels", "labelled", "labels_of"]
 
@@ -291,7 +291,8 @@ def _from_flags(table: Table, columns: tuple[str, ...], task: str) -> Labels:
 
 def _unlabelled(targets: Tensor) -> list[str]:
     none = int((targets.sum(1) == 0).sum())
-    return [f"{none:,} images have no label: they belong to no class"] if none else []
+    one, many = "image has no label: it belongs", "images have no label: they belong"
+    return [f"{counted(none, one, many)} to no class"] if none else []
 
 
 def _alike(classes: Iterable[str]) -> list[str]:
@@ -349,9 +350,10 @@ def _files(table: Table, column: str, root: Path) -> tuple[list[Path], list[str]
         (paths[row],) = found[values[row]]
     images = {path for same in found.values() for path in same}
     folders = sorted({str(path.parent.relative_to(root)) for path in images})
+    found_by = "images were found by their names"
     line = (
-        f"{len(images):,} images were found by their names in {', '.join(folders[:3])}"
-        f"{', …' if len(folders) > 3 else ''}"
+        f"{counted(len(images), 'image was found by its name', found_by)} in "
+        f"{', '.join(folders[:3])}{', …' if len(folders) > 3 else ''}"
     )
     return [path for path in paths if path is not None], [line]
 
@@ -421,7 +423,8 @@ def _unlisted(table: Table, paths: Sequence[Path], root: Path) -> Iterator[str]:
             files = (file for file in sorted_files(folder) if file.parent == folder)
             others += sum(os.path.realpath(file) not in listed for file in files)
     if others:
-        yield f"{others:,} images beside them are not in {printable(Path(table.name).name)}"
+        beside = counted(others, "image beside them is", "images beside them are")
+        yield f"{beside} not in {printable(Path(table.name).name)}"
 
 
 # Rows
@@ -436,7 +439,7 @@ def _splits(table: Table, column: str) -> list[str]:
     names = [meant.get(value, "") for value in values]
     if unknown := [row for row, name in enumerate(names) if not name]:
         counts = Counter(values[row] for row in unknown).most_common(SHOWN)
-        listed = ", ".join(f"'{printable(value)}' ({count:,} rows)" for value, count in counts)
+        listed = ", ".join(f"'{printable(value)}' ({counted(n, 'row')})" for value, n in counts)
         raise DatasetCorruptError(
             f"{table.at(unknown[0])}: unknown splits in {_quoted(column)}: {listed}",
             f"{UNDERSTOOD}; another column: csv:FILE#split=NAME",
@@ -490,7 +493,9 @@ def _distinct(
             "keep one row; for several labels of an image, write them in one row: a|b",
         )
     repeated = len(paths) - len(kept)
-    lines = [f"{repeated:,} rows repeat an image with the same label: they count once"]
+    one, many = "row repeats an image", "rows repeat an image"
+    once = "it counts once" if repeated == 1 else "they count once"
+    lines = [f"{counted(repeated, one, many)} with the same label: {once}"]
     return kept, lines if repeated else []
 
 
@@ -506,7 +511,8 @@ def _check_classes(table: Table, labels: Labels, splits: dict[str, Files]) -> No
     least = 1 if labels.task == "multilabel" else 2
     if len(labels.classes) < least:
         raise DatasetCorruptError(
-            f"{printable(table.name)}: {len(labels.classes)} classes, expected at least {least}"
+            f"{printable(table.name)}: {counted(len(labels.classes), 'class', 'classes')}, "
+            f"expected at least {least}"
         )
     targets = splits["train"].targets
     assert isinstance(targets, Tensor)
@@ -528,7 +534,8 @@ def _held_out(dataset: Dataset, splits: dict[str, Files]) -> Iterator[str]:
         yield "val: used as the split 'test', since there is no other"
     elif set(splits) == {"train"}:
         held = len(dataset.splits["test"])
-        yield f"no splits: {held:,} of {held + len(dataset.splits['train']):,} are the test split"
+        of = f"of {held + len(dataset.splits['train']):,} images"
+        yield f"no splits: {counted(held, f'{of} is', f'{of} are')} the test split"
 
 
 def _rows(table: Table, rows: Sequence[int], problem: str, values: Sequence[str] = ()) -> str:

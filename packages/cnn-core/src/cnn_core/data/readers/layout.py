@@ -18,7 +18,7 @@ from cnn_core.data.readers.listing import (
 )
 from cnn_core.data.split_names import UNDERSTOOD, held_out_names, split_of, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["Layout", "find_layout", "folders_in", "split_folders"]
 
@@ -175,7 +175,7 @@ def _labelled(split: str, folder: Path, classes: set[str], layout: Layout) -> bo
         return False
     layout.left_out.add(UNLABELLED, images[0], len(images))
     layout.notes.append(
-        f"{folder}: {len(images):,} images without class folders cannot be measured: "
+        f"{folder}: {counted(len(images), 'image')} without class folders cannot be measured: "
         f"cnnzoo predict RUN {folder}"
     )
     return False
@@ -199,9 +199,10 @@ def _check_classes(root: Path, folders: list[Path], layout: Layout) -> None:
         )
     elif any(inside.values()):
         count, example = sum(map(bool, inside.values())), next(f for f in folders if inside[f])
+        of = f"of {len(folders)} classes"
         layout.notes.append(
-            f"{root}: {count} of {len(folders)} classes have folders in them, whose images belong "
-            f"to the class, such as {example}"
+            f"{root}: {counted(count, f'{of} has folders in it', f'{of} have folders in them')}, "
+            f"whose images belong to the class, such as {example}"
         )
 
 

@@ -27,6 +27,7 @@ from cnn_core.data.readers.mask_survey import (
     require_wide,
 )
 from cnn_core.errors import DatasetCorruptError, UsageError
+from cnn_core.text import counted
 
 __all__ = ["Classes", "classes_of"]
 
@@ -152,11 +153,11 @@ def _require_one_kind(found: Survey) -> None:
     for mask in found.masks:
         if mask.kind == "colour":
             count = sum(m.kind == "colour" for m in found.masks)
-            only = Survey(found.root)
+            only, of = Survey(found.root), f"of {len(found.masks):,} masks"
             only.add(mask)
             raise DatasetCorruptError(
-                f"{mask.path}: a mask in colour: {only.listed(in_colour=True)}; {count} of "
-                f"{len(found.masks)} masks are, the others hold numbers",
+                f"{mask.path}: a mask in colour: {only.listed(in_colour=True)}; "
+                f"{counted(count, f'{of} is', f'{of} are')}, the others hold numbers",
                 "save it like the others, as grey or with a palette",
             )
     colours: dict[int, tuple[int, Path]] = {}
@@ -214,8 +215,8 @@ def _named(found: Survey, kept: Sequence[int], names: Sequence[str]) -> dict[int
     if kept[0] == 0 and kept[-1] == count:
         unnamed = "; if 0 is no class, ignore = [0] in dataset.toml, else name it first"
     raise UsageError(
-        f"{found.root / 'classes.txt'}: {count} names, but the masks have {len(kept)} classes: "
-        f"{found.listed(kept)}",
+        f"{found.root / 'classes.txt'}: {counted(count, 'name')}, but the masks have "
+        f"{counted(len(kept), 'class', 'classes')}: {found.listed(kept)}",
         f"{advice(found)}{unnamed}",
     )
 

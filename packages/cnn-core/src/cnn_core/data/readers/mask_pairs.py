@@ -15,7 +15,7 @@ from cnn_core.data.readers.listing import UNMASKED, UNUSED, LeftOut, sorted_file
 from cnn_core.data.readers.mask_names import AFFIXES, Rule, best_rule, partner
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import DatasetCorruptError, UsageError
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["Layout", "NAMES", "Pairs", "find_pairs"]
 
@@ -186,7 +186,8 @@ def _paired(images: Source, masks: Source, layout: Layout) -> Pairs:
         if ours and not theirs:
             _require_masks(layout.root)
             raise DatasetCorruptError(
-                f"{_common(ours)}: {len(ours)} files, but the folder of {missing} has no images"
+                f"{_common(ours)}: {counted(len(ours), 'file')}, but the folder of {missing} has "
+                "no images"
             )
     image_folder, mask_folder = _common(images), _common(masks)
     by_image, by_mask = _names(images, image_folder), _names(masks, mask_folder)
@@ -247,8 +248,9 @@ def _require_masks(root: Path) -> None:
         inside = [f for f, pair in parts.items() if pair]
         if any(pair and len(pair[1]) > len(pair[0]) for pair in parts.values()):
             raise DatasetCorruptError(
-                f"{folder}: {len(inside)} folders, such as {printable(inside[0].name)}, "
-                "have images and masks of their own, as in DSB2018: one mask per object",
+                f"{folder}: {counted(len(inside), 'folder')}, such as "
+                f"{printable(inside[0].name)}, with images and masks of their own, as in "
+                "DSB2018: one mask per object",
                 "make one mask per image: images/ID.png, and as masks/ID.png the pixelwise "
                 f"maximum of all files in {inside[0].name}/masks",
             )
@@ -281,11 +283,12 @@ def _require_all(
     alone = sorted(name for name in ours if partner(rule, name, of_mask=of_mask) not in theirs)
     if not alone:
         return
-    missing = "image" if of_mask else "mask"
+    missing, of = "image" if of_mask else "mask", f"of {len(ours)}"
     wanted = folder / f"{partner(rule, alone[0], of_mask=of_mask)}.*"
     examples = ", ".join(printable(path.name) for path in list(theirs.values())[:2])
     raise DatasetCorruptError(
-        f"{ours[alone[0]]}: has no {missing} {wanted} ({len(alone)} of {len(ours)} have none)",
+        f"{ours[alone[0]]}: has no {missing} {wanted} "
+        f"({counted(len(alone), f'{of} has', f'{of} have')} none)",
         f"{folder} has {examples or 'no image files'}{', …' if len(theirs) > 2 else ''}\n"
         "one rule must fit all names: equal, or one prefix or suffix, as NAME and NAME_mask; "
         "rename, or move away what has no partner",
@@ -403,15 +406,20 @@ def _account(root: Path, found: Description, layout: Layout) -> None:
                 of = next((f for f in layout.unmeasured if f in path.parents), path.parent)
                 unused.setdefault(of, []).append(path)
     for folder, paths in sorted(unused.items()):
-        count = f"{len(paths):,} images"
         if folder in layout.unmeasured:
             layout.left_out.add(UNMASKED, paths[0], len(paths))
+            without = counted(
+                len(paths),
+                "image without a mask is left out, for nothing can be measured on it",
+                "images without masks are left out, for nothing can be measured on them",
+            )
+            them = "it" if len(paths) == 1 else "them"
             layout.notes.append(
-                f"{folder}: {count} without masks are left out, for nothing can be measured on "
-                f"them; to predict them: cnnzoo predict RUN {folder}"
+                f"{folder}: {without}; to predict {them}: cnnzoo predict RUN {folder}"
             )
         elif found.splits:  # lists often leave out most of the images
-            layout.notes.append(f"{folder}: {count} are in no split and left out")
+            alone = counted(len(paths), "image is", "images are")
+            layout.notes.append(f"{folder}: {alone} in no split and left out")
         else:
             layout.left_out.add(UNUSED, paths[0], len(paths))
 

@@ -13,6 +13,7 @@ import torch
 from cnn_core.data.mask_image import MaskFacts, hexadecimal, mask_facts
 from cnn_core.data.readers.description import FILE, Description
 from cnn_core.errors import DatasetCorruptError
+from cnn_core.text import counted
 
 __all__ = [
     "SHOWN",
@@ -157,7 +158,7 @@ def require_lossless(found: Survey, description: Description) -> None:
     raise DatasetCorruptError(
         f"{mask.path}: {mask.lossy} is lossy and has changed this mask: it holds "
         f"{len(mask.counts):,} values: {only.listed(in_colour=mask.kind == 'colour')} "
-        f"({len(lossy)} such masks)",
+        f"({counted(len(lossy), 'such mask')})",
         "export the masks as PNG from their source: a converted JPEG stays blurred"
         f"{_halfway(found)}",
     )
@@ -248,8 +249,8 @@ def require_unmixed(found: Survey, kept: Sequence[int]) -> None:
         return  # beside other classes, 255 is what it is in most datasets: ignored
     other = next((mask for mask in found.masks if WHITE not in mask.counts), white[0])
     raise DatasetCorruptError(
-        f"{white[0].path}: holds 255 and no class but 0 ({len(white)} such masks), while "
-        f"{other.path} has {', '.join(map(str, sorted(other.counts)))}: two kinds of masks?",
+        f"{white[0].path}: holds 255 and no class but 0 ({counted(len(white), 'such mask')}), "
+        f"while {other.path} has {', '.join(map(str, sorted(other.counts)))}: two kinds of masks?",
         f"if 255 is ignored, in {found.root / FILE}: ignore = [255] (cnnzoo describe-data "
         f"maskfolder:{found.root} --ignore 255)\nif it is a class: [labels] there, with the same "
         "name for both values",

@@ -18,9 +18,9 @@ from cnn_core.data.readers.mask_survey import Survey, survey
 from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
-__all__ = ["class_names", "fits_as_stored", "load_masks", "require_turned"]
+__all__ = ["class_names", "faults_of", "fits_as_stored", "load_masks", "require_turned"]
 
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
@@ -57,13 +57,21 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         *(*layout.notes, *classes.notes, *held_out_note(loaded, layout.pairs)),
         *images.notes(found.reading),
     )
-    faults = (
-        *layout.left_out.lines(missed=True),
-        *_untrained(layout, held, classes),
-        *(*images.faults(found.reading), *survey_images(masks).unread()),
-    )
+    faults = faults_of(layout, held, classes, images.faults(found.reading))
     spec = described(loaded.spec, found)
     return dataclasses.replace(loaded, spec=spec, notes=notes, faults=faults, broken=images.broken)
+
+
+def faults_of(
+    layout: Layout, held: Survey, classes: Classes, of_images: Iterable[str]
+) -> tuple[str, ...]:
+    """Return the faults of a dataset of masks: what is not read, and classes without training."""
+    masks = (mask for _, part in layout.pairs.values() for mask in part)
+    return (
+        *layout.left_out.lines(missed=True),
+        *_untrained(layout, held, classes),
+        *(*of_images, *survey_images(masks).unread()),
+    )
 
 
 def _splits(
@@ -146,7 +154,7 @@ def require_turned(layout: Layout, found: Description) -> None:
     advice = "these fit as stored: true" if as_stored else sheet
     raise DatasetCorruptError(
         f"{image}: EXIF orientation {exif_orientation(image)} turns this image, but its mask has "
-        f"{exif_orientation(mask)} ({len(turned)} such images): {sizes}",
+        f"{exif_orientation(mask)} ({counted(len(turned), 'such image')}): {sizes}",
         f"in {found.path.parent / FILE}: turn_masks = true if masks were drawn on the pixels as "
         f"stored, turn_masks = false if on the upright images; {advice}",
     )

@@ -27,7 +27,7 @@ from cnn_core.data.readers.survey import image_type, survey_images
 from cnn_core.data.split_names import UNDERSTOOD, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
-from cnn_core.text import printable
+from cnn_core.text import counted, printable
 
 __all__ = ["load"]
 
@@ -240,7 +240,8 @@ def _dataset(spec: DatasetSpec, parts: Mapping[str, Samples]) -> Dataset:
     notes = [*found.notes]
     if set(parts) == {"train"}:
         held = len(found.splits["test"])
-        notes += [f"no splits: {held:,} of {len(targets['train']):,} images are the test split"]
+        of = f"of {len(targets['train']):,} images"
+        notes += [f"no splits: {counted(held, f'{of} is', f'{of} are')} the test split"]
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in targets.values()))
     return replace(found, notes=tuple(notes), labels=digest.hexdigest()[:16])
 

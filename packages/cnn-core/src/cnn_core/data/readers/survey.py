@@ -13,6 +13,7 @@ from cnn_core.data.images import image_facts, read_image, value_bounds
 from cnn_core.data.pixels import UINT16, Reading
 from cnn_core.data.progress_bar import progress_bar
 from cnn_core.errors import DatasetCorruptError
+from cnn_core.text import counted
 
 __all__ = ["ImageSurvey", "image_type", "survey_images"]
 
@@ -65,29 +66,26 @@ class ImageSurvey:
 
     def notes(self, reading: Reading) -> list[str]:
         """Return lines on how images are read."""
-        lines = []
+        lines, of = [], f"of {self.total:,} images"
         if self.turned:
-            lines.append(
-                f"{self.turned:,} of {self.total:,} images are turned upright, as their EXIF data "
-                "say"
-            )
+            one, many = f"{of} is turned upright, as its", f"{of} are turned upright, as their"
+            lines.append(f"{counted(self.turned, one, many)} EXIF data say")
         if self.oblong:
             lines.append(
-                f"{self.oblong:,} of {self.total:,} images are not square, and sizes differ: they "
-                "are squashed to a square, unless fit = crop or tile"
+                f"{counted(self.oblong, f'{of} is', f'{of} are')} not square, and sizes differ: "
+                "all are squashed to a square, unless fit = crop or tile"
             )
         if self.alpha:
             how = f"are shown on {reading.alpha_background}"
             if reading.alpha_background == "drop":
                 how = "show their hidden colours"
             lines.append(
-                f"{self.alpha:,} of {self.total:,} images may have transparent parts, which {how} "
-                "(alpha_background)"
+                f"{self.alpha:,} {of} may have transparent parts, which {how} (alpha_background)"
             )
         if self.deep:
             low, high = reading.value_range or UINT16
             lines.append(
-                f"{self.deep:,} of {self.total:,} images have more than 8 bits per channel: "
+                f"{counted(self.deep, f'{of} has', f'{of} have')} more than 8 bits per channel: "
                 f"{low:g} to {high:g} becomes 0 to 255 (value_range)"
             )
         return lines
@@ -99,7 +97,7 @@ class ImageSurvey:
     def unread(self) -> list[str]:
         """Return a line for each kind of part that is not read, such as pages."""
         return [
-            f"left out: {what}, in {count:,} images, such as {path}"
+            f"left out: {what}, in {counted(count, 'image')}, such as {path}"
             for what, (count, path) in self.lost.items()
         ]
 
@@ -114,8 +112,8 @@ class ImageSurvey:
         if 0 < highest < UINT16[1] / 4:
             bits = int(highest).bit_length()
             yield (
-                f"values up to {highest:g} in {len(seen):,} images, read as 0 to 65535, become "
-                f"very dark: value_range = [0, {2**bits - 1}] may be meant"
+                f"values up to {highest:g} in {counted(len(seen), 'image')}, read as 0 to 65535, "
+                f"become very dark: value_range = [0, {2**bits - 1}] may be meant"
             )
 
     def add(self, path: Path) -> None:
