@@ -107,6 +107,7 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+QUARTERS = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 class _SuppressWarnings:
@@ -191,8 +192,7 @@ def read_image(
 def _reduce(image: JpegImageFile, reduction: Callable[[int, int], int]) -> None:
     """Let the decoder scale an image down, in the frequency domain."""
     width, height = image.size
-    upright_size = (width, height) if (orientation_of(image) or 1) >= 5 else (height, width)
-    factor = reduction(*upright_size)
+    factor = reduction(*_upright_size(image))
     image.draft(image.mode, (width // factor, height // factor))
 
 
@@ -291,14 +291,12 @@ def image_facts(path: Path) -> Facts:
             channels = 1 if image.ndim == 2 else image.shape[2]
             deep = image.dtype not in (np.uint8, np.bool_)
             return Facts(image.shape[:2], str(image.dtype), channels, deep=deep)
-        orientation = orientation_of(image) or 1
-        turned, quarter = 2 <= orientation <= 8, 5 <= orientation <= 8
         raw = raw_mode(image)
         return Facts(
-            size=image.size if quarter else image.size[::-1],  # a quarter turn swaps them
+            size=_upright_size(image),
             mode=image.mode,
             channels=1 if image.mode in (*GREY, *DEEP_MODES) else 3,
-            turned=turned,
+            turned=orientation_of(image) in TRANSPOSES,
             alpha=has_alpha(image),
             deep=image.mode in DEEP_MODES or ";16" in raw,
             lost=_lost(image, raw),
@@ -415,21 +413,29 @@ def _without_metadata(file: IO[bytes], head: bytes, pixels: bool) -> IO[bytes]:
     return io.BytesIO(b"".join(kept)) if found or pixels else file
 
 
-def orientation_of(image: Image.Image) -> int | None:
-    """Return the EXIF orientation in the header; None for TIFF, which Pillow rotates itself."""
-    if image.format == "TIFF":
-        return None
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation in the header of an image that is not decoded; 1 for none."""
     # Not image.getexif(): for a PNG, it would decode the pixels first.
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    return orientation if isinstance(orientation, int) else None
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (height, width) after an image that is not decoded is rotated upright."""
+    width, height = image.size
+    quarter = orientation_of(image) in QUARTERS
+    if image.format == "TIFF":  # Pillow has swapped them already, if the orientation is a TIFF tag
+        quarter ^= image.tag_v2.get(ExifTags.Base.Orientation) in QUARTERS  # type: ignore[attr-defined]
+    return (width, height) if quarter else (height, width)
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Decode the pixels and rotate the image upright."""
     # Get the orientation first: decoding a PNG adds the EXIF data that may follow the pixels.
-    method = TRANSPOSES.get(orientation_of(image) or 1)
+    method = TRANSPOSES.get(orientation_of(image))
     image.load()
-    return image if method is None else image.transpose(method)
+    # Pillow rotates TIFF itself while it decodes it.
+    return image if method is None or image.format == "TIFF" else image.transpose(method)
 
 
 def raw_mode(image: Image.Image) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cnn_core.data.formats import SUFFIXES
 from cnn_core.data.readers.description import read_description, with_description
 from cnn_core.data.readers.layout import Layout, find_layout, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
+from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
@@ -91,12 +91,7 @@ def _classes(root: Path, layout: Layout) -> list[str]:
             f"{train}: {len(classes)} folders of images, expected at least 2, one for each class",
             hint,
         )
-    spelling = {name: unicodedata.normalize("NFKC", name).casefold() for name in classes}
-    same = Counter(spelling.values())
-    if alike := [printable(name) for name in classes if same[spelling[name]] > 1]:
-        folded = len({name.casefold() for name in alike}) < len(alike)
-        what = "case" if folded else "case or Unicode form (NFC, NFD)"
-        layout.faults.append(f"{train}: classes whose names differ only in {what}: {alike}")
+    layout.faults += same_names(classes, str(train))
     return classes
 
 
