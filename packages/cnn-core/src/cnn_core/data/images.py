@@ -51,6 +51,7 @@ __all__ = [
     "MAX_PIXELS",
     "TRANSPOSES",
     "image_facts",
+    "is_hidden",
     "may_be_cut_off",
     "open_image",
     "orientation_of",
@@ -72,6 +73,10 @@ MAX_CHANNELS = 64  # of an array; more is an array of another layout, such as C 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # Colour profiles and texts, which the pixels do not need.
 PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+
+CLEAR = 8  # alpha below this, of 255, is not seen
+NEARLY_ALL = 0.99  # of the pixels
+VARIED = 16  # difference of grey levels under transparent parts that is no flat colour
 
 END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
 TRAILER = 4096  # bytes at the end of a file in which its end marker is looked for
@@ -148,7 +153,8 @@ class Facts:
     `size` is (height, width), upright. `mode` is Pillow's, or the type of an array's values.
     `channels` is 1 for grey, 3 for colour, or those of an array. `turned` says that the EXIF
     orientation turns or mirrors it, `alpha` that it may have transparent parts, `deep` that
-    it has more than 8 bits per channel, and `lost` what is not read, or "".
+    it has more than 8 bits per channel, `sixteen` that it has the range 0 to 65535 unless another
+    one is declared, and `lost` what is not read, or "".
     """
 
     size: tuple[int, int]
@@ -157,6 +163,7 @@ class Facts:
     turned: bool = False
     alpha: bool = False
     deep: bool = False
+    sixteen: bool = False
     lost: str = ""
 
 
@@ -261,12 +268,34 @@ def resize_images(images: Tensor, size: tuple[int, int], quick: bool = False) ->
 def value_bounds(path: Path) -> tuple[float, float]:
     """Return the lowest and the highest value in a file, as they are stored.
 
+    Of 16-bit colour, of which the upper 8 bits are read, they are multiples of 257.
+
     Raises:
         DatasetCorruptError: as for `read_image`.
     """
     with open_image(path) as image:
+        scale = 1
+        if isinstance(image, Image.Image) and ";16" in raw_mode(image):
+            scale = 1 if image.mode in DEEP_MODES else 257
         values = np.asarray(image)
-        return float(values.min()), float(values.max())
+        return scale * float(values.min()), scale * float(values.max())
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether an image has colours, but nearly all of them in transparent parts.
+
+    Raises:
+        DatasetCorruptError: as for `read_image`.
+    """
+    with open_image(path) as image:
+        if isinstance(image, np.ndarray) or not has_alpha(image):
+            return False
+        pixels = np.asarray(image.convert("RGBA"))
+    clear = pixels[..., 3] < CLEAR
+    if clear.mean() < NEARLY_ALL:
+        return False
+    colours = pixels[clear][:, :3]
+    return bool((colours.max(0).astype(int) - colours.min(0) >= VARIED).any())
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:
@@ -289,8 +318,8 @@ def image_facts(path: Path) -> Facts:
     with open_image(path, pixels=False) as image:
         if isinstance(image, np.ndarray):
             channels = 1 if image.ndim == 2 else image.shape[2]
-            deep = image.dtype not in (np.uint8, np.bool_)
-            return Facts(image.shape[:2], str(image.dtype), channels, deep=deep)
+            kind, deep = str(image.dtype), image.dtype not in (np.uint8, np.bool_)
+            return Facts(image.shape[:2], kind, channels, deep=deep, sixteen=kind == "uint16")
         raw = raw_mode(image)
         return Facts(
             size=_upright_size(image),
@@ -299,6 +328,7 @@ def image_facts(path: Path) -> Facts:
             turned=orientation_of(image) in TRANSPOSES,
             alpha=has_alpha(image),
             deep=image.mode in DEEP_MODES or ";16" in raw,
+            sixteen=";16" in image.mode + raw or (image.mode == "I" and image.format == "PPM"),
             lost=_lost(image, raw),
         )
 

@@ -234,11 +234,13 @@ def _one_spelling(column: str, values: Sequence[str]) -> tuple[list[str], list[s
     if any(number_of(name) is None for name in names):
         return list(values), []
     merged, counts = whole_numbers(names), Counter(values)
-    lines = [
-        f"{_quoted(column)}: {_quoted(name)} ({counts[name]:,} times) is taken as {_quoted(whole)}"
-        for name, whole in sorted(merged.items())
-    ]
-    return [merged.get(value, value) for value in values], lines
+    pairs = [f"{_quoted(name)} as {_quoted(whole)}" for name, whole in sorted(merged.items())]
+    more = ", …" if len(pairs) > SHOWN else ""
+    rows = sum(counts[name] for name in merged)
+    line = (
+        f"{_quoted(column)}: taken as one class: {', '.join(pairs[:SHOWN])}{more} ({rows:,} times)"
+    )
+    return [merged.get(value, value) for value in values], [line] if merged else []
 
 
 def _spellings(column: str, classes: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.pixels import AS_USUAL, Reading
 from cnn_core.data.readers.columns import Choice, Columns, Table, find_columns
+from cnn_core.data.readers.copies import with_sources
 from cnn_core.data.readers.folders import with_test_split
 from cnn_core.data.readers.label_classes import Labels, labels_of
 from cnn_core.data.readers.label_files import files_of, unlisted
@@ -59,6 +60,8 @@ def labelled(
         name: dataclasses.replace(split, channels=images.channels, reading=reading)
         for name, split in splits.items()
     }
+    splits, copies = with_sources(splits)
+    images.grouped(splits, labels.classes)
     known = dataclasses.replace(spec, task=labels.task)
     with _said(labels.faults):
         dataset = with_test_split(known, labels.classes, splits, (images.channels, *images.size))
@@ -70,6 +73,7 @@ def labelled(
         *repeated,
         *_held_out(dataset, splits),
         *unlisted(table, paths, root),
+        *copies,
         *images.notes(reading),
     ]
     return dataclasses.replace(
@@ -78,6 +82,7 @@ def labelled(
         faults=(*labels.faults, *images.faults(reading)),
         labels=_digest(dataset),
         broken=images.broken,
+        survey=images,
     )
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnn_core.data.images import image_facts
 from cnn_core.data.readers.description import FILE, Description
 from cnn_core.data.readers.layout import folders_in, split_folders
-from cnn_core.data.readers.listing import UNMASKED, UNUSED, LeftOut, sorted_files, subfolders
+from cnn_core.data.readers.listing import (
+    OBJECTS,
+    UNMASKED,
+    UNUSED,
+    LeftOut,
+    sorted_files,
+    subfolders,
+)
 from cnn_core.data.readers.mask_names import AFFIXES, Rule, best_rule, partner
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -282,14 +289,26 @@ def _require_all(
     if not alone:
         return
     missing = "image" if of_mask else "mask"
+    way_out = "rename, or move away what has no partner"
+    if shift := _shift(ours, theirs):
+        way_out = f"all numbers differ by {shift}: rename, if the first goes with the first"
     wanted = folder / f"{partner(rule, alone[0], of_mask=of_mask)}.*"
     examples = ", ".join(printable(path.name) for path in list(theirs.values())[:2])
     raise DatasetCorruptError(
         f"{ours[alone[0]]}: has no {missing} {wanted} ({len(alone)} of {len(ours)} have none)",
         f"{folder} has {examples or 'no image files'}{', …' if len(theirs) > 2 else ''}\n"
         "one rule must fit all names: equal, or one prefix or suffix, as NAME and NAME_mask; "
-        "rename, or move away what has no partner",
+        f"{way_out}",
     )
+
+
+def _shift(ours: Iterable[str], theirs: Iterable[str]) -> int:
+    """Return by how much all numbers of names differ, as of 1 to 8 and 0 to 7; else 0."""
+    numbers = [[re.findall(r"\d+", name)[-1:] for name in names] for names in (ours, theirs)]
+    first, second = ([int(n[0]) for n in column if n] for column in numbers)
+    differences = {abs(a - b) for a, b in zip(sorted(first), sorted(second), strict=False)}
+    equal = len(first) == len(second) == len(numbers[0]) == len(numbers[1])
+    return differences.pop() if equal and len(differences) == 1 else 0
 
 
 def _names(files: Source, folder: Path) -> dict[str, Path]:
@@ -314,14 +333,43 @@ def _within(folder: Path) -> tuple[Source, Source] | None:
 
 
 def _side_by_side(folder: Path) -> tuple[Source, Source] | None:
-    """Return images and masks that lie in one folder, told apart by names such as NAME_mask."""
+    """Return images and masks that lie in one folder, told apart by names such as NAME_mask.
+
+    Raises:
+        DatasetCorruptError: most files of the folder are such pairs, but not all.
+    """
     files = sorted_files(folder)
+    names = {path.with_suffix("") for path in files}
+    best: tuple[int, str, list[Path]] = (0, "", [])
     for affix in AFFIXES[:-2]:
-        is_mask = re.compile(rf".+[_. -]{affix}", re.IGNORECASE).fullmatch
+        is_mask = re.compile(rf"(.+)([_. -]{affix})", re.IGNORECASE).fullmatch
         masks = [path for path in files if is_mask(path.stem)]
         if masks and len(masks) * 2 == len(files):
             return [path for path in files if path not in set(masks)], masks
+        found = [(path, match) for path in masks if (match := is_mask(path.stem))]
+        paired = [path for path, match in found if path.with_name(match[1]) in names]
+        if len(paired) > best[0]:
+            best = (len(paired), found[0][1][2], paired)
+    count, suffix, masks = best
+    if 4 * count >= len(files) > 0:
+        _require_no_others(files, masks, suffix)
+        return [path for path in files if path not in set(masks)], masks
     return None
+
+
+def _require_no_others(files: Source, masks: Sequence[Path], suffix: str) -> None:
+    """Raise DatasetCorruptError for a file that is not one of pairs such as NAME and NAME_mask."""
+    images = {path.with_name(path.stem[: -len(suffix)]) for path in masks}
+    others = [f for f in files if f not in set(masks) and f.with_suffix("") not in images]
+    if not others:
+        return
+    first = others[0]
+    raise DatasetCorruptError(
+        f"{first}: has no mask {first.stem}{suffix}.*, and is not the mask of an image "
+        f"({len(others)} such files beside {len(masks)} pairs)",
+        "give each image one mask of this name: join several masks of an image into one, and move "
+        "away images without a mask",
+    )
 
 
 def _roles(root: Path) -> dict[tuple[str, str], Path]:
@@ -385,6 +433,12 @@ def _missing(root: Path, present: Path | None) -> UsageError:
     """
     _require_masks(root)
     there = ", ".join(printable(f.name) for f in subfolders(root)[:8]) or "no folders"
+    inside = [f for f in subfolders(root) if any(map(_within, (f, *subfolders(f))))]
+    if len(inside) == 1 and not _role(inside[0].name)[0]:
+        return UsageError(
+            f"{root / 'images'}: no such folder; {root} has {there}",
+            f"the dataset may be one folder further down: maskfolder:{inside[0]}",
+        )
     lacks = "masks" if present is not None and _plain(present.name) not in MASKS else "images"
     return UsageError(
         f"{root / lacks}: no such folder; {root} has {there}",
@@ -410,6 +464,8 @@ def _account(root: Path, found: Description, layout: Layout) -> None:
                 f"{folder}: {count} without masks are left out, for nothing can be measured on "
                 f"them; to predict them: cnnzoo predict RUN {folder}"
             )
+        elif _plain(folder.name) == "segmentationobject":  # beside SegmentationClass of VOC, CVAT
+            layout.left_out.add(OBJECTS, paths[0], len(paths))
         elif found.splits:  # lists often leave out most of the images
             layout.notes.append(f"{folder}: {count} are in no split and left out")
         else:

@@ -21,6 +21,7 @@ from cnn_core.data.dataset import Dataset, Files, Given, Item, Split, read_pixel
 from cnn_core.data.images import upright_copy
 from cnn_core.data.pixels import DEEP_MODES, Reading, has_alpha, image_pixels
 from cnn_core.data.readers.columns import Choice, Table
+from cnn_core.data.readers.copies import with_sources
 from cnn_core.data.readers.folders import with_test_split
 from cnn_core.data.readers.label_cells import list_in
 from cnn_core.data.readers.labels import labelled
@@ -237,12 +238,14 @@ def _dataset(spec: DatasetSpec, parts: Mapping[str, Samples]) -> Dataset:
     task, classes, targets = _targets(parts)
     splits = {name: _split(part, targets[name]) for name, part in parts.items()}
     channels = max(split.channels for split in splits.values())
-    splits = {name: replace(split, channels=channels) for name, split in splits.items()}
+    splits, copies = with_sources(
+        {name: replace(split, channels=channels) for name, split in splits.items()}
+    )
     known = replace(spec, task=task)
     found = with_test_split(known, classes, splits, (channels, 0, 0))
     # How other images are read is not known before there is a recipe.
     found = _in_memory(found) if all(map(_is_plain, parts.values())) else found
-    notes = [*found.notes]
+    notes = [*found.notes, *copies]
     if set(parts) == {"train"}:
         held = len(found.splits["test"])
         notes += [f"no splits: {held:,} of {len(targets['train']):,} images are the test split"]
@@ -278,10 +281,11 @@ def _targets(parts: Mapping[str, Samples]) -> tuple[str, tuple[str, ...], dict[s
 
 
 def _require_no_lists(labels: Iterable[Any]) -> None:
-    """Raise DatasetCorruptError for a list as text, "['a', 'b']", as programs write it to files."""
+    """Raise DatasetCorruptError for a list as text, such as "['a', 'b']"."""
     for label in labels:
         try:
-            is_list = isinstance(label, str) and label[-2:-1] in ("'", '"') and list_in(label)
+            quoted = isinstance(label, str) and label[-2:-1] in ("'", '"')
+            is_list = quoted and bool(list_in(label))
         except ValueError:
             is_list = True
         if is_list:
@@ -364,12 +368,14 @@ def _in_memory(dataset: Dataset) -> Dataset:
     items = [image for split in splits.values() for image in split.images]
     if not all(isinstance(item, Item) for item in items):
         seen = survey_images(item for item in items if isinstance(item, Path))
+        seen.grouped(splits, dataset.spec.classes)
         return replace(
             dataset,
             spec=replace(dataset.spec, image=(dataset.spec.image[0], *seen.size)),
             notes=tuple(seen.notes(dataset.reading)),
             faults=tuple(seen.faults(dataset.reading)),
             broken=seen.broken,
+            survey=seen,
         )
     if len(items) * read_pixels(items[0], dataset.spec.image[0]).numel() > IN_MEMORY:
         return dataset
