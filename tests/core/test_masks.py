@@ -645,7 +645,11 @@ def test_what_may_be_meant_and_is_not_read_is_a_fault(tmp_path):
     image(root / "extra" / "1.png", 99)
     data = load(root)
     assert verify(f"maskfolder:{root}") == list(data.faults)
-    for words in ("empty files", "images that belong to no pair", r"images of a format .*\(\.heic\)"):
+    for words in (
+        "empty files",
+        "images that belong to no pair",
+        r"images of a format .*\(\.heic\)",
+    ):
         assert [line for line in data.faults if re.match(rf"left out 1: {words}", line)]
     for words in ("hidden files and folders", "other files"):
         assert [line for line in data.notes if line.startswith(f"left out 1: {words}")]

@@ -51,7 +51,6 @@ __all__ = [
     "MAX_PIXELS",
     "TRANSPOSES",
     "image_facts",
-    "is_hidden",
     "may_be_cut_off",
     "open_image",
     "orientation_of",
@@ -62,7 +61,6 @@ __all__ = [
     "resize_images",
     "upright",
     "upright_copy",
-    "value_bounds",
     "wrong_mode",
 ]
 
@@ -73,10 +71,6 @@ MAX_CHANNELS = 64  # of an array; more is an array of another layout, such as C 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # Colour profiles and texts, which the pixels do not need.
 PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
-
-CLEAR = 8  # alpha below this, of 255, is not seen
-NEARLY_ALL = 0.99  # of the pixels
-VARIED = 16  # difference of grey levels under transparent parts that is no flat colour
 
 END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
 TRAILER = 4096  # bytes at the end of a file in which its end marker is looked for
@@ -263,39 +257,6 @@ def resize_images(images: Tensor, size: tuple[int, int], quick: bool = False) ->
         return F.interpolate(images, size, mode="bilinear", antialias=True)
     scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
     return scaled.round().clamp(0, 255).to(torch.uint8)
-
-
-def value_bounds(path: Path) -> tuple[float, float]:
-    """Return the lowest and the highest value in a file, as they are stored.
-
-    Of 16-bit colour, of which the upper 8 bits are read, they are multiples of 257.
-
-    Raises:
-        DatasetCorruptError: as for `read_image`.
-    """
-    with open_image(path) as image:
-        scale = 1
-        if isinstance(image, Image.Image) and ";16" in raw_mode(image):
-            scale = 1 if image.mode in DEEP_MODES else 257
-        values = np.asarray(image)
-        return scale * float(values.min()), scale * float(values.max())
-
-
-def is_hidden(path: Path) -> bool:
-    """Return whether an image has colours, but nearly all of them in transparent parts.
-
-    Raises:
-        DatasetCorruptError: as for `read_image`.
-    """
-    with open_image(path) as image:
-        if isinstance(image, np.ndarray) or not has_alpha(image):
-            return False
-        pixels = np.asarray(image.convert("RGBA"))
-    clear = pixels[..., 3] < CLEAR
-    if clear.mean() < NEARLY_ALL:
-        return False
-    colours = pixels[clear][:, :3]
-    return bool((colours.max(0).astype(int) - colours.min(0) >= VARIED).any())
 
 
 def probe_image(path: Path) -> tuple[int, int, str]:

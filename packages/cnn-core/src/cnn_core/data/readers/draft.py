@@ -60,7 +60,7 @@ def draft_of_masks(
     in_colour = any(isinstance(value, str) for value in given.by_value)
     masks = [mask for _, part in layout.pairs.values() for mask in part]
     found = survey(root, masks, colours or in_colour)
-    if not found.in_colour:
+    if not found.in_colour and not threshold:
         require_one_kind(found)
     try:
         ignored = tuple(as_value(text) for text in ignore)

@@ -210,7 +210,7 @@ def _splits_in_class(root: Path, folder: Path, splits: list[str]) -> DatasetCorr
     if any(subfolders(folder / name) for name in splits):
         return DatasetCorruptError(
             f"{folder}: has the splits {_listed(splits)}, with folders of classes",
-            f"the dataset is one folder further down: imagefolder:{folder}",
+            f"if it is the dataset: imagefolder:{folder}; else move it away",
         )
     return DatasetCorruptError(
         f"{folder}: has the splits {_listed(splits)} in a class",

@@ -50,7 +50,8 @@ def inverted(found: Survey, classes: Classes) -> list[str]:
 
 
 def _range(shares: Collection[float]) -> str:
-    return f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def _share(mask: MaskFacts, numbers: Mapping[int, int], number: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cnn_core.data.readers.listing import (
     sorted_files,
     subfolders,
 )
-from cnn_core.data.readers.mask_names import AFFIXES, Rule, best_rule, partner
+from cnn_core.data.readers.mask_names import Rule, best_rule, partner, shift_of, side_by_side
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import printable
@@ -103,14 +103,14 @@ def _folders(root: Path, layout: Layout) -> dict[str, tuple[Source, Source]]:
         pair = _within(folder)
         if pair is None and (split, "masks") in roles:
             pair = sorted_files(folder), sorted_files(roles[split, "masks"])
-        pair = pair or _side_by_side(folder)
+        pair = pair or side_by_side(folder)
         if pair is None and split == "train":
             raise _missing(root, folder)
         if pair is None:
             layout.unmeasured.append(folder)
         else:
             found[split] = pair
-    if not found and not (images or masks) and (pair := _side_by_side(root)):
+    if not found and not (images or masks) and (pair := side_by_side(root)):
         return {"train": pair}
     if "train" not in found:
         raise _missing(root, images or masks)
@@ -154,7 +154,7 @@ def _declared(root: Path, found: Description, layout: Layout) -> dict[str, tuple
             parts[split] = _listed(path, images, masks)
         elif (images / text).is_dir() and (masks / text).is_dir():
             parts[split] = sorted_files(images / text), sorted_files(masks / text)
-        elif path.is_dir() and (pair := _within(path) or _side_by_side(path)):
+        elif path.is_dir() and (pair := _within(path) or side_by_side(path)):
             parts[split] = pair
         else:
             expected = "expected a list of names, or a folder of images and masks"
@@ -290,7 +290,7 @@ def _require_all(
         return
     missing = "image" if of_mask else "mask"
     way_out = "rename, or move away what has no partner"
-    if shift := _shift(ours, theirs):
+    if shift := shift_of(ours, theirs):
         way_out = f"all numbers differ by {shift}: rename, if the first goes with the first"
     wanted = folder / f"{partner(rule, alone[0], of_mask=of_mask)}.*"
     examples = ", ".join(printable(path.name) for path in list(theirs.values())[:2])
@@ -300,15 +300,6 @@ def _require_all(
         "one rule must fit all names: equal, or one prefix or suffix, as NAME and NAME_mask; "
         f"{way_out}",
     )
-
-
-def _shift(ours: Iterable[str], theirs: Iterable[str]) -> int:
-    """Return by how much all numbers of names differ, as of 1 to 8 and 0 to 7; else 0."""
-    numbers = [[re.findall(r"\d+", name)[-1:] for name in names] for names in (ours, theirs)]
-    first, second = ([int(n[0]) for n in column if n] for column in numbers)
-    differences = {abs(a - b) for a, b in zip(sorted(first), sorted(second), strict=False)}
-    equal = len(first) == len(second) == len(numbers[0]) == len(numbers[1])
-    return differences.pop() if equal and len(differences) == 1 else 0
 
 
 def _names(files: Source, folder: Path) -> dict[str, Path]:
@@ -330,46 +321,6 @@ def _within(folder: Path) -> tuple[Source, Source] | None:
     """Return the files of a folder of images and one of masks inside a folder."""
     images, masks = _called(folder, IMAGES), _called(folder, MASKS)
     return (sorted_files(images), sorted_files(masks)) if images and masks else None
-
-
-def _side_by_side(folder: Path) -> tuple[Source, Source] | None:
-    """Return images and masks that lie in one folder, told apart by names such as NAME_mask.
-
-    Raises:
-        DatasetCorruptError: most files of the folder are such pairs, but not all.
-    """
-    files = sorted_files(folder)
-    names = {path.with_suffix("") for path in files}
-    best: tuple[int, str, list[Path]] = (0, "", [])
-    for affix in AFFIXES[:-2]:
-        is_mask = re.compile(rf"(.+)([_. -]{affix})", re.IGNORECASE).fullmatch
-        masks = [path for path in files if is_mask(path.stem)]
-        if masks and len(masks) * 2 == len(files):
-            return [path for path in files if path not in set(masks)], masks
-        found = [(path, match) for path in masks if (match := is_mask(path.stem))]
-        paired = [path for path, match in found if path.with_name(match[1]) in names]
-        if len(paired) > best[0]:
-            best = (len(paired), found[0][1][2], paired)
-    count, suffix, masks = best
-    if 4 * count >= len(files) > 0:
-        _require_no_others(files, masks, suffix)
-        return [path for path in files if path not in set(masks)], masks
-    return None
-
-
-def _require_no_others(files: Source, masks: Sequence[Path], suffix: str) -> None:
-    """Raise DatasetCorruptError for a file that is not one of pairs such as NAME and NAME_mask."""
-    images = {path.with_name(path.stem[: -len(suffix)]) for path in masks}
-    others = [f for f in files if f not in set(masks) and f.with_suffix("") not in images]
-    if not others:
-        return
-    first = others[0]
-    raise DatasetCorruptError(
-        f"{first}: has no mask {first.stem}{suffix}.*, and is not the mask of an image "
-        f"({len(others)} such files beside {len(masks)} pairs)",
-        "give each image one mask of this name: join several masks of an image into one, and move "
-        "away images without a mask",
-    )
 
 
 def _roles(root: Path) -> dict[tuple[str, str], Path]:

@@ -18,6 +18,7 @@ from cnn_core.data.readers.mask_classes import Classes, classes_of
 from cnn_core.data.readers.mask_outliers import inverted
 from cnn_core.data.readers.mask_pairs import NAMES, Layout, find_pairs
 from cnn_core.data.readers.mask_survey import Survey, survey
+from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
@@ -65,6 +66,7 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     )
     faults = (
         *layout.left_out.lines(missed=True),
+        *same_names(classes.names, held.where),
         *_untrained(layout, held, classes),
         *(*images.faults(found.reading), *survey_images(masks).unread()),
     )

@@ -100,9 +100,16 @@ def _groups(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[s
 
 def _plain(name: str) -> Hashable:
     """Return a name without case and Unicode form, or its number."""
-    text = unicodedata.normalize("NFKC", name).casefold()
-    number = exact_number(text)
+    text = _text(name)
+    digits = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+    number = exact_number(digits)
     return text if number is None else number
+
+
+def _text(name: str) -> str:
+    """Return a name without case, Unicode form and invisible characters."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in folded if unicodedata.category(c) != "Cf")
 
 
 def _without_marks(name: str) -> str:

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from cnn_core.data.dataset import Files
-from cnn_core.data.images import image_facts, is_hidden, may_be_cut_off, read_image
-from cnn_core.data.pixels import UINT16, Reading
+from cnn_core.data.images import image_facts, may_be_cut_off, open_image, read_image
+from cnn_core.data.pixels import UINT16, Reading, has_alpha
 from cnn_core.data.progress_bar import progress_bar
 from cnn_core.data.readers.value_ranges import Ranges, ranges_of
 from cnn_core.errors import DatasetCorruptError
@@ -25,6 +26,9 @@ MAX_DECODED = 20  # images with transparency that are looked at
 PARALLEL = 20_000  # files from which worker processes save time
 PART = 1000  # files that a worker reads at a time
 MAX_WORKERS = 16  # more would wait for the disk
+CLEAR = 8  # alpha below this, of 255, is not seen
+NEARLY_ALL = 0.99  # of the pixels
+VARIED = 16  # difference of grey levels under transparent parts that is no flat colour
 
 
 @dataclasses.dataclass
@@ -125,7 +129,8 @@ class ImageSurvey:
         if reading.value_range:
             return found
         ranges = self._ranges(reading, every)
-        return [*found, *ranges.unused(), *ranges.different()[1]]
+        colour = self.channels > 1 and any(path.suffix.lower() != ".npy" for path in self.sixteen)
+        return [*found, *ranges.unused(colour), *ranges.different()[1]]
 
     def _ranges(self, reading: Reading, every: bool = False) -> Ranges:
         """Return the ranges of values; without a declared range, those of 16-bit images."""
@@ -146,7 +151,7 @@ class ImageSurvey:
         for path in seen:
             # Broken files are reported when all are decoded.
             with contextlib.suppress(DatasetCorruptError):
-                hidden += [path] * is_hidden(path)
+                hidden += [path] * _is_hidden(path)
         if not hidden:
             return []
         return [
@@ -237,6 +242,23 @@ class _Parts:
         for path in self.parts[number]:
             result.add(path)
         return result
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether an image has colours, but nearly all of them in transparent parts.
+
+    Raises:
+        DatasetCorruptError: as for `read_image`.
+    """
+    with open_image(path) as image:
+        if isinstance(image, np.ndarray) or not has_alpha(image):
+            return False
+        pixels = np.asarray(image.convert("RGBA"))
+    clear = pixels[..., 3] < CLEAR
+    if clear.mean() < NEARLY_ALL:
+        return False
+    colours = pixels[clear][:, :3]
+    return bool((colours.max(0).astype(int) - colours.min(0) >= VARIED).any())
 
 
 def _channels(found: Mapping[int, Path]) -> int:

@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnn_core.data.images import value_bounds
-from cnn_core.data.pixels import UINT16
+import numpy as np
+from PIL import Image
+
+from cnn_core.data.images import open_image, raw_mode
+from cnn_core.data.pixels import DEEP_MODES, UINT16
 from cnn_core.errors import DatasetCorruptError
 
 __all__ = ["Ranges", "ranges_of"]
 
 MAX_DECODED = 20  # images of a group that are looked at, if there are few groups
 MAX_IN_ALL = 200
-DARK = 4  # times lower than another range
+DARK = 4  # times lower than the range of 16 bits
+LOWER = 3.5  # times lower than the range of others; 10 bits are nearly 4 times lower than 12
 LEAST = 3  # images of a group, to judge it by
 FEW = 0.1  # of all images; a smaller group of files may be of dark scenes
 BITS = (8, 10, 12, 14)  # of cameras
@@ -30,20 +34,26 @@ class Ranges:
     groups: Mapping[str, float] = field(default_factory=dict)
     images: Mapping[Path, float] = field(default_factory=dict)
 
-    def unused(self) -> list[str]:
-        """Return a line if all images have values of fewer than 16 bits, as of a 12-bit camera."""
+    def unused(self, colour: bool) -> list[str]:
+        """Return a line if all images have values of fewer than 16 bits, as of a 12-bit camera.
+
+        Of files in `colour`, no other range can be read.
+        """
         highest = max(self.images.values(), default=0.0)
         if not 0 < highest < UINT16[1] / DARK:
             return []
+        way_out = f"value_range = [0, {_range(highest)}] may be meant"
+        if colour:
+            way_out = "save them with values up to 65535, or as arrays with numpy.save"
         return [
             f"values up to {highest:g} in {len(self.images):,} images, read as 0 to 65535, become "
-            f"very dark: value_range = [0, {_range(highest)}] may be meant"
+            f"very dark: {way_out}"
         ]
 
     def different(self) -> tuple[list[str], list[str]]:
         """Return notes and faults on groups of images with a smaller range than others."""
         top = max(self.groups.values(), default=0.0)
-        dark = {name: high for name, high in self.groups.items() if 0 < DARK * high < top}
+        dark = {name: high for name, high in self.groups.items() if 0 < LOWER * high < top}
         if dark:
             bright = max(self.groups, key=self.groups.__getitem__)
             listed = ", ".join(f"{high:g} in {name}" for name, high in list(dark.items())[:SHOWN])
@@ -60,7 +70,7 @@ class Ranges:
         order = sorted(self.images, key=self.images.__getitem__)
         high = [self.images[path] for path in order]
         least = max(LEAST, FEW * len(order))
-        cuts = [n for n in range(1, len(high)) if high[n] > DARK * high[n - 1] > 0]
+        cuts = [n for n in range(1, len(high)) if high[n] > LOWER * high[n - 1] > 0]
         cuts = [n for n in cuts if min(n, len(high) - n) >= least]
         if not cuts:
             return [], []
@@ -86,7 +96,7 @@ def ranges_of(groups: Mapping[str, Sequence[Path]], every: bool = False) -> Rang
         step = 1 if every else -(-len(paths) // most)
         for path in paths[:: step or 1]:
             with contextlib.suppress(DatasetCorruptError):
-                images[path] = value_bounds(path)[1]
+                images[path] = _bounds(path)[1]
         seen = [images[path] for path in paths if path in images]
         if len(seen) >= LEAST:
             highest[name] = max(seen)
@@ -96,3 +106,19 @@ def ranges_of(groups: Mapping[str, Sequence[Path]], every: bool = False) -> Rang
 def _range(highest: float) -> int:
     """Return the highest value of the fewest bits that can hold `highest`."""
     return (1 << int(highest).bit_length()) - 1
+
+
+def _bounds(path: Path) -> tuple[float, float]:
+    """Return the lowest and the highest value in a file, as they are stored.
+
+    Of 16-bit colour, of which the upper 8 bits are read, they are multiples of 257.
+
+    Raises:
+        DatasetCorruptError: as for `read_image`.
+    """
+    with open_image(path) as image:
+        scale = 1
+        if isinstance(image, Image.Image) and ";16" in raw_mode(image):
+            scale = 1 if image.mode in DEEP_MODES else 257
+        values = np.asarray(image)
+        return scale * float(values.min()), scale * float(values.max())
