@@ -136,11 +136,9 @@ def test_numbers_are_read_exactly_and_only_in_plain_digits():
 
 def test_class_folders_that_are_one_number_are_a_fault(tmp_path):
     for name in ("1", "01", "2"):
+        (tmp_path / name).mkdir()
         for number in range(4):
-            path = tmp_path / name / f"{number}.png"
-            path.parent.mkdir(exist_ok=True)
-            pixels = np.random.default_rng(hash((name, number)) % 999).integers(0, 256, (6, 8))
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            Image.new("L", (8, 6), number).save(tmp_path / name / f"{number}.png")
     (fault,) = load_dataset(f"imagefolder:{tmp_path}").faults
     assert fault.endswith("differ only in how a number is written: ['01', '1']")
 

@@ -150,9 +150,11 @@ def _require_no_others(files: Sequence[Path], masks: Sequence[Path], suffix: str
     if not others:
         return
     first = others[0]
+    problem = f"mask {first.stem}{suffix}.*, and is not the mask of an image"
+    if first.stem.endswith(suffix):
+        problem = f"image {first.stem.removesuffix(suffix)}.*"
     raise DatasetCorruptError(
-        f"{first}: has no mask {first.stem}{suffix}.*, and is not the mask of an image "
-        f"({len(others)} such files beside {len(masks)} pairs)",
+        f"{first}: has no {problem} ({len(others)} such files beside {len(masks)} pairs)",
         "give each image one mask of this name: join several masks of an image into one, and move "
-        "away images without a mask",
+        "away what has no partner",
     )

@@ -42,7 +42,7 @@ MIN_RAMPS = 20
 MAX_EDGES = 200  # masks whose edges are looked at, evenly spaced
 NUMBERED = 0.9  # share of masks, and of their values, that must look like numbers of objects
 MIN_HIGHEST = 3  # different highest values of masks; an organ with or without a tumour has two
-STRAYS = 0.05  # of the pixels of 255; values with fewer are stray pixels
+STRAYS = 0.2  # of the pixels of 255; values with fewer are stray pixels
 SPECKS = 0.05  # share of all pixels; more cannot be a by-product of resizing or JPEG
 
 
