@@ -320,7 +320,7 @@ def test_repeated_rows_count_once_and_are_said(loaded):
 
 def test_classes_that_differ_in_spelling_only_are_said(loaded):
     dataset = loaded(rows(lambda n, f: f"images/{f},{['Cat', 'cat', 'dog'][n % 3]}", "path,y\n"))
-    assert "different classes: 'Cat' and 'cat'" in dataset.notes
+    assert dataset.faults == ("'y': classes whose names differ only in case: ['Cat', 'cat']",)
 
 
 # Training

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -186,6 +186,16 @@ class Given:
     folder: Path
 
 
+class ReadingLines(Protocol):
+    """The lines on how the images of a dataset are read, which depend on what is declared."""
+
+    def notes(self, reading: Reading) -> list[str]:
+        """Return lines on what is unusual but sound."""
+
+    def faults(self, reading: Reading, every: bool = False) -> list[str]:
+        """Return lines on what may be wrong, from some images or from `every` one."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset: its description and its splits by name, in memory or on disk.
@@ -195,6 +205,7 @@ class Dataset:
     names of splits. `labels` is a digest of labels that are not in the names of the files, or "".
     `divided` is true if the test split was held out from a folder that has no folders of splits.
     `broken` are images whose headers cannot be read, or that are cut off, with the errors.
+    `survey` gives the lines on how images are read, which are among the notes and faults.
     """
 
     spec: DatasetSpec
@@ -205,6 +216,7 @@ class Dataset:
     labels: str = ""
     divided: bool = False
     broken: Mapping[Path, str] = field(default_factory=dict)
+    survey: ReadingLines | None = field(default=None, repr=False, compare=False)
 
     def split(self, name: str) -> Split | Files:
         """Return the split called `name`; other names, such as "valid", are understood.
@@ -259,12 +271,22 @@ class Dataset:
         return replace(self, spec=replace(self.spec, classes=classes), splits=splits)
 
     def read_as(self, reading: Reading) -> Dataset:
-        """Return the dataset with its files read in another way."""
+        """Return the dataset with its files read in another way, and lines on that."""
         splits = {
             name: replace(split, reading=reading) if isinstance(split, Files) else split
             for name, split in self.splits.items()
         }
-        return replace(self, splits=splits)
+        if self.survey is None or reading == self.reading:
+            return replace(self, splits=splits)
+        before = {*self.survey.notes(self.reading), *self.survey.faults(self.reading)}
+        notes, faults = (
+            (*(line for line in lines if line not in before), *now)
+            for lines, now in (
+                (self.notes, self.survey.notes(reading)),
+                (self.faults, self.survey.faults(reading)),
+            )
+        )
+        return replace(self, splits=splits, notes=notes, faults=faults)
 
     def hold_out(
         self, fraction: float, seed: int, fold: tuple[int, int] = WHOLE

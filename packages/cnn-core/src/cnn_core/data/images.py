@@ -63,7 +63,6 @@ __all__ = [
     "resize_images",
     "upright",
     "upright_copy",
-    "value_bounds",
     "wrong_mode",
 ]
 
@@ -106,6 +105,7 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+QUARTERS = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 class _SuppressWarnings:
@@ -146,8 +146,9 @@ class Facts:
     `size` is (height, width), upright. `mode` is Pillow's, or the type of an array's values.
     `channels` is 1 for grey, 3 for colour, or those of an array or a TIFF of several channels.
     `turned` says that the EXIF orientation turns or mirrors it, `alpha` that it may have
-    transparent parts, `deep` that it has more than 8 bits per channel, and `lost` what is not
-    read, or "". `whole` is false if a JPEG or PNG file may be cut off.
+    transparent parts, `deep` that it has more than 8 bits per channel, `sixteen` that it has the
+    range 0 to 65535 unless another one is declared, and `lost` what is not read, or "". `whole` is
+    false if a JPEG or PNG file may be cut off.
     """
 
     size: tuple[int, int]
@@ -156,6 +157,7 @@ class Facts:
     turned: bool = False
     alpha: bool = False
     deep: bool = False
+    sixteen: bool = False
     lost: str = ""
     whole: bool = True
 
@@ -205,8 +207,7 @@ def read_image(
 def _reduce(image: JpegImageFile, reduction: Callable[[int, int], int]) -> int:
     """Let the decoder scale an image down, in the frequency domain; return by what factor."""
     width, height = image.size
-    upright_size = (width, height) if (orientation_of(image) or 1) >= 5 else (height, width)
-    factor = reduction(*upright_size)
+    factor = reduction(*_upright_size(image))
     image.draft(image.mode, (width // factor, height // factor))
     return factor
 
@@ -292,17 +293,6 @@ def resize_images(images: Tensor, size: tuple[int, int], quick: bool = False) ->
     return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
-def value_bounds(path: Path) -> tuple[float, float]:
-    """Return the lowest and the highest value in a file, as they are stored.
-
-    Raises:
-        DatasetCorruptError: as for `read_image`.
-    """
-    with open_image(path) as image:
-        values = image.pixels() if isinstance(image, Page) else np.asarray(image)
-        return float(values.min()), float(values.max())
-
-
 def probe_image(path: Path) -> tuple[int, int, str]:
     """Return height and width of the upright image and its Pillow mode; read only the header.
 
@@ -323,22 +313,23 @@ def image_facts(path: Path) -> Facts:
     with open_image(path, pixels=False) as image:
         if isinstance(image, np.ndarray):
             channels = 1 if image.ndim == 2 else image.shape[2]
-            deep = image.dtype not in (np.uint8, np.bool_)
-            return Facts(image.shape[:2], str(image.dtype), channels, deep=deep)
+            kind, deep = str(image.dtype), image.dtype not in (np.uint8, np.bool_)
+            return Facts(image.shape[:2], kind, channels, deep=deep, sixteen=kind == "uint16")
         if isinstance(image, Page):
-            deep, lost = image.dtype != np.uint8, PAGES if image.more else ""
-            kind, own = str(image.dtype), image.shape[2]
-            return Facts(image.shape[:2], kind, own, deep=deep, lost=lost)
-        orientation = orientation_of(image) or 1
-        turned, quarter = 2 <= orientation <= 8, 5 <= orientation <= 8
+            kind, lost = str(image.dtype), PAGES if image.more else ""
+            deep, sixteen = image.dtype != np.uint8, kind == "uint16"
+            return Facts(
+                image.shape[:2], kind, image.shape[2], deep=deep, sixteen=sixteen, lost=lost
+            )
         raw = raw_mode(image)
         return Facts(
-            size=image.size if quarter else image.size[::-1],  # a quarter turn swaps them
+            size=_upright_size(image),
             mode=image.mode,
             channels=1 if image.mode in (*GREY, *DEEP_MODES) else 3,
-            turned=turned,
+            turned=orientation_of(image) in TRANSPOSES,
             alpha=has_alpha(image),
             deep=image.mode in DEEP_MODES or ";16" in raw,
+            sixteen=";16" in image.mode + raw or (image.mode == "I" and image.format == "PPM"),
             lost=_lost(image),
             whole=_is_whole(path, image),
         )
@@ -474,21 +465,29 @@ def _without_metadata(file: IO[bytes], head: bytes, pixels: bool) -> IO[bytes]:
     return io.BytesIO(b"".join(kept)) if found or pixels else file
 
 
-def orientation_of(image: Image.Image) -> int | None:
-    """Return the EXIF orientation in the header; None for TIFF, which Pillow rotates itself."""
-    if image.format == "TIFF":
-        return None
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation in the header of an image that is not decoded; 1 for none."""
     # Not image.getexif(): for a PNG, it would decode the pixels first.
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    return orientation if isinstance(orientation, int) else None
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (height, width) after an image that is not decoded is rotated upright."""
+    width, height = image.size
+    quarter = orientation_of(image) in QUARTERS
+    if image.format == "TIFF":  # Pillow has swapped them already, if the orientation is a TIFF tag
+        quarter ^= image.tag_v2.get(ExifTags.Base.Orientation) in QUARTERS  # type: ignore[attr-defined]
+    return (width, height) if quarter else (height, width)
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Decode the pixels and rotate the image upright."""
     # Get the orientation first: decoding a PNG adds the EXIF data that may follow the pixels.
-    method = TRANSPOSES.get(orientation_of(image) or 1)
+    method = TRANSPOSES.get(orientation_of(image))
     image.load()
-    return image if method is None else image.transpose(method)
+    # Pillow rotates TIFF itself while it decodes it.
+    return image if method is None or image.format == "TIFF" else image.transpose(method)
 
 
 def raw_mode(image: Image.Image) -> str:

@@ -56,7 +56,8 @@ class MaskFacts:
     `kind` is "grey", "palette" or "colour"; `counts` maps each value to its number of pixels,
     `palette` each index in use to its colour. `lossy` is the name of a file format that changes
     pixels, such as "JPEG", or empty. `filled` are the values that fill some square of 2 x 2,
-    `whole` those whose pixels are one connected blob without holes.
+    `whole` those whose pixels are one connected blob without holes. `rim` is the value that most
+    pixels at the four edges of the mask have.
 
     `ramps` counts, by value, pixels between a lower and a higher neighbour, where the mask is flat
     beyond one of them: the 1 in the row 0 0 1 3. `jumps` counts neighbours that differ by 2 or
@@ -72,6 +73,7 @@ class MaskFacts:
     ramps: Mapping[int, int] = field(default_factory=dict)
     jumps: int = 0
     whole: frozenset[int] = frozenset()
+    rim: int = 0
 
 
 def read_mask(path: Path, in_colour: bool = False) -> Tensor:
@@ -118,7 +120,8 @@ def mask_facts(path: Path, edges: bool = True) -> MaskFacts:
     used = {index: palette[index] for index in counts} if kind == PALETTE else {}
     ramps, jumps = _edges(pixels) if edges and kind == GREY and len(counts) > 2 else ({}, 0)
     whole = _whole(pixels) if edges and kind != COLOUR else frozenset()
-    return MaskFacts(path, kind, counts, used, lossy, _filled(pixels), ramps, jumps, whole)
+    filled, rim = _filled(pixels), _rim(pixels)
+    return MaskFacts(path, kind, counts, used, lossy, filled, ramps, jumps, whole, rim)
 
 
 def exif_orientation(path: Path) -> int:
@@ -258,6 +261,13 @@ def _filled(pixels: Pixels) -> frozenset[int]:
     if inside.dtype == np.uint8:  # ten times faster than sorting
         return frozenset(np.bincount(inside, minlength=256).nonzero()[0].tolist())
     return frozenset(np.unique(inside)[:MAX_COLOURS].tolist())
+
+
+def _rim(pixels: Pixels) -> int:
+    """Return the value that most pixels at the edges of a mask have."""
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    values, counts = np.unique(np.concatenate(edges), return_counts=True)
+    return int(values[counts.argmax()])
 
 
 def _whole(pixels: Pixels) -> frozenset[int]:

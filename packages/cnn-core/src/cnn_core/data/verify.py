@@ -50,6 +50,10 @@ def verify(
     notes = [] if notes is None else notes
     notes += dataset.notes
     faults = [*dataset.faults, *_wrong_counts(dataset)]
+    if dataset.survey is not None:
+        some = dataset.survey.faults(dataset.reading)
+        faults = [line for line in faults if line not in some]
+        faults += dataset.survey.faults(dataset.reading, every=True)
     pixels: dict[str, bytes] = {}
     for split_name, split in dataset.splits.items():
         values = _Values()

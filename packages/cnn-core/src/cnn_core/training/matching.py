@@ -100,7 +100,8 @@ def _by_name(names: Iterable[T]) -> dict[T, list[int]]:
 
 
 def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    # The hyphen of -1 is a sign.
+    return re.sub(r"([\s_]|(?!^-\d)-)+", " ", name).strip().casefold()
 
 
 def _renumbered(split: Split | Files, numbers: list[int], count: int) -> Split | Files:

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from cnn_core.data.formats import SUFFIXES
+from cnn_core.data.readers.spelling import number_of
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import did_you_mean, printable
 
@@ -28,6 +29,7 @@ _NAMES = {  # without case, spaces, hyphens and underscores
 }
 NAMES: dict[str, tuple[str, ...]] = {kind: tuple(n.split()) for kind, n in _NAMES.items()}
 SHOWN = 8  # columns in an error
+ROWS = 3  # rows in an error
 SEPARATORS = {"pipe": "|", "space": " ", "comma": ",", "semicolon": ";"}  # of labels in a cell
 
 
@@ -57,10 +59,9 @@ class Choice:
         """
         found = dict(choices)
         if "threshold" in found:
-            try:
-                found["threshold"] = float(found["threshold"])
-            except ValueError:
-                raise UsageError(f"threshold = '{printable(str(found['threshold']))}'") from None
+            found["threshold"] = number_of(text := str(found["threshold"]))
+            if found["threshold"] is None:
+                raise UsageError(f"threshold = '{printable(text)}'", "a number such as 0.5")
         if found.get("task", "") not in ("", "classification", "multilabel"):
             raise UsageError(
                 f"task = '{printable(found['task'])}'", "classification, or multilabel"
@@ -98,6 +99,13 @@ class Table:
     def at(self, number: int) -> str:
         """Return where a row is, for messages: its file and line."""
         return f"{printable(self.name)}:{self.rows[number][0]}"
+
+    def at_rows(self, numbers: Sequence[int], problem: str, values: Sequence[str] = ()) -> str:
+        """Return a message that begins with the lines of the first rows, and their `values`."""
+        lines = [self.at(numbers[0]), *(str(self.rows[row][0]) for row in numbers[1:ROWS])]
+        more = f" ({len(numbers):,} rows)" if len(numbers) > 1 else ""
+        named = f"{', '.join(map(printable, values[:ROWS]))}: " if values else ""
+        return f"{', '.join(lines)}: {named}{problem}{more}"
 
 
 @dataclass(frozen=True)
@@ -211,9 +219,11 @@ def _of_images(table: Table) -> str:
     found = [name for name, v in zip(table.columns, first, strict=False) if _looks_like_image(v)]
     if len(found) == 1:
         return found[0]
+    listed = ", ".join(f"'{printable(name)}'" for name in table.columns[:SHOWN])
     raise DatasetCorruptError(
-        f"{printable(table.name)}: which column is the path of the image?",
-        f"call it path, or choose it: csv:FILE#path=NAME; images end in {', '.join(SUFFIXES)}",
+        f"{printable(table.name)}: which column is the path of the image? It has {listed}",
+        "call it path, or choose it: csv:FILE#path=NAME; names of columns are in the first line\n"
+        f"images end in {', '.join(SUFFIXES)}",
     )
 
 

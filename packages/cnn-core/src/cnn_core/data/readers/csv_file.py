@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cnn_core.data.dataset import Dataset
@@ -74,8 +74,8 @@ def read_table(file: Path) -> Table:
     Raises:
         DatasetCorruptError: it is not text, has no rows, or a row has another number of fields.
     """
-    text = _text(file)
-    separator = _separator(text)
+    text, declared = _without_declaration(_text(file))
+    separator = declared or _separator(text)
     rows = list(_rows(text, separator))
     if not rows:
         raise DatasetCorruptError(f"{file}: no rows")
@@ -84,14 +84,27 @@ def read_table(file: Path) -> Table:
         if len(row) != width:
             raise DatasetCorruptError(
                 f"{file}:{line}: {counted(len(row), 'field')}, but line {first_line} has {width}",
-                "put fields that contain the separator in double quotes",
+                "put fields that contain the separator in double quotes, and begin with the names "
+                "of the columns: no title, no comment",
             )
     if not is_header(first, rows[1][1] if len(rows) > 1 else None):
         names = tuple(f"column {number}" for number in range(1, width + 1))
         return Table(str(file), names, rows, header=False)
-    if repeated := [name for name, count in Counter(first).items() if count > 1 and name]:
+    if repeated := [name for name, count in Counter(_named(first)).items() if count > 1]:
         raise DatasetCorruptError(f"{file}: two columns are called '{printable(repeated[0])}'")
-    return Table(str(file), tuple(first), rows[1:], header=True)
+    return Table(str(file), _named(first), rows[1:], header=True)
+
+
+def _named(header: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of columns; one without a name, as of pandas' index, gets its number."""
+    return tuple(name or f"column {number}" for number, name in enumerate(header, 1))
+
+
+def _without_declaration(text: str) -> tuple[str, str]:
+    """Return the text with an empty first line for Excel's "sep=;", and the separator, or ""."""
+    first, end, rest = text.partition("\n")
+    found = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
+    return (end + rest, found[1]) if found else (text, "")
 
 
 def _text(file: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset
 from cnn_core.data.mask_image import hexadecimal
+from cnn_core.data.readers.class_names import ClassNames, read_names
 from cnn_core.data.readers.description import FILE, Description, MaskValue, as_value
 from cnn_core.data.readers.mask_classes import classes_of
 from cnn_core.data.readers.mask_pairs import Layout, find_pairs
@@ -20,6 +20,7 @@ from cnn_core.data.readers.mask_survey import (
     Survey,
     require_classes,
     require_edges,
+    require_one_kind,
     require_sharp,
     require_unmixed,
     require_wide,
@@ -31,42 +32,6 @@ from cnn_core.errors import UsageError
 from cnn_core.text import counted, printable
 
 __all__ = ["draft_of_classes", "draft_of_masks", "read_names"]
-
-ROWS = (  # a line of names with colours: "R G B NAME", "NAME,R,G,B", "#rrggbb NAME"
-    re.compile(r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})[\s,;]+(?P<name>\S.*)"),
-    re.compile(r"(?P<name>.*\S)[\s,;]+(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"),
-    re.compile(r"(?P<hex>#[0-9a-fA-F]{6})[\s,;]+(?P<name>\S.*)"),
-)
-HEADER = re.compile(r"name\W+r\W+g\W+b", re.IGNORECASE)
-
-
-def read_names(path: Path) -> tuple[list[str], dict[MaskValue, str]]:
-    """Return names, one per line, and their colours, if any: "R G B NAME" or the like.
-
-    Raises:
-        UsageError: there is no such file, it has no lines, or some lines have a colour.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
-    lines = [line for line in lines if line and not HEADER.fullmatch(line)]
-    rows = [next(filter(None, (row.fullmatch(line) for row in ROWS)), None) for line in lines]
-    coloured = [row for row in rows if row is not None]
-    if not lines or len(coloured) not in (0, len(lines)):
-        raise UsageError(f"{path}: expected a name, or a colour and a name, in every line")
-    names = [row["name"].strip() for row in coloured] or lines
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"{path}: '{printable(twice[0])}' occurs twice")
-    return names, {_colour(row): row["name"].strip() for row in coloured}
-
-
-def _colour(row: re.Match[str]) -> str:
-    groups = row.groupdict()
-    if groups.get("hex"):
-        return groups["hex"].lower()
-    red, green, blue = (min(int(groups[key]), 255) for key in "rgb")
-    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def draft_of_masks(
@@ -94,19 +59,21 @@ def draft_of_masks(
     if turn_masks is None:
         turn_masks = fits_as_stored(layout)
         require_turned(layout, dataclasses.replace(empty, turn_masks=turn_masks))
-    listed, by_colour = read_names(names) if names is not None else ([], {})
+    given = read_names(names) if names is not None else ClassNames(Path())
+    in_colour = any(isinstance(value, str) for value in given.by_value)
     masks = [mask for _, part in layout.pairs.values() for mask in part]
-    found = survey(root, masks, colours or bool(by_colour))
+    found = survey(root, masks, colours or in_colour)
+    if not found.in_colour and not threshold:
+        require_one_kind(found)
     try:
         ignored = tuple(as_value(text) for text in ignore)
     except ValueError as error:
         raise UsageError(f"--ignore {error}") from error
-    labels: dict[MaskValue, str] = {**by_colour}
     if threshold:
-        halves = classes_of(found, dataclasses.replace(empty, threshold=threshold), listed)
+        halves = classes_of(found, dataclasses.replace(empty, threshold=threshold), given.names)
         labels = dict(zip(halves.values, halves.names, strict=True))
-    elif not by_colour:
-        labels, ignored = _labels(found, listed, ignored)
+    else:
+        labels, ignored = _labels(found, given, ignored)
     labels = {value: name for value, name in labels.items() if value not in ignored}
     description = Description(
         path=empty.path, labels=labels, ignore=ignored, threshold=threshold, turn_masks=turn_masks
@@ -114,35 +81,53 @@ def draft_of_masks(
     classes = classes_of(found, description, ())  # raises for what the draft would not explain
     images = survey_images(image for part, _ in layout.pairs.values() for image in part)
     faults = faults_of(layout, found, classes, images.faults(description.reading))
-    return _masks_text(layout, found, description), faults
+    return _masks_text(layout, found, description, given.said), faults
 
 
 def _labels(
-    found: Survey, names: Sequence[str], ignored: tuple[MaskValue, ...]
+    found: Survey, given: ClassNames, ignored: tuple[MaskValue, ...]
 ) -> tuple[dict[MaskValue, str], tuple[MaskValue, ...]]:
     """Return a name for each value, and the ignored values: 255 beside other classes too."""
     values = sorted(found.pixels)
     if found.in_colour:
-        if names:
-            raise UsageError(
-                f"{found.where}: the masks are in colour, and the names have no colours",
-                "write them as lines of R G B NAME, such as 128 64 128 road",
-            )
-        require_sharp(found, [v for v in values if hexadecimal(v) not in ignored])
-        # The most frequent first: sorted by number, colours have no order.
-        values.sort(key=lambda value: -found.pixels[value])
-        return {hexadecimal(v): hexadecimal(v) for v in values}, ignored
-    if not ignored and IGNORED in values and len(values) > 2:
+        return _colours(found, given, ignored), ignored
+    if not given.names:
+        require_sharp(found, [value for value in values if value not in ignored])
+    if not ignored and IGNORED in values and len(values) > 2 and IGNORED not in given.by_value:
         require_unmixed(found, values[:-1])
         ignored = (IGNORED,)
     kept = [value for value in values if value not in ignored]
-    if not names:
+    if given.by_value:
+        if unnamed := [value for value in kept if value not in given.by_value]:
+            raise UsageError(
+                f"{given.path}: has no name for {found.listed(unnamed)}, which masks hold",
+                f"it has {', '.join(map(str, given.by_value))}; ignored values: --ignore VALUE",
+            )
+        return dict(given.by_value), ignored
+    if not given.names:
         require_classes(found)
-        require_sharp(found, kept)
         require_edges(found)
         require_wide(found, kept)
         return {value: str(value) for value in kept}, ignored
-    return dict(zip(_numbered(found, kept, values, len(names)), names, strict=True)), ignored
+    numbers = _numbered(found, kept, values, len(given.names))
+    return dict(zip(numbers, given.names, strict=True)), ignored
+
+
+def _colours(
+    found: Survey, given: ClassNames, ignored: tuple[MaskValue, ...]
+) -> dict[MaskValue, str]:
+    """Return a name for each colour."""
+    if given.by_value and any(isinstance(value, str) for value in given.by_value):
+        return dict(given.by_value)
+    if given.names:
+        raise UsageError(
+            f"{found.where}: the masks are in colour, and the names have no colours",
+            "write them as lines of R G B NAME, such as 128 64 128 road",
+        )
+    # The most frequent first: sorted by number, colours have no order.
+    values = sorted(found.pixels, key=lambda value: (-found.pixels[value], value))
+    require_sharp(found, sorted(v for v in values if hexadecimal(v) not in ignored))
+    return {hexadecimal(v): hexadecimal(v) for v in values}
 
 
 def _numbered(
@@ -160,12 +145,13 @@ def _numbered(
     )
 
 
-def _masks_text(layout: Layout, found: Survey, description: Description) -> str:
-    """Return the text of dataset.toml for masks."""
+def _masks_text(layout: Layout, found: Survey, description: Description, said: str) -> str:
+    """Return the text of dataset.toml for masks; `said` is a line on the names."""
     counts = ", ".join(f"{split} {len(pair[0]):,}" for split, pair in layout.pairs.items())
     lines = [
         f"# maskfolder:{printable(str(layout.root))}: {counts} images with masks.",
         "# Written by cnnzoo describe-data. Change the names; delete what does not apply.",
+        *([f"# {printable(said)}"] if said else ()),
         "",
     ]
     if description.threshold:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import torch
 
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.formats import SUFFIXES
+from cnn_core.data.readers.copies import with_sources
 from cnn_core.data.readers.description import read_description, with_description
 from cnn_core.data.readers.layout import Layout, find_layout, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
+from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import survey_images
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
@@ -61,6 +62,8 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
         name: dataclasses.replace(split, channels=found.channels, reading=reading)
         for name, split in splits.items()
     }
+    splits, copies = with_sources(splits)
+    found.grouped(splits, classes)
     dataset = with_test_split(spec, tuple(classes), splits, (found.channels, *found.size))
     # The test split above must stay the same whatever the order and the names of the classes.
     ordered = dataset.with_class_order(tuple(sorted(classes, key=natural)))
@@ -71,10 +74,12 @@ def load_images(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
             *layout.notes,
             *held_out_note(dataset, layout.splits),
             *_tables(root, layout),
+            *copies,
             *found.notes(reading),
         ),
         faults=(*layout.left_out.lines(missed=True), *layout.faults, *found.faults(reading)),
         broken=found.broken,
+        survey=found,
     )
 
 
@@ -92,12 +97,7 @@ def _classes(root: Path, layout: Layout) -> list[str]:
             "each class",
             hint,
         )
-    spelling = {name: unicodedata.normalize("NFKC", name).casefold() for name in classes}
-    same = Counter(spelling.values())
-    if alike := [printable(name) for name in classes if same[spelling[name]] > 1]:
-        folded = len({name.casefold() for name in alike}) < len(alike)
-        what = "case" if folded else "case or Unicode form (NFC, NFD)"
-        layout.faults.append(f"{train}: classes whose names differ only in {what}: {alike}")
+    layout.faults += same_names(classes, str(train))
     return classes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = ["Layout", "find_layout", "folders_in", "split_folders"]
 
 # A folder for the images in test/ or val/ when they have no labels.
 NO_CLASS = r"(un|no).*|images?|imgs?|pictures?|photos?|all|data|dummy|test.*|val.*|0"
+DEPTH = 3  # folders in a class in which a copy of the dataset is looked for
 EXTRAS = r"(un|no)[ _-]?label|pred|infer|submi|extra|sample|annot|raw|new"
 
 
@@ -144,6 +145,8 @@ def _splits(
             f"if it is the training split, move the others away; if it is a class, write "
             f"{root}/train/{strange[0].name} and {root}/train/{found['train'].name}",
         )
+    for split_folder in found.values():
+        _require_no_copy(split_folder, subfolders(split_folder), layout)
     for folder in others:
         layout.left_out.add(BESIDE, folder, len(sorted_files(folder)))
     return {
@@ -182,15 +185,12 @@ def _labelled(split: str, folder: Path, classes: set[str], layout: Layout) -> bo
 
 
 def _check_classes(root: Path, folders: list[Path], layout: Layout) -> None:
-    """Report folders of classes that look like folders of splits, or contain splits."""
+    """Report folders of classes that look like folders of splits, or contain splits or classes."""
     inside = {f: {inner.name for inner in subfolders(f)} for f in folders}
     for folder, names in inside.items():
         if len(found := splits_among(names)) > 1 and "train" in found:
-            same = _listed(name for same in found.values() for name in same)
-            raise DatasetCorruptError(
-                f"{folder}: has the splits {same} in a class",
-                f"write {root}/train/{folder.name}/FILE and {root}/test/{folder.name}/FILE",
-            )
+            raise _splits_in_class(root, folder, [n for same in found.values() for n in same])
+    _require_no_copy(root, folders, layout)
     alike = {frozenset(names) for names in inside.values()}
     if len(folders) > 1 and len(alike) == 1 and len(first := sorted(alike.pop())) > 1:
         layout.faults.append(
@@ -204,6 +204,52 @@ def _check_classes(root: Path, folders: list[Path], layout: Layout) -> None:
             f"{root}: {counted(count, f'{of} has folders in it', f'{of} have folders in them')}, "
             f"whose images belong to the class, such as {example}"
         )
+
+
+def _splits_in_class(root: Path, folder: Path, splits: list[str]) -> DatasetCorruptError:
+    """Return the error for a folder that holds splits, but lies where a class is expected."""
+    if any(subfolders(folder / name) for name in splits):
+        return DatasetCorruptError(
+            f"{folder}: has the splits {_listed(splits)}, with folders of classes",
+            f"if it is the dataset: imagefolder:{folder}; else move it away",
+        )
+    return DatasetCorruptError(
+        f"{folder}: has the splits {_listed(splits)} in a class",
+        f"write {root}/train/{folder.name}/FILE and {root}/test/{folder.name}/FILE",
+    )
+
+
+def _require_no_copy(root: Path, classes: list[Path], layout: Layout) -> None:
+    """Report folders in a class that are named like other classes.
+
+    Raises:
+        DatasetCorruptError: a class has folders of all other classes, as in a copy of the dataset
+            that an archive was extracted into.
+    """
+    known = {f.name.casefold() for f in classes}
+    found: list[Path] = []
+    for folder in classes:
+        others = known - {folder.name.casefold()}
+        for inner in (folder, *_folders_below(folder, DEPTH)):
+            same = [f for f in subfolders(inner) if f.name.casefold() in others]
+            if len(same) > 1 and len(same) == len(others):
+                raise DatasetCorruptError(
+                    f"{inner}: has the folders {_listed(f.name for f in same)}, as {root} has: a "
+                    "copy of the dataset inside itself?",
+                    "delete it, or move it away; if it is meant, rename the folders in it",
+                )
+            found += [f for f in same if f not in found]
+    if found:
+        layout.notes.append(
+            f"{len(found):,} folders inside classes have the name of another class, such as "
+            f"{found[0]}: their images belong to the class around them"
+        )
+
+
+def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
+    for inner in subfolders(folder) if depth else ():
+        yield inner
+        yield from _folders_below(inner, depth - 1)
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:

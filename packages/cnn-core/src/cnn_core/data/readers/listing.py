@@ -20,6 +20,7 @@ from cnn_core.text import printable
 __all__ = [
     "BESIDE",
     "LeftOut",
+    "OBJECTS",
     "UNLABELLED",
     "UNMASKED",
     "UNUSED",
@@ -42,7 +43,8 @@ LOOSE = "images beside the class folders"
 BESIDE = "images beside the folders of the splits"
 UNLABELLED = "images without class folders"
 UNMASKED = "images without masks"
-UNUSED = "images in no split"
+UNUSED = "images that belong to no pair of image and mask"
+OBJECTS = "masks of single objects, which are not needed for classes"
 ARCHIVE = "archives"
 OTHER = "other files"
 # Kinds that may hold what a user means to train on. Text, for example, does not.

@@ -13,15 +13,18 @@ from pathlib import Path
 
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.mask_image import hexadecimal
+from cnn_core.data.readers.class_names import read_names
 from cnn_core.data.readers.description import FILE, Description, MaskValue
 from cnn_core.data.readers.mask_survey import (
     SHOWN,
     WHITE,
     Survey,
     advice,
+    different_palettes,
     require_classes,
     require_edges,
     require_lossless,
+    require_one_kind,
     require_sharp,
     require_unmixed,
     require_wide,
@@ -30,6 +33,8 @@ from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import counted
 
 __all__ = ["Classes", "classes_of"]
+
+MAX_NAMES = 1 << 16  # bytes of a file with names of classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,7 @@ def classes_of(found: Survey, description: Description, names: Sequence[str]) ->
         return _declared(found, description)
     if found.in_colour:
         raise _undeclared_colours(found)
-    _require_one_kind(found)
+    require_one_kind(found)
     return _with_notes(found, _counted(found, description, names))
 
 
@@ -76,6 +81,7 @@ def _by_threshold(found: Survey, description: Description, names: Sequence[str])
     path, limit = description.path, description.threshold
     if found.in_colour:
         raise UsageError(f"{path}: threshold is for grey masks, and these are in colour")
+    _require_sides(found, limit)
     sides = [[v for v in found.pixels if (v >= limit) == upper] for upper in (False, True)]
     if not all(sides):
         raise UsageError(f"{path}: threshold = {limit}: all pixels are on one side of it")
@@ -97,6 +103,21 @@ def _by_threshold(found: Survey, description: Description, names: Sequence[str])
         numbers={value: int(value >= limit) for value in range(max(found.pixels) + 1)},
         notes=(note,) if share else (),
     )
+
+
+def _require_sides(found: Survey, limit: int) -> None:
+    """Raise DatasetCorruptError if a colour of palettes is on both sides of a threshold."""
+    sides: dict[int, tuple[bool, Path]] = {}
+    for mask in found.masks:
+        for index, colour in mask.palette.items():
+            upper, path = sides.setdefault(colour, (index >= limit, mask.path))
+            if upper != (index >= limit):
+                raise DatasetCorruptError(
+                    f"{mask.path}: threshold = {limit}: {hexadecimal(colour)} is number {index} "
+                    f"here, on the other side than in {path}",
+                    "leave out threshold, and name colours: cnnzoo describe-data "
+                    f"maskfolder:{found.root} --colours",
+                )
 
 
 def _declared(found: Survey, description: Description) -> Classes:
@@ -121,6 +142,8 @@ def _declared(found: Survey, description: Description) -> Classes:
         )
     if len({numbers[value] for value in found.pixels} - {IGNORED}) < 2:
         raise _one_class(found)
+    if description.ignore is None and not in_colour:
+        require_unmixed(found, [value for value, n in numbers.items() if n != IGNORED])
     # The first value of a name is the one that predictions have.
     values = {name: value for value, name in reversed([*description.labels.items()])}
     declared = Classes(
@@ -140,37 +163,26 @@ def _number(value: MaskValue) -> int:
 def _undeclared_colours(found: Survey) -> DatasetCorruptError:
     """Return the error that lists colours and says how to give them names."""
     require_sharp(found, sorted(found.pixels))
+    describe = f"cnnzoo describe-data maskfolder:{found.root}"
+    named = next((path for path in sorted(found.root.glob("*.*")) if _names_colours(path)), None)
     return DatasetCorruptError(
         f"{found.where}: the masks are pictures in {len(found.pixels):,} colours: "
         f"{found.listed(in_colour=True)}",
-        f"say which colour is which class: cnnzoo describe-data maskfolder:{found.root} writes "
-        f"them to {found.root / FILE}, for you to name",
+        f"say which colour is which class: {describe} writes them to {found.root / FILE}, for you "
+        "to name" + (f"\n{named} may name them: {describe} --classes {named}" if named else ""),
     )
 
 
-def _require_one_kind(found: Survey) -> None:
-    """Raise DatasetCorruptError for one mask in colour among others, or for differing palettes."""
-    for mask in found.masks:
-        if mask.kind == "colour":
-            count = sum(m.kind == "colour" for m in found.masks)
-            only, of = Survey(found.root), f"of {len(found.masks):,} masks"
-            only.add(mask)
-            raise DatasetCorruptError(
-                f"{mask.path}: a mask in colour: {only.listed(in_colour=True)}; "
-                f"{counted(count, f'{of} is', f'{of} are')}, the others hold numbers",
-                "save it like the others, as grey or with a palette",
-            )
-    colours: dict[int, tuple[int, Path]] = {}
-    for mask in found.masks:
-        for index, colour in mask.palette.items():
-            other, path = colours.setdefault(index, (colour, mask.path))
-            if other != colour:
-                raise DatasetCorruptError(
-                    f"{mask.path}: palette entry {index} is {hexadecimal(colour)}, but "
-                    f"{hexadecimal(other)} in {path}: are numbers or colours the classes?",
-                    f"{found.root / FILE} decides: [labels] by number, or by colour as "
-                    f"cnnzoo describe-data maskfolder:{found.root} --colours writes them",
-                )
+def _names_colours(path: Path) -> bool:
+    """Return whether a file is a list of colours with names, such as labelmap.txt of CVAT."""
+    if path.suffix.lower() not in (".txt", ".csv") or not path.is_file():
+        return False
+    if path.stat().st_size > MAX_NAMES:
+        return False
+    try:
+        return any(isinstance(value, str) for value in read_names(path).by_value)
+    except UsageError:
+        return False
 
 
 def _counted(found: Survey, description: Description, names: Sequence[str]) -> Classes:
@@ -183,6 +195,8 @@ def _counted(found: Survey, description: Description, names: Sequence[str]) -> C
         kept = sorted(present)  # black and white, not a class and ignored pixels
     if len(kept) < 2:
         raise _one_class(found)
+    if not names:
+        require_sharp(found, kept)
     if given is None:
         require_unmixed(found, kept)
     if not names:
@@ -195,10 +209,12 @@ def _counted(found: Survey, description: Description, names: Sequence[str]) -> C
 
 
 def _one_class(found: Survey) -> DatasetCorruptError:
+    """Return the error for masks with a single class."""
+    several = "are all other values ignored? " + advice(found)
     return DatasetCorruptError(
         f"{found.where}: masks hold only {found.listed(in_colour=found.in_colour)}: there is "
         "nothing to tell apart",
-        advice(found),
+        several if len(found.pixels) > 1 else "masks need pixels of two classes; are these masks?",
     )
 
 
@@ -241,6 +257,8 @@ def _with_notes(found: Survey, classes: Classes) -> Classes:
     """Return the classes with lines for what a user might not expect."""
     notes = []
     in_colour = classes.in_colour
+    if not in_colour and (unlike := different_palettes(found)):
+        notes.append(f"{unlike}: the numbers are the classes, whatever their colours")
     expected = [*range(len(classes.values))]
     if [*classes.values] != expected and not in_colour:
         listed = ", ".join(map(str, classes.values[:SHOWN]))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["AFFIXES", "Rule", "best_rule", "partner"]
+from cnn_core.data.readers.listing import sorted_files
+from cnn_core.errors import DatasetCorruptError
+
+__all__ = ["Rule", "best_rule", "partner", "shift_of", "side_by_side"]
 
 # What programs add to the name of an image for its mask; longer ones first where one ends in
 # another.
@@ -103,3 +107,54 @@ def _shared_start(texts: Sequence[str]) -> str:
     low, high = min(texts), max(texts)
     count = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return low[:count]
+
+
+def shift_of(ours: Iterable[str], theirs: Iterable[str]) -> int:
+    """Return by how much all numbers of names differ, as of 1 to 8 and 0 to 7; else 0."""
+    numbers = [[re.findall(r"\d+", name)[-1:] for name in names] for names in (ours, theirs)]
+    first, second = ([int(n[0]) for n in column if n] for column in numbers)
+    differences = {abs(a - b) for a, b in zip(sorted(first), sorted(second), strict=False)}
+    equal = len(first) == len(second) == len(numbers[0]) == len(numbers[1])
+    return differences.pop() if equal and len(differences) == 1 else 0
+
+
+def side_by_side(folder: Path) -> tuple[list[Path], list[Path]] | None:
+    """Return images and masks that lie in one folder, told apart by names such as NAME_mask.
+
+    Raises:
+        DatasetCorruptError: most files of the folder are such pairs, but not all.
+    """
+    files = sorted_files(folder)
+    names = {path.with_suffix("") for path in files}
+    best: tuple[int, str, list[Path]] = (0, "", [])
+    for affix in AFFIXES[:-2]:
+        is_mask = re.compile(rf"(.+)([_. -]{affix})", re.IGNORECASE).fullmatch
+        masks = [path for path in files if is_mask(path.stem)]
+        if masks and len(masks) * 2 == len(files):
+            return [path for path in files if path not in set(masks)], masks
+        found = [(path, match) for path in masks if (match := is_mask(path.stem))]
+        paired = [path for path, match in found if path.with_name(match[1]) in names]
+        if len(paired) > best[0]:
+            best = (len(paired), found[0][1][2], paired)
+    count, suffix, masks = best
+    if 4 * count >= len(files) > 0:
+        _require_no_others(files, masks, suffix)
+        return [path for path in files if path not in set(masks)], masks
+    return None
+
+
+def _require_no_others(files: Sequence[Path], masks: Sequence[Path], suffix: str) -> None:
+    """Raise DatasetCorruptError for a file that is not one of pairs such as NAME and NAME_mask."""
+    images = {path.with_name(path.stem[: -len(suffix)]) for path in masks}
+    others = [f for f in files if f not in set(masks) and f.with_suffix("") not in images]
+    if not others:
+        return
+    first = others[0]
+    problem = f"mask {first.stem}{suffix}.*, and is not the mask of an image"
+    if first.stem.endswith(suffix):
+        problem = f"image {first.stem.removesuffix(suffix)}.*"
+    raise DatasetCorruptError(
+        f"{first}: has no {problem} ({len(others)} such files beside {len(masks)} pairs)",
+        "give each image one mask of this name: join several masks of an image into one, and move "
+        "away what has no partner",
+    )

@@ -11,8 +11,15 @@ from pathlib import Path
 from cnn_core.data.images import image_facts
 from cnn_core.data.readers.description import FILE, Description
 from cnn_core.data.readers.layout import folders_in, split_folders
-from cnn_core.data.readers.listing import UNMASKED, UNUSED, LeftOut, sorted_files, subfolders
-from cnn_core.data.readers.mask_names import AFFIXES, Rule, best_rule, partner
+from cnn_core.data.readers.listing import (
+    OBJECTS,
+    UNMASKED,
+    UNUSED,
+    LeftOut,
+    sorted_files,
+    subfolders,
+)
+from cnn_core.data.readers.mask_names import Rule, best_rule, partner, shift_of, side_by_side
 from cnn_core.data.split_names import split_of
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.text import counted, printable
@@ -96,14 +103,14 @@ def _folders(root: Path, layout: Layout) -> dict[str, tuple[Source, Source]]:
         pair = _within(folder)
         if pair is None and (split, "masks") in roles:
             pair = sorted_files(folder), sorted_files(roles[split, "masks"])
-        pair = pair or _side_by_side(folder)
+        pair = pair or side_by_side(folder)
         if pair is None and split == "train":
             raise _missing(root, folder)
         if pair is None:
             layout.unmeasured.append(folder)
         else:
             found[split] = pair
-    if not found and not (images or masks) and (pair := _side_by_side(root)):
+    if not found and not (images or masks) and (pair := side_by_side(root)):
         return {"train": pair}
     if "train" not in found:
         raise _missing(root, images or masks)
@@ -147,7 +154,7 @@ def _declared(root: Path, found: Description, layout: Layout) -> dict[str, tuple
             parts[split] = _listed(path, images, masks)
         elif (images / text).is_dir() and (masks / text).is_dir():
             parts[split] = sorted_files(images / text), sorted_files(masks / text)
-        elif path.is_dir() and (pair := _within(path) or _side_by_side(path)):
+        elif path.is_dir() and (pair := _within(path) or side_by_side(path)):
             parts[split] = pair
         else:
             expected = "expected a list of names, or a folder of images and masks"
@@ -284,6 +291,9 @@ def _require_all(
     if not alone:
         return
     missing, of = "image" if of_mask else "mask", f"of {len(ours)}"
+    way_out = "rename, or move away what has no partner"
+    if shift := shift_of(ours, theirs):
+        way_out = f"all numbers differ by {shift}: rename, if the first goes with the first"
     wanted = folder / f"{partner(rule, alone[0], of_mask=of_mask)}.*"
     examples = ", ".join(printable(path.name) for path in list(theirs.values())[:2])
     raise DatasetCorruptError(
@@ -291,7 +301,7 @@ def _require_all(
         f"({counted(len(alone), f'{of} has', f'{of} have')} none)",
         f"{folder} has {examples or 'no image files'}{', …' if len(theirs) > 2 else ''}\n"
         "one rule must fit all names: equal, or one prefix or suffix, as NAME and NAME_mask; "
-        "rename, or move away what has no partner",
+        f"{way_out}",
     )
 
 
@@ -314,17 +324,6 @@ def _within(folder: Path) -> tuple[Source, Source] | None:
     """Return the files of a folder of images and one of masks inside a folder."""
     images, masks = _called(folder, IMAGES), _called(folder, MASKS)
     return (sorted_files(images), sorted_files(masks)) if images and masks else None
-
-
-def _side_by_side(folder: Path) -> tuple[Source, Source] | None:
-    """Return images and masks that lie in one folder, told apart by names such as NAME_mask."""
-    files = sorted_files(folder)
-    for affix in AFFIXES[:-2]:
-        is_mask = re.compile(rf".+[_. -]{affix}", re.IGNORECASE).fullmatch
-        masks = [path for path in files if is_mask(path.stem)]
-        if masks and len(masks) * 2 == len(files):
-            return [path for path in files if path not in set(masks)], masks
-    return None
 
 
 def _roles(root: Path) -> dict[tuple[str, str], Path]:
@@ -388,6 +387,12 @@ def _missing(root: Path, present: Path | None) -> UsageError:
     """
     _require_masks(root)
     there = ", ".join(printable(f.name) for f in subfolders(root)[:8]) or "no folders"
+    inside = [f for f in subfolders(root) if any(map(_within, (f, *subfolders(f))))]
+    if len(inside) == 1 and not _role(inside[0].name)[0]:
+        return UsageError(
+            f"{root / 'images'}: no such folder; {root} has {there}",
+            f"the dataset may be one folder further down: maskfolder:{inside[0]}",
+        )
     lacks = "masks" if present is not None and _plain(present.name) not in MASKS else "images"
     return UsageError(
         f"{root / lacks}: no such folder; {root} has {there}",
@@ -417,6 +422,8 @@ def _account(root: Path, found: Description, layout: Layout) -> None:
             layout.notes.append(
                 f"{folder}: {without}; to predict {them}: cnnzoo predict RUN {folder}"
             )
+        elif _plain(folder.name) == "segmentationobject":  # beside SegmentationClass of VOC, CVAT
+            layout.left_out.add(OBJECTS, paths[0], len(paths))
         elif found.splits:  # lists often leave out most of the images
             alone = counted(len(paths), "image is", "images are")
             layout.notes.append(f"{folder}: {alone} in no split and left out")

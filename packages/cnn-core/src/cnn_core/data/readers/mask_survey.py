@@ -20,9 +20,11 @@ __all__ = [
     "Survey",
     "WHITE",
     "advice",
+    "different_palettes",
     "require_classes",
     "require_edges",
     "require_lossless",
+    "require_one_kind",
     "require_sharp",
     "require_unmixed",
     "require_wide",
@@ -41,6 +43,7 @@ MIN_RAMPS = 20
 MAX_EDGES = 200  # masks whose edges are looked at, evenly spaced
 NUMBERED = 0.9  # share of masks, and of their values, that must look like numbers of objects
 MIN_HIGHEST = 3  # different highest values of masks; an organ with or without a tumour has two
+STRAYS = 0.2  # of the pixels of 255; values with fewer are stray pixels
 SPECKS = 0.05  # share of all pixels; more cannot be a by-product of resizing or JPEG
 
 
@@ -143,7 +146,8 @@ def _by_colour(facts: MaskFacts) -> MaskFacts:
     for value, count in facts.counts.items():
         counts[colours[value]] = counts.get(colours[value], 0) + count
     filled = frozenset(colours[value] for value in facts.filled)
-    return dataclasses.replace(facts, kind="colour", counts=counts, filled=filled)
+    rim = colours[facts.rim]
+    return dataclasses.replace(facts, kind="colour", counts=counts, filled=filled, rim=rim)
 
 
 def require_lossless(found: Survey, description: Description) -> None:
@@ -236,22 +240,77 @@ def require_wide(found: Survey, kept: Sequence[int]) -> None:
     raise DatasetCorruptError(
         f"{found.where}: {found.listed(thin)} of the pixels: nowhere two pixels wide, as where "
         "masks were resized, anti-aliased or once saved as JPEG",
-        f"export the masks anew; if these are classes, {advice(found)}",
+        f"export the masks anew{_halfway(found)}\nif these are classes: cnnzoo describe-data "
+        f"maskfolder:{found.root} --classes FILE, with a name for each value",
     )
 
 
+def require_one_kind(found: Survey) -> None:
+    """Raise DatasetCorruptError for one mask in colour among others, or for differing palettes."""
+    for mask in found.masks:
+        if mask.kind == "colour":
+            count = sum(m.kind == "colour" for m in found.masks)
+            only = Survey(found.root)
+            only.add(mask)
+            raise DatasetCorruptError(
+                f"{mask.path}: a mask in colour: {only.listed(in_colour=True)}; {count} of "
+                f"{len(found.masks)} masks are, the others hold numbers",
+                "save it like the others, as grey or with a palette",
+            )
+    if unlike := different_palettes(found):
+        raise DatasetCorruptError(
+            f"{unlike}: are numbers or colours the classes?",
+            f"{found.root / FILE} decides: [labels] by number, or by colour as "
+            f"cnnzoo describe-data maskfolder:{found.root} --colours writes them",
+        )
+
+
+def different_palettes(found: Survey) -> str:
+    """Return where a number that masks hold has another colour than elsewhere, or ""."""
+    colours: dict[int, tuple[int, Path]] = {}
+    for mask in found.masks:
+        for index, colour in mask.palette.items():
+            other, path = colours.setdefault(index, (colour, mask.path))
+            if other != colour:
+                return (
+                    f"{mask.path}: palette entry {index} is {hexadecimal(colour)}, but "
+                    f"{hexadecimal(other)} in {path}"
+                )
+    return ""
+
+
 def require_unmixed(found: Survey, kept: Sequence[int]) -> None:
-    """Raise DatasetCorruptError if 255 may be foreground: masks of 0/1 mixed with 0/255."""
+    """Raise DatasetCorruptError if 255, which would be ignored, may be a class: the objects.
+
+    As in masks of 0/1 mixed with 0/255, and in masks of 0/255 with some stray pixels.
+    """
     if found.in_colour or WHITE not in found.pixels or WHITE in kept:
         return
     white = [mask for mask in found.masks if WHITE in mask.counts]
-    if any(value not in (0, WHITE) for mask in white for value in mask.counts):
+    plain = [mask for mask in white if mask.counts.keys() <= {0, WHITE}]
+    between = [value for value in kept if value in found.pixels and value != 0]
+    share, ignored = found.share(between), found.share([WHITE])
+    if 2 * len(plain) < len(white) and ignored < share:
         return  # beside other classes, 255 is what it is in most datasets: ignored
-    other = next((mask for mask in found.masks if WHITE not in mask.counts), white[0])
+    stray = share < STRAYS * ignored
+    problem = (
+        f"255 covers {100 * ignored:.3g} % of the pixels, and all classes but 0 only "
+        f"{100 * share:.3g} %: is 255 a class, or ignored?"
+    )
+    mask = white[0]
+    if plain:
+        mask = plain[0]
+        other = next((m for m in found.masks if m.counts.keys() & set(between)), mask)
+        problem = (
+            f"holds 255 and no class but 0 ({counted(len(plain), 'such mask')}), while "
+            f"{other.path} has {', '.join(map(str, sorted(other.counts)))}: two kinds of masks?"
+        )
+    describe = f"cnnzoo describe-data maskfolder:{found.root}"
+    a_class = f"threshold = 128 ({describe} --threshold 128)"
+    if not stray:
+        a_class = "[labels] there, with the same name for values of one class"
     raise DatasetCorruptError(
-        f"{white[0].path}: holds 255 and no class but 0 ({counted(len(white), 'such mask')}), "
-        f"while {other.path} has {', '.join(map(str, sorted(other.counts)))}: two kinds of masks?",
-        f"if 255 is ignored, in {found.root / FILE}: ignore = [255] (cnnzoo describe-data "
-        f"maskfolder:{found.root} --ignore 255)\nif it is a class: [labels] there, with the same "
-        "name for both values",
+        f"{mask.path}: {problem}",
+        f"if 255 is ignored, in {found.root / FILE}: ignore = [255] ({describe} --ignore 255)\n"
+        f"if it is a class: {a_class}",
     )

@@ -10,17 +10,21 @@ from cnn_core.data.augment import IGNORED
 from cnn_core.data.dataset import Dataset, Files
 from cnn_core.data.images import probe_image
 from cnn_core.data.mask_image import exif_orientation, hexadecimal
+from cnn_core.data.readers.class_names import ClassNames, read_names
+from cnn_core.data.readers.copies import with_sources
 from cnn_core.data.readers.description import FILE, Description, described, read_description
 from cnn_core.data.readers.folders import held_out_note, with_test_split
 from cnn_core.data.readers.mask_classes import Classes, classes_of
+from cnn_core.data.readers.mask_outliers import inverted
 from cnn_core.data.readers.mask_pairs import NAMES, Layout, find_pairs
 from cnn_core.data.readers.mask_survey import Survey, survey
+from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import survey_images
-from cnn_core.errors import DatasetCorruptError, UsageError
+from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import counted, printable
 
-__all__ = ["class_names", "faults_of", "fits_as_stored", "load_masks", "require_turned"]
+__all__ = ["faults_of", "fits_as_stored", "load_masks", "require_turned"]
 
 
 def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
@@ -40,11 +44,12 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     layout = find_pairs(root, found)
     require_turned(layout, found)
     masks = [mask for _, part in layout.pairs.values() for mask in part]
-    names = () if found.labels else class_names(root)
+    found, names = _with_names(root, found)
     held = survey(root, masks, found.in_colour)
-    classes = classes_of(held, found, names)
+    classes = classes_of(held, found, () if found.labels else names.names)
     images = survey_images(image for part, _ in layout.pairs.values() for image in part)
-    splits = _splits(layout, classes, found, images.channels)
+    splits, copies = with_sources(_splits(layout, classes, found, images.channels))
+    images.grouped(splits, classes.names)
     spec = dataclasses.replace(
         spec,
         mask_values=classes.values,
@@ -54,12 +59,16 @@ def load_masks(spec: DatasetSpec, root: Path, download: bool) -> Dataset:
     loaded = with_test_split(spec, classes.names, splits, (images.channels, *images.size))
     notes = (
         *layout.left_out.lines(missed=False),
-        *(*layout.notes, *classes.notes, *held_out_note(loaded, layout.pairs)),
-        *images.notes(found.reading),
+        *filter(None, (names.said,)),
+        *(*layout.notes, *classes.notes, *inverted(held, classes)),
+        *held_out_note(loaded, layout.pairs),
+        *(*copies, *images.notes(found.reading)),
     )
     faults = faults_of(layout, held, classes, images.faults(found.reading))
     spec = described(loaded.spec, found)
-    return dataclasses.replace(loaded, spec=spec, notes=notes, faults=faults, broken=images.broken)
+    return dataclasses.replace(
+        loaded, spec=spec, notes=notes, faults=faults, broken=images.broken, survey=images
+    )
 
 
 def faults_of(
@@ -69,6 +78,7 @@ def faults_of(
     masks = (mask for _, part in layout.pairs.values() for mask in part)
     return (
         *layout.left_out.lines(missed=True),
+        *same_names(classes.names, held.where),
         *_untrained(layout, held, classes),
         *(*of_images, *survey_images(masks).unread()),
     )
@@ -110,23 +120,21 @@ def _untrained(layout: Layout, held: Survey, classes: Classes) -> list[str]:
     return lines
 
 
-def class_names(root: Path) -> tuple[str, ...]:
-    """Return the names in classes.txt, one per line, in the order of the classes.
+def _with_names(root: Path, found: Description) -> tuple[Description, ClassNames]:
+    """Return a description with the names in classes.txt, unless dataset.toml has names.
+
+    The names are separate if the file lists them without values.
 
     Raises:
-        UsageError: a name is given twice, or the file is not UTF-8.
+        UsageError: the file cannot be read as names, or a name is given twice.
     """
     path = root / NAMES
-    if not path.is_file():
-        return ()
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"{path}: '{printable(twice[0])}' occurs twice")
-    return names
+    if found.labels or not path.is_file():
+        return found, ClassNames(path)
+    names = read_names(path)
+    if names.by_value:
+        found = dataclasses.replace(found, labels=names.by_value, path=path)
+    return found, names
 
 
 def _colours(classes: Classes, found: Description) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ No library is imported for them: an object is recognised by its attributes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,11 @@ from cnn_core.data.dataset import Dataset, Files, Given, Item, Split, read_pixel
 from cnn_core.data.images import upright_copy
 from cnn_core.data.pixels import DEEP_MODES, Reading, has_alpha, image_pixels
 from cnn_core.data.readers.columns import Choice, Table
+from cnn_core.data.readers.copies import with_sources
 from cnn_core.data.readers.folders import with_test_split
+from cnn_core.data.readers.label_cells import list_in
 from cnn_core.data.readers.labels import labelled
+from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import image_type, survey_images
 from cnn_core.data.split_names import UNDERSTOOD, splits_among
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -120,8 +123,11 @@ def _are_splits(source: Mapping[Any, Any]) -> bool:
 
 def _as_text(value: Any) -> str:
     """Return a cell as text; "" if it is missing. A list of names becomes a|b."""
-    if isinstance(value, list | tuple | set | np.ndarray):
-        return "|".join(map(str, value))
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        names = list(map(str, value))
+        if parted := [name for name in names if "|" in name]:
+            raise UsageError(f"label '{printable(parted[0])}': '|' separates labels, rename it")
+        return "|".join(names)
     # NaN, and the missing values of pandas, are not equal to themselves.
     missing = value is None or str(value) in ("nan", "NaT", "<NA>")
     return "" if missing else str(value).strip()
@@ -232,18 +238,21 @@ def _dataset(spec: DatasetSpec, parts: Mapping[str, Samples]) -> Dataset:
     task, classes, targets = _targets(parts)
     splits = {name: _split(part, targets[name]) for name, part in parts.items()}
     channels = max(split.channels for split in splits.values())
-    splits = {name: replace(split, channels=channels) for name, split in splits.items()}
+    splits, copies = with_sources(
+        {name: replace(split, channels=channels) for name, split in splits.items()}
+    )
     known = replace(spec, task=task)
     found = with_test_split(known, classes, splits, (channels, 0, 0))
     # How other images are read is not known before there is a recipe.
     found = _in_memory(found) if all(map(_is_plain, parts.values())) else found
-    notes = [*found.notes]
+    notes = [*found.notes, *copies]
     if set(parts) == {"train"}:
         held = len(found.splits["test"])
         of = f"of {len(targets['train']):,} images"
         notes += [f"no splits: {counted(held, f'{of} is', f'{of} are')} the test split"]
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in targets.values()))
-    return replace(found, notes=tuple(notes), labels=digest.hexdigest()[:16])
+    faults = (*found.faults, *same_names(classes, "labels"))
+    return replace(found, notes=tuple(notes), faults=faults, labels=digest.hexdigest()[:16])
 
 
 def _targets(parts: Mapping[str, Samples]) -> tuple[str, tuple[str, ...], dict[str, Tensor]]:
@@ -254,6 +263,7 @@ def _targets(parts: Mapping[str, Samples]) -> tuple[str, tuple[str, ...], dict[s
     labels = {name: [_plain(label) for label in part.labels] for name, part in parts.items()}
     if any(isinstance(label, list) for label in labels["train"]):
         return "multilabel", *_several(labels, classes)
+    _require_no_lists(label for column in labels.values() for label in column)
     if not classes:
         values = {label for column in labels.values() for label in column}
         classes = tuple(map(str, sorted(values, key=lambda v: (isinstance(v, str), v))))
@@ -269,6 +279,21 @@ def _targets(parts: Mapping[str, Samples]) -> tuple[str, tuple[str, ...], dict[s
             for name, column in labels.items()
         },
     )
+
+
+def _require_no_lists(labels: Iterable[Any]) -> None:
+    """Raise DatasetCorruptError for a list as text, such as "['a', 'b']"."""
+    for label in labels:
+        try:
+            quoted = isinstance(label, str) and label[-2:-1] in ("'", '"')
+            is_list = quoted and bool(list_in(label))
+        except ValueError:
+            is_list = True
+        if is_list:
+            raise DatasetCorruptError(
+                f"label {printable(repr(label))} is a list, but as text",
+                "give lists of names, such as ast.literal_eval makes of such a text",
+            )
 
 
 def _number(numbers: Mapping[Any, int], label: Any, split: str) -> int:
@@ -344,12 +369,14 @@ def _in_memory(dataset: Dataset) -> Dataset:
     items = [image for split in splits.values() for image in split.images]
     if not all(isinstance(item, Item) for item in items):
         seen = survey_images(item for item in items if isinstance(item, Path))
+        seen.grouped(splits, dataset.spec.classes)
         return replace(
             dataset,
             spec=replace(dataset.spec, image=(dataset.spec.image[0], *seen.size)),
             notes=tuple(seen.notes(dataset.reading)),
             faults=tuple(seen.faults(dataset.reading)),
             broken=seen.broken,
+            survey=seen,
         )
     if len(items) * read_pixels(items[0], dataset.spec.image[0]).numel() > IN_MEMORY:
         return dataset
