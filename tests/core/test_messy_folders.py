@@ -164,6 +164,19 @@ def test_copies_of_one_image_stay_on_one_side(tmp_path, name):
     assert line.startswith("36 images are copies of 12, by names such as ")
 
 
+def test_a_number_in_brackets_is_a_copy_beside_the_name_without_it(tmp_path):
+    for number, folder in enumerate(("cat", "dog")):
+        for n in range(6):
+            for k, name in enumerate((f"{n}.png", f"{n} (1).png", f"{n} - Copy.png")):
+                put(tmp_path / folder / name, noise(100 * number + 10 * n + k))
+    dataset = load(tmp_path)
+    sides = [
+        {(p.parent.name, p.stem[0]) for p in split.images} for split in dataset.splits.values()
+    ]
+    assert not sides[0] & sides[1]
+    assert any("36 images are copies of 12" in line for line in dataset.notes)
+
+
 def test_tables_and_masks_keep_copies_together_too(tmp_path):
     rows = ""
     for n in range(10):

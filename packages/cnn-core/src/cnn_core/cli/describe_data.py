@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.option(
     "--classes",
     type=click.Path(path_type=Path),
-    help="A file of class names in the order of the values, one per line; or R G B NAME.",
+    help="A file with a class in each line: NAME, in the order of values; VALUE,NAME; R G B NAME.",
 )
 @click.option("--ignore", multiple=True, metavar="VALUE", help="A value of ignored pixels.")
 @click.option(

@@ -35,6 +35,9 @@ NAMES = tuple(
 )
 
 
+# Of "1 (1)" only if there is a "1", too: "cat (1)" to "cat (9)" are different cats.
+COUNTED = re.compile(r"(?P<source>.+?) ?\(\d+\)")
+
 Source = tuple[int | str, str]  # a class, "" for masks, and the name of an image
 
 
@@ -72,14 +75,21 @@ def with_sources(splits: Mapping[str, Files]) -> tuple[dict[str, Files], list[st
 def _sources(files: Files) -> list[tuple[Source, bool]]:
     """Return, for each image, what its copies have in common, and whether it is a copy itself."""
     targets = files.targets
-    classes = targets.tolist() if isinstance(targets, Tensor) and targets.ndim == 1 else None
+    classes: list[int | str] = [""] * len(files)
+    if isinstance(targets, Tensor) and targets.ndim == 1:
+        classes = targets.tolist()
     found: list[tuple[Source, bool]] = []
-    for row, path in enumerate(files.images):
+    known = {
+        (c, p.stem) for c, p in zip(classes, files.images, strict=True) if isinstance(p, Path)
+    }
+    for of, path in zip(classes, files.images, strict=True):
         if not isinstance(path, Path):  # of a Python object, whose images have no names
             found.append((("", ""), False))
             continue
         source = source_of(path.stem)
-        found.append((("" if classes is None else classes[row], source), source != path.stem))
+        if (counted := COUNTED.fullmatch(path.stem)) and (of, counted["source"]) in known:
+            source = counted["source"]
+        found.append(((of, source), source != path.stem))
     return found
 
 
