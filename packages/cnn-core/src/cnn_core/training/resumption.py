@@ -37,7 +37,7 @@ __all__ = [
 RESOLVED = {
     *("precision", "memory_format", "mean", "std", "weights_digest"),
     *("image_size", "fit", "resize", "interpolation", "value_range", "alpha_background"),
-    *("split_seed", "fold"),
+    *("split_seed", "fold", "pipeline"),
 }
 UNSET = ("auto", (), "", 0, -1)
 log: logging.Logger = logging.getLogger("cnn_core")
