@@ -139,6 +139,11 @@ class FakeSite:
         entry = f"[{group}]\n{name} = {target or module}\n"
         (info / "entry_points.txt").write_text(entry, encoding="utf-8")
 
+    def stub_torch(self) -> None:
+        """Put an almost empty torch in front: importing the real one takes seconds."""
+        stub = "class version:\n    cuda = hip = None\n"  # which the doctor asks for
+        (self.path / "torch.py").write_text(stub, encoding="utf-8")
+
     def run(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run Python code in a process that finds these distributions, and no other setting."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CNNZOO")}

@@ -75,7 +75,9 @@ def test_plugins_say_all_that_is_known_of_each(cnnzoo, mine):
 def run(cnnzoo, mine, tmp_path):
     out = tmp_path / "run"
     done = cnnzoo(
-        *("train", "tiny", "--data", "mydigits", "--epochs", "1", "--out", out), site=mine.path
+        *("train", "tiny", "--data", "mydigits", "--epochs", "1", "--out", out),
+        site=mine.path,
+        warm=True,
     )
     assert done.code == 0, done.err
     return Run.open(out)
@@ -142,59 +144,69 @@ def test_a_run_uses_the_plugin_it_records_whatever_another_offers(cnnzoo, mine, 
 # doctor
 
 
-def installed(site, folder, pyproject, **info):
+def installed(site, folder, pyproject, name):
     """Make a distribution of the site one that pip installed from `folder` with -e."""
     folder.mkdir()
     if pyproject:
         (folder / "pyproject.toml").write_text(pyproject)
     info = {"url": folder.as_uri(), "dir_info": {"editable": True}}
-    path = site.path / "cnn_arch_bad-1.2.3.dist-info" / "direct_url.json"
+    path = site.path / f"cnn_arch_{name}-1.2.3.dist-info" / "direct_url.json"
     path.write_text(json.dumps(info))
 
 
 SOUND = """
 [project]
-name = "cnn-arch-bad"
+name = "cnn-arch-NAME"
 version = "1.2.3"
 dependencies = ["cnn-core"]
 [project.entry-points.cnnzoo]
-bad = "cnn_arch_bad_plugin"
+NAME = "cnn_arch_NAME_plugin"
 """
 STALE = {
-    "as installed": (SOUND, ""),
-    "version": (SOUND.replace("1.2.3", "1.3.0"), "version changed since installation"),
-    "entry points": (SOUND + 'more = "x"\n', "entry points changed since installation"),
-    "requirements": (SOUND.replace('core"', 'core~=0.1"'), "requirements changed since"),
-    "no file": ("", "is gone: pip uninstall cnn-arch-bad"),
-    "no TOML": ("[", "pyproject.toml cannot be read"),
+    "sound": (SOUND, ""),
+    "later": (SOUND.replace("1.2.3", "1.3.0"), "version changed since installation"),
+    "extended": (SOUND + 'more = "x"\n', "entry points changed since installation"),
+    "needy": (SOUND.replace('core"', 'core~=0.1"'), "requirements changed since"),
+    "gone": ("", "is gone: pip uninstall cnn-arch-gone"),
+    "garbled": ("[", "pyproject.toml cannot be read"),
 }
 
 
-@pytest.mark.parametrize("kind", STALE)
-def test_doctor_finds_stale_editable_installs(cnnzoo, site, good_source, tmp_path, kind):
-    pyproject, advice = STALE[kind]
-    site.add(good_source)
-    installed(site, tmp_path / "my bad", pyproject)
-    done = cnnzoo("doctor", "--json", site=site.path, CNNZOO_PLUGINS="bad")
+def advice_about(cnnzoo, site):
+    """Return the lines of `cnnzoo doctor` about the distributions of a site, by their names."""
+    site.stub_torch()
+    done = cnnzoo("doctor", "--json", site=site.path, CNNZOO_PLUGINS="")
     assert done.code == 0, done.err
-    about = [line for line in json.loads(done.out)["advice"] if line.startswith("cnn-arch-bad")]
-    assert len(about) == bool(advice)
-    assert not about or advice in about[0]
+    found = {
+        path.name.partition("-")[0].replace("_", "-"): [] for path in site.path.glob("*.dist-info")
+    }
+    for line in json.loads(done.out)["advice"]:
+        name, _, said = line.partition(": ")
+        if name in found:
+            found[name].append(said)
+    return found
 
 
-def test_doctor_finds_requirements_that_do_not_hold(cnnzoo, site, good_source, tmp_path):
+def test_doctor_finds_stale_editable_installs(cnnzoo, site, good_source, tmp_path):
+    for name, (pyproject, _) in STALE.items():
+        site.add(good_source, distribution=f"cnn-arch-{name}", name=name)
+        installed(site, tmp_path / f"my {name}", pyproject.replace("NAME", name), name)
+    found = advice_about(cnnzoo, site)
+    assert len(found) == len(STALE)
+    for name, (_, advice) in STALE.items():
+        about = found[f"cnn-arch-{name}"]
+        assert len(about) == bool(advice)
+        assert not about or advice in about[0]
+
+
+def test_doctor_finds_requirements_that_do_not_hold(cnnzoo, site, good_source):
     needs = ("cnn-core", "click>=99", "cnn-no-such", "what ever", 'x; python_version < "3"')
     site.add(good_source, requires=needs)
-    done = cnnzoo("doctor", "--json", site=site.path, CNNZOO_PLUGINS="bad")
-    assert done.code == 0
-    about = [line for line in json.loads(done.out)["advice"] if line.startswith("cnn-arch-bad")]
-    assert [line.partition(": ")[2].partition(":")[0] for line in about] == [
-        about[0].partition(": ")[2].partition(":")[0],
-        "'cnn-no-such' is missing",
-        "invalid requirement 'what ever'",
-    ]
-    assert "needs click>=99, found" in about[0]
-    assert about[0].endswith("pip install 'click>=99'")
+    click, missing, invalid = advice_about(cnnzoo, site)["cnn-arch-bad"]
+    assert click.startswith("needs click>=99, found")
+    assert click.endswith("pip install 'click>=99'")
+    assert missing.startswith("'cnn-no-such' is missing:")
+    assert invalid.startswith("invalid requirement 'what ever':")
 
 
 @pytest.mark.parametrize(
@@ -219,14 +231,17 @@ def test_a_plugin_in_another_group_is_named(cnnzoo, site, good_source, monkeypat
     what = "cnn-arch-astray 1.2.3: requires cnn-core but has no entry point in the group 'cnnzoo'"
     assert line.startswith(f"{what}{only}: declare it in pyproject.toml under")
     if group == "CNNZOO":
+        site.stub_torch()
         assert line in cnnzoo("doctor", site=site.path, CNNZOO_PLUGINS="").out
-        done = cnnzoo("check", "cnn-arch-astray", site=site.path)
+        done = cnnzoo("check", "cnn-arch-astray", site=site.path, warm=True)
         assert (done.code, done.err.splitlines()[0]) == (6, f"error: {line}")
 
 
-def test_doctor_finds_a_folder_of_data_sets_that_cannot_be_written(cnnzoo, tmp_path):
+def test_doctor_finds_a_folder_of_data_sets_that_cannot_be_written(cnnzoo, site, tmp_path):
+    site.stub_torch()
     (tmp_path / "file").write_text("")
-    done = cnnzoo("doctor", CNNZOO_CACHE=str(tmp_path / "file" / "data"), CNNZOO_PLUGINS="")
+    cache = tmp_path / "file" / "data"
+    done = cnnzoo("doctor", site=site.path, CNNZOO_CACHE=cache, CNNZOO_PLUGINS="")
     assert "set CNNZOO_CACHE to a writable directory" in done.out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,6 +23,7 @@ from click.testing import CliRunner
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import confusion_matrix, recall_score
 from torch import nn
@@ -48,7 +51,7 @@ from cnn_viz.attribution.faithfulness import (
     randomisation,
 )
 from cnn_viz.commands.cli import viz
-from cnn_viz.drawing.render import draw_one, draw_or_report, views_for, write
+from cnn_viz.drawing.render import Drawing, draw_one, draw_or_report, views_for, write
 from cnn_viz.results.inputs import ViewInputs, round_robin_by_class
 from cnn_viz.views.cam_methods import NAMES, cam_methods
 from cnn_viz.views.confusion import confusion
@@ -107,15 +110,26 @@ def made_up(
     return Predictions(images, logits, targets, tuple(f"class {n}" for n in range(classes)))
 
 
-def texts(figure: matplotlib.figure.Figure) -> list[str]:
+def texts(figure: Figure) -> list[str]:
     return [text.get_text() for ax in figure.axes for text in ax.texts if text.get_text()]
 
 
+@pytest.fixture(scope="module")
+def drawn(view_inputs) -> Callable[[str], Drawing]:
+    """Return a function that draws a view once, as PNG, SVG and PDF."""
+
+    @functools.cache
+    def drawn_once(view: str) -> Drawing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return draw_one(view, view_inputs, pdf=True)
+
+    return drawn_once
+
+
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_becomes_png_svg_and_pdf_without_warnings(view, view_inputs, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        paths = write(draw_one(view, view_inputs, pdf=True), tmp_path / "figures")
+def test_every_view_becomes_png_svg_and_pdf_without_warnings(view, drawn, tmp_path):
+    paths = write(drawn(view), tmp_path / "figures")
     assert [path.name for path in paths] == [f"{view}.{kind}" for kind in ("png", "svg", "pdf")]
     assert sorted(paths) == sorted((tmp_path / "figures").iterdir())  # no temporary file is left
     with Image.open(paths[0]) as image:
@@ -141,11 +155,22 @@ def test_viz_writes_a_pdf_when_asked(run, tmp_path):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_figure_has_a_title_a_caption_and_is_the_same_every_time(view, view_inputs):
-    first, second = (draw_one(view, view_inputs) for _ in range(2))
-    assert first.svg == second.svg
-    assert first.png == second.png
-    figure = draw(view, view_inputs.run, device="cpu")
+def test_a_figure_has_a_title_a_caption_and_is_the_same_every_time(
+    view, drawn, view_inputs, monkeypatch
+):
+    first, draws, draw_figure = drawn(view), [], Figure.draw
+
+    def count(figure: Figure, *arguments: Any) -> None:
+        draws.append(figure)
+        draw_figure(figure, *arguments)
+
+    monkeypatch.setattr(Figure, "draw", count)
+    second = draw_one(view, view_inputs)
+    assert second.svg == first.svg
+    assert second.png == first.png
+    assert second.pdf == second.page == b""
+    (figure,) = set(draws)
+    assert len(draws) == 2  # once for each file
     assert "lenet5_modern" in figure.get_suptitle()
     assert figure.get_supxlabel()
 
@@ -231,7 +256,7 @@ def test_the_epoch_kept_is_the_last_of_the_best_as_in_training(run, tmp_path):
 # confusion
 
 
-def cells(figure: matplotlib.figure.Figure, classes: int) -> np.ndarray:
+def cells(figure: Figure, classes: int) -> np.ndarray:
     """Return the numbers written in the matrix, 0 for empty cells."""
     found = np.zeros((classes, classes), dtype=int)
     for text in figure.axes[0].texts:
@@ -494,7 +519,7 @@ def test_names_from_elsewhere_harm_no_figure(view_inputs):
     hostile = replace(view_inputs.predictions, classes=HOSTILE)
     renamed = replace(view_inputs.weights, classes=HOSTILE)
     run, model, batch = view_inputs.run, view_inputs.model, view_inputs.batch
-    makers: list[Callable[[], matplotlib.figure.Figure]] = [
+    makers: list[Callable[[], Figure]] = [
         lambda: confusion(run, hostile),
         lambda: predictions(run, hostile),
         lambda: gradcam(run, renamed, model, batch),
@@ -525,8 +550,8 @@ def returns_text(run: Run) -> str:
     return "a figure, honestly"
 
 
-def fails_late(run: Run) -> matplotlib.figure.Figure:
-    figure = matplotlib.figure.Figure()
+def fails_late(run: Run) -> Figure:
+    figure = Figure()
     figure.text(0, 0, "$\\nonsense$", parse_math=True)
     return figure
 

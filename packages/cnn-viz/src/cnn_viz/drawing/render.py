@@ -39,9 +39,9 @@ class Drawing:
     """One view of one network: the contents of its files, or the reason for their absence.
 
     PNG is for documents and chats, which often do not accept SVG; SVG stays sharp at any size.
-    `pdf` is empty unless requested. `page` is the SVG for the report: its text is not converted to
-    paths, so it is smaller and searchable. `error` is the message of a view that failed; `skipped`
-    is the reason for skipping a view that does not apply to this network.
+    `pdf` and `page` are empty unless requested. `page` is the SVG for the report: its text is not
+    converted to paths, so it is smaller and searchable. `error` is the message of a view that
+    failed; `skipped` is the reason for skipping a view that does not apply to this network.
     """
 
     name: str
@@ -85,11 +85,16 @@ def draw(
 def draw_one(view: str, view_inputs: ViewInputs, *, pdf: bool = False) -> Drawing:
     """Draw one view and encode its files; raise the same errors as `draw`."""
     name, entry = _find_view(view, view_inputs)
-    return _render_files(name, entry, view_inputs.select(entry.spec.needs), pdf)
+    return _render_files(name, entry, view_inputs.select(entry.spec.needs), pdf=pdf)
 
 
 def draw_or_report(
-    name: str, entry: Entry[ViewSpec], view_inputs: ViewInputs, *, pdf: bool = False
+    name: str,
+    entry: Entry[ViewSpec],
+    view_inputs: ViewInputs,
+    *,
+    pdf: bool = False,
+    page: bool = False,
 ) -> Drawing:
     """Draw one of several views; if it fails, log the error and return it in the drawing.
 
@@ -113,7 +118,7 @@ def draw_or_report(
         cause = error.message if isinstance(error, ZooError) else describe(error)
         return _skipped(name, entry, cause)
     try:
-        return _render_files(name, entry, arguments, pdf)
+        return _render_files(name, entry, arguments, pdf=pdf, page=page)
     except UsageError as error:
         return _skipped(name, entry, error.message)
     except ZooError as error:
@@ -170,7 +175,12 @@ def _find_view(view: str, view_inputs: ViewInputs) -> tuple[str, Entry[ViewSpec]
 
 
 def _render_files(
-    name: str, entry: Entry[ViewSpec], arguments: dict[str, Any], pdf: bool
+    name: str,
+    entry: Entry[ViewSpec],
+    arguments: dict[str, Any],
+    *,
+    pdf: bool = False,
+    page: bool = False,
 ) -> Drawing:
     """Render a view and encode its figure.
 
@@ -185,8 +195,8 @@ def _render_files(
             pdf_bytes = encode_figure(figure, "pdf") if pdf else b""
             # Keep text as text and simplify paths: the report holds some twenty figures.
             with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
-                page = encode_figure(figure, "svg")
-    return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=pdf_bytes, page=page)
+                page_bytes = encode_figure(figure, "svg") if page else b""
+    return Drawing(name=name, entry=entry, png=png, svg=svg, pdf=pdf_bytes, page=page_bytes)
 
 
 def _render(name: str, entry: Entry[ViewSpec], arguments: dict[str, Any]) -> Figure:
@@ -214,8 +224,10 @@ def _fix_layout(figure: Figure) -> None:
         text.get_window_extent(renderer)  # sets the renderer that the line below measures with
         text.set_text(text._get_wrapped_text())  # type: ignore[attr-defined]
         text.set_wrap(False)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    # Not "none": with that placeholder, matplotlib draws the figure twice for each file.
+    figure.set_layout_engine(None)
 
 
 def encode_figure(figure: Figure, format: str, **options: Any) -> bytes:

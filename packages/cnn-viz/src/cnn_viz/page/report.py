@@ -103,7 +103,7 @@ def write_report(
         write_text(path, json.dumps(_json_safe(content), indent=1) + "\n")
         return path
     drawings = []
-    for drawing in _drawings(view_inputs, progress):
+    for drawing in _drawings(view_inputs, progress, page=form == "html"):
         drawings.append(drawing)
         if drawing.png:
             write(drawing, folder / "figures")
@@ -124,7 +124,9 @@ def write_report(
     return path
 
 
-def _drawings(view_inputs: ViewInputs, progress: Callable[[str], object]) -> Iterator[Drawing]:
+def _drawings(
+    view_inputs: ViewInputs, progress: Callable[[str], object], *, page: bool
+) -> Iterator[Drawing]:
     """Yield the views of the task, drawn."""
     for name, entry in views_for(view_inputs.task):
         if "run" in entry.spec.needs and not view_inputs.is_run:
@@ -133,7 +135,7 @@ def _drawings(view_inputs: ViewInputs, progress: Callable[[str], object]) -> Ite
             yield Drawing(name=name, entry=entry, skipped=reason)
         else:
             progress(f"drawing {name}")
-            yield draw_or_report(name, entry, view_inputs)
+            yield draw_or_report(name, entry, view_inputs, page=page)
 
 
 def _page(view_inputs: ViewInputs, template_data: dict[str, Any], drawings: list[Drawing]) -> str:
