@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from cnn_core import evaluate, load_dataset, train
-from cnn_core.data.dataset import Subset
 from cnn_core.data.progress_bar import progress_bar
+from cnn_core.data.splits import Subset
 from cnn_core.errors import RunError, UsageError
 from cnn_core.training import Run
 from cnn_core.training.data_checks import _smallest_batch, checked, class_counts

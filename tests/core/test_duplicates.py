@@ -10,8 +10,9 @@ from PIL import Image, ImageEnhance
 
 from cnn_core import load_dataset
 from cnn_core.data import duplicates as module
-from cnn_core.data.dataset import Dataset, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.duplicates import duplicates, near_duplicates
+from cnn_core.data.splits import Split
 from cnn_core.data.verify import verify
 
 

@@ -20,7 +20,8 @@ from PIL import ExifTags, Image
 import fuzzing
 from cnn_core.data import images
 from cnn_core.data.formats import FORMATS
-from cnn_core.data.images import image_facts, probe_image, read_image
+from cnn_core.data.headers import image_facts, probe_image
+from cnn_core.data.images import read_image
 from cnn_core.data.mask_image import read_mask
 from cnn_core.data.pixels import Reading
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError

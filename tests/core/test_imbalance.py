@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cnn_core.data import Batch, Preprocessing
 from cnn_core.data.augment import Augmentation, Mix
 from cnn_core.data.batching import collate
-from cnn_core.data.dataset import Files, Split
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import collapse_of, loss_of, score_of

@@ -16,7 +16,7 @@ from PIL import Image
 from cnn_core.builtin.datasets import CSV
 from cnn_core.cli.app import app
 from cnn_core.data import Dataset, Split, load_dataset
-from cnn_core.data.dataset import read_pixels
+from cnn_core.data.splits import read_pixels
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError, RunError, UsageError
 from cnn_core.training import Run, evaluate, train
 from cnn_core.training.trained import load_data

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from cnn_core import load_dataset
-from cnn_core.data.images import image_facts, read_image
+from cnn_core.data.headers import image_facts
+from cnn_core.data.images import read_image
 from cnn_core.data.mask_image import exif_orientation
 from cnn_core.data.pixels import Reading
 from cnn_core.data.readers.copies import source_of

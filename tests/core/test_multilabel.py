@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cnn_core.cli.app import app
 from cnn_core.data import load_dataset
 from cnn_core.data.augment import Mix
-from cnn_core.data.dataset import Split
+from cnn_core.data.splits import Split
 from cnn_core.errors import CorruptError, UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of, metrics_of, score_of, thresholds_of

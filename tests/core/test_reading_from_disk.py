@@ -16,10 +16,12 @@ from cnn_core.data import packing as packs
 from cnn_core.data.augment import Augmentation
 from cnn_core.data.bad_samples import BadSamples
 from cnn_core.data.compact import compact_paths
-from cnn_core.data.dataset import below_common_folder, load_dataset
-from cnn_core.data.images import image_facts, read_image
+from cnn_core.data.dataset import load_dataset
+from cnn_core.data.headers import image_facts
+from cnn_core.data.images import read_image
 from cnn_core.data.pipeline import load_splits
 from cnn_core.data.readers import survey as surveys
+from cnn_core.data.splits import below_common_folder
 from cnn_core.data.splitting import held_out
 from cnn_core.data.streaming import decode_to_memory
 from cnn_core.errors import DatasetCorruptError, UsageError
@@ -134,7 +136,7 @@ def streamed(folder, allowed=0, pipeline="streaming", preprocessing=None):
 def test_a_stream_is_not_decoded_before_training(folder, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "cnn_core.data.dataset.read_image",
+        "cnn_core.data.splits.read_image",
         lambda *args: read.append(args) or torch.zeros(3, 40, 40, dtype=torch.uint8),
     )
     dataset, _ = streamed(folder)

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 from cnn_core import load_dataset
 from cnn_core.data import images, tiff
-from cnn_core.data.images import image_facts, read_image
+from cnn_core.data.headers import image_facts
+from cnn_core.data.images import read_image
 from cnn_core.data.mask_image import exif_orientation, read_mask
 from cnn_core.data.pixels import Reading
 from cnn_core.data.readers.value_ranges import value_bounds

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from cnn_core import create_model, load_dataset, train
 from cnn_core.data.augment import IGNORED, Augmentation
 from cnn_core.data.batching import batches
-from cnn_core.data.dataset import Split
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.splits import Split
 from cnn_core.data.windows import crop_reflected
 from cnn_core.errors import UsageError
 from cnn_core.tasks.pixel_weights import balance_weights, border_weights

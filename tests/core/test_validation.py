@@ -12,7 +12,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from cnn_core import load_dataset, train
 from cnn_core.data.bad_samples import BadSamples
-from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.dataset import Dataset
+from cnn_core.data.splits import Files, Split
 from cnn_core.data.splitting import fold_numbers, held_out
 from cnn_core.data.streaming import decode_to_memory
 from cnn_core.errors import UsageError

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from cnn_core import create_model, export
 from cnn_core.data import Preprocessing
-from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.images import read_image
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import UnknownNameError, UsageError
 from cnn_core.training import Predictions, Run, evaluate, train
 from cnn_core.weights.native import Weights, write_weights

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from cnn_core.data.augment import Draws, Mix
 from cnn_core.data.counter_rng import key_of
-from cnn_core.data.dataset import Files, Split, Subset
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.splits import Files, Split, Subset
 from cnn_core.data.windows import shift_and_flip, shifted
 
 __all__ = ["Batch", "batch_sizes", "batches", "permutation", "shard"]

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
 from cnn_core.data.counter_rng import key_of
-from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.decoder import Decoder
 from cnn_core.data.palette import IGNORED_COLOUR, background_class, class_colours
+from cnn_core.data.splits import Files, Split
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable
 

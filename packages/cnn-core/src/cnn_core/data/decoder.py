@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED, Draws
-from cnn_core.data.dataset import Files, Item, read_pixels
-from cnn_core.data.images import resize_images
 from cnn_core.data.mask_image import DEPTH, exif_orientation, hexadecimal, read_mask, turned
+from cnn_core.data.resizing import resize_images
+from cnn_core.data.splits import Files, Item, read_pixels
 from cnn_core.errors import DatasetCorruptError
 
 __all__ = ["Center", "Decoder", "Sample", "Size", "sides"]

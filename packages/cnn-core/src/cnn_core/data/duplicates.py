@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.images import read_image
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.text import counted
 

@@ -20,7 +20,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +29,6 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torch.nn import functional as F
 
 from cnn_core.data.formats import FORMATS, HEAD, READ, described, is_readable
 from cnn_core.data.pixels import (
@@ -41,7 +40,6 @@ from cnn_core.data.pixels import (
     UINT16,
     Reading,
     array_pixels,
-    has_alpha,
     image_pixels,
     kind_name,
 )
@@ -50,17 +48,12 @@ from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.text import printable
 
 __all__ = [
-    "Facts",
     "MAX_PIXELS",
     "TRANSPOSES",
-    "image_facts",
     "open_image",
     "orientation_of",
-    "probe_image",
     "raw_mode",
     "read_image",
-    "resize_image",
-    "resize_images",
     "upright",
     "upright_copy",
     "wrong_mode",
@@ -71,8 +64,6 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 # Colour profiles and texts, which the pixels do not need.
 PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 
-END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-TRAILER = 4096  # bytes at the end of a file in which its end marker is looked for
 
 # Undocumented: Pillow's decoders raise these exceptions on broken and on malicious files.
 PILLOW_ERRORS = (
@@ -91,10 +82,6 @@ PILLOW_ERRORS = (
     Image.DecompressionBombError,
 )
 
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -137,29 +124,6 @@ class _SuppressWarnings:
 
 
 _SUPPRESS_WARNINGS = _SuppressWarnings()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the header of an image file says.
-
-    `size` is (height, width), upright. `mode` is Pillow's, or the type of an array's values.
-    `channels` is 1 for grey, 3 for colour, or those of an array or a TIFF of several channels.
-    `turned` says that the EXIF orientation turns or mirrors it, `alpha` that it may have
-    transparent parts, `deep` that it has more than 8 bits per channel, `sixteen` that it has the
-    range 0 to 65535 unless another one is declared, and `lost` what is not read, or "". `whole` is
-    false if a JPEG or PNG file may be cut off.
-    """
-
-    size: tuple[int, int]
-    mode: str
-    channels: int
-    turned: bool = False
-    alpha: bool = False
-    deep: bool = False
-    sixteen: bool = False
-    lost: str = ""
-    whole: bool = True
 
 
 def read_image(
@@ -207,7 +171,7 @@ def read_image(
 def _reduce(image: JpegImageFile, reduction: Callable[[int, int], int]) -> int:
     """Let the decoder scale an image down, in the frequency domain; return by what factor."""
     width, height = image.size
-    factor = reduction(*_upright_size(image))
+    factor = reduction(*upright_size(image))
     image.draft(image.mode, (width // factor, height // factor))
     return factor
 
@@ -259,113 +223,6 @@ def upright_copy(image: Image.Image, name: str) -> Image.Image:
     except PILLOW_ERRORS as error:
         reason = printable(str(error)) or type(error).__name__
         raise _corrupt(name, b"", f"not a readable image: {reason}") from error
-
-
-def resize_image(image: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """Resize an image, uint8 C H W, to (height, width) with Pillow's antialiasing.
-
-    `interpolation` is "bilinear" or "bicubic". torch's antialiasing differs from Pillow's by up to
-    one grey level, and published weights were evaluated with Pillow.
-    """
-    # Pillow has images of three channels, and of one, but not of two or five.
-    parts = [image] if len(image) == 3 else image.split(1)
-    resized = [
-        np.asarray(
-            Image.fromarray(part.permute(1, 2, 0).squeeze(2).numpy()).resize(
-                size[::-1], RESAMPLING[interpolation]
-            )
-        )
-        for part in parts
-    ]
-    pixels = torch.from_numpy(np.stack(resized, -1) if len(image) != 3 else resized[0].copy())
-    return pixels.permute(2, 0, 1).contiguous()
-
-
-def resize_images(images: Tensor, size: tuple[int, int], quick: bool = False) -> Tensor:
-    """Resize images, uint8 N C H W, to (height, width), bilinear with torch's antialiasing.
-
-    The pixels are rounded to whole grey levels again. `quick` computes in integers: four times as
-    fast, and some pixels differ by one level.
-    """
-    if quick and images.device.type == "cpu":
-        return F.interpolate(images, size, mode="bilinear", antialias=True)
-    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-    return scaled.round().clamp(0, 255).to(torch.uint8)
-
-
-def probe_image(path: Path) -> tuple[int, int, str]:
-    """Return height and width of the upright image and its Pillow mode; read only the header.
-
-    Raises:
-        DatasetCorruptError: the file is missing, not an image or too large, or its header is
-            broken.
-    """
-    facts = image_facts(path)
-    return *facts.size, facts.mode
-
-
-def image_facts(path: Path) -> Facts:
-    """Return what the header of an image says, without reading the pixels.
-
-    Raises:
-        DatasetCorruptError: as for `probe_image`.
-    """
-    with open_image(path, pixels=False) as image:
-        if isinstance(image, np.ndarray):
-            channels = 1 if image.ndim == 2 else image.shape[2]
-            kind, deep = str(image.dtype), image.dtype not in (np.uint8, np.bool_)
-            return Facts(image.shape[:2], kind, channels, deep=deep, sixteen=kind == "uint16")
-        if isinstance(image, Page):
-            kind, lost = str(image.dtype), PAGES if image.more else ""
-            deep, sixteen = image.dtype != np.uint8, kind == "uint16"
-            return Facts(
-                image.shape[:2], kind, image.shape[2], deep=deep, sixteen=sixteen, lost=lost
-            )
-        raw = raw_mode(image)
-        return Facts(
-            size=_upright_size(image),
-            mode=image.mode,
-            channels=1 if image.mode in (*GREY, *DEEP_MODES) else 3,
-            turned=orientation_of(image) in TRANSPOSES,
-            alpha=has_alpha(image),
-            deep=image.mode in DEEP_MODES or ";16" in raw,
-            sixteen=";16" in image.mode + raw or (image.mode == "I" and image.format == "PPM"),
-            lost=_lost(image),
-            whole=_is_whole(path, image),
-        )
-
-
-GREY = ("1", "L", "LA", "La")
-PAGES = "frames or pages after the first"
-
-
-def _is_whole(path: Path, image: Image.Image) -> bool:
-    """Return whether a JPEG or PNG file has its end marker; True for other formats.
-
-    After a broken download, it has not. If there is much data behind the image, it is not found.
-    """
-    marker = END_MARKERS.get(image.format or "")
-    if marker is None:
-        return True
-    if isinstance(image, JpegImageFile) and image.fp is not None:  # saves opening it again
-        return marker in _end_of(image.fp)
-    with path.open("rb") as file:
-        return marker in _end_of(file)
-
-
-def _end_of(file: IO[bytes]) -> bytes:
-    file.seek(max(file.seek(0, io.SEEK_END) - TRAILER, 0))
-    return file.read()
-
-
-def _lost(image: Image.Image) -> str:
-    """Return which part of an image file is not read, or "" if all of it is."""
-    # The second image of an MPO is a preview, or the same scene for another display.
-    # Errors are ignored: the first frame may be sound even if later ones are broken.
-    with contextlib.suppress(*PILLOW_ERRORS):
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            return PAGES
-    return ""
 
 
 @contextlib.contextmanager
@@ -472,7 +329,7 @@ def orientation_of(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return (height, width) after an image that is not decoded is rotated upright."""
     width, height = image.size
     quarter = orientation_of(image) in QUARTERS

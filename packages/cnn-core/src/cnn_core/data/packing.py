@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.compact import Compact
-from cnn_core.data.dataset import Dataset, Files, Item, below_common_folder
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.decoder import Decoder, Sample
 from cnn_core.data.fetching.cache import cache_dir
 from cnn_core.data.pixels import Reading
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.splits import Files, Item, below_common_folder
 from cnn_core.data.streaming import Progress, decode, decode_all
 from cnn_core.errors import DatasetCorruptError, ResourceError, UsageError
 from cnn_core.files import write_text

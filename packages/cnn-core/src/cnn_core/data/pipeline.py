@@ -8,10 +8,11 @@ from torch import Tensor
 
 from cnn_core.data.bad_samples import BadSamples
 from cnn_core.data.compact import compact_paths
-from cnn_core.data.dataset import Dataset, Files, Item
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.decoder import Center, Size
 from cnn_core.data.packing import pack
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.splits import Files, Item
 from cnn_core.data.streaming import Progress, decode_to_memory
 from cnn_core.errors import UsageError
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.images import resize_image, resize_images
 from cnn_core.data.pixels import Reading
+from cnn_core.data.resizing import resize_image, resize_images
 from cnn_core.data.windows import crop_reflected
 
 __all__ = ["Preprocessing"]

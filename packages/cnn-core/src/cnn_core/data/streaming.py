@@ -24,9 +24,9 @@ from torch import Tensor
 
 from cnn_core.data.augment import Draws
 from cnn_core.data.bad_samples import BadSamples
-from cnn_core.data.dataset import Files, Split, read_pixels
 from cnn_core.data.decoder import Center, Decoder, Sample, Size, sides
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.splits import Files, Split, read_pixels
 from cnn_core.data.windows import shifted
 from cnn_core.errors import DatasetCorruptError
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.bad_samples import BadSamples
-from cnn_core.data.dataset import Dataset, Files, load_dataset
+from cnn_core.data.dataset import Dataset, load_dataset
 from cnn_core.data.decoder import Decoder
 from cnn_core.data.duplicates import digest_of, duplicates, near_duplicates
-from cnn_core.data.images import probe_image
+from cnn_core.data.headers import probe_image
+from cnn_core.data.splits import Files
 from cnn_core.data.streaming import Progress, usable_samples
 from cnn_core.errors import CorruptError, DatasetCorruptError
 from cnn_core.text import counted

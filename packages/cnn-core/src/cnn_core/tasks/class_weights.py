@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.counter_rng import key_of
-from cnn_core.data.dataset import Files, Split, Subset
+from cnn_core.data.splits import Files, Split, Subset
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.text import did_you_mean, printable

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from cnn_core.data.batching import batch_sizes
-from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks.class_weights import own_targets

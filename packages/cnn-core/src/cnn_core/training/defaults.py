@@ -18,8 +18,9 @@ from torch import nn
 
 from cnn_core import registry
 from cnn_core.create import create_model
-from cnn_core.data.dataset import Dataset, Files
-from cnn_core.data.images import probe_image
+from cnn_core.data.dataset import Dataset
+from cnn_core.data.headers import probe_image
+from cnn_core.data.splits import Files
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.training.initial_weights import sizes_of

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cnn_core.data.batching import batches
-from cnn_core.data.dataset import Files, Split
 from cnn_core.data.preprocessing import Preprocessing
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import NumericalError, UsageError
 from cnn_core.runs.recipe import Recipe
 from cnn_core.tasks import loss_of

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data.batching import batches
-from cnn_core.data.dataset import Files, Split, load_dataset
+from cnn_core.data.dataset import load_dataset
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import UsageError, ZooError
 from cnn_core.files import expanded, write_atomically
 from cnn_core.runs.destinations import folder_of

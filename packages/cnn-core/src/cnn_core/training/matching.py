@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.dataset import Dataset
+from cnn_core.data.splits import Files, Split
 from cnn_core.data.streaming import decode_to_memory
 from cnn_core.errors import UsageError
 from cnn_core.registry import get_spec

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnn_core.data.batching import batches
-from cnn_core.data.dataset import Files, Split
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import NumericalError, UsageError
 from cnn_core.tasks.multilabel import predicted_labels
 from cnn_core.tasks.segmentation import center_crop, predicted_classes, two_class_logits

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from cnn_core import registry
 from cnn_core.create import create_model, head_tensors
 from cnn_core.data.batching import batch_sizes
-from cnn_core.data.dataset import Dataset, Files, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.palette import background_class
 from cnn_core.data.preprocessing import Preprocessing
 from cnn_core.data.progress_bar import progress_bar
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import UsageError
 from cnn_core.files import expanded
 from cnn_core.registry.names import canonical_name, default_recipe, resolved_name

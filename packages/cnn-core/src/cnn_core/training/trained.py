@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from cnn_core import registry
 from cnn_core.create import build
-from cnn_core.data.dataset import ALL, Dataset, Files, Split, load_dataset, object_name
+from cnn_core.data.dataset import ALL, Dataset, load_dataset, object_name
 from cnn_core.data.pixels import Reading
 from cnn_core.data.split_names import split_of
+from cnn_core.data.splits import Files, Split
 from cnn_core.errors import DatasetMissingError, RunError, UsageError, ZooError
 from cnn_core.files import expanded
 from cnn_core.registry.recorded import open_run

@@ -18,8 +18,9 @@ from torch import Tensor
 from cnn_core import registry
 from cnn_core.create import build
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.dataset import Dataset, Files, load_dataset, object_name
+from cnn_core.data.dataset import Dataset, load_dataset, object_name
 from cnn_core.data.mask_image import hexadecimal
+from cnn_core.data.splits import Files
 from cnn_core.errors import (
     CorruptError,
     NumericalError,

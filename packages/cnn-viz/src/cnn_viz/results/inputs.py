@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cnn_core import registry
 from cnn_core.data import Batch, batches
-from cnn_core.data.dataset import ALL, Dataset, single_classes
+from cnn_core.data.dataset import ALL, Dataset
+from cnn_core.data.splits import single_classes
 from cnn_core.errors import CorruptError, NumericalError, UsageError
 from cnn_core.specs import ModelSpec
 from cnn_core.text import counted, printable

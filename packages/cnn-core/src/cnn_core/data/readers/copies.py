@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnn_core.data.dataset import Files
+from cnn_core.data.splits import Files
 from cnn_core.text import counted, printable
 
 __all__ = ["source_of", "with_sources"]

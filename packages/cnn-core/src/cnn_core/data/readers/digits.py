@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from cnn_core.data.dataset import Dataset, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.readers.idx import read_idx
+from cnn_core.data.splits import Split
 from cnn_core.specs import DatasetSpec
 
 __all__ = ["load"]

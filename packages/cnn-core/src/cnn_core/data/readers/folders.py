@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cnn_core.data.dataset import Dataset, Files
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.formats import SUFFIXES
 from cnn_core.data.readers.copies import with_sources
 from cnn_core.data.readers.description import read_description, with_description
@@ -18,6 +18,7 @@ from cnn_core.data.readers.layout import Layout, find_layout, split_folders
 from cnn_core.data.readers.listing import count_loose, sorted_files, subfolders
 from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import survey_images
+from cnn_core.data.splits import Files
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import counted, natural, printable

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnn_core.data.dataset import Dataset, Files
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.pixels import AS_USUAL, Reading
 from cnn_core.data.readers.columns import Choice, Columns, Table, find_columns
 from cnn_core.data.readers.copies import with_sources
@@ -23,6 +23,7 @@ from cnn_core.data.readers.label_files import files_of, unlisted
 from cnn_core.data.readers.spelling import has_decimal_comma, number_of
 from cnn_core.data.readers.survey import survey_images
 from cnn_core.data.split_names import UNDERSTOOD, held_out_names, splits_among
+from cnn_core.data.splits import Files
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import counted, printable

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnn_core.data.images import image_facts
+from cnn_core.data.headers import image_facts
 from cnn_core.data.readers.description import FILE, Description
 from cnn_core.data.readers.layout import folders_in, split_folders
 from cnn_core.data.readers.listing import (

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.dataset import Dataset, Files
-from cnn_core.data.images import probe_image
+from cnn_core.data.dataset import Dataset
+from cnn_core.data.headers import probe_image
 from cnn_core.data.mask_image import exif_orientation, hexadecimal
 from cnn_core.data.readers.class_names import ClassNames, read_names
 from cnn_core.data.readers.copies import with_sources
@@ -20,6 +20,7 @@ from cnn_core.data.readers.mask_pairs import NAMES, Layout, find_pairs
 from cnn_core.data.readers.mask_survey import Survey, survey
 from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import survey_images
+from cnn_core.data.splits import Files
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import counted, printable

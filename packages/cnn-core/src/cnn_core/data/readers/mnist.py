@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnn_core.data.dataset import Dataset, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.fetching.download import Remote, fetch
 from cnn_core.data.readers.idx import read_idx
+from cnn_core.data.splits import Split
 from cnn_core.errors import DatasetMissingError
 from cnn_core.specs import DatasetSpec
 

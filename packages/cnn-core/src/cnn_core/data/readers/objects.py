@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cnn_core.data.dataset import Dataset, Files, Given, Item, Split, read_pixels
+from cnn_core.data.dataset import Dataset, Given
 from cnn_core.data.images import upright_copy
 from cnn_core.data.pixels import DEEP_MODES, Reading, has_alpha, image_pixels
 from cnn_core.data.readers.columns import Choice, Table
@@ -28,6 +28,7 @@ from cnn_core.data.readers.labels import labelled
 from cnn_core.data.readers.spelling import same_names
 from cnn_core.data.readers.survey import image_type, survey_images
 from cnn_core.data.split_names import UNDERSTOOD, splits_among
+from cnn_core.data.splits import Files, Item, Split, read_pixels
 from cnn_core.errors import DatasetCorruptError, UsageError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import counted, printable

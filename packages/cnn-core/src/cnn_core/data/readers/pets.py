@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from cnn_core.data.augment import IGNORED
-from cnn_core.data.dataset import Dataset, Files
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.fetching.download import Remote, fetch_and_extract
+from cnn_core.data.splits import Files
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable

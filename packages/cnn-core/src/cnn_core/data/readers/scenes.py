@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnn_core.data.counter_rng import Floats, key_of, uniform
-from cnn_core.data.dataset import Dataset, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.readers.digits import load as load_digits
+from cnn_core.data.splits import Split
 from cnn_core.specs import DatasetSpec
 
 __all__ = ["load"]

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnn_core.data.dataset import Dataset, Split
+from cnn_core.data.dataset import Dataset
 from cnn_core.data.fetching.download import Remote, fetch_and_extract
+from cnn_core.data.splits import Split
 from cnn_core.errors import DatasetCorruptError, DatasetMissingError
 from cnn_core.specs import DatasetSpec
 from cnn_core.text import printable

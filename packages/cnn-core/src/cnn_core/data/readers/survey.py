@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cnn_core.data.dataset import Files
-from cnn_core.data.images import image_facts, open_image, read_image
+from cnn_core.data.headers import image_facts
+from cnn_core.data.images import open_image, read_image
 from cnn_core.data.pixels import UINT16, Reading, has_alpha
 from cnn_core.data.progress_bar import progress_bar
 from cnn_core.data.readers.value_ranges import Ranges, ranges_of
+from cnn_core.data.splits import Files
 from cnn_core.errors import DatasetCorruptError
 from cnn_core.text import counted, printable
 
