@@ -66,6 +66,21 @@ def warm_python() -> WarmPython:
     return warm
 
 
+def run_warm(
+    module: str, *args: object, site: Path | None, cwd: Path | None, environment: dict[str, str]
+) -> Outcome:
+    """Run `python -m` with a module and arguments in a fork of the warm process."""
+    with tempfile.TemporaryDirectory() as streams:
+        code = warm_python().run(
+            *(module, *map(str, args)),
+            path=[] if site is None else [str(site)],
+            environment=environment,
+            cwd=cwd or Path.cwd(),
+            streams=Path(streams),
+        )
+        return Outcome(code, *(Path(streams, name).read_text("utf-8") for name in ("out", "err")))
+
+
 def run_cnnzoo(
     *args: object,
     site: Path | None = None,
@@ -84,16 +99,7 @@ def run_cnnzoo(
     if site is not None:
         environment["PYTHONPATH"] = beside(site)
     if warm or (warm is None and site is None and all(v.startswith("CNNZOO") for v in variables)):
-        with tempfile.TemporaryDirectory() as streams:
-            code = warm_python().run(
-                *("cnn_core", *map(str, args)),
-                path=[] if site is None else [str(site)],
-                environment=environment,
-                cwd=cwd or Path.cwd(),
-                streams=Path(streams),
-            )
-            written = (Path(streams, name).read_text("utf-8") for name in ("out", "err"))
-            return Outcome(code, *written)
+        return run_warm("cnn_core", *args, site=site, cwd=cwd, environment=environment)
     done = subprocess.run(
         [sys.executable, "-m", "cnn_core", *map(str, args)],
         env=environment,
@@ -109,6 +115,17 @@ def run_cnnzoo(
 @pytest.fixture
 def cnnzoo() -> Callable[..., Outcome]:
     return run_cnnzoo
+
+
+@pytest.fixture
+def script() -> Callable[[str, Path], Outcome]:
+    """Return a function that runs Python code in a folder, as if in a new process."""
+
+    def run_script(code: str, folder: Path) -> Outcome:
+        (folder / "a_script.py").write_text(code, encoding="utf-8")
+        return run_warm("a_script", site=None, cwd=folder, environment={**os.environ})
+
+    return run_script
 
 
 class FakeSite:

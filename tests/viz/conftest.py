@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,37 @@ def _report_once(run: Run) -> str:
     assert path == run.path / "report.html"
     assert calls == {name: 1 for _, name in watched}
     return path.read_text("utf-8")
+
+
+@pytest.fixture(scope="session")
+def reported(trained_once, report_once, tmp_path_factory) -> Run:
+    """A run of lenet5_modern on the digits with its report, which tests only read."""
+    from cnn_core.training import Run
+
+    whole = trained_once("lenet5_modern", "digits")
+    run = Run.open(shutil.copytree(whole, tmp_path_factory.mktemp("reported") / "run"))
+    report_once(run)
+    return run
+
+
+@pytest.fixture
+def draw_only(monkeypatch) -> Callable[..., None]:
+    """Return a function that limits reports and `viz all` to some views of a classification."""
+    from cnn_viz.drawing.render import views_for
+
+    def limit(*names: str) -> None:
+        few = [(name, entry) for name, entry in views_for("classification") if name in names]
+        assert len(few) == len(names)
+        for place in ("cnn_viz.page.report.views_for", "cnn_viz.drawing.render.views_for"):
+            monkeypatch.setattr(place, lambda task: few)
+
+    return limit
+
+
+@pytest.fixture
+def draw_views_with_names(draw_only) -> None:
+    """Limit reports to the figures of the page that show names of classes."""
+    draw_only("predictions", "confused", "class_scores", "rankings", "features", "receptive_field")
 
 
 @pytest.fixture(params=range(4))
