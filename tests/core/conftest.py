@@ -39,7 +39,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def run_on_terminal(*arguments: object, **variables: str) -> str:
+def run_on_terminal(*arguments: object, code: int = 0, **variables: str) -> str:
     leader, follower = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-m", "cnn_core", *map(str, arguments)],
@@ -59,7 +59,7 @@ def run_on_terminal(*arguments: object, **variables: str) -> str:
             break
         written += block
     os.close(leader)
-    assert child.wait() == 0, written
+    assert child.wait() == code, written
     return written.decode().replace("\r\n", "\n")
 
 

@@ -75,7 +75,7 @@ def test_photographs_with_exif_cost_one_line(tmp_path):
     faults, notes = checked(tmp_path)
     assert faults == []
     assert [line for line in notes if "EXIF" in line] == [
-        "1 of 10 images are turned upright, as their EXIF data say"
+        "1 of 10 images is turned upright, as its EXIF data say"
     ]
 
 
@@ -111,8 +111,8 @@ def test_a_folder_that_is_named_like_another_class_is_noted(tmp_path):
     root = tree(tmp_path, "animal/cat", "animal/other", "plant/rose", "plant/other", "other")
     faults, notes = checked(root)
     assert faults == []
-    (line,) = (line for line in notes if "the name of another class" in line)
-    assert line.startswith("2 folders inside classes have the name of another class, such as ")
+    (line,) = (line for line in notes if "with the name of another class" in line)
+    assert line.startswith("2 folders in a class with the name of another class, such as ")
     assert str(root / "animal" / "other") in line
 
 
@@ -319,7 +319,7 @@ def test_turned_images_of_every_format_are_counted(tmp_path, kind):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     put(tmp_path / "a" / f"turned.{kind}", noise(9, (12, 8)), exif=exif)
-    assert "1 of 9 images are turned upright, as their EXIF data say" in load(tmp_path).notes
+    assert "1 of 9 images is turned upright, as its EXIF data say" in load(tmp_path).notes
 
 
 def test_an_orientation_in_xmp_turns_a_tiff_and_its_size(tmp_path):
@@ -349,7 +349,7 @@ def test_images_that_are_wholly_transparent_are_a_fault(tmp_path, mode, alpha, v
             clear(10 * number + n, mode, alpha, visible).save(path)
     (fault,) = checked(tmp_path)[0]
     assert fault.startswith("8 of 8 images are transparent nearly everywhere, such as ")
-    assert 'alpha_background = "drop" shows their colours' in fault
+    assert 'alpha_background = "drop" shows the colours' in fault
     assert fault in load(tmp_path).faults
     shown = load(tmp_path).read_as(Reading(alpha_background="drop"))
     assert shown.faults == ()
@@ -365,7 +365,7 @@ def test_one_transparent_image_among_many_is_found_by_verify(tmp_path):
         path.parent.mkdir(exist_ok=True)
         clear(number, alpha=0 if number == 31 else 200).save(path)
     (fault,) = checked(tmp_path)[0]
-    assert fault.startswith("1 of 60 images are transparent")
+    assert fault.startswith("1 of 60 images is transparent")
     assert str(tmp_path / "b" / "31.png") in fault
 
 

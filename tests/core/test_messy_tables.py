@@ -71,25 +71,25 @@ def test_long_numbers_stay_apart_without_a_fault(labelled, labels):
 
 
 @pytest.mark.parametrize(
-    "labels",
+    ("labels", "how"),
     [
-        ("1", "01"),
-        ("100", "1e2", "7"),
-        ("7", "\uff17"),
-        ("3", "\u0663"),
-        ("1", "+1", "2"),
-        ("0.5", "0.50"),
-        ("7", "007", "agent"),
-        ("Cat", "cat"),
-        ("a b", "a\u00a0b"),
-        ("cat", "cat\u200b"),
+        (("1", "01"), "in how a number is written"),
+        (("100", "1e2", "7"), "in how a number is written"),
+        (("3", "\u0663"), "in how a number is written"),
+        (("1", "+1", "2"), "in how a number is written"),
+        (("0.5", "0.50"), "in how a number is written"),
+        (("7", "007", "agent"), "in how a number is written"),
+        (("7", "\uff17"), "in case or Unicode form"),
+        (("a b", "a\u00a0b"), "in case or Unicode form"),
+        (("Cat", "cat"), "in case:"),
+        (("cat", "cat\u200b"), "in characters that are not seen"),
     ],
 )
-def test_one_name_or_number_in_two_spellings_is_two_classes_and_a_fault(labelled, labels):
+def test_one_name_or_number_in_two_spellings_is_two_classes_and_a_fault(labelled, labels, how):
     dataset = labelled(labels)
     assert label_of(dataset) == {n: labels[n % len(labels)] for n in range(COUNT)}
     (fault,) = (line for line in dataset.faults if "whose names differ only" in line)
-    assert fault.startswith("'label': classes")
+    assert fault.startswith(f"'label': classes whose names differ only {how}")
 
 
 @pytest.mark.parametrize("labels", [("1_0", "10"), ("ice-cream", "ice cream"), ("A1", "A-1")])
@@ -313,7 +313,7 @@ def test_an_image_in_another_folder_is_shown_with_the_way_to_have_it(table, path
 def test_a_table_of_digits_costs_no_line(labelled, tmp_path):
     dataset = labelled([str(n) for n in range(4)])
     assert dataset.faults == ()
-    assert dataset.notes == ("no splits: 4 of 12 are the test split",)
+    assert dataset.notes == ("no splits: 4 of 12 images are the test split",)
     notes = []
     assert verify(f"csv:{tmp_path / 'labels.csv'}", notes=notes) == []
     assert notes == [*dataset.notes]

@@ -149,7 +149,8 @@ def test_they_are_turned_upright_as_pillow_turns_images(tmp_path, orientation):
     expected = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(read_image(path, 5)[0], expected)
     assert image_facts(path).size == expected.shape
-    assert exif_orientation(path) == 1  # nothing else has to turn them
+    assert image_facts(path).turned == (orientation > 1)
+    assert exif_orientation(path) == orientation  # a mask has to be turned likewise
 
 
 def test_a_folder_of_them_is_a_dataset(tmp_path, cnnzoo):

@@ -75,10 +75,14 @@ def image_facts(path: Path) -> Facts:
             kind, deep = str(image.dtype), image.dtype not in (np.uint8, np.bool_)
             return Facts(image.shape[:2], kind, channels, deep=deep, sixteen=kind == "uint16")
         if isinstance(image, Page):
-            kind, lost = str(image.dtype), PAGES if image.more else ""
-            deep, sixteen = image.dtype != np.uint8, kind == "uint16"
             return Facts(
-                image.shape[:2], kind, image.shape[2], deep=deep, sixteen=sixteen, lost=lost
+                size=image.shape[:2],
+                mode=str(image.dtype),
+                channels=image.shape[2],
+                turned=image.orientation in TRANSPOSES,
+                deep=image.dtype != np.uint8,
+                sixteen=image.dtype == np.uint16,
+                lost=PAGES if image.more else "",
             )
         raw = raw_mode(image)
         return Facts(

@@ -131,7 +131,9 @@ def exif_orientation(path: Path) -> int:
         DatasetCorruptError: the file is not an image.
     """
     with open_image(path, pixels=False) as image:
-        found = orientation_of(image) if isinstance(image, Image.Image) else 1
+        if isinstance(image, np.ndarray):
+            return 1
+        found = image.orientation if isinstance(image, Page) else orientation_of(image)
         return found if found in TRANSPOSES else 1
 
 

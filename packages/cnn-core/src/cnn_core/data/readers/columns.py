@@ -11,7 +11,7 @@ from typing import Any
 from cnn_core.data.formats import SUFFIXES
 from cnn_core.data.readers.spelling import number_of
 from cnn_core.errors import DatasetCorruptError, UsageError
-from cnn_core.text import did_you_mean, printable
+from cnn_core.text import counted, did_you_mean, printable
 
 __all__ = ["Choice", "Columns", "SEPARATORS", "Table", "find_columns", "is_header"]
 
@@ -103,7 +103,7 @@ class Table:
     def at_rows(self, numbers: Sequence[int], problem: str, values: Sequence[str] = ()) -> str:
         """Return a message that begins with the lines of the first rows, and their `values`."""
         lines = [self.at(numbers[0]), *(str(self.rows[row][0]) for row in numbers[1:ROWS])]
-        more = f" ({len(numbers):,} rows)" if len(numbers) > 1 else ""
+        more = f" ({counted(len(numbers), 'row')})" if len(numbers) > 1 else ""
         named = f"{', '.join(map(printable, values[:ROWS]))}: " if values else ""
         return f"{', '.join(lines)}: {named}{problem}{more}"
 

@@ -236,10 +236,8 @@ def _one_spelling(column: str, values: Sequence[str]) -> tuple[list[str], list[s
     merged, counts = whole_numbers(names), Counter(values)
     pairs = [f"{_quoted(name)} as {_quoted(whole)}" for name, whole in sorted(merged.items())]
     more = ", …" if len(pairs) > SHOWN else ""
-    rows = sum(counts[name] for name in merged)
-    line = (
-        f"{_quoted(column)}: taken as one class: {', '.join(pairs[:SHOWN])}{more} ({rows:,} times)"
-    )
+    times = counted(sum(counts[name] for name in merged), "time")
+    line = f"{_quoted(column)}: taken as one class: {', '.join(pairs[:SHOWN])}{more} ({times})"
     return [merged.get(value, value) for value in values], [line] if merged else []
 
 

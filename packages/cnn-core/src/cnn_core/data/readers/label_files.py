@@ -29,9 +29,11 @@ def files_of(table: Table, column: str, root: Path) -> tuple[list[Path], list[st
         (paths[row],) = found[values[row]]
     images = {path for same in found.values() for path in same}
     folders = sorted({str(path.parent.relative_to(root)) for path in images})
-    count = counted(len(images), "image was", "images were")
-    listed = ", ".join(folders[:3]) + (", …" if len(folders) > 3 else "")
-    line = f"{count} found by their names in {listed}"
+    found_by = "images were found by their names"
+    line = (
+        f"{counted(len(images), 'image was found by its name', found_by)} in "
+        f"{', '.join(folders[:3])}{', …' if len(folders) > 3 else ''}"
+    )
     return [path for path in paths if path is not None], [line]
 
 

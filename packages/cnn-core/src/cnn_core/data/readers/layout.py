@@ -241,8 +241,8 @@ def _require_no_copy(root: Path, classes: list[Path], layout: Layout) -> None:
             found += [f for f in same if f not in found]
     if found:
         layout.notes.append(
-            f"{len(found):,} folders inside classes have the name of another class, such as "
-            f"{found[0]}: their images belong to the class around them"
+            f"{counted(len(found), 'folder')} in a class with the name of another class, such as "
+            f"{found[0]}: the images belong to the class around it"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cnn_core.data.readers.listing import sorted_files
 from cnn_core.errors import DatasetCorruptError
+from cnn_core.text import counted
 
 __all__ = ["Rule", "best_rule", "partner", "shift_of", "side_by_side"]
 
@@ -153,8 +154,9 @@ def _require_no_others(files: Sequence[Path], masks: Sequence[Path], suffix: str
     problem = f"mask {first.stem}{suffix}.*, and is not the mask of an image"
     if first.stem.endswith(suffix):
         problem = f"image {first.stem.removesuffix(suffix)}.*"
+    beside = f"{counted(len(others), 'such file')} beside {counted(len(masks), 'pair')}"
     raise DatasetCorruptError(
-        f"{first}: has no {problem} ({len(others)} such files beside {len(masks)} pairs)",
+        f"{first}: has no {problem} ({beside})",
         "give each image one mask of this name: join several masks of an image into one, and move "
         "away what has no partner",
     )

@@ -43,9 +43,9 @@ def inverted(found: Survey, classes: Classes) -> list[str]:
     if not odd:
         return []
     return [
-        f"{len(odd):,} of {len(masks):,} masks, such as {next(iter(odd))}, look inverted: class "
-        f"'{printable(classes.names[outside])}' has {_range(odd.values())} of their pixels, but "
-        f"{_range(usual)} of the others'"
+        f"{len(odd):,} of {len(masks):,} masks may be inverted, such as {next(iter(odd))}: class "
+        f"'{printable(classes.names[outside])}' has {_range(odd.values())} of the pixels there, "
+        f"but {_range(usual)} in the other masks"
     ]
 
 

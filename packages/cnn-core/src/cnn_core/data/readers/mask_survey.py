@@ -250,11 +250,11 @@ def require_one_kind(found: Survey) -> None:
     for mask in found.masks:
         if mask.kind == "colour":
             count = sum(m.kind == "colour" for m in found.masks)
-            only = Survey(found.root)
+            only, of = Survey(found.root), f"of {len(found.masks):,} masks"
             only.add(mask)
             raise DatasetCorruptError(
-                f"{mask.path}: a mask in colour: {only.listed(in_colour=True)}; {count} of "
-                f"{len(found.masks)} masks are, the others hold numbers",
+                f"{mask.path}: a mask in colour: {only.listed(in_colour=True)}; "
+                f"{counted(count, f'{of} is', f'{of} are')}, the others hold numbers",
                 "save it like the others, as grey or with a palette",
             )
     if unlike := different_palettes(found):

@@ -85,10 +85,11 @@ def _difference(same: Sequence[str]) -> str:
     """Return how names that are alike differ."""
     if len({name.casefold() for name in same}) == 1:
         return "in case"
-    forms = {unicodedata.normalize("NFKC", name).casefold() for name in same}
-    return (
-        "in case or Unicode form (NFC, NFD)" if len(forms) == 1 else "in how a number is written"
-    )
+    if len({unicodedata.normalize("NFKC", name).casefold() for name in same}) == 1:
+        return "in case or Unicode form (NFC, NFD)"
+    if len({_text(name) for name in same}) == 1:
+        return "in characters that are not seen"
+    return "in how a number is written"
 
 
 def _groups(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[str]]:

@@ -158,9 +158,9 @@ class ImageSurvey:
         of = f"of {len(seen):,} images"
         count = counted(len(hidden), f"{of} is", f"{of} are")
         return [
-            f"{count} transparent nearly everywhere, such as {hidden[0]}, and only "
-            f"{reading.alpha_background} is seen of them: alpha_background "
-            '= "drop" shows their colours'
+            f"{count} transparent nearly everywhere, such as {hidden[0]}: only "
+            f'{reading.alpha_background} is seen there; alpha_background = "drop" shows the '
+            "colours"
         ]
 
     def unread(self) -> list[str]:
