@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
+import pty
 import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,15 +73,41 @@ def run_warm(
     module: str, *args: object, site: Path | None, cwd: Path | None, environment: dict[str, str]
 ) -> Outcome:
     """Run `python -m` with a module and arguments in a fork of the warm process."""
-    with tempfile.TemporaryDirectory() as streams:
+    with tempfile.TemporaryDirectory() as folder:
+        streams = (os.devnull, f"{folder}/out", f"{folder}/err")
         code = warm_python().run(
             *(module, *map(str, args)),
             path=[] if site is None else [str(site)],
             environment=environment,
             cwd=cwd or Path.cwd(),
-            streams=Path(streams),
+            streams=streams,
         )
-        return Outcome(code, *(Path(streams, name).read_text("utf-8") for name in ("out", "err")))
+        return Outcome(code, *(Path(name).read_text("utf-8") for name in streams[1:]))
+
+
+def run_on_terminal(*args: object, **variables: str) -> str:
+    leader, follower = pty.openpty()
+    written: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while block := os.read(leader, 65536):
+                written.append(block)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    code = warm_python().run(
+        *("cnn_core", *map(str, args)),
+        path=[],
+        environment={**os.environ, "COLUMNS": "120", "TERM": "xterm-256color", **variables},
+        cwd=Path.cwd(),
+        streams=(os.ttyname(follower),) * 3,
+    )
+    os.close(follower)
+    reader.join()
+    os.close(leader)
+    assert code == 0, written
+    return b"".join(written).decode().replace("\r\n", "\n")
 
 
 def run_cnnzoo(
@@ -115,6 +144,12 @@ def run_cnnzoo(
 @pytest.fixture
 def cnnzoo() -> Callable[..., Outcome]:
     return run_cnnzoo
+
+
+@pytest.fixture(scope="session")
+def on_terminal() -> Callable[..., str]:
+    """Return a function that runs the command on a terminal and returns all that it wrote."""
+    return run_on_terminal
 
 
 @pytest.fixture

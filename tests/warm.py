@@ -31,14 +31,19 @@ class WarmPython:
         )
 
     def run(
-        self, *command: str, path: list[str], environment: dict[str, str], cwd: Path, streams: Path
+        self,
+        *command: str,
+        path: list[str],
+        environment: dict[str, str],
+        cwd: Path,
+        streams: tuple[str, str, str],
     ) -> int:
         """Run `python -m` with a command and these folders in PYTHONPATH; return its exit code.
 
-        What it prints goes to the files `out` and `err` of the folder `streams`.
+        `streams` are the files, or the terminal, of stdin, stdout and stderr.
         """
         job = {"command": command, "path": path, "environment": environment}
-        job |= {"cwd": str(cwd), "streams": str(streams)}
+        job |= {"cwd": str(cwd), "streams": streams}
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
@@ -50,10 +55,8 @@ class WarmPython:
 def _run(job: dict) -> None:
     """Be the process that runs the command."""
     signal.alarm(SECONDS)
-    made = os.O_WRONLY | os.O_CREAT
-    out, err = (os.path.join(job["streams"], name) for name in ("out", "err"))
-    for number, (name, flags) in enumerate([(os.devnull, os.O_RDONLY), (out, made), (err, made)]):
-        os.dup2(os.open(name, flags), number)
+    for number, name in enumerate(job["streams"]):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOCTTY), number)
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["cwd"])
