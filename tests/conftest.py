@@ -8,19 +8,20 @@ import functools
 import os
 import pty
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from warm import WarmPython
+from warm import Job, WarmPython
 
 if TYPE_CHECKING:
     from cnn_core.training import Run
@@ -70,19 +71,26 @@ def warm_python() -> WarmPython:
 
 
 def run_warm(
-    module: str, *args: object, site: Path | None, cwd: Path | None, environment: dict[str, str]
-) -> Outcome:
-    """Run `python -m` with a module and arguments in a fork of the warm process."""
+    *command: object,
+    site: Path | None = None,
+    cwd: Path | None = None,
+    environments: Sequence[dict[str, str]],
+) -> list[Outcome]:
+    """Run `python -m` with a command in forks of the warm process, one in each environment."""
     with tempfile.TemporaryDirectory() as folder:
-        streams = (os.devnull, f"{folder}/out", f"{folder}/err")
-        code = warm_python().run(
-            *(module, *map(str, args)),
-            path=[] if site is None else [str(site)],
-            environment=environment,
-            cwd=cwd or Path.cwd(),
-            streams=streams,
-        )
-        return Outcome(code, *(Path(name).read_text("utf-8") for name in streams[1:]))
+        jobs = [
+            Job(
+                command=tuple(map(str, command)),
+                cwd=str(cwd or Path.cwd()),
+                environment=environment,
+                streams=(os.devnull, f"{folder}/{number}.out", f"{folder}/{number}.err"),
+                path=() if site is None else (str(site),),
+            )
+            for number, environment in enumerate(environments)
+        ]
+        codes = warm_python().run(*jobs)
+        written = [[Path(name).read_text("utf-8") for name in job.streams[1:]] for job in jobs]
+        return [Outcome(code, *texts) for code, texts in zip(codes, written, strict=True)]
 
 
 def run_on_terminal(*args: object, **variables: str) -> str:
@@ -96,13 +104,14 @@ def run_on_terminal(*args: object, **variables: str) -> str:
 
     reader = threading.Thread(target=read)
     reader.start()
-    code = warm_python().run(
-        *("cnn_core", *map(str, args)),
-        path=[],
+    terminal = os.ttyname(follower)
+    job = Job(
+        command=("cnn_core", *map(str, args)),
+        cwd=os.getcwd(),
         environment={**os.environ, "COLUMNS": "120", "TERM": "xterm-256color", **variables},
-        cwd=Path.cwd(),
-        streams=(os.ttyname(follower),) * 3,
+        streams=(terminal, terminal, terminal),
     )
+    (code,) = warm_python().run(job)
     os.close(follower)
     reader.join()
     os.close(leader)
@@ -128,7 +137,8 @@ def run_cnnzoo(
     if site is not None:
         environment["PYTHONPATH"] = beside(site)
     if warm or (warm is None and site is None and all(v.startswith("CNNZOO") for v in variables)):
-        return run_warm("cnn_core", *args, site=site, cwd=cwd, environment=environment)
+        (outcome,) = run_warm("cnn_core", *args, site=site, cwd=cwd, environments=[environment])
+        return outcome
     done = subprocess.run(
         [sys.executable, "-m", "cnn_core", *map(str, args)],
         env=environment,
@@ -152,15 +162,34 @@ def on_terminal() -> Callable[..., str]:
     return run_on_terminal
 
 
-@pytest.fixture
-def script() -> Callable[[str, Path], Outcome]:
-    """Return a function that runs Python code in a folder, as if in a new process."""
+def run_script(code: str, folder: Path, *args: object) -> Outcome:
+    """Write Python code to the module a_script of a folder and run it there."""
+    (folder / "a_script.py").write_text(code, encoding="utf-8")
+    (outcome,) = run_warm("a_script", *args, cwd=folder, environments=[{**os.environ}])
+    return outcome
 
-    def run_script(code: str, folder: Path) -> Outcome:
-        (folder / "a_script.py").write_text(code, encoding="utf-8")
-        return run_warm("a_script", site=None, cwd=folder, environment={**os.environ})
 
+@pytest.fixture(scope="session")
+def script() -> Callable[..., Outcome]:
     return run_script
+
+
+def run_two_ranks(*command: object, cwd: Path | None = None) -> list[Outcome]:
+    """Run `python -m` with a command in two processes that find each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    world = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    world |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [{**world, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    outcomes = run_warm(*command, cwd=cwd, environments=ranks)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    return outcomes
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Callable[..., list[Outcome]]:
+    return run_two_ranks
 
 
 class FakeSite:
