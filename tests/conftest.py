@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
+import pty
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from warm import WarmPython
+from warm import Job, WarmPython
 
 if TYPE_CHECKING:
     from cnn_core.training import Run
@@ -67,18 +71,52 @@ def warm_python() -> WarmPython:
 
 
 def run_warm(
-    module: str, *args: object, site: Path | None, cwd: Path | None, environment: dict[str, str]
-) -> Outcome:
-    """Run `python -m` with a module and arguments in a fork of the warm process."""
-    with tempfile.TemporaryDirectory() as streams:
-        code = warm_python().run(
-            *(module, *map(str, args)),
-            path=[] if site is None else [str(site)],
-            environment=environment,
-            cwd=cwd or Path.cwd(),
-            streams=Path(streams),
-        )
-        return Outcome(code, *(Path(streams, name).read_text("utf-8") for name in ("out", "err")))
+    *command: object,
+    site: Path | None = None,
+    cwd: Path | None = None,
+    environments: Sequence[dict[str, str]],
+) -> list[Outcome]:
+    """Run `python -m` with a command in forks of the warm process, one in each environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [
+            Job(
+                command=tuple(map(str, command)),
+                cwd=str(cwd or Path.cwd()),
+                environment=environment,
+                streams=(os.devnull, f"{folder}/{number}.out", f"{folder}/{number}.err"),
+                path=() if site is None else (str(site),),
+            )
+            for number, environment in enumerate(environments)
+        ]
+        codes = warm_python().run(*jobs)
+        written = [[Path(name).read_text("utf-8") for name in job.streams[1:]] for job in jobs]
+        return [Outcome(code, *texts) for code, texts in zip(codes, written, strict=True)]
+
+
+def run_on_terminal(*args: object, code: int = 0, **variables: str) -> str:
+    leader, follower = pty.openpty()
+    written: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while block := os.read(leader, 65536):
+                written.append(block)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    terminal = os.ttyname(follower)
+    job = Job(
+        command=("cnn_core", *map(str, args)),
+        cwd=os.getcwd(),
+        environment={**os.environ, "COLUMNS": "120", "TERM": "xterm-256color", **variables},
+        streams=(terminal, terminal, terminal),
+    )
+    (ended,) = warm_python().run(job)
+    os.close(follower)
+    reader.join()
+    os.close(leader)
+    assert ended == code, written
+    return b"".join(written).decode().replace("\r\n", "\n")
 
 
 def run_cnnzoo(
@@ -99,7 +137,8 @@ def run_cnnzoo(
     if site is not None:
         environment["PYTHONPATH"] = beside(site)
     if warm or (warm is None and site is None and all(v.startswith("CNNZOO") for v in variables)):
-        return run_warm("cnn_core", *args, site=site, cwd=cwd, environment=environment)
+        (outcome,) = run_warm("cnn_core", *args, site=site, cwd=cwd, environments=[environment])
+        return outcome
     done = subprocess.run(
         [sys.executable, "-m", "cnn_core", *map(str, args)],
         env=environment,
@@ -117,15 +156,40 @@ def cnnzoo() -> Callable[..., Outcome]:
     return run_cnnzoo
 
 
-@pytest.fixture
-def script() -> Callable[[str, Path], Outcome]:
-    """Return a function that runs Python code in a folder, as if in a new process."""
+@pytest.fixture(scope="session")
+def on_terminal() -> Callable[..., str]:
+    """Return a function that runs the command on a terminal and returns all that it wrote."""
+    return run_on_terminal
 
-    def run_script(code: str, folder: Path) -> Outcome:
-        (folder / "a_script.py").write_text(code, encoding="utf-8")
-        return run_warm("a_script", site=None, cwd=folder, environment={**os.environ})
 
+def run_script(code: str, folder: Path, *args: object) -> Outcome:
+    """Write Python code to the module a_script of a folder and run it there."""
+    (folder / "a_script.py").write_text(code, encoding="utf-8")
+    (outcome,) = run_warm("a_script", *args, cwd=folder, environments=[{**os.environ}])
+    return outcome
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[..., Outcome]:
     return run_script
+
+
+def run_two_ranks(*command: object, cwd: Path | None = None) -> list[Outcome]:
+    """Run `python -m` with a command in two processes that find each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    world = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    world |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [{**world, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    outcomes = run_warm(*command, cwd=cwd, environments=ranks)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    return outcomes
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Callable[..., list[Outcome]]:
+    return run_two_ranks
 
 
 class FakeSite:

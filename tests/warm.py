@@ -15,11 +15,25 @@ import signal
 import subprocess
 import sys
 import traceback
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 # What several commands import, and take no settings from that a test would change.
 IMPORTED = ("torch", "torchvision", "matplotlib.figure", "rich.progress", "sklearn.datasets")
 SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Job:
+    """`python -m` with a command, in a folder; `path` are folders in PYTHONPATH.
+
+    `streams` are the files, or the terminal, of stdin, stdout and stderr.
+    """
+
+    command: tuple[str, ...]
+    cwd: str
+    environment: dict[str, str]
+    streams: tuple[str, str, str]
+    path: tuple[str, ...] = ()
 
 
 class WarmPython:
@@ -30,40 +44,31 @@ class WarmPython:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(
-        self, *command: str, path: list[str], environment: dict[str, str], cwd: Path, streams: Path
-    ) -> int:
-        """Run `python -m` with a command and these folders in PYTHONPATH; return its exit code.
-
-        What it prints goes to the files `out` and `err` of the folder `streams`.
-        """
-        job = {"command": command, "path": path, "environment": environment}
-        job |= {"cwd": str(cwd), "streams": str(streams)}
-        self._server.stdin.write(json.dumps(job) + "\n")
+    def run(self, *jobs: Job) -> list[int]:
+        """Run jobs side by side; return their exit codes."""
+        self._server.stdin.write(json.dumps([asdict(job) for job in jobs]) + "\n")
         self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        return json.loads(self._server.stdout.readline())
 
     def close(self) -> None:
         self._server.communicate()
 
 
-def _run(job: dict) -> None:
+def _run(job: Job) -> None:
     """Be the process that runs the command."""
     signal.alarm(SECONDS)
-    made = os.O_WRONLY | os.O_CREAT
-    out, err = (os.path.join(job["streams"], name) for name in ("out", "err"))
-    for number, (name, flags) in enumerate([(os.devnull, os.O_RDONLY), (out, made), (err, made)]):
-        os.dup2(os.open(name, flags), number)
+    for number, name in enumerate(job.streams):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOCTTY), number)
     os.environ.clear()
-    os.environ.update(job["environment"])
-    os.chdir(job["cwd"])
+    os.environ.update(job.environment)
+    os.chdir(job.cwd)
     # As `python -m` has it: the current folder first, then PYTHONPATH.
-    sys.path[:1] = [job["cwd"], *job["path"]]
-    name, *sys.argv[1:] = job["command"]
+    sys.path[:1] = [job.cwd, *job.path]
+    name, *sys.argv[1:] = job.command
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-def _exit_code(job: dict) -> int:
+def _exit_code(job: Job) -> int:
     try:
         _run(job)
     except SystemExit as error:
@@ -74,18 +79,24 @@ def _exit_code(job: dict) -> int:
     return 0
 
 
+def _start(job: Job) -> int:
+    """Run a job in a fork; return the fork's id."""
+    if child := os.fork():
+        return child
+    code = _exit_code(job)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    # Not sys.exit: freeing all that was imported takes as long as importing it.
+    os._exit(code)
+
+
 def _serve() -> None:
     for name in IMPORTED:
         __import__(name)
     for line in sys.stdin:
-        if child := os.fork():
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-            continue
-        code = _exit_code(json.loads(line))
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        # Not sys.exit: freeing all that was imported takes as long as importing it.
-        os._exit(code)
+        children = [_start(Job(**job)) for job in json.loads(line)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
 
 
 if __name__ == "__main__":

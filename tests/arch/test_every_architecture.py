@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -95,6 +96,17 @@ GOLDEN = {
 LENETS = ["lenet5", "lenet5_modern"]  # images of 32 x 32 only
 CLASSIFIERS = [name for name, spec in SPECS.items() if spec.task == "classification"]
 RESIZABLE = [name for name in CLASSIFIERS if name not in LENETS]
+# Deeper rows of a table whose other rows are tested here. That they are built as the table says is
+# tested by their golden numbers and by torchvision's state dicts.
+DEEP = re.compile(
+    r"densenet(161|169|201)|resnet(34|101|152)(_v1)?|resnet(32|44|56|110)_cifar(_b)?"
+    r"|vgg(11|13|13_bn|16_bn|19|19_bn)|efficientnet_lite[12]"
+)
+
+
+def slow_if_deep(name: str, *values: Any) -> Any:
+    marks = [pytest.mark.slow] if DEEP.fullmatch(name) else []
+    return pytest.param(name, *values, marks=marks)
 
 
 def empty(*size: int, batch: int = 2, channels: int = 3) -> Tensor:
@@ -119,7 +131,7 @@ def test_parameters_macs_and_state_are_the_golden_ones_and_the_specs(name):
         assert sum(stage.params for stage in found.stages) == params
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [slow_if_deep(name) for name in SPECS])
 def test_classes_and_channels_are_honoured(name):
     spec = SPECS[name]
     height, width = (spec.min_size,) * 2 if spec.min_size > 1 else (40, 40)
@@ -136,7 +148,7 @@ def test_classes_and_channels_are_honoured(name):
 # The sizes of images
 
 
-@pytest.mark.parametrize("name", RESIZABLE)
+@pytest.mark.parametrize("name", [slow_if_deep(name) for name in RESIZABLE])
 def test_every_size_from_the_smallest_up_works_and_a_smaller_one_names_it(name, monkeypatch):
     model, smallest = on_meta(name).eval(), SPECS[name].min_size
     for size in ((smallest, smallest), (smallest + 1, smallest + 31), (251, smallest)):
@@ -213,7 +225,7 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "sizes"), TWINS)
+@pytest.mark.parametrize(("name", "options", "sizes"), [slow_if_deep(*twin) for twin in TWINS])
 def test_outputs_and_gradients_are_torchvisions_to_the_bit(name, options, sizes):
     names = key_maps(name)["torchvision"]
     ours = lively_network(name, num_classes=10, **options)

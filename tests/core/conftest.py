@@ -1,12 +1,9 @@
-"""Plugins, a terminal and a thread for the tests of the core."""
+"""Plugins and a thread for the tests of the core."""
 
 from __future__ import annotations
 
 import logging
-import os
-import pty
 import signal
-import subprocess
 import sys
 import threading
 import types
@@ -37,36 +34,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def run_on_terminal(*arguments: object, code: int = 0, **variables: str) -> str:
-    leader, follower = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "cnn_core", *map(str, arguments)],
-        stdout=follower,
-        stderr=follower,
-        stdin=follower,
-        env={**os.environ, "COLUMNS": "120", "TERM": "xterm-256color", **variables},
-    )
-    os.close(follower)
-    written = b""
-    while True:
-        try:
-            block = os.read(leader, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not block:
-            break
-        written += block
-    os.close(leader)
-    assert child.wait() == code, written
-    return written.decode().replace("\r\n", "\n")
-
-
-@pytest.fixture(scope="session")
-def on_terminal():
-    """Return a function that runs the command on a terminal and returns all that it wrote."""
-    return run_on_terminal
 
 
 # Plugins of a test's own, in its own process

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -97,22 +96,22 @@ SHORT = ["plain", "unequal", *SLOW]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(tmp_path_factory, script, two_ranks):
     """What one process and two processes say of the same training, by its name; and the runs."""
 
     @functools.cache
     def trained(name):
         folder, (model, precise, settings) = tmp_path_factory.mktemp(name), CASES[name]
-        script = folder / "steps.py"
-        script.write_text(STEPS)
-        found = []
-        for ranks in (1, 2):
-            out, report = str(folder / f"run-{ranks}"), folder / f"{ranks}.json"
+        arguments = []
+        for size in (1, 2):
+            out = str(folder / f"run-{size}")
             case = json.dumps([(model, out, precise, settings)])
-            done = torchrun(script, case, report, ranks=ranks)
-            assert done.returncode == 0, done.stderr[-3000:]
-            found.append(json.loads(report.read_text())[out])
-        return (*found, folder)
+            arguments.append((case, folder / f"{size}.json"))
+        alone = script(STEPS, folder, *arguments[0])
+        assert alone.code == 0, alone.err
+        two_ranks("a_script", *arguments[1], cwd=folder)
+        found = [json.loads(report.read_text()) for _, report in arguments]
+        return (*(next(iter(each.values())) for each in found), folder)
 
     return trained
 
@@ -229,32 +228,14 @@ SCENES = textwrap.dedent("""
 """)
 
 
-def test_every_metric_of_segmentation_is_that_of_the_whole_split():
-    alone, together = ranks_of(1), ranks_of(2)
+def test_every_metric_of_segmentation_is_that_of_the_whole_split(script, two_ranks, tmp_path):
+    alone = json.loads(script(SCENES, tmp_path).out)
+    first, second = two_ranks("a_script", cwd=tmp_path)
+    assert not second.out
+    together = json.loads(first.out)
     assert {"miou", "image_dice", "hd95", "ap", "auc", "ece", "warping_error"} <= alone.keys()
     assert together.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-6)  # in float32
     assert together == pytest.approx(alone, rel=1e-12, abs=1e-12)
-
-
-def ranks_of(size):
-    """What processes that meet without torchrun find."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    world = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCENES],
-            env={**os.environ, **world, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    outputs = [process.communicate(timeout=140)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * size
-    assert not any(outputs[1:])
-    return json.loads(outputs[0])
 
 
 KILLER = textwrap.dedent("""

@@ -772,7 +772,6 @@ RUDE = {
         "--help|plugins|no-such-command|check|viz|report",
     ),
     "late": (LATE, "hook cnnzoo_step_end, disabled for this run: .*: at step 100", "train"),
-    "view": (VIEW, "view 'broken' of plugin 'view'.*: no paint", "report"),
 }
 COMMANDS = (
     "--help",
@@ -792,7 +791,7 @@ COMMANDS = (
     "predict {run} {run}/../seven.png",
     "check cnn-arch-lenet",
     "viz curves {run} --out {tmp}/figures",
-    "report {run}",
+    "report {run} --format json",
 )
 # In these, torch is first imported by a plugin; in the others it is there already.
 COLD = ("--help", "list-models", "train", "check")
@@ -800,7 +799,7 @@ COLD = ("--help", "list-models", "train", "check")
 
 def admit_rude(site, good_source):
     for name, (source, _, _) in RUDE.items():
-        distribution = f"cnn-viz-{name}" if name == "view" else f"cnn-arch-{name}"
+        distribution = f"cnn-arch-{name}"
         target = f'"cnn_arch_{name}_net:tiny"' if name == "lazy" else '"tiny_net:tiny"'
         own = good_source.replace('"tiny", **', f'"{name}", **').replace('"tiny_net:tiny"', target)
         needs = ("cnn-core>=99",) if name == "pin" else ("cnn-core",)

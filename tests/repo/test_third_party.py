@@ -28,7 +28,7 @@ class Seen(Dataset):
         return torch.tensor([size, len(images), torch.utils.data.get_worker_info().id])
 
 if __name__ == "__main__":
-    loader = DataLoader(Seen(), batch_size=2, num_workers=2, multiprocessing_context="spawn")
+    loader = DataLoader(Seen(), batch_size=2, num_workers=1, multiprocessing_context="spawn")
     print(torch.cat(list(loader)).tolist())
 """
 
@@ -55,7 +55,7 @@ def test_workers_that_are_spawned_see_them(site, pythonpath, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert [row[:2] for row in rows] == [[24_058, 200]] * 4
-    assert {row[2] for row in rows} == {0, 1}
+    assert {row[2] for row in rows} == {0}
 
 
 @pytest.mark.xdist_group("torchrun")

@@ -228,6 +228,12 @@ def test_a_wheel_alone_lists_and_builds_its_models(name, wheels, tmp_path):
         found = run(python, "-c", "from importlib import metadata; metadata.version('umap-learn')")
         assert found.returncode == 0  # cnn-viz[umap]
         return  # each of them builds alone
+    if name == "cnn-viz":
+        assert members == {"cnn-viz", "cnn-core"}  # and no architecture
+        views = run(command, "list-views", "--json")
+        assert "gradcam" in [view["name"] for view in json.loads(views.stdout)["views"]]
+    if not expected and name != "cnn-core":
+        return  # nothing to build, and torch takes seconds to import
     code = (
         "import sys, torch, cnn_core\n"
         "with torch.device('meta'):\n"
@@ -243,23 +249,13 @@ def test_a_wheel_alone_lists_and_builds_its_models(name, wheels, tmp_path):
     assert (built.stdout.strip(), built.stderr) == (str(len(expected)), "")
 
 
-def test_views_alone_need_no_architecture(wheels, tmp_path):
-    python, members = alone("cnn-viz", wheels, tmp_path)
-    assert members == {"cnn-viz", "cnn-core"}
-    listed = run(python, "-m", "cnn_core", "list-views", "--json")
-    assert "gradcam" in [view["name"] for view in json.loads(listed.stdout)["views"]]
-
-
 def test_a_third_partys_network_trains_alone_and_reports_once_cnn_viz_is_there(wheels, tmp_path):
     python, members = alone("cnn-arch-squeezenet", wheels, tmp_path)
     assert members == {"cnn-arch-squeezenet", "cnn-core"}
     command, out = python.parent / "cnnzoo", tmp_path / "run"
-    trained = run(
-        command, "train", "squeezenet1_1", "--data", "digits", "--epochs", "1", "--out", out
-    )
+    quick = ("--epochs", "1", "--set", "image_size=48")
+    trained = run(command, "train", "squeezenet1_1", "--data", "digits", *quick, "--out", out)
     assert (trained.returncode, trained.stdout) == (0, f"{out}\n")
-    evaluated = run(command, "evaluate", out, "--json")
-    assert evaluated.returncode == 0
     refused = run(command, "report", out)
     assert refused.returncode == 2
     assert "pip install cnn-viz" in refused.stderr
