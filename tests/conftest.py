@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from warm import Job, WarmPython
@@ -162,11 +162,26 @@ def on_terminal() -> Callable[..., str]:
     return run_on_terminal
 
 
-def run_script(code: str, folder: Path, *args: object) -> Outcome:
+def run_module(
+    *command: object, site: Path | None = None, cwd: Path | None = None, **variables: object
+) -> Outcome:
+    """Run `python -m` with a command in a fork of the warm process."""
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    if site is not None:
+        environment["PYTHONPATH"] = beside(site)
+    (outcome,) = run_warm(*command, site=site, cwd=cwd, environments=[environment])
+    return outcome
+
+
+@pytest.fixture(scope="session")
+def module() -> Callable[..., Outcome]:
+    return run_module
+
+
+def run_script(code: str, folder: Path, *args: object, **more: Any) -> Outcome:
     """Write Python code to the module a_script of a folder and run it there."""
     (folder / "a_script.py").write_text(code, encoding="utf-8")
-    (outcome,) = run_warm("a_script", *args, cwd=folder, environments=[{**os.environ}])
-    return outcome
+    return run_module("a_script", *args, cwd=folder, **more)
 
 
 @pytest.fixture(scope="session")

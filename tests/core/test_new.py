@@ -67,19 +67,13 @@ def test_from_nothing_to_a_trained_network_that_conforms_in_a_minute(cnnzoo, ins
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_what_it_writes_passes_its_own_tests(cnnzoo, install, pythonpath, tmp_path, kind):
+def test_what_it_writes_passes_its_own_tests(cnnzoo, install, module, tmp_path, kind):
     name = NAMES[kind]
     folder = write_plugin(name, out=tmp_path / name)
     site = install(folder, tmp_path / "site")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": pythonpath(site), "CNNZOO_STRICT": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    command = ("pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
+    done = module(*command, site=site, cwd=folder, CNNZOO_STRICT=1)
+    assert done.code == 0, done.out
     rows = {
         row["name"]: row
         for row in json.loads(cnnzoo("plugins", "--json", site=site).out)["plugins"]

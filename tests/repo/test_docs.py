@@ -10,8 +10,6 @@ import importlib.util
 import inspect
 import re
 import shlex
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -38,20 +36,14 @@ def extension() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(module, tmp_path_factory) -> Path:
     """Build the pages with the command of `make docs`, in another folder."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (line,) = re.findall(r"^\t\$\(BIN\)/sphinx-build (.*) docs build/docs$", makefile, re.M)
     assert {"--fail-on-warning", "--nitpicky"} <= set(shlex.split(line))
     out = tmp_path_factory.mktemp("docs")
-    done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *shlex.split(line), "docs", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    done = module("sphinx", *shlex.split(line), "docs", out, cwd=ROOT)
+    assert (done.code, done.err) == (0, "")
     return out
 
 
@@ -226,15 +218,13 @@ def test_every_family_has_a_page_with_the_papers_tables_and_figures(member, buil
         assert text.count("In the code") == len(files)
 
 
-def test_the_snippet_of_the_guide_runs_and_prints_what_it_says(tmp_path):
+def test_the_snippet_of_the_guide_runs_and_prints_what_it_says(script, tmp_path):
     code, printed = re.search(
         r"```python\n(.*?)```\n\nprints `(.*?)`", read("guide"), re.S
     ).groups()
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == printed
+    done = script(code, tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == printed
 
 
 def test_examples_in_docstrings_hold():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,14 +46,13 @@ def installed(tmp_path_factory, install) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tracked(installed, tmp_path_factory) -> tuple[Run, subprocess.CompletedProcess[str], Path]:
+def tracked(installed, module, tmp_path_factory) -> tuple[Run, Any, Path]:
     """A run that was tracked into a file which another tool had begun."""
     folder = tmp_path_factory.mktemp("tracked")
     path = folder / "all.csv"
     path.write_text('run,note\nbefore,"mine, and\nmy own"\n', encoding="utf-8")
-    command = ("-m", "cnn_core", *TRAIN, "run")
-    done = python(folder, *command, site=installed, CNN_TRACK_CSV=str(path))
-    assert done.returncode == 0, done.stderr
+    done = module("cnn_core", *TRAIN, "run", site=installed, cwd=folder, CNN_TRACK_CSV=path)
+    assert done.code == 0, done.err
     return Run.open(folder / "run"), done, path
 
 
@@ -63,7 +63,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_every_line_of_metrics_is_a_row(tracked):
     run, done, path = tracked
-    assert "warning" not in done.stderr
+    assert "warning" not in done.err
     before, *rows = rows_of(path)
     lines = run.metrics()
     assert len(rows) == len(lines) == 3
@@ -140,22 +140,22 @@ def test_a_row_after_half_a_row_is_whole(installed, tmp_path):
     }
 
 
-def test_a_file_that_cannot_be_written_costs_one_line(installed, tmp_path):
-    (tmp_path / "all.csv").mkdir()
-    command = ("-m", "cnn_core", *TRAIN, "run")
-    done = python(tmp_path, *command, site=installed, CNN_TRACK_CSV=str(tmp_path / "all.csv"))
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+def test_a_file_that_cannot_be_written_costs_one_line(installed, module, tmp_path):
+    path = tmp_path / "all.csv"
+    path.mkdir()
+    done = module("cnn_core", *TRAIN, "run", site=installed, cwd=tmp_path, CNN_TRACK_CSV=path)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("warning")]
     assert "plugin 'track-csv' (cnn-track-csv 0.1.0): hook cnnzoo_epoch_end, disabled" in line
     assert Run.open(tmp_path / "run").finished
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_their_own_tests_pass(installed, tmp_path, example):
-    command = ("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", example / "tests")
-    done = python(tmp_path, *command, site=installed)
-    assert done.returncode == 0, done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 2
+def test_their_own_tests_pass(installed, module, tmp_path, example):
+    command = ("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", example / "tests")
+    done = module(*command, site=installed, cwd=tmp_path)
+    assert done.code == 0, done.out
+    assert int(re.search(r"(\d+) passed", done.out).group(1)) >= 2
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -181,7 +181,7 @@ def test_licence_pin_and_links(example):
     assert all((example / target).exists() for target in targets)
 
 
-def test_kmnist_is_fetched_by_the_cores_own_means(installed, tmp_path):
+def test_kmnist_is_fetched_by_the_cores_own_means(installed, script, tmp_path):
     """Without a network: it asks for what torchvision asks for, with the same checksums."""
     code = (
         "from torchvision.datasets import KMNIST; from cnn_data_kmnist.kmnist import REMOTE\n"
@@ -189,21 +189,12 @@ def test_kmnist_is_fetched_by_the_cores_own_means(installed, tmp_path):
         "from cnn_core import registry\n"
         "print(registry.datasets().get('kmnist').classes == tuple(KMNIST.classes))"
     )
-    assert python(tmp_path, "-c", code, site=installed).stdout == "True True\nTrue\n"
+    assert script(code, tmp_path, site=installed).out == "True True\nTrue\n"
 
 
-def test_kmnist_is_not_downloaded_unasked(installed, tmp_path):
-    command = (
-        "-m",
-        "cnn_core",
-        "train",
-        "lenet5_modern",
-        "--data",
-        "kmnist",
-        "--data-dir",
-        "here",
-    )
-    done = python(tmp_path, *command, site=installed)
-    assert done.returncode == 1
-    assert "--download fetches it" in done.stderr
+def test_kmnist_is_not_downloaded_unasked(installed, module, tmp_path):
+    train = ("cnn_core", "train", "lenet5_modern", "--data", "kmnist", "--data-dir", "here")
+    done = module(*train, site=installed, cwd=tmp_path)
+    assert done.code == 1
+    assert "--download fetches it" in done.err
     assert not list(tmp_path.iterdir())
